@@ -1,0 +1,6 @@
+"""Networks, and adapters for yours."""
+
+from cmjax.models.adapters import ApplyFn, from_linen, from_nnx
+from cmjax.models.unet import UNet2D, UNet2DConfig
+
+__all__ = ["ApplyFn", "UNet2D", "UNet2DConfig", "from_linen", "from_nnx"]

@@ -1,0 +1,67 @@
+"""Keys per sample and noise per level: why a sample never depends on its neighbours."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+def as_key(key: jax.Array) -> jax.Array:
+    """Returns `key` as new-style keys, scalar or `[B]`; raw uint32 keys are wrapped.
+
+    Raises:
+        ValueError: if `key` is not a PRNG key, or its generator draws other numbers under `vmap`.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype == jnp.uint32 and getattr(key, "ndim", 0) >= 1:
+        key = jax.random.wrap_key_data(jnp.asarray(key))
+    elif dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key must be a JAX PRNG key, got {key!r}; make one with jax.random.key(0)")
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(
+            f"key uses the generator {jax.random.key_impl(key)!r}, whose numbers depend on the batch; "
+            "use jax.random.key(seed, impl='threefry2x32')"
+        )
+    if key.ndim > 1:
+        raise ValueError(f"key must be one key or one per sample [B], got shape {key.shape}")
+    return key
+
+
+def sample_keys(key: jax.Array, batch: int, first_index: int | jax.Array = 0) -> jax.Array:
+    """Returns one key per sample, `[batch]`.
+
+    One key gives sample *i* the key `fold_in(key, first_index + i)`; keys that are already one per
+    sample are returned as they are.
+
+    Raises:
+        ValueError: if `key` is not a key, or holds a number of keys other than `batch`.
+    """
+    key = as_key(key)
+    if key.ndim == 0:
+        indices = jnp.arange(batch, dtype=jnp.uint32) + jnp.asarray(first_index).astype(jnp.uint32)
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+    if key.shape[0] != batch:
+        raise ValueError(f"key holds {key.shape[0]} keys for a batch of {batch}; pass one key, or one per sample")
+    return key
+
+
+def level_noise(
+    keys: jax.Array, level: int | jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Returns the standard normal noise `dtype[shape]` with which samples arrive at a noise level.
+
+    Level 0 is the initial noise; step *i* arrives at level *i* + 1. The numbers are drawn in
+    float32 and then cast, so that a seed means the same picture in every dtype.
+
+    Args:
+        keys: one key per sample, `[B]`, from `sample_keys`.
+        level: index into `state.sigmas`.
+        shape: `(B, ...)`.
+        dtype: of the result.
+    """
+
+    def draw(key):
+        return jax.random.normal(jax.random.fold_in(key, level), tuple(shape[1:]), jnp.float32)
+
+    return jax.vmap(draw)(keys).astype(dtype)

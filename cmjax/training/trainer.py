@@ -1,0 +1,91 @@
+"""A training step and its state, for people who want one; the losses work in any other."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+
+from cmjax.models.adapters import ApplyFn
+from cmjax.training.losses import Batch, Loss, LossConfig, Metrics
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a run needs to go on; the data position and all randomness follow from `step` and `key`."""
+
+    step: jax.Array  # i32[]
+    params: Any
+    ema: Any  # moving average of params, what is sampled from
+    opt_state: Any
+    key: jax.Array  # raw key data, so that it can be written to disk
+
+    @classmethod
+    def create(cls, key: jax.Array, params: Any, optimizer: optax.GradientTransformation) -> Self:
+        """Starts a run at step 0 from `params`."""
+        ema = jax.tree.map(jnp.copy, params)
+        return cls(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), jax.random.key_data(key))
+
+
+def make_train_step(
+    loss: Loss,
+    apply_fn: ApplyFn,
+    optimizer: optax.GradientTransformation,
+    config: LossConfig,
+    *,
+    ema_decay: float = 0.999,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the jitted, donating function `(state, batch) -> (state, metrics)`.
+
+    Args:
+        loss: one of `cmjax.training.losses`, or yours with the same signature.
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        optimizer: any optax transformation.
+        config: handed to the loss.
+        ema_decay: of `state.ema`; it ramps up, `min(ema_decay, (1 + step) / (10 + step))`.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+        def objective(params):
+            return loss(key, apply_fn, params, state.params, batch, state.step, config)
+
+        grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step).astype(jnp.float32))
+        ema = optax.incremental_update(params, state.ema, 1 - decay)
+        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, ema, opt_state, state.key), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def save(folder: str | Path, state: TrainState) -> None:
+    """Writes the state atomically under `folder`, keeping the newest two."""
+    with _manager(folder) as manager:
+        manager.save(int(state.step), args=ocp.args.StandardSave(_fields(state)))
+
+
+def restore(folder: str | Path, like: TrainState) -> TrainState:
+    """Returns the newest state under `folder`, or `like` if there is none; `like` gives the structure."""
+    with _manager(folder) as manager:
+        if manager.latest_step() is None:
+            return like
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
+        return TrainState(**manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(target)))
+
+
+def _manager(folder):
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    return ocp.CheckpointManager(Path(folder).absolute() / "checkpoints", options=options)
+
+
+def _fields(state: TrainState) -> dict[str, Any]:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
