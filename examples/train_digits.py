@@ -8,7 +8,6 @@ either and run it again: it goes on from its last checkpoint. The data is an .np
 `y_train` (or `images` and `labels`), or an IDX image file with its label file beside it.
 """
 
-import time
 from pathlib import Path
 
 import click

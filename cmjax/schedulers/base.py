@@ -159,7 +159,7 @@ def combine(*terms: tuple[Any, jax.Array]) -> jax.Array:
 
     Coefficients are scalars or `[B]`; they are aligned with the leading axis of the arrays.
     """
-    dtype = jnp.promote_types(terms[0][1].dtype, jnp.float32)
+    dtype = jnp.float64 if terms[0][1].dtype == jnp.float64 else jnp.float32
 
     def scaled(coefficient, array):
         coefficient = jnp.asarray(coefficient).astype(dtype)

@@ -228,7 +228,7 @@ class CMStochasticIterativeScheduler(Scheduler):
         low, high = np.float32(self.sigma_min), np.float32(self.sigma_max)
         if values.size == 0 or not np.all((low <= values) & (values <= high)):  # NaN fails too
             raise ValueError(
-                f"sigmas must lie in [sigma_min, sigma_max] = [{self.sigma_min}, {self.sigma_max}], got {values.tolist()}"
+                f"sigmas must lie in [{self.sigma_min}, {self.sigma_max}] (sigma_min, sigma_max), got {values.tolist()}"
             )
         if np.any(np.diff(values) >= 0):
             raise ValueError(f"sigmas must be strictly descending, such as [80, 0.8], got {values.tolist()}")

@@ -1,0 +1,1 @@
+"""Losses, noise-level schedules and a small trainer."""

@@ -1,7 +1,8 @@
 """Training losses: `(key, apply_fn, params, target_params, batch, step, config) -> (loss, metrics)`.
 
 `batch` maps "data" to samples `[B, ...]`; whatever else it holds is conditioning, handed to `apply_fn`
-by name. `target_params` are held fixed; losses without a target ignore them. Losses are float32.
+by name. `target_params` are held fixed: those of the target network, or for distillation the pair
+(target, teacher); losses without a target ignore them. Losses are float32.
 """
 
 import dataclasses
@@ -78,6 +79,36 @@ def consistency_training_loss(
     distance = _consistency_distance(noise_key, apply_fn, params, target_params, batch, higher, lower, config)
     loss = jnp.mean(distance)
     return loss, {"loss": loss, "num_scales": num_scales}
+
+
+def consistency_distillation_loss(
+    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+) -> tuple[jax.Array, Metrics]:
+    """Consistency distillation with one Heun step of the teacher (Song et al. 2023, Algorithm 2).
+
+    `target_params` is the pair (target, teacher); the teacher is an EDM denoiser of the same network.
+    The grid has `config.s1` levels throughout.
+    """
+    target_params, teacher_params = target_params
+    scheduler, (data, cond) = config.scheduler, _split(batch)
+    level_key, noise_key = jax.random.split(key)
+    index = jax.random.randint(level_key, data.shape[:1], 0, config.s1 - 1)
+    higher, lower = adjacent_levels(
+        index, jnp.int32(config.s1), scheduler.sigma_min, scheduler.sigma_max, scheduler.rho
+    )
+    noisy = combine((1, data), (higher, jax.random.normal(noise_key, data.shape)))
+
+    def slope(x, sigma):  # dx/dsigma of the probability-flow ODE (Karras et al. 2022, equation 3)
+        denoised = edm_denoiser(apply_fn, teacher_params, scheduler, x, sigma, **cond)
+        return combine((1 / sigma, x), (-1 / sigma, denoised))
+
+    first = slope(noisy, higher)
+    euler = combine((1, noisy), (lower - higher, first))
+    heun = combine((1, noisy), ((lower - higher) / 2, first), ((lower - higher) / 2, slope(euler, lower)))
+    target = consistency_function(apply_fn, target_params, scheduler, heun, lower, **cond)
+    estimate = consistency_function(apply_fn, params, scheduler, noisy, higher, **cond)
+    loss = jnp.mean(pseudo_huber(estimate - jax.lax.stop_gradient(target), config.huber_c))
+    return loss, {"loss": loss}
 
 
 def easy_consistency_loss(

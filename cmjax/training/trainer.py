@@ -21,15 +21,19 @@ class TrainState:
 
     step: jax.Array  # i32[]
     params: Any
-    ema: Any  # moving average of params, what is sampled from
+    ema: Any  # slow moving average of params, what is sampled from
+    target: Any  # fast moving average that the loss compares with; None: params themselves
     opt_state: Any
     key: jax.Array  # raw key data, so that it can be written to disk
 
     @classmethod
-    def create(cls, key: jax.Array, params: Any, optimizer: optax.GradientTransformation) -> Self:
-        """Starts a run at step 0 from `params`."""
+    def create(
+        cls, key: jax.Array, params: Any, optimizer: optax.GradientTransformation, *, with_target: bool = False
+    ) -> Self:
+        """Starts a run at step 0 from `params`; `with_target` if the training step has a `target_decay`."""
         ema = jax.tree.map(jnp.copy, params)
-        return cls(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), jax.random.key_data(key))
+        target = jax.tree.map(jnp.copy, params) if with_target else None
+        return cls(jnp.zeros((), jnp.int32), params, ema, target, optimizer.init(params), jax.random.key_data(key))
 
 
 def make_train_step(
@@ -39,6 +43,8 @@ def make_train_step(
     config: LossConfig,
     *,
     ema_decay: float = 0.999,
+    target_decay: Callable[[jax.Array], jax.Array] | None = None,
+    teacher: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted, donating function `(state, batch) -> (state, metrics)`.
 
@@ -48,23 +54,34 @@ def make_train_step(
         optimizer: any optax transformation.
         config: handed to the loss.
         ema_decay: of `state.ema`; it ramps up, `min(ema_decay, (1 + step) / (10 + step))`.
+        target_decay: decay of `state.target` as a function of the step, for losses that compare with a
+            moving average; None compares with the parameters themselves, without their gradient.
+        teacher: parameters of the teacher, for distillation.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, teacher: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
+        target = state.params if target_decay is None else state.target
+        fixed = target if teacher is None else (target, teacher)
+
         def objective(params):
-            return loss(key, apply_fn, params, state.params, batch, state.step, config)
+            return loss(key, apply_fn, params, fixed, batch, state.step, config)
 
         grads, metrics = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step).astype(jnp.float32))
         ema = optax.incremental_update(params, state.ema, 1 - decay)
+        if target_decay is not None:
+            target = optax.incremental_update(params, state.target, 1 - target_decay(state.step))
+        else:
+            target = None
         metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, params, ema, opt_state, state.key), metrics
+        return TrainState(state.step + 1, params, ema, target, opt_state, state.key), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    jitted = jax.jit(train_step, donate_argnums=0)
+    return lambda state, batch: jitted(state, batch, teacher)
 
 
 def save(folder: str | Path, state: TrainState) -> None:

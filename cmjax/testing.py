@@ -1,0 +1,265 @@
+"""Checks that a scheduler or a model keeps cmjax's contract, and models whose samples are known exactly.
+
+Every check raises AssertionError with what differed, and returns nothing. They run on any scheduler
+that follows the `cmjax.Scheduler` protocol:
+
+    import cmjax.testing
+    cmjax.testing.assert_scheduler_contract(MyScheduler())
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.parametrization import consistency_function
+from cmjax.random import level_noise, sample_keys
+from cmjax.sampling import sample
+from cmjax.schedulers import scheduler_from_config
+from cmjax.schedulers.base import Scheduler, SchedulerState, combine
+from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
+
+_SHAPE = (4, 3, 2)  # samples of no particular meaning
+
+
+def gaussian_consistency_model(
+    scheduler: CMStochasticIterativeScheduler, mean: Any = 0.0, std: Any = 0.5
+) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
+    """Returns `(apply_fn, params)`, the exact consistency model of data distributed N(mean, std^2).
+
+    The probability-flow ODE keeps `(x - mean) / sqrt(std^2 + sigma^2)` constant, hence
+    `f(x, sigma) = mean + sqrt((std^2 + sigma_min^2) / (std^2 + sigma^2)) (x - mean)`. The model output is
+    what the scheduler's preconditioning turns into that f. Samples have mean `mean` and variance
+    `std^2 + sigma_min^2` at any number of steps; use a scheduler with `clip_denoised=False`.
+
+    Args:
+        scheduler: whose preconditioning to undo.
+        mean: of the data; a number, or an array that broadcasts against one sample.
+        std: of the data, likewise.
+    """
+    params = {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(std, jnp.float32)}
+
+    def apply_fn(params, x, t):
+        def one(x, t):
+            sigma = jnp.exp(t / 250)
+            noisy = x.astype(jnp.float32) / scheduler.get_input_scaling(sigma)
+            mean, std = (jnp.broadcast_to(params[name], x.shape) for name in ("mean", "std"))
+            shrink = jnp.sqrt((jnp.square(std) + scheduler.sigma_min**2) / (jnp.square(std) + jnp.square(sigma)))
+            c_skip, c_out = scheduler.get_scalings_for_boundary_condition(sigma)
+            safe = jnp.where(c_out > 1e-6, c_out, 1)  # at sigma_min the model output does not matter
+            return ((mean + shrink * (noisy - mean) - c_skip * noisy) / safe).astype(x.dtype)
+
+        return jax.vmap(one)(x, t)
+
+    return apply_fn, params
+
+
+def assert_scheduler_contract(scheduler: Scheduler, num_steps: int = 3) -> None:
+    """Runs every check below that needs a scheduler alone, at `num_steps` steps."""
+    assert_config_round_trip(scheduler)
+    assert_jit_equals_eager(scheduler, num_steps)
+    assert_compiles_once(scheduler, num_steps)
+    assert_vmap_equals_loop(scheduler, num_steps)
+    assert_dtype_kept(scheduler, num_steps)
+    assert_clean_end(scheduler, num_steps)
+    assert_threads_agree(scheduler, num_steps)
+    assert_batch_invariant(_network, None, scheduler, _SHAPE, num_inference_steps=num_steps)
+    assert_step_equals_sample(scheduler, num_steps)
+    assert_differentiable(scheduler, num_steps)
+
+
+def assert_config_round_trip(scheduler: Scheduler) -> None:
+    """The config survives JSON, and gives an equal scheduler with an equal hash."""
+    again = scheduler_from_config(json.loads(json.dumps(scheduler.to_config())))
+    assert again == scheduler and hash(again) == hash(scheduler), f"{again} differs from {scheduler}"
+    assert not jax.tree.leaves(scheduler), "a scheduler must be a pytree without leaves: register_static it"
+
+
+def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
+    """Every step gives the same under jit, with the scheduler as a closure and as an argument."""
+    key = jax.random.key(0)
+    state, x = _start(scheduler, num_steps)
+    as_argument = jax.jit(lambda scheduler, state, x: _one_step(scheduler, key, state, x))
+    for _ in range(num_steps):
+        eager = _one_step(scheduler, key, state, x)
+        chex.assert_trees_all_close(as_argument(scheduler, state, x), eager, rtol=1e-5, atol=1e-5)
+        state, x = eager[0], eager[1].prev_sample
+    chex.assert_trees_all_close(
+        jax.jit(lambda: scheduler.set_timesteps(num_steps))(), scheduler.set_timesteps(num_steps), rtol=1e-6
+    )
+
+
+def assert_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
+    """One trace serves all steps, and all levels of the same count."""
+
+    traces = []  # chex.assert_max_traces counts by name, and so over all calls of this check
+
+    @jax.jit
+    def step(key, state, x):
+        traces.append(1)
+        return _one_step(scheduler, key, state, x)
+
+    for seed in range(2):
+        state, x = _start(scheduler, num_steps)
+        state = state.replace(sigmas=state.sigmas * (1 + seed / 8), timesteps=state.timesteps + seed)
+        for _ in range(num_steps):
+            state, output = step(jax.random.key(seed), state, x)
+            x = output.prev_sample
+    assert len(traces) == 1, f"traced {len(traces)} times for {2 * num_steps} steps of the same shape"
+
+
+def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
+    """Batches of states, at different steps, and of keys advance as each would alone."""
+    state, x = _start(scheduler, num_steps)
+    states = [state.replace(step_index=state.step_index + i) for i in range(num_steps)]
+    keys = jax.random.split(jax.random.key(1), num_steps)
+    expected = [_one_step(scheduler, key, state, x) for key, state in zip(keys, states, strict=True)]
+
+    def stack(*leaves):
+        return jnp.stack(leaves)
+
+    stacked = jax.vmap(lambda key, state: _one_step(scheduler, key, state, x))(keys, jax.tree.map(stack, *states))
+    chex.assert_trees_all_close(stacked, jax.tree.map(stack, *expected), rtol=1e-5, atol=1e-5)
+
+
+def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
+    """Samples keep their dtype; levels and times stay float32; bfloat16 follows float32."""
+    results = {}
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        state, x = _start(scheduler, num_steps, dtype)
+        for _ in range(num_steps):
+            assert all(t.dtype == jnp.float32 for t in scheduler.time_inputs(state)), "times must be float32"
+            state, output = _one_step(scheduler, jax.random.key(0), state, x)
+            chex.assert_type([output.prev_sample, output.denoised, scheduler.scale_input(state, x)], [dtype] * 3)
+            x = output.prev_sample
+        chex.assert_type([state.sigmas, state.timesteps], [jnp.float32, jnp.float32])
+        results[dtype] = np.asarray(x, np.float32)
+    np.testing.assert_allclose(results[jnp.bfloat16], results[jnp.float32], atol=0.1, rtol=0.1)
+
+
+def assert_clean_end(scheduler: Scheduler, num_steps: int = 3) -> None:
+    """The last step adds exactly no noise, also under jit; the levels end where the state says."""
+    state, x = _start(scheduler, num_steps)
+    state = state.replace(step_index=state.step_index + num_steps - 1)
+    for advance in (scheduler.advance, jax.jit(scheduler.advance)):
+        quiet, loud = (advance(state, x, x / 2, jnp.full_like(x, z))[1] for z in (0.0, 1e6))
+        chex.assert_tree_all_finite(loud)
+        chex.assert_trees_all_equal(loud, quiet)
+
+
+def assert_threads_agree(scheduler: Scheduler, num_steps: int = 3, threads: int = 8) -> None:
+    """Runs in several threads on one scheduler do not disturb each other."""
+
+    def run(seed):
+        state, x = _start(scheduler, num_steps)
+        for _ in range(num_steps):
+            state, output = _one_step(scheduler, jax.random.key(seed), state, x)
+            x = output.prev_sample
+        return np.asarray(x)
+
+    alone = [run(seed) for seed in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        together = list(pool.map(run, range(threads)))
+    chex.assert_trees_all_equal(together, alone)
+
+
+def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
+    """A loop over `step` gives what `cmjax.sample` gives for the same key."""
+    key = jax.random.key(3)
+    expected = sample(key, _network, None, scheduler, _SHAPE, num_inference_steps=num_steps)
+    state = scheduler.set_timesteps(num_steps)
+    x = scheduler.init_sample(state, level_noise(sample_keys(key, _SHAPE[0]), 0, _SHAPE))
+    state = scheduler.prepare(state, x)
+    for _ in range(num_steps):
+        state, output = _one_step(scheduler, key, state, x)
+        x = output.prev_sample
+    chex.assert_trees_all_close(x, expected, rtol=1e-5, atol=1e-5)
+
+
+def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
+    """Gradients of a whole run are finite, in reverse and in forward mode, the levels' included."""
+    state = scheduler.set_timesteps(num_steps)
+
+    def run(gain, sigmas):
+        def network(gain, x, *times):
+            return gain * _network(None, x, *times)
+
+        changed = state.replace(sigmas=sigmas)
+        return sample(jax.random.key(0), network, gain, scheduler, _SHAPE, state=changed).sum()
+
+    gain = jnp.float32(0.7)
+    reverse = jax.grad(run, argnums=(0, 1))(gain, state.sigmas)
+    chex.assert_tree_all_finite(reverse)
+    forward = jax.jvp(lambda gain: run(gain, state.sigmas), (gain,), (jnp.float32(1),))[1]
+    chex.assert_trees_all_close(forward, reverse[0], rtol=1e-3, atol=1e-3)
+
+
+def assert_batch_invariant(
+    apply_fn: Callable[..., jax.Array],
+    params: Any,
+    scheduler: Scheduler,
+    shape: Sequence[int],
+    *,
+    tolerance: float = 1e-5,
+    **options: Any,
+) -> None:
+    """Sample *i* is the same made in one batch, alone, or in ragged parts: to `tolerance`, its noise exactly.
+
+    Args:
+        apply_fn: the network.
+        params: its parameters.
+        scheduler: the sampler.
+        shape: of the whole batch, `(B, ...)`, B of at least 2.
+        tolerance: relative and absolute; networks sum in another order at another batch size.
+        **options: for `cmjax.sample`; per-sample ones (`cond`, `init`) are cut with the batch.
+    """
+    key, batch = jax.random.key(0), shape[0]
+
+    def run(start, stop):
+        cut = {
+            name: jax.tree.map(lambda a: a[start:stop], options[name]) for name in ("cond", "init") if name in options
+        }
+        part_shape = (stop - start, *shape[1:])
+        return sample(key, apply_fn, params, scheduler, part_shape, first_index=start, **{**options, **cut})
+
+    whole = run(0, batch)
+    noise = level_noise(sample_keys(key, batch), 1, shape)
+    for start, stop in [(i, i + 1) for i in range(batch)] + [(0, batch - 1), (1, batch)]:
+        part = level_noise(sample_keys(key, stop - start, start), 1, (stop - start, *shape[1:]))
+        chex.assert_trees_all_equal(part, noise[start:stop])
+        chex.assert_trees_all_close(run(start, stop), whole[start:stop], rtol=tolerance, atol=tolerance)
+
+
+def assert_boundary_condition(
+    apply_fn: Callable[..., jax.Array],
+    params: Any,
+    scheduler: CMStochasticIterativeScheduler,
+    shape: Sequence[int],
+    **cond: jax.Array,
+) -> None:
+    """f(x, sigma_min) = x exactly, whatever the network says (Song et al. 2023, section 3)."""
+    x = jax.random.normal(jax.random.key(0), tuple(shape))
+    sigma = jnp.full(shape[0], scheduler.sigma_min, jnp.float32)
+    chex.assert_trees_all_equal(consistency_function(apply_fn, params, scheduler, x, sigma, **cond), x)
+
+
+def _network(params: None, x: jax.Array, *times: jax.Array) -> jax.Array:
+    """A network that depends on all it is told, and only on its own sample."""
+    del params
+    return combine((0.3, jnp.sin(x)), *((1e-4 * t, jnp.ones_like(x)) for t in times))
+
+
+def _start(scheduler: Scheduler, num_steps: int, dtype: Any = jnp.float32) -> tuple[SchedulerState, jax.Array]:
+    state = scheduler.set_timesteps(num_steps)
+    x = scheduler.init_sample(state, level_noise(sample_keys(jax.random.key(7), _SHAPE[0]), 0, _SHAPE, dtype))
+    return scheduler.prepare(state, x), x
+
+
+def _one_step(scheduler: Scheduler, key: jax.Array, state: SchedulerState, x: jax.Array) -> Any:
+    times = [jnp.broadcast_to(t, x.shape[:1]) for t in scheduler.time_inputs(state)]
+    return scheduler.step(key, state, _network(None, scheduler.scale_input(state, x), *times), x)
