@@ -96,7 +96,6 @@ def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 def assert_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
     """One trace serves all steps, and all levels of the same count."""
-
     traces = []  # chex.assert_max_traces counts by name, and so over all calls of this check
 
     @jax.jit

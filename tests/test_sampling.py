@@ -1,0 +1,307 @@
+"""The loop: truth on Gaussian data, invariance, conditioning, keys, misuse."""
+
+import threading
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import cmjax
+from cmjax import testing
+from cmjax.random import level_noise, sample_keys
+
+SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
+KEY = jax.random.key(0)
+
+
+def network(params, x, t, bias=None):
+    out = jnp.asarray(params).astype(x.dtype) * jnp.tanh(x) + 1e-4 * t.reshape((-1,) + (1,) * (x.ndim - 1)).astype(
+        x.dtype
+    )
+    return out if bias is None else out + bias.reshape((-1,) + (1,) * (x.ndim - 1))
+
+
+PARAMS = jnp.float32(0.5)
+draw = partial(cmjax.sample, KEY, network, PARAMS, SCHEDULER)
+
+
+@settings(max_examples=10)
+@given(mean=st.floats(-3, 3), std=st.floats(0.05, 2), n=st.sampled_from([1, 2, 4, 8]))
+def test_gaussian_data_get_the_right_moments(mean, std, n):
+    # 200,000 samples: standard errors of mean and variance are std/447 and variance/316. Six of them is
+    # a false alarm in 5e-8 of tests (seeds are fixed besides). At sigma_max the initial noise lacks the
+    # data's mean and variance: an error of the mean below mean * std / 80, allowed for.
+    apply_fn, params = testing.gaussian_consistency_model(SCHEDULER, mean, std)
+    x = np.asarray(jax.jit(lambda: cmjax.sample(KEY, apply_fn, params, SCHEDULER, (200_000,), num_inference_steps=n))())
+    variance = std**2 + SCHEDULER.sigma_min**2
+    start = 1 / 80  # share of the initial sample that is data, times std
+    assert abs(x.mean() - mean) < 6 * std / 447 + (abs(mean) * std * start if n == 1 else abs(mean) * std * start)
+    assert abs(x.var() - variance) < 6 * variance / 316 + variance * start**2 * std**2
+
+
+def test_gaussian_data_of_any_mean_and_std_per_dimension():
+    mean, std = jnp.linspace(-1, 1, 6).reshape(2, 3), jnp.linspace(0.1, 1, 6).reshape(2, 3)
+    apply_fn, params = testing.gaussian_consistency_model(SCHEDULER, mean, std)
+    x = cmjax.sample(KEY, apply_fn, params, SCHEDULER, (50_000, 2, 3), num_inference_steps=4)
+    np.testing.assert_allclose(x.mean(0), mean, atol=6 / 50_000**0.5 + 1 / 80)
+    np.testing.assert_allclose(x.std(0), std, rtol=6 / 100_000**0.5)
+
+
+def test_the_closed_form_model_is_the_consistency_function():
+    apply_fn, params = testing.gaussian_consistency_model(SCHEDULER, 0.3, 0.7)
+    testing.assert_boundary_condition(apply_fn, params, SCHEDULER, (5, 2))
+    u = jax.random.normal(KEY, (5,))
+    for sigma in (0.002, 0.01, 1.0, 80.0):  # one trajectory of the ODE: f must give its end everywhere
+        x = 0.3 + np.hypot(0.7, sigma) * u
+        f = cmjax.parametrization.consistency_function(apply_fn, params, SCHEDULER, x, jnp.full(5, sigma))
+        np.testing.assert_allclose(f, 0.3 + np.hypot(0.7, 0.002) * u, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 5), (4, 16), (4, 3, 2, 1), (2, 2, 2, 2, 2)])
+def test_any_rank(shape):
+    assert draw(shape, num_inference_steps=2).shape == shape
+    testing.assert_batch_invariant(network, PARAMS, SCHEDULER, shape, num_inference_steps=2)
+
+
+def test_default_is_one_step_from_noise_at_sigma_max():
+    x = level_noise(sample_keys(KEY, 3), 0, (3, 2)) * 80
+    state = SCHEDULER.set_timesteps(1)
+    expected = SCHEDULER.denoise(state, network(PARAMS, SCHEDULER.scale_input(state, x), state.timesteps.repeat(3)), x)
+    np.testing.assert_allclose(draw((3, 2)), expected, rtol=1e-6)
+
+
+def test_sample_i_draws_from_the_key_folded_with_its_index():
+    keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(5, 9))
+    expected = cmjax.sample(keys, network, PARAMS, SCHEDULER, (4, 2), num_inference_steps=2)
+    chex.assert_trees_all_equal(draw((4, 2), num_inference_steps=2, first_index=5), expected)
+
+
+def test_raw_keys_equal_new_style_keys():
+    chex.assert_trees_all_equal(
+        cmjax.sample(jax.random.PRNGKey(0), network, PARAMS, SCHEDULER, (4, 2)),
+        cmjax.sample(jax.random.key(0), network, PARAMS, SCHEDULER, (4, 2)),
+    )
+    raw = jax.random.key_data(sample_keys(KEY, 4))
+    chex.assert_trees_all_equal(cmjax.sample(raw, network, PARAMS, SCHEDULER, (4, 2)), draw((4, 2)))
+
+
+def test_steps_draw_different_noise_and_keys_different_samples():
+    state = SCHEDULER.set_timesteps(3)
+    noise = np.stack([level_noise(sample_keys(KEY, 200), level, (200, 50)) for level in range(4)])
+    correlation = np.corrcoef(noise.reshape(4, -1))
+    assert np.abs(correlation - np.eye(4)).max() < 0.05  # 5 standard errors of 1/sqrt(10,000)
+    assert np.abs(np.asarray(draw((2, 3), state=state)[0] - draw((2, 3), state=state)[1])).min() > 0
+
+
+def test_conditioning_reaches_its_own_sample():
+    bias = jnp.arange(4, dtype=jnp.float32)
+    together = draw((4, 3), cond={"bias": bias})
+    for i in range(4):
+        alone = draw((1, 3), cond={"bias": bias[i : i + 1]}, first_index=i)
+        np.testing.assert_allclose(alone[0], together[i], rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(together - draw((4, 3), cond={"bias": 0 * bias})))[1:].min() > 0.1
+
+
+def test_init_is_taken_at_the_first_level():
+    x = 3 * jnp.ones((2, 3))
+    given_init = draw((2, 3), sigmas=[5.0], init=x)
+    state = SCHEDULER.set_timesteps(sigmas=[5.0])
+    output = network(PARAMS, SCHEDULER.scale_input(state, x), state.timesteps.repeat(2))
+    np.testing.assert_allclose(given_init, SCHEDULER.denoise(state, output, x), rtol=1e-6)
+
+
+def test_levels_that_start_low_start_from_noise_of_that_level():
+    # diffusers starts timesteps=[22, 5] at sigma 38.3 from noise of 80.
+    state = SCHEDULER.set_timesteps(timesteps=[22, 5])
+    noise = level_noise(sample_keys(KEY, 2), 0, (2, 3))
+    np.testing.assert_allclose(SCHEDULER.init_sample(state, noise), noise * state.sigmas[0], rtol=1e-6)
+    assert 38 < state.sigmas[0] < 39
+
+
+def test_constrain_applies_to_every_estimate():
+    x, trajectory = draw(
+        (2, 3), num_inference_steps=3, constrain=lambda x0: x0.at[:, 0].set(0.25), return_trajectory=True
+    )
+    chex.assert_shape(trajectory, (3, 2, 3))
+    assert np.all(np.asarray(trajectory.denoised)[:, :, 0] == 0.25)
+    assert np.all(np.asarray(x)[:, 0] == 0.25)
+
+
+def test_trajectory_ends_in_the_sample_and_callback_sees_the_same():
+    seen = {}
+    x, trajectory = jax.jit(
+        lambda: draw(
+            (2, 3),
+            num_inference_steps=3,
+            return_trajectory=True,
+            callback=lambda i, output: seen.__setitem__(int(i), jax.tree.map(np.asarray, output)),
+        )
+    )()
+    jax.effects_barrier()
+    chex.assert_trees_all_equal(trajectory.prev_sample[-1], x)
+    assert sorted(seen) == [0, 1, 2]
+    for i, output in seen.items():
+        chex.assert_trees_all_equal(output, jax.tree.map(lambda a, i=i: np.asarray(a[i]), trajectory))
+
+
+def test_jit_equals_eager_and_compiles_once_for_other_levels_keys_and_params():
+    traces = []
+
+    @jax.jit
+    def run(key, params, sigmas):
+        traces.append(1)
+        return cmjax.sample(key, network, params, SCHEDULER, (4, 3), sigmas=sigmas)
+
+    for seed, levels in enumerate([[80.0, 1.0], [40.0, 0.5], [80.0, 2.0]]):
+        key, params = jax.random.key(seed), PARAMS + seed
+        eager = cmjax.sample(key, network, params, SCHEDULER, (4, 3), sigmas=levels)
+        np.testing.assert_allclose(run(key, params, jnp.array(levels)), eager, rtol=1e-5, atol=1e-6)
+    assert len(traces) == 1
+
+
+def test_traced_timesteps_equal_concrete_ones():
+    run = jax.jit(lambda timesteps: draw((4, 3), timesteps=timesteps))
+    np.testing.assert_allclose(run(jnp.array([22, 0])), draw((4, 3), timesteps=[22, 0]), rtol=1e-5)
+
+
+def test_vmap_over_keys_and_scan_over_batches():
+    keys = jax.random.split(KEY, 3)
+    one = partial(cmjax.sample, apply_fn=network, params=PARAMS, scheduler=SCHEDULER, shape=(2, 3))
+    expected = jnp.stack([one(key) for key in keys])
+    np.testing.assert_allclose(jax.vmap(one)(keys), expected, rtol=1e-5)
+    scanned = jax.lax.scan(lambda first, _: (first + 2, draw((2, 3), first_index=first)), 0, length=2)[1]
+    np.testing.assert_allclose(scanned.reshape(4, 3), draw((4, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_sample_does_not_change_with_the_number_of_devices(devices):
+    expected = draw((8, 5), num_inference_steps=3)
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("batch",))
+    sharding = NamedSharding(mesh, PartitionSpec("batch"))
+    keys = jax.device_put(sample_keys(KEY, 8), sharding)
+
+    @partial(jax.jit, out_shardings=(sharding, sharding))
+    def run(keys):
+        noise = level_noise(keys, 1, (8, 5))
+        return cmjax.sample(keys, network, PARAMS, SCHEDULER, (8, 5), num_inference_steps=3), noise
+
+    x, noise = run(keys)
+    assert len(x.sharding.device_set) == devices
+    np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(noise, level_noise(sample_keys(KEY, 8), 1, (8, 5)))
+
+
+def test_donated_inputs():
+    run = jax.jit(lambda init: draw((4, 3), init=init), donate_argnums=0)
+    init = jax.random.normal(KEY, (4, 3))
+    expected = draw((4, 3), init=init)
+    np.testing.assert_allclose(run(init), expected, rtol=1e-5)
+
+
+def test_threads_share_a_scheduler():
+    results = {}
+
+    def work(n):
+        results[n] = np.asarray(draw((4, 3), num_inference_steps=n))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n, x in results.items():
+        np.testing.assert_array_equal(x, draw((4, 3), num_inference_steps=n))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_samples_have_the_dtype_asked_for_and_networks_see_it(dtype):
+    def spy(params, x, t):
+        chex.assert_type([x, t], [dtype, jnp.float32])
+        return jnp.tanh(x)
+
+    x, trajectory = cmjax.sample(
+        KEY, spy, None, SCHEDULER, (4, 3), num_inference_steps=3, dtype=dtype, return_trajectory=True
+    )
+    chex.assert_type([x, trajectory.denoised], [dtype, dtype])
+    full = cmjax.sample(KEY, lambda p, x, t: jnp.tanh(x), None, SCHEDULER, (4, 3), num_inference_steps=3)
+    np.testing.assert_allclose(np.asarray(x, np.float32), full, rtol=0.05, atol=0.05)
+
+
+def test_works_under_x64():
+    with jax.enable_x64():
+        testing.assert_scheduler_contract(cmjax.CMStochasticIterativeScheduler(), 2)
+        x64 = draw((4, 3), num_inference_steps=3, dtype=jnp.float64)
+        chex.assert_type(x64, jnp.float64)
+        x32 = draw((4, 3), num_inference_steps=3)
+        chex.assert_type(x32, jnp.float32)
+    np.testing.assert_allclose(x64, draw((4, 3), num_inference_steps=3), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(x32, draw((4, 3), num_inference_steps=3))
+
+
+def test_gradient_through_the_loop_matches_finite_differences():
+    def f(params):
+        return cmjax.sample(KEY, network, params, SCHEDULER, (4, 3), num_inference_steps=3).sum()
+
+    with jax.enable_x64():
+        chex.assert_numerical_grads(
+            lambda p: cmjax.sample(KEY, network, p, SCHEDULER, (4, 3), num_inference_steps=3, dtype=jnp.float64).sum(),
+            (jnp.float64(0.5),),
+            order=1,
+            atol=1e-3,
+        )
+    assert np.isfinite(jax.grad(f)(PARAMS))
+
+
+MISUSE = {
+    "steps and timesteps": (dict(num_inference_steps=2, timesteps=[22, 0]), "at most one"),
+    "steps and state": (dict(num_inference_steps=2, state=SCHEDULER.set_timesteps(1)), "at most one"),
+    "used state": (
+        dict(state=SCHEDULER.set_timesteps(2).replace(step_index=jnp.int32(1))),
+        "step 1.*set_timesteps",
+    ),
+    "init of another shape": (dict(init=jnp.zeros((2, 4))), r"init.*\(2, 4\).*\(2, 3\)"),
+    "cond without batch": (dict(cond={"bias": jnp.zeros(5)}), r"cond\['bias'\].*2"),
+    "scalar cond": (dict(cond={"bias": 1.0}), r"cond\['bias'\]"),
+    "constraint changing the shape": (dict(constrain=lambda x: x[:, :1]), "same shape"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_misuse(name, wrap):
+    options, message = MISUSE[name]
+    with pytest.raises(ValueError, match=message):
+        wrap(lambda: draw((2, 3), **options))()
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (0, r"key must be a JAX PRNG key.*jax.random.key\(0\)"),
+        (None, "key must be a JAX PRNG key"),
+        (jnp.zeros(2), "key must be a JAX PRNG key"),
+        (jax.random.split(KEY, 3), "3 keys for a batch of 2"),
+        (jax.random.split(KEY, (2, 2)), "one per sample"),
+        (jax.random.key(0, impl="rbg"), "rbg.*threefry"),
+    ],
+)
+def test_wrong_keys(key, message):
+    with pytest.raises(ValueError, match=message):
+        cmjax.sample(key, network, PARAMS, SCHEDULER, (2, 3))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 0)])
+def test_wrong_shapes(shape):
+    with pytest.raises(ValueError, match="shape must be"):
+        draw(shape)
+
+
+def test_a_network_of_the_wrong_output_shape():
+    with pytest.raises(ValueError, match=r"model_output \(2, 6\), sample \(2, 3\)"):
+        cmjax.sample(KEY, lambda p, x, t: jnp.concatenate([x, x], 1), None, SCHEDULER, (2, 3))
