@@ -96,7 +96,8 @@ def restore(folder: str | Path, like: TrainState) -> TrainState:
         if manager.latest_step() is None:
             return like
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
-        return TrainState(**manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(target)))
+        fields = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(target))
+        return dataclasses.replace(like, **fields)
 
 
 def _manager(folder):
@@ -105,4 +106,5 @@ def _manager(folder):
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if value is not None}
