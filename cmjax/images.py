@@ -1,21 +1,27 @@
-"""Between samples in [-1, 1] and picture files."""
+"""Between samples in [-1, 1] and files of pixels."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
-import jax
 import numpy as np
-from PIL import Image, ImageDraw
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN, CAPTION = 4, 16  # pixels around every tile, and above it for its caption
 
 
-def to_uint8(samples: jax.Array | np.ndarray) -> np.ndarray:
+def to_uint8(samples: ArrayLike) -> np.ndarray:
     """Maps samples in [-1, 1] to u8 pixels of the same shape, rounded and clipped."""
     pixels = (np.asarray(samples, np.float32) + 1) * 127.5
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
 def grid(images: np.ndarray, *, columns: int, labels: Sequence[object] | None = None, scale: int = 1) -> Image.Image:
-    """Arranges images in a grid, with a caption over each if `labels` are given.
+    """Arranges images in a grid on white ground, row by row, with a caption over each if `labels` are given.
 
     Args:
         images: u8[N, H, W, C], C being 1 or 3.
@@ -24,27 +30,67 @@ def grid(images: np.ndarray, *, columns: int, labels: Sequence[object] | None = 
         scale: enlargement of every pixel.
 
     Raises:
-        ValueError: for arrays of another dtype or shape.
+        ValueError: for arrays of another dtype or shape, another number of captions, or sizes below 1.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(f"images must be u8[N, H, W, 1 or 3], got {images.dtype}{list(images.shape)}")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise ValueError(f"images must be u8[N, H, W, 1 or 3] and not empty, got {images.dtype}{list(images.shape)}")
+    if columns < 1 or scale < 1:
+        raise ValueError(f"columns and scale must be at least 1, got columns={columns} and scale={scale}")
     count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    margin, caption = 4, 0 if labels is None else 12
-    cell_w, cell_h = width * scale + margin, height * scale + margin + caption
-    mode = "L" if channels == 1 else "RGB"
-    canvas = Image.new(mode, (columns * cell_w + margin, rows * cell_h + margin), "white")
-    draw = ImageDraw.Draw(canvas)
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"labels must be one per image, {count}, got {len(labels)}")
+    columns = min(columns, count)
+    caption = 0 if labels is None else CAPTION
+    tile = width * scale, height * scale
+    cell = tile[0] + MARGIN, tile[1] + MARGIN + caption
+    size = columns * cell[0] + MARGIN, -(-count // columns) * cell[1] + MARGIN
+    canvas = Image.new("L" if channels == 1 else "RGB", size, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(CAPTION - MARGIN)
     for i, image in enumerate(images):
-        x, y = margin + i % columns * cell_w, margin + i // columns * cell_h
-        tile = Image.fromarray(image.squeeze(-1) if channels == 1 else image)
-        canvas.paste(tile.resize((width * scale, height * scale), Image.Resampling.NEAREST), (x, y + caption))
+        x, y = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
+        picture = Image.fromarray(image.squeeze(-1) if channels == 1 else image)
+        canvas.paste(picture.resize(tile, Image.Resampling.NEAREST), (x, y + caption))
         if labels is not None:
-            draw.text((x + width * scale / 2, y + caption / 2), str(labels[i]), fill="black", anchor="mm")
+            draw.text((x + tile[0] / 2, y + caption / 2), str(labels[i]), fill="black", font=font, anchor="mm")
     return canvas
 
 
-def save_grid(path: str | Path, images: np.ndarray, **options) -> None:
-    """Writes `grid(images, **options)` to a picture file."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    grid(images, **options).save(path)
+def tidy_columns(count: int, period: int = 1) -> int:
+    """Returns how many images to put in a row, close to a square.
+
+    Args:
+        count: number of images.
+        period: after how many images their labels repeat; where a row can hold a whole number of
+            periods, every column shows one class.
+    """
+    side = round(count**0.5)
+    if period > max(20, side):
+        period = 1
+    return min(count, period * max(1, round(side / period)))
+
+
+def save_grid(path: str | Path, images: np.ndarray, **options: Any) -> None:
+    """Writes `grid(images, **options)` to a picture file, making its folder if need be."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        grid(images, **options).save(file)  # the format goes by the file's suffix
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+    """Opens a file that takes the place of `path` once it is complete; a failure leaves `path` as it was.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    path = Path(os.path.realpath(path))  # a link stays a link
+    temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # some file systems report a full disk only here
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,13 +1,14 @@
 """Train a class-conditional consistency model of 28x28 digits, as the bundled one was.
 
-    python examples/train_digits.py mnist.npz --out runs/denoiser --loss denoising --steps 3000
-    python examples/train_digits.py mnist.npz --out runs/digits --loss easy --init runs/denoiser --steps 5000
+    python examples/train_digits.py mnist.npz --out runs/denoiser --loss denoising --steps 2500
+    python examples/train_digits.py mnist.npz --out runs/digits --loss easy --init runs/denoiser/model --steps 5000
 
 The first command trains a denoiser (EDM), the second tunes it into a consistency model (ECT). Interrupt
 either and run it again: it goes on from its last checkpoint. The data is an .npz with `x_train` and
 `y_train` (or `images` and `labels`), or an IDX image file with its label file beside it.
 """
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,12 +22,13 @@ from tqdm import tqdm
 import cmjax
 from cmjax.images import save_grid, to_uint8
 from cmjax.models import UNet2D, UNet2DConfig, from_nnx
-from cmjax.training import data, losses, trainer
+from cmjax.training import data, discretization, losses, trainer
 
 LOSSES = {
     "denoising": losses.denoising_loss,
     "consistency": losses.consistency_training_loss,
     "easy": losses.easy_consistency_loss,
+    "distillation": losses.consistency_distillation_loss,
 }
 NETWORK = UNet2DConfig(
     sample_size=28,
@@ -45,29 +47,45 @@ SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of checkpoints, pictures, model.")
 @click.option("--loss", type=click.Choice(list(LOSSES)), default="denoising", show_default=True)
-@click.option("--init", type=click.Path(exists=True, path_type=Path), help="Run folder whose average to start from.")
-@click.option("--steps", default=3000, show_default=True)
+@click.option("--init", help="Model to start from; for distillation also the teacher.")
+@click.option("--steps", default=2500, show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--learning-rate", default=1e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--save-every", default=250, show_default=True)
-@click.option("--stages", default=5.0, show_default=True, help="easy: halvings of the gap 1 - r/t over the run.")
 @click.option("--uniform-fraction", default=0.5, show_default=True, help="Share of levels uniform on the Karras grid.")
-def main(source, out, loss, init, steps, batch_size, learning_rate, seed, save_every, stages, uniform_fraction):
+@click.option("--stages", default=5.0, show_default=True, help="easy: halvings of the gap 1 - r/t over the run.")
+@click.option(
+    "--scales", default=18, show_default=True, help="consistency, distillation: levels at the end of the run."
+)
+def main(source, out, loss, init, steps, batch_size, learning_rate, seed, save_every, **loss_options):
     """Train on SOURCE; see the top of this file."""
     images, labels = data.load_images(source)
-    config = losses.LossConfig(SCHEDULER, steps, stages=stages, uniform_fraction=uniform_fraction)
+    config = losses.LossConfig(
+        SCHEDULER,
+        steps,
+        uniform_fraction=loss_options["uniform_fraction"],
+        stages=loss_options["stages"],
+        s1=loss_options["scales"],
+    )
     apply_fn, params = from_nnx(UNet2D(NETWORK, rngs=nnx.Rngs(seed)))
+    if init:
+        params = cmjax.load(init).params
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps // 10), steps)),
     )
-    state = trainer.TrainState.create(jax.random.key(seed), params, optimizer)
-    if init:
-        start = trainer.restore(init, state).ema
-        state = trainer.TrainState.create(jax.random.key(seed), start, optimizer)
+    moving_target = loss == "consistency"
+    train_step = trainer.make_train_step(
+        LOSSES[loss],
+        apply_fn,
+        optimizer,
+        config,
+        target_decay=partial(ema_decay, config=config) if moving_target else None,
+        teacher=jax.tree.map(jnp.copy, params) if loss == "distillation" else None,
+    )
+    state = trainer.TrainState.create(jax.random.key(seed), params, optimizer, with_target=moving_target)
     state = trainer.restore(out, state)
-    train_step = trainer.make_train_step(LOSSES[loss], apply_fn, optimizer, config)
 
     done = int(state.step)
     with tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, mininterval=5) as bar:
@@ -81,8 +99,14 @@ def main(source, out, loss, init, steps, batch_size, learning_rate, seed, save_e
             if (step + 1) % save_every == 0 or step + 1 == steps:
                 trainer.save(out, state)
                 picture(apply_fn, state.ema, out / f"samples_{step + 1:06d}.png")
-    cmjax.save(out / "model", cmjax.Model(apply_fn, state.ema, SCHEDULER, NETWORK))
+                cmjax.save(out / "model", cmjax.Model(apply_fn, state.ema, SCHEDULER, NETWORK))
     click.echo(f"model in {out / 'model'}: cmjax sample --model {out / 'model'}")
+
+
+def ema_decay(step, config):
+    """Decay of consistency training's target, mu(k)."""
+    scales = discretization.consistency_num_scales(step, config.total_steps, config.s0, config.s1)
+    return discretization.consistency_ema_decay(scales, config.s0)
 
 
 def picture(apply_fn, params, path):
@@ -97,7 +121,7 @@ def picture(apply_fn, params, path):
             (10, 28, 28, 1),
             num_inference_steps=n,
             cond={"class_labels": labels},
-        )  # fmt: skip
+        )
         for n in (1, 2, 4)
     ]
     save_grid(path, to_uint8(np.concatenate(rows)), columns=10)

@@ -1,0 +1,132 @@
+"""What the loop and the scheduler cost beside the network.
+
+    python benchmarks/loop_overhead.py          (the second part needs torch and diffusers)
+
+1. `cmjax.sample` at N steps over N calls of the bare jitted network, taken in turn; the ratio of medians.
+2. One step of scheduler arithmetic: cmjax's jitted `advance(denoise(...))`, against diffusers'
+   `scheduler.step`, on the same arrays in turn; large arrays (arithmetic) and tiny ones (Python overhead).
+3. Number of traces and compile time against N.
+"""
+
+import statistics
+import time
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cmjax
+from cmjax.models import UNet2D, UNet2DConfig, from_nnx
+from flax import nnx
+
+SCHEDULER = cmjax.CMStochasticIterativeScheduler()
+
+
+def in_turn(*functions, repeats):
+    """Median seconds of each function, called one after the other `repeats` times."""
+    times = [[] for _ in functions]
+    for function in functions:
+        function()  # compiled, warmed
+    for _ in range(repeats):
+        for function, record in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            record.append(time.perf_counter() - start)
+    return [statistics.median(record) for record in times]
+
+
+def loop_over_network(batch, steps, repeats):
+    config = UNet2DConfig(28, 1, 1, block_out_channels=(64, 96), norm_num_groups=16, patch_size=2, num_class_embeds=10)
+    apply_fn, params = from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
+    labels, x, t = jnp.zeros(batch, jnp.int32), jnp.ones((batch, 28, 28, 1)), jnp.ones(batch)
+    network = jax.jit(lambda: apply_fn(params, x, t, class_labels=labels))
+    network = jax.jit(lambda params, x: apply_fn(params, x, t, class_labels=labels))
+    sampler = jax.jit(
+        lambda params, key: cmjax.sample(
+            key, apply_fn, params, SCHEDULER, x.shape, num_inference_steps=steps, cond={"class_labels": labels}
+        )
+    )
+
+    def bare():
+        for _ in range(steps):
+            network(params, x).block_until_ready()
+
+    key = jax.random.key(0)
+    bare_time, loop_time = in_turn(bare, lambda: sampler(params, key).block_until_ready(), repeats=repeats)
+    click.echo(
+        f"batch {batch:>3}, {steps} steps: network {bare_time / steps * 1e3:7.1f} ms a call, "
+        f"sample() / N calls = {loop_time / bare_time:.3f}"
+    )
+
+
+def step_against_diffusers(shape, repeats):
+    import torch
+    from diffusers import CMStochasticIterativeScheduler
+
+    torch.set_num_threads(torch.get_num_threads())
+    reference = CMStochasticIterativeScheduler()
+    generator = torch.Generator().manual_seed(0)
+    x, key = jnp.ones(shape), jax.random.key(0)
+    x_torch = torch.ones(shape)
+    step = jax.jit(SCHEDULER.step)
+    state = SCHEDULER.set_timesteps(2)
+
+    def ours():
+        step(key, state, x, x)[1].prev_sample.block_until_ready()
+
+    def theirs():
+        reference.set_timesteps(2)
+        reference.step(x_torch, reference.timesteps[0], x_torch, generator=generator)
+
+    noise = jnp.ones(shape)
+    given = jax.jit(lambda state, x, noise: SCHEDULER.advance(state, x, SCHEDULER.denoise(state, x, x), noise))
+
+    def ours_given():
+        given(state, x, noise)[1].block_until_ready()
+
+    mine, peer, mine_given = in_turn(ours, theirs, ours_given, repeats=repeats)
+    click.echo(
+        f"{str(shape):<18} cmjax step {mine * 1e6:9.0f} us, diffusers {peer * 1e6:9.0f} us, "
+        f"ratio {mine / peer:.2f}; cmjax without drawing noise {mine_given * 1e6:.0f} us"
+    )
+
+
+def traces_and_compile_time(steps):
+    traces = []
+    key = jax.random.key(0)
+
+    @jax.jit
+    def run(sigmas):
+        traces.append(1)
+        return cmjax.sample(key, lambda p, x, t: jnp.tanh(x), None, SCHEDULER, (8, 32), sigmas=sigmas)
+
+    start = time.perf_counter()
+    run.lower(jnp.linspace(80.0, 1.0, steps)).compile()
+    seconds = time.perf_counter() - start
+    traces.clear()
+    for high in (80.0, 60.0, 40.0):
+        run(jnp.linspace(high, 1.0, steps))
+    click.echo(f"N = {steps:>3}: compile {seconds * 1e3:5.0f} ms, {len(traces)} trace(s) for three sets of levels")
+
+
+@click.command()
+@click.option("--repeats", default=15, show_default=True)
+def main(repeats):
+    jax.config.update("jax_enable_compilation_cache", False)
+    click.echo("loop over network")
+    for batch, steps in ((16, 1), (16, 4), (64, 1), (64, 4)):
+        loop_over_network(batch, steps, repeats)
+    click.echo("\none step of the scheduler")
+    try:
+        for shape in ((1, 4), (64, 28, 28, 1), (64, 64, 64, 3)):
+            step_against_diffusers(shape, 20 * repeats if np.prod(shape) < 1e5 else repeats)
+    except ImportError as error:
+        click.echo(f"skipped: {error}")
+    click.echo("\ntraces and compile time")
+    for steps in (1, 2, 8, 32):
+        traces_and_compile_time(steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""`python -m cmjax`."""
+
+from cmjax.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="cmjax")

@@ -1,0 +1,143 @@
+"""cmjax's own folder: what goes in comes out, and nothing else gets in."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+import cmjax
+from cmjax.models import UNet2D, UNet2DConfig
+
+CONFIG = UNet2DConfig(
+    sample_size=4,
+    in_channels=1,
+    out_channels=1,
+    block_out_channels=(8, 8),
+    layers_per_block=1,
+    attention_head_dim=4,
+    norm_num_groups=4,
+    num_class_embeds=3,
+)
+SCHEDULER = cmjax.CMStochasticIterativeScheduler(sigma_max=40.0)
+
+
+def model(seed=0):
+    apply_fn, params = cmjax.from_nnx(UNet2D(CONFIG, rngs=nnx.Rngs(seed)))
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(3), p.shape), params)
+    return cmjax.Model(apply_fn, params, SCHEDULER, CONFIG)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    cmjax.save(tmp_path / "m", model())
+    return tmp_path / "m"
+
+
+def test_a_saved_model_loads_equal_and_samples_equal(folder):
+    original, loaded = model(), cmjax.load(folder)
+    assert (loaded.scheduler, loaded.config) == (SCHEDULER, CONFIG)
+    assert loaded.sample_shape == (4, 4, 1) and loaded.num_classes == 3
+    chex.assert_trees_all_equal(loaded.params, original.params)
+
+    @jax.jit
+    def run(model):  # a Model is a pytree, and goes through jit whole
+        cond = {"class_labels": jnp.array([0, 2])}
+        return cmjax.sample(jax.random.key(0), model.apply_fn, model.params, model.scheduler, (2, 4, 4, 1), cond=cond)
+
+    np.testing.assert_array_equal(run(loaded), run(original))
+
+
+def test_parameters_in_the_dtype_asked_for(folder):
+    loaded = cmjax.load(folder, dtype=jnp.bfloat16)
+    assert {p.dtype for p in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert {p.dtype for p in jax.tree.leaves(cmjax.load(folder).params)} == {jnp.dtype(jnp.float32)}
+
+
+def test_half_precision_files_load_as_float32(tmp_path):
+    half = model()
+    cmjax.save(
+        tmp_path / "h",
+        cmjax.Model(half.apply_fn, jax.tree.map(lambda p: p.astype(jnp.float16), half.params), SCHEDULER, CONFIG),
+    )
+    loaded = cmjax.load(tmp_path / "h")
+    assert {p.dtype for p in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.float32)}
+    chex.assert_trees_all_close(loaded.params, half.params, atol=2e-3)
+
+
+def test_tensor_names_are_readable(folder):
+    names = set(load_file(folder / "model.safetensors"))
+    assert {"conv_in.kernel", "down_blocks.0.resnets.0.norm1.scale", "time_embedding.linear_1.bias"} <= names
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("conv_in.bias"), r"1 tensors do not fit.*missing conv_in.bias \(8,\)"),
+        (lambda t: t.update(extra=np.zeros(2)), r"unexpected extra \(2,\)"),
+        (
+            lambda t: t.update({"conv_in.bias": np.zeros(9, np.float32)}),
+            r"misshapen conv_in.bias: \(9,\) in the file, \(8,\)",
+        ),
+    ],
+)
+def test_tensors_are_checked_both_ways(folder, change, message):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        cmjax.load(folder)
+
+
+def edit(folder, name, **changes):
+    content = json.loads((folder / name).read_text()) | changes
+    (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: edit(f, "config.json", _class_name="UNet3D"), "_class_name is 'UNet3D'"),
+        (lambda f: edit(f, "config.json", sample_sise=4), "no option 'sample_sise'; did you mean 'sample_size'"),
+        (lambda f: edit(f, "scheduler_config.json", sigma_min=100.0), "sigma_min 100.0 must be less"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object, got list"),
+        (lambda f: (f / "config.json").unlink(), "not a cmjax folder: it has no config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 100), "not a readable safetensors file"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-7]),
+            "not a readable safetensors file",
+        ),
+    ],
+)
+def test_damaged_folders(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        cmjax.load(folder)
+
+
+def test_sources_that_are_not_there(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="nowhere.*cmjax folder or a hub id"):
+        cmjax.load(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is not a folder"):
+        cmjax.load(tmp_path / "file")
+
+
+def test_a_hub_id_that_is_not_cached_says_so_offline(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="'someone/model' is neither a folder"):
+        cmjax.load("someone/model")
+
+
+def test_only_cmjax_networks_can_be_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"model.config must be.*UNet2D"):
+        cmjax.save(tmp_path, cmjax.Model(lambda p, x, t: x, {}, SCHEDULER, None))

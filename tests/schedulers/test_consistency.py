@@ -1,0 +1,187 @@
+"""The consistency scheduler: levels, config, and one clear line for every misuse."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cmjax
+from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
+
+SCHEDULER = CMStochasticIterativeScheduler()
+
+
+def test_grid_is_karras_equation_5():
+    grid = SCHEDULER.grid()
+    assert grid[0] == pytest.approx(80) and grid[-1] == pytest.approx(0.002)
+    i = 22
+    expected = (80 ** (1 / 7) + i / 39 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    assert grid[i] == pytest.approx(expected, rel=1e-12)
+
+
+def test_state_of_the_papers_two_step_schedule():
+    # ts=0,22,39 of openai/consistency_models; [22, 0] in diffusers.
+    state = SCHEDULER.set_timesteps(timesteps=[22, 0])
+    np.testing.assert_allclose(state.sigmas, [80, SCHEDULER.grid()[22], 0.002], rtol=1e-6)
+    np.testing.assert_allclose(state.timesteps, 250 * np.log(state.sigmas[:2]), rtol=1e-6)
+    assert (state.sigmas.dtype, state.timesteps.dtype, state.step_index.dtype) == (jnp.float32, jnp.float32, jnp.int32)
+    assert state.step_index == 0 and state.num_steps == 2
+
+
+@given(total=st.integers(1, 300), data=st.data())
+def test_linspace_covers_the_grid_without_repeats(total, data):
+    n = data.draw(st.integers(1, total))
+    scheduler = CMStochasticIterativeScheduler(num_train_timesteps=total)
+    sigmas = np.asarray(scheduler.set_timesteps(n).sigmas[:-1])
+    indices = np.round(np.arange(n) * total / n).astype(int)
+    np.testing.assert_allclose(sigmas, scheduler.grid()[indices], rtol=1e-6)
+    assert np.all(np.diff(sigmas) < 0) and sigmas[0] == pytest.approx(80)
+
+
+def test_leading_is_the_integer_stride_that_truncates():
+    leading = dataclasses.replace(SCHEDULER, timestep_spacing="leading")
+    assert leading.set_timesteps(21).sigmas[-2] == pytest.approx(SCHEDULER.grid()[20], rel=1e-6)
+    assert SCHEDULER.set_timesteps(21).sigmas[-2] < 0.004  # linspace reaches the low levels
+
+
+@pytest.mark.parametrize("sigma_min", np.random.default_rng(0).uniform(5e-4, 0.1, 50).tolist() + [0.002, 0.0021])
+def test_the_last_step_adds_exactly_nothing_under_jit(sigma_min):
+    # diffusers takes sqrt(sigma_min^2 - sigma_min^2) in float32: NaN for a quarter of these.
+    scheduler = CMStochasticIterativeScheduler(sigma_min=sigma_min)
+    advance = jax.jit(lambda state, x, z: scheduler.advance(state, x, x, z)[1])
+    x = jnp.ones((2, 3))
+    assert np.array_equal(advance(scheduler.set_timesteps(1), x, 1e6 * x), x)
+    last = scheduler.set_timesteps(3).replace(step_index=jnp.int32(2))
+    assert np.array_equal(advance(last, x, 1e6 * x), x)
+
+
+def test_levels_may_be_differentiated_at_the_end():
+    def f(sigmas):
+        state = SCHEDULER.set_timesteps(2).replace(sigmas=sigmas, step_index=jnp.int32(1))
+        return SCHEDULER.advance(state, jnp.ones((1,)), jnp.ones((1,)), jnp.ones((1,)))[1].sum()
+
+    assert np.all(np.isfinite(jax.grad(f)(SCHEDULER.set_timesteps(2).sigmas)))
+
+
+def test_sigma_to_t_at_zero_is_the_logarithm_of_1e_44():
+    assert SCHEDULER.sigma_to_t(jnp.float32(0)) == pytest.approx(250 * math.log(1e-44), rel=1e-6)
+
+
+def test_scalings_take_any_shape():
+    sigma = jnp.array([[0.002, 1.0], [80.0, 0.5]])
+    for c in (*SCHEDULER.get_scalings(sigma), *SCHEDULER.get_scalings_for_boundary_condition(sigma)):
+        assert c.shape == sigma.shape
+
+
+def test_config_round_trip_and_diffusers_default():
+    config = CMStochasticIterativeScheduler(sigma_data=0.3, num_train_timesteps=201).to_config()
+    assert config["_class_name"] == "CMStochasticIterativeScheduler"
+    assert cmjax.scheduler_from_config(config).to_config() == config
+    # what diffusers 0.42 writes
+    written = {
+        "_class_name": "CMStochasticIterativeScheduler",
+        "_diffusers_version": "0.42.1",
+        "clip_denoised": True,
+        "num_train_timesteps": 40,
+        "rho": 7.0,
+        "s_noise": 1.0,
+        "sigma_data": 0.5,
+        "sigma_max": 80.0,
+        "sigma_min": 0.002,
+    }
+    assert cmjax.scheduler_from_config(written) == dataclasses.replace(SCHEDULER, timestep_spacing="leading")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "_class_name.*None.*CMStochasticIterativeScheduler"),
+        ({"_class_name": "CMStochasticIterativeSchedule"}, "did you mean 'CMStochasticIterativeScheduler'"),
+        ({"_class_name": "CMStochasticIterativeScheduler", "sigma_mim": 1.0}, "sigma_mim.*did you mean 'sigma_min'"),
+        ({"_class_name": "CMStochasticIterativeScheduler", "sigma_min": -1.0}, "sigma_min must be positive"),
+    ],
+)
+def test_bad_configs(config, message):
+    with pytest.raises(ValueError, match=message):
+        cmjax.scheduler_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_train_timesteps": 0}, "num_train_timesteps.*0"),
+        ({"num_train_timesteps": 40.0}, "num_train_timesteps.*40.0"),
+        ({"sigma_min": 80.0}, "sigma_min 80.0 must be less than sigma_max 80.0"),
+        ({"sigma_min": 0.0}, "sigma_min must be positive"),
+        ({"sigma_max": math.inf}, "sigma_max must be positive and finite"),
+        ({"sigma_data": -0.5}, "sigma_data"),
+        ({"rho": math.nan}, "rho.*nan"),
+        ({"s_noise": -1.0}, "s_noise"),
+        ({"timestep_spacing": "trailing"}, "timestep_spacing.*linspace.*leading.*trailing"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        CMStochasticIterativeScheduler(**options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one.*none"),
+        ({"num_inference_steps": 2, "timesteps": [22, 0]}, "num_inference_steps and timesteps"),
+        ({"timesteps": [22, 0], "sigmas": [80.0]}, "timesteps and sigmas"),
+        ({"num_inference_steps": 0}, "from 1 to num_train_timesteps=40, got 0"),
+        ({"num_inference_steps": 41}, "from 1 to num_train_timesteps=40, got 41.*sigmas"),
+        ({"num_inference_steps": 2.0}, "integer.*2.0"),
+        ({"num_inference_steps": True}, "integer.*True"),
+        ({"num_inference_steps": -1}, "got -1"),
+        ({"timesteps": [0, 22]}, r"strictly descending.*\[0, 22\]"),
+        ({"timesteps": [22, 22, 0]}, "strictly descending"),
+        ({"timesteps": [40, 0]}, r"0\.\.39"),
+        ({"timesteps": [22, -1]}, r"0\.\.39"),
+        ({"timesteps": []}, "timesteps"),
+        ({"timesteps": [22.0, 0.0]}, "integers.*sigmas"),
+        ({"timesteps": 22}, "list of integers"),
+        ({"timesteps": [[22, 0]]}, "list of integers"),
+        ({"sigmas": [1.0, 80.0]}, "strictly descending"),
+        ({"sigmas": [80.0, 80.0]}, "strictly descending"),
+        ({"sigmas": [80.0, math.nan]}, "nan"),
+        ({"sigmas": [-1.0]}, r"\[0.002, 80.0\]"),
+        ({"sigmas": [81.0]}, r"\[0.002, 80.0\]"),
+        ({"sigmas": [80.0, 0.001]}, r"\[0.002, 80.0\]"),
+        ({"sigmas": []}, "sigmas"),
+        ({"sigmas": 80.0}, "list of noise levels"),
+    ],
+)
+def test_bad_levels(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SCHEDULER.set_timesteps(**arguments)
+
+
+def test_misuse_of_steps():
+    key, x = jax.random.key(0), jnp.ones((2, 3))
+    state, output = SCHEDULER.step(key, SCHEDULER.set_timesteps(1), x, x)
+    with pytest.raises(ValueError, match="step_index is 1 but the run has 1 steps"):
+        SCHEDULER.step(key, state, x, output.prev_sample)
+    state = SCHEDULER.set_timesteps(1)
+    with pytest.raises(ValueError, match=r"model_output \(2, 6\), sample \(2, 3\)"):
+        SCHEDULER.denoise(state, jnp.ones((2, 6)), x)
+    with pytest.raises(ValueError, match=r"noise \(2, 1\)"):
+        SCHEDULER.advance(state, x, x, jnp.ones((2, 1)))
+    with pytest.raises(ValueError, match=r"noise \(3,\)"):
+        SCHEDULER.add_noise(state, x, jnp.ones(3))
+    with pytest.raises(ValueError, match="key must be"):
+        SCHEDULER.step(0, state, x, x)
+
+
+def test_scheduler_and_state_are_immutable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SCHEDULER.sigma_min = 1.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SCHEDULER.set_timesteps(1).step_index = 3
