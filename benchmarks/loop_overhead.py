@@ -15,10 +15,10 @@ import click
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import cmjax
 from cmjax.models import UNet2D, UNet2DConfig, from_nnx
-from flax import nnx
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 
@@ -40,7 +40,6 @@ def loop_over_network(batch, steps, repeats):
     config = UNet2DConfig(28, 1, 1, block_out_channels=(64, 96), norm_num_groups=16, patch_size=2, num_class_embeds=10)
     apply_fn, params = from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
     labels, x, t = jnp.zeros(batch, jnp.int32), jnp.ones((batch, 28, 28, 1)), jnp.ones(batch)
-    network = jax.jit(lambda: apply_fn(params, x, t, class_labels=labels))
     network = jax.jit(lambda params, x: apply_fn(params, x, t, class_labels=labels))
     sampler = jax.jit(
         lambda params, key: cmjax.sample(
@@ -64,7 +63,6 @@ def step_against_diffusers(shape, repeats):
     import torch
     from diffusers import CMStochasticIterativeScheduler
 
-    torch.set_num_threads(torch.get_num_threads())
     reference = CMStochasticIterativeScheduler()
     generator = torch.Generator().manual_seed(0)
     x, key = jnp.ones(shape), jax.random.key(0)

@@ -1,5 +1,7 @@
 """Which noise levels training compares, as pure functions of the training step."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -17,13 +19,13 @@ def consistency_num_scales(step: jax.Array, total_steps: int, s0: int = 2, s1: i
         s0: number of levels at the start.
         s1: number of levels at the end.
     """
-    fraction = step / jnp.float32(total_steps)
+    fraction = step.astype(jnp.float32) / total_steps
     return (jnp.ceil(jnp.sqrt(fraction * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1).astype(jnp.int32)
 
 
 def consistency_ema_decay(num_scales: jax.Array, s0: int = 2, mu0: float = 0.9) -> jax.Array:
     """Returns f32[], the decay `mu(k) = exp(s0 log(mu0) / N(k))` of the target (Song et al. 2023, Appendix C)."""
-    return jnp.exp(s0 * jnp.log(jnp.float32(mu0)) / num_scales)
+    return jnp.exp(s0 * math.log(mu0) / num_scales.astype(jnp.float32))
 
 
 def adjacent_levels(index: jax.Array, num_scales: jax.Array, sigma_min: float, sigma_max: float, rho: float):
@@ -59,6 +61,6 @@ def easy_consistency_level(
         k: extra width of the gap at low noise.
         b: how fast that extra width fades with t.
     """
-    stage = 1 + step / jnp.float32(steps_per_stage)
+    stage = 1 + step.astype(jnp.float32) / steps_per_stage
     gap = (1 + k * jax.nn.sigmoid(-b * t)) / q**stage
     return t * jnp.clip(1 - gap, 0, 1)

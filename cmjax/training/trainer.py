@@ -71,13 +71,14 @@ def make_train_step(
         grads, metrics = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step).astype(jnp.float32))
+        done = state.step.astype(jnp.float32)
+        decay = jnp.minimum(ema_decay, (1 + done) / (10 + done))
         ema = optax.incremental_update(params, state.ema, 1 - decay)
         if target_decay is not None:
             target = optax.incremental_update(params, state.target, 1 - target_decay(state.step))
         else:
             target = None
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema, target, opt_state, state.key), metrics
 
     jitted = jax.jit(train_step, donate_argnums=0)

@@ -40,6 +40,7 @@ def reference_case(config: dict, levels: dict, spacing: str, steps: list[int], s
         "levels": levels,
         "spacing": spacing,
         "steps": steps,
+        "saved_config": json.loads(scheduler.to_json_string()),
         "init_noise_sigma": scheduler.init_noise_sigma,
         "sigmas": sigmas,
         "timesteps": scheduler.timesteps.numpy(),

@@ -14,12 +14,12 @@ import pytest
 pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from golden.make_goldens import LOOPS, reference_case, reference_loop  # noqa: E402
 from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from schedulers.test_consistency_goldens import assert_case_reproduced, assert_loop_reproduced  # noqa: E402
 
 import cmjax  # noqa: E402
+from tests.golden.make_goldens import LOOPS, reference_case, reference_loop  # noqa: E402
+from tests.schedulers.test_consistency_goldens import assert_case_reproduced, assert_loop_reproduced  # noqa: E402
 
 configs = st.fixed_dictionaries(
     {

@@ -1,5 +1,6 @@
 """cmjax against stored results of diffusers; tests/golden/make_goldens.py made them, tests/parity makes them live."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -29,6 +30,8 @@ def assert_case_reproduced(case):
     """Asserts that cmjax computes what diffusers did in `case`, from `make_goldens.reference_case`."""
     scheduler = cmjax.CMStochasticIterativeScheduler(**case["config"], timestep_spacing=case["spacing"])
     start = scheduler.set_timesteps(**case["levels"])
+    as_saved = dataclasses.replace(scheduler, timestep_spacing="leading")
+    assert cmjax.scheduler_from_config(case["saved_config"]) == as_saved
     assert scheduler.init_noise_sigma == case["init_noise_sigma"]
     assert_close(start.sigmas, case["sigmas"], case["sigmas"], "sigmas")
     assert_times_close(start.timesteps, case["timesteps"], "timesteps")

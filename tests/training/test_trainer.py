@@ -19,8 +19,15 @@ OPTIMIZER = optax.adam(1e-2)
 BATCH = {"data": np.linspace(-1, 1, 64, dtype=np.float32).reshape(32, 2)}
 
 
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's Adam itself mixes dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def network(params, x, t):
-    return params["gain"] * x + params["bias"]
+    return params["gain"] * x + params["bias"][None]
 
 
 def start(**options):
