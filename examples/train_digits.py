@@ -58,6 +58,8 @@ SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 @click.option(
     "--scales", default=18, show_default=True, help="consistency, distillation: levels at the end of the run."
 )
+@click.option("--target-decay", default=0.95, show_default=True, help="distillation: average the loss compares with.")
+@click.option("--huber-c", default=0.03, show_default=True, help="Below this error a pixel, the metric is quadratic.")
 def main(source, out, loss, init, steps, batch_size, learning_rate, seed, save_every, **loss_options):
     """Train on SOURCE; see the top of this file."""
     images, labels = data.load_images(source)
@@ -67,6 +69,7 @@ def main(source, out, loss, init, steps, batch_size, learning_rate, seed, save_e
         uniform_fraction=loss_options["uniform_fraction"],
         stages=loss_options["stages"],
         s1=loss_options["scales"],
+        huber_c=loss_options["huber_c"],
     )
     apply_fn, params = from_nnx(UNet2D(NETWORK, rngs=nnx.Rngs(seed)))
     if init:
@@ -75,16 +78,19 @@ def main(source, out, loss, init, steps, batch_size, learning_rate, seed, save_e
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps // 10), steps)),
     )
-    moving_target = loss == "consistency"
+    target_decays = {
+        "consistency": partial(ema_decay, config=config),
+        "distillation": lambda step: jnp.float32(loss_options["target_decay"]),
+    }
     train_step = trainer.make_train_step(
         LOSSES[loss],
         apply_fn,
         optimizer,
         config,
-        target_decay=partial(ema_decay, config=config) if moving_target else None,
+        target_decay=target_decays.get(loss),
         teacher=jax.tree.map(jnp.copy, params) if loss == "distillation" else None,
     )
-    state = trainer.TrainState.create(jax.random.key(seed), params, optimizer, with_target=moving_target)
+    state = trainer.TrainState.create(jax.random.key(seed), params, optimizer, with_target=loss in target_decays)
     state = trainer.restore(out, state)
 
     done = int(state.step)

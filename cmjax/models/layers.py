@@ -26,16 +26,18 @@ def conv(channels_in: int, channels_out: int, size: int = 3, *, rngs: nnx.Rngs, 
     return nnx.Conv(channels_in, channels_out, (size, size), promote_dtype=in_input_dtype, rngs=rngs, **options)
 
 
-def group_norm(channels: int, groups: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Returns a group normalisation with statistics in float32 and the two-pass variance."""
-    return nnx.GroupNorm(
-        channels,
-        groups,
-        epsilon=epsilon,
-        use_fast_variance=False,
-        promote_dtype=in_input_dtype,
-        rngs=rngs,
-    )
+class GroupNorm(nnx.GroupNorm):
+    """Group normalisation in float32, with the two-pass variance, returned in the input's dtype."""
+
+    def __init__(self, channels: int, groups: int, epsilon: float, *, rngs: nnx.Rngs):
+        """Makes a normalisation of `channels` in `groups`."""
+        super().__init__(
+            channels, groups, epsilon=epsilon, use_fast_variance=False, promote_dtype=in_input_dtype, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, ..., C]` to the same shape and dtype."""
+        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def sinusoidal_embedding(
@@ -73,7 +75,7 @@ class Attention(nnx.Module):
         if channels % head_dim:
             raise ValueError(f"attention_head_dim {head_dim} does not divide the block's {channels} channels")
         self.heads = channels // head_dim
-        self.group_norm = group_norm(channels, groups, epsilon, rngs=rngs)
+        self.group_norm = GroupNorm(channels, groups, epsilon, rngs=rngs)
         self.to_q = linear(channels, channels, rngs=rngs)
         self.to_k = linear(channels, channels, rngs=rngs)
         self.to_v = linear(channels, channels, rngs=rngs)
@@ -97,10 +99,10 @@ class ResnetBlock(nnx.Module):
         self, channels_in: int, channels_out: int, time_features: int, groups: int, epsilon: float, *, rngs: nnx.Rngs
     ):
         """Makes a block from `channels_in` to `channels_out`; the shortcut is a 1x1 convolution if they differ."""
-        self.norm1 = group_norm(channels_in, groups, epsilon, rngs=rngs)
+        self.norm1 = GroupNorm(channels_in, groups, epsilon, rngs=rngs)
         self.conv1 = conv(channels_in, channels_out, rngs=rngs)
         self.time_emb_proj = linear(time_features, channels_out, rngs=rngs)
-        self.norm2 = group_norm(channels_out, groups, epsilon, rngs=rngs)
+        self.norm2 = GroupNorm(channels_out, groups, epsilon, rngs=rngs)
         self.conv2 = conv(channels_out, channels_out, rngs=rngs)
         self.conv_shortcut = None if channels_in == channels_out else conv(channels_in, channels_out, 1, rngs=rngs)
 

@@ -102,7 +102,7 @@ class UNet2D(nnx.Module):
             last = i == len(widths) - 1
             self.up_blocks.append(_UpBlock(config, channels, taken, width, UP_BLOCKS[kind], not last, rngs=rngs))
             channels = width
-        self.conv_norm_out = layers.group_norm(widths[0], config.norm_num_groups, config.norm_eps, rngs=rngs)
+        self.conv_norm_out = layers.GroupNorm(widths[0], config.norm_num_groups, config.norm_eps, rngs=rngs)
         self.conv_out = layers.conv(
             widths[0], folded * config.out_channels, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
