@@ -52,7 +52,8 @@ def load(path: str | Path, *, dtype: DTypeLike | None = None) -> Model:
     for option in config:
         if option not in known:
             raise ValueError(f"{path / CONFIG}: {name} has no option {option!r}{did_you_mean(option, known)}")
-    config = config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    config = config_class(**options)
     scheduler = scheduler_from_config(_read_json(path / SCHEDULER_CONFIG))
     apply_fn, abstract = from_nnx(nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0))))
     return Model(apply_fn, _fill(abstract, _read_weights(path / WEIGHTS), dtype), scheduler, config)

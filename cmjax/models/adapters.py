@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from flax import linen, nnx
 
-ApplyFn = Callable[..., jax.Array]
+ApplyFn = Callable[..., Any]
 
 
 def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:

@@ -1,7 +1,6 @@
 """Layers the networks share. They compute in the dtype of their input, whatever the parameters' dtype."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-def in_input_dtype(arrays: Sequence[jax.Array | None], **_: Any) -> tuple[jax.Array | None, ...]:
+def in_input_dtype(arrays: Any, **_: Any) -> Any:
     """Casts parameters to the dtype of the input, the first array (a flax `promote_dtype` rule)."""
-    dtype = arrays[0].dtype  # type: ignore[union-attr]
+    dtype = arrays[0].dtype
     return tuple(None if array is None else array.astype(dtype) for array in arrays)
 
 
@@ -35,9 +34,9 @@ class GroupNorm(nnx.GroupNorm):
             channels, groups, epsilon=epsilon, use_fast_variance=False, promote_dtype=in_input_dtype, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Maps `[B, ..., C]` to the same shape and dtype."""
-        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+        return super().__call__(x.astype(jnp.float32), mask=mask).astype(x.dtype)
 
 
 def sinusoidal_embedding(

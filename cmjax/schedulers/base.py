@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from cmjax.random import level_noise, sample_keys
 
@@ -173,7 +174,7 @@ def combine(*terms: tuple[Any, jax.Array]) -> jax.Array:
 
 def concrete(value: Any) -> np.ndarray | None:
     """Returns `value` as a NumPy array, or None if it is only known when the program runs."""
-    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+    return None if isinstance(value, Tracer) else np.asarray(value)
 
 
 def check_not_finished(state: SchedulerState) -> None:
