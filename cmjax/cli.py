@@ -43,9 +43,8 @@ class _OneLineErrors(click.Group):
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise click.ClickException(
-                ": ".join(str(part) for part in (error.filename, error.strerror) if part)
-            ) from None
+            parts = [str(part) for part in (error.filename, error.strerror) if part]
+            raise click.ClickException(": ".join(parts) or str(error)) from None
         except (ValueError, MemoryError) as error:
             raise click.ClickException(str(error) or "out of memory; --num is too large") from None
 
@@ -72,6 +71,9 @@ class _Numbers(click.ParamType):
         return numbers
 
 
+_SEED = click.IntRange(0, 2**32 - 1)  # keys are made of 32 bits: larger seeds would silently repeat
+
+
 @click.group(
     cls=_OneLineErrors,
     invoke_without_command=True,
@@ -87,20 +89,22 @@ def main(ctx: click.Context) -> None:
       cmjax sample                              64 digits in samples.png, one network call each
       cmjax sample --labels 3,1,4 --steps 2     threes, ones and fours, in two steps
       cmjax sample --help                       all there is to choose
-    """
+    """  # noqa: D301 (click wants the backspace character itself)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 @main.command()
 @click.option("--model", metavar="MODEL", help="A cmjax folder, or a hub id owner/name.  [default: bundled digits]")
-@click.option("--num", type=click.IntRange(1, 2**32), default=64, show_default=True, help="Number of samples.")
-@click.option("--steps", type=click.IntRange(1), help="Number of network calls per sample.  [default: 1]")
+@click.option("--num", type=click.IntRange(1), metavar="N", default=64, show_default=True, help="Number of samples.")
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Network calls per sample.  [default: 1]")
 @click.option("--timesteps", type=_Numbers(int, "22,0"), help="The steps as training indices, descending.")
 @click.option("--sigmas", type=_Numbers(float, "80,0.8"), help="The steps as noise levels, descending.")
 @click.option("--labels", type=_Numbers(int, "3,1,4"), help="Classes to ask for, repeated in turn.  [default: all]")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Picks the samples.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Samples made at a time.")
+@click.option("--seed", type=_SEED, metavar="N", default=0, show_default=True, help="Another seed, other samples.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), metavar="N", default=64, show_default=True, help="Samples at a time."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
@@ -140,12 +144,12 @@ def sample(
       cmjax sample --steps 2                         better ones, in two
       cmjax sample --timesteps 22,0                  two steps, at levels you choose from the
                                                      training grid (0 is the noisiest)
-      cmjax sample --sigmas 80,0.8                   the same by noise level
+      cmjax sample --sigmas 80,0.8                   two steps, at noise levels you choose
       cmjax sample --labels 7 --num 10 --seed 1      ten other sevens
       cmjax sample --num 50000 --batch-size 500 --out digits.npz
                                                      arrays for an evaluation
       cmjax sample --model runs/mine                 your own model, saved by cmjax.save
-    """
+    """  # noqa: D301
     _check_out(out)
     levels = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas}
     given = {name: value for name, value in levels.items() if value is not None} or {"steps": 1}
@@ -154,7 +158,10 @@ def sample(
 
     import cmjax
 
-    loaded = cmjax.load(model, dtype=dtype)
+    try:
+        loaded = cmjax.load(model, dtype=dtype)
+    except (TypeError, ArithmeticError, RecursionError) as error:  # values in its files that only fail when used
+        raise ValueError(f"model {model}: its files make no sense ({type(error).__name__}: {error})") from None
     labels = _check_labels(labels, loaded.num_classes)
     channels = loaded.sample_shape[-1]
     if out.suffix.lower() == ".png" and channels not in (1, 3):
@@ -233,7 +240,11 @@ def generate(
         )
 
     def classes(first, count):
-        return None if labels is None else np.take(np.int32(labels), np.arange(first, first + count), mode="wrap")
+        return (
+            None
+            if labels is None
+            else np.take(np.asarray(labels, np.int32), np.arange(first, first + count), mode="wrap")
+        )
 
     images = np.empty((num, *model.sample_shape), np.uint8)
     starts = range(0, num, size)
@@ -295,7 +306,8 @@ def _write(path: Path, made: Generated, period: int) -> None:
         save_grid(path, made.images, columns=columns, labels=made.labels, scale=scale)
     else:
         with replacing(path) as file:
-            np.savez(file, images=made.images, **({} if made.labels is None else {"labels": made.labels}))
+            arrays = {"images": made.images} if made.labels is None else {"images": made.images, "labels": made.labels}
+            np.savez(file, allow_pickle=False, **arrays)
 
 
 def _count(number: int, noun: str) -> str:

@@ -54,6 +54,8 @@ SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 @click.option("--seed", default=0, show_default=True)
 @click.option("--save-every", default=250, show_default=True)
 @click.option("--uniform-fraction", default=0.5, show_default=True, help="Share of levels uniform on the Karras grid.")
+@click.option("--p-mean", default=-1.2, show_default=True, help="Mean of log sigma for the other levels.")
+@click.option("--p-std", default=1.2, show_default=True, help="And its standard deviation.")
 @click.option("--stages", default=5.0, show_default=True, help="easy: halvings of the gap 1 - r/t over the run.")
 @click.option(
     "--scales", default=18, show_default=True, help="consistency, distillation: levels at the end of the run."
@@ -67,6 +69,8 @@ def main(source, out, loss, init, steps, batch_size, learning_rate, seed, save_e
         SCHEDULER,
         steps,
         uniform_fraction=loss_options["uniform_fraction"],
+        p_mean=loss_options["p_mean"],
+        p_std=loss_options["p_std"],
         stages=loss_options["stages"],
         s1=loss_options["scales"],
         huber_c=loss_options["huber_c"],
