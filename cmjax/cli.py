@@ -4,6 +4,7 @@ Heavy modules are imported where they are used, so that help and usage errors co
 """
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 class _OneLineErrors(click.Group):
     """A group whose every failure is one line on stderr and exit code 2; 130 when interrupted."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # as a program; `main` serves those who embed it
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _leave)
+        return self.main(*args, **kwargs)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False  # click would spread usage errors over several lines
         try:
@@ -38,7 +44,7 @@ class _OneLineErrors(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("Interrupted; nothing was written.", err=True)
+            click.echo(_INTERRUPTED, err=True)
             ctx.exit(130)
         except BrokenPipeError:
             raise
@@ -52,6 +58,15 @@ class _OneLineErrors(click.Group):
     def _fail(message: str) -> None:
         click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(2)
+
+
+_INTERRUPTED = "Interrupted; nothing was written."
+
+
+def _leave(*_: Any) -> None:
+    """Ends the process: an exception gets lost, or aborts, where libraries call back into Python."""
+    os.write(2, ("\n" * sys.stderr.isatty() + _INTERRUPTED + "\n").encode())  # below the ^C and the bar
+    os._exit(130)
 
 
 class _Numbers(click.ParamType):
@@ -174,6 +189,8 @@ def sample(
     made = generate(
         loaded, state, num, labels=labels, seed=seed, batch_size=batch_size, dtype=dtype, progress=not quiet
     )
+    if signal.getsignal(signal.SIGINT) is _leave:  # from here on there is a file to clear away
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _write(out, made, period=len(labels or "-"))
     except OSError as error:
