@@ -249,7 +249,7 @@ def generate(
     key = jax.random.key(seed, impl="threefry2x32")
 
     @jax.jit
-    def draw(params, state, first, labels):
+    def draw(key, params, state, first, labels):
         cond = {} if labels is None else {"class_labels": labels}
         shape = (size, *model.sample_shape)
         return cmjax.sample(
@@ -257,11 +257,9 @@ def generate(
         )
 
     def classes(first, count):
-        return (
-            None
-            if labels is None
-            else np.take(np.asarray(labels, np.int32), np.arange(first, first + count), mode="wrap")
-        )
+        if labels is None:
+            return None
+        return np.asarray(labels, np.int32)[np.arange(first, first + count) % len(labels)]
 
     images = np.empty((num, *model.sample_shape), np.uint8)
     starts = range(0, num, size)
@@ -270,17 +268,19 @@ def generate(
     try:
         with tqdm(total=len(starts), desc="compiling", unit="batch", leave=False, disable=hidden) as bar:
             begin = time.perf_counter()
-            compiled = draw.lower(model.params, state, np.uint32(0), classes(0, size)).compile()
+            compiled = draw.lower(key, model.params, state, np.uint32(0), classes(0, size)).compile()
             ready = time.perf_counter()
+            bar.reset()  # its rate is that of sampling
             bar.set_description("sampling")
             for first in starts:
                 # The last batch may reach beyond num: its surplus is cut rather than compiled for.
-                batch = compiled(model.params, state, np.uint32(first), classes(first, size))
+                batch = compiled(key, model.params, state, np.uint32(first), classes(first, size))
                 batch = np.asarray(batch, np.float32)[: num - first]
                 if not np.isfinite(batch).all():
                     raise ValueError(f"samples from number {first} on are not finite; the model or its dtype is broken")
                 images[first : first + size] = to_uint8(batch)
                 bar.update()
+            bar.leave = len(starts) > 1
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"{error}".splitlines()[0] + "; a smaller --batch-size needs less memory") from None
     return Generated(images, classes(0, num), ready - begin, time.perf_counter() - ready)

@@ -1,75 +1,115 @@
-"""From samples to pixels to pictures."""
+"""Pixels, grids, and files that are either complete or not there."""
 
 import os
+import stat
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax import images
+from cmjax.images import CAPTION, MARGIN, grid, replacing, save_grid, tidy_columns, to_uint8
 
 
-def test_samples_map_to_pixels():
-    samples = np.array([-1.5, -1.0, 0.0, 1.0, 7.0], np.float32)
-    assert images.to_uint8(samples).tolist() == [0, 0, 128, 255, 255]
-    pixels = np.arange(256)
-    np.testing.assert_array_equal(images.to_uint8(pixels / 127.5 - 1), pixels)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_samples_become_pixels_rounded_and_clipped(dtype):
+    samples = jnp.asarray([-1.5, -1, 0, 0.5, 1, 7], dtype)
+    pixels = to_uint8(samples)
+    assert pixels.dtype == np.uint8
+    assert pixels.tolist() == [0, 0, 128, 191, 255, 255]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_every_image_stands_in_its_cell(channels):
-    tiles = np.stack([np.full((4, 5, channels), 10 * (i + 1), np.uint8) for i in range(5)])
-    picture = images.grid(tiles, columns=3, scale=2)
-    assert picture.mode == ("L" if channels == 1 else "RGB")
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (3, "RGB")])
+@pytest.mark.parametrize("labels", [None, list("abcde")])
+def test_tiles_are_enlarged_unchanged_in_reading_order(channels, mode, labels):
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, channels), dtype=np.uint8)
+    picture = grid(images, columns=3, labels=labels, scale=4)
+    caption = 0 if labels is None else CAPTION
+    assert picture.mode == mode
+    assert picture.size == (MARGIN + 3 * (24 + MARGIN), MARGIN + 2 * (16 + MARGIN + caption))
     pixels = np.asarray(picture).reshape(picture.height, picture.width, channels)
-    m, w, h = images.MARGIN, 10, 8
-    assert pixels.shape[:2] == (2 * (h + m) + m, 3 * (w + m) + m)
-    for i in range(5):
-        x, y = m + i % 3 * (w + m), m + i // 3 * (h + m)
-        assert np.all(pixels[y : y + h, x : x + w] == 10 * (i + 1))
-    assert np.all(pixels[:m] == 255) and np.all(pixels[-h:, -w:] == 255)  # margin, empty cell
+    for i in range(6):
+        x = MARGIN + i % 3 * (24 + MARGIN)
+        y = MARGIN + i // 3 * (16 + MARGIN + caption) + caption
+        tile = pixels[y : y + 16, x : x + 24]
+        above = pixels[y - MARGIN - caption : y, x : x + 24]
+        if i < 5:
+            np.testing.assert_array_equal(tile, images[i].repeat(4, 0).repeat(4, 1))
+            assert (above < 128).any() == (labels is not None)  # the caption is there, in the dark
+        else:
+            assert (tile == 255).all() and (above == 255).all()
 
 
-def test_captions_are_drawn_above_their_images():
-    tiles = np.zeros((2, 30, 30, 1), np.uint8)
-    plain = np.asarray(images.grid(tiles, columns=2, labels=["", ""]))
-    captioned = np.asarray(images.grid(tiles, columns=2, labels=[7, ""]))
-    where = np.argwhere(plain != captioned)
-    assert len(where) > 5
-    assert where[:, 0].max() < images.MARGIN + images.CAPTION
-    assert where[:, 1].max() < images.MARGIN + 30
+def test_a_caption_is_centred_over_its_tile():
+    picture = np.asarray(grid(np.zeros((1, 28, 28, 1), np.uint8), columns=1, labels=["8"], scale=2))
+    dark = np.nonzero((picture[:CAPTION] < 128).any(0))[0]
+    assert abs(dark.mean() - (MARGIN + 28)) <= 1
 
 
-@pytest.mark.parametrize(
-    ("count", "period", "columns"), [(64, 10, 10), (64, 1, 8), (1, 10, 1), (5, 10, 5), (400, 10, 20), (100, 1000, 10)]
-)
-def test_columns_make_a_grid_close_to_a_square_with_whole_periods(count, period, columns):
-    assert images.tidy_columns(count, period) == columns
+def test_a_row_is_not_wider_than_its_images():
+    assert grid(np.zeros((2, 4, 4, 1), np.uint8), columns=10).width == MARGIN + 2 * (4 + MARGIN)
 
 
 @pytest.mark.parametrize(
-    ("array", "options", "message"),
+    "images, options, message",
     [
-        (np.zeros((1, 2, 2, 1)), {}, "float64"),
-        (np.zeros((2, 2, 1), np.uint8), {}, r"\[2, 2, 1\]"),
-        (np.zeros((1, 2, 2, 4), np.uint8), {}, r"\[1, 2, 2, 4\]"),
-        (np.zeros((0, 2, 2, 1), np.uint8), {}, "not empty"),
-        (np.zeros((2, 2, 2, 1), np.uint8), {"labels": [1]}, "one per image, 2, got 1"),
-        (np.zeros((2, 2, 2, 1), np.uint8), {"columns": 0}, "columns=0"),
+        (np.zeros((2, 4, 4, 1)), {}, "images must be u8"),
+        (np.zeros((4, 4, 1), np.uint8), {}, "images must be u8"),
+        (np.zeros((2, 4, 4, 2), np.uint8), {}, "images must be u8"),
+        (np.zeros((0, 4, 4, 1), np.uint8), {}, "not empty"),
+        (np.zeros((2, 4, 4, 1), np.uint8), {"columns": 0}, "columns=0"),
+        (np.zeros((2, 4, 4, 1), np.uint8), {"scale": 0}, "scale=0"),
+        (np.zeros((2, 4, 4, 1), np.uint8), {"labels": [1]}, "one per image, 2, got 1"),
     ],
 )
-def test_misuse(array, options, message):
+def test_misuse_of_grid(images, options, message):
     with pytest.raises(ValueError, match=message):
-        images.grid(array, **{"columns": 1, **options})
+        grid(images, **{"columns": 2, **options})
 
 
-def test_pictures_are_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "a.png"
-    images.save_grid(path, np.zeros((1, 2, 2, 1), np.uint8), columns=1)
-    before = path.read_bytes()
-    with Image.open(path) as picture:
-        assert picture.size == (10, 10)
-    with pytest.raises(ZeroDivisionError), images.replacing(path) as file:
+@pytest.mark.parametrize(
+    "count, period, columns",
+    [
+        (64, 10, 10),  # a column per digit
+        (64, 1, 8),
+        (64, 3, 9),  # three columns per class
+        (4, 10, 4),
+        (10, 10, 10),
+        (1, 1, 1),
+        (64, 1000, 8),  # no row holds a thousand classes
+        (10_000, 10, 100),
+    ],
+)
+def test_tidy_columns(count, period, columns):
+    assert tidy_columns(count, period) == columns
+
+
+def test_save_grid_makes_its_folder_and_a_file_as_any_other(tmp_path):
+    images = np.full((2, 4, 4, 3), (1, 2, 3), np.uint8)
+    save_grid(tmp_path / "new" / "a.png", images, columns=2)
+    (tmp_path / "other").write_bytes(b"")
+    with Image.open(tmp_path / "new" / "a.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.getpixel((MARGIN, MARGIN)) == (1, 2, 3)
+    modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("new/a.png", "other")]
+    assert modes[0] == modes[1]
+
+
+@pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, failure):
+    path = tmp_path / "a.npz"
+    path.write_text("old")
+    with pytest.raises(failure), replacing(path) as file:
         file.write(b"half")
-        raise ZeroDivisionError
-    assert path.read_bytes() == before and os.listdir(path.parent) == ["a.png"]
+        file.flush()
+        raise failure
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.npz"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with replacing(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"

@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from cmjax.checkpoints.model import Model
+from cmjax.configs import did_you_mean, from_json
 from cmjax.models import UNet2D, UNet2DConfig, from_nnx
-from cmjax.schedulers import did_you_mean, scheduler_from_config
+from cmjax.schedulers import scheduler_from_config
 
 CONFIG, SCHEDULER_CONFIG, WEIGHTS = "config.json", "scheduler_config.json", "model.safetensors"
 ARCHITECTURES = {"UNet2D": (UNet2D, UNet2DConfig)}
@@ -45,16 +46,17 @@ def load(path: str | Path, *, dtype: DTypeLike | None = None) -> Model:
     path = Path(path)
     config = dict(_read_json(path / CONFIG))
     name = config.pop("_class_name", None)
-    if name not in ARCHITECTURES:
-        raise ValueError(f"{path / CONFIG}: _class_name is {name!r}{did_you_mean(str(name), list(ARCHITECTURES))}")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(f"{path / CONFIG}: _class_name is {name!r}{did_you_mean(name, list(ARCHITECTURES))}")
     network, config_class = ARCHITECTURES[name]
-    known = [field.name for field in dataclasses.fields(config_class)]
-    for option in config:
-        if option not in known:
-            raise ValueError(f"{path / CONFIG}: {name} has no option {option!r}{did_you_mean(option, known)}")
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-    config = config_class(**options)
-    scheduler = scheduler_from_config(_read_json(path / SCHEDULER_CONFIG))
+    try:
+        config = from_json(config_class, config)
+    except ValueError as error:
+        raise ValueError(f"{path / CONFIG}: {error}") from None
+    try:
+        scheduler = scheduler_from_config(_read_json(path / SCHEDULER_CONFIG))
+    except ValueError as error:
+        raise ValueError(f"{path / SCHEDULER_CONFIG}: {error}") from None
     apply_fn, abstract = from_nnx(nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0))))
     return Model(apply_fn, _fill(abstract, _read_weights(path / WEIGHTS), dtype), scheduler, config)
 
@@ -86,7 +88,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is not a cmjax folder: it has no {path.name}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
@@ -98,5 +100,5 @@ def _read_weights(path: Path) -> dict[str, jax.Array]:
         return load_file(path)
     except FileNotFoundError:
         raise ValueError(f"{path.parent} has no {path.name}") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cmjax.configs import is_finite, is_int
 from cmjax.models import layers
 
 
@@ -49,6 +50,7 @@ class UNet2DConfig:
     patch_size: int = 1
 
     def __post_init__(self):
+        self._check_types()
         for name, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             value = getattr(self, name)
             if len(value) != len(self.block_out_channels) or not set(value) <= set(allowed):
@@ -64,6 +66,25 @@ class UNet2DConfig:
             raise ValueError(
                 f"sample_size {self.sample_size} is not a multiple of {stride}, the network's total stride"
             )
+
+    def _check_types(self):
+        positive = ("sample_size", "in_channels", "out_channels", "layers_per_block")
+        for name in (*positive, "attention_head_dim", "norm_num_groups", "patch_size"):
+            if not is_int(getattr(self, name), 1):
+                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+        for name in ("norm_eps", "freq_shift", "time_scale"):
+            if not is_finite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)!r}")
+        if self.num_class_embeds is not None and not is_int(self.num_class_embeds, 1):
+            raise ValueError(f"num_class_embeds must be a positive integer or null, got {self.num_class_embeds!r}")
+        if not isinstance(self.flip_sin_to_cos, bool):
+            raise ValueError(f"flip_sin_to_cos must be true or false, got {self.flip_sin_to_cos!r}")
+        for name in ("block_out_channels", "down_block_types", "up_block_types"):
+            value, item = getattr(self, name), int if name == "block_out_channels" else str
+            if not isinstance(value, tuple) or not value or not all(type(v) is item for v in value):
+                raise ValueError(f"{name} must be a list of {item.__name__}, got {value!r}")
+        if min(self.block_out_channels) < 1:
+            raise ValueError(f"block_out_channels must be positive, got {self.block_out_channels}")
 
 
 DOWN_BLOCKS = {"DownBlock2D": False, "AttnDownBlock2D": True}  # name -> has attention

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput, did_you_mean
+from cmjax.configs import did_you_mean
+from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
@@ -21,8 +22,8 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
         ValueError: if `_class_name` is missing or unknown, or an option is unknown or out of its domain.
     """
     name = config.get("_class_name")
-    if name not in SCHEDULERS:
-        raise ValueError(f"config['_class_name'] is {name!r}{did_you_mean(str(name), list(SCHEDULERS))}")
+    if not isinstance(name, str) or name not in SCHEDULERS:
+        raise ValueError(f"config['_class_name'] is {name!r}{did_you_mean(name, list(SCHEDULERS))}")
     return SCHEDULERS[name].from_config(config)
 
 

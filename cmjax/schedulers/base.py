@@ -1,7 +1,6 @@
 """The contract between a sampling loop and a sampler: `Scheduler`, `SchedulerState`, `StepOutput`."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from cmjax.configs import from_json
 from cmjax.random import level_noise, sample_keys
 
 
@@ -141,18 +141,8 @@ class Scheduler(Protocol):
         Raises:
             ValueError: for a key that the scheduler does not have; keys in `_` are diffusers' own notes.
         """
-        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
-        for name in values:
-            if name not in known:
-                raise ValueError(f"{cls.__name__} has no option {name!r}{did_you_mean(name, known)}")
-        return cls(**{**cls._diffusers_defaults, **values})
-
-
-def did_you_mean(name: str, known: list[str]) -> str:
-    """Returns the end of an error message: the known name closest to `name`, or all of them."""
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"
+        values = {name: value for name, value in config.items() if not name.startswith("_")}
+        return from_json(cls, {**cls._diffusers_defaults, **values})
 
 
 def combine(*terms: tuple[Any, jax.Array]) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.configs import is_finite, is_int
 from cmjax.schedulers.base import (
     Scheduler,
     SchedulerState,
@@ -55,16 +56,18 @@ class CMStochasticIterativeScheduler(Scheduler):
     _diffusers_defaults = {"timestep_spacing": "leading"}
 
     def __post_init__(self):
-        if not _is_int(self.num_train_timesteps) or self.num_train_timesteps < 1:
+        if not is_int(self.num_train_timesteps, 1):
             raise ValueError(f"num_train_timesteps must be a positive integer, got {self.num_train_timesteps!r}")
         for name in ("sigma_min", "sigma_max", "sigma_data", "rho"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if not is_finite(value) or value <= 0:
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} must be less than sigma_max {self.sigma_max}")
-        if not (math.isfinite(self.s_noise) and self.s_noise >= 0):
+        if not is_finite(self.s_noise) or self.s_noise < 0:
             raise ValueError(f"s_noise must be finite and not negative, got {self.s_noise!r}")
+        if not isinstance(self.clip_denoised, bool):
+            raise ValueError(f"clip_denoised must be true or false, got {self.clip_denoised!r}")
         if self.timestep_spacing not in _SPACINGS:
             raise ValueError(f"timestep_spacing must be one of {_SPACINGS}, got {self.timestep_spacing!r}")
 
@@ -195,7 +198,7 @@ class CMStochasticIterativeScheduler(Scheduler):
 
     def _spaced_indices(self, n: int) -> np.ndarray:
         total = self.num_train_timesteps
-        if not _is_int(n) or not 1 <= n <= total:
+        if not is_int(n, 1) or n > total:
             raise ValueError(
                 f"num_inference_steps must be an integer from 1 to num_train_timesteps={total}, got {n!r}; "
                 "sigmas=[...] takes any number of levels"
@@ -239,10 +242,6 @@ def karras_sigmas(ramp: Any, sigma_min: float, sigma_max: float, rho: float) -> 
     """Returns the noise levels at `ramp` in [0, 1], 0 being sigma_max (Karras et al. 2022, equation 5)."""
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return (high + ramp * (low - high)) ** rho
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _array(value: Any) -> Any:

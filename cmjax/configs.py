@@ -1,0 +1,47 @@
+"""Frozen configuration dataclasses: built from JSON, checked field by field."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+Config = TypeVar("Config")
+
+
+def from_json(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """Builds a configuration dataclass from a JSON object; lists become tuples.
+
+    Raises:
+        ValueError: for an option that the dataclass does not have, or a missing one that it needs.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise ValueError(f"{cls.__name__} has no option {name!r}{did_you_mean(name, list(fields))}")
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            raise ValueError(f"{cls.__name__} needs the option {name!r}")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def did_you_mean(name: Any, known: list[str]) -> str:
+    """Returns the end of an error message: the known name closest to `name`, or all of them."""
+    close = difflib.get_close_matches(str(name), known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+
+
+def is_int(value: Any, low: int) -> bool:
+    """Whether `value` is an integer of at least `low`; True and False are not."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= low)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether `value` is a finite real number; True and False are not."""
+    return (
+        isinstance(value, (int, float, np.integer, np.floating))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
