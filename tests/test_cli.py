@@ -100,11 +100,15 @@ def assert_one_line(result, fragment, code=2):
 
 
 def program(*args, **options):
-    """Starts `python -m cmjax` as a process of its own."""
+    """Starts `python -m cmjax` as a process of its own, minding SIGINT even where the tests ignore it."""
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "runpy.run_module('cmjax', run_name='__main__')"
+    )
     root = os.path.dirname(os.path.dirname(cmjax.__file__))
     environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "cmjax", *args],
+        [sys.executable, "-c", code, *args],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
