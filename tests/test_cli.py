@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from flax import nnx
 from PIL import Image
 
 import cmjax
-from cmjax import cli
+from cmjax import cli, generation
 from cmjax.checkpoints import BUNDLED
 from cmjax.images import to_uint8
 from cmjax.models import UNet2D, UNet2DConfig
@@ -312,8 +313,8 @@ def test_without_permission_nothing_is_sampled(run, monkeypatch):
     def denied(**_):
         raise PermissionError(13, "Permission denied", "x")
 
-    monkeypatch.setattr(cli.tempfile, "TemporaryFile", denied)
-    monkeypatch.setattr(cli, "generate", lambda *_, **__: pytest.fail("sampled all the same"))
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)
+    monkeypatch.setattr(generation, "generate", lambda *_, **__: pytest.fail("sampled all the same"))
     assert_one_line(run(), "--out: cannot write in .: Permission denied; choose another folder")
 
 
@@ -325,7 +326,7 @@ def test_a_file_system_that_takes_no_files(run):
 @pytest.mark.parametrize("out", ["x.png", "x.npz"])
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(run, tmp_path, monkeypatch, out):
     (tmp_path / out).write_text("old")
-    write = cli._write
+    write = cli.sample._write
 
     def write_on_a_full_disk(*args, **kwargs):
         _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -335,7 +336,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(run, tmp_path, monkeypa
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(cli, "_write", write_on_a_full_disk)
+    monkeypatch.setattr(cli.sample, "_write", write_on_a_full_disk)
     assert_one_line(run("--out", out, "--num", "2"), f"cannot write {out}: File too large")
     assert os.listdir(tmp_path) == [out]
     assert (tmp_path / out).read_text() == "old"
@@ -404,8 +405,9 @@ def test_every_example_in_the_help_runs(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     load, asked = cmjax.load, []
     monkeypatch.setattr(cmjax, "load", lambda source, dtype: load(folders / "classes", dtype=dtype))
-    monkeypatch.setattr(cli, "_write", lambda *_, **__: None)
-    monkeypatch.setattr(cli, "generate", lambda *args, **_: asked.append(args) or cli.Generated(None, None, 0, 0))
+    monkeypatch.setattr(cli.sample, "_write", lambda *_, **__: None)
+    made = generation.Generated(None, None, 0, 0)
+    monkeypatch.setattr(generation, "generate", lambda *args, **_: asked.append(args) or made)
     for page in ([], ["sample"]):
         for line in CliRunner().invoke(cli.main, [*page, "--help"]).stdout.splitlines():
             command = line.strip().split("   ")[0].split()

@@ -1,0 +1,33 @@
+"""The command line: parses, calls the library, prints. One module a command.
+
+Heavy modules are imported where they are used, so that help and usage errors come at once.
+"""
+
+import click
+
+from cmjax import __version__
+from cmjax.cli import sample
+from cmjax.cli.group import OneLineErrors
+
+
+@click.group(
+    cls=OneLineErrors,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="cmjax")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Few-step generation with consistency models.
+
+    \b
+    Examples:
+      cmjax sample                              64 digits in samples.png, one network call each
+      cmjax sample --labels 3,1,4 --steps 2     threes, ones and fours, in two steps
+      cmjax sample --help                       all there is to choose
+    """  # noqa: D301 (click wants the backspace character itself)
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+main.add_command(sample.sample)
