@@ -1,15 +1,14 @@
 """Between samples in [-1, 1] and files of pixels."""
 
-import contextlib
-import os
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
+
+from cmjax.files import replacing
 
 MARGIN, CAPTION = 4, 16  # pixels around every tile, and above it for its caption
 
@@ -75,22 +74,3 @@ def save_grid(path: str | Path, images: np.ndarray, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         grid(images, **options).save(file)  # the format goes by the file's suffix
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """Opens a file that takes the place of `path` once it is complete; a failure leaves `path` as it was.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    path = Path(os.path.realpath(path))  # a link stays a link
-    temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # some file systems report a full disk only here
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

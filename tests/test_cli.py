@@ -18,7 +18,7 @@ from flax import nnx
 from PIL import Image
 
 import cmjax
-from cmjax import cli, generation
+from cmjax import checkpoints, cli, generation
 from cmjax.checkpoints import BUNDLED
 from cmjax.images import to_uint8
 from cmjax.models import UNet2D, UNet2DConfig
@@ -279,13 +279,13 @@ MISUSES = [
     ("--out " + "x" * 300 + ".png", "File name too long"),
     ("--out x.png --model {models}/latent", "the model's samples have 4; use .npz"),
     # models
-    ("--model nosuch", "'nosuch' is not a folder; give a cmjax folder or a hub id"),
-    ("--model ./no/such", "is not a folder; give a cmjax folder or a hub id"),
-    ("--model {models}/file", "is not a folder"),
-    ("--model {models}/empty", "is not a cmjax folder: it has no config.json"),
+    ("--model nosuch", "'nosuch' is not there; give a folder, a .pt file, or a hub id"),
+    ("--model ./no/such", "is not there; give a folder, a .pt file, or a hub id"),
+    ("--model {models}/file", "file is not a readable PyTorch file"),
+    ("--model {models}/empty", "is not a whole model: it has no config.json"),
     ("--model {models}/corrupt", "model.safetensors is not a readable safetensors file"),
     ("--model {models}/no-weights", "has no model.safetensors"),
-    ("--model {models}/folder-weights", "Error: "),
+    ("--model {models}/folder-weights", "model.safetensors"),
     ("--model {models}/odd-config", "odd-config"),
     ("--model {models}/no-json", "scheduler_config.json is not JSON"),
     ("--model {models}/nan", "not finite"),
@@ -358,7 +358,7 @@ def test_a_defect_of_ours_is_not_hidden(run, monkeypatch):
     assert isinstance(run().exception, AttributeError)
 
 
-@pytest.mark.parametrize("where", ["cmjax.load", "cmjax.sample", "cmjax.images.grid"])
+@pytest.mark.parametrize("where", ["cmjax.checkpoints.open_checkpoint", "cmjax.sample", "cmjax.images.grid"])
 def test_an_interrupt_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, where):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -403,8 +403,8 @@ def test_help_teaches_by_example(args):
 def test_every_example_in_the_help_runs(folders, tmp_path, monkeypatch):
     """Every command shown parses, and asks `generate` for what it says; the model stands in for the bundled one."""
     monkeypatch.chdir(tmp_path)
-    load, asked = cmjax.load, []
-    monkeypatch.setattr(cmjax, "load", lambda source, dtype: load(folders / "classes", dtype=dtype))
+    opened, asked = checkpoints.open_checkpoint(folders / "classes"), []
+    monkeypatch.setattr(checkpoints, "open_checkpoint", lambda source: opened)
     monkeypatch.setattr(cli.sample, "_write", lambda *_, **__: None)
     made = generation.Generated(None, None, 0, 0)
     monkeypatch.setattr(generation, "generate", lambda *args, **_: asked.append(args) or made)

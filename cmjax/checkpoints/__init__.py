@@ -1,23 +1,31 @@
-"""Models on disk."""
+"""Models on disk: one module a kind of file."""
 
 from pathlib import Path
+from typing import Literal
 
 from jax.typing import DTypeLike
 
-from cmjax.checkpoints import native
-from cmjax.checkpoints.model import Model
-from cmjax.checkpoints.native import save
+from cmjax.checkpoints import diffusers, hub, native, openai
+from cmjax.checkpoints.model import ARCHITECTURES, Checkpoint, Model, read_json
+from cmjax.configs import did_you_mean
+from cmjax.files import replacing_folder
+from cmjax.models import UNet2DConfig
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
+WRITERS = {"cmjax": native.write, "diffusers": diffusers.write}
 
 
-def load(source: str | Path | None = None, *, dtype: DTypeLike | None = None) -> Model:
-    """Loads a model.
+def load(
+    source: str | Path | None = None, *, dtype: DTypeLike | None = None, config: UNet2DConfig | str | None = None
+) -> Model:
+    """Loads a model; what kind it is, is seen by looking at it.
 
     Args:
-        source: a cmjax folder, or the id of one on the Hugging Face hub (`owner/name`, optionally
-            `owner/name@revision`); None is the bundled digits model.
+        source: a cmjax folder, a diffusers pipeline or UNet folder, an OpenAI `.pt` file, or the id of a pipeline
+            or cmjax folder on the Hugging Face hub (`owner/name`, optionally `owner/name@revision`); None is the
+            bundled digits model.
         dtype: of the parameters; None is float32. The network computes in the dtype of its input.
+        config: of an OpenAI file's network, or the name of a preset; None infers it. Others say it themselves.
 
     Returns:
         `Model(apply_fn, params, scheduler, config)`.
@@ -25,29 +33,49 @@ def load(source: str | Path | None = None, *, dtype: DTypeLike | None = None) ->
     Raises:
         ValueError: if there is no such model, or it is not one that cmjax reads.
     """
-    if source is None:
-        return native.load(BUNDLED, dtype=dtype)
-    path = Path(source)
-    if path.is_dir():
-        return native.load(path, dtype=dtype)
-    if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise ValueError(f"model {str(source)!r} is not a folder; give a cmjax folder or a hub id owner/name")
-    return native.load(_download(str(source)), dtype=dtype)
+    return open_checkpoint(source, config=config).load(dtype=dtype)
 
 
-def _download(source: str) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def open_checkpoint(source: str | Path | None = None, *, config: UNet2DConfig | str | None = None) -> Checkpoint:
+    """Opens a model without reading its tensors; the arguments and errors are those of `load`."""
+    path = BUNDLED if source is None else Path(source)
+    if path.is_file():
+        return openai.open_file(path, config)
+    if config is not None:
+        raise ValueError(f"config is for OpenAI files, which do not say their own; {path} does")
+    if not path.exists():
+        path = hub.download(str(source))
+    if (path / diffusers.INDEX).exists():
+        return diffusers.open_pipeline(path)
+    name = read_json(path / native.CONFIG).get("_class_name")
+    if name == diffusers.NETWORK:
+        return diffusers.open_unet(path)
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return native.open_folder(path)
+    hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
+    raise ValueError(f"{path / native.CONFIG}: _class_name is {name!r}{hint}")
 
-    repo, _, revision = source.partition("@")
-    try:
-        return snapshot_download(repo, revision=revision or None)
-    except LocalEntryNotFoundError:
-        raise ValueError(
-            f"model {source!r} is neither a folder, nor in the hub's cache, nor is the hub reachable"
-        ) from None
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(f"model {source!r} is not a folder, and the hub answers: {error}") from None
+
+def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = "cmjax") -> None:
+    """Writes a model's folder; a crash leaves what was there before, or the new folder, whole.
+
+    Args:
+        path: the folder, made if need be, and replaced if it is a model's.
+        model: with the config of one of cmjax's own networks.
+        to: "cmjax", or "diffusers" for a folder that `ConsistencyModelPipeline.from_pretrained` opens.
+
+    Raises:
+        ValueError: if `model.config` is not such a config or has options that diffusers does not have, or if
+            `path` is a folder that holds something else.
+    """
+    if to not in WRITERS:
+        raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
+    path = Path(path)
+    ours = any((path / name).exists() for name in (native.CONFIG, diffusers.INDEX))
+    if path.is_dir() and any(path.iterdir()) and not ours:
+        raise ValueError(f"{path} is a folder of something else than a model; give another name")
+    with replacing_folder(path) as folder:
+        WRITERS[to](folder, model)
 
 
-__all__ = ["BUNDLED", "Model", "load", "save"]
+__all__ = ["BUNDLED", "Checkpoint", "Model", "load", "open_checkpoint", "save"]

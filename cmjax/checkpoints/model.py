@@ -1,12 +1,29 @@
-"""What a checkpoint holds."""
+"""What a checkpoint holds, in memory and on disk."""
 
 import dataclasses
-from typing import Any
+import json
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
 
+from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.configs import Config
+from cmjax.models import UNet2D, UNet2DConfig, from_nnx
 from cmjax.models.adapters import ApplyFn
+from cmjax.schedulers import scheduler_from_config
 from cmjax.schedulers.base import Scheduler
+
+ARCHITECTURES = {"UNet2D": (UNet2D, UNet2DConfig)}
+
+# From a parameter's name and number of axes to its name in the file, and the axes it is stored with.
+Layout = Callable[[str, int], tuple[str, tuple[int, ...]]]
 
 
 @jax.tree_util.register_dataclass
@@ -28,3 +45,141 @@ class Model:
     def num_classes(self) -> int | None:
         """Number of classes, or None for an unconditional model."""
         return self.config.num_class_embeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk: everything about it but the values of its tensors.
+
+    Attributes:
+        kind: what it is, in words.
+        files: the files that hold its tensors.
+        config: of its network.
+        scheduler: the sampler it was trained for.
+        tensors: by the names that the files use.
+        layout: from the network's names to those of the files.
+        note: what a user should know, or "".
+    """
+
+    kind: str
+    files: tuple[Path, ...]
+    config: UNet2DConfig
+    scheduler: Scheduler
+    tensors: Mapping[str, StoredTensor]
+    layout: Layout
+    note: str = ""
+
+    def load(self, *, dtype: DTypeLike | None = None, keep_dtypes: bool = False) -> Model:
+        """Reads the tensors, one by one.
+
+        Args:
+            dtype: of the parameters; None is float32.
+            keep_dtypes: leave every tensor in the dtype it is stored in; excludes `dtype`.
+
+        Raises:
+            ValueError: if the tensors are not those of the network, both ways, or are not finite.
+        """
+        apply_fn, abstract = self.check()
+        leaves = []
+        for name, leaf in flat(abstract).items():
+            stored_name, axes = self.layout(name, leaf.ndim)
+            stored = self.tensors[stored_name]
+            values = stored.read()
+            if not np.isfinite(values).all():
+                raise ValueError(f"{self.files[0]}: tensor {stored_name} has values that are not finite")
+            wanted = stored.dtype if keep_dtypes else dtype or leaf.dtype
+            # order="C" makes a copy wherever axes move, so JAX has nothing of the file's to hold on to
+            leaves.append(jnp.asarray(values.transpose(np.argsort(axes)).astype(wanted, order="C")))
+        return Model(apply_fn, jax.tree.unflatten(jax.tree.structure(abstract), leaves), self.scheduler, self.config)
+
+    def check(self) -> tuple[ApplyFn, Any]:
+        """Compares the tensors with those of the network, without reading them.
+
+        Returns:
+            `apply_fn` and the parameters as shapes and dtypes.
+
+        Raises:
+            ValueError: listing tensors that are missing, unexpected, misshapen or not of floating-point numbers.
+        """
+        network, _ = ARCHITECTURES[network_name(self.config)]
+        # Values play no part, so one key does for all: under a trace nnx.Rngs takes time quadratic in their number.
+        key = jax.random.key(0)
+        rngs = cast(nnx.Rngs, types.SimpleNamespace(params=lambda: key))
+        apply_fn, abstract = from_nnx(nnx.eval_shape(lambda: network(self.config, rngs=rngs)))
+        wanted = {}
+        for name, leaf in flat(abstract).items():
+            stored_name, axes = self.layout(name, leaf.ndim)
+            wanted[stored_name] = tuple(leaf.shape[axis] for axis in axes)
+        have = self.tensors
+        problems = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in have]
+        problems += [f"unexpected {name} {tensor.shape}" for name, tensor in have.items() if name not in wanted]
+        problems += [
+            f"misshapen {name}: {have[name].shape} in the file, {shape} in the network"
+            for name, shape in wanted.items()
+            if name in have and have[name].shape != shape
+        ]
+        problems += [
+            f"{name} holds {tensor.dtype}, not floating-point numbers"
+            for name, tensor in have.items()
+            if not jnp.issubdtype(tensor.dtype, jnp.floating)
+        ]
+        if problems:
+            more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+            raise ValueError(f"{len(problems)} tensors do not fit the network: {'; '.join(problems[:10])}{more}")
+        return apply_fn, abstract
+
+
+def flat(params: Any) -> dict[str, Any]:
+    """Returns the leaves by their dotted names, in the order of the tree."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): x for path, x in leaves}
+
+
+def network_name(config: Any) -> str:
+    """Returns the name of the network that `config` describes.
+
+    Raises:
+        ValueError: if it is not one of cmjax's own.
+    """
+    name = next((name for name, (_, kind) in ARCHITECTURES.items() if type(config) is kind), None)
+    if name is None:
+        raise ValueError(f"model.config must be the config of one of {list(ARCHITECTURES)}, got {config!r}")
+    return name
+
+
+def read_config(path: Path, build: Callable[[dict[str, Any]], Config]) -> Config:
+    """Builds something from a JSON file; errors name the file."""
+    content = read_json(path)
+    try:
+        return build(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_scheduler(path: Path) -> Scheduler:
+    """Reads a `scheduler_config.json`, diffusers' or ours."""
+    return read_config(path, scheduler_from_config)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: if there is no such file, or it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} is not a whole model: it has no {path.name}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object, indented."""
+    path.write_text(json.dumps(content, indent=2) + "\n")

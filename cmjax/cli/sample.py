@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", metavar="MODEL", help="A cmjax folder, or a hub id owner/name.  [default: bundled digits]")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="A cmjax or diffusers folder, an OpenAI .pt file, or a hub id owner/name.  [default: bundled digits]",
+)
 @click.option("--num", type=click.IntRange(1), metavar="N", default=64, show_default=True, help="Number of samples.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Network calls per sample.  [default: 1]")
 @click.option("--timesteps", type=options.Numbers(int, "22,0"), help="The steps as training indices, descending.")
@@ -80,13 +84,16 @@ def sample(
     if len(given) > 1:
         raise ValueError(f"{' and '.join('--' + name for name in given)} exclude each other; give one of them")
 
-    import cmjax
+    from cmjax.checkpoints import open_checkpoint
     from cmjax.generation import generate
 
     try:
-        loaded = cmjax.load(model, dtype=dtype)
+        checkpoint = open_checkpoint(model)
+        loaded = checkpoint.load(dtype=dtype)
     except (TypeError, ArithmeticError, RecursionError) as error:  # values in its files that only fail when used
         raise ValueError(f"model {model}: its files make no sense ({type(error).__name__}: {error})") from None
+    if checkpoint.note and not quiet:
+        click.echo(f"Note: {checkpoint.note}", err=True)
     labels = _check_labels(labels, loaded.num_classes)
     channels = loaded.sample_shape[-1]
     if out.suffix.lower() == ".png" and channels not in (1, 3):
@@ -142,7 +149,8 @@ def _write(path: Path, made: "Generated", period: int) -> None:
     """Writes a grid, its labels repeating with `period`, or arrays."""
     import numpy as np
 
-    from cmjax.images import replacing, save_grid, tidy_columns
+    from cmjax.files import replacing
+    from cmjax.images import save_grid, tidy_columns
 
     if path.suffix.lower() == ".png":
         columns, scale = tidy_columns(len(made.images), period), max(1, 64 // made.images.shape[1])

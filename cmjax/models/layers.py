@@ -1,6 +1,7 @@
 """Layers the networks share. They compute in the dtype of their input, whatever the parameters' dtype."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,48 +70,108 @@ class Attention(nnx.Module):
     Plain matrix products and a float32 softmax: it differentiates in forward mode too.
     """
 
-    def __init__(self, channels: int, head_dim: int, groups: int, epsilon: float, *, rngs: nnx.Rngs):
-        """Makes attention with `channels // head_dim` heads."""
+    def __init__(self, channels: int, head_dim: int, *, groups: int | None, epsilon: float, rngs: nnx.Rngs):
+        """Makes attention with `channels // head_dim` heads; `groups` None leaves the normalisation out."""
         if channels % head_dim:
             raise ValueError(f"attention_head_dim {head_dim} does not divide the block's {channels} channels")
         self.heads = channels // head_dim
-        self.group_norm = GroupNorm(channels, groups, epsilon, rngs=rngs)
+        self.group_norm = None if groups is None else GroupNorm(channels, groups, epsilon, rngs=rngs)
         self.to_q = linear(channels, channels, rngs=rngs)
         self.to_k = linear(channels, channels, rngs=rngs)
         self.to_v = linear(channels, channels, rngs=rngs)
-        self.to_out = linear(channels, channels, rngs=rngs)
+        self.to_out = nnx.List([linear(channels, channels, rngs=rngs)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to the same shape."""
         batch, height, width, channels = x.shape
-        pixels = self.group_norm(x).reshape(batch, height * width, channels)
+        pixels = x if self.group_norm is None else self.group_norm(x)
+        pixels = pixels.reshape(batch, height * width, channels)
         q, k, v = (f(pixels).reshape(batch, height * width, self.heads, -1) for f in (self.to_q, self.to_k, self.to_v))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(channels // self.heads)
         weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(x.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, height * width, channels)
-        return x + self.to_out(mixed).reshape(x.shape)
+        return x + self.to_out[0](mixed).reshape(x.shape)
 
 
 class ResnetBlock(nnx.Module):
-    """Two normalised convolutions around an added time embedding, with a residual (Ho et al. 2020)."""
+    """Two normalised convolutions with the time embedding between them, and a residual (Ho et al. 2020).
+
+    The embedding is added, or with `scale_shift` modulates the second normalisation (Dhariwal & Nichol 2021,
+    adaptive group normalisation). `resample` changes the resolution after the first normalisation, and of
+    the residual (BigGAN's up- and downsampling, ibid.).
+    """
 
     def __init__(
-        self, channels_in: int, channels_out: int, time_features: int, groups: int, epsilon: float, *, rngs: nnx.Rngs
+        self,
+        channels_in: int,
+        channels_out: int,
+        time_features: int,
+        groups: int,
+        epsilon: float,
+        *,
+        scale_shift: bool = False,
+        resample: Callable[[jax.Array], jax.Array] | None = None,
+        rngs: nnx.Rngs,
     ):
         """Makes a block from `channels_in` to `channels_out`; the shortcut is a 1x1 convolution if they differ."""
+        self.scale_shift = scale_shift
+        self.resample = resample
         self.norm1 = GroupNorm(channels_in, groups, epsilon, rngs=rngs)
         self.conv1 = conv(channels_in, channels_out, rngs=rngs)
-        self.time_emb_proj = linear(time_features, channels_out, rngs=rngs)
+        self.time_emb_proj = linear(time_features, channels_out * (1 + scale_shift), rngs=rngs)
         self.norm2 = GroupNorm(channels_out, groups, epsilon, rngs=rngs)
         self.conv2 = conv(channels_out, channels_out, rngs=rngs)
         self.conv_shortcut = None if channels_in == channels_out else conv(channels_in, channels_out, 1, rngs=rngs)
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, channels_in]` and `[B, time_features]` to `[B, H, W, channels_out]`."""
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(jax.nn.silu(embedding))[:, None, None, :]
-        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        """Maps `[B, H, W, channels_in]` and `[B, time_features]` to `[B, H', W', channels_out]`."""
+        h = jax.nn.silu(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
+        condition = self.time_emb_proj(jax.nn.silu(embedding))[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(condition, 2, axis=-1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + condition)
+        h = self.conv2(jax.nn.silu(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nnx.Module):
+    """A strided convolution that halves height and width."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        """Makes the convolution."""
+        self.conv = conv(channels, channels, strides=2, rngs=rngs)
+
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, H/2, W/2, C]`; the embedding plays no part."""
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """A doubling of height and width, then a convolution."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        """Makes the convolution."""
+        self.conv = conv(channels, channels, rngs=rngs)
+
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, 2H, 2W, C]`; the embedding plays no part."""
+        return self.conv(double(x))
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """Averages 2x2 blocks: `[B, H, W, C]` to `[B, H/2, W/2, C]`."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def double(x: jax.Array) -> jax.Array:
+    """Repeats every pixel: `[B, H, W, C]` to `[B, 2H, 2W, C]`."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:

@@ -118,7 +118,7 @@ def edit(folder, name, **changes):
         (lambda f: edit(f, "scheduler_config.json", clip_denoised="no"), "clip_denoised must be true or false"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object, got list"),
-        (lambda f: (f / "config.json").unlink(), "not a cmjax folder: it has no config.json"),
+        (lambda f: (f / "config.json").unlink(), "is not a whole model: it has no config.json"),
         (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 100), "not a readable safetensors file"),
         (
@@ -134,10 +134,10 @@ def test_damaged_folders(folder, damage, message):
 
 
 def test_sources_that_are_not_there(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="nowhere.*cmjax folder or a hub id"):
+    with pytest.raises(ValueError, match="nowhere.*folder, a .pt file, or a hub id"):
         cmjax.load(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="is not a readable PyTorch file"):
         cmjax.load(tmp_path / "file")
 
 

@@ -1,0 +1,165 @@
+"""diffusers' folders: a `ConsistencyModelPipeline`, or its `UNet2DModel` alone."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from cmjax.checkpoints import model as models
+from cmjax.checkpoints.model import Checkpoint, Model
+from cmjax.checkpoints.tensors import StoredTensor, open_safetensors
+from cmjax.checkpoints.torch_file import open_torch
+from cmjax.configs import from_json
+from cmjax.models import UNet2DConfig
+from cmjax.schedulers import CMStochasticIterativeScheduler
+
+INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
+SAFETENSORS, TORCH = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+NETWORK, PIPELINE = "UNet2DModel", "ConsistencyModelPipeline"
+
+# What an option that a file leaves out means (diffusers 0.36, UNet2DModel); sample_size has no default.
+DEFAULTS = {
+    "down_block_types": ["DownBlock2D"] + ["AttnDownBlock2D"] * 3,
+    "up_block_types": ["AttnUpBlock2D"] * 3 + ["UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "attention_head_dim": 8,
+}
+# Options that our network does not have, and the only values with which they change nothing.
+FIXED = {
+    "time_embedding_type": ("positional",),
+    "time_embedding_dim": (None,),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "mid_block_scale_factor": (1,),
+    "downsample_padding": (1,),
+    "dropout": (0,),
+    "act_fn": ("silu", "swish"),
+    "add_attention": (True,),
+    "class_embed_type": (None,),
+    "num_train_timesteps": (None,),
+}
+OURS = {"time_scale": 1.0, "patch_size": 1}  # and options of ours that diffusers does not have
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention before 0.17
+
+
+def open_pipeline(path: Path) -> Checkpoint:
+    """Opens a pipeline folder: `model_index.json`, `unet/`, `scheduler/`."""
+    parts = models.read_json(path / INDEX)
+    unet = parts.get("unet")
+    if not isinstance(unet, list) or unet[-1:] != [NETWORK]:
+        raise ValueError(f"{path / INDEX}: the unet must be a {NETWORK}, got {unet!r}; cmjax reads no other network")
+    checkpoint = open_unet(path / "unet")
+    scheduler = models.read_scheduler(path / "scheduler" / SCHEDULER_CONFIG)
+    return dataclasses.replace(checkpoint, kind="diffusers pipeline", scheduler=scheduler, note="")
+
+
+def open_unet(path: Path) -> Checkpoint:
+    """Opens a network folder; it says nothing of a scheduler, so that of the released models is assumed."""
+    config = models.read_config(path / CONFIG, config_from_diffusers)
+    files, tensors = _weights(path)
+    return Checkpoint(
+        "diffusers UNet",
+        files,
+        config,
+        CMStochasticIterativeScheduler(timestep_spacing="leading"),
+        {_renamed(name): tensor for name, tensor in tensors.items()},
+        layout,
+        note="the folder names no scheduler: the default of 40 levels is assumed",
+    )
+
+
+def write(folder: Path, model: Model) -> None:
+    """Writes a pipeline's files into a folder.
+
+    Raises:
+        ValueError: if the network or the scheduler has options that diffusers' do not have.
+    """
+    models.network_name(model.config)
+    scheduler = model.scheduler
+    if not isinstance(scheduler, CMStochasticIterativeScheduler):
+        raise ValueError(f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}")
+    (folder / "unet").mkdir()
+    (folder / "scheduler").mkdir()
+    parts = {"scheduler": ["diffusers", type(scheduler).__name__], "unet": ["diffusers", NETWORK]}
+    models.write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": "0.36.0", **parts})
+    models.write_json(folder / "unet" / CONFIG, config_to_diffusers(model.config))
+    config = scheduler.to_config()
+    del config["timestep_spacing"]  # diffusers has one only
+    models.write_json(folder / "scheduler" / SCHEDULER_CONFIG, config)
+    tensors = {}
+    for name, value in models.flat(model.params).items():
+        stored_name, axes = layout(name, value.ndim)
+        tensors[stored_name] = np.ascontiguousarray(np.asarray(value).transpose(axes))
+    save_file(tensors, folder / "unet" / SAFETENSORS, metadata={"format": "pt"})
+
+
+def layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
+    """Names and axes of PyTorch: convolutions are stored [out, in, height, width], dense layers [out, in]."""
+    axes = {("kernel", 4): (3, 2, 0, 1), ("kernel", 2): (1, 0)}.get((name.rpartition(".")[2], ndim), range(ndim))
+    return re.sub(r"(kernel|scale|embedding)$", "weight", name), tuple(axes)
+
+
+def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
+    """Reads the content of a `UNet2DModel`'s `config.json`.
+
+    Raises:
+        ValueError: naming an option that is unknown, or has a value that our network does not support.
+    """
+    if content.get("_class_name") != NETWORK:
+        raise ValueError(f"_class_name is {content.get('_class_name')!r}; cmjax reads a {NETWORK}")
+    values = {**DEFAULTS, **{name: value for name, value in content.items() if not name.startswith("_")}}
+    for name, supported in FIXED.items():
+        value = values.pop(name, supported[0])
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in supported):
+            hint = "; for sampling set it to 0: it plays a part in training alone" if name == "dropout" else ""
+            raise ValueError(f"{name} {value!r} is not supported, only {supported[0]!r}{hint}")
+    for name in OURS:
+        if name in values:
+            raise ValueError(f"{NETWORK} has no option {name!r}")
+    size = values.get("sample_size")
+    if isinstance(size, list) and len(set(map(str, size))) == 1:
+        values["sample_size"] = size[0]
+    elif isinstance(size, list):
+        raise ValueError(f"sample_size {size} is not supported, only squares")
+    elif size is None:
+        raise ValueError("sample_size is not said; write the images' height and width into the file")
+    return from_json(UNet2DConfig, values)
+
+
+def config_to_diffusers(config: UNet2DConfig) -> dict[str, Any]:
+    """Returns the content of a `UNet2DModel`'s `config.json`.
+
+    Raises:
+        ValueError: naming an option that diffusers does not have.
+    """
+    values = dataclasses.asdict(config)
+    for name, neutral in OURS.items():
+        if values.pop(name) != neutral:
+            raise ValueError(f"{name} {getattr(config, name)} is cmjax's own; diffusers has {neutral} only")
+    fixed = {name: supported[0] for name, supported in FIXED.items()}
+    return {"_class_name": NETWORK, "_diffusers_version": "0.36.0", **values, **fixed}
+
+
+def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
+    """The tensors of a folder: safetensors, else the shards that an index lists, else `.bin`."""
+    index = path / f"{SAFETENSORS}.index.json"
+    if (path / SAFETENSORS).exists():
+        return (path / SAFETENSORS,), open_safetensors(path / SAFETENSORS)
+    if index.exists():
+        shards = models.read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
+            raise ValueError(f"{index}: weight_map must map names of tensors to names of files in the folder")
+        files = tuple(path / name for name in sorted(set(shards.values())))
+        return files, {name: tensor for file in files for name, tensor in open_safetensors(file).items()}
+    if (path / TORCH).exists():
+        return (path / TORCH,), open_torch(path / TORCH)
+    raise ValueError(f"{path} has no {SAFETENSORS}, nor {TORCH}")
+
+
+def _renamed(name: str) -> str:
+    module, _, leaf = name.rpartition(".")
+    parent, _, last = module.rpartition(".")
+    return f"{parent}.{OLD_NAMES[last]}.{leaf}" if "attentions." in parent and last in OLD_NAMES else name

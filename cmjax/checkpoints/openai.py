@@ -1,0 +1,178 @@
+"""OpenAI's original `.pt` files (openai/consistency_models): a state dict, and nothing about the network.
+
+The network is inferred from the tensors. What they cannot tell is taken from the released models: attention heads of
+64 channels, 32 groups in every normalisation, and attention from 32x32 down, which gives the image size.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cmjax.checkpoints import diffusers
+from cmjax.checkpoints.model import Checkpoint
+from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.checkpoints.torch_file import open_torch
+from cmjax.models import PRESETS, UNet2DConfig
+from cmjax.schedulers import CMStochasticIterativeScheduler
+
+# Levels that the released models were trained with (scripts/launch.sh there): cd with 40, ct with end_scales + 1.
+NUM_TRAIN_TIMESTEPS = {
+    **{f"cd_{data}_{metric}": 40 for data in ("imagenet64", "bedroom256", "cat256") for metric in ("l2", "lpips")},
+    "ct_imagenet64": 201,
+    "ct_bedroom256": 151,
+    "ct_cat256": 151,
+}
+TEACHERS = ("edm_imagenet64_ema", "edm_bedroom256_ema", "edm_cat256_ema")
+HEAD_DIM, GROUPS, LARGEST_ATTENTION = 64, 32, 32
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+ATTENTION = {"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out.0": "proj_out"}
+
+
+def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoint:
+    """Opens an OpenAI file.
+
+    Args:
+        path: of the `.pt` file. The names of the released files tell the number of noise levels.
+        config: of the network, or the name of a preset; None infers it from the tensors.
+
+    Raises:
+        ValueError: if it is not a file of that kind, or not of that network.
+    """
+    if isinstance(config, str):
+        if config not in PRESETS:
+            raise ValueError(f"config {config!r} is not a preset; presets are {', '.join(PRESETS)}")
+        config = PRESETS[config]
+    tensors = open_torch(path)
+    if "input_blocks.0.0.weight" not in tensors:
+        raise ValueError(f"{path} is not a checkpoint of OpenAI's network: it has no tensor input_blocks.0.0.weight")
+    config = config or infer_config(tensors)
+    if path.stem in TEACHERS:
+        note = "an EDM diffusion model: a teacher to distil from, not a consistency model to sample with"
+    elif path.stem not in NUM_TRAIN_TIMESTEPS:
+        note = "the file's name is not of a released model: 40 noise levels are assumed"
+    else:
+        note = ""
+    return Checkpoint(
+        "OpenAI file",
+        (path,),
+        config,
+        CMStochasticIterativeScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS.get(path.stem, 40)),
+        _as_diffusers(tensors, config),
+        diffusers.layout,
+        note,
+    )
+
+
+def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
+    """Infers the network from the names and shapes of its tensors.
+
+    Raises:
+        ValueError: if they are not of a network that `UNet2D` can be.
+    """
+    try:
+        blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("output_blocks.")}
+        # The first output block with a resampling module behind it ends its resolution.
+        ends = [i for i in sorted(blocks) for k in (1, 2) if _resampler(tensors, f"output_blocks.{i}.{k}")]
+        layers = ends[0] if ends else len(blocks) - 1
+        levels = len(blocks) // (layers + 1)
+        first = [1 + level * (layers + 1) for level in range(levels)]  # input block that starts each resolution
+        widths = [tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0] for i in first]
+        attention = [f"input_blocks.{i}.1.qkv.weight" in tensors for i in first]
+        resample = "conv" if f"input_blocks.{layers + 1}.0.op.weight" in tensors else "resnet"
+        scale_shift = tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * widths[0]
+        classes = tensors["label_emb.weight"].shape[0] if "label_emb.weight" in tensors else None
+        in_channels = tensors["input_blocks.0.0.weight"].shape[1]
+        out_channels = tensors["out.2.weight"].shape[0]
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"the tensors are not those of OpenAI's network ({error}); name a preset as config") from None
+    if not any(attention):
+        raise ValueError("the image size cannot be told without attention layers; pass the network's config")
+    plain = {"conv": "{}Block2D", "resnet": "Resnet{}sampleBlock2D"}[resample]
+    return UNet2DConfig(
+        sample_size=LARGEST_ATTENTION * 2 ** attention.index(True),
+        in_channels=in_channels,
+        out_channels=out_channels,
+        down_block_types=tuple("AttnDownBlock2D" if a else plain.format("Down") for a in attention),
+        up_block_types=tuple("AttnUpBlock2D" if a else plain.format("Up") for a in attention[::-1]),
+        block_out_channels=tuple(widths),
+        layers_per_block=layers,
+        downsample_type=resample,
+        upsample_type=resample,
+        attention_head_dim=HEAD_DIM,
+        norm_num_groups=GROUPS,
+        attn_norm_num_groups=GROUPS if scale_shift else None,
+        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
+        num_class_embeds=classes,
+    )
+
+
+def module_names(config: UNet2DConfig) -> dict[str, str]:
+    """Returns OpenAI's name of every module, by its name in diffusers and here."""
+    names = {
+        "conv_in": "input_blocks.0.0",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "class_embedding": "label_emb",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    levels, layers = len(config.block_out_channels), config.layers_per_block
+    for level in range(levels):
+        down, start = f"down_blocks.{level}", 1 + level * (layers + 1)
+        for i in range(layers):
+            names[f"{down}.resnets.{i}"] = f"input_blocks.{start + i}.0"
+            names[f"{down}.attentions.{i}"] = f"input_blocks.{start + i}.1"
+        names[f"{down}.downsamplers.0"] = f"input_blocks.{start + layers}.0"
+        up, start = f"up_blocks.{level}", level * (layers + 1)
+        for i in range(layers + 1):
+            names[f"{up}.resnets.{i}"] = f"output_blocks.{start + i}.0"
+            names[f"{up}.attentions.{i}"] = f"output_blocks.{start + i}.1"
+        place = 2 if config.up_block_types[level] == "AttnUpBlock2D" else 1
+        names[f"{up}.upsamplers.0"] = f"output_blocks.{start + layers}.{place}"
+    return names
+
+
+def _as_diffusers(tensors: Mapping[str, StoredTensor], config: UNet2DConfig) -> dict[str, StoredTensor]:
+    """Renames the tensors, and splits queries, keys and values; what has no place keeps OpenAI's name."""
+    modules = {theirs: ours for ours, theirs in module_names(config).items()}
+    renamed: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        module, leaf = name.rpartition(".")[::2]
+        if module in modules:
+            renamed[f"{modules[module]}.{leaf}"] = tensor
+            continue
+        parts = module.split(".")
+        block, layer = ".".join(parts[:-1]), parts[-1]
+        if block not in modules and len(parts) > 2:
+            block, layer = ".".join(parts[:-2]), ".".join(parts[-2:])
+        ours = modules.get(block)
+        if ours is not None and layer == "qkv" and len(tensor.shape) > 0 and tensor.shape[0] % 3 == 0:
+            width = tensor.shape[0] // 3
+            for i, part in enumerate(("to_q", "to_k", "to_v")):
+                renamed[f"{ours}.{part}.{leaf}"] = tensor.rows(i * width, (i + 1) * width)
+        elif ours is not None and (part := _part(layer)) is not None:
+            flat = "attentions" in ours and len(tensor.shape) > 1  # 1x1 convolutions there, dense layers here
+            renamed[f"{ours}.{part}.{leaf}"] = tensor.rows(0, tensor.shape[0]) if flat else tensor
+        else:
+            renamed[name] = tensor
+    return renamed
+
+
+def _part(layer: str) -> str | None:
+    """Our name of a module within a block: of a residual block, an attention, or a resampling convolution."""
+    table = {theirs: ours for ours, theirs in {**RESNET, **ATTENTION}.items() if theirs != "qkv"}
+    return {**table, "op": "conv", "conv": "conv"}.get(layer)
+
+
+def _resampler(tensors: Mapping[str, StoredTensor], module: str) -> bool:
+    return f"{module}.in_layers.0.weight" in tensors or f"{module}.conv.weight" in tensors

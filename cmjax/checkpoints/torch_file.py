@@ -1,0 +1,259 @@
+"""PyTorch's `.pt` and `.bin` files, read without PyTorch and without running anything that is in them.
+
+Such a file is a zip archive (PyTorch 1.6 and later): one pickle, which says how to build tensors, and the raw
+bytes of every storage, uncompressed. A pickle is a program for a small stack machine whose instructions can call
+any function. The machine here has only the instructions that a dictionary of tensors needs, it knows the six
+names below, and where a pickle says "call", it recognises the name and builds the tensor itself: no function is
+ever looked up or called.
+"""
+
+import dataclasses
+import io
+import math
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from cmjax.checkpoints.tensors import StoredTensor
+
+STORAGES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+LARGEST_PICKLE = 16 * 2**20  # bytes; that of the largest released model has under a tenth of one MiB
+ZIP_MAGIC = b"PK\x03\x04"
+
+
+def open_torch(path: Path) -> dict[str, StoredTensor]:
+    """Lists the tensors of a `.pt` or `.bin` file that holds a state dict; only its pickle is read.
+
+    Raises:
+        ValueError: if the file is damaged, holds something else, or its pickle asks for anything but tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = _entries(path, archive)
+            (pickle,) = [name for name in entries if name.endswith("/data.pkl")]
+            folder = pickle.removesuffix("data.pkl")
+            if entries[pickle].file_size > LARGEST_PICKLE:
+                raise ValueError(f"its pickle claims {entries[pickle].file_size} bytes")
+            if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
+                raise ValueError("it was written on a big-endian machine")
+            found = _Machine().run(archive.read(pickle))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name}") from None
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable PyTorch file: {_why(path, error)}") from None
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in found.items()
+    ):
+        raise ValueError(f"{path} does not hold a state dict (names and tensors); save model.state_dict()")
+    return {name: _stored(path, name, tensor, entries, folder) for name, tensor in found.items()}
+
+
+def _why(path: Path, error: Exception) -> str:
+    try:
+        with path.open("rb") as file:
+            if file.read(1) == b"\x80":  # a bare pickle
+                return "it is a pickle without an archive, as before PyTorch 1.6; load and save it with a newer one"
+    except OSError:
+        pass
+    return str(error) or type(error).__name__
+
+
+def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The archive's files, which must be stored as they are and lie within it: nothing expands."""
+    size = path.stat().st_size
+    for entry in archive.infolist():
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise ValueError(f"its entry {entry.filename} is compressed, which PyTorch's own are not")
+        if entry.header_offset + entry.file_size > size:
+            raise ValueError(f"its entry {entry.filename} claims {entry.file_size} bytes, more than there are")
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    if sum(name.endswith("/data.pkl") for name in entries) != 1:
+        raise ValueError("it has no single data.pkl")
+    return entries
+
+
+@dataclasses.dataclass(frozen=True)
+class _Name:
+    """A name a pickle gives; whatever it stands for is never looked up."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    dtype: np.dtype
+    key: str
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+_STORAGE_NAMES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()}
+_CALLS = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
+_MARK = object()
+
+
+class _Machine:
+    """The stack machine of pickles, without the means to call anything (`pickletools` says what opcodes do)."""
+
+    def __init__(self):
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, program: bytes) -> Any:
+        """Returns what the program builds.
+
+        Raises:
+            ValueError: for a name or an instruction that tensors do not need, or a program that makes no sense.
+        """
+        try:
+            for opcode, argument, _ in pickletools.genops(io.BytesIO(program)):
+                if opcode.name == "STOP":
+                    return self.stack.pop()
+                self._step(opcode.name, argument)
+        except _RefusedError as error:
+            raise ValueError(str(error)) from None
+        except Exception as error:  # nothing of the file runs in here, so a failure can only be a malformed file
+            raise ValueError(f"its pickle makes no sense ({type(error).__name__}: {error})") from None
+        raise ValueError("its pickle has no end")
+
+    def _step(self, opcode: str, argument: Any) -> None:
+        stack = self.stack
+        match opcode:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                stack.append(_MARK)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+                stack.append(argument)
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
+                stack.append(argument)
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[opcode])
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[argument])
+            case "TUPLE":
+                stack.append(tuple(self._since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self._take(int(opcode[-1]))))
+            case "APPEND":
+                (item,) = self._take(1)
+                self._top(list).append(item)
+            case "APPENDS":
+                items = self._since_mark()
+                self._top(list).extend(items)
+            case "SETITEM":
+                name, value = self._take(2)
+                self._top(dict)[name] = value
+            case "SETITEMS":
+                items = self._since_mark()
+                self._top(dict).update(zip(items[::2], items[1::2], strict=True))
+            case "GLOBAL":
+                stack.append(self._known(argument.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                stack.append(self._known(".".join(self._take(2))))
+            case "BINPERSID":
+                (description,) = self._take(1)
+                kind, name, key, _, size = description
+                if kind != "storage" or name.name not in _STORAGE_NAMES:
+                    raise _RefusedError(f"its pickle refers to {description!r}, which is not a storage of numbers")
+                stack.append(_Storage(_STORAGE_NAMES[name.name], str(key), int(size)))
+            case "REDUCE":
+                function, arguments = self._take(2)
+                stack.append(self._built(function, arguments))
+            case "BUILD":
+                self._take(1)  # attributes of a dictionary, such as _metadata: versions of modules
+                self._top(dict)
+            case _:
+                raise _RefusedError(f"its pickle has the instruction {opcode}, which tensors do not need: refused")
+
+    def _built(self, function: Any, arguments: Any) -> Any:
+        match function, arguments:
+            case _Name("collections.OrderedDict"), ():
+                return {}
+            case _Name("torch._utils._rebuild_tensor_v2"), (_Storage() as storage, int(), tuple(), tuple(), *_):
+                offset, shape, strides = arguments[1:4]
+                return _Tensor(storage, offset, shape, strides)
+            case _Name("torch._utils._rebuild_parameter"), (_Tensor() as tensor, *_):
+                return tensor
+        raise _RefusedError(f"its pickle calls {getattr(function, 'name', function)!r} with arguments it does not take")
+
+    def _known(self, name: str) -> _Name:
+        if name not in _STORAGE_NAMES and name not in _CALLS:
+            raise _RefusedError(f"its pickle asks for {name}, which tensors do not need: refused, nothing was run")
+        return _Name(name)
+
+    def _take(self, count: int) -> list[Any]:
+        items = [self.stack.pop() for _ in range(count)][::-1]
+        if any(item is _MARK for item in items):
+            raise ValueError("a mark among the values")
+        return items
+
+    def _since_mark(self) -> list[Any]:
+        items = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def _top(self, kind: type) -> Any:
+        if not isinstance(self.stack[-1], kind):
+            raise ValueError(f"expected a {kind.__name__}")
+        return self.stack[-1]
+
+
+class _RefusedError(Exception):
+    """A pickle that asks for more than tensors."""
+
+
+def _stored(path: Path, name: str, tensor: _Tensor, entries: dict[str, zipfile.ZipInfo], folder: str) -> StoredTensor:
+    """Checks that a tensor lies within its storage, and the storage within the file."""
+    storage, entry = tensor.storage, entries.get(f"{folder}data/{tensor.storage.key}")
+    numbers = (tensor.offset, *tensor.shape, *tensor.strides)
+    if not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or len(tensor.shape) != len(tensor.strides):
+        raise ValueError(f"{path}: tensor {name} makes no sense: shape {tensor.shape}, strides {tensor.strides}")
+    if entry is None or entry.file_size != storage.size * storage.dtype.itemsize:
+        raise ValueError(f"{path}: the storage of tensor {name} is missing or not of the size that it claims")
+    last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    if math.prod(tensor.shape) > storage.size or (math.prod(tensor.shape) and last >= storage.size):
+        raise ValueError(f"{path}: tensor {name} reaches beyond its storage")
+
+    def read():
+        with path.open("rb") as file:
+            file.seek(entry.header_offset)
+            header = file.read(30)  # of the entry within the archive; its name and extra field follow
+            start = entry.header_offset + 30 + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+            if header[:4] != ZIP_MAGIC or start + entry.file_size > path.stat().st_size:
+                raise ValueError(f"{path}: the storage of tensor {name} is not where the archive says")
+        flat = (
+            np.memmap(path, storage.dtype, "r", start, (storage.size,)) if storage.size else np.empty(0, storage.dtype)
+        )
+        strides = tuple(stride * storage.dtype.itemsize for stride in tensor.strides)
+        view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
+        return np.array(view)  # a copy: the file may change, and its pages leave memory
+
+    return StoredTensor(tensor.shape, storage.dtype, read)

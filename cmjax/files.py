@@ -1,0 +1,84 @@
+"""Files and folders that are replaced whole: a crash leaves the old or the new, never half."""
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+    """Opens a file that takes the place of `path` once it is complete; a failure leaves `path` as it was.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    path = Path(os.path.realpath(path))  # a link stays a link
+    temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # some file systems report a full disk only here
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Makes a folder that takes the place of `path` once it is complete; a failure leaves `path` as it was.
+
+    Raises:
+        OSError: if the folder cannot be written, or `path` is a file.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(20, "is a file; give the name of a folder", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in [*temporary.rglob("*"), temporary]:
+            _sync(file)
+        if path.exists():
+            _exchange(temporary, path)
+        else:
+            temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows does not open folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swaps the names of two folders, in one operation where the system has it (Linux, macOS)."""
+    names = os.fsencode(one), os.fsencode(other)
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        done = libc.renameat2(here, names[0], here, names[1], exchange) == 0
+    elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        done = libc.renamex_np(*names, 2) == 0  # RENAME_SWAP
+    else:
+        done = False
+    if not done:  # elsewhere a crash between these lines leaves the old folder under its temporary name
+        aside = one.with_name(f"{one.name}-old")
+        other.rename(aside)
+        one.rename(other)
+        aside.rename(one)

@@ -1,0 +1,200 @@
+"""Folders that go between cmjax, diffusers and OpenAI: images, bytes and names beside the originals."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+torch = pytest.importorskip("torch")
+from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel  # noqa: E402
+
+import cmjax  # noqa: E402
+from cmjax.checkpoints import diffusers as reader  # noqa: E402
+from cmjax.checkpoints import open_checkpoint, openai  # noqa: E402
+from cmjax.models import PRESETS  # noqa: E402
+from tests.parity.test_unet import SMALL, draw_network  # noqa: E402
+
+RESNET = {
+    **SMALL,
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "resnet_time_scale_shift": "scale_shift",
+    "attn_norm_num_groups": 4,
+}
+NAMES = json.loads((Path(__file__).parents[1] / "golden" / "openai_names.json").read_text())
+
+
+@pytest.fixture(params=[None, 6], ids=["plain", "classes"])
+def pipeline(request, tmp_path):
+    unet = draw_network(**RESNET, num_class_embeds=request.param)
+    pipeline = ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler(num_train_timesteps=40))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    return pipeline
+
+
+def ours(model, shape, cond, noises, **levels):
+    """cmjax's loop with given noise, step by step."""
+    scheduler = model.scheduler
+    state = scheduler.set_timesteps(**levels)
+    x = scheduler.init_sample(state, jnp.asarray(noises[0]))
+    apply_fn = jax.jit(model.apply_fn)
+    for i in range(state.num_steps):
+        t = jnp.broadcast_to(state.timesteps[i], shape[0])
+        denoised = scheduler.denoise(state, apply_fn(model.params, scheduler.scale_input(state, x), t, **cond), x)
+        state, x = scheduler.advance(state, x, denoised, jnp.asarray(noises[min(i + 1, len(noises) - 1)]))
+    return np.asarray(x)
+
+
+@pytest.mark.parametrize("timesteps", [[0], [22, 0]], ids=["one", "two"])
+def test_images_of_the_pipeline(pipeline, tmp_path, monkeypatch, timesteps):
+    model = cmjax.load(tmp_path / "pipeline")
+    shape = (2, 8, 8, 3)
+    rng = np.random.default_rng(0)
+    noises = rng.standard_normal((3, *shape)).astype(np.float32)
+    given = iter([torch.from_numpy(noise).permute(0, 3, 1, 2) for noise in noises[1:]])
+    module = "diffusers.schedulers.scheduling_consistency_models.randn_tensor"
+    monkeypatch.setattr(module, lambda *_, **__: next(given))
+    labels = [1, 4] if model.num_classes else None
+    latents = torch.from_numpy(noises[0]).permute(0, 3, 1, 2)
+    theirs = pipeline(batch_size=2, class_labels=labels, timesteps=timesteps, latents=latents, output_type="np").images
+
+    cond = {"class_labels": jnp.array(labels)} if labels else {}
+    images = ours(model, shape, cond, noises, timesteps=timesteps)
+    assert np.std(theirs) > 0.05
+    np.testing.assert_allclose((images + 1) / 2, theirs, atol=1 / 255)
+    if len(timesteps) == 1:  # sample() is the same loop: with the noise it draws, the pipeline makes its images
+        drawn = cmjax.random.level_noise(cmjax.random.sample_keys(jax.random.key(5), 2), 0, shape)
+        sampled = cmjax.sample(
+            jax.random.key(5), model.apply_fn, model.params, model.scheduler, shape, timesteps=[0], cond=cond
+        )
+        given = iter([torch.zeros(2, 3, 8, 8)])
+        latents = torch.from_numpy(np.array(drawn)).permute(0, 3, 1, 2)
+        theirs = pipeline(batch_size=2, class_labels=labels, timesteps=[0], latents=latents, output_type="np").images
+        np.testing.assert_allclose((np.asarray(sampled) + 1) / 2, theirs, atol=1 / 255)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_there_and_back_is_byte_for_byte(pipeline, tmp_path, dtype, safe):
+    pipeline.unet.to(dtype).save_pretrained(tmp_path / "pipeline" / "unet", safe_serialization=safe)
+    if not safe:
+        (tmp_path / "pipeline" / "unet" / reader.SAFETENSORS).unlink()
+    expected = {name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in pipeline.unet.state_dict().items()}
+    cmjax.save(tmp_path / "ours", open_checkpoint(tmp_path / "pipeline").load(keep_dtypes=True))
+    cmjax.save(tmp_path / "back", open_checkpoint(tmp_path / "ours").load(keep_dtypes=True), to="diffusers")
+    tensors = load_file(tmp_path / "back" / "unet" / reader.SAFETENSORS)
+    assert {name: tensor.tobytes() for name, tensor in tensors.items()} == expected
+    theirs = ConsistencyModelPipeline.from_pretrained(tmp_path / "back", dtype=dtype)
+    for name, tensor in theirs.unet.state_dict().items():
+        assert torch.equal(tensor, pipeline.unet.state_dict()[name])
+    was, now = dict(pipeline.unet.config), dict(theirs.unet.config)
+    assert {k: now[k] for k in was if k[0] != "_"} == {k: was[k] for k in was if k[0] != "_"}
+    assert {**theirs.scheduler.config} == {**pipeline.scheduler.config}
+
+
+def test_a_model_trained_with_cmjax_opens_in_diffusers(tmp_path):
+    bundled = cmjax.load()
+    with pytest.raises(ValueError, match="time_scale 0.01 is cmjax's own"):
+        cmjax.save(tmp_path / "x", bundled, to="diffusers")
+    assert not list(tmp_path.iterdir())
+
+
+def test_attention_of_old_files_under_its_old_names(tmp_path):
+    network = draw_network(**SMALL)
+    network.save_pretrained(tmp_path)
+    new = reader.open_unet(tmp_path).load().params
+    tensors = load_file(tmp_path / reader.SAFETENSORS)
+    for name in list(tensors):
+        old = name
+        for theirs, now in reader.OLD_NAMES.items():
+            old = old.replace(f".{now}.", f".{theirs}.") if "attentions" in name else old
+        tensors[old] = tensors.pop(name)
+    assert any("proj_attn" in name for name in tensors)
+    save_file(tensors, tmp_path / reader.SAFETENSORS)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), reader.open_unet(tmp_path).load().params, new))
+
+
+def openai_file(path, shapes):
+    rng = np.random.default_rng(0)
+    tensors = {name: torch.from_numpy(rng.standard_normal(shape).astype(np.float16)) for name, shape in shapes.items()}
+    torch.save(tensors, path)
+    return tensors
+
+
+@pytest.mark.parametrize("network", ["small", "small256"])
+def test_openai_files_are_converted_as_diffusers_does(network, tmp_path):
+    """The names come from OpenAI's network and diffusers' script; see tests/golden/make_openai_names.py."""
+    path = tmp_path / "net.pt"
+    tensors = openai_file(path, NAMES[network]["openai"])
+    checkpoint = openai.open_file(path)
+    model = checkpoint.load()
+    cmjax.save(tmp_path / "out", model, to="diffusers")
+    converted = load_file(tmp_path / "out" / "unet" / reader.SAFETENSORS)
+    assert set(converted) == set(NAMES[network]["diffusers"])
+    for name, (theirs, row) in NAMES[network]["diffusers"].items():
+        expected = tensors[theirs].numpy().reshape(tensors[theirs].shape[0], -1)[row : row + converted[name].shape[0]]
+        np.testing.assert_array_equal(converted[name].reshape(expected.shape), expected, err_msg=name)
+    loaded = UNet2DModel.from_pretrained(tmp_path / "out" / "unet")
+    x = torch.zeros(1, 3, model.config.sample_size, model.config.sample_size)
+    assert loaded(x[..., :32, :32], 1.0, torch.tensor([1]) if model.num_classes else None).sample.shape[-1] == 32
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_released_architectures_are_inferred_from_their_tensors(preset):
+    shapes = NAMES[preset]["openai"]
+    tensors = {name: openai.StoredTensor(tuple(s), np.dtype(np.float16), lambda: None) for name, s in shapes.items()}
+    assert openai.infer_config(tensors) == PRESETS[preset]
+    renamed = openai._as_diffusers(tensors, PRESETS[preset])
+    assert set(renamed) == set(NAMES[preset]["diffusers"])
+    checkpoint = cmjax.checkpoints.Checkpoint("", (), PRESETS[preset], None, renamed, reader.layout)
+    checkpoint.check()
+
+
+@pytest.mark.parametrize(
+    ("stem", "levels", "note"),
+    [
+        ("cd_cat256_l2", 40, ""),
+        ("ct_imagenet64", 201, ""),
+        ("ct_bedroom256", 151, ""),
+        ("edm_imagenet64_ema", 40, "teacher"),
+        ("mine", 40, "40 noise levels are assumed"),
+    ],
+)
+def test_the_name_of_a_released_file_tells_its_levels(stem, levels, note, tmp_path):
+    openai_file(tmp_path / f"{stem}.pt", NAMES["small"]["openai"])
+    checkpoint = open_checkpoint(tmp_path / f"{stem}.pt")
+    assert checkpoint.scheduler.num_train_timesteps == levels
+    assert note in checkpoint.note and bool(note) == bool(checkpoint.note)
+
+
+def test_a_preset_by_name(tmp_path):
+    openai_file(tmp_path / "x.pt", NAMES["small"]["openai"])
+    with pytest.raises(ValueError, match=r"tensors do not fit the network: missing down_blocks.0.down.*and \d+ more"):
+        cmjax.load(tmp_path / "x.pt", config="imagenet64")
+    with pytest.raises(ValueError, match="'imagenet' is not a preset; presets are imagenet64, lsun256"):
+        cmjax.load(tmp_path / "x.pt", config="imagenet")
+    with pytest.raises(ValueError, match="config is for OpenAI files"):
+        cmjax.load(config="imagenet64")
+
+
+def test_bfloat16_makes_the_same_images(pipeline, tmp_path):
+    model, half = cmjax.load(tmp_path / "pipeline"), cmjax.load(tmp_path / "pipeline", dtype=jnp.bfloat16)
+    cond = {"class_labels": jnp.arange(8) % 6} if model.num_classes else {}
+    full, low = (
+        jax.jit(
+            lambda m, dtype=dtype: cmjax.sample(
+                jax.random.key(0), m.apply_fn, m.params, m.scheduler, (8, 8, 8, 3), cond=cond, dtype=dtype
+            )
+        )(m)
+        for m, dtype in ((model, jnp.float32), (half, jnp.bfloat16))
+    )
+    assert low.dtype == jnp.bfloat16
+    difference = np.abs(np.asarray(low, np.float32) - np.asarray(full)).mean() * 127.5
+    assert difference <= 2, difference
