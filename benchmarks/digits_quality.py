@@ -24,9 +24,9 @@ from flax import nnx
 from tqdm import tqdm
 
 import cmjax
-from cmjax.images import to_uint8
+from cmjax.images import from_uint8, to_uint8
 from cmjax.models import from_nnx, layers
-from cmjax.training.data import batch_indices, to_float
+from cmjax.training.data import batch_indices
 
 
 class Classifier(nnx.Module):
@@ -64,13 +64,13 @@ def train_classifier(images, labels, epochs=3, batch_size=128, seed=1):
     opt_state = optimizer.init(params)
     for i in tqdm(range(steps), desc="classifier", leave=False):
         index = batch_indices(seed, i, batch_size, len(images))
-        params, opt_state = step(params, opt_state, to_float(images[index]), labels[index])
+        params, opt_state = step(params, opt_state, from_uint8(images[index]), labels[index])
     return jax.jit(partial(apply_fn, params))
 
 
 def evaluate(classifier, images, batch_size=500):
     """Returns (predicted classes i64[N], features f64[N, 128]) of u8 images."""
-    parts = [classifier(to_float(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
+    parts = [classifier(from_uint8(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
     logits, features = (np.concatenate(x) for x in zip(*parts, strict=True))
     return logits.argmax(-1), features.astype(np.float64)
 

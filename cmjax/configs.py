@@ -2,25 +2,30 @@
 
 import dataclasses
 import difflib
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
 Config = TypeVar("Config")
+LARGEST = 2**31 - 1  # integer in a file: larger ones overflow here and there
 
 
 def from_json(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """Builds a configuration dataclass from a JSON object; lists become tuples.
 
     Raises:
-        ValueError: for an option that the dataclass does not have, or a missing one that it needs.
+        ValueError: for an option that the dataclass does not have, a missing one that it needs, or a huge integer.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
             raise ValueError(f"{cls.__name__} has no option {name!r}{did_you_mean(name, list(fields))}")
+    for name, value in values.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise ValueError(f"{name} has a number of {number.bit_length()} bits, which no model needs")
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise ValueError(f"{cls.__name__} needs the option {name!r}")
@@ -43,5 +48,5 @@ def is_finite(value: Any) -> bool:
     return (
         isinstance(value, (int, float, np.integer, np.floating))
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        and bool(abs(value) <= sys.float_info.max)  # math.isfinite raises for integers beyond
     )

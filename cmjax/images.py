@@ -6,11 +6,57 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from cmjax.files import replacing
 
 MARGIN, CAPTION = 4, 16  # pixels around every tile, and above it for its caption
+MODES = {1: "L", 3: "RGB"}  # Pillow's names, by channels
+LARGEST_PICTURE = 2**26  # pixels; a small file can claim to be huge
+
+
+def read_image(path: str | Path, channels: int) -> np.ndarray:
+    """Reads a picture, upright.
+
+    Args:
+        path: of a PNG, JPEG or other still picture of 8 bits a channel, gray or colour, without transparency.
+        channels: 1 for gray or 3 for colour; the other kind is converted.
+
+    Returns:
+        u8[H, W, channels].
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"{path} is animated; save one frame as a picture")
+            if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+                raise ValueError(f"{path} has transparency; flatten it onto a background first")
+            if image.mode not in ("1", "L", "P", "RGB"):
+                raise ValueError(f"{path} is {image.mode}, not gray or RGB of 8 bits; convert it first")
+            if image.width * image.height > LARGEST_PICTURE:
+                raise ValueError(f"{path} has {image.width}x{image.height} pixels; make it smaller first")
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(upright.convert(MODES[channels])).reshape(upright.height, upright.width, channels)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture that can be read") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow calls a broken PNG a syntax error
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """Crops the middle square of u8[H, W, C] and scales it to u8[size, size, C]."""
+    if image.shape[:2] == (size, size):
+        return image
+    picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BOX)).reshape(size, size, -1)
+
+
+def from_uint8(pixels: ArrayLike) -> np.ndarray:
+    """Maps u8 pixels to samples in [-1, 1], f32."""
+    return np.asarray(pixels, np.float32) / 127.5 - 1
 
 
 def to_uint8(samples: ArrayLike) -> np.ndarray:

@@ -35,6 +35,26 @@ def edm_denoiser(
     return _denoise(apply_fn, params, scheduler, x, sigma, scheduler.get_scalings(sigma), cond)
 
 
+def guided(apply_fn: ApplyFn, scale: float) -> ApplyFn:
+    """Returns a network guided by a weaker version of itself: autoguidance (Karras et al. 2024, arXiv 2406.02507).
+
+    Denoised images are linear in the network's output, so it is the output that is extrapolated.
+
+    Args:
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        scale: 1 is the network alone; more moves its output away from the weaker one's.
+
+    Returns:
+        `((params, weaker_params), x, t, **cond) -> model_output`.
+    """
+
+    def guided_fn(params, *args, **cond):
+        output, weaker = (apply_fn(p, *args, **cond) for p in params)
+        return combine((scale, output), (1 - scale, weaker))
+
+    return guided_fn
+
+
 def _denoise(apply_fn, params, scheduler, x, sigma, scalings, cond):
     c_skip, c_out = scalings
     scaled = combine((scheduler.get_input_scaling(sigma), x))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,20 +23,21 @@ def load_script(path):
     return module
 
 
+SMALL = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
+
+
 @pytest.fixture
 def train(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
     script = load_script("examples/train_digits")
-    small = dataclasses.replace(
-        script.NETWORK, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, attention_head_dim=4
-    )
-    monkeypatch.setattr(script, "NETWORK", small)
+    main = script.training.command(dataclasses.replace(script.NETWORK, **SMALL))
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
     np.savez(tmp_path / "d.npz", x_train=images, y_train=np.arange(40) % 10)
 
     def run(out, *options):
         arguments = [str(tmp_path / "d.npz"), "--out", str(tmp_path / out), "--batch-size", "4", *options]
         with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes dtypes
-            return CliRunner().invoke(script.main, arguments, catch_exceptions=False)
+            return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
     return run
 
@@ -73,3 +75,21 @@ def test_frechet_distance_of_known_gaussians():
     y = (rng.normal(size=(400_000, 3)) * b + 1) @ rotation
     assert frechet_distance(x, y) == pytest.approx(3 + np.sum((a - b) ** 2), rel=0.02)
     assert abs(frechet_distance(x, x)) < 1e-6
+
+
+def test_an_unconditional_model_of_a_folder_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    script = load_script("examples/train_emoji")
+    main = script.training.command(dataclasses.replace(script.NETWORK, **SMALL))
+    (tmp_path / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    run = partial(CliRunner().invoke, main, catch_exceptions=False)
+    first = [str(tmp_path / "pictures"), "--out", str(tmp_path / "a"), "--batch-size", "4", "--steps", "2"]
+    model = str(tmp_path / "a" / "model")
+    with jax.numpy_dtype_promotion("standard"):
+        assert run(first).exit_code == 0
+        distil = ["--loss", "distillation", "--init", model, "--weak-teacher", model, "--guidance", "1.5"]
+        result = run([*first[:2], str(tmp_path / "b"), *first[3:], *distil])
+    assert result.exit_code == 0 and cmjax.load(tmp_path / "b" / "model").sample_shape == (32, 32, 3)

@@ -1,5 +1,6 @@
 """Models on disk: one module a kind of file."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from cmjax.files import replacing_folder
 from cmjax.models import UNet2DConfig
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
+PARTS = (native.CONFIG, native.SCHEDULER_CONFIG, native.WEIGHTS, diffusers.INDEX, "unet", "scheduler")
 WRITERS = {"cmjax": native.write, "diffusers": diffusers.write}
 
 
@@ -39,11 +41,11 @@ def load(
 def open_checkpoint(source: str | Path | None = None, *, config: UNet2DConfig | str | None = None) -> Checkpoint:
     """Opens a model without reading its tensors; the arguments and errors are those of `load`."""
     path = BUNDLED if source is None else Path(source)
-    if path.is_file():
+    if os.path.isfile(path):  # of os.path, to which a name that is too long is just not there
         return openai.open_file(path, config)
     if config is not None:
         raise ValueError(f"config is for OpenAI files, which do not say their own; {path} does")
-    if not path.exists():
+    if not os.path.exists(path):
         path = hub.download(str(source))
     if (path / diffusers.INDEX).exists():
         return diffusers.open_pipeline(path)
@@ -53,7 +55,7 @@ def open_checkpoint(source: str | Path | None = None, *, config: UNet2DConfig | 
     if isinstance(name, str) and name in ARCHITECTURES:
         return native.open_folder(path)
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
-    raise ValueError(f"{path / native.CONFIG}: _class_name is {name!r}{hint}")
+    raise ValueError(f"{path / native.CONFIG}: _class_name is {name!r:.200}{hint}")
 
 
 def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = "cmjax") -> None:
@@ -66,14 +68,14 @@ def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = 
 
     Raises:
         ValueError: if `model.config` is not such a config or has options that diffusers does not have, or if
-            `path` is a folder that holds something else.
+            `path` holds other files.
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
     path = Path(path)
-    ours = any((path / name).exists() for name in (native.CONFIG, diffusers.INDEX))
-    if path.is_dir() and any(path.iterdir()) and not ours:
-        raise ValueError(f"{path} is a folder of something else than a model; give another name")
+    others = sorted(file.name for file in path.iterdir() if file.name not in PARTS) if path.is_dir() else []
+    if others:
+        raise ValueError(f"{path} holds other files than a model's, such as {others[0]}; give another name")
     with replacing_folder(path) as folder:
         WRITERS[to](folder, model)
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from cmjax.checkpoints import model as models
 from cmjax.checkpoints.model import Checkpoint, Model
-from cmjax.checkpoints.tensors import StoredTensor, open_safetensors
+from cmjax.checkpoints.tensors import StoredTensor, by_name, open_safetensors, write_safetensors
 from cmjax.checkpoints.torch_file import open_torch
 from cmjax.configs import from_json
 from cmjax.models import UNet2DConfig
@@ -50,7 +49,9 @@ def open_pipeline(path: Path) -> Checkpoint:
     parts = models.read_json(path / INDEX)
     unet = parts.get("unet")
     if not isinstance(unet, list) or unet[-1:] != [NETWORK]:
-        raise ValueError(f"{path / INDEX}: the unet must be a {NETWORK}, got {unet!r}; cmjax reads no other network")
+        raise ValueError(
+            f"{path / INDEX}: the unet must be a {NETWORK}, got {unet!r:.200}; cmjax reads no other network"
+        )
     checkpoint = open_unet(path / "unet")
     scheduler = models.read_scheduler(path / "scheduler" / SCHEDULER_CONFIG)
     return dataclasses.replace(checkpoint, kind="diffusers pipeline", scheduler=scheduler, note="")
@@ -65,7 +66,7 @@ def open_unet(path: Path) -> Checkpoint:
         files,
         config,
         CMStochasticIterativeScheduler(timestep_spacing="leading"),
-        {_renamed(name): tensor for name, tensor in tensors.items()},
+        by_name(path, ((_renamed(name), tensor) for name, tensor in tensors.items())),
         layout,
         note="the folder names no scheduler: the default of 40 levels is assumed",
     )
@@ -93,7 +94,7 @@ def write(folder: Path, model: Model) -> None:
     for name, value in models.flat(model.params).items():
         stored_name, axes = layout(name, value.ndim)
         tensors[stored_name] = np.ascontiguousarray(np.asarray(value).transpose(axes))
-    save_file(tensors, folder / "unet" / SAFETENSORS, metadata={"format": "pt"})
+    write_safetensors(folder / "unet" / SAFETENSORS, tensors, metadata={"format": "pt"})
 
 
 def layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
@@ -153,7 +154,7 @@ def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
         if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
             raise ValueError(f"{index}: weight_map must map names of tensors to names of files in the folder")
         files = tuple(path / name for name in sorted(set(shards.values())))
-        return files, {name: tensor for file in files for name, tensor in open_safetensors(file).items()}
+        return files, by_name(path, (item for file in files for item in open_safetensors(file).items()))
     if (path / TORCH).exists():
         return (path / TORCH,), open_torch(path / TORCH)
     raise ValueError(f"{path} has no {SAFETENSORS}, nor {TORCH}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from cmjax.models.adapters import ApplyFn
 from cmjax.schedulers import scheduler_from_config
 from cmjax.schedulers.base import Scheduler
 
+LARGEST_JSON = 16 * 2**20  # bytes
+DEEPEST_JSON = 10  # levels
 ARCHITECTURES = {"UNet2D": (UNet2D, UNet2DConfig)}
 
 # From a parameter's name and number of axes to its name in the file, and the axes it is stored with.
@@ -85,11 +88,18 @@ class Checkpoint:
             stored_name, axes = self.layout(name, leaf.ndim)
             stored = self.tensors[stored_name]
             values = stored.read()
-            if not np.isfinite(values).all():
-                raise ValueError(f"{self.files[0]}: tensor {stored_name} has values that are not finite")
-            wanted = stored.dtype if keep_dtypes else dtype or leaf.dtype
+            wanted = np.dtype(stored.dtype if keep_dtypes else dtype or leaf.dtype)
+            if jax.dtypes.canonicalize_dtype(wanted) != wanted:
+                raise ValueError(
+                    f"{self.files[0]}: tensor {stored_name} as {wanted} needs jax_enable_x64; or ask for another dtype"
+                )
             # order="C" makes a copy wherever axes move, so JAX has nothing of the file's to hold on to
-            leaves.append(jnp.asarray(values.transpose(np.argsort(axes)).astype(wanted, order="C")))
+            with np.errstate(over="ignore", invalid="ignore"):
+                converted = values.transpose(np.argsort(axes)).astype(wanted, order="C")
+            if not np.isfinite(converted).all():
+                why = f"too large for {wanted}" if np.isfinite(values).all() else "that are not finite"
+                raise ValueError(f"{self.files[0]}: tensor {stored_name} has values {why}")
+            leaves.append(jnp.asarray(converted))
         return Model(apply_fn, jax.tree.unflatten(jax.tree.structure(abstract), leaves), self.scheduler, self.config)
 
     def check(self) -> tuple[ApplyFn, Any]:
@@ -101,11 +111,13 @@ class Checkpoint:
         Raises:
             ValueError: listing tensors that are missing, unexpected, misshapen or not of floating-point numbers.
         """
-        network, _ = ARCHITECTURES[network_name(self.config)]
-        # Values play no part, so one key does for all: under a trace nnx.Rngs takes time quadratic in their number.
-        key = jax.random.key(0)
-        rngs = cast(nnx.Rngs, types.SimpleNamespace(params=lambda: key))
-        apply_fn, abstract = from_nnx(nnx.eval_shape(lambda: network(self.config, rngs=rngs)))
+        blocks = len(self.config.block_out_channels) * (2 * self.config.layers_per_block + 1)
+        if blocks > max(len(self.tensors), 256):  # making the network of a damaged config could take minutes
+            raise ValueError(f"{self.files[0]} has {len(self.tensors)} tensors, but the config has {blocks} blocks")
+        try:
+            apply_fn, abstract = _abstract_network(self.config)
+        except ValueError as error:
+            raise ValueError(f"{self.files[0]}: the config makes no network: {error}") from None
         wanted = {}
         for name, leaf in flat(abstract).items():
             stored_name, axes = self.layout(name, leaf.ndim)
@@ -125,8 +137,19 @@ class Checkpoint:
         ]
         if problems:
             more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise ValueError(f"{len(problems)} tensors do not fit the network: {'; '.join(problems[:10])}{more}")
+            raise ValueError(
+                f"{self.files[0]}: {len(problems)} tensors do not fit the network: {'; '.join(problems[:10])}{more}"
+            )
         return apply_fn, abstract
+
+
+def _abstract_network(config: Any) -> tuple[ApplyFn, Any]:
+    """Returns `apply_fn` and the parameters as shapes and dtypes."""
+    network, _ = ARCHITECTURES[network_name(config)]
+    # Values play no part, so one key does for all: under a trace nnx.Rngs takes time quadratic in their number.
+    key = jax.random.key(0)
+    rngs = cast(nnx.Rngs, types.SimpleNamespace(params=lambda: key))
+    return from_nnx(nnx.eval_shape(lambda: network(config, rngs=rngs)))
 
 
 def flat(params: Any) -> dict[str, Any]:
@@ -153,7 +176,7 @@ def read_config(path: Path, build: Callable[[dict[str, Any]], Config]) -> Config
     try:
         return build(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {str(error)[:1000]}") from None
 
 
 def read_scheduler(path: Path) -> Scheduler:
@@ -167,16 +190,22 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such file, or it holds something else.
     """
+    if not os.path.exists(path):
+        raise ValueError(f"{path.parent} is not a whole model: it has no {path.name}")
+    if not path.is_file() or path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path} is not JSON of a model: it is not a file, or larger than {LARGEST_JSON} bytes")
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} is not a whole model: it has no {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    except ValueError as error:  # a number of thousands of digits
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    values = [content]
+    for _ in range(DEEPEST_JSON):
+        inside = [list(v.values()) if isinstance(v, dict) else v for v in values if isinstance(v, (dict, list))]
+        values = [value for part in inside for value in part]
+    if values:
+        raise ValueError(f"{path} is nested more than {DEEPEST_JSON} deep, which no model needs")
     return content
 
 

@@ -4,11 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from cmjax.checkpoints import model as models
 from cmjax.checkpoints.model import ARCHITECTURES, Checkpoint, Model
-from cmjax.checkpoints.tensors import open_safetensors
+from cmjax.checkpoints.tensors import open_safetensors, write_safetensors
 from cmjax.configs import did_you_mean, from_json
 
 CONFIG, SCHEDULER_CONFIG, WEIGHTS = "config.json", "scheduler_config.json", "model.safetensors"
@@ -27,7 +26,8 @@ def write(folder: Path, model: Model) -> None:
     config = {"_class_name": models.network_name(model.config), **dataclasses.asdict(model.config)}
     models.write_json(folder / CONFIG, config)
     models.write_json(folder / SCHEDULER_CONFIG, model.scheduler.to_config())
-    save_file({name: np.asarray(value) for name, value in models.flat(model.params).items()}, folder / WEIGHTS)
+    tensors = {name: np.asarray(value) for name, value in models.flat(model.params).items()}
+    write_safetensors(folder / WEIGHTS, tensors)
 
 
 def _layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:

@@ -4,12 +4,12 @@ The network is inferred from the tensors. What they cannot tell is taken from th
 64 channels, 32 groups in every normalisation, and attention from 32x32 down, which gives the image size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cmjax.checkpoints import diffusers
 from cmjax.checkpoints.model import Checkpoint
-from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.checkpoints.tensors import StoredTensor, by_name
 from cmjax.checkpoints.torch_file import open_torch
 from cmjax.models import PRESETS, UNet2DConfig
 from cmjax.schedulers import CMStochasticIterativeScheduler
@@ -52,7 +52,11 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
     tensors = open_torch(path)
     if "input_blocks.0.0.weight" not in tensors:
         raise ValueError(f"{path} is not a checkpoint of OpenAI's network: it has no tensor input_blocks.0.0.weight")
-    config = config or infer_config(tensors)
+    try:
+        config = config or infer_config(tensors)
+        renamed = _as_diffusers(tensors, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if path.stem in TEACHERS:
         note = "an EDM diffusion model: a teacher to distil from, not a consistency model to sample with"
     elif path.stem not in NUM_TRAIN_TIMESTEPS:
@@ -64,7 +68,7 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
         (path,),
         config,
         CMStochasticIterativeScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS.get(path.stem, 40)),
-        _as_diffusers(tensors, config),
+        renamed,
         diffusers.layout,
         note,
     )
@@ -81,6 +85,8 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         # The first output block with a resampling module behind it ends its resolution.
         ends = [i for i in sorted(blocks) for k in (1, 2) if _resampler(tensors, f"output_blocks.{i}.{k}")]
         layers = ends[0] if ends else len(blocks) - 1
+        if layers < 1:
+            raise ValueError("no residual blocks")
         levels = len(blocks) // (layers + 1)
         first = [1 + level * (layers + 1) for level in range(levels)]  # input block that starts each resolution
         widths = [tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0] for i in first]
@@ -144,28 +150,30 @@ def module_names(config: UNet2DConfig) -> dict[str, str]:
 
 def _as_diffusers(tensors: Mapping[str, StoredTensor], config: UNet2DConfig) -> dict[str, StoredTensor]:
     """Renames the tensors, and splits queries, keys and values; what has no place keeps OpenAI's name."""
+    return by_name("the file", _renamed(tensors, config))
+
+
+def _renamed(tensors: Mapping[str, StoredTensor], config: UNet2DConfig) -> Iterator[tuple[str, StoredTensor]]:
     modules = {theirs: ours for ours, theirs in module_names(config).items()}
-    renamed: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         module, leaf = name.rpartition(".")[::2]
         if module in modules:
-            renamed[f"{modules[module]}.{leaf}"] = tensor
+            yield f"{modules[module]}.{leaf}", tensor
             continue
         parts = module.split(".")
         block, layer = ".".join(parts[:-1]), parts[-1]
         if block not in modules and len(parts) > 2:
             block, layer = ".".join(parts[:-2]), ".".join(parts[-2:])
-        ours = modules.get(block)
-        if ours is not None and layer == "qkv" and len(tensor.shape) > 0 and tensor.shape[0] % 3 == 0:
-            width = tensor.shape[0] // 3
+        ours, rows = modules.get(block), tensor.shape[0] if tensor.shape else 0
+        if ours is not None and layer == "qkv" and rows and rows % 3 == 0:
+            width = rows // 3
             for i, part in enumerate(("to_q", "to_k", "to_v")):
-                renamed[f"{ours}.{part}.{leaf}"] = tensor.rows(i * width, (i + 1) * width)
+                yield f"{ours}.{part}.{leaf}", tensor.rows(i * width, (i + 1) * width)
         elif ours is not None and (part := _part(layer)) is not None:
             flat = "attentions" in ours and len(tensor.shape) > 1  # 1x1 convolutions there, dense layers here
-            renamed[f"{ours}.{part}.{leaf}"] = tensor.rows(0, tensor.shape[0]) if flat else tensor
+            yield f"{ours}.{part}.{leaf}", tensor.rows(0, rows) if flat else tensor
         else:
-            renamed[name] = tensor
-    return renamed
+            yield name, tensor
 
 
 def _part(layer: str) -> str | None:

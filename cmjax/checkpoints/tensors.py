@@ -1,12 +1,14 @@
 """Tensors in files: what they are is known at once, their values are read when asked for."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
@@ -15,6 +17,8 @@ SAFETENSORS_DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
@@ -47,18 +51,35 @@ class StoredTensor:
         return StoredTensor(shape, self.dtype, lambda: self.read()[start:stop].reshape(shape))
 
 
+def check_file(path: Path) -> None:
+    """Raises a `ValueError` unless `path` is a file: opening a pipe would wait, and a device may have no end."""
+    if not os.path.exists(path):  # of os.path, which knows no names that are too long or odd, only missing ones
+        raise ValueError(f"{path.parent} has no {path.name}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+
+
+def by_name(where: object, tensors: Iterable[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    """Returns the tensors by name; two of one name are a `ValueError`."""
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in tensors:
+        if name in found:
+            raise ValueError(f"{where} has two tensors for {name}")
+        found[name] = tensor
+    return found
+
+
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Lists the tensors of a safetensors file by name; nothing but the header is read.
 
     Raises:
         ValueError: if there is no such file or it is damaged.
     """
+    check_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             headers = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} has no {path.name}") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
     for name, (_, dtype) in headers.items():
@@ -76,3 +97,15 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     return {
         name: StoredTensor(shape, SAFETENSORS_DTYPES[dtype], reader(name)) for name, (shape, dtype) in headers.items()
     }
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: if it cannot be written; safetensors has an error of its own for a full disk.
+    """
+    try:
+        save_file(dict(tensors), path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from None

@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.checkpoints.tensors import StoredTensor, check_file
 
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -27,10 +27,14 @@ STORAGES = {
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
     "LongStorage": np.dtype(np.int64),
     "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-LARGEST_PICKLE = 16 * 2**20  # bytes; that of the largest released model has under a tenth of one MiB
+LARGEST_PICKLE = 4 * 2**20  # bytes; that of the largest released model has under a tenth of one MiB
+MOST_AXES = 32
+MOST_SHARING = 4  # a file's tensors may overlap and repeat values, but not grow to many times its size
 ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -40,6 +44,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: if the file is damaged, holds something else, or its pickle asks for anything but tensors.
     """
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = _entries(path, archive)
@@ -47,18 +52,21 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
             folder = pickle.removesuffix("data.pkl")
             if entries[pickle].file_size > LARGEST_PICKLE:
                 raise ValueError(f"its pickle claims {entries[pickle].file_size} bytes")
-            if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
+            order = entries.get(f"{folder}byteorder")
+            if order is not None and (order.file_size != len(b"little") or archive.read(order) != b"little"):
                 raise ValueError("it was written on a big-endian machine")
             found = _Machine().run(archive.read(pickle))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} has no {path.name}") from None
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path} is not a readable PyTorch file: {_why(path, error)}") from None
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in found.items()
     ):
         raise ValueError(f"{path} does not hold a state dict (names and tensors); save model.state_dict()")
-    return {name: _stored(path, name, tensor, entries, folder) for name, tensor in found.items()}
+    stored = {name: _stored(path, name, tensor, entries, folder) for name, tensor in found.items()}
+    claimed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in stored.values())
+    if claimed > MOST_SHARING * path.stat().st_size + 2**20:
+        raise ValueError(f"{path}: its tensors claim {claimed} bytes by repeating values; save contiguous tensors")
+    return stored
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -77,9 +85,11 @@ def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
     for entry in archive.infolist():
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise ValueError(f"its entry {entry.filename} is compressed, which PyTorch's own are not")
-        if entry.header_offset + entry.file_size > size:
+        if entry.header_offset < 0 or entry.header_offset + entry.file_size > size:
             raise ValueError(f"its entry {entry.filename} claims {entry.file_size} bytes, more than there are")
     entries = {entry.filename: entry for entry in archive.infolist()}
+    if len(entries) != len(archive.infolist()):
+        raise ValueError("it has two entries of one name")
     if sum(name.endswith("/data.pkl") for name in entries) != 1:
         raise ValueError("it has no single data.pkl")
     return entries
@@ -133,7 +143,7 @@ class _Machine:
         except _RefusedError as error:
             raise ValueError(str(error)) from None
         except Exception as error:  # nothing of the file runs in here, so a failure can only be a malformed file
-            raise ValueError(f"its pickle makes no sense ({type(error).__name__}: {error})") from None
+            raise ValueError(f"its pickle makes no sense ({type(error).__name__}: {str(error)[:200]})") from None
         raise ValueError("its pickle has no end")
 
     def _step(self, opcode: str, argument: Any) -> None:
@@ -168,21 +178,16 @@ class _Machine:
                 items = self._since_mark()
                 self._top(list).extend(items)
             case "SETITEM":
-                name, value = self._take(2)
-                self._top(dict)[name] = value
+                self._set(self._take(2))
             case "SETITEMS":
-                items = self._since_mark()
-                self._top(dict).update(zip(items[::2], items[1::2], strict=True))
+                self._set(self._since_mark())
             case "GLOBAL":
                 stack.append(self._known(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 stack.append(self._known(".".join(self._take(2))))
             case "BINPERSID":
                 (description,) = self._take(1)
-                kind, name, key, _, size = description
-                if kind != "storage" or name.name not in _STORAGE_NAMES:
-                    raise _RefusedError(f"its pickle refers to {description!r}, which is not a storage of numbers")
-                stack.append(_Storage(_STORAGE_NAMES[name.name], str(key), int(size)))
+                stack.append(self._storage(description))
             case "REDUCE":
                 function, arguments = self._take(2)
                 stack.append(self._built(function, arguments))
@@ -192,21 +197,38 @@ class _Machine:
             case _:
                 raise _RefusedError(f"its pickle has the instruction {opcode}, which tensors do not need: refused")
 
+    def _storage(self, description: Any) -> _Storage:
+        match description:
+            case ("storage", _Name(name), str() as key, _, int() as size) if name in _STORAGE_NAMES:
+                return _Storage(_STORAGE_NAMES[name], key, size)
+        raise _RefusedError(f"its pickle refers to {_shown(description)}, which is not a storage of numbers")
+
     def _built(self, function: Any, arguments: Any) -> Any:
         match function, arguments:
             case _Name("collections.OrderedDict"), ():
                 return {}
-            case _Name("torch._utils._rebuild_tensor_v2"), (_Storage() as storage, int(), tuple(), tuple(), *_):
-                offset, shape, strides = arguments[1:4]
+            # A seventh argument would say that the values are negated or conjugated.
+            case (
+                _Name("torch._utils._rebuild_tensor_v2"),
+                (_Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, _, _),
+            ):
                 return _Tensor(storage, offset, shape, strides)
             case _Name("torch._utils._rebuild_parameter"), (_Tensor() as tensor, *_):
                 return tensor
-        raise _RefusedError(f"its pickle calls {getattr(function, 'name', function)!r} with arguments it does not take")
+        raise _RefusedError(f"its pickle calls {_shown(function)} with arguments it does not take: refused")
 
     def _known(self, name: str) -> _Name:
         if name not in _STORAGE_NAMES and name not in _CALLS:
-            raise _RefusedError(f"its pickle asks for {name}, which tensors do not need: refused, nothing was run")
+            raise _RefusedError(
+                f"its pickle asks for {_shown(name)}, which tensors do not need: refused, nothing was run"
+            )
         return _Name(name)
+
+    def _set(self, items: list[Any]) -> None:
+        names = items[::2]
+        if not all(isinstance(name, str) for name in names):  # nothing else has a hash that is surely quick to compute
+            raise _RefusedError("its pickle has a dictionary by something else than names; save model.state_dict()")
+        self._top(dict).update(zip(names, items[1::2], strict=True))
 
     def _take(self, count: int) -> list[Any]:
         items = [self.stack.pop() for _ in range(count)][::-1]
@@ -230,16 +252,33 @@ class _RefusedError(Exception):
     """A pickle that asks for more than tensors."""
 
 
+def _shown(value: Any) -> str:
+    """A few words on what a pickle holds; the repr of a few nested tuples can have more characters than memory."""
+    if isinstance(value, _Name):
+        return value.name
+    if isinstance(value, str):
+        return value[:200]
+    words = (
+        [_shown(item) if isinstance(item, (str, _Name)) else type(item).__name__ for item in value[:5]]
+        if isinstance(value, tuple)
+        else []
+    )
+    return f"({', '.join(words)})" if words else f"a {type(value).__name__}"
+
+
 def _stored(path: Path, name: str, tensor: _Tensor, entries: dict[str, zipfile.ZipInfo], folder: str) -> StoredTensor:
     """Checks that a tensor lies within its storage, and the storage within the file."""
     storage, entry = tensor.storage, entries.get(f"{folder}data/{tensor.storage.key}")
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-    if not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or len(tensor.shape) != len(tensor.strides):
-        raise ValueError(f"{path}: tensor {name} makes no sense: shape {tensor.shape}, strides {tensor.strides}")
+    if not len(tensor.shape) == len(tensor.strides) <= MOST_AXES or not all(
+        type(n) is int and 0 <= n < 2**63 for n in numbers
+    ):
+        raise ValueError(f"{path}: tensor {name} has a shape, strides or offset that makes no sense")
     if entry is None or entry.file_size != storage.size * storage.dtype.itemsize:
         raise ValueError(f"{path}: the storage of tensor {name} is missing or not of the size that it claims")
-    last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
-    if math.prod(tensor.shape) > storage.size or (math.prod(tensor.shape) and last >= storage.size):
+    steps = [stride if n > 1 else 0 for n, stride in zip(tensor.shape, tensor.strides, strict=True)]
+    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, steps, strict=True))
+    if math.prod(tensor.shape) and last >= storage.size:
         raise ValueError(f"{path}: tensor {name} reaches beyond its storage")
 
     def read():
@@ -249,10 +288,10 @@ def _stored(path: Path, name: str, tensor: _Tensor, entries: dict[str, zipfile.Z
             start = entry.header_offset + 30 + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
             if header[:4] != ZIP_MAGIC or start + entry.file_size > path.stat().st_size:
                 raise ValueError(f"{path}: the storage of tensor {name} is not where the archive says")
-        flat = (
-            np.memmap(path, storage.dtype, "r", start, (storage.size,)) if storage.size else np.empty(0, storage.dtype)
-        )
-        strides = tuple(stride * storage.dtype.itemsize for stride in tensor.strides)
+        if not math.prod(tensor.shape):
+            return np.empty(tensor.shape, storage.dtype)
+        flat = np.memmap(path, storage.dtype, "r", start, (storage.size,))
+        strides = tuple(step * storage.dtype.itemsize for step in steps)
         view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
         return np.array(view)  # a copy: the file may change, and its pages leave memory
 

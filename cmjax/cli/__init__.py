@@ -6,7 +6,7 @@ Heavy modules are imported where they are used, so that help and usage errors co
 import click
 
 from cmjax import __version__
-from cmjax.cli import checkpoints, sample
+from cmjax.cli import checkpoints, edit, sample
 from cmjax.cli.group import OneLineErrors
 
 
@@ -24,6 +24,7 @@ def main(ctx: click.Context) -> None:
     Examples:
       cmjax sample                              64 digits in samples.png, one network call each
       cmjax sample --labels 3,1,4 --steps 2     threes, ones and fours, in two steps
+      cmjax edit inpaint                        the lower half of a digit, painted anew
       cmjax info cd_imagenet64_lpips.pt         what a model is, of OpenAI, diffusers or cmjax
       cmjax convert cd_imagenet64_lpips.pt dst  from one of these to another
       cmjax sample --help                       all there is to choose
@@ -35,3 +36,4 @@ def main(ctx: click.Context) -> None:
 main.add_command(sample.sample)
 main.add_command(checkpoints.convert)
 main.add_command(checkpoints.info)
+main.add_command(edit.edit)

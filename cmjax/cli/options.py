@@ -1,5 +1,9 @@
-"""Kinds of option values that commands share."""
+"""Option values that commands share."""
 
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,3 +27,19 @@ class Numbers(click.ParamType):
 
 
 SEED = click.IntRange(0, 2**32 - 1)  # keys are made of 32 bits: larger seeds would silently repeat
+
+
+def check_out(path: Path, kinds: Mapping[str, str]) -> None:
+    """Finds out before sampling, not after it, whether `path` can be written."""
+    if path.suffix.lower() not in kinds:
+        wanted = " or ".join(f"{suffix} ({what})" for suffix, what in kinds.items())
+        raise ValueError(f"--out must end in {wanted}, got {str(path)!r}")
+    if path.is_dir():
+        raise ValueError(f"--out: {path} is a folder; give the name of a file")
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise ValueError(f"--out: there is no folder {path.parent}; make it first")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # permission bits say too little: ask the file system
+    except OSError as error:
+        raise ValueError(f"--out: cannot write in {path.parent}: {error.strerror}; choose another folder") from None

@@ -1,8 +1,6 @@
 """`cmjax sample`."""
 
-import os
 import signal
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +76,7 @@ def sample(
                                                      arrays for an evaluation
       cmjax sample --model runs/mine                 your own model, saved by cmjax.save
     """  # noqa: D301
-    _check_out(out)
+    options.check_out(out, {".png": "a grid", ".npz": "arrays"})
     levels = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas}
     given = {name: value for name, value in levels.items() if value is not None} or {"steps": 1}
     if len(given) > 1:
@@ -117,21 +115,6 @@ def sample(
             f"{_count(num, 'sample')} in {out}: {_count(state.num_steps, 'step')}, "
             f"compile {made.compile_seconds:.1f} s, run {made.run_seconds:.1f} s"
         )
-
-
-def _check_out(path: Path) -> None:
-    """Finds out before sampling, not after it, whether `path` can be written."""
-    if path.suffix.lower() not in (".png", ".npz"):
-        raise ValueError(f"--out must end in .png (a grid) or .npz (arrays), got {str(path)!r}")
-    if path.is_dir():
-        raise ValueError(f"--out: {path} is a folder; give the name of a file")
-    folder = Path(os.path.realpath(path)).parent
-    if not folder.is_dir():
-        raise ValueError(f"--out: there is no folder {path.parent}; make it first")
-    try:
-        tempfile.TemporaryFile(dir=folder).close()  # permission bits say too little: ask the file system
-    except OSError as error:
-        raise ValueError(f"--out: cannot write in {path.parent}: {error.strerror}; choose another folder") from None
 
 
 def _check_labels(labels: list[int] | None, num_classes: int | None) -> list[int] | None:

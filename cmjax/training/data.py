@@ -6,19 +6,31 @@ from pathlib import Path
 
 import numpy as np
 
+from cmjax.images import fit, read_image
 
-def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads images u8[N, H, W, C] and labels i32[N] from an `.npz` or an IDX file.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def load_images(path: str | Path, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images u8[N, H, W, C] and labels i32[N] from an `.npz`, an IDX file or a folder.
 
     Args:
-        path: an `.npz` with `x_train` and `y_train`, or `images` and `labels` (zeros if absent); or an
-            IDX image file such as `train-images-idx3-ubyte.gz`, with `labels-idx1` beside it.
+        path: an `.npz` with `x_train` and `y_train`, or `images` and `labels` (zeros if absent); an
+            IDX image file such as `train-images-idx3-ubyte.gz`, with `labels-idx1` beside it; or a folder
+            of pictures, read in colour, with labels zero.
+        size: height and width; the middle squares of a folder's pictures are scaled to it.
 
     Raises:
-        ValueError: if the file holds no such arrays.
+        ValueError: if the file holds no such arrays, or images of another size.
     """
     path = Path(path)
-    if path.suffix == ".npz":
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+        if not files or size is None:
+            raise ValueError(f"{path} must hold pictures ({', '.join(PICTURES)}), and needs a size to scale them to")
+        images = np.stack([fit(read_image(file, 3), size) for file in files])
+        labels = np.zeros(len(images))
+    elif path.suffix == ".npz":
         with np.load(path) as arrays:
             image_key = next((k for k in ("x_train", "images") if k in arrays), None)
             if image_key is None:
@@ -34,6 +46,8 @@ def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path} must hold u8 images [N, H, W(, C)] with as many labels, "
             f"got {images.dtype}{list(images.shape)} and {len(labels)} labels"
         )
+    if size is not None and images.shape[1:3] != (size, size):
+        raise ValueError(f"{path} holds images of {images.shape[2]}x{images.shape[1]}, but {size}x{size} are wanted")
     return images.reshape(*images.shape[:3], -1), labels.astype(np.int32)
 
 
@@ -64,8 +78,3 @@ def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarr
     epoch, position = divmod(step, per_epoch)
     order = np.random.default_rng([seed, epoch]).permutation(count)
     return order[position * batch_size : (position + 1) * batch_size]
-
-
-def to_float(images: np.ndarray) -> np.ndarray:
-    """Maps u8 pixels to f32 in [-1, 1]."""
-    return images.astype(np.float32) / 127.5 - 1

@@ -38,6 +38,7 @@ class LossConfig:
         s1: and at the end.
         stages: easy consistency tuning's number of halvings (for q = 2) of the gap 1 - r/t over the run.
         q: easy consistency tuning's shrinking factor per stage.
+        teacher_fn: distillation's teacher, `apply_fn(teacher, x, t, **cond)`; None: the student's network.
     """
 
     scheduler: CMStochasticIterativeScheduler
@@ -50,6 +51,7 @@ class LossConfig:
     s1: int = 150
     stages: float = 8.0
     q: float = 2.0
+    teacher_fn: ApplyFn | None = None
 
 
 def denoising_loss(
@@ -86,8 +88,8 @@ def consistency_distillation_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Consistency distillation with one Heun step of the teacher (Song et al. 2023, Algorithm 2).
 
-    `target_params` is the pair (target, teacher); the teacher is an EDM denoiser of the same network.
-    The grid has `config.s1` levels throughout.
+    `target_params` is the pair (target, teacher); the teacher is an EDM denoiser. The grid has `config.s1`
+    levels throughout.
     """
     target_params, teacher_params = target_params
     scheduler, (data, cond) = config.scheduler, _split(batch)
@@ -99,7 +101,7 @@ def consistency_distillation_loss(
     noisy = combine((1, data), (higher, jax.random.normal(noise_key, data.shape)))
 
     def slope(x, sigma):  # dx/dsigma of the probability-flow ODE (Karras et al. 2022, equation 3)
-        denoised = edm_denoiser(apply_fn, teacher_params, scheduler, x, sigma, **cond)
+        denoised = edm_denoiser(config.teacher_fn or apply_fn, teacher_params, scheduler, x, sigma, **cond)
         return combine((1 / sigma, x), (-1 / sigma, denoised))
 
     first = slope(noisy, higher)

@@ -172,7 +172,7 @@ def test_what_diffusers_cannot_hold_is_not_written(tmp_path):
         cmjax.save(tmp_path / "x", model(), to="onnx")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="folder of something else"):
+    with pytest.raises(ValueError, match="mine holds other files than a model.s, such as thesis.tex"):
         cmjax.save(tmp_path / "mine", model())
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.tex"]
 

@@ -106,7 +106,7 @@ def edit(folder, name, **changes):
         (lambda f: edit(f, "scheduler_config.json", sigma_min=100.0), "sigma_min 100.0 must be less"),
         (lambda f: edit(f, "config.json", sample_size="8"), "config.json: sample_size must be a positive integer.*'8'"),
         (lambda f: edit(f, "config.json", patch_size=0), "patch_size must be a positive integer"),
-        (lambda f: edit(f, "config.json", attention_head_dim=None), "attention_head_dim.*None"),
+        (lambda f: edit(f, "config.json", attention_head_dim=0), "attention_head_dim.*0"),
         (lambda f: edit(f, "config.json", block_out_channels=8), "block_out_channels must be a list of int"),
         (lambda f: edit(f, "config.json", norm_eps=None), "norm_eps must be a finite number"),
         (lambda f: edit(f, "config.json", time_scale="x"), "time_scale must be a finite number"),

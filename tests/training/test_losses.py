@@ -10,7 +10,7 @@ import pytest
 
 import cmjax
 from cmjax import testing
-from cmjax.parametrization import consistency_function, edm_denoiser
+from cmjax.parametrization import consistency_function, edm_denoiser, guided
 from cmjax.training import losses
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
@@ -71,17 +71,24 @@ def test_distillation_is_at_its_fixed_point_for_the_exact_consistency_function()
     """Exact teacher and exact student on Gaussian data: only the Heun step's error is left, falling as 1/N^2."""
     student, student_params = testing.gaussian_consistency_model(SCHEDULER, 0.0, STD)
 
-    def network(params, x, t):
-        return student(student_params, x, t) if params is None else gaussian_denoiser(params, x, t)
-
     def loss(scales):
-        config = losses.LossConfig(SCHEDULER, 1000, s1=scales, huber_c=0.0)
-        args = (KEY, network, None, (None, jnp.float32(STD**2)), data(4096), jnp.int32(0), config)
+        config = losses.LossConfig(SCHEDULER, 1000, s1=scales, huber_c=0.0, teacher_fn=gaussian_denoiser)
+        teacher = jnp.float32(STD**2)
+        args = (KEY, student, student_params, (student_params, teacher), data(4096), jnp.int32(0), config)
         return float(losses.consistency_distillation_loss(*args)[0])
 
     coarse, middle, fine = loss(10), loss(20), loss(40)
     assert coarse < 0.2
     assert coarse / middle > 4 and middle / fine > 4  # order 2 over the whole grid is order 3 a step
+
+
+def test_guidance_extrapolates_the_denoised_images():
+    x, sigma = data(8)["data"], jnp.linspace(0.1, 40, 8)
+    good, weak = (edm_denoiser(gaussian_denoiser, jnp.float32(p), SCHEDULER, x, sigma) for p in (0.5, 0.3))
+    for scale in (1, 2, 3.5):
+        network = guided(gaussian_denoiser, scale)
+        both = edm_denoiser(network, (jnp.float32(0.5), jnp.float32(0.3)), SCHEDULER, x, sigma)
+        np.testing.assert_allclose(both, weak + scale * (good - weak), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [losses.consistency_training_loss, losses.easy_consistency_loss])

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import cmjax
+from cmjax.images import from_uint8
 from cmjax.training import data, losses, trainer
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
@@ -156,4 +157,4 @@ def test_bad_data_files(tmp_path):
 
 
 def test_pixels_map_to_minus_one_and_one():
-    np.testing.assert_allclose(data.to_float(np.array([0, 255], np.uint8)), [-1, 1])
+    np.testing.assert_allclose(from_uint8(np.array([0, 255], np.uint8)), [-1, 1])

@@ -1,0 +1,224 @@
+"""`cmjax edit`: out of the box, on one's own pictures, and that every misuse is one clear line."""
+
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from flax import nnx
+from PIL import Image
+
+import cmjax
+from cmjax import cli, editing, images
+from cmjax.models import UNet2D, UNet2DConfig
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Small models of 8x8 pictures: colour without classes, gray with."""
+    root = tmp_path_factory.mktemp("models")
+    for name, channels, classes in (("colour", 3, None), ("gray", 1, 4), ("latent", 4, None)):
+        config = UNet2DConfig(
+            sample_size=8,
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            block_out_channels=(8,),
+            norm_num_groups=4,
+            attention_head_dim=4,
+            layers_per_block=1,
+            num_class_embeds=classes,
+        )
+        apply_fn, params = cmjax.from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
+        params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(1), p.shape), params)
+        scheduler = cmjax.CMStochasticIterativeScheduler(num_train_timesteps=6)
+        cmjax.save(root / name, cmjax.Model(apply_fn, params, scheduler, config))
+    return root
+
+
+@pytest.fixture
+def run(models, tmp_path, monkeypatch):
+    """Runs `cmjax edit ...` in a folder that holds pictures good and bad."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save("picture.png")
+    picture.resize((24, 16)).save("photo.jpg")
+    picture.convert("L").save("gray.png")
+    picture.convert("RGBA").save("alpha.png")
+    picture.convert("P").save("palette.png")
+    picture.convert("P").save("see-through.png", transparency=0)
+    picture.convert("CMYK").save("cmyk.jpg")
+    Image.fromarray(rng.integers(0, 2**16, (8, 8), np.uint16)).save("deep.png")
+    picture.save("animated.gif", save_all=True, append_images=[picture.rotate(90)])
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    Image.fromarray(mask).save("mask.png")
+    Image.fromarray(mask[:6]).save("small-mask.png")
+    Image.fromarray(0 * mask).save("black.png")
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "picture.png").read_bytes()[:100])
+
+    def run(*args, model="colour"):
+        chosen = [] if model is None else ["--model", str(models / model)]
+        return CliRunner().invoke(cli.main, ["edit", *args, *chosen])
+
+    return run
+
+
+def ok(result):
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return result
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def tiles(count, size=8):
+    """The tiles of the strip, without margins and captions."""
+    scale = max(1, 112 // size)
+    strip = pixels("edited.png")
+    step = size * scale + images.MARGIN
+    found = [
+        strip[images.MARGIN + images.CAPTION :, images.MARGIN + i * step :][
+            : size * scale : scale, : size * scale : scale
+        ]
+        for i in range(count)
+    ]
+    return np.stack(found)
+
+
+def test_an_inpainting_keeps_what_is_known(run):
+    said = ok(run("inpaint", "picture.png", "--mask", "mask.png")).stdout
+    assert said == "edited.png: given, known, 1, 2, 3\n"
+    given, known, *made = tiles(5)
+    np.testing.assert_array_equal(given, pixels("picture.png"))
+    np.testing.assert_array_equal(known[:, :4], given[:, :4])
+    assert np.all(known[:, 4:] == 128)
+    for result in made:
+        np.testing.assert_array_equal(result[:, :4], given[:, :4])
+        assert np.abs(result[:, 4:].astype(int) - given[:, 4:]).mean() > 5
+    assert np.any(made[0] != made[1])
+
+
+def test_a_box_is_a_mask(run):
+    ok(run("inpaint", "picture.png", "--mask", "mask.png", "--steps", "2"))
+    by_mask = tiles(5)
+    ok(run("inpaint", "picture.png", "--mask-box", "4,0,8,8", "--steps", "2"))
+    np.testing.assert_array_equal(tiles(5), by_mask)
+    ok(run("inpaint", "picture.png", "--mask-box", "4,0,8,8", "--steps", "2", "--seed", "1"))
+    assert np.any(tiles(5)[2] != by_mask[2])
+
+
+def test_a_colourisation_keeps_the_luminance(run):
+    ok(run("colorize", "picture.png", "--num", "1"))
+    given, known, made = (tile.astype(float) for tile in tiles(3))
+    weights = np.array(editing.REC601)
+    np.testing.assert_allclose(known, (given @ weights)[..., None].repeat(3, -1), atol=0.51)
+    inside = np.all((made > 0) & (made < 255), -1)  # clipped pixels cannot keep it
+    assert inside.mean() > 0.3
+    np.testing.assert_allclose((made @ weights)[inside], (given @ weights)[inside], atol=1.5)
+
+
+def test_superresolution_keeps_block_averages(run):
+    ok(run("superres", "gray.png", "--factor", "2", "--num", "1", "--label", "1", model="gray"))
+    _, known, made = (tile.astype(float) for tile in tiles(3))
+    blocks = made.reshape(4, 2, 4, 2)
+    inside = np.all((blocks > 0) & (blocks < 255), (1, 3))
+    assert inside.mean() > 0.3
+    np.testing.assert_allclose(blocks.mean((1, 3))[inside], known[::2, ::2][inside], atol=1)
+
+
+def test_a_photo_is_cropped_and_scaled_with_a_message(run):
+    result = ok(run("superres", "photo.jpg", "--steps", "1"))
+    assert result.stderr == "photo.jpg: 24x16 pixels, its middle square scaled to 8x8\n"
+    assert ok(run("superres", "photo.jpg", "--steps", "1", "--quiet")).output == ""
+
+
+def test_interpolation_starts_and_ends_at_the_samples(run, models):
+    ok(run("interpolate", "--from", "2", "--to", "5", "--num", "4"))
+    made = tiles(4)
+    model = cmjax.load(models / "colour")
+    key = jax.random.key(0, impl="threefry2x32")
+    samples = cmjax.sample(key, model.apply_fn, model.params, model.scheduler, (6, 8, 8, 3))
+    expected = images.to_uint8(samples)
+    assert np.abs(made[0].astype(int) - expected[2]).max() <= 1
+    assert np.abs(made[3].astype(int) - expected[5]).max() <= 1
+
+
+def test_strokes(run):
+    ok(run("stroke", "picture.png", "--sigmas", "0.01", "--num", "1"))
+    given, made = tiles(2)
+    assert np.abs(given.astype(int) - made).mean() < 10  # hardly any noise, hardly any change
+    ok(run("stroke", "picture.png", "--num", "1"))
+    assert np.abs(given.astype(int) - tiles(2)[1]).mean() > 10
+
+
+@pytest.mark.parametrize("task", ["inpaint", "superres", "interpolate", "stroke"])
+def test_out_of_the_box(run, task):
+    """On the bundled digits, with the pictures of the package."""
+    steps = ["--steps", "2"] if task in ("inpaint", "superres") else []
+    ok(run(task, *steps, model=None))
+    assert tiles(2, size=28).std() > 20
+
+
+@pytest.mark.parametrize(
+    ("args", "fragment"),
+    [
+        ("inpaint picture.png", "give one of --mask FILE and --mask-box"),
+        ("inpaint picture.png --mask mask.png --mask-box 0,0,1,1", "give one of --mask FILE and --mask-box"),
+        ("inpaint picture.png --mask small-mask.png", "small-mask.png is 8x6, but the picture is 8x8"),
+        ("inpaint picture.png --mask black.png", "black all over"),
+        ("inpaint picture.png --mask text.png", "text.png is not a picture"),
+        ("inpaint picture.png --mask-box 4,0,4,8", "0 <= x0 < x1 <= 8"),
+        ("inpaint picture.png --mask-box 0,0,9,8", "0 <= x0 < x1 <= 8"),
+        ("inpaint picture.png --mask-box 0,0,8", "four numbers"),
+        ("inpaint picture.png --mask-box a", "integers separated by commas"),
+        ("inpaint nowhere.png --mask mask.png", "nowhere.png: No such file"),
+        ("inpaint . --mask mask.png", "cannot read .: Is a directory"),
+        ("superres text.png", "text.png is not a picture"),
+        ("superres cut.png", "cannot read cut.png"),
+        ("superres alpha.png", "alpha.png has transparency"),
+        ("superres see-through.png", "see-through.png has transparency"),
+        ("superres cmyk.jpg", "cmyk.jpg is CMYK"),
+        ("superres deep.png", "deep.png is I;16"),
+        ("superres animated.gif", "animated.gif is animated"),
+        ("superres picture.png --factor 0", "0 is not in the range x>=1"),
+        ("superres picture.png --factor 3", "--factor must divide the model's 8x8 pixels, got 3"),
+        ("superres picture.png --steps 2 --sigmas 1", "--steps and --sigmas exclude each other"),
+        ("superres picture.png --sigmas 99", "--sigmas: sigmas must lie in"),
+        ("superres picture.png --num 0", "0 is not in the range"),
+        ("superres picture.png --label 1", "the model has no classes"),
+        ("superres picture.png --out x.npz", "--out must end in .png (a picture)"),
+        ("superres picture.png --out no/x.png", "there is no folder no"),
+        ("colorize", "give a picture"),
+        ("stroke picture.png --sigmas 1,2", "descending"),
+        ("interpolate --from 1 --to 1", "--from and --to are both 1"),
+        ("colorize gray.png --label 1 @gray", "its pictures are gray"),
+        ("superres gray.png @gray", "--label: the model has classes 0..3; say which"),
+        ("superres gray.png --label 4 @gray", "classes are 0..3, got 4"),
+        ("superres picture.png @latent", "4 channels"),
+        ("blur picture.png", "No such command 'blur'"),
+    ],
+)
+def test_misuse_is_one_line(run, tmp_path, args, fragment):
+    args, _, model = args.partition(" @")
+    before = sorted(tmp_path.iterdir())
+    result = run(*args.split(), model=model or "colour")
+    assert result.exit_code == 2 and result.stdout == "", result.output
+    assert result.stderr.count("\n") == 1 and fragment in result.stderr, result.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_gray_and_palette_pictures_become_colour(run):
+    for name in ("gray.png", "palette.png"):
+        ok(run("superres", name, "--steps", "1", "--num", "1"))
+
+
+@pytest.mark.parametrize("task", ["", "inpaint", "colorize", "superres", "interpolate", "stroke"])
+def test_help_teaches_by_example(run, task):
+    lines = ok(run(*filter(None, [task]), "--help", model=None)).stdout.splitlines()
+    assert "  Examples:" in lines and max(map(len, lines)) <= 100

@@ -1,0 +1,177 @@
+"""Files and folders that are replaced whole: whatever happens, there is the old or the new."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import cmjax
+from cmjax import files
+from cmjax.files import replacing, replacing_folder
+from tests.checkpoints import tiny
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def fill(folder, text):
+    (folder / "deep").mkdir()
+    (folder / "a").write_text(text)
+    (folder / "deep" / "b").write_text(text)
+
+
+@pytest.fixture(params=["exchange", "no exchange"])
+def system(request, monkeypatch):
+    """With and without the system call that swaps two names."""
+    if request.param == "no exchange":
+        monkeypatch.setattr(files.sys, "platform", "other")
+
+
+def test_a_folder_is_made_and_replaced(tmp_path, system):
+    target = tmp_path / "not" / "there" / "yet"
+    for text in ("one", "two", "three"):
+        with replacing_folder(target) as folder:
+            assert folder.parent == target.parent
+            fill(folder, text)
+            if text != "one":
+                assert content(target)["a"] != text
+        assert content(target) == {"a": text, "deep/b": text}
+        assert [path.name for path in target.parent.iterdir()] == ["yet"]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_failure_inside_leaves_what_was_there(tmp_path, error, there):
+    target = tmp_path / "x"
+    if there:
+        target.mkdir()
+        fill(target, "old")
+    with pytest.raises(error), replacing_folder(target) as folder:
+        fill(folder, "new")
+        raise error
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] * there
+    assert not there or content(target) == {"a": "old", "deep/b": "old"}
+
+
+def test_a_failure_of_the_exchange_leaves_what_was_there(tmp_path, monkeypatch):
+    target = tmp_path / "x"
+    target.mkdir()
+    fill(target, "old")
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "_exchange", fail)
+    with pytest.raises(OSError, match="Input/output"), replacing_folder(target) as folder:
+        fill(folder, "new")
+    assert content(target)["a"] == "old" and [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(NotADirectoryError, match="is a file; give the name of a folder"):
+        with replacing_folder(tmp_path / "x"):
+            pytest.fail("went on")
+    with pytest.raises(OSError), replacing_folder(tmp_path / "x" / "y"):
+        pytest.fail("went on")
+    assert content(tmp_path) == {"x": "old"}
+
+
+def test_a_link_stays_a_link(tmp_path, system):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("later")
+    for name, real in (("link", "real"), ("dangling", "later")):
+        with replacing_folder(tmp_path / name) as folder:
+            fill(folder, "new")
+        assert (tmp_path / name).is_symlink() and content(tmp_path / real)["a"] == "new"
+    (tmp_path / "file").symlink_to("target")
+    with replacing(tmp_path / "file") as file:
+        file.write(b"new")
+    assert (tmp_path / "file").is_symlink() and (tmp_path / "target").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "later", "link", "real", "target"]
+
+
+def test_left_over_names_do_not_disturb(tmp_path):
+    for name in (".cmjax-00000000", ".cmjax-12345678"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("half")
+    with replacing_folder(tmp_path / "x") as folder:
+        fill(folder, "new")
+    assert content(tmp_path / "x") == {"a": "new", "deep/b": "new"}
+    assert content(tmp_path / ".cmjax-12345678") == {"a": "half"}
+
+
+@pytest.mark.skipif(resource is None, reason="needs limits of a process")
+@pytest.mark.parametrize("to", ["cmjax", "diffusers"])
+def test_a_full_disk_leaves_the_old_model(tmp_path, to):
+    target = tmp_path / "x"
+    cmjax.save(target, tiny.model(0), to=to)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (10, 600, 2000, 9000):  # full at the first file, or a later one
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                cmjax.save(target, tiny.model(1), to=to)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert_is(cmjax.load(target), 0)
+        assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def assert_is(loaded, seed):
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, tiny.model(seed).params))
+
+
+def which(loaded):
+    """The seed of the model that it is exactly."""
+    (seed,) = [s for s in (0, 1) if jax.tree.all(jax.tree.map(np.array_equal, loaded.params, tiny.model(s).params))]
+    return seed
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_process_leaves_the_old_or_the_new(tmp_path):
+    """One that saves two models in turn, killed at random moments within its writing."""
+    target = tmp_path / "models" / "x"
+    code = """
+        import sys
+        import cmjax
+        from tests.checkpoints import tiny
+        models = tiny.model(0), tiny.model(1)
+        while True:
+            for model in models:
+                cmjax.save(sys.argv[1], model)
+                print(end=".", flush=True)
+    """
+    rng = random.Random(0)
+    root = os.path.dirname(os.path.dirname(cmjax.__file__))
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code), str(target)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": root},
+        )
+        assert process.stdout.read(2) == b".."  # at least two are written, and both can be there
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert which(cmjax.load(target)) in (0, 1)
+        assert all(path.name.startswith(".cmjax-") for path in target.parent.iterdir() if path != target)
+    cmjax.save(target, tiny.model(1))  # whatever was left over
+    assert which(cmjax.load(target)) == 1
