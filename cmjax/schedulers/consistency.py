@@ -18,6 +18,14 @@ from cmjax.schedulers.base import (
 )
 
 _SPACINGS = ("linspace", "leading")
+_LARGEST = 1e18  # float32 holds its square
+_MOST_LEVELS = 1_000_000
+_DOMAINS = {
+    "sigma_min": (1 / _LARGEST, _LARGEST),
+    "sigma_max": (1 / _LARGEST, _LARGEST),
+    "sigma_data": (1 / _LARGEST, _LARGEST),
+    "rho": (0.1, 1000.0),  # float64 holds sigma ** (1 / rho)
+}
 
 
 @jax.tree_util.register_static
@@ -56,16 +64,20 @@ class CMStochasticIterativeScheduler(Scheduler):
     _diffusers_defaults = {"timestep_spacing": "leading"}
 
     def __post_init__(self):
-        if not is_int(self.num_train_timesteps, 1):
-            raise ValueError(f"num_train_timesteps must be a positive integer, got {self.num_train_timesteps!r}")
-        for name in ("sigma_min", "sigma_max", "sigma_data", "rho"):
+        if not is_int(self.num_train_timesteps, 1) or self.num_train_timesteps > _MOST_LEVELS:
+            raise ValueError(
+                f"num_train_timesteps must be a positive integer up to {_MOST_LEVELS}, got {self.num_train_timesteps!r}"
+            )
+        for name, (low, high) in _DOMAINS.items():
             value = getattr(self, name)
             if not is_finite(value) or value <= 0:
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value!r}")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} must be less than sigma_max {self.sigma_max}")
-        if not is_finite(self.s_noise) or self.s_noise < 0:
-            raise ValueError(f"s_noise must be finite and not negative, got {self.s_noise!r}")
+        if not is_finite(self.s_noise) or not 0 <= self.s_noise <= _LARGEST:
+            raise ValueError(f"s_noise must be finite, not negative and at most {_LARGEST:g}, got {self.s_noise!r}")
         if not isinstance(self.clip_denoised, bool):
             raise ValueError(f"clip_denoised must be true or false, got {self.clip_denoised!r}")
         if self.timestep_spacing not in _SPACINGS:

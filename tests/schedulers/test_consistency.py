@@ -122,6 +122,10 @@ def test_bad_configs(config, message):
         ({"sigma_data": -0.5}, "sigma_data"),
         ({"rho": math.nan}, "rho.*nan"),
         ({"s_noise": -1.0}, "s_noise"),
+        ({"s_noise": 1e308}, "s_noise.*at most 1e\\+18"),
+        ({"rho": 1e-5}, "rho must be between 0.1 and 1000, got 1e-05"),
+        ({"sigma_data": 1e308}, "sigma_data must be between 1e-18 and 1e\\+18"),
+        ({"num_train_timesteps": 2**31 - 1}, "num_train_timesteps must be a positive integer up to 1000000"),
         ({"timestep_spacing": "trailing"}, "timestep_spacing.*linspace.*leading.*trailing"),
     ],
 )
