@@ -4,7 +4,8 @@
 
 For each task the first 500 test digits lose most of their pixels and the model, told the class, makes them up again;
 the classifier of `digits_quality.py` says what it sees in the digits as they were, in what was left, and in the
-results. Beside it stands the same number of plain samples of the same classes: editing keeps what the model can do, not more.
+results. Beside it stands the same number of plain samples of the same classes: editing keeps what the model can do,
+not more.
 """
 
 from functools import partial
