@@ -125,7 +125,7 @@ def test_patches_fold_and_unfold():
 
 
 def test_attention_equals_the_formula():
-    attention = layers.Attention(8, 4, 2, 1e-5, rngs=nnx.Rngs(0))
+    attention = layers.Attention(8, 4, groups=2, epsilon=1e-5, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
     pixels = np.asarray(attention.group_norm(x), np.float64).reshape(2, 9, 8)
 
@@ -137,7 +137,7 @@ def test_attention_equals_the_formula():
     for head in (slice(0, 4), slice(4, 8)):
         scores = np.exp(q[..., head] @ k[..., head].transpose(0, 2, 1) / 2)
         out[..., head] = scores / scores.sum(-1, keepdims=True) @ v[..., head]
-    expected = np.asarray(x) + project(attention.to_out, out).reshape(x.shape)
+    expected = np.asarray(x) + project(attention.to_out[0], out).reshape(x.shape)
     np.testing.assert_allclose(attention(x), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -39,45 +39,25 @@ def pipeline(request, tmp_path):
     return pipeline
 
 
-def ours(model, shape, cond, noises, **levels):
-    """cmjax's loop with given noise, step by step."""
-    scheduler = model.scheduler
-    state = scheduler.set_timesteps(**levels)
-    x = scheduler.init_sample(state, jnp.asarray(noises[0]))
-    apply_fn = jax.jit(model.apply_fn)
-    for i in range(state.num_steps):
-        t = jnp.broadcast_to(state.timesteps[i], shape[0])
-        denoised = scheduler.denoise(state, apply_fn(model.params, scheduler.scale_input(state, x), t, **cond), x)
-        state, x = scheduler.advance(state, x, denoised, jnp.asarray(noises[min(i + 1, len(noises) - 1)]))
-    return np.asarray(x)
-
-
 @pytest.mark.parametrize("timesteps", [[0], [22, 0]], ids=["one", "two"])
 def test_images_of_the_pipeline(pipeline, tmp_path, monkeypatch, timesteps):
+    """The same folder, initial noise and step noise, whatever the generators."""
     model = cmjax.load(tmp_path / "pipeline")
     shape = (2, 8, 8, 3)
-    rng = np.random.default_rng(0)
-    noises = rng.standard_normal((3, *shape)).astype(np.float32)
-    given = iter([torch.from_numpy(noise).permute(0, 3, 1, 2) for noise in noises[1:]])
+    noises = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
+    monkeypatch.setattr("cmjax.sampling.level_noise", lambda keys, level, *_: jnp.asarray(noises)[level])
+    theirs = iter([torch.from_numpy(noise).permute(0, 3, 1, 2) for noise in noises])
     module = "diffusers.schedulers.scheduling_consistency_models.randn_tensor"
-    monkeypatch.setattr(module, lambda *_, **__: next(given))
+    monkeypatch.setattr(module, lambda *_, **__: next(theirs))
     labels = [1, 4] if model.num_classes else None
-    latents = torch.from_numpy(noises[0]).permute(0, 3, 1, 2)
-    theirs = pipeline(batch_size=2, class_labels=labels, timesteps=timesteps, latents=latents, output_type="np").images
+    options = {"batch_size": 2, "class_labels": labels, "timesteps": timesteps, "output_type": "np"}
+    expected = pipeline(latents=next(theirs), **options).images
 
     cond = {"class_labels": jnp.array(labels)} if labels else {}
-    images = ours(model, shape, cond, noises, timesteps=timesteps)
-    assert np.std(theirs) > 0.05
-    np.testing.assert_allclose((images + 1) / 2, theirs, atol=1 / 255)
-    if len(timesteps) == 1:  # sample() is the same loop: with the noise it draws, the pipeline makes its images
-        drawn = cmjax.random.level_noise(cmjax.random.sample_keys(jax.random.key(5), 2), 0, shape)
-        sampled = cmjax.sample(
-            jax.random.key(5), model.apply_fn, model.params, model.scheduler, shape, timesteps=[0], cond=cond
-        )
-        given = iter([torch.zeros(2, 3, 8, 8)])
-        latents = torch.from_numpy(np.array(drawn)).permute(0, 3, 1, 2)
-        theirs = pipeline(batch_size=2, class_labels=labels, timesteps=[0], latents=latents, output_type="np").images
-        np.testing.assert_allclose((np.asarray(sampled) + 1) / 2, theirs, atol=1 / 255)
+    options = {"timesteps": timesteps, "cond": cond}
+    images = cmjax.sample(jax.random.key(0), model.apply_fn, model.params, model.scheduler, shape, **options)
+    assert np.std(expected) > 0.05
+    np.testing.assert_allclose((np.asarray(images) + 1) / 2, expected, atol=1 / 255)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -94,9 +74,9 @@ def test_there_and_back_is_byte_for_byte(pipeline, tmp_path, dtype, safe):
     theirs = ConsistencyModelPipeline.from_pretrained(tmp_path / "back", dtype=dtype)
     for name, tensor in theirs.unet.state_dict().items():
         assert torch.equal(tensor, pipeline.unet.state_dict()[name])
-    was, now = (json.loads(p.unet.to_json_string()) for p in (pipeline, theirs))
-    assert {k: now[k] for k in was if k[0] != "_"} == {k: was[k] for k in was if k[0] != "_"}
-    assert {**theirs.scheduler.config} == {**pipeline.scheduler.config}
+    for part in ("unet", "scheduler"):
+        was, now = (json.loads(getattr(p, part).to_json_string()) for p in (pipeline, theirs))
+        assert {k: now[k] for k in was if k[0] != "_"} == {k: was[k] for k in was if k[0] != "_"}
 
 
 def test_a_model_trained_with_cmjax_opens_in_diffusers(tmp_path):
