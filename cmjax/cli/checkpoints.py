@@ -1,6 +1,7 @@
 """`cmjax convert` and `cmjax info`."""
 
 import dataclasses
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,7 @@ def info(source: str | None, config: str | None) -> None:
     """  # noqa: D301
     from cmjax.checkpoints import open_checkpoint
 
+    gc.disable()  # a fifth of the time, for a process that ends before there is garbage
     checkpoint = open_checkpoint(source, config=config)
     checkpoint.check()
     network, scheduler = checkpoint.config, checkpoint.scheduler
