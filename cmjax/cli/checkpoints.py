@@ -56,9 +56,9 @@ def convert(source: str, destination: Path, to: str, dtype: str | None, config: 
 @click.argument("source", metavar="[SRC]", required=False)
 @PRESET
 def info(source: str | None, config: str | None) -> None:
-    """Says what the model SRC is, without reading its tensors.
+    """Says what the model SRC is.
 
-    SRC is as for `cmjax convert`; left out, it is the bundled model.
+    Its tensors are not read. SRC is as for `cmjax convert`; left out, it is the bundled model.
 
     \b
     Examples:

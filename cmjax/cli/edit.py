@@ -48,7 +48,7 @@ def constrained(command: Callable) -> Callable:
 
 @click.group()
 def edit() -> None:
-    """Edits pictures with a consistency model that was never trained to.
+    """Edits pictures, without training for it.
 
     Each task writes what was given, what is kept of it, and results. Without a picture it takes one that
     comes with the package.
@@ -68,7 +68,9 @@ def edit() -> None:
 @click.option("--mask-box", type=options.Numbers(int, "0,14,28,28"), help="x0,y0,x1,y1: pixels to paint anew.")
 @constrained
 def inpaint(image: Path | None, mask: Path | None, mask_box: list[int] | None, model: str | None, **rest: Any) -> None:
-    """Paints a part of IMAGE anew, by --mask or --mask-box.
+    """Paints a part of IMAGE anew.
+
+    Which part, --mask or --mask-box says.
 
     \b
     Examples:
@@ -102,7 +104,9 @@ def inpaint(image: Path | None, mask: Path | None, mask_box: list[int] | None, m
 @IMAGE
 @constrained
 def colorize(image: Path | None, model: str | None, **rest: Any) -> None:
-    """Gives the gray picture IMAGE colours; needs a model of colour pictures.
+    """Gives the gray picture IMAGE colours.
+
+    It needs a model of colour pictures.
 
     \b
     Examples:
@@ -127,7 +131,9 @@ def colorize(image: Path | None, model: str | None, **rest: Any) -> None:
 @click.option("--factor", type=click.IntRange(1), metavar="N", default=4, show_default=True, help="Of magnification.")
 @constrained
 def superres(image: Path | None, factor: int, model: str | None, **rest: Any) -> None:
-    """Adds detail to IMAGE, a picture of 1/N of the model's size; a larger one is reduced to that first.
+    """Adds detail to the small picture IMAGE.
+
+    It has 1/N of the model's size; a larger one is reduced to that first.
 
     \b
     Examples:
@@ -156,7 +162,9 @@ def superres(image: Path | None, factor: int, model: str | None, **rest: Any) ->
 )
 @common
 def interpolate(first: int, second: int, num: int, model: str | None, **rest: Any) -> None:
-    """Goes from one sample of --seed to another, one network call a picture.
+    """Goes from one sample to another.
+
+    One network call a picture; the samples are those of --seed.
 
     \b
     Examples:
