@@ -32,7 +32,7 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
         with Image.open(path) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise ValueError(f"{path} is animated; save one frame as a picture")
-            if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+            if image.has_transparency_data:
                 raise ValueError(f"{path} has transparency; flatten it onto a background first")
             if image.mode not in ("1", "L", "P", "RGB"):
                 raise ValueError(f"{path} is {image.mode}, not gray or RGB of 8 bits; convert it first")

@@ -136,6 +136,8 @@ def test_a_photo_is_cropped_and_scaled_with_a_message(run):
     result = ok(run("superres", "photo.jpg", "--steps", "1"))
     assert result.stderr == "photo.jpg: 24x16 pixels, its middle square scaled to 8x8\n"
     assert ok(run("superres", "photo.jpg", "--steps", "1", "--quiet")).output == ""
+    result = ok(run("superres", "--steps", "1"))  # the package's own, for a model of another size
+    assert "seven.png: 28x28 pixels, its middle square scaled to 8x8" in result.stderr
 
 
 def test_interpolation_starts_and_ends_at_the_samples(run, models):

@@ -245,7 +245,8 @@ def _open(
         raise ValueError(f"--label: the model's classes are 0..{classes - 1}, got {rest['label']}")
     original = None
     if image is not None or example:
-        original = images.read_image(image or EXAMPLES / example, channels)
+        image = image or EXAMPLES / example
+        original = images.read_image(image, channels)
         height, width = original.shape[:2]
         if (height, width) not in ((size, size), (size // factor, size // factor)) and not rest["quiet"]:
             click.echo(f"{image}: {width}x{height} pixels, its middle square scaled to {size}x{size}", err=True)

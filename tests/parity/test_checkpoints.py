@@ -79,7 +79,7 @@ def test_there_and_back_is_byte_for_byte(pipeline, tmp_path, dtype, safe):
         assert {k: now[k] for k in was if k[0] != "_"} == {k: was[k] for k in was if k[0] != "_"}
 
 
-def test_a_model_trained_with_cmjax_opens_in_diffusers(tmp_path):
+def test_options_of_our_own_are_not_written_for_diffusers(tmp_path):
     bundled = cmjax.load()
     with pytest.raises(ValueError, match="time_scale 0.01 is cmjax's own"):
         cmjax.save(tmp_path / "x", bundled, to="diffusers")
