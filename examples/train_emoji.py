@@ -5,7 +5,7 @@ r"""Train an unconditional consistency model of 32x32 colour pictures, such as e
         --steps 1000 --learning-rate 3e-4 --scales 12 --target-decay 0.98
 
 The steps and options are those of `train_digits.py`. The data is an .npz with `images` u8[N, 32, 32, 3], or a folder
-of pictures, whose middle squares are scaled to 32x32. A trained model is in `examples/assets/emoji`.
+of pictures, whose middle squares are scaled to 32x32.
 """
 
 import training
