@@ -50,3 +50,39 @@ def is_finite(value: Any) -> bool:
         and not isinstance(value, bool)
         and bool(abs(value) <= sys.float_info.max)  # math.isfinite raises for integers beyond
     )
+
+
+def check_options(config: Any) -> None:
+    """Checks the fields of a configuration by the type of their defaults, and by what its classes say of them.
+
+    A class may have `_domains`, for a field the strings it may be or its lowest and highest number, and
+    `_unsupported`, for a field that must keep its default the way out.
+
+    Args:
+        config: an instance of a dataclass whose fields have defaults; ones of other types are not checked.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+    domains, unsupported = (
+        {name: value for cls in reversed(type(config).__mro__) for name, value in vars(cls).get(table, {}).items()}
+        for table in ("_domains", "_unsupported")
+    )
+    for field in dataclasses.fields(config):
+        name, value, default = field.name, getattr(config, field.name), field.default
+        if name in unsupported and value != default:
+            raise ValueError(f"{name}={value!r} is not supported; {unsupported[name]}")
+        if isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
+        elif isinstance(default, str):
+            allowed = domains.get(name, (default,))
+            if value not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
+        elif name in domains:
+            low, high = domains[name]
+            integer = isinstance(default, int)
+            if not (is_int(value, low) if integer else is_finite(value) and value >= low) or value > high:
+                raise ValueError(
+                    f"{name} must be {'an integer' if integer else 'a number'} from {low:g} to {high:g}, got {value!r}"
+                )

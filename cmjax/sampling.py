@@ -66,7 +66,7 @@ def sample(
         x = jnp.asarray(init).astype(dtype)
         if x.shape != shape:
             raise ValueError(f"init has shape {x.shape}, but the samples are to be {shape}")
-    state = scheduler.prepare(state, x)
+    start = (scheduler.prepare(state, x), x)
 
     def step(carry, _):
         state, x = carry
@@ -83,7 +83,7 @@ def sample(
             jax.debug.callback(callback, state.step_index, output)
         return (next_state, x), output if return_trajectory else None
 
-    (_, x), trajectory = jax.lax.scan(step, (state, x), length=state.num_steps)
+    (_, x), trajectory = jax.lax.scan(step, start, length=state.num_steps)
     return (x, trajectory) if return_trajectory else x
 
 

@@ -85,7 +85,7 @@ def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
     key = jax.random.key(0)
     state, x = _start(scheduler, num_steps)
     as_argument = jax.jit(lambda scheduler, state, x: _one_step(scheduler, key, state, x))
-    for _ in range(num_steps):
+    for _ in range(state.num_steps):
         eager = _one_step(scheduler, key, state, x)
         chex.assert_trees_all_close(as_argument(scheduler, state, x), eager, rtol=1e-5, atol=1e-5)
         state, x = eager[0], eager[1].prev_sample
@@ -106,17 +106,17 @@ def assert_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
     for seed in range(2):
         state, x = _start(scheduler, num_steps)
         state = state.replace(sigmas=state.sigmas * (1 + seed / 8), timesteps=state.timesteps + seed)
-        for _ in range(num_steps):
+        for _ in range(state.num_steps):
             state, output = step(jax.random.key(seed), state, x)
             x = output.prev_sample
-    assert len(traces) == 1, f"traced {len(traces)} times for {2 * num_steps} steps of the same shape"
+    assert len(traces) == 1, f"traced {len(traces)} times for two runs of the same shape"
 
 
 def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
     """Batches of states, at different steps, and of keys advance as each would alone."""
     state, x = _start(scheduler, num_steps)
-    states = [state.replace(step_index=state.step_index + i) for i in range(num_steps)]
-    keys = jax.random.split(jax.random.key(1), num_steps)
+    states = [state.replace(step_index=state.step_index + i) for i in range(state.num_steps)]
+    keys = jax.random.split(jax.random.key(1), state.num_steps)
     expected = [_one_step(scheduler, key, state, x) for key, state in zip(keys, states, strict=True)]
 
     def stack(*leaves):
@@ -131,7 +131,7 @@ def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
     results = {}
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         state, x = _start(scheduler, num_steps, dtype)
-        for _ in range(num_steps):
+        for _ in range(state.num_steps):
             assert all(t.dtype == jnp.float32 for t in scheduler.time_inputs(state)), "times must be float32"
             state, output = _one_step(scheduler, jax.random.key(0), state, x)
             chex.assert_type([output.prev_sample, output.denoised, scheduler.scale_input(state, x)], [dtype] * 3)
@@ -144,7 +144,7 @@ def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
 def assert_clean_end(scheduler: Scheduler, num_steps: int = 3) -> None:
     """The last step adds exactly no noise, also under jit; the levels end where the state says."""
     state, x = _start(scheduler, num_steps)
-    state = state.replace(step_index=state.step_index + num_steps - 1)
+    state = state.replace(step_index=state.step_index + state.num_steps - 1)
     for advance in (scheduler.advance, jax.jit(scheduler.advance)):
         quiet, loud = (advance(state, x, x / 2, jnp.full_like(x, z))[1] for z in (0.0, 1e6))
         chex.assert_tree_all_finite(loud)
@@ -156,7 +156,7 @@ def assert_threads_agree(scheduler: Scheduler, num_steps: int = 3, threads: int 
 
     def run(seed):
         state, x = _start(scheduler, num_steps)
-        for _ in range(num_steps):
+        for _ in range(state.num_steps):
             state, output = _one_step(scheduler, jax.random.key(seed), state, x)
             x = output.prev_sample
         return np.asarray(x)
@@ -174,7 +174,7 @@ def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
     state = scheduler.set_timesteps(num_steps)
     x = scheduler.init_sample(state, level_noise(sample_keys(key, _SHAPE[0]), 0, _SHAPE))
     state = scheduler.prepare(state, x)
-    for _ in range(num_steps):
+    for _ in range(state.num_steps):
         state, output = _one_step(scheduler, key, state, x)
         x = output.prev_sample
     chex.assert_trees_all_close(x, expected, rtol=1e-5, atol=1e-5)

@@ -17,7 +17,7 @@ import cmjax
 from cmjax import editing, testing
 from cmjax.editing import colorize, compose, edit, inpaint, observe, super_resolve
 from cmjax.random import level_noise, sample_keys
-from cmjax.schedulers.consistency import karras_sigmas
+from cmjax.schedulers.levels import karras_sigmas
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 UNCLIPPED = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)

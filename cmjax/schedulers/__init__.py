@@ -4,11 +4,41 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmjax.configs import did_you_mean
+from cmjax.schedulers.ancestral import EDMEulerAncestralScheduler, EulerAncestralDiscreteScheduler
 from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
+from cmjax.schedulers.ctm import CTMScheduler
+from cmjax.schedulers.ddim import DDIMScheduler
+from cmjax.schedulers.dpm2 import EDMDPM2Scheduler, KDPM2DiscreteScheduler
+from cmjax.schedulers.dpm_multistep import EDMDPMSolverMultistepScheduler
+from cmjax.schedulers.euler import EDMEulerScheduler
+from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
+from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
+from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
+from cmjax.schedulers.lcm import LCMScheduler
+from cmjax.schedulers.scm import SCMScheduler
+from cmjax.schedulers.tcd import TCDScheduler
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
-    "CMStochasticIterativeScheduler": CMStochasticIterativeScheduler,
+    cls.__name__: cls
+    for cls in (
+        CMStochasticIterativeScheduler,
+        CTMScheduler,
+        SCMScheduler,
+        LCMScheduler,
+        TCDScheduler,
+        FlowMatchLCMScheduler,
+        FlowMapEulerDiscreteScheduler,
+        DDIMScheduler,
+        EDMEulerScheduler,
+        EDMEulerAncestralScheduler,
+        EDMHeunScheduler,
+        EDMDPM2Scheduler,
+        EDMDPMSolverMultistepScheduler,
+        EulerAncestralDiscreteScheduler,
+        HeunDiscreteScheduler,
+        KDPM2DiscreteScheduler,
+    )
 }
 
 
@@ -30,8 +60,23 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
 __all__ = [
     "SCHEDULERS",
     "CMStochasticIterativeScheduler",
+    "CTMScheduler",
+    "DDIMScheduler",
+    "EDMDPM2Scheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerAncestralScheduler",
+    "EDMEulerScheduler",
+    "EDMHeunScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "FlowMapEulerDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "SCMScheduler",
     "Scheduler",
     "SchedulerState",
     "StepOutput",
+    "TCDScheduler",
     "scheduler_from_config",
 ]

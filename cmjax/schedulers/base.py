@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import chex
 import jax
@@ -51,7 +51,10 @@ class StepOutput(NamedTuple):
     denoised: jax.Array  # [B, ...]
 
 
-class Scheduler(Protocol):
+State = TypeVar("State", bound=SchedulerState)
+
+
+class Scheduler(Protocol[State]):
     """A sampler: frozen, hashable configuration with pure methods over a `SchedulerState`.
 
     A sampler of a new kind is a frozen dataclass that inherits from this class, registered with
@@ -70,45 +73,45 @@ class Scheduler(Protocol):
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> SchedulerState:
+    ) -> State:
         """Returns the state at the start of a run, from exactly one of its arguments."""
         ...
 
-    def scale_input(self, state: SchedulerState, sample: jax.Array) -> jax.Array:
+    def scale_input(self, state: State, sample: jax.Array) -> jax.Array:
         """Returns what the network sees of `sample` at the state's level."""
         ...
 
-    def denoise(self, state: SchedulerState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+    def denoise(self, state: State, model_output: jax.Array, sample: jax.Array) -> jax.Array:
         """Returns the x0 estimate that `model_output` stands for."""
         ...
 
     def advance(
-        self, state: SchedulerState, sample: jax.Array, denoised: jax.Array, noise: jax.Array
-    ) -> tuple[SchedulerState, jax.Array]:
+        self, state: State, sample: jax.Array, denoised: jax.Array, noise: jax.Array
+    ) -> tuple[State, jax.Array]:
         """Moves from `sample` to the next level, given the x0 estimate and standard normal noise."""
         ...
 
-    def add_noise(self, state: SchedulerState, original: jax.Array, noise: jax.Array) -> jax.Array:
+    def add_noise(self, state: State, original: jax.Array, noise: jax.Array) -> jax.Array:
         """Returns `original` noised to the state's level."""
         ...
 
-    def init_sample(self, state: SchedulerState, noise: jax.Array) -> jax.Array:
+    def init_sample(self, state: State, noise: jax.Array) -> jax.Array:
         """Returns the sample at the state's first level, from standard normal noise `[B, ...]`."""
         del state
         return combine((self.init_noise_sigma, noise))
 
-    def prepare(self, state: SchedulerState, sample: jax.Array) -> SchedulerState:
+    def prepare(self, state: State, sample: jax.Array) -> State:
         """Allocates `state.history` for samples of this shape; called once, before the first step."""
         del sample
         return state
 
-    def time_inputs(self, state: SchedulerState) -> tuple[jax.Array, ...]:
+    def time_inputs(self, state: State) -> tuple[jax.Array, ...]:
         """Returns the times, f32[] each, that the network is told: one, or two for flow maps."""
         return (state.timesteps[state.step_index],)
 
     def step(
-        self, key: jax.Array, state: SchedulerState, model_output: jax.Array, sample: jax.Array
-    ) -> tuple[SchedulerState, StepOutput]:
+        self, key: jax.Array, state: State, model_output: jax.Array, sample: jax.Array
+    ) -> tuple[State, StepOutput]:
         """Takes one step: `denoise`, then `advance` with noise drawn from the key and the level.
 
         Args:

@@ -16,6 +16,7 @@ from cmjax.schedulers.base import (
     combine,
     concrete,
 )
+from cmjax.schedulers.levels import exactly_one, karras_sigmas
 
 _SPACINGS = ("linspace", "leading")
 _LARGEST = 1e18  # float32 holds its square
@@ -30,7 +31,7 @@ _DOMAINS = {
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class CMStochasticIterativeScheduler(Scheduler):
+class CMStochasticIterativeScheduler(Scheduler[SchedulerState]):
     """One-step and multistep sampling of consistency models.
 
     Every step jumps to an x0 estimate and adds fresh noise to land on the next level:
@@ -111,12 +112,7 @@ class CMStochasticIterativeScheduler(Scheduler):
         Raises:
             ValueError: if not exactly one argument is given, or for values that break the rules above.
         """
-        given = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of num_inference_steps, timesteps and sigmas, got {' and '.join(given) or 'none'}"
-            )
+        exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         if num_inference_steps is not None:
             levels = self.grid()[self._spaced_indices(num_inference_steps)]
         elif timesteps is not None:
@@ -248,12 +244,6 @@ class CMStochasticIterativeScheduler(Scheduler):
         if np.any(np.diff(values) >= 0):
             raise ValueError(f"sigmas must be strictly descending, such as [80, 0.8], got {values.tolist()}")
         return values
-
-
-def karras_sigmas(ramp: Any, sigma_min: float, sigma_max: float, rho: float) -> Any:
-    """Returns the noise levels at `ramp` in [0, 1], 0 being sigma_max (Karras et al. 2022, equation 5)."""
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (high + ramp * (low - high)) ** rho
 
 
 def _array(value: Any) -> Any:

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from cmjax.schedulers.consistency import karras_sigmas
+from cmjax.schedulers.levels import karras_sigmas
 
 
 def consistency_num_scales(step: jax.Array, total_steps: int, s0: int = 2, s1: int = 150) -> jax.Array:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from cmjax.models.adapters import ApplyFn
 from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.schedulers.base import combine
-from cmjax.schedulers.consistency import CMStochasticIterativeScheduler, karras_sigmas
+from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
+from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.discretization import adjacent_levels, consistency_num_scales, easy_consistency_level
 
 Batch = Mapping[str, jax.Array]

@@ -1,0 +1,55 @@
+"""DDIM (Song, Meng and Ermon 2020)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.schedulers.discrete import BoundedDiscreteScheduler
+from cmjax.schedulers.linear import LinearState, root_of_difference, rows
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class DDIMScheduler(BoundedDiscreteScheduler):
+    """The implicit sampler of models with discrete times (Song, Meng and Ermon 2020, equation 12).
+
+    Attributes:
+        eta: share of fresh noise: 0 follows the probability-flow ODE, 1 has the variance of DDPM.
+        use_clipped_model_output: take the direction, too, from the clipped x0 estimate.
+
+    Others as in `BoundedDiscreteScheduler`. Without `use_clipped_model_output`, the default of the reference, `denoise`
+    returns the estimate as it is, and `advance` bounds it.
+    """
+
+    clip_sample: bool = True
+    eta: float = 0.0
+    use_clipped_model_output: bool = False
+
+    _domains = {"eta": (0.0, 1.0)}
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
+    ) -> LinearState:
+        """Returns the state at the start of a run; give exactly one of the number of steps and training times.
+
+        Raises:
+            ValueError: for neither or both, or for times that are not descending integers of the training.
+        """
+        times = self.times(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        alphas, sigmas = map(jnp.append, self.path(times), self.final_levels())
+        # Equation 16: up^2 = eta^2 (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2).
+        up = self.eta * sigmas[1:] / sigmas[:-1] * root_of_difference(alphas[1:], alphas[:-1]) / alphas[1:]
+        up = up.at[-1].set(0)  # also where sampling ends at training time 0
+        return self.new_state(times, alphas, sigmas, rows(alphas[1:], root_of_difference(sigmas[1:], up), up))
+
+    def denoise(self, state: LinearState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+        """Returns the x0 estimate, `[B, ...]`; bounded here only with `use_clipped_model_output`."""
+        if self.use_clipped_model_output:
+            return super().denoise(state, model_output, sample)
+        return self.estimate(state, model_output, sample)
+
+    def bound_last(self, denoised: jax.Array) -> jax.Array:
+        """Returns the x0 estimate, bounded if `denoise` has not done it."""
+        return denoised if self.use_clipped_model_output else self.bound(denoised)
