@@ -1,10 +1,15 @@
 """The denoiser that a network defines, at any noise level: what training and editing evaluate."""
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 
 from cmjax.models.adapters import ApplyFn
 from cmjax.schedulers.base import combine
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
+from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
+from cmjax.schedulers.linear import LinearScheduler
 
 
 def consistency_function(
@@ -33,6 +38,48 @@ def edm_denoiser(
     Arguments as for `consistency_function`.
     """
     return _denoise(apply_fn, params, scheduler, x, sigma, scheduler.get_scalings(sigma), cond)
+
+
+def adapt(
+    apply_fn: ApplyFn,
+    source: CMStochasticIterativeScheduler,
+    target: LinearScheduler,
+    denoiser: Callable[..., jax.Array] = consistency_function,
+) -> ApplyFn:
+    """Returns a network trained on EDM levels as the network that another scheduler expects.
+
+    What the target hands over is taken back to `x = alpha x0 + sigma z`, that to the level `sigma / alpha` of
+    `x / alpha`, and the x0 found there to what the target's network would have returned. Levels beyond the source's
+    are taken for its highest or lowest.
+
+    Args:
+        apply_fn: the network, `(params, x, t, **cond) -> model_output`.
+        source: the scheduler it was trained for.
+        target: the scheduler that it is to be sampled with.
+        denoiser: `consistency_function`, or `edm_denoiser` where the network was trained to denoise.
+
+    Returns:
+        `(params, x, t, **cond) -> model_output` in the target's terms.
+
+    Raises:
+        ValueError: if the schedulers are of other kinds, or the target tells its network two times.
+    """
+    if type(source) is not CMStochasticIterativeScheduler:
+        raise ValueError(f"the network must be of a CMStochasticIterativeScheduler, got {type(source).__name__}")
+    if not isinstance(target, LinearScheduler) or isinstance(target, FlowMapEulerDiscreteScheduler):
+        raise ValueError(f"{type(target).__name__} needs a network of its own; other schedulers can take any")
+
+    def adapted(params, scaled, t, **cond):
+        alpha, sigma = target.path(t)
+        c_in, c_skip, c_out = target.preconditioning(alpha, sigma)
+        x = combine((1 / c_in, scaled))
+        # Where alpha is 0 there is noise only, which is scaled to that of the highest level.
+        scale = jnp.minimum(1 / jnp.maximum(alpha, 1e-30), source.sigma_max / sigma)
+        level = jnp.maximum(scale * sigma, source.sigma_min)
+        denoised = denoiser(apply_fn, params, source, combine((scale, x)), level, **cond)
+        return combine((1 / c_out, denoised), (-c_skip / c_out, x))
+
+    return adapted
 
 
 def guided(apply_fn: ApplyFn, scale: float) -> ApplyFn:

@@ -121,7 +121,7 @@ def test_by_default_a_labelled_grid_and_a_line(run, tmp_path):
     result = run()
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""  # one batch, and nobody at a terminal: no bar
-    pattern = r"64 samples in samples\.png: 1 step, compile \d+\.\d s, run \d+\.\d s\n"
+    pattern = r"64 samples in samples\.png: 1 network call, compile \d+\.\d s, run \d+\.\d s\n"
     assert re.fullmatch(pattern, result.stdout), result.stdout
     assert os.listdir(tmp_path) == ["samples.png"]
     with Image.open("samples.png") as picture:  # ten columns of 8 pixels, eightfold
@@ -224,8 +224,8 @@ def test_the_bar_is_on_stderr_and_quiet_says_nothing(run):
 
 
 def test_counts_of_one_are_singular(run):
-    assert run("--num", "1").stdout.startswith("1 sample in samples.png: 1 step, ")
-    assert run("--num", "2", "--steps", "2").stdout.startswith("2 samples in samples.png: 2 steps, ")
+    assert run("--num", "1").stdout.startswith("1 sample in samples.png: 1 network call, ")
+    assert run("--num", "2", "--steps", "2").stdout.startswith("2 samples in samples.png: 2 network calls, ")
 
 
 MISUSES = [
@@ -242,7 +242,7 @@ MISUSES = [
     ("--timesteps 22,22,0", "strictly descending"),
     ("--timesteps 40,0", "--timesteps: timesteps must lie in 0..39"),
     ("--timesteps 22,-1", "must lie in 0..39"),
-    ("--timesteps 22.5,0", "integers separated by commas, such as 22,0"),
+    ("--timesteps 22.5,0", "timesteps must be a list of integers"),
     ("--timesteps 99999999999999999999,0", "too large"),
     ("--sigmas nan", "must lie in [0.002, 80.0]"),
     ("--sigmas 80,-1", "must lie in [0.002, 80.0]"),

@@ -80,7 +80,7 @@ def write(folder: Path, model: Model) -> None:
     """
     models.network_name(model.config)
     scheduler = model.scheduler
-    if not isinstance(scheduler, CMStochasticIterativeScheduler):
+    if type(scheduler) is not CMStochasticIterativeScheduler:
         raise ValueError(f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}")
     (folder / "unet").mkdir()
     (folder / "scheduler").mkdir()

@@ -7,7 +7,7 @@ import os
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.configs import Config
 from cmjax.models import UNet2D, UNet2DConfig, from_nnx
 from cmjax.models.adapters import ApplyFn
-from cmjax.schedulers import scheduler_from_config
+from cmjax.parametrization import adapt, consistency_function, edm_denoiser
+from cmjax.schedulers import ODE_SOLVERS, scheduler_from_config
 from cmjax.schedulers.base import Scheduler
 
 LARGEST_JSON = 16 * 2**20  # bytes
@@ -49,6 +50,23 @@ class Model:
     def num_classes(self) -> int | None:
         """Number of classes, or None for an unconditional model."""
         return self.config.num_class_embeds
+
+    def with_scheduler(self, scheduler: Scheduler) -> Self:
+        """Returns the model to be sampled with another scheduler, its network adapted to it.
+
+        A network of consistency models is taken for a denoiser by the solvers of the probability-flow ODE.
+
+        Args:
+            scheduler: of the kind the model was trained for, or any for a model of CMStochasticIterativeScheduler.
+
+        Raises:
+            ValueError: if the network cannot be adapted to the scheduler.
+        """
+        if type(scheduler) is type(self.scheduler):
+            return dataclasses.replace(self, scheduler=scheduler)
+        denoiser = edm_denoiser if type(scheduler).__name__ in ODE_SOLVERS else consistency_function
+        apply_fn = adapt(self.apply_fn, cast(Any, self.scheduler), cast(Any, scheduler), denoiser)
+        return dataclasses.replace(self, apply_fn=apply_fn, scheduler=scheduler)
 
 
 @dataclasses.dataclass(frozen=True)

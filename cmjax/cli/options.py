@@ -1,8 +1,9 @@
 """Option values that commands share."""
 
+import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 class Numbers(click.ParamType):
     """Numbers separated by commas."""
 
-    def __init__(self, kind: type[int] | type[float], example: str):
+    def __init__(self, kind: Callable[[str], int | float], example: str):
         self.kind, self.name, self.example = kind, example, example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
@@ -21,9 +22,34 @@ class Numbers(click.ParamType):
         except ValueError:
             what = "integers" if self.kind is int else "numbers"
             self.fail(f"must be {what} separated by commas, such as {self.example}, got {value!r}.", param, ctx)
-        if self.kind is int and not all(abs(number) < 2**31 for number in numbers):
+        if any(isinstance(number, int) and abs(number) >= 2**31 for number in numbers):
             self.fail(f"{value} is too large.", param, ctx)
         return numbers
+
+
+def whole_or_not(text: str) -> int | float:
+    """Reads an integer where the text is one: training times are counted, angles are not."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+class Setting(click.ParamType):
+    """An option and its value, `key=value`; the value is JSON, or else a string."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, separator, text = value.partition("=")
+        if not key or not separator:
+            self.fail(f"must be like eta=0.5, got {value!r}.", param, ctx)
+        try:
+            return key, json.loads(text)
+        except ValueError:
+            return key, text
 
 
 SEED = click.IntRange(0, 2**32 - 1)  # keys are made of 32 bits: larger seeds would silently repeat

@@ -1,8 +1,9 @@
 """`cmjax sample`."""
 
+import dataclasses
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -10,6 +11,7 @@ from cmjax.cli import group, options
 
 if TYPE_CHECKING:
     from cmjax.generation import Generated
+    from cmjax.schedulers import Scheduler
 
 
 @click.command()
@@ -18,9 +20,17 @@ if TYPE_CHECKING:
     metavar="MODEL",
     help="A cmjax or diffusers folder, an OpenAI .pt file, or a hub id owner/name.  [default: bundled digits]",
 )
+@click.option("--scheduler", metavar="NAME", help="Another sampler than the model's own, such as EDMHeunScheduler.")
+@click.option(
+    "--set", "settings", type=options.Setting(), multiple=True, help="An option of the scheduler; may be repeated."
+)
 @click.option("--num", type=click.IntRange(1), metavar="N", default=64, show_default=True, help="Number of samples.")
-@click.option("--steps", type=click.IntRange(1), metavar="N", help="Network calls per sample.  [default: 1]")
-@click.option("--timesteps", type=options.Numbers(int, "22,0"), help="The steps as training indices, descending.")
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Steps, of a network call each.  [default: 1]")
+@click.option(
+    "--timesteps",
+    type=options.Numbers(options.whole_or_not, "22,0"),
+    help="The steps as training times or indices, descending.",
+)
 @click.option("--sigmas", type=options.Numbers(float, "80,0.8"), help="The steps as noise levels, descending.")
 @click.option(
     "--labels", type=options.Numbers(int, "3,1,4"), help="Classes to ask for, repeated in turn.  [default: all]"
@@ -49,9 +59,11 @@ if TYPE_CHECKING:
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def sample(
     model: str | None,
+    scheduler: str | None,
+    settings: tuple[tuple[str, object], ...],
     num: int,
     steps: int | None,
-    timesteps: list[int] | None,
+    timesteps: list[float] | None,
     sigmas: list[float] | None,
     labels: list[int] | None,
     seed: int,
@@ -71,6 +83,8 @@ def sample(
       cmjax sample --timesteps 22,0                  two steps, at levels you choose from the
                                                      training grid (0 is the noisiest)
       cmjax sample --sigmas 80,0.8                   two steps, at noise levels you choose
+      cmjax sample --scheduler EDMHeunScheduler --steps 9 --set s_churn=10
+                                                     another sampler, for a denoiser
       cmjax sample --labels 7 --num 10 --seed 1      ten other sevens
       cmjax sample --num 50000 --batch-size 500 --out digits.npz
                                                      arrays for an evaluation
@@ -92,6 +106,8 @@ def sample(
         raise ValueError(f"model {model}: its files make no sense ({type(error).__name__}: {error})") from None
     if checkpoint.note and not quiet:
         click.echo(f"Note: {checkpoint.note}", err=True)
+    if scheduler or settings:
+        loaded = loaded.with_scheduler(_scheduler(loaded.scheduler, scheduler, dict(settings)))
     labels = _check_labels(labels, loaded.num_classes)
     channels = loaded.sample_shape[-1]
     if out.suffix.lower() == ".png" and channels not in (1, 3):
@@ -112,9 +128,27 @@ def sample(
         raise ValueError(f"cannot write {out}: {error.strerror or error}") from None
     if not quiet:
         click.echo(
-            f"{_count(num, 'sample')} in {out}: {_count(state.num_steps, 'step')}, "
+            f"{_count(num, 'sample')} in {out}: {_count(state.num_steps, 'network call')}, "
             f"compile {made.compile_seconds:.1f} s, run {made.run_seconds:.1f} s"
         )
+
+
+def _scheduler(trained_for: "Scheduler", name: str | None, settings: dict[str, object]) -> "Scheduler":
+    """Returns the scheduler of that name, with the noise levels that the model was trained for unless they are set."""
+    from cmjax.configs import did_you_mean
+    from cmjax.schedulers import SCHEDULERS, scheduler_from_config
+
+    known = trained_for.to_config()
+    if name is not None and name not in SCHEDULERS:
+        raise ValueError(f"--scheduler: there is no {name!r}{did_you_mean(name, list(SCHEDULERS))}")
+    if name is not None and name != known["_class_name"]:
+        fields = {field.name for field in dataclasses.fields(cast(Any, SCHEDULERS[name]))}
+        shared = fields & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
+        known = {"_class_name": name, **{option: known[option] for option in shared}}
+    try:
+        return scheduler_from_config({**known, **settings})
+    except ValueError as error:
+        raise ValueError(f"--set: {error}") from None
 
 
 def _check_labels(labels: list[int] | None, num_classes: int | None) -> list[int] | None:

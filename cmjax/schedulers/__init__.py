@@ -1,4 +1,4 @@
-"""Samplers, one algorithm a file. A new one is a file and a line in `SCHEDULERS`."""
+"""Samplers, one algorithm a file. A new one is a file and a line in `FEW_STEP` or `ODE_SOLVERS`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.tcd import TCDScheduler
 
-SCHEDULERS: dict[str, type[Scheduler]] = {
+FEW_STEP: dict[str, type[Scheduler]] = {
     cls.__name__: cls
     for cls in (
         CMStochasticIterativeScheduler,
@@ -29,6 +29,11 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         TCDScheduler,
         FlowMatchLCMScheduler,
         FlowMapEulerDiscreteScheduler,
+    )
+}
+ODE_SOLVERS: dict[str, type[Scheduler]] = {
+    cls.__name__: cls
+    for cls in (
         DDIMScheduler,
         EDMEulerScheduler,
         EDMEulerAncestralScheduler,
@@ -40,6 +45,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         KDPM2DiscreteScheduler,
     )
 }
+SCHEDULERS = FEW_STEP | ODE_SOLVERS
 
 
 def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
@@ -58,6 +64,8 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
 
 
 __all__ = [
+    "FEW_STEP",
+    "ODE_SOLVERS",
     "SCHEDULERS",
     "CMStochasticIterativeScheduler",
     "CTMScheduler",
