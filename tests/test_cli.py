@@ -22,6 +22,7 @@ from cmjax import checkpoints, cli, generation
 from cmjax.checkpoints import BUNDLED
 from cmjax.images import to_uint8
 from cmjax.models import UNet2D, UNet2DConfig
+from cmjax.schedulers import EDMHeunScheduler
 
 
 def make_model(num_class_embeds, channels):
@@ -223,6 +224,27 @@ def test_the_bar_is_on_stderr_and_quiet_says_nothing(run):
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
+def test_another_sampler_has_the_levels_of_the_model_and_the_options_given(run, monkeypatch):
+    used = []
+    real = generation.generate
+    monkeypatch.setattr(
+        generation, "generate", lambda model, *args, **kwargs: used.append(model) or real(model, *args, **kwargs)
+    )
+    result = run("--scheduler", "EDMHeunScheduler", "--set", "s_churn=2.5", "--steps", "3", "--num", "2")
+    assert result.stdout.startswith("2 samples in samples.png: 5 network calls, "), result.stderr
+    assert used[0].scheduler == EDMHeunScheduler(sigma_min=0.002, sigma_max=80.0, s_churn=2.5)
+
+
+def test_set_alone_changes_the_sampler_of_the_model(run):
+    assert run("--num", "4", "--out", "plain.npz").exit_code == 0
+    assert (
+        run("--num", "4", "--out", "same.npz", "--set", "rho=7.0", "--set", "timestep_spacing=linspace").exit_code == 0
+    )
+    assert run("--num", "4", "--out", "other.npz", "--set", "sigma_max=40").exit_code == 0
+    plain, same, other = (np.load(f"{name}.npz")["images"] for name in ("plain", "same", "other"))
+    assert np.array_equal(plain, same) and not np.array_equal(plain, other)
+
+
 def test_counts_of_one_are_singular(run):
     assert run("--num", "1").stdout.startswith("1 sample in samples.png: 1 network call, ")
     assert run("--num", "2", "--steps", "2").stdout.startswith("2 samples in samples.png: 2 network calls, ")
@@ -240,14 +262,14 @@ MISUSES = [
     ("--steps 1.5", "'1.5' is not a valid integer"),
     ("--timesteps 0,22", "strictly descending"),
     ("--timesteps 22,22,0", "strictly descending"),
-    ("--timesteps 40,0", "--timesteps: timesteps must lie in 0..39"),
-    ("--timesteps 22,-1", "must lie in 0..39"),
+    ("--timesteps 40,0", "--timesteps: timesteps must lie in [0, 39]"),
+    ("--timesteps 22,-1", "must lie in [0, 39]"),
     ("--timesteps 22.5,0", "timesteps must be a list of integers"),
     ("--timesteps 99999999999999999999,0", "too large"),
-    ("--sigmas nan", "must lie in [0.002, 80.0]"),
-    ("--sigmas 80,-1", "must lie in [0.002, 80.0]"),
-    ("--sigmas 81,1", "must lie in [0.002, 80.0]"),
-    ("--sigmas inf", "must lie in [0.002, 80.0]"),
+    ("--sigmas nan", "must lie in [0.002, 80]"),
+    ("--sigmas 80,-1", "must lie in [0.002, 80]"),
+    ("--sigmas 81,1", "must lie in [0.002, 80]"),
+    ("--sigmas inf", "must lie in [0.002, 80]"),
     ("--sigmas 0.8,80", "strictly descending"),
     ("--sigmas 80;1", "numbers separated by commas, such as 80,0.8"),
     # labels
@@ -259,6 +281,16 @@ MISUSES = [
     ("--labels=", "integers separated by commas"),
     ("--labels", "requires an argument"),
     ("--labels 1 --model {models}/plain", "no classes; leave the option out"),
+    # samplers
+    ("--scheduler EDMHeun", "--scheduler: there is no 'EDMHeun'; did you mean 'EDMHeunScheduler'?"),
+    ("--scheduler CTMScheduler", "CTMScheduler needs a network of its own"),
+    ("--scheduler LCMScheduler --steps 51", "original_inference_steps * strength=50, got 51"),
+    ("--scheduler LCMScheduler --sigmas 80", "LCMScheduler takes timesteps=[999, ...]"),
+    ("--scheduler SCMScheduler --timesteps 1.6", "must lie in [1e-06, 1.5708]"),
+    ("--scheduler DDIMScheduler --set eta=2", "--set: eta must be a number from 0 to 1, got 2"),
+    ("--set rho", "must be like eta=0.5, got 'rho'"),
+    ("--set roh=7", "has no option 'roh'; did you mean 'rho'?"),
+    ("--set clip_denoised=yes", "clip_denoised must be true or false, got 'yes'"),
     # numbers
     ("--num 0", "0 is not in the range x>=1"),
     ("--num many", "'many' is not a valid integer"),

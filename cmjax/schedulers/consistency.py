@@ -8,30 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.configs import is_finite, is_int
-from cmjax.schedulers.base import (
-    Scheduler,
-    SchedulerState,
-    check_shapes,
-    combine,
-    concrete,
-)
-from cmjax.schedulers.levels import exactly_one, karras_sigmas
-
-_SPACINGS = ("linspace", "leading")
-_LARGEST = 1e18  # float32 holds its square
-_MOST_LEVELS = 1_000_000
-_DOMAINS = {
-    "sigma_min": (1 / _LARGEST, _LARGEST),
-    "sigma_max": (1 / _LARGEST, _LARGEST),
-    "sigma_data": (1 / _LARGEST, _LARGEST),
-    "rho": (0.1, 1000.0),  # float64 holds sigma ** (1 / rho)
-}
+from cmjax.schedulers.base import combine
+from cmjax.schedulers.levels import check_count, descending, exactly_one, karras_sigmas, ramp
+from cmjax.schedulers.linear import LinearScheduler, LinearState, root_of_difference, rows
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class CMStochasticIterativeScheduler(Scheduler[SchedulerState]):
+class CMStochasticIterativeScheduler(LinearScheduler):
     """One-step and multistep sampling of consistency models.
 
     Every step jumps to an x0 estimate and adds fresh noise to land on the next level:
@@ -63,26 +47,18 @@ class CMStochasticIterativeScheduler(Scheduler[SchedulerState]):
     timestep_spacing: str = "linspace"
 
     _diffusers_defaults = {"timestep_spacing": "leading"}
+    _domains = {
+        "num_train_timesteps": (1, 1_000_000),
+        **dict.fromkeys(("sigma_min", "sigma_max", "sigma_data"), (1e-18, 1e18)),  # float32 holds their squares
+        "s_noise": (0.0, 1e18),
+        "rho": (0.1, 1000.0),  # float64 holds sigma ** (1 / rho)
+        "timestep_spacing": ("linspace", "leading"),
+    }
 
     def __post_init__(self):
-        if not is_int(self.num_train_timesteps, 1) or self.num_train_timesteps > _MOST_LEVELS:
-            raise ValueError(
-                f"num_train_timesteps must be a positive integer up to {_MOST_LEVELS}, got {self.num_train_timesteps!r}"
-            )
-        for name, (low, high) in _DOMAINS.items():
-            value = getattr(self, name)
-            if not is_finite(value) or value <= 0:
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value!r}")
+        super().__post_init__()
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} must be less than sigma_max {self.sigma_max}")
-        if not is_finite(self.s_noise) or not 0 <= self.s_noise <= _LARGEST:
-            raise ValueError(f"s_noise must be finite, not negative and at most {_LARGEST:g}, got {self.s_noise!r}")
-        if not isinstance(self.clip_denoised, bool):
-            raise ValueError(f"clip_denoised must be true or false, got {self.clip_denoised!r}")
-        if self.timestep_spacing not in _SPACINGS:
-            raise ValueError(f"timestep_spacing must be one of {_SPACINGS}, got {self.timestep_spacing!r}")
 
     @property
     def init_noise_sigma(self) -> float:
@@ -91,12 +67,11 @@ class CMStochasticIterativeScheduler(Scheduler[SchedulerState]):
 
     def grid(self) -> np.ndarray:
         """Returns the N training levels, f64[N] from `sigma_max` down to `sigma_min`."""
-        ramp = np.arange(self.num_train_timesteps) / max(self.num_train_timesteps - 1, 1)
-        return karras_sigmas(ramp, self.sigma_min, self.sigma_max, self.rho)
+        return karras_sigmas(ramp(self.num_train_timesteps), self.sigma_min, self.sigma_max, self.rho)
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> SchedulerState:
+    ) -> LinearState:
         """Returns the state at the start of a run; give exactly one argument.
 
         Args:
@@ -112,75 +87,39 @@ class CMStochasticIterativeScheduler(Scheduler[SchedulerState]):
         Raises:
             ValueError: if not exactly one argument is given, or for values that break the rules above.
         """
-        exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
-        if num_inference_steps is not None:
-            levels = self.grid()[self._spaced_indices(num_inference_steps)]
-        elif timesteps is not None:
-            levels = _take(self.grid(), self._check_timesteps(timesteps))
+        name, value = exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        total, grid = self.num_train_timesteps, jnp.asarray(self.grid(), jnp.float32)
+        if name == "sigmas":
+            levels = descending(name, value, self.sigma_min, self.sigma_max)
+        elif name == "timesteps":
+            indices = descending(name, value, 0, total - 1, integers=True, way_out="; sigmas=[...] takes noise levels")
+            levels = grid[indices[::-1].astype(jnp.int32)]
         else:
-            levels = self._check_sigmas(sigmas)
-        return SchedulerState(
-            sigmas=jnp.append(_as_float32(levels), jnp.float32(self.sigma_min)),
-            timesteps=self.sigma_to_t(_as_float32(levels)),
-            step_index=jnp.zeros((), jnp.int32),
-        )
+            n = check_count(value, total, "num_train_timesteps", "; sigmas=[...] takes any number of levels")
+            leading = self.timestep_spacing == "leading"
+            levels = grid[np.arange(n) * (total // n) if leading else np.round(np.arange(n) * total / n).astype(int)]
+        sigmas = jnp.append(levels, jnp.float32(self.sigma_min))
+        return self.new_state(self.sigma_to_t(levels), jnp.ones_like(sigmas), sigmas, self.weights(sigmas))
 
-    def init_sample(self, state: SchedulerState, noise: jax.Array) -> jax.Array:
-        """Returns `sigma * noise` at the first level, which explicit levels may place below sigma_max."""
-        return combine((state.sigma, noise))
+    def weights(self, sigmas: jax.Array) -> jax.Array:
+        """Rows of Algorithm 1, `x' = x0 + sqrt(sigma'^2 - sigma_min^2) z`, for levels f32[N+1]."""
+        return rows(1.0, 0.0, self.s_noise * root_of_difference(sigmas[1:], self.sigma_min))
 
-    def scale_input(self, state: SchedulerState, sample: jax.Array) -> jax.Array:
-        """Returns `sample / sqrt(sigma^2 + sigma_data^2)`, `[B, ...]` in the sample's dtype."""
-        return combine((self.get_input_scaling(state.sigma), sample))
+    def path(self, times: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (1, sigma) at `times`, of their shape."""
+        return jnp.ones_like(times), jnp.exp(times / 250)
 
-    def denoise(self, state: SchedulerState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
-        """Returns the x0 estimate `c_out * model_output + c_skip * sample`, clipped if so configured.
+    def preconditioning(self, alphas: jax.Array, sigmas: jax.Array) -> tuple[Any, Any, Any]:
+        """Returns (c_in, c_skip, c_out) with the boundary condition, of the shape of `sigmas`."""
+        return self.get_input_scaling(sigmas), *self.get_scalings_for_boundary_condition(sigmas)
 
-        Args:
-            state: the run; its level is `state.sigma`.
-            model_output: what the network returned, `[B, ...]`.
-            sample: the sample at this level, `[B, ...]`; its dtype is kept.
-
-        Raises:
-            ValueError: if the shapes differ.
-        """
-        check_shapes(model_output=model_output, sample=sample)
-        c_skip, c_out = self.get_scalings_for_boundary_condition(state.sigma)
-        denoised = combine((c_skip, sample), (c_out, model_output))
+    def bound(self, denoised: jax.Array) -> jax.Array:
+        """Returns the x0 estimate, clipped if so configured."""
         return jnp.clip(denoised, -1, 1) if self.clip_denoised else denoised
 
-    def advance(
-        self, state: SchedulerState, sample: jax.Array, denoised: jax.Array, noise: jax.Array
-    ) -> tuple[SchedulerState, jax.Array]:
-        """Noises the x0 estimate to the next level (Algorithm 1); adds exactly nothing on the last step.
-
-        Args:
-            state: the run.
-            sample: the sample at this level, `[B, ...]`; unused by this sampler except for its shape.
-            denoised: the x0 estimate, `[B, ...]`.
-            noise: standard normal, `[B, ...]`.
-
-        Returns:
-            The state of the next step, and the sample `[B, ...]` at its level.
-
-        Raises:
-            ValueError: if the shapes differ, or the run has already ended.
-        """
-        check_shapes(sample=sample, denoised=denoised, noise=noise)
-        sigma = jnp.clip(state.next_sigma, self.sigma_min, self.sigma_max)
-        # Factored: a fused multiply-add of sigma^2 - sigma_min^2 would not be zero at sigma_min.
-        variance = (sigma - self.sigma_min) * (sigma + self.sigma_min)
-        noise_scale = jnp.where(variance > 0, self.s_noise * jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-        return state.replace(step_index=state.step_index + 1), combine((1, denoised), (noise_scale, noise))
-
-    def add_noise(self, state: SchedulerState, original: jax.Array, noise: jax.Array) -> jax.Array:
-        """Returns `original + sigma * noise` at the state's current level, `[B, ...]`.
-
-        Raises:
-            ValueError: if the shapes differ.
-        """
-        check_shapes(original=original, noise=noise)
-        return combine((1, original), (state.sigma, noise))
+    def init_sample(self, state: LinearState, noise: jax.Array) -> jax.Array:
+        """Returns `sigma * noise` at the first level, which explicit levels may place below sigma_max."""
+        return combine((state.sigma, noise))
 
     def get_input_scaling(self, sigma: jax.Array) -> jax.Array:
         """Returns `c_in = 1 / sqrt(sigma^2 + sigma_data^2)` (Karras et al. 2022, table 1)."""
@@ -203,56 +142,3 @@ class CMStochasticIterativeScheduler(Scheduler[SchedulerState]):
         # 1e-44 is subnormal in float32 and flushed to zero on many devices; it matters at sigma = 0 only.
         positive = jnp.where(sigma > 0, sigma, 1)
         return 250 * jnp.where(sigma > 0, jnp.log(positive), math.log(1e-44))
-
-    def _spaced_indices(self, n: int) -> np.ndarray:
-        total = self.num_train_timesteps
-        if not is_int(n, 1) or n > total:
-            raise ValueError(
-                f"num_inference_steps must be an integer from 1 to num_train_timesteps={total}, got {n!r}; "
-                "sigmas=[...] takes any number of levels"
-            )
-        if self.timestep_spacing == "leading":
-            return np.arange(n) * (total // n)
-        return np.round(np.arange(n) * total / n).astype(int)
-
-    def _check_timesteps(self, timesteps):
-        if not jnp.issubdtype(jnp.result_type(_array(timesteps)), jnp.integer) or np.ndim(timesteps) != 1:
-            raise ValueError(
-                f"timesteps must be a list of integers, got {timesteps!r}; sigmas=[...] takes noise levels"
-            )
-        values = concrete(timesteps)
-        if values is None:
-            return timesteps[::-1]
-        if values.size == 0 or values.min() < 0 or values.max() >= self.num_train_timesteps:
-            raise ValueError(f"timesteps must lie in 0..{self.num_train_timesteps - 1}, got {values.tolist()}")
-        if np.any(np.diff(values) >= 0):
-            raise ValueError(f"timesteps must be strictly descending, such as [22, 0], got {values.tolist()}")
-        return values[::-1]
-
-    def _check_sigmas(self, sigmas):
-        if np.ndim(sigmas) != 1:
-            raise ValueError(f"sigmas must be a list of noise levels, got {sigmas!r}")
-        values = concrete(sigmas)
-        if values is None:
-            return sigmas
-        values = values.astype(np.float32)
-        low, high = np.float32(self.sigma_min), np.float32(self.sigma_max)
-        if values.size == 0 or not np.all((low <= values) & (values <= high)):  # NaN fails too
-            raise ValueError(
-                f"sigmas must lie in [{self.sigma_min}, {self.sigma_max}] (sigma_min, sigma_max), got {values.tolist()}"
-            )
-        if np.any(np.diff(values) >= 0):
-            raise ValueError(f"sigmas must be strictly descending, such as [80, 0.8], got {values.tolist()}")
-        return values
-
-
-def _array(value: Any) -> Any:
-    return value if hasattr(value, "dtype") else np.asarray(value)
-
-
-def _as_float32(levels: Any) -> jax.Array:
-    return jnp.asarray(levels).astype(jnp.float32)
-
-
-def _take(grid: np.ndarray, indices: Any) -> Any:
-    return grid[indices] if isinstance(indices, np.ndarray) else _as_float32(grid)[indices]

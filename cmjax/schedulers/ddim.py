@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.schedulers.discrete import BoundedDiscreteScheduler
-from cmjax.schedulers.linear import LinearState, root_of_difference, rows
+from cmjax.schedulers.bounded import BoundedDiscreteScheduler
+from cmjax.schedulers.discrete import noise_between
+from cmjax.schedulers.linear import LinearState, rows
 
 
 @jax.tree_util.register_static
@@ -39,10 +40,14 @@ class DDIMScheduler(BoundedDiscreteScheduler):
         """
         times = self.times(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         alphas, sigmas = map(jnp.append, self.path(times), self.final_levels())
+        share = jnp.full_like(times, self.eta).at[-1].set(0)  # no noise at the end, also where that is training time 0
         # Equation 16: up^2 = eta^2 (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2).
-        up = self.eta * sigmas[1:] / sigmas[:-1] * root_of_difference(alphas[1:], alphas[:-1]) / alphas[1:]
-        up = up.at[-1].set(0)  # also where sampling ends at training time 0
-        return self.new_state(times, alphas, sigmas, rows(alphas[1:], root_of_difference(sigmas[1:], up), up))
+        drop = noise_between((alphas[1:], sigmas[1:]), (alphas[:-1], sigmas[:-1]))
+        up = share * sigmas[1:] / sigmas[:-1] * drop / alphas[1:]
+        # sqrt(sigma'^2 - up^2), without the difference of almost equal numbers that it is where there is little signal.
+        signal = share * alphas[:-1] * sigmas[1:] / (alphas[1:] * sigmas[:-1])
+        down = sigmas[1:] * jnp.sqrt((1 - share) * (1 + share) + jnp.square(signal))
+        return self.new_state(times, alphas, sigmas, rows(alphas[1:], down, up))
 
     def denoise(self, state: LinearState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
         """Returns the x0 estimate, `[B, ...]`; bounded here only with `use_clipped_model_output`."""

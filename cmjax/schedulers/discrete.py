@@ -1,53 +1,20 @@
-"""What samplers of models with a thousand discrete times share: beta schedules, spacings, prediction types."""
+"""What samplers of models with a thousand discrete times share: times, spacings, prediction types."""
 
 import dataclasses
-import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.configs import is_finite
+from cmjax.schedulers.base import concrete
+from cmjax.schedulers.betas import BETA_SCHEDULES, signal_variances
 from cmjax.schedulers.levels import check_count, descending, exactly_one
-from cmjax.schedulers.linear import LinearScheduler
+from cmjax.schedulers.linear import LinearScheduler, root_of_difference
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp")
 SPACINGS = ("linspace", "leading", "trailing")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-
-
-@functools.lru_cache(maxsize=32)
-def signal_variances(
-    num: int, start: float, end: float, schedule: str, trained: tuple[float, ...] | None, zero_snr: bool
-) -> np.ndarray:
-    """Returns alpha^2 at each training time, f64[num]: the cumulative products of 1 - beta (Ho et al. 2020).
-
-    Args:
-        num: number of training times.
-        start: the first beta.
-        end: the last beta.
-        schedule: one of `BETA_SCHEDULES`.
-        trained: betas that replace the schedule.
-        zero_snr: shift and stretch alpha so that the last is 0 (Lin et al. 2023, Algorithm 1).
-    """
-    if trained is not None:
-        betas = np.asarray(trained, np.float64)
-    elif schedule == "linear":
-        betas = np.linspace(start, end, num)
-    elif schedule == "scaled_linear":
-        betas = np.linspace(start**0.5, end**0.5, num) ** 2
-    else:
-        log_signal = {
-            "squaredcos_cap_v2": lambda t: 2 * np.log(np.cos((t + 0.008) / 1.008 * math.pi / 2)),  # Nichol 2021, eq. 17
-            "exp": lambda t: -12.0 * t,
-        }[schedule]
-        edges = log_signal(np.arange(num + 1) / num)
-        betas = np.minimum(-np.expm1(np.diff(edges)), 0.999)
-    alphas = np.cumprod(1 - betas) ** 0.5
-    if zero_snr and num > 1:
-        alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
-    return alphas**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +61,11 @@ class DiscreteScheduler(LinearScheduler):
 
     def __post_init__(self):
         super().__post_init__()
-        betas = self.trained_betas
-        if betas is not None and (len(betas) != self.num_train_timesteps or not all(0 < beta < 1 for beta in betas)):
-            raise ValueError(f"trained_betas must be {self.num_train_timesteps} numbers between 0 and 1, got {betas}")
+        betas, n = self.trained_betas, self.num_train_timesteps
+        if betas is not None and not (
+            isinstance(betas, tuple) and len(betas) == n and all(is_finite(beta) and 0 < beta < 1 for beta in betas)
+        ):
+            raise ValueError(f"trained_betas must be a tuple of {n} numbers between 0 and 1, got {betas!r}")
 
     @property
     def init_noise_sigma(self) -> float:
@@ -142,11 +111,15 @@ class DiscreteScheduler(LinearScheduler):
                 raise ValueError(f"steps_offset={self.steps_offset} leads beyond the last training time {last}")
         else:
             times = descending("timesteps", timesteps, 0, last, integers=True)
-        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon" and timesteps is None and times[0] == last:
-            raise ValueError(
-                "rescale_betas_zero_snr leaves no signal at the last training time, where the noise (prediction_type="
-                "'epsilon') says nothing of the image; use 'v_prediction', 'sample', or lower timesteps"
-            )
+        first = concrete(times)
+        if first is not None and self.prediction_type == "epsilon":
+            signal = DiscreteScheduler.signal_variances(self)[int(first[0])] ** 0.5
+            if np.float32(signal) == 0:
+                cause = "rescale_betas_zero_snr" if self.rescale_betas_zero_snr else f"beta_end={self.beta_end}"
+                raise ValueError(
+                    f"{cause} leaves no signal at training time {int(first[0])}, where the noise (prediction_type="
+                    "'epsilon') says nothing of the image; use 'v_prediction', 'sample', or lower timesteps"
+                )
         return jnp.asarray(times, jnp.float32)
 
     def _spaced(self, n: int) -> np.ndarray:
@@ -162,50 +135,11 @@ class DiscreteScheduler(LinearScheduler):
         return np.linspace(0, last, n)[::-1] if n > 1 else np.array([float(last)])  # a single step starts with noise
 
 
-@dataclasses.dataclass(frozen=True)
-class BoundedDiscreteScheduler(DiscreteScheduler):
-    """A discrete sampler that keeps its x0 estimates in range.
+def noise_between(low: tuple[jax.Array, jax.Array], high: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Returns sqrt(alpha_low^2 - alpha_high^2), given two levels (alpha, sigma) with alpha^2 + sigma^2 = 1.
 
-    Attributes:
-        clip_sample: clip x0 estimates.
-        clip_sample_range: to plus or minus this.
-        set_alpha_to_one: end without noise, rather than at training time 0.
-        thresholding: scale x0 estimates that leave the range (Saharia et al. 2022, section 2.3), instead of clipping.
-        dynamic_thresholding_ratio: quantile of |x0| of a sample that is scaled to 1, if it is larger.
-        sample_max_value: and at most this.
+    It is sqrt(sigma_high^2 - sigma_low^2) too; the difference of the smaller numbers is the one that rounding spares.
     """
-
-    clip_sample: bool = False
-    clip_sample_range: float = 1.0
-    set_alpha_to_one: bool = True
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
-
-    _domains = {
-        "clip_sample_range": (1e-6, 1e6),
-        "dynamic_thresholding_ratio": (0.0, 1.0),
-        "sample_max_value": (1.0, 1e6),
-    }
-
-    def bound(self, denoised: jax.Array) -> jax.Array:
-        """Returns the x0 estimate thresholded or clipped."""
-        if self.thresholding:
-            return dynamic_threshold(denoised, self.dynamic_thresholding_ratio, self.sample_max_value)
-        if self.clip_sample:
-            return jnp.clip(denoised, -self.clip_sample_range, self.clip_sample_range)
-        return denoised
-
-    def final_levels(self) -> tuple[jax.Array, jax.Array]:
-        """Returns (alpha, sigma) that sampling ends at, f32[1] each."""
-        if self.set_alpha_to_one:
-            return jnp.ones(1, jnp.float32), jnp.zeros(1, jnp.float32)
-        return self.path(jnp.zeros(1, jnp.float32))
-
-
-def dynamic_threshold(x: jax.Array, ratio: float, largest: float) -> jax.Array:
-    """Scales each sample `[B, ...]` down to [-1, 1] by a quantile of |x| (Saharia et al. 2022, section 2.3)."""
-    magnitude = jnp.abs(x.astype(jnp.float32)).reshape(x.shape[0], -1)
-    limit = jnp.clip(jnp.quantile(magnitude, ratio, axis=-1), 1, largest)
-    limit = limit.reshape(-1, *[1] * (x.ndim - 1))
-    return (jnp.clip(x.astype(jnp.float32), -limit, limit) / limit).astype(x.dtype)
+    (alpha_low, sigma_low), (alpha_high, sigma_high) = low, high
+    by_signal, by_noise = root_of_difference(alpha_low, alpha_high), root_of_difference(sigma_high, sigma_low)
+    return jnp.where(sigma_high < alpha_low, by_noise, by_signal)

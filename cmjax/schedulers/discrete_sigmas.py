@@ -13,7 +13,8 @@ from cmjax.schedulers.levels import descending, exactly_one, exponential_sigmas,
 from cmjax.schedulers.linear import LinearState
 
 _RHO = 7.0  # of the levels that replace those of the training times, as in the reference
-_SMALLEST = 2.0**-24  # alpha^2 of the last training time where zero SNR would make sigma infinite
+_ZERO_SNR = 2.0**-24  # alpha^2 of the last training time where zero SNR would make sigma infinite, as in the reference
+_SMALLEST = 1e-30  # alpha^2 where large betas leave no signal; float32 holds sigma^2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class DiscreteSigmasScheduler(DiscreteScheduler):
 
     def signal_variances(self) -> np.ndarray:
         """Returns alpha^2 at every training time, f64[num_train_timesteps], none of them 0."""
-        return np.maximum(super().signal_variances(), _SMALLEST)
+        return np.maximum(super().signal_variances(), _ZERO_SNR if self.rescale_betas_zero_snr else _SMALLEST)
 
     def training_sigmas(self) -> np.ndarray:
         """Returns the noise level of every training time, f64[num_train_timesteps], ascending."""

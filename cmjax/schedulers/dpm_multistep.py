@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.schedulers.discrete import dynamic_threshold
+from cmjax.schedulers.bounded import dynamic_threshold
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.linear import LinearState, root_of_difference, rows
 
@@ -66,14 +66,17 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
     def _weights(self, sigmas: jax.Array) -> jax.Array:
         """Rows of `x' = a x + (1 - a) (x0 + c (x0 - x0_before)) + up z`, with `h = log(sigma / sigma')`.
 
-        The ODE has a = exp(-h) = sigma' / sigma; the SDE has a = exp(-2h) and `up = sigma' sqrt(1 - a)`.
+        The ODE has a = exp(-h) = sigma' / sigma; the SDE has a = exp(-2h) and `up = sigma' sqrt(1 - a)`, but for the
+        last step, which adds no noise.
         """
         n, noisy = len(sigmas) - 1, self.algorithm_type == "sde-dpmsolver++"
         ratio = sigmas[1:] / sigmas[:-1]
         steps = -jnp.log(jnp.where(ratio > 0, ratio, 1))
-        a = ratio * ratio if noisy else ratio
-        up = ratio * root_of_difference(sigmas[:-1], sigmas[1:]) if noisy else 0 * ratio
-        exponent = 2 * steps if noisy else steps
+        index = jnp.arange(n)
+        sde = noisy & (index < n - 1)
+        a = jnp.where(sde, ratio * ratio, ratio)
+        up = jnp.where(sde, ratio * root_of_difference(sigmas[:-1], sigmas[1:]), 0)
+        exponent = jnp.where(sde, 2 * steps, steps)
         moving = steps > 0
         before = jnp.append(jnp.ones(1, steps.dtype), steps[:-1])
         if self.solver_type == "midpoint":
@@ -82,7 +85,6 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
             second = 1 - (1 - a) / jnp.where(moving, exponent, 1)
         last_is_first = self.euler_at_final or self.final_sigmas_type == "zero"
         last_is_first |= self.lower_order_final and n < _FEW_STEPS
-        index = jnp.arange(n)
         order_two = (self.solver_order == 2) & (index > 0) & moving & ((index < n - 1) | (not last_is_first))
         back = jnp.where(order_two, second * steps / before, 0)
-        return rows(1 + back, a * sigmas[:-1], up.at[-1].set(0), -back, 0.0)
+        return rows(1 + back, a * sigmas[:-1], up, -back, 0.0)

@@ -42,8 +42,8 @@ class FlowScheduler(LinearScheduler):
         """Returns (c_in, c_skip, c_out) = (1, 1, -sigma)."""
         return 1.0, 1.0, -sigmas
 
-    def levels(self, n: int | None, timesteps: Any, sigmas: Any, lowest: float) -> jax.Array:
-        """Returns the noise levels before the shift, f32[n], from exactly one argument: n from 1 down to `lowest`.
+    def levels(self, n: int | None, timesteps: Any, sigmas: Any, lowest: float | None = None) -> jax.Array:
+        """Returns the noise levels before the shift, f32[n], from exactly one argument: n from 1 to `lowest`, or 1/n.
 
         Raises:
             ValueError: unless exactly one is given, and valid.
@@ -51,6 +51,7 @@ class FlowScheduler(LinearScheduler):
         name, value = exactly_one(num_inference_steps=n, timesteps=timesteps, sigmas=sigmas)
         if name == "num_inference_steps":
             n = check_count(value, self.num_train_timesteps, "num_train_timesteps")
+            lowest = 1 / n if lowest is None else lowest
             return jnp.asarray(1 - (1 - lowest) * ramp(n), jnp.float32)
         scale = 1 if name == "sigmas" else self.num_train_timesteps
         return descending(name, value, 1e-6 * scale, scale) / scale

@@ -31,7 +31,7 @@ class FlowMapEulerDiscreteScheduler(FlowScheduler):
         Raises:
             ValueError: if not exactly one is given, or for values that break the rules above.
         """
-        levels = self.levels(num_inference_steps, timesteps, sigmas, lowest=1 / (num_inference_steps or 1))
+        levels = self.levels(num_inference_steps, timesteps, sigmas)
         times, alphas, sigmas = self.ending_at_zero(shifted(levels, self.shift))
         return self.new_state(times, alphas, sigmas, rows(alphas[1:], sigmas[1:], 0.0))
 

@@ -47,7 +47,12 @@ class FlowMatchLCMScheduler(FlowScheduler):
     scale_factors: tuple[float, ...] | None = None
     upscale_mode: str = "bicubic"
 
-    _domains = {"time_shift_type": ("exponential", "linear"), "upscale_mode": _UPSCALE_MODES}
+    _domains = {
+        "time_shift_type": ("exponential", "linear"),
+        "upscale_mode": _UPSCALE_MODES,
+        **dict.fromkeys(("base_shift", "max_shift"), (-1e6, 1e6)),
+        **dict.fromkeys(("base_image_seq_len", "max_image_seq_len"), (1, 2**31 - 1)),
+    }
     _unsupported = {
         "use_dynamic_shifting": "set shift=exp(mu), which is the same",
         "invert_sigmas": "it is of other models, which are told how much signal there is",

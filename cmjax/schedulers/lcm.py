@@ -9,7 +9,7 @@ import numpy as np
 
 from cmjax.configs import is_finite
 from cmjax.schedulers.base import combine
-from cmjax.schedulers.discrete import BoundedDiscreteScheduler
+from cmjax.schedulers.bounded import BoundedDiscreteScheduler
 from cmjax.schedulers.levels import check_count
 from cmjax.schedulers.linear import LinearState, rows
 
@@ -24,6 +24,8 @@ class DistilledScheduler(BoundedDiscreteScheduler):
     Attributes:
         original_inference_steps: number of times on the grid that the model was distilled on; the steps
             of a run are taken from it.
+        timestep_scaling: factor on t in LCM's boundary condition; of no effect on TCD, whose configs in diffusers
+            have it too.
 
     Others as in `BoundedDiscreteScheduler`; `timestep_spacing` and `steps_offset` have no effect, as in the
     reference.
@@ -33,8 +35,9 @@ class DistilledScheduler(BoundedDiscreteScheduler):
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
     original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
 
-    _domains = {"original_inference_steps": (1, 1_000_000)}
+    _domains = {"original_inference_steps": (1, 1_000_000), "timestep_scaling": (1e-6, 1e6)}
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,15 +72,9 @@ class LCMScheduler(DistilledScheduler):
 
     `x' = alpha' f(x, t) + sigma' z`, where `f = c_skip(t) x + c_out(t) x0` keeps the boundary condition.
 
-    Attributes:
-        timestep_scaling: factor on t in c_skip and c_out.
-
-    Others as in `DistilledScheduler`. Sampling ends at f(x, t), whatever `set_alpha_to_one` says, as in the reference.
+    Attributes as in `DistilledScheduler`. Sampling ends at f(x, t), whatever `set_alpha_to_one` says, as in the
+    reference.
     """
-
-    timestep_scaling: float = 10.0
-
-    _domains = {"timestep_scaling": (1e-6, 1e6)}
 
     def set_timesteps(
         self,

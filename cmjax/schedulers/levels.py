@@ -39,18 +39,20 @@ def exactly_one(**given: Any) -> tuple[str, Any]:
     return next(iter(named.items()))
 
 
-def check_count(n: Any, most: int, limit: str) -> int:
-    """Returns `n` if it is an integer from 1 to `most`, the value of `limit`.
+def check_count(n: Any, most: int, limit: str, way_out: str = "") -> int:
+    """Returns `n` if it is an integer from 1 to `most`, the value of `limit`; `way_out` ends the error.
 
     Raises:
         ValueError: otherwise.
     """
     if not is_int(n, 1) or n > most:
-        raise ValueError(f"num_inference_steps must be an integer from 1 to {limit}={most}, got {n!r}")
+        raise ValueError(f"num_inference_steps must be an integer from 1 to {limit}={most}, got {n!r}{way_out}")
     return int(n)
 
 
-def descending(name: str, values: Any, low: float, high: float, *, integers: bool = False) -> jax.Array:
+def descending(
+    name: str, values: Any, low: float, high: float, *, integers: bool = False, way_out: str = ""
+) -> jax.Array:
     """Returns levels that a caller wrote down, f32[N]; traced values are taken on trust.
 
     Args:
@@ -59,20 +61,22 @@ def descending(name: str, values: Any, low: float, high: float, *, integers: boo
         low: the lowest that is allowed.
         high: the highest.
         integers: whether the levels are indices.
+        way_out: ends the error of a wrong type.
 
     Raises:
         ValueError: unless they are a list of numbers in [low, high], in strictly descending order.
     """
     array = values if hasattr(values, "dtype") else np.asarray(values)
-    kind = jnp.integer if integers else jnp.number
-    if np.ndim(array) != 1 or not jnp.issubdtype(array.dtype, kind):
-        raise ValueError(f"{name} must be a list of {'integers' if integers else 'numbers'}, got {values!r}")
+    kinds = (jnp.integer,) if integers else (jnp.integer, jnp.floating)
+    if np.ndim(array) != 1 or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        raise ValueError(f"{name} must be a list of {'integers' if integers else 'numbers'}, got {values!r}{way_out}")
     known = concrete(array)
     if known is not None:
         # As float32, as the bounds may be: 0.1 is a valid level where sigma_max is 0.1.
-        known = np.float32(known)
+        with np.errstate(over="ignore"):  # infinite, and so beyond any bound
+            known = np.float32(known)
         if known.size == 0 or not np.all((np.float32(low) <= known) & (known <= np.float32(high))):  # NaN fails too
-            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {known.tolist()}")
+            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {np.asarray(array).tolist()}")
         if np.any(np.diff(known) >= 0):
-            raise ValueError(f"{name} must be strictly descending, got {known.tolist()}")
+            raise ValueError(f"{name} must be strictly descending, got {np.asarray(array).tolist()}")
     return jnp.asarray(array).astype(jnp.float32)

@@ -123,9 +123,12 @@ class LinearScheduler(Scheduler[LinearState]):
         Raises:
             ValueError: if the shapes differ, the run has already ended, or `prepare` was not called.
         """
-        check_shapes(sample=sample, denoised=denoised, noise=noise)
+        history = {f"history[{i}]": array for i, array in enumerate(state.history)}
+        check_shapes(sample=sample, denoised=denoised, noise=noise, **history)
         check_not_finished(state)
-        eps = combine((1 / state.sigma, sample), (-state.alpha / state.sigma, denoised))
+        # At low levels float16 overflows where x0 is not what the network said, as in editing.
+        wide = sample if sample.dtype == jnp.float64 else sample.astype(jnp.float32)
+        eps = combine((1 / state.sigma, wide), (-state.alpha / state.sigma, denoised))
         terms = (self.bound_last(denoised), eps, noise, *state.history)
         if len(terms) != state.weights.shape[-1]:
             raise ValueError(f"{type(self).__name__} looks back: call state = scheduler.prepare(state, sample) first")

@@ -61,11 +61,11 @@ def test_the_last_step_adds_exactly_nothing_under_jit(sigma_min):
 
 
 def test_levels_may_be_differentiated_at_the_end():
-    def f(sigmas):
-        state = SCHEDULER.set_timesteps(2).replace(sigmas=sigmas, step_index=jnp.int32(1))
+    def f(sigmas):  # the second step arrives at sigma_min, where the root of the noise's variance is 0
+        state = SCHEDULER.set_timesteps(sigmas=sigmas).replace(step_index=jnp.int32(1))
         return SCHEDULER.advance(state, jnp.ones((1,)), jnp.ones((1,)), jnp.ones((1,)))[1].sum()
 
-    assert np.all(np.isfinite(jax.grad(f)(SCHEDULER.set_timesteps(2).sigmas)))
+    assert np.all(np.isfinite(jax.grad(f)(jnp.array([80.0, SCHEDULER.sigma_min]))))
 
 
 def test_sigma_to_t_at_zero_is_the_logarithm_of_1e_44():
@@ -103,7 +103,10 @@ def test_config_round_trip_and_diffusers_default():
         ({}, "_class_name.*None.*CMStochasticIterativeScheduler"),
         ({"_class_name": "CMStochasticIterativeSchedule"}, "did you mean 'CMStochasticIterativeScheduler'"),
         ({"_class_name": "CMStochasticIterativeScheduler", "sigma_mim": 1.0}, "sigma_mim.*did you mean 'sigma_min'"),
-        ({"_class_name": "CMStochasticIterativeScheduler", "sigma_min": -1.0}, "sigma_min must be positive"),
+        (
+            {"_class_name": "CMStochasticIterativeScheduler", "sigma_min": -1.0},
+            "sigma_min must be a number from 1e-18 to 1e\\+18",
+        ),
     ],
 )
 def test_bad_configs(config, message):
@@ -117,15 +120,15 @@ def test_bad_configs(config, message):
         ({"num_train_timesteps": 0}, "num_train_timesteps.*0"),
         ({"num_train_timesteps": 40.0}, "num_train_timesteps.*40.0"),
         ({"sigma_min": 80.0}, "sigma_min 80.0 must be less than sigma_max 80.0"),
-        ({"sigma_min": 0.0}, "sigma_min must be positive"),
-        ({"sigma_max": math.inf}, "sigma_max must be positive and finite"),
+        ({"sigma_min": 0.0}, "sigma_min must be a number from 1e-18 to 1e\\+18"),
+        ({"sigma_max": math.inf}, "sigma_max must be a number from 1e-18 to 1e\\+18, got inf"),
         ({"sigma_data": -0.5}, "sigma_data"),
         ({"rho": math.nan}, "rho.*nan"),
         ({"s_noise": -1.0}, "s_noise"),
-        ({"s_noise": 1e308}, "s_noise.*at most 1e\\+18"),
-        ({"rho": 1e-5}, "rho must be between 0.1 and 1000, got 1e-05"),
-        ({"sigma_data": 1e308}, "sigma_data must be between 1e-18 and 1e\\+18"),
-        ({"num_train_timesteps": 2**31 - 1}, "num_train_timesteps must be a positive integer up to 1000000"),
+        ({"s_noise": 1e308}, "s_noise must be a number from 0 to 1e\\+18"),
+        ({"rho": 1e-5}, "rho must be a number from 0.1 to 1000, got 1e-05"),
+        ({"sigma_data": 1e308}, "sigma_data must be a number from 1e-18 to 1e\\+18"),
+        ({"num_train_timesteps": 2**31 - 1}, "num_train_timesteps must be an integer from 1 to 1e\\+06"),
         ({"timestep_spacing": "trailing"}, "timestep_spacing.*linspace.*leading.*trailing"),
     ],
 )
@@ -147,8 +150,8 @@ def test_bad_options(options, message):
         ({"num_inference_steps": -1}, "got -1"),
         ({"timesteps": [0, 22]}, r"strictly descending.*\[0, 22\]"),
         ({"timesteps": [22, 22, 0]}, "strictly descending"),
-        ({"timesteps": [40, 0]}, r"0\.\.39"),
-        ({"timesteps": [22, -1]}, r"0\.\.39"),
+        ({"timesteps": [40, 0]}, r"\[0, 39\]"),
+        ({"timesteps": [22, -1]}, r"\[0, 39\]"),
         ({"timesteps": []}, "timesteps"),
         ({"timesteps": [22.0, 0.0]}, "integers.*sigmas"),
         ({"timesteps": 22}, "list of integers"),
@@ -156,11 +159,11 @@ def test_bad_options(options, message):
         ({"sigmas": [1.0, 80.0]}, "strictly descending"),
         ({"sigmas": [80.0, 80.0]}, "strictly descending"),
         ({"sigmas": [80.0, math.nan]}, "nan"),
-        ({"sigmas": [-1.0]}, r"\[0.002, 80.0\]"),
-        ({"sigmas": [81.0]}, r"\[0.002, 80.0\]"),
-        ({"sigmas": [80.0, 0.001]}, r"\[0.002, 80.0\]"),
+        ({"sigmas": [-1.0]}, r"\[0.002, 80\]"),
+        ({"sigmas": [81.0]}, r"\[0.002, 80\]"),
+        ({"sigmas": [80.0, 0.001]}, r"\[0.002, 80\]"),
         ({"sigmas": []}, "sigmas"),
-        ({"sigmas": 80.0}, "list of noise levels"),
+        ({"sigmas": 80.0}, "list of numbers"),
     ],
 )
 def test_bad_levels(arguments, message):

@@ -1,0 +1,41 @@
+"""Beta schedules: how much signal is left at each training time (Ho et al. 2020)."""
+
+import functools
+import math
+
+import numpy as np
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp")
+
+
+@functools.lru_cache(maxsize=32)
+def signal_variances(
+    num: int, start: float, end: float, schedule: str, trained: tuple[float, ...] | None, zero_snr: bool
+) -> np.ndarray:
+    """Returns alpha^2 at each training time, f64[num]: the cumulative products of 1 - beta (Ho et al. 2020).
+
+    Args:
+        num: number of training times.
+        start: the first beta.
+        end: the last beta.
+        schedule: one of `BETA_SCHEDULES`.
+        trained: betas that replace the schedule.
+        zero_snr: shift and stretch alpha so that the last is 0 (Lin et al. 2023, Algorithm 1).
+    """
+    if trained is not None:
+        betas = np.asarray(trained, np.float64)
+    elif schedule == "linear":
+        betas = np.linspace(start, end, num)
+    elif schedule == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, num) ** 2
+    else:
+        log_signal = {
+            "squaredcos_cap_v2": lambda t: 2 * np.log(np.cos((t + 0.008) / 1.008 * math.pi / 2)),  # Nichol 2021, eq. 17
+            "exp": lambda t: -12.0 * t,
+        }[schedule]
+        edges = log_signal(np.arange(num + 1) / num)
+        betas = np.minimum(-np.expm1(np.diff(edges)), 0.999)
+    alphas = np.cumprod(1 - betas) ** 0.5
+    if zero_snr and num > 1:
+        alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+    return alphas**2

@@ -1,0 +1,74 @@
+"""Networks of EDM levels under other samplers: what is adapted, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cmjax
+from cmjax.parametrization import adapt, edm_denoiser
+from cmjax.schedulers import SCHEDULERS, CTMScheduler, EDMHeunScheduler, LCMScheduler, SCMScheduler
+from cmjax.testing import gaussian_consistency_model
+
+MEAN, STD = 0.3, 0.5
+EDM = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
+TWO_TIMES = ("CTMScheduler", "FlowMapEulerDiscreteScheduler")
+TARGETS = [name for name in SCHEDULERS if name not in (*TWO_TIMES, "CMStochasticIterativeScheduler")]
+
+
+def denoiser_network(params, x, t):
+    """EDM's F of the exact denoiser of N(MEAN, STD^2)."""
+    sigma = jnp.exp(t / 250).reshape(-1, 1)
+    noisy = x / EDM.get_input_scaling(sigma)
+    denoised = (STD**2 * noisy + sigma**2 * MEAN) / (STD**2 + sigma**2)
+    c_skip, c_out = EDM.get_scalings(sigma)
+    return (denoised - c_skip * noisy) / c_out
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_sampler_gets_the_x0_of_the_denoiser(name):
+    target = SCHEDULERS[name](**({"clip_sample": False} if name == "DDIMScheduler" else {}))
+    network = adapt(denoiser_network, EDM, target, edm_denoiser)
+    state = target.set_timesteps(4)
+    for step in range(state.num_steps):
+        state = state.replace(step_index=jnp.int32(step))
+        alpha, sigma = float(state.alpha), float(state.sigma)
+        if sigma / max(alpha, 1e-9) > EDM.sigma_max:
+            continue  # beyond the levels of the network
+        x = alpha * MEAN + jax.random.normal(jax.random.key(step), (5, 3)) * (alpha**2 * STD**2 + sigma**2) ** 0.5
+        t = jnp.broadcast_to(target.time_inputs(state)[0], 5)
+        x0 = target.estimate(state, network(None, target.scale_input(state, x), t), x)
+        # E[x0 | alpha x0 + sigma z = x], with no detour over EDM.
+        expected = MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
+        np.testing.assert_allclose(x0, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("scheduler", [SCMScheduler(), LCMScheduler(), SCHEDULERS["FlowMatchLCMScheduler"]()])
+def test_a_consistency_model_has_the_right_moments_under_other_consistency_samplers(scheduler, steps):
+    apply_fn, params = gaussian_consistency_model(EDM, MEAN, STD)
+    network = adapt(apply_fn, EDM, scheduler)
+    samples = cmjax.sample(jax.random.key(1), network, params, scheduler, (20_000, 1), num_inference_steps=steps)
+    # Five standard errors: a false alarm in a million. LCM's noise starts at sigma / alpha = 14.6, without the data's
+    # share, which shifts a single step by MEAN STD / 14.6.
+    bias = MEAN * STD / 14.6 if isinstance(scheduler, LCMScheduler) and steps == 1 else 0
+    assert abs(float(samples.mean()) - MEAN) < bias + 5 * STD / 20_000**0.5
+    assert abs(float(samples.std()) - STD) < 0.002 + 5 * STD / (2 * 20_000) ** 0.5
+
+
+def test_with_scheduler_keeps_the_network_of_the_same_kind():
+    model = cmjax.load()
+    other = model.with_scheduler(cmjax.CMStochasticIterativeScheduler(sigma_max=40.0))
+    assert other.apply_fn is model.apply_fn and other.scheduler.sigma_max == 40
+    assert model.with_scheduler(EDMHeunScheduler()).apply_fn is not model.apply_fn
+
+
+@pytest.mark.parametrize("name", TWO_TIMES)
+def test_a_network_told_one_time_is_not_adapted_to_two(name):
+    with pytest.raises(ValueError, match=f"{name} needs a network of its own"):
+        cmjax.load().with_scheduler(SCHEDULERS[name]())
+
+
+def test_a_network_of_other_levels_is_not_adapted():
+    with pytest.raises(ValueError, match="must be of a CMStochasticIterativeScheduler, got CTMScheduler"):
+        adapt(denoiser_network, CTMScheduler(), LCMScheduler())
