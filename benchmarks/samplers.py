@@ -31,6 +31,7 @@ from cmjax.schedulers import FEW_STEP, SCHEDULERS
 
 CALLS = (1, 2, 4, 8, 18)
 DENOISER = Path(__file__).parents[1] / "examples" / "assets" / "digits_denoiser"
+SHORT = {"CMStochasticIterativeScheduler": "CM", "EDMDPMSolverMultistepScheduler": "DPM-Solver++ 2M"}
 TWO_CALLS_A_STEP = ("EDMHeunScheduler", "EDMDPM2Scheduler")
 OPTIONS = {"DDIMScheduler": {"beta_schedule": "scaled_linear", "beta_end": 0.02, "timestep_spacing": "trailing"}}
 MODELS_OF_THEIR_OWN = ("CTMScheduler", "FlowMapEulerDiscreteScheduler")
@@ -78,12 +79,11 @@ def their_step(scheduler, shape):
     scheduler.set_timesteps(4, **({"intermediate_timesteps": None} if "SCM" in type(scheduler).__name__ else {}))
     t = scheduler.timesteps[1]
     scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
-    shared = {name: [None, None] for name in ("model_outputs",) if hasattr(scheduler, name)}
 
     def step():
         scheduler._step_index = 1
-        for name, value in shared.items():
-            setattr(scheduler, name, list(value))
+        if hasattr(scheduler, "model_outputs"):  # what a multistep solver has after its first step
+            scheduler.model_outputs, scheduler.lower_order_nums = [None, x], 1
         scale(x, t)
         scheduler.step(x, t, x)
 
@@ -113,7 +113,7 @@ def generate(name, calls, labels, batch_size=100, seed=0):
             key, model.apply_fn, params, model.scheduler, shape, state=state, cond=cond, first_index=first
         )
 
-    starts = tqdm(range(0, len(labels), batch_size), desc=f"{name}, {calls}", leave=False)
+    starts = tqdm(range(0, len(labels), batch_size), desc=f"{name}, {calls}", leave=False, disable=None)
     parts = [to_uint8(batch(model.params, state, labels[i : i + batch_size], i)) for i in starts]
     return np.concatenate(parts), state.num_steps
 
@@ -181,8 +181,8 @@ def picture(out, digits):
         for calls in CALLS:
             images, made = generate(name, calls, labels)
             rows.append(np.concatenate(images, axis=1))
-            captions.append(f"{name.removesuffix('Scheduler')[:18]} {made}")
-    save_grid(out, np.stack(rows), columns=len(CALLS), labels=captions)
+            captions.append(f"{SHORT.get(name, name.removesuffix('Scheduler').removeprefix('EDM'))}, {made}")
+    save_grid(out, np.stack(rows), columns=len(CALLS), labels=captions, scale=2)
     click.echo(f"{', '.join(SAMPLED)} in {out}")
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import cmjax
 from cmjax import testing
 from cmjax.random import level_noise, sample_keys
+from cmjax.schedulers import SCHEDULERS
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
 KEY = jax.random.key(0)
@@ -305,3 +306,11 @@ def test_wrong_shapes(shape):
 def test_a_network_of_the_wrong_output_shape():
     with pytest.raises(ValueError, match=r"model_output \(2, 6\), sample \(2, 3\)"):
         cmjax.sample(KEY, lambda p, x, t: jnp.concatenate([x, x], 1), None, SCHEDULER, (2, 3))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_deterministic_sampler_leaves_its_noise_alone_and_others_use_it(name):
+    scheduler, x = SCHEDULERS[name](), jnp.ones((2, 3))
+    state = scheduler.prepare(scheduler.set_timesteps(3), x)
+    _, next_sample = scheduler.advance(state, x, x / 2, jnp.full_like(x, jnp.nan))
+    assert bool(jnp.isnan(next_sample).all()) == scheduler.stochastic

@@ -30,6 +30,11 @@ class CTMScheduler(CMStochasticIterativeScheduler):
 
     _domains = {"gamma": (0.0, 1.0)}
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps add fresh noise at all."""
+        return self.gamma > 0
+
     def weights(self, sigmas: jax.Array) -> jax.Array:
         """Rows of `x' = G(x, t, s) + gamma sqrt(t'^2 - sigma_min^2) z`, where G is `g + s eps`."""
         span = root_of_difference(sigmas[1:], self.sigma_min)

@@ -30,6 +30,11 @@ class DDIMScheduler(BoundedDiscreteScheduler):
 
     _domains = {"eta": (0.0, 1.0)}
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps add fresh noise at all."""
+        return self.eta > 0
+
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
     ) -> LinearState:

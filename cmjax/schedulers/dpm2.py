@@ -53,6 +53,11 @@ class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
     beta_start: float = 0.00085
     beta_end: float = 0.012
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps add fresh noise at all."""
+        return False
+
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
     ) -> LinearState:

@@ -50,6 +50,11 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
         "solver_type": ("midpoint", "heun"),
     }
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps add fresh noise at all."""
+        return self.algorithm_type == "sde-dpmsolver++"
+
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
     ) -> LinearState:

@@ -101,10 +101,9 @@ class EDMScheduler(LinearScheduler):
 
     def preconditioning(self, alphas: jax.Array, sigmas: jax.Array) -> tuple[Any, Any, Any]:
         """Returns EDM's (c_in, c_skip, c_out) (table 1)."""
-        total = jnp.square(sigmas) + self.sigma_data**2
+        c_in = 1 / jnp.sqrt(jnp.square(sigmas) + self.sigma_data**2)
         sign = 1 if self.prediction_type == "epsilon" else -1
-        c_out = sign * sigmas * self.sigma_data / jnp.sqrt(total)
-        return 1 / jnp.sqrt(total), self.sigma_data**2 / total, c_out
+        return c_in, jnp.square(c_in * self.sigma_data), sign * sigmas * self.sigma_data * c_in
 
     def solver_state(self, sigmas: jax.Array, weights: jax.Array) -> LinearState:
         """Returns the state of a run whose network calls are at `sigmas[:-1]`, f32[N+1]."""
@@ -131,11 +130,13 @@ class ChurnedEDMScheduler(EDMScheduler):
 
     _domains = dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), (0.0, 1e18))
 
-    def churn(self, sigmas: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the raised levels f32[n + 1], and the noise f32[n] that is added on arrival at each but the first.
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps add fresh noise at all."""
+        return self.s_churn > 0
 
-        So the network is called once the noise is there. The end is not raised.
-        """
+    def churn(self, sigmas: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the raised levels f32[n + 1], but for the end, and the noise f32[n] added on arrival at the next."""
         levels = sigmas[:-1]
         gamma = min(self.s_churn / len(levels), math.sqrt(2) - 1)
         gammas = jnp.where((self.s_tmin <= levels) & (levels <= self.s_tmax), gamma, 0.0)

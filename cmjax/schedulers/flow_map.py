@@ -18,6 +18,11 @@ class FlowMapEulerDiscreteScheduler(FlowScheduler):
     Attributes as in `FlowScheduler`. `denoised` is `x - t u`, the end of the straight line.
     """
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps add fresh noise at all."""
+        return False
+
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
     ) -> LinearState:

@@ -83,9 +83,10 @@ class FlowMatchLCMScheduler(FlowScheduler):
         lowest = shifted(1 / self.num_train_timesteps, self.shift)  # so, and shifted again, in the reference
         levels = shifted(self.levels(num_inference_steps, timesteps, sigmas, lowest), self.shift)
         if self.shift_terminal is not None:
-            signal = 1 - levels
-            # A single level, pure noise, has nothing to stretch.
-            levels = 1 - signal * (1 - self.shift_terminal) / jnp.where(signal[-1] > 0, signal[-1], 1)
+            low = levels[-1]
+            # 1 - (1 - levels) (1 - shift_terminal) / (1 - low), written so that low results lose nothing to rounding.
+            stretched = (levels - low + self.shift_terminal * (1 - levels)) / jnp.where(low < 1, 1 - low, 1)
+            levels = jnp.where(low < 1, stretched, levels)  # a single level, pure noise, has nothing to stretch
         first, last, steps = levels[0], levels[-1], jnp.asarray(ramp(len(levels)), jnp.float32)
         if self.use_karras_sigmas:
             levels = karras_sigmas(steps, last, first, _RHO)

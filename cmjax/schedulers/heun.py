@@ -68,6 +68,11 @@ class HeunDiscreteScheduler(DiscreteSigmasScheduler):
         limit = self.clip_sample_range
         return jnp.clip(denoised, -limit, limit) if self.clip_sample else denoised
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps add fresh noise at all."""
+        return False
+
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
     ) -> LinearState:

@@ -54,6 +54,11 @@ class LinearScheduler(Scheduler[LinearState]):
     def preconditioning(self, alphas: jax.Array, sigmas: jax.Array) -> tuple[Any, Any, Any]:
         """Returns (c_in, c_skip, c_out) at these levels: `x0 = c_skip x + c_out F(c_in x, t)`."""
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps add fresh noise at all; where not, the compiler drops its drawing."""
+        return True
+
     def bound(self, denoised: jax.Array) -> jax.Array:
         """Returns the x0 estimate clipped or thresholded, where a scheduler has such an option."""
         return denoised
@@ -132,7 +137,10 @@ class LinearScheduler(Scheduler[LinearState]):
         terms = (self.bound_last(denoised), eps, noise, *state.history)
         if len(terms) != state.weights.shape[-1]:
             raise ValueError(f"{type(self).__name__} looks back: call state = scheduler.prepare(state, sample) first")
-        next_sample = combine(*zip(state.weights[state.step_index], terms, strict=True))
+        weighted = list(zip(state.weights[state.step_index], terms, strict=True))
+        if not self.stochastic:
+            del weighted[2]
+        next_sample = combine(*weighted)
         history = (denoised, sample) if state.history else ()
         return state.replace(step_index=state.step_index + 1, history=history), next_sample
 

@@ -1,0 +1,199 @@
+"""Makes samplers.npz: what the samplers of diffusers compute in a run, and from what.
+
+The file was made with diffusers 0.42.1, torch 2.13.0 and NumPy 2.4.6 on an x86-64 CPU; it names them in `index`, which
+also holds (JSON) the class, configuration and shapes of each case. To make it again:
+
+    pip install -e ".[parity]" && python -m tests.golden.make_sampler_goldens
+"""
+
+import contextlib
+import json
+import math
+import sys
+from fractions import Fraction
+from pathlib import Path
+from unittest import mock
+
+import diffusers
+import numpy as np
+import torch
+
+from tests.golden.sampler_cases import SAMPLERS, TYPES, Draw, draw_case
+
+CASES = 12  # stored, of each class
+LARGEST_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))
+diffusers.logging.set_verbosity_error()  # of options that only cmjax has, and of times off the grid of distillation
+
+
+def reference_case(name: str, config: dict, ours: dict, levels: dict, shape: tuple, seed: int) -> dict:
+    """Returns all that diffusers computes in one run, with the inputs it was computed from.
+
+    Args:
+        name: of the class.
+        config: its options.
+        ours: options that only cmjax has: arguments of `step` in diffusers.
+        levels: arguments of `set_timesteps`.
+        shape: of the samples.
+        seed: of samples, of what the network returns, and of noise.
+    """
+    double = needs_double(name, config)
+    with _precision(double):
+        scheduler = getattr(diffusers, name)(**config)
+        levels = _set_timesteps(scheduler, levels)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # as pipelines do; else it looks for the time, which rounding may have doubled
+    times = scheduler.timesteps[:-1] if name == "SCMScheduler" else scheduler.timesteps  # that lists the end too
+    case = {
+        "name": name,
+        "config": config,
+        "ours": ours,
+        "levels": levels,
+        "saved_config": json.loads(scheduler.to_json_string()),
+        "double": double,
+        "timesteps": times.numpy(),
+        **{key: value.numpy() for key, value in _levels(scheduler).items()},
+    }
+    if hasattr(scheduler, "init_noise_sigma"):
+        case["init_noise_sigma"] = float(scheduler.init_noise_sigma) * _unit(scheduler)
+    first, *draws = np.random.default_rng(seed).standard_normal((2 * len(times) + 1, *shape), np.float32)
+    sample, rows = np.float32(first * case.get("init_noise_sigma", 1.0)), []
+    for index in range(len(times)):
+        rows.append(_step(scheduler, case, index, sample, *draws[2 * index : 2 * index + 2]))
+        sample = np.float32(rows[-1]["prev_sample"])
+    case |= {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return {key: np.float32(value) if isinstance(value, np.ndarray) else value for key, value in case.items()}
+
+
+def needs_double(name: str, config: dict) -> bool:
+    """Whether float32 rounds the levels of diffusers by more than some 5e-6, so that they are made in float64 here.
+
+    In float32, 1 - beta keeps three digits of a beta of 1e-4, and 1 - 0.999, where the cosine schedule ends, four; so
+    the lowest level is rounded by 2^-24 / beta. EDM's grid is a difference of numbers as large as sigma_max^(1/rho).
+    """
+    if "beta_start" in config:
+        return config["beta_start"] < 0.02 or config["beta_schedule"] == "squaredcos_cap_v2"
+    if name == "EDMDPMSolverMultistepScheduler":
+        return config["rho"] * (config["sigma_max"] / config["sigma_min"]) ** (1 / config["rho"]) > 50
+    return False
+
+
+@contextlib.contextmanager
+def _precision(double):
+    single = torch.float32
+    with mock.patch.object(torch, "float32", torch.float64 if double else single):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(single)
+
+
+def _set_timesteps(scheduler, levels):
+    """Returns the arguments that mean the same to cmjax."""
+    name = type(scheduler).__name__
+    if name == "SCMScheduler":
+        listed = levels.get("timesteps")
+        n = levels.get("num_inference_steps") or len(listed)
+        scheduler.set_timesteps(
+            n,
+            timesteps=listed and [*listed, 0.0],
+            max_timesteps=None if listed else LARGEST_ANGLE,  # the default, 1.5708, is above pi/2
+            intermediate_timesteps=1.3 if n == 2 and not listed else None,  # the default fails unless n = 2
+        )
+    elif name == "EDMEulerScheduler" and "sigmas" in levels:
+        scheduler.set_timesteps(sigmas=torch.tensor(levels["sigmas"]))
+        return {"sigmas": scheduler.sigmas[:-1].tolist()}
+    else:
+        scheduler.set_timesteps(**levels)
+    return levels
+
+
+def _unit(scheduler):
+    """Samples of SCM have variance 1 in diffusers; here what goes in is multiplied by sigma_data, as by its callers."""
+    return scheduler.config.sigma_data if type(scheduler).__name__ == "SCMScheduler" else 1.0
+
+
+def _levels(scheduler):
+    """The levels that diffusers has, of each call, and maybe of the end."""
+    if hasattr(scheduler, "sigmas_interpol"):
+        levels = torch.stack([scheduler.sigmas, scheduler.sigmas_interpol])[:, :-2].clone()
+        levels[0, 1::2] = levels[1, 1::2]  # every second call is between two levels
+        return {"sigmas": levels[0]}
+    if hasattr(scheduler, "sigmas"):
+        return {"sigmas": scheduler.sigmas}
+    if hasattr(scheduler, "alphas_cumprod"):
+        variance = scheduler.alphas_cumprod[scheduler.timesteps]
+        return {"alphas": variance**0.5, "sigmas": (1 - variance) ** 0.5}
+    return {}
+
+
+def _step(scheduler, case, index, sample, output, noise):
+    name, t, last = case["name"], scheduler.timesteps[index], index == len(case["timesteps"]) - 1
+    dtype = torch.float64 if case["double"] else torch.float32
+    sample, output, noise = (torch.from_numpy(array).to(dtype) for array in (sample, output, noise))
+    unit = _unit(scheduler)
+    scaled = scheduler.scale_model_input(sample, t) if hasattr(scheduler, "scale_model_input") else sample / unit
+    if hasattr(scheduler, "alphas_cumprod"):
+        output = _prediction(case, index, scaled, output)
+    row = {"sample": sample, "scaled": scaled, "model_output": output, "noise": noise}
+    if hasattr(scheduler, "add_noise"):
+        row["noisy"] = scheduler.add_noise(output, noise, t[None])
+    elif hasattr(scheduler, "scale_noise"):
+        row["noisy"] = scheduler.scale_noise(output, t[None], noise)
+    arguments = case["ours"]
+    if name == "TCDScheduler":
+        arguments = {"eta": np.broadcast_to(arguments["eta"], len(case["timesteps"]))[index].item()}
+    elif name == "DDIMScheduler":
+        arguments = arguments | {"variance_noise": noise}
+        if last and not scheduler.config.set_alpha_to_one:
+            arguments["eta"] = 0.0  # ours adds no noise on the last step
+        # diffusers goes N // n down; where that is not the next time, which it would say next, let it go there.
+        total, end = scheduler.config.num_train_timesteps, -1 if last else int(scheduler.timesteps[index + 1])
+        if max(int(t) - total // len(scheduler.timesteps), -1) != end:
+            scheduler.num_inference_steps = Fraction(total, int(t) - end)
+    elif name == "EDMDPMSolverMultistepScheduler" and last:
+        noise = 0 * noise  # ours adds no noise on the last step
+    module = sys.modules[type(scheduler).__module__]
+    with mock.patch.object(module, "randn_tensor", lambda *args, **kwargs: noise, create=True):
+        result = scheduler.step(output * unit, t, sample, **arguments)
+    scheduler.num_inference_steps = len(scheduler.timesteps)
+    row["prev_sample"] = result.prev_sample
+    if hasattr(scheduler, "model_outputs"):  # that have been made x0 estimates
+        row["denoised"] = scheduler.model_outputs[-1]
+    elif "denoised" in result or "pred_original_sample" in result:
+        row["denoised"] = result.get("denoised", result.get("pred_original_sample"))
+    return {key: value.numpy() for key, value in row.items()}
+
+
+def _prediction(case, index, scaled, v):
+    """What the network returns for v: x0 and the noise are of the sample's size, as v is, at every level."""
+    sigma = float(case["sigmas"][index])
+    alpha = float(case["alphas"][index]) if "alphas" in case else 1.0
+    alpha, sigma = alpha / math.hypot(alpha, sigma), sigma / math.hypot(alpha, sigma)
+    outputs = [alpha * v + sigma * scaled, alpha * scaled - sigma * v, v]
+    return outputs[TYPES.index(case["saved_config"]["prediction_type"])].float().to(v.dtype)
+
+
+def pack(cases: list[dict]) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """Returns the cases with their arrays' shapes instead of their arrays, and one flat array per quantity."""
+    arrays = [{key: value for key, value in case.items() if isinstance(value, np.ndarray)} for case in cases]
+    rest = [{key: value for key, value in case.items() if not isinstance(value, np.ndarray)} for case in cases]
+    for case, one in zip(rest, arrays, strict=True):
+        case["shapes"] = {key: value.shape for key, value in one.items()}
+    names = sorted({key for one in arrays for key in one})
+    return rest, {key: np.concatenate([one[key].ravel() for one in arrays if key in one]) for key in names}
+
+
+def main():
+    """Writes the file beside this script."""
+    rng = np.random.default_rng(0)
+    draw = Draw(lambda options: options[rng.integers(len(options))], lambda low, high: float(rng.uniform(low, high)))
+    drawn = [draw_case(name, draw) for name in SAMPLERS for _ in range(CASES)]
+    cases, arrays = pack([reference_case(**case, seed=seed) for seed, case in enumerate(drawn)])
+    versions = {"diffusers": diffusers.__version__, "torch": torch.__version__, "numpy": np.__version__}
+    index = json.dumps({"versions": versions, "cases": cases})
+    np.savez_compressed(Path(__file__).with_name("samplers.npz"), index=index, **arrays)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""How to draw configurations of the samplers that diffusers has too, and runs of them.
+
+Left out is what diffusers cannot do, or does in a way of its own; tests/parity/test_samplers.py says what.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+STEPS = [1, 2, 3, 5]
+SHAPES = [(2, 3, 1), (1, 2, 2)]
+TYPES = ["epsilon", "sample", "v_prediction"]
+SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Where random choices come from: NumPy in make_sampler_goldens.py, hypothesis in tests/parity."""
+
+    pick: Callable[[Sequence], Any]
+    between: Callable[[float, float], float]
+
+    def chance(self, times: int = 2) -> bool:
+        """Returns True about once in so many times."""
+        return self.pick([False] * (times - 1) + [True])
+
+    def some(self, options: Sequence) -> list:
+        """Returns one to four of the options, descending."""
+        return sorted({self.pick(options) for _ in range(self.pick(range(1, 5)))}, reverse=True)
+
+
+def lcm(draw):
+    config = distilled(draw) | bounds(draw) | {"timestep_scaling": draw.between(0.5, 20)}
+    return config, {}, distilled_levels(draw, config)
+
+
+def tcd(draw):
+    config = distilled(draw)  # without bounds, which are of no effect in diffusers
+    levels = distilled_levels(draw, config)
+    eta = draw.pick([0.3, draw.pick(range(11)) / 10, draw.between(0, 1)])
+    if draw.chance():
+        n = levels.get("num_inference_steps") or len(levels["timesteps"])
+        eta = [draw.between(0, 1) for _ in range(n)]
+    return config, {"eta": eta}, levels
+
+
+def ddim(draw):
+    config = discrete(draw) | bounds(draw) | spacing(draw) | {"set_alpha_to_one": draw.chance()}
+    config |= zero_snr(draw, config)
+    # With eta = 1 and zero SNR the first step is all noise; diffusers has the root of a rounding error besides.
+    eta = draw.pick([0.0, 0.9 if config["rescale_betas_zero_snr"] else 1.0, draw.between(0, 0.9)])
+    return config, {"eta": eta, "use_clipped_model_output": draw.chance()}, spaced_steps(draw, config)
+
+
+def scm(draw):
+    listed = {"timesteps": [k / 20 for k in draw.some(range(1, 32))]}
+    return {"sigma_data": draw.between(0.05, 2)}, {}, draw.pick([{"num_inference_steps": draw.pick(STEPS)}, listed])
+
+
+def flow_map(draw):
+    config = {"num_train_timesteps": draw.pick([50, 1000]), "shift": draw.between(0.3, 6)}
+    return config, {}, flow_levels(draw, config)
+
+
+def flow_match_lcm(draw):
+    config = flow_map(draw)[0] | other_levels(draw) | {"shift_terminal": draw.pick([None, draw.between(0.05, 0.5)])}
+    return config, {}, flow_levels(draw, config)
+
+
+def edm_euler(draw):
+    config = edm(draw)
+    if config["sigma_schedule"] == "karras" and config["final_sigmas_type"] == "zero" and draw.chance():
+        # Places on the grid, from 0 to 1 ascending: what diffusers calls sigmas.
+        return config, {}, {"sigmas": [1 - k / 20 for k in draw.some(range(21))]}
+    return config, {}, edm_levels(draw, config)
+
+
+def edm_dpm_multistep(draw):
+    config = edm(draw) | {"solver_order": draw.pick([1, 2, 2]), "solver_type": draw.pick(["midpoint", "heun"])}
+    config |= {name: draw.chance() for name in ("lower_order_final", "euler_at_final", "thresholding")}
+    config |= {"algorithm_type": draw.pick(["dpmsolver++", "sde-dpmsolver++"])}
+    config |= {"dynamic_thresholding_ratio": draw.between(0.5, 1), "sample_max_value": draw.between(1, 3)}
+    # From 15 steps on, the last ones are not of lower order.
+    return config, {}, {"num_inference_steps": 15} if draw.chance(10) else edm_levels(draw, config)
+
+
+def heun(draw):
+    config = discrete(draw, schedules=[*SCHEDULES, "exp"]) | spacing(draw) | other_levels(draw)
+    config |= {"clip_sample": draw.chance(), "clip_sample_range": draw.between(0.3, 2)}
+    if not any(name.startswith("use_") for name in config) and draw.chance():
+        return config, {}, {"timesteps": draw.some(range(config["num_train_timesteps"]))}
+    return config, {}, spaced_steps(draw, config)
+
+
+def kdpm2(draw):
+    config = discrete(draw, TYPES[::2]) | spacing(draw) | other_levels(draw)
+    return config, {}, spaced_steps(draw, config)
+
+
+def euler_ancestral(draw):
+    config = discrete(draw, TYPES[::2]) | spacing(draw)
+    return config | zero_snr(draw, config), {}, spaced_steps(draw, config)
+
+
+# Each returns options of the class in diffusers, options that only cmjax has, and arguments of set_timesteps.
+SAMPLERS = {
+    "LCMScheduler": lcm,
+    "TCDScheduler": tcd,
+    "SCMScheduler": scm,
+    "FlowMatchLCMScheduler": flow_match_lcm,
+    "FlowMapEulerDiscreteScheduler": flow_map,
+    "DDIMScheduler": ddim,
+    "EDMEulerScheduler": edm_euler,
+    "EDMDPMSolverMultistepScheduler": edm_dpm_multistep,
+    "HeunDiscreteScheduler": heun,
+    "KDPM2DiscreteScheduler": kdpm2,
+    "EulerAncestralDiscreteScheduler": euler_ancestral,
+}
+
+
+def draw_case(name: str, draw: Draw) -> dict:
+    """Returns drawn arguments of `make_sampler_goldens.reference_case`."""
+    config, ours, levels = SAMPLERS[name](draw)
+    return {"name": name, "config": config, "ours": ours, "levels": levels, "shape": draw.pick(SHAPES)}
+
+
+def discrete(draw, types=TYPES, schedules=SCHEDULES):
+    """A coarse grid of training times with large betas, or a released model's grid of a thousand with small ones."""
+    coarse = draw.chance()
+    n = draw.pick([20, 50]) if coarse else 1000
+    low, high = ((0.02, 0.05), (0.06, 0.3)) if coarse else ((2e-5, 1e-3), (0.005, 0.03))
+    config = {"num_train_timesteps": n, "prediction_type": draw.pick(types), "beta_schedule": draw.pick(schedules)}
+    config |= {"beta_start": draw.between(*low), "beta_end": draw.between(*high)}
+    if coarse and draw.chance(3):
+        config["trained_betas"] = [draw.between(0.02, 0.3) for _ in range(n)]
+    return config
+
+
+def zero_snr(draw, config):
+    # Where there is no signal the noise says nothing of the image: an error here, NaN in diffusers.
+    return {"rescale_betas_zero_snr": config["prediction_type"] != "epsilon" and draw.chance()}
+
+
+def bounds(draw):
+    floats = {"clip_sample_range": (0.3, 2), "dynamic_thresholding_ratio": (0.5, 1), "sample_max_value": (1, 3)}
+    kinds = {"clip_sample": draw.chance(), "thresholding": draw.chance(3)}
+    return kinds | {name: draw.between(*ends) for name, ends in floats.items()}
+
+
+def spacing(draw):
+    return {"timestep_spacing": draw.pick(["linspace", "leading", "trailing"]), "steps_offset": draw.pick([0, 1])}
+
+
+def spaced_steps(draw, config):
+    # diffusers starts a single step at the lowest level of linspace.
+    return {"num_inference_steps": draw.pick(STEPS[config["timestep_spacing"] == "linspace" :])}
+
+
+def distilled(draw):
+    config = discrete(draw) | {"set_alpha_to_one": draw.chance()}
+    grid = [config["num_train_timesteps"] // k for k in (1, 2, 3, 5)]
+    return config | zero_snr(draw, config) | {"original_inference_steps": draw.pick(grid)}
+
+
+def distilled_levels(draw, config):
+    if draw.chance(3):
+        return {"timesteps": draw.some(range(config["num_train_timesteps"]))}
+    strength = draw.pick([1.0, draw.between(0.3, 1.0)])
+    most = int(config["original_inference_steps"] * strength)
+    return {"num_inference_steps": draw.pick([n for n in STEPS if n <= most]), "strength": strength}
+
+
+def other_levels(draw):
+    kind = draw.pick(["", "use_karras_sigmas", "use_exponential_sigmas"])
+    return {kind: True} if kind else {}
+
+
+def flow_levels(draw, config):
+    # diffusers divides by 0 to stretch a run whose lowest level is 1.
+    stretched = config.get("shift_terminal") is not None
+    kind = draw.pick(["num_inference_steps", "timesteps", "sigmas"])
+    if kind == "num_inference_steps":
+        return {kind: draw.pick(STEPS[stretched:])}
+    total = config["num_train_timesteps"] if kind == "timesteps" else 1
+    return {kind: [total * k / 40 for k in draw.some(range(1, 41 - stretched))]}
+
+
+def edm(draw):
+    config = {"sigma_min": draw.between(5e-4, 0.1), "sigma_max": draw.between(1, 200), "rho": draw.between(1, 12)}
+    return config | {
+        "sigma_data": draw.between(0.1, 2),
+        "sigma_schedule": draw.pick(["karras", "exponential"]),
+        "prediction_type": draw.pick(["epsilon", "v_prediction"]),
+        "final_sigmas_type": draw.pick(["zero", "sigma_min"]),
+    }
+
+
+def edm_levels(draw, config):
+    # A single step is at the lowest level of the exponential grid in diffusers, and ends at the highest of the other.
+    single = config["sigma_schedule"] == "karras" and config["final_sigmas_type"] == "zero"
+    return {"num_inference_steps": draw.pick(STEPS if single else STEPS[1:])}

@@ -1,0 +1,202 @@
+"""cmjax against the samplers of diffusers of the same names, run side by side on drawn configurations.
+
+What is compared, and to what tolerance, is said once, in tests/schedulers/test_sampler_goldens.py; how configurations
+are drawn, in tests/golden/sampler_cases.py. The rest of this file is what is left out there, because cmjax differs on
+purpose.
+"""
+
+import dataclasses
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from cmjax.schedulers import SCHEDULERS, scheduler_from_config  # noqa: E402
+from tests.golden import make_sampler_goldens  # noqa: E402
+from tests.golden.make_sampler_goldens import reference_case  # noqa: E402
+from tests.golden.sampler_cases import SAMPLERS, Draw, draw_case  # noqa: E402
+from tests.schedulers import test_consistency_goldens  # noqa: E402
+from tests.schedulers.test_sampler_goldens import assert_case_reproduced  # noqa: E402
+
+# diffusers hands tensors to NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def drawn_case(name, data):
+    draw = Draw(
+        pick=lambda options: data.draw(st.sampled_from(options)),
+        between=lambda low, high: data.draw(st.floats(low, high)),
+    )
+    return draw_case(name, draw)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@settings(max_examples=100)
+@given(data=st.data())
+def test_every_quantity_equals_that_of_diffusers(name, data):
+    assert_case_reproduced(reference_case(**drawn_case(name, data), seed=data.draw(st.integers(0, 2**32 - 1))))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_diffusers_reads_our_config_and_returns_it(name, data):
+    case = drawn_case(name, data)
+    ours = SCHEDULERS[name].from_config({**case["config"], **case["ours"]})
+    theirs = getattr(diffusers, name).from_config(json.loads(json.dumps(ours.to_config())))
+    assert scheduler_from_config({**json.loads(theirs.to_json_string()), **case["ours"]}) == ours
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_defaults_are_those_of_diffusers(name):
+    assert scheduler_from_config(json.loads(getattr(diffusers, name)().to_json_string())) == SCHEDULERS[name]()
+
+
+@pytest.mark.parametrize("betas", [{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, STABLE_DIFFUSION])
+@pytest.mark.parametrize("name", ["LCM", "TCD", "DDIM", "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete"])
+def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas, monkeypatch):
+    # Its float32 tables as they are. The lowest sigma of the linear schedule is 8.3e-5 off; steps are within 1e-5.
+    monkeypatch.setattr(make_sampler_goldens, "needs_double", lambda *args: False)
+    monkeypatch.setattr(test_consistency_goldens, "RTOL", 1e-4)
+    for n in (2, 5, 20):
+        case = reference_case(f"{name}Scheduler", betas, {}, {"num_inference_steps": n}, (2, 3, 1), seed=n)
+        assert_case_reproduced(case)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("EDMEulerScheduler", {"sigma_schedule": "exponential"}),
+        ("EDMDPMSolverMultistepScheduler", {"sigma_schedule": "exponential"}),
+        ("DDIMScheduler", {"timestep_spacing": "linspace"}),
+        ("HeunDiscreteScheduler", {}),
+        ("KDPM2DiscreteScheduler", {}),
+        ("EulerAncestralDiscreteScheduler", {}),
+    ],
+)
+def test_a_single_step_starts_at_the_highest_level_where_diffusers_starts_at_the_lowest(name, config):
+    theirs, ours = pair(name, **config)
+    theirs.set_timesteps(2)
+    highest = float(theirs.timesteps[0])
+    theirs.set_timesteps(1)
+    assert theirs.timesteps[0] < highest
+    np.testing.assert_allclose(ours.set_timesteps(1).timesteps, [highest], rtol=1e-6)
+
+
+def test_a_single_step_ends_at_sigma_min_where_diffusers_ends_at_sigma_max():
+    theirs, ours = pair("EDMEulerScheduler", final_sigmas_type="sigma_min")
+    theirs.set_timesteps(1)
+    np.testing.assert_allclose(theirs.sigmas, [80, 80])
+    np.testing.assert_allclose(ours.set_timesteps(1).sigmas, [80, 0.002], rtol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
+def test_ddim_lands_at_the_time_it_says_next(spacing):
+    """A network that says which noise was added takes the sample along its own path, to the next time and no other."""
+    theirs, ours = pair("DDIMScheduler", timestep_spacing=spacing, clip_sample=False)
+    theirs.set_timesteps(7)
+    state = ours.set_timesteps(7)
+    x0, noise = np.random.default_rng(0).standard_normal((2, 1, 3), np.float32)
+    x = ours.add_noise(state, jnp.asarray(x0), jnp.asarray(noise))
+    result = theirs.step(torch.from_numpy(noise), theirs.timesteps[0], torch.from_numpy(np.array(x))).prev_sample
+    state, x = ours.advance(state, x, ours.denoise(state, jnp.asarray(noise), x), jnp.zeros_like(x))
+    expected = ours.add_noise(state, jnp.asarray(x0), jnp.asarray(noise))
+    np.testing.assert_allclose(x, expected, rtol=1e-4)
+    # diffusers goes N // n down, which is 142; the next time is 166 down of linspace, and 143 of trailing.
+    assert np.allclose(result, expected, rtol=1e-4) == (spacing == "leading")
+
+
+def test_ddim_draws_a_sample_of_no_signal_anew_where_diffusers_is_nan():
+    options = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    theirs, ours = pair("DDIMScheduler", **options)
+    theirs.set_timesteps(3)
+    ones = torch.ones(1, 3)
+    assert theirs.step(ones, 999, ones, eta=1.0, variance_noise=ones).prev_sample.isnan().all()
+    state = dataclasses.replace(ours, eta=1.0).set_timesteps(3)
+    np.testing.assert_allclose(state.weights[0], [state.alphas[1], 0, state.sigmas[1]], rtol=1e-6)
+
+
+def test_lcm_refuses_noise_of_no_signal_where_diffusers_divides_by_zero():
+    theirs, ours = pair("LCMScheduler", rescale_betas_zero_snr=True)
+    theirs.set_timesteps(4)
+    assert not torch.isfinite(theirs.step(torch.ones(1, 3), 999, torch.zeros(1, 3)).denoised).any()
+    with pytest.raises(ValueError, match="leaves no signal"):
+        ours.set_timesteps(4)
+
+
+def test_tcd_obeys_its_bounds_where_diffusers_does_not():
+    theirs, ours = pair("TCDScheduler", clip_sample=True)
+    theirs.set_timesteps(1)
+    assert theirs.step(torch.full((1, 3), 9.0), 999, torch.ones(1, 3)).prev_sample.abs().max() > 2
+    state = ours.set_timesteps(1)
+    np.testing.assert_array_equal(ours.denoise(state, jnp.full((1, 3), 9.0), jnp.ones((1, 3))), -jnp.ones((1, 3)))
+
+
+def test_tcd_has_its_grid_as_an_option_where_diffusers_has_it_as_a_flag():
+    theirs, ours = pair("TCDScheduler", original_inference_steps=10)
+    assert ours.set_timesteps(4).timesteps.tolist() == [999, 799, 499, 299]
+    every_time = dataclasses.replace(ours, original_inference_steps=1000).set_timesteps(4).timesteps.tolist()
+    for steps in (10, 500):
+        theirs.set_timesteps(4, original_inference_steps=steps)
+        assert theirs.timesteps.tolist() == every_time
+
+
+def test_scm_takes_any_number_of_steps_at_angles_up_to_a_right_one():
+    theirs, ours = pair("SCMScheduler")
+    theirs.set_timesteps(2)
+    assert theirs.timesteps[0] > math.pi / 2
+    for n in (1, 2, 3, 9):
+        assert 1.5707 < ours.set_timesteps(n).timesteps[0] < math.pi / 2
+        if n != 2:
+            with pytest.raises(ValueError, match="Intermediate timesteps"):
+                theirs.set_timesteps(n)
+
+
+def test_flow_match_lcm_leaves_a_single_step_where_diffusers_divides_by_zero():
+    theirs, ours = pair("FlowMatchLCMScheduler", shift_terminal=0.1)
+    with pytest.warns(RuntimeWarning, match="invalid value"):
+        theirs.set_timesteps(1)
+    assert math.isnan(theirs.sigmas[0])
+    np.testing.assert_array_equal(ours.set_timesteps(1).sigmas, [1, 0])
+
+
+def test_kdpm2_noises_to_the_level_that_the_network_is_told():
+    theirs, ours = pair("KDPM2DiscreteScheduler")
+    theirs.set_timesteps(3)
+    zeros, ones = torch.zeros(1, 3), torch.ones(1, 3)
+    noisy = theirs.add_noise(zeros, ones, theirs.timesteps[1][None])[0, 0]
+    assert noisy == theirs.sigmas[2] < theirs.sigmas_interpol[1]
+    state = ours.set_timesteps(3)
+    state = state.replace(step_index=state.step_index + 1)
+    ours = ours.add_noise(state, jnp.zeros((1, 3)), jnp.ones((1, 3)))[0, 0]
+    assert ours == pytest.approx(float(theirs.sigmas_interpol[1]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
+        ("EDMDPMSolverMultistepScheduler", {"solver_type": "bh2"}),
+        ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "deis", "final_sigmas_type": "sigma_min"}),
+        ("FlowMatchLCMScheduler", {"use_dynamic_shifting": True}),
+        ("FlowMatchLCMScheduler", {"invert_sigmas": True}),
+        ("FlowMatchLCMScheduler", {"scale_factors": [0.5]}),
+        ("FlowMatchLCMScheduler", {"time_shift_type": "cubic"}),
+    ],
+)
+def test_options_of_diffusers_that_are_missing_are_errors(name, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        SCHEDULERS[name].from_config(option)
+
+
+def pair(name, **options):
+    return getattr(diffusers, name)(**options), SCHEDULERS[name](**options)

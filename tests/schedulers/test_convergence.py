@@ -1,0 +1,294 @@
+"""Solvers converge at their order to exact solutions; samplers with noise draw the exact distribution."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cmjax
+from cmjax import schedulers
+from cmjax.schedulers import CTMScheduler, DDIMScheduler, FlowMapEulerDiscreteScheduler, SCMScheduler, TCDScheduler
+from cmjax.schedulers.discrete import DiscreteScheduler
+from cmjax.schedulers.flow import FlowScheduler
+
+MIXTURE = (0.3, -1.0, 0.4), (0.7, 0.8, 0.25)  # weight, mean, standard deviation of each Gaussian
+GAUSSIAN = ((1.0, 0.6, 0.3),)
+
+
+def denoiser(x, levels, *_, data=MIXTURE):
+    """E[x0 | alpha x0 + sigma z = x], also where alpha or sigma is 0."""
+    alpha, sigma = (jnp.asarray(level).astype(x.dtype) for level in levels)
+    logits, means = [], []
+    for weight, mean, std in data:
+        variance, away = jnp.square(alpha * std) + jnp.square(sigma), x - alpha * mean
+        logits.append(math.log(weight) - jnp.log(variance) / 2 - jnp.square(away) / (2 * variance))
+        means.append(mean + alpha * std**2 / variance * away)
+    return jnp.sum(jax.nn.softmax(jnp.stack(logits), axis=0) * jnp.stack(means), axis=0)
+
+
+def gaussian_flow(x, start, end=(1.0, 0.0)):
+    """Takes x from levels (alpha, sigma) to others along the probability-flow ODE of GAUSSIAN, exactly."""
+    ((_, mean, std),) = GAUSSIAN
+    before, after = (jnp.sqrt(jnp.square(alpha * std) + jnp.square(sigma)) for alpha, sigma in (start, end))
+    return end[0] * mean + after / before * (x - start[0] * mean)
+
+
+def convention(scheduler, alpha, sigma):
+    """What samples are divided by for the network, and what it predicts, by the papers, not by `preconditioning`."""
+    if isinstance(scheduler, FlowScheduler):
+        return 1, lambda x, x0, eps: eps - x0
+    if isinstance(scheduler, SCMScheduler):
+        return scheduler.sigma_data, lambda x, x0, eps: (alpha * x - x0) / sigma
+    if isinstance(scheduler, DiscreteScheduler):
+        size = jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
+        predictions = {
+            "epsilon": lambda x, x0, eps: eps,
+            "sample": lambda x, x0, eps: x0,
+            "v_prediction": lambda x, x0, eps: (alpha * eps - sigma * x0) / size,
+        }
+        return size, predictions[scheduler.prediction_type]
+    size, std = jnp.sqrt(jnp.square(sigma) + scheduler.sigma_data**2), scheduler.sigma_data
+    sign = -1 if getattr(scheduler, "prediction_type", "epsilon") == "v_prediction" else 1
+    return size, lambda x, x0, eps: sign * (x0 * size - x * std**2 / size) / (sigma * std)
+
+
+def network(scheduler, estimate):
+    """The network of `estimate(x, (alpha, sigma), *later times)` of x0."""
+
+    def apply_fn(params, scaled, t, *later):
+        alpha, sigma = scheduler.path(t[0])
+        size, prediction = convention(scheduler, alpha, sigma)
+        x = size * scaled
+        x0 = estimate(x, (alpha, sigma), *(time[0] for time in later))
+        return prediction(x, x0, (x - alpha * x0) / sigma)
+
+    return apply_fn
+
+
+def cumulative(x, sigma):
+    """Share of the mixture with noise of this level that is below x."""
+    erf = np.vectorize(math.erf)
+    return sum(weight * (1 + erf((x - mean) / np.sqrt(2 * (std**2 + sigma**2)))) / 2 for weight, mean, std in MIXTURE)
+
+
+def exact_flow(x, low, high):
+    """Takes x from noise level `low` up to `high` along the probability-flow ODE.
+
+    In one dimension it is monotone and its marginals are known, so it keeps quantiles.
+    """
+    quantiles = cumulative(x, low)
+    below, above = np.full_like(x, -10 * high - 10), np.full_like(x, 10 * high + 10)
+    for _ in range(80):
+        middle = (below + above) / 2
+        small = cumulative(middle, high) < quantiles
+        below, above = np.where(small, middle, below), np.where(small, above, middle)
+    return (below + above) / 2
+
+
+def exact_denoising_run(scheduler, state, x):
+    """Runs the solver with the exact x0, at the state's levels, in the dtype of x, without noise."""
+
+    def step(carry, _):
+        state, x = carry
+        return scheduler.advance(state, x, denoiser(x, (state.alpha, state.sigma)), jnp.zeros_like(x)), None
+
+    return jax.lax.scan(step, (scheduler.prepare(state, x), x), length=state.num_steps)[0][1]
+
+
+def edm(name, **options):
+    # Karras's levels are smooth in the step index; ending at zero, the last step would not shrink with the others.
+    scheduler = schedulers.SCHEDULERS[name](sigma_min=0.1, sigma_max=10.0, final_sigmas_type="sigma_min", **options)
+    return scheduler, lambda n: scheduler.set_timesteps(n)
+
+
+def uneven():
+    # Every second step is twice as long: what is taken from the step before must be weighted by that.
+    scheduler, _ = edm("EDMDPMSolverMultistepScheduler")
+    return scheduler, lambda n: scheduler.set_timesteps(sigmas=10 * 0.01 ** ((np.arange(n) + np.arange(n) % 2 / 3) / n))
+
+
+def ddim():
+    # Times at exact strides from the first to the last, where sampling ends (so set_alpha_to_one=False).
+    scheduler = DDIMScheduler(num_train_timesteps=1025, clip_sample=False, set_alpha_to_one=False, beta_start=0.001)
+    return scheduler, lambda n: scheduler.set_timesteps(timesteps=1024 - 1024 // n * np.arange(n + 1))
+
+
+def flow():
+    scheduler = FlowMapEulerDiscreteScheduler()
+    return scheduler, lambda n: scheduler.set_timesteps(sigmas=np.linspace(0.9, 0, n + 1)[:-1])
+
+
+ORDERS = {
+    "EDMEuler": (edm("EDMEulerScheduler"), 1),
+    "EDMEulerAncestral without noise": (edm("EDMEulerAncestralScheduler", eta=0.0), 1),
+    "EDMHeun": (edm("EDMHeunScheduler"), 2),
+    "EDMDPM2": (edm("EDMDPM2Scheduler"), 2),
+    "DPM-Solver++ 1": (edm("EDMDPMSolverMultistepScheduler", solver_order=1), 1),
+    "DPM-Solver++ 2M midpoint": (edm("EDMDPMSolverMultistepScheduler"), 2),
+    "DPM-Solver++ 2M heun": (edm("EDMDPMSolverMultistepScheduler", solver_type="heun"), 2),
+    "DPM-Solver++ 2M on uneven levels": (uneven(), 2),
+    "DDIM": (ddim(), 1),
+    "flow matching": (flow(), 1),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_error_falls_with_the_order_of_the_method(name):
+    (scheduler, levels), order = ORDERS[name]
+    counts = np.array([64, 128, 256])
+    ends = np.linspace(-1.6, 1.4, 7)
+    with jax.enable_x64():  # levels and weights are float32: a floor near 1e-7, below all errors here
+        errors = []
+        for n in counts:
+            state = jax.jit(levels, static_argnums=0)(int(n))
+            alphas, sigmas = np.asarray(state.alphas, np.float64), np.asarray(state.sigmas, np.float64)
+            noise = sigmas / alphas  # of x / alpha, for which the ODE is that of EDM levels
+            x = jnp.asarray(alphas[0] * exact_flow(ends / alphas[-1], noise[-1], noise[0]), jnp.float64)
+            x = jax.jit(exact_denoising_run, static_argnums=0)(scheduler, state, x)
+            errors.append(np.sqrt(np.mean((np.asarray(x) - ends) ** 2)))
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert min(errors) > 1e-5 and slope == pytest.approx(order, abs=0.15)
+
+
+def draws(count, alpha, sigma, data=MIXTURE):
+    """Exact samples alpha x0 + sigma z, f32[count]."""
+    random = np.random.default_rng(0)
+    weights, means, stds = np.array(data).T
+    kind = random.choice(len(data), count, p=weights)
+    x0 = means[kind] + stds[kind] * random.standard_normal(count)
+    return (alpha * x0 + sigma * random.standard_normal(count)).astype(np.float32)
+
+
+def start_of(scheduler, n):
+    return jax.jit(lambda: scheduler.set_timesteps(n))()
+
+
+def run(scheduler, state, apply_fn, init):
+    """Samples from `init`, which is at the state's first level."""
+    sample = jax.jit(lambda state, x: cmjax.sample(KEY, apply_fn, None, scheduler, x.shape, state=state, init=x))
+    return np.asarray(sample(state, init))
+
+
+def assert_mean_and_variance(x, mean, variance):
+    # Five standard errors each: one false alarm in 9e5 tests of a correct sampler, were seeds not fixed.
+    assert abs(x.mean() - mean) < 5 * (variance / x.size) ** 0.5
+    assert abs(np.mean((x - mean) ** 2) - variance) < 5 * np.std((x - mean) ** 2) / x.size**0.5
+
+
+KEY = jax.random.key(0)
+NOISY = {  # with steps enough for an error of discretisation below two standard errors
+    "ancestral": ("EDMEulerAncestralScheduler", {}, 400),
+    "ancestral of eta 0.5": ("EDMEulerAncestralScheduler", {"eta": 0.5}, 400),
+    "SDE-DPM-Solver++ 2M midpoint": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 50),
+    "SDE-DPM-Solver++ 2M heun": (
+        "EDMDPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
+        50,
+    ),
+    "churned Heun": ("EDMHeunScheduler", {"s_churn": 20.0}, 50),
+    "Heun churned in the middle": ("EDMHeunScheduler", {"s_churn": 20.0, "s_tmin": 0.3, "s_tmax": 3.0}, 50),
+    "churned DPM-2": ("EDMDPM2Scheduler", {"s_churn": 10.0}, 50),
+    "churned Euler": ("EDMEulerScheduler", {"s_churn": 10.0}, 400),
+}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_samplers_with_noise_draw_the_mixture(name):
+    cls, options, n = NOISY[name]
+    scheduler, levels = edm(cls, **options)
+    state = jax.jit(levels, static_argnums=0)(n)
+    x = run(scheduler, state, network(scheduler, denoiser), draws(50_000, 1.0, float(state.sigma)))
+    weights, means, stds = np.array(MIXTURE).T
+    mean, end = weights @ means, 0.1
+    assert_mean_and_variance(x, mean, weights @ (stds**2 + means**2) - mean**2 + end**2)
+    left = cumulative(np.zeros(1), end)[0]  # near the weight of the first Gaussian
+    assert abs(np.mean(x < 0) - left) < 5 * (left * (1 - left) / x.size) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tolerance"),
+    [
+        ("EDMEulerScheduler", {}, 0.02),
+        ("EDMHeunScheduler", {}, 0.001),
+        ("EDMDPM2Scheduler", {"prediction_type": "v_prediction"}, 0.001),
+        ("EDMDPMSolverMultistepScheduler", {}, 0.001),
+        ("EDMHeunScheduler", {"sigma_data": 2.0}, 0.001),
+        ("HeunDiscreteScheduler", {}, 0.004),
+        ("HeunDiscreteScheduler", {"use_karras_sigmas": True, "prediction_type": "v_prediction"}, 0.004),
+        ("KDPM2DiscreteScheduler", {"prediction_type": "sample"}, 0.004),
+        ("DDIMScheduler", {"timestep_spacing": "trailing"}, 0.02),
+        ("DDIMScheduler", {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}, 0.02),
+        ("FlowMapEulerDiscreteScheduler", {"shift": 3.0}, 0.02),
+    ],
+)
+def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(name, options, tolerance):
+    clip = {"clip_sample": False} if name == "DDIMScheduler" else {}
+    scheduler = schedulers.SCHEDULERS[name](**options, **clip)
+    state = start_of(scheduler, 200)
+    start = float(state.alphas[0]), float(state.sigmas[0])
+    init = draws(5, *start, GAUSSIAN)
+    x = run(scheduler, state, network(scheduler, functools.partial(denoiser, data=GAUSSIAN)), init)
+    np.testing.assert_allclose(x, gaussian_flow(init, start), atol=tolerance)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("LCMScheduler", {}), ("SCMScheduler", {"sigma_data": 1.5}), ("FlowMatchLCMScheduler", {"shift": 3.0})],
+)
+def test_consistency_samplers_with_the_exact_function_draw_gaussian_data_in_any_number_of_steps(name, options, n):
+    scheduler = schedulers.SCHEDULERS[name](**options)
+    state = start_of(scheduler, n)
+    x = run(
+        scheduler,
+        state,
+        network(scheduler, gaussian_flow),
+        draws(50_000, float(state.alphas[0]), float(state.sigmas[0]), GAUSSIAN),
+    )
+    ((_, mean, std),) = GAUSSIAN
+    assert_mean_and_variance(x, mean, std**2)
+
+
+def jump_as_x0(x, start, end):
+    """The x0 with which a straight line, in x0 and eps, from (alpha, sigma) arrives where the ODE does."""
+    kept = end[1] / start[1]
+    share = end[0] - kept * start[0]
+    return (gaussian_flow(x, start, end) - kept * x) / jnp.where(share > 0, share, 1)  # 0: no way to go
+
+
+@pytest.mark.parametrize("n", [1, 2, 40])
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_ctm_with_the_exact_jump_draws_gaussian_data_for_any_gamma_and_number_of_steps(gamma, n):
+    scheduler = CTMScheduler(gamma=gamma, clip_denoised=False)
+
+    def g(x, levels, s):
+        return jump_as_x0(x, levels, scheduler.path(s))
+
+    x = run(
+        scheduler, scheduler.set_timesteps(n), network(scheduler, g), draws(50_000, 1.0, scheduler.sigma_max, GAUSSIAN)
+    )
+    ((_, mean, std),) = GAUSSIAN
+    assert_mean_and_variance(x, mean, std**2 + scheduler.sigma_min**2)
+
+
+@pytest.mark.parametrize(("eta", "n"), [(0.0, 4), (0.3, 1), (0.3, 8), ((0.9, 0.0, 1.0), 3), (1.0, 8)])
+def test_tcd_with_the_exact_jump_draws_gaussian_data_for_any_eta(eta, n):
+    scheduler = TCDScheduler(eta=eta)
+    state = start_of(scheduler, n)
+    arrivals = np.floor((1 - np.float32(eta)) * np.append(state.timesteps[1:], np.float32(0)))
+
+    def x0(x, levels):  # TCD's networks learn where to; this one looks it up
+        here = jnp.argmin(jnp.abs(state.sigmas[:-1] - levels[1]))
+        return jump_as_x0(x, levels, scheduler.path(jnp.asarray(arrivals)[here]))
+
+    x = run(
+        scheduler,
+        state,
+        network(scheduler, x0),
+        draws(50_000, float(state.alphas[0]), float(state.sigmas[0]), GAUSSIAN),
+    )
+    (alpha, sigma), ((_, mean, std),) = scheduler.path(jnp.int32(0)), GAUSSIAN
+    assert_mean_and_variance(x, alpha * mean, (alpha * std) ** 2 + sigma**2)

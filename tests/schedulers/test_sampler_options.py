@@ -1,0 +1,318 @@
+"""What users meet: options, levels, and one clear line for every misuse, of every scheduler."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cmjax
+from cmjax.schedulers import SCHEDULERS, scheduler_from_config
+from cmjax.schedulers.bounded import BoundedDiscreteScheduler, dynamic_threshold
+from cmjax.schedulers.discrete import DiscreteScheduler
+from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
+from cmjax.schedulers.edm import EDMScheduler
+from cmjax.schedulers.flow import FlowScheduler
+from cmjax.schedulers.lcm import DistilledScheduler
+
+KEY = jax.random.key(0)
+SHAPE = (2, 3)
+EVERY = pytest.mark.parametrize("name", SCHEDULERS)
+TWO_CALLS = [name for name in SCHEDULERS if "Heun" in name or "DPM2" in name]  # a step
+LOOK_BACK = [*TWO_CALLS, "EDMDPMSolverMultistepScheduler"]
+
+
+def of_kind(*kinds):
+    return [name for name, cls in SCHEDULERS.items() if issubclass(cls, kinds)]
+
+
+def start(scheduler, **levels):
+    """set_timesteps under jit: eagerly, every new length compiles each of its operations."""
+    return jax.jit(lambda: scheduler.set_timesteps(**levels))()
+
+
+def network(params, x, *times):
+    return jnp.tanh(x)
+
+
+def draw(scheduler, dtype=jnp.float32, scale=1.0, **levels):
+    """Samples step by step, where XLA does not keep more digits than the dtype has."""
+    state = scheduler.set_timesteps(**levels)
+    x = scheduler.init_sample(state, scale * jax.random.normal(KEY, SHAPE, dtype))
+    state = scheduler.prepare(state, x)
+    for _ in range(state.num_steps):
+        state, (x, _) = scheduler.step(KEY, state, network(None, scheduler.scale_input(state, x)), x)
+    return np.asarray(x, np.float32)
+
+
+def assert_one_line(error, *words):
+    message = str(error.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+@EVERY
+def test_an_option_of_a_wrong_type_or_size_is_named_in_one_line(name):
+    for field in dataclasses.fields(SCHEDULERS[name]):
+        for value in ("x", math.nan, math.inf, [0.1, 0.2], -1e30, {}, ("a",)):
+            with pytest.raises(ValueError) as error:
+                SCHEDULERS[name](**{field.name: value})
+            assert_one_line(error, field.name, repr(value))
+
+
+DISCRETE, DISTILLED, EDM = of_kind(DiscreteScheduler), of_kind(DistilledScheduler), of_kind(EDMScheduler)
+CONSISTENCY, FLOW, VE = (*map(of_kind, (cmjax.CMStochasticIterativeScheduler, FlowScheduler, DiscreteSigmasScheduler)),)
+BAD_OPTIONS = [
+    (VE, {"use_beta_sigmas": True}, "use_beta_sigmas=True is not supported; use_karras_sigmas, .*sigmas="),
+    (VE, {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "use_karras_sigmas and .* exclude each other"),
+    (FLOW[:1], {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "use_karras_sigmas and .* exclude"),
+    (FLOW[:1], {"use_dynamic_shifting": True}, r"use_dynamic_shifting=True is not supported; set shift=exp\(mu\)"),
+    (FLOW[:1], {"invert_sigmas": True}, "invert_sigmas=True is not supported"),
+    (FLOW[:1], {"use_beta_sigmas": True}, "use_beta_sigmas=True is not supported; use_karras_sigmas"),
+    (FLOW[:1], {"scale_factors": (0.5, 1.0)}, r"scale_factors=\(0.5, 1.0\) is not supported; .*init="),
+    (FLOW[:1], {"shift_terminal": 1.0}, "shift_terminal must be a number between 0 and 1, or null, got 1.0"),
+    (FLOW, {"shift": 0.0}, "shift must be a number from .*got 0.0"),
+    (DISCRETE, {"prediction_type": "flow"}, "prediction_type must be 'epsilon' or .* 'v_prediction', got 'flow'"),
+    (DISCRETE, {"beta_schedule": "cosine"}, "beta_schedule must be .*'squaredcos_cap_v2'.*got 'cosine'"),
+    (DISCRETE, {"beta_end": 1.0}, "beta_end must be a number from 1e-12 to 0.999, got 1.0"),
+    (DISCRETE, {"trained_betas": (0.1, 0.2)}, "trained_betas must be a tuple of 1000 numbers"),
+    (DISCRETE, {"trained_betas": (1.0,), "num_train_timesteps": 1}, "trained_betas must be .* between 0 and 1, got"),
+    (of_kind(BoundedDiscreteScheduler), {"sample_max_value": 0.5}, "sample_max_value must be .*from 1 to.*got 0.5"),
+    (DISTILLED, {"original_inference_steps": 1001}, "original_inference_steps 1001 must be at most .* 1000"),
+    (["TCDScheduler"], {"eta": 1.1}, "eta must be a number from 0 to 1.*got 1.1"),
+    (["TCDScheduler"], {"eta": (0.1, -0.1)}, r"eta must be .*a tuple.*got \(0.1, -0.1\)"),
+    (["TCDScheduler"], {"eta": [0.1]}, r"eta must be .*a tuple.*got \[0.1\]"),
+    (["TCDScheduler"], {"eta": ()}, r"eta must be.*got \(\)"),
+    (["CTMScheduler"], {"gamma": 1.5}, "gamma must be a number from 0 to 1, got 1.5"),
+    (["SCMScheduler"], {"prediction_type": "epsilon"}, "prediction_type must be 'trigflow', got 'epsilon'"),
+    (EDM, {"prediction_type": "sample"}, "prediction_type must be 'epsilon' or 'v_prediction', got 'sample'"),
+    (EDM + CONSISTENCY, {"sigma_min": 90}, "sigma_min 90 must be less than sigma_max 80.0"),
+    (EDM, {"final_sigmas_type": "one"}, "final_sigmas_type must be 'zero' or 'sigma_min', got 'one'"),
+    (["EDMDPMSolverMultistepScheduler"], {"solver_order": 3}, "solver_order must be an integer from 1 to 2, got 3"),
+    (["EDMDPMSolverMultistepScheduler"], {"algorithm_type": "dpmsolver"}, "algorithm_type must be .*got 'dpmsolver'"),
+    (["EDMHeunScheduler", "EDMEulerScheduler", "EDMDPM2Scheduler"], {"s_churn": -1.0}, "s_churn must be .*got -1.0"),
+]
+
+
+@pytest.mark.parametrize(("names", "options", "message"), BAD_OPTIONS)
+def test_options_that_are_not_supported_say_what_to_do(names, options, message):
+    for name in names:
+        with pytest.raises(ValueError, match=message) as error:
+            SCHEDULERS[name](**options)
+        assert_one_line(error)
+
+
+@EVERY
+def test_wrong_levels_are_named_in_one_line(name):
+    scheduler = SCHEDULERS[name]()
+    for n in (0, -1, 2.0, "3", True, [3], 10**7):
+        with pytest.raises(ValueError) as error:
+            scheduler.set_timesteps(n)
+        assert_one_line(error, "num_inference_steps must be an integer from 1 to", repr(n))
+    for argument in ("timesteps", "sigmas"):
+        for value in ([], ["a"], [None], [math.nan], [1e39], [-1e9], [1j], [True], 0.5, "abc", [[0.5]], [0.5, 0.5]):
+            with pytest.raises(ValueError) as error:
+                scheduler.set_timesteps(**{argument: value})
+            assert_one_line(error, argument)
+        for value in ([1, 2], [2, 2]):
+            with pytest.raises(ValueError, match=f"{argument}.*(must be strictly desc|must lie)|, not {argument}"):
+                scheduler.set_timesteps(**{argument: value})
+    for arguments in ({}, {"num_inference_steps": 1, "timesteps": [1]}):
+        with pytest.raises(ValueError, match="exactly one of num_inference_steps") as error:
+            scheduler.set_timesteps(**arguments)
+        assert_one_line(error, *(arguments or ["none"]))
+
+
+BAD_LEVELS = [
+    ("DDIMScheduler", {}, {"sigmas": [0.5]}, r"DDIMScheduler takes timesteps=\[999.*not sigmas"),
+    ("DDIMScheduler", {}, {"timesteps": [1000]}, r"timesteps must lie in \[0, 999\], got \[1000\]"),
+    ("DDIMScheduler", {}, {"timesteps": [10.0]}, r"timesteps must be a list of integers, got \[10.0\]"),
+    ("DDIMScheduler", {"steps_offset": 1}, {"num_inference_steps": 1000}, "steps_offset=1 leads beyond.* 999"),
+    ("LCMScheduler", {}, {"num_inference_steps": 51}, "original_inference_steps.*=50, got 51"),
+    ("LCMScheduler", {}, {"num_inference_steps": 6, "strength": 0.1}, "original_inference_steps.*=5, got 6"),
+    ("TCDScheduler", {}, {"num_inference_steps": 4, "strength": 0.0}, "strength must be.*got 0.0"),
+    ("TCDScheduler", {}, {"timesteps": [9], "strength": 0.5}, "strength.*with timesteps, start the list lower"),
+    ("TCDScheduler", {"eta": (0.1, 0.2)}, {"num_inference_steps": 3}, "eta has 2 entries, but the run has 3 steps"),
+    ("SCMScheduler", {}, {"timesteps": [1.6]}, r"timesteps \(angles.*1.5707964\) must lie in.*1.6"),
+    ("FlowMatchLCMScheduler", {}, {"sigmas": [1.5]}, r"sigmas must lie in .*1\], got \[1.5\]"),
+    ("EDMEulerScheduler", {}, {"sigmas": [80.1]}, r"sigmas must lie in \[0.002, 80\], got \[80.1\]"),
+    ("HeunDiscreteScheduler", {}, {"sigmas": [0.001]}, r"sigmas must lie in.*got \[0.001\]"),
+    ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}, {"timesteps": [9]}, "leave out use_karras_sigmas, or give"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "levels", "message"), BAD_LEVELS)
+def test_levels_that_a_scheduler_does_not_take_say_what_to_do(name, options, levels, message):
+    with pytest.raises(ValueError, match=message) as error:
+        SCHEDULERS[name](**options).set_timesteps(**levels)
+    assert_one_line(error)
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_a_training_time_without_signal_is_refused_where_the_network_predicts_noise(name):
+    stable = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+    for levels in ({"num_inference_steps": 4}, {"timesteps": [999, 400]}):
+        with pytest.raises(ValueError, match="rescale_betas_zero_snr leaves no signal at.*999.*use 'v_prediction'"):
+            SCHEDULERS[name](**stable).set_timesteps(**levels)
+    with pytest.raises(ValueError, match="beta_end=0.5 leaves no signal at training time 999"):
+        SCHEDULERS[name](beta_end=0.5).set_timesteps(timesteps=[999])
+    start(SCHEDULERS[name](**stable), timesteps=[998, 400])
+    assert np.all(np.isfinite(draw(SCHEDULERS[name](**stable, prediction_type="v_prediction"), timesteps=[999, 400])))
+
+
+TIMES = ({"timesteps": [999, 40]}, [999, 40], None)
+SIGMAS = ({"sigmas": [9.0, 0.5]}, None, [9, 0.5])
+WRITTEN = {  # arguments, and the times and noise levels that they must give
+    **dict.fromkeys(EDM, [SIGMAS, ({"timesteps": [0.5, -0.5]}, [0.5, -0.5], np.exp([2, -2]))]),
+    **dict.fromkeys(CONSISTENCY, [SIGMAS, ({"timesteps": [39, 0]}, 250 * np.log([80, 0.002]), [80, 0.002])]),
+    **dict.fromkeys(DISCRETE, [TIMES]),
+    **dict.fromkeys(VE, [TIMES, SIGMAS]),
+    **dict.fromkeys(FLOW, [({"sigmas": [0.9, 0.1]}, [900, 100], None), ({"timesteps": [900, 100]}, None, [0.9, 0.1])]),
+    "SCMScheduler": [
+        ({"timesteps": [1.5, 0.5]}, None, 0.5 * np.sin([1.5, 0.5])),
+        ({"sigmas": [0.5, 0.1]}, np.arctan([1, 0.2]), None),
+    ],
+}
+
+
+@EVERY
+def test_levels_written_down_are_taken_also_when_traced_and_compile_nothing_when_changed(name):
+    scheduler, every, traces = SCHEDULERS[name](), 2 if name in TWO_CALLS else 1, []
+
+    @jax.jit
+    def sample(levels):
+        traces.append(1)
+        state = scheduler.set_timesteps(**levels)
+        return state, cmjax.sample(KEY, network, None, scheduler, SHAPE, state=state)
+
+    for levels, times, sigmas in WRITTEN[name]:
+        ((argument, value),) = levels.items()
+        traces.clear()
+        state, x = sample({argument: np.array(value)})
+        other = np.array(value) - np.array([0, -1 if isinstance(value[0], int) else 1e-3])
+        assert not np.array_equal(sample({argument: other})[1], x) and len(traces) == 1
+        if times is not None:
+            np.testing.assert_allclose(state.timesteps[::every], times, rtol=1e-5)
+        if sigmas is not None:
+            np.testing.assert_allclose(state.sigmas[:-1:every], sigmas, rtol=1e-5)
+        told = scheduler.path(state.timesteps)  # between training times interpolated
+        np.testing.assert_allclose(told, (state.alphas[:-1], state.sigmas[:-1]), rtol=1e-3, atol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state, start(scheduler, **levels))
+
+
+HIGHEST = {  # times
+    **dict.fromkeys(DISCRETE, 999),
+    **dict.fromkeys(EDM, math.log(80) / 4),
+    **dict.fromkeys(FLOW, 1000),
+    **dict.fromkeys(CONSISTENCY, 250 * math.log(80)),
+    "SCMScheduler": math.pi / 2,
+}
+
+
+@EVERY
+def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(name):
+    scheduler = SCHEDULERS[name]()
+    if name == "DDIMScheduler":  # the only one whose default is "leading": strides from the lowest time
+        assert [start(scheduler, num_inference_steps=n).timesteps[0] for n in (1, 4)] == [0, 750]
+        scheduler = dataclasses.replace(scheduler, timestep_spacing="trailing")
+    for n in (1, 4):
+        state = start(scheduler, num_inference_steps=n)
+        assert state.num_steps == (2 * n - 1 if name in TWO_CALLS else n)
+        assert state.timesteps[0] == pytest.approx(HIGHEST[name], rel=1e-6)
+        assert np.all(np.diff(state.sigmas[:: 2 if name in TWO_CALLS else 1]) < 0)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 999, 1000, {"timesteps": [math.pi / 2]}, {"sigmas": [1e18]}])
+def test_scm_never_passes_pi_over_two(levels):
+    # float32's pi / 2 is above pi / 2: there x0 would be in the sample with the wrong sign.
+    levels = levels if isinstance(levels, dict) else {"num_inference_steps": levels}
+    state = start(SCHEDULERS["SCMScheduler"](), **levels)
+    assert np.all(np.float64(state.timesteps) < math.pi / 2) and np.all(state.alphas > 0)
+
+
+@pytest.mark.parametrize("name", LOOK_BACK)
+def test_a_solver_that_looks_back_asks_for_prepare(name):
+    scheduler, x = SCHEDULERS[name](), jnp.ones(SHAPE)
+    state = start(scheduler, num_inference_steps=2)
+    with pytest.raises(ValueError, match=f"{name} looks back: call state = scheduler.prepare"):
+        scheduler.step(KEY, state, x, x)
+    with pytest.raises(ValueError, match=r"sample \(2, 3\).*history\[0\] \(1, 3\)"):
+        scheduler.step(KEY, scheduler.prepare(state, x[:1]), x, x)
+    scheduler.step(KEY, scheduler.prepare(state, x), x, x)
+
+
+def test_tcd_takes_an_eta_per_step():
+    tcd = SCHEDULERS["TCDScheduler"]
+    mixed = start(tcd(eta=(0.0, 1, 0.3)), num_inference_steps=3).weights
+    for i, eta in enumerate((0.0, 1, 0.3)):
+        np.testing.assert_array_equal(mixed[i], start(tcd(eta=eta), num_inference_steps=3).weights[i])
+
+
+def other_value(cls, field):
+    """A valid value other than the default, or the default where there is none."""
+    of_classes = {
+        table: {k: v for base in reversed(cls.__mro__) for k, v in vars(base).get(table, {}).items()}
+        for table in ("_domains", "_unsupported")
+    }
+    per_step = (0.5, 0.25) if cls.__name__ == "TCDScheduler" else 0.5
+    special = {"trained_betas": (0.1, 0.2), "num_train_timesteps": 2, "original_inference_steps": 2, "eta": per_step}
+    special |= {"shift_terminal": 0.25, "use_exponential_sigmas": False, "solver_order": 1}
+    domain, default = of_classes["_domains"].get(field.name, (field.default,)), field.default
+    if field.name in of_classes["_unsupported"] or field.name in special:
+        return special.get(field.name, default)
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, str):
+        return next((value for value in domain if value != default), default)
+    return type(default)(default / 2) if default and default / 2 >= domain[0] else default + 1
+
+
+@EVERY
+def test_configs_of_other_values_than_the_defaults_survive_json(name):
+    cls = SCHEDULERS[name]
+    values = {field.name: other_value(cls, field) for field in dataclasses.fields(cls)}
+    scheduler = cls(**values)
+    again = scheduler_from_config(json.loads(json.dumps({**scheduler.to_config(), "_diffusers_version": "0.36.0"})))
+    assert again == scheduler and hash(again) == hash(scheduler) and again != cls(), again
+    with pytest.raises(ValueError, match=f"{name} has no option 'num_train_timestep'; did you mean 'num_train_timeste"):
+        scheduler_from_config({"_class_name": name, "num_train_timestep": 10})
+    with pytest.raises(ValueError, match=f"did you mean '{name}'"):
+        scheduler_from_config({"_class_name": name + "s"})
+
+
+@EVERY
+def test_samples_are_finite_at_the_edges_of_what_is_allowed(name):
+    cls = SCHEDULERS[name]
+    for n in (1, 4):  # as many steps as training times
+        grid = {"original_inference_steps": n} if name in DISTILLED else {}
+        assert np.all(np.isfinite(draw(cls(num_train_timesteps=n, **grid), num_inference_steps=n)))
+    assert np.all(np.isfinite(draw(cls(), jnp.float16, num_inference_steps=4)))
+    if hasattr(cls, "sigma_max"):
+        for low, high, dtype in ((1e-18, 1.1e-18, jnp.float32), (1e-6, 80.0, jnp.float16)):
+            assert np.all(np.isfinite(draw(cls(sigma_min=low, sigma_max=high), dtype, num_inference_steps=4)))
+
+
+@EVERY
+def test_editing_at_a_low_level_does_not_overflow_float16(name):
+    # x0 is not what the network said, and (x - x0) / sigma is beyond float16: NaN, when times the last weight, 0.
+    scheduler, x = SCHEDULERS[name](), jnp.ones(SHAPE, jnp.float16)
+    state = start(scheduler, num_inference_steps=1).replace(sigmas=jnp.array([1e-6, 0]))
+    assert np.all(np.isfinite(scheduler.advance(scheduler.prepare(state, x), x, -x, x)[1]))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+def test_thresholding_scales_each_sample_by_its_own_quantile(rank):
+    x = 3 * np.random.default_rng(rank).normal(size=(3, 5, 2, 4)[:rank]).astype(np.float32)
+    limit = np.clip(np.quantile(np.abs(x).reshape(3, -1), 0.9, axis=1), 1, 2.5).reshape(-1, *[1] * (rank - 1))
+    actual = dynamic_threshold(jnp.asarray(x), 0.9, 2.5)
+    np.testing.assert_allclose(actual, np.clip(x, -limit, limit) / limit, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "LCMScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_samples_of_a_scheduler_that_thresholds_or_clips_are_in_range(name):
+    clip = {"clip_sample": True, "clip_sample_range": 0.5} if name != "EDMDPMSolverMultistepScheduler" else {}
+    for options, limit in (({**clip, "thresholding": True}, 1), (clip, 0.5)):
+        largest = np.abs(draw(SCHEDULERS[name](**options), scale=100.0, num_inference_steps=2)).max()
+        assert largest <= limit * (1 + 1e-6) or not options
