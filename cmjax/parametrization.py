@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from cmjax.models.adapters import ApplyFn
 from cmjax.schedulers.base import combine
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
+from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
 from cmjax.schedulers.linear import LinearScheduler
 
@@ -66,7 +67,7 @@ def adapt(
     """
     if type(source) is not CMStochasticIterativeScheduler:
         raise ValueError(f"the network must be of a CMStochasticIterativeScheduler, got {type(source).__name__}")
-    if not isinstance(target, LinearScheduler) or isinstance(target, FlowMapEulerDiscreteScheduler):
+    if not isinstance(target, LinearScheduler) or isinstance(target, (CTMScheduler, FlowMapEulerDiscreteScheduler)):
         raise ValueError(f"{type(target).__name__} needs a network of its own; other schedulers can take any")
 
     def adapted(params, scaled, t, **cond):

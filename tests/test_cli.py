@@ -134,7 +134,7 @@ def test_the_bundled_model_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.main, ["sample"])
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith("64 samples in samples.png: 1 step")
+    assert result.stdout.startswith("64 samples in samples.png: 1 network call, ")
     with Image.open("samples.png") as picture:  # ten columns of 28 pixels, doubled
         assert (picture.mode, picture.size) == ("L", (4 + 10 * 60, 4 + 7 * 76))
 
@@ -446,7 +446,7 @@ def test_every_example_in_the_help_runs(folders, tmp_path, monkeypatch):
             if command[:2] == ["cmjax", "sample"] and line.startswith("    ") and "--help" not in command:
                 result = CliRunner().invoke(cli.main, command[1:])
                 assert result.exit_code == 0, (command, result.stderr)
-    assert len(asked) == 9
+    assert len(asked) == 10
 
 
 def test_version():

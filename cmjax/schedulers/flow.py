@@ -12,7 +12,7 @@ from cmjax.schedulers.linear import LinearScheduler
 
 def shifted(sigmas: Any, shift: float) -> Any:
     """Returns flow times moved towards noise: `s t / (1 + (s - 1) t)` (Esser et al. 2024, equation 23)."""
-    return shift * sigmas / (1 + (shift - 1) * sigmas)
+    return sigmas / (sigmas + (1 - sigmas) / shift)  # 1 stays 1 exactly, not above it
 
 
 @dataclasses.dataclass(frozen=True)

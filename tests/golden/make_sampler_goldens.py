@@ -7,6 +7,7 @@ also holds (JSON) the class, configuration and shapes of each case. To make it a
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import sys
@@ -18,14 +19,14 @@ import diffusers
 import numpy as np
 import torch
 
-from tests.golden.sampler_cases import SAMPLERS, TYPES, Draw, draw_case
+from tests.golden.sampler_cases import FINE, SAMPLERS, TYPES, Draw, draw_case
 
 CASES = 12  # stored, of each class
 LARGEST_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))
 diffusers.logging.set_verbosity_error()  # of options that only cmjax has, and of times off the grid of distillation
 
 
-def reference_case(name: str, config: dict, ours: dict, levels: dict, shape: tuple, seed: int) -> dict:
+def reference_case(name: str, config: dict, ours: dict, levels: dict, shape: tuple, double: bool, seed: int) -> dict:
     """Returns all that diffusers computes in one run, with the inputs it was computed from.
 
     Args:
@@ -34,9 +35,9 @@ def reference_case(name: str, config: dict, ours: dict, levels: dict, shape: tup
         ours: options that only cmjax has: arguments of `step` in diffusers.
         levels: arguments of `set_timesteps`.
         shape: of the samples.
+        double: whether to run diffusers in float64, its class as if it said float64 for float32; see `Draw.fine`.
         seed: of samples, of what the network returns, and of noise.
     """
-    double = needs_double(name, config)
     with _precision(double):
         scheduler = getattr(diffusers, name)(**config)
         levels = _set_timesteps(scheduler, levels)
@@ -62,19 +63,6 @@ def reference_case(name: str, config: dict, ours: dict, levels: dict, shape: tup
         sample = np.float32(rows[-1]["prev_sample"])
     case |= {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     return {key: np.float32(value) if isinstance(value, np.ndarray) else value for key, value in case.items()}
-
-
-def needs_double(name: str, config: dict) -> bool:
-    """Whether float32 rounds the levels of diffusers by more than some 5e-6, so that they are made in float64 here.
-
-    In float32, 1 - beta keeps three digits of a beta of 1e-4, and 1 - 0.999, where the cosine schedule ends, four; so
-    the lowest level is rounded by 2^-24 / beta. EDM's grid is a difference of numbers as large as sigma_max^(1/rho).
-    """
-    if "beta_start" in config:
-        return config["beta_start"] < 0.02 or config["beta_schedule"] == "squaredcos_cap_v2"
-    if name == "EDMDPMSolverMultistepScheduler":
-        return config["rho"] * (config["sigma_max"] / config["sigma_min"]) ** (1 / config["rho"]) > 50
-    return False
 
 
 @contextlib.contextmanager
@@ -142,7 +130,7 @@ def _step(scheduler, case, index, sample, output, noise):
         row["noisy"] = scheduler.scale_noise(output, t[None], noise)
     arguments = case["ours"]
     if name == "TCDScheduler":
-        arguments = {"eta": np.broadcast_to(arguments["eta"], len(case["timesteps"]))[index].item()}
+        arguments = {"eta": np.broadcast_to(arguments["eta"], len(case["timesteps"])).tolist()[index]}
     elif name == "DDIMScheduler":
         arguments = arguments | {"variance_noise": noise}
         if last and not scheduler.config.set_alpha_to_one:
@@ -188,7 +176,8 @@ def main():
     """Writes the file beside this script."""
     rng = np.random.default_rng(0)
     draw = Draw(lambda options: options[rng.integers(len(options))], lambda low, high: float(rng.uniform(low, high)))
-    drawn = [draw_case(name, draw) for name in SAMPLERS for _ in range(CASES)]
+    kinds = [(name, i % 2 == 1 and name in FINE) for name in SAMPLERS for i in range(CASES)]
+    drawn = [draw_case(name, dataclasses.replace(draw, fine=fine)) for name, fine in kinds]
     cases, arrays = pack([reference_case(**case, seed=seed) for seed, case in enumerate(drawn)])
     versions = {"diffusers": diffusers.__version__, "torch": torch.__version__, "numpy": np.__version__}
     index = json.dumps({"versions": versions, "cases": cases})

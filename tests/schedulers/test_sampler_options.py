@@ -11,22 +11,24 @@ import pytest
 
 import cmjax
 from cmjax.schedulers import SCHEDULERS, scheduler_from_config
-from cmjax.schedulers.bounded import BoundedDiscreteScheduler, dynamic_threshold
+from cmjax.schedulers.bounded import dynamic_threshold
 from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.flow import FlowScheduler
 from cmjax.schedulers.lcm import DistilledScheduler
 
-KEY = jax.random.key(0)
-SHAPE = (2, 3)
-EVERY = pytest.mark.parametrize("name", SCHEDULERS)
-TWO_CALLS = [name for name in SCHEDULERS if "Heun" in name or "DPM2" in name]  # a step
-LOOK_BACK = [*TWO_CALLS, "EDMDPMSolverMultistepScheduler"]
-
 
 def of_kind(*kinds):
     return [name for name, cls in SCHEDULERS.items() if issubclass(cls, kinds)]
+
+
+KEY = jax.random.key(0)
+SHAPE = (2, 3)
+EVERY = pytest.mark.parametrize("name", SCHEDULERS)
+DISCRETE, DISTILLED, EDM = of_kind(DiscreteScheduler), of_kind(DistilledScheduler), of_kind(EDMScheduler)
+VE, FLOW, CM = of_kind(DiscreteSigmasScheduler), of_kind(FlowScheduler), of_kind(cmjax.CMStochasticIterativeScheduler)
+TWO_CALLS = [name for name in SCHEDULERS if "Heun" in name or "DPM2" in name]  # a step
 
 
 def start(scheduler, **levels):
@@ -34,17 +36,13 @@ def start(scheduler, **levels):
     return jax.jit(lambda: scheduler.set_timesteps(**levels))()
 
 
-def network(params, x, *times):
-    return jnp.tanh(x)
-
-
-def draw(scheduler, dtype=jnp.float32, scale=1.0, **levels):
+def draw(scheduler, dtype=jnp.float32, **levels):
     """Samples step by step, where XLA does not keep more digits than the dtype has."""
     state = scheduler.set_timesteps(**levels)
-    x = scheduler.init_sample(state, scale * jax.random.normal(KEY, SHAPE, dtype))
+    x = scheduler.init_sample(state, jax.random.normal(KEY, SHAPE, dtype))
     state = scheduler.prepare(state, x)
     for _ in range(state.num_steps):
-        state, (x, _) = scheduler.step(KEY, state, network(None, scheduler.scale_input(state, x)), x)
+        state, (x, _) = scheduler.step(KEY, state, jnp.tanh(scheduler.scale_input(state, x)), x)
     return np.asarray(x, np.float32)
 
 
@@ -62,37 +60,25 @@ def test_an_option_of_a_wrong_type_or_size_is_named_in_one_line(name):
             assert_one_line(error, field.name, repr(value))
 
 
-DISCRETE, DISTILLED, EDM = of_kind(DiscreteScheduler), of_kind(DistilledScheduler), of_kind(EDMScheduler)
-CONSISTENCY, FLOW, VE = (*map(of_kind, (cmjax.CMStochasticIterativeScheduler, FlowScheduler, DiscreteSigmasScheduler)),)
+TCD, FLOW_LCM, MULTISTEP = ["TCDScheduler"], ["FlowMatchLCMScheduler"], ["EDMDPMSolverMultistepScheduler"]
+TWO_GRIDS = {"use_karras_sigmas": True, "use_exponential_sigmas": True}
 BAD_OPTIONS = [
-    (VE, {"use_beta_sigmas": True}, "use_beta_sigmas=True is not supported; use_karras_sigmas, .*sigmas="),
-    (VE, {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "use_karras_sigmas and .* exclude each other"),
-    (FLOW[:1], {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "use_karras_sigmas and .* exclude"),
-    (FLOW[:1], {"use_dynamic_shifting": True}, r"use_dynamic_shifting=True is not supported; set shift=exp\(mu\)"),
-    (FLOW[:1], {"invert_sigmas": True}, "invert_sigmas=True is not supported"),
-    (FLOW[:1], {"use_beta_sigmas": True}, "use_beta_sigmas=True is not supported; use_karras_sigmas"),
-    (FLOW[:1], {"scale_factors": (0.5, 1.0)}, r"scale_factors=\(0.5, 1.0\) is not supported; .*init="),
-    (FLOW[:1], {"shift_terminal": 1.0}, "shift_terminal must be a number between 0 and 1, or null, got 1.0"),
-    (FLOW, {"shift": 0.0}, "shift must be a number from .*got 0.0"),
+    (VE + FLOW_LCM, {"use_beta_sigmas": True}, "use_beta_sigmas=True is not supported; use_karras_sigmas, .*sigmas="),
+    (VE + FLOW_LCM, TWO_GRIDS, "use_karras_sigmas and use_exponential_sigmas exclude each other"),
+    (FLOW_LCM, {"use_dynamic_shifting": True}, r"use_dynamic_shifting=True is not supported; set shift=exp\(mu\)"),
+    (FLOW_LCM, {"invert_sigmas": True}, "invert_sigmas=True is not supported"),
+    (FLOW_LCM, {"scale_factors": (0.5, 1.0)}, r"scale_factors=\(0.5, 1.0\) is not supported; .*init="),
+    (FLOW_LCM, {"shift_terminal": 1.0}, "shift_terminal must be a number between 0 and 1, or null, got 1.0"),
     (DISCRETE, {"prediction_type": "flow"}, "prediction_type must be 'epsilon' or .* 'v_prediction', got 'flow'"),
-    (DISCRETE, {"beta_schedule": "cosine"}, "beta_schedule must be .*'squaredcos_cap_v2'.*got 'cosine'"),
-    (DISCRETE, {"beta_end": 1.0}, "beta_end must be a number from 1e-12 to 0.999, got 1.0"),
     (DISCRETE, {"trained_betas": (0.1, 0.2)}, "trained_betas must be a tuple of 1000 numbers"),
     (DISCRETE, {"trained_betas": (1.0,), "num_train_timesteps": 1}, "trained_betas must be .* between 0 and 1, got"),
-    (of_kind(BoundedDiscreteScheduler), {"sample_max_value": 0.5}, "sample_max_value must be .*from 1 to.*got 0.5"),
     (DISTILLED, {"original_inference_steps": 1001}, "original_inference_steps 1001 must be at most .* 1000"),
-    (["TCDScheduler"], {"eta": 1.1}, "eta must be a number from 0 to 1.*got 1.1"),
-    (["TCDScheduler"], {"eta": (0.1, -0.1)}, r"eta must be .*a tuple.*got \(0.1, -0.1\)"),
-    (["TCDScheduler"], {"eta": [0.1]}, r"eta must be .*a tuple.*got \[0.1\]"),
-    (["TCDScheduler"], {"eta": ()}, r"eta must be.*got \(\)"),
-    (["CTMScheduler"], {"gamma": 1.5}, "gamma must be a number from 0 to 1, got 1.5"),
+    (TCD, {"eta": (0.1, -0.1)}, r"eta must be .*a tuple.*got \(0.1, -0.1\)"),
+    (TCD, {"eta": [0.1]}, r"eta must be .*a tuple.*got \[0.1\]"),
     (["SCMScheduler"], {"prediction_type": "epsilon"}, "prediction_type must be 'trigflow', got 'epsilon'"),
     (EDM, {"prediction_type": "sample"}, "prediction_type must be 'epsilon' or 'v_prediction', got 'sample'"),
-    (EDM + CONSISTENCY, {"sigma_min": 90}, "sigma_min 90 must be less than sigma_max 80.0"),
-    (EDM, {"final_sigmas_type": "one"}, "final_sigmas_type must be 'zero' or 'sigma_min', got 'one'"),
-    (["EDMDPMSolverMultistepScheduler"], {"solver_order": 3}, "solver_order must be an integer from 1 to 2, got 3"),
-    (["EDMDPMSolverMultistepScheduler"], {"algorithm_type": "dpmsolver"}, "algorithm_type must be .*got 'dpmsolver'"),
-    (["EDMHeunScheduler", "EDMEulerScheduler", "EDMDPM2Scheduler"], {"s_churn": -1.0}, "s_churn must be .*got -1.0"),
+    (EDM + CM, {"sigma_min": 90}, "sigma_min 90 must be less than sigma_max 80.0"),
+    (MULTISTEP, {"algorithm_type": "dpmsolver"}, "algorithm_type must be .*got 'dpmsolver'"),
 ]
 
 
@@ -128,7 +114,6 @@ def test_wrong_levels_are_named_in_one_line(name):
 BAD_LEVELS = [
     ("DDIMScheduler", {}, {"sigmas": [0.5]}, r"DDIMScheduler takes timesteps=\[999.*not sigmas"),
     ("DDIMScheduler", {}, {"timesteps": [1000]}, r"timesteps must lie in \[0, 999\], got \[1000\]"),
-    ("DDIMScheduler", {}, {"timesteps": [10.0]}, r"timesteps must be a list of integers, got \[10.0\]"),
     ("DDIMScheduler", {"steps_offset": 1}, {"num_inference_steps": 1000}, "steps_offset=1 leads beyond.* 999"),
     ("LCMScheduler", {}, {"num_inference_steps": 51}, "original_inference_steps.*=50, got 51"),
     ("LCMScheduler", {}, {"num_inference_steps": 6, "strength": 0.1}, "original_inference_steps.*=5, got 6"),
@@ -136,9 +121,7 @@ BAD_LEVELS = [
     ("TCDScheduler", {}, {"timesteps": [9], "strength": 0.5}, "strength.*with timesteps, start the list lower"),
     ("TCDScheduler", {"eta": (0.1, 0.2)}, {"num_inference_steps": 3}, "eta has 2 entries, but the run has 3 steps"),
     ("SCMScheduler", {}, {"timesteps": [1.6]}, r"timesteps \(angles.*1.5707964\) must lie in.*1.6"),
-    ("FlowMatchLCMScheduler", {}, {"sigmas": [1.5]}, r"sigmas must lie in .*1\], got \[1.5\]"),
     ("EDMEulerScheduler", {}, {"sigmas": [80.1]}, r"sigmas must lie in \[0.002, 80\], got \[80.1\]"),
-    ("HeunDiscreteScheduler", {}, {"sigmas": [0.001]}, r"sigmas must lie in.*got \[0.001\]"),
     ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}, {"timesteps": [9]}, "leave out use_karras_sigmas, or give"),
 ]
 
@@ -159,14 +142,15 @@ def test_a_training_time_without_signal_is_refused_where_the_network_predicts_no
     with pytest.raises(ValueError, match="beta_end=0.5 leaves no signal at training time 999"):
         SCHEDULERS[name](beta_end=0.5).set_timesteps(timesteps=[999])
     start(SCHEDULERS[name](**stable), timesteps=[998, 400])
-    assert np.all(np.isfinite(draw(SCHEDULERS[name](**stable, prediction_type="v_prediction"), timesteps=[999, 400])))
+    state = start(SCHEDULERS[name](**stable, prediction_type="v_prediction"), timesteps=[999, 400])
+    assert all(np.all(np.isfinite(numbers)) for numbers in (state.scalings, state.weights, state.sigmas))
 
 
 TIMES = ({"timesteps": [999, 40]}, [999, 40], None)
 SIGMAS = ({"sigmas": [9.0, 0.5]}, None, [9, 0.5])
 WRITTEN = {  # arguments, and the times and noise levels that they must give
     **dict.fromkeys(EDM, [SIGMAS, ({"timesteps": [0.5, -0.5]}, [0.5, -0.5], np.exp([2, -2]))]),
-    **dict.fromkeys(CONSISTENCY, [SIGMAS, ({"timesteps": [39, 0]}, 250 * np.log([80, 0.002]), [80, 0.002])]),
+    **dict.fromkeys(CM, [SIGMAS, ({"timesteps": [39, 0]}, 250 * np.log([80, 0.002]), [80, 0.002])]),
     **dict.fromkeys(DISCRETE, [TIMES]),
     **dict.fromkeys(VE, [TIMES, SIGMAS]),
     **dict.fromkeys(FLOW, [({"sigmas": [0.9, 0.1]}, [900, 100], None), ({"timesteps": [900, 100]}, None, [0.9, 0.1])]),
@@ -178,35 +162,42 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
 
 
 @EVERY
-def test_levels_written_down_are_taken_also_when_traced_and_compile_nothing_when_changed(name):
-    scheduler, every, traces = SCHEDULERS[name](), 2 if name in TWO_CALLS else 1, []
-
-    @jax.jit
-    def sample(levels):
-        traces.append(1)
-        state = scheduler.set_timesteps(**levels)
-        return state, cmjax.sample(KEY, network, None, scheduler, SHAPE, state=state)
-
+def test_levels_written_down_are_taken_also_when_traced(name):
+    scheduler, every = SCHEDULERS[name](), 2 if name in TWO_CALLS else 1
     for levels, times, sigmas in WRITTEN[name]:
-        ((argument, value),) = levels.items()
-        traces.clear()
-        state, x = sample({argument: np.array(value)})
-        other = np.array(value) - np.array([0, -1 if isinstance(value[0], int) else 1e-3])
-        assert not np.array_equal(sample({argument: other})[1], x) and len(traces) == 1
+        state = start(scheduler, **levels)
         if times is not None:
             np.testing.assert_allclose(state.timesteps[::every], times, rtol=1e-5)
         if sigmas is not None:
             np.testing.assert_allclose(state.sigmas[:-1:every], sigmas, rtol=1e-5)
         told = scheduler.path(state.timesteps)  # between training times interpolated
         np.testing.assert_allclose(told, (state.alphas[:-1], state.sigmas[:-1]), rtol=1e-3, atol=1e-6)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state, start(scheduler, **levels))
+        arrays = {argument: np.array(value) for argument, value in levels.items()}
+        traced = jax.jit(lambda arrays: scheduler.set_timesteps(**arrays))(arrays)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), traced, state)
+
+
+@pytest.mark.parametrize("name", ["CTMScheduler", "DDIMScheduler", "FlowMapEulerDiscreteScheduler", "EDMHeunScheduler"])
+def test_other_levels_of_the_same_count_compile_nothing(name):
+    scheduler, traces = SCHEDULERS[name](), []
+
+    @jax.jit
+    def sample(state):
+        traces.append(1)
+        return cmjax.sample(KEY, lambda params, x, *times: jnp.tanh(x), None, scheduler, SHAPE, state=state)
+
+    ((argument, value),) = WRITTEN[name][0][0].items()
+    x, other = (
+        sample(start(scheduler, **{argument: np.array(value) - [0, i]})) for i in (0, type(value[0])(0.0625) or 1)
+    )
+    assert not np.array_equal(x, other) and len(traces) == 1
 
 
 HIGHEST = {  # times
     **dict.fromkeys(DISCRETE, 999),
     **dict.fromkeys(EDM, math.log(80) / 4),
     **dict.fromkeys(FLOW, 1000),
-    **dict.fromkeys(CONSISTENCY, 250 * math.log(80)),
+    **dict.fromkeys(CM, 250 * math.log(80)),
     "SCMScheduler": math.pi / 2,
 }
 
@@ -224,6 +215,13 @@ def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(n
         assert np.all(np.diff(state.sigmas[:: 2 if name in TWO_CALLS else 1]) < 0)
 
 
+@pytest.mark.parametrize("name", FLOW)
+def test_flow_levels_never_pass_one_whatever_the_shift(name):
+    for shift in np.geomspace(0.01, 100, 8):
+        state = start(SCHEDULERS[name](shift=float(shift)), num_inference_steps=4)
+        assert state.sigmas[0] == 1 and state.alphas[0] == 0 and np.all(np.diff(state.sigmas) < 0)
+
+
 @pytest.mark.parametrize("levels", [1, 2, 3, 999, 1000, {"timesteps": [math.pi / 2]}, {"sigmas": [1e18]}])
 def test_scm_never_passes_pi_over_two(levels):
     # float32's pi / 2 is above pi / 2: there x0 would be in the sample with the wrong sign.
@@ -232,7 +230,7 @@ def test_scm_never_passes_pi_over_two(levels):
     assert np.all(np.float64(state.timesteps) < math.pi / 2) and np.all(state.alphas > 0)
 
 
-@pytest.mark.parametrize("name", LOOK_BACK)
+@pytest.mark.parametrize("name", TWO_CALLS + MULTISTEP)
 def test_a_solver_that_looks_back_asks_for_prepare(name):
     scheduler, x = SCHEDULERS[name](), jnp.ones(SHAPE)
     state = start(scheduler, num_inference_steps=2)
@@ -250,32 +248,35 @@ def test_tcd_takes_an_eta_per_step():
         np.testing.assert_array_equal(mixed[i], start(tcd(eta=eta), num_inference_steps=3).weights[i])
 
 
-def other_value(cls, field):
-    """A valid value other than the default, or the default where there is none."""
-    of_classes = {
-        table: {k: v for base in reversed(cls.__mro__) for k, v in vars(base).get(table, {}).items()}
-        for table in ("_domains", "_unsupported")
-    }
-    per_step = (0.5, 0.25) if cls.__name__ == "TCDScheduler" else 0.5
-    special = {"trained_betas": (0.1, 0.2), "num_train_timesteps": 2, "original_inference_steps": 2, "eta": per_step}
-    special |= {"shift_terminal": 0.25, "use_exponential_sigmas": False, "solver_order": 1}
-    domain, default = of_classes["_domains"].get(field.name, (field.default,)), field.default
-    if field.name in of_classes["_unsupported"] or field.name in special:
-        return special.get(field.name, default)
-    if isinstance(default, bool):
-        return not default
-    if isinstance(default, str):
-        return next((value for value in domain if value != default), default)
-    return type(default)(default / 2) if default and default / 2 >= domain[0] else default + 1
+WORDS = "sample v_prediction exp exponential linear trailing leading sigma_min sde-dpmsolver++ heun nearest".split()
+
+
+def other_config(cls):
+    """A scheduler with as many options as possible other than by default."""
+    fields = {field.name: field.default for field in dataclasses.fields(cls)}
+    values = {"num_train_timesteps": 2, "original_inference_steps": 2, "trained_betas": (0.1, 0.2)}
+    values = {name: value for name, value in values.items() if name in fields}
+    for name, default in fields.items():
+        for value in ((0.5, 0.25), True, False, 0.5, 2, 1, 3.0, *WORDS):
+            if (
+                name not in values
+                and value != default
+                and (default is None or isinstance(value, (tuple, type(default))))
+            ):
+                try:
+                    values |= {name: getattr(cls(**values, **{name: value}), name)}
+                except ValueError:
+                    continue
+    return cls(**values)
 
 
 @EVERY
 def test_configs_of_other_values_than_the_defaults_survive_json(name):
-    cls = SCHEDULERS[name]
-    values = {field.name: other_value(cls, field) for field in dataclasses.fields(cls)}
-    scheduler = cls(**values)
+    scheduler = other_config(SCHEDULERS[name])
+    changed = [key for key, value in scheduler.to_config().items() if value != SCHEDULERS[name]().to_config()[key]]
+    assert len(changed) >= 0.5 * len(scheduler.to_config()), changed
     again = scheduler_from_config(json.loads(json.dumps({**scheduler.to_config(), "_diffusers_version": "0.36.0"})))
-    assert again == scheduler and hash(again) == hash(scheduler) and again != cls(), again
+    assert again == scheduler and hash(again) == hash(scheduler)
     with pytest.raises(ValueError, match=f"{name} has no option 'num_train_timestep'; did you mean 'num_train_timeste"):
         scheduler_from_config({"_class_name": name, "num_train_timestep": 10})
     with pytest.raises(ValueError, match=f"did you mean '{name}'"):
@@ -288,7 +289,6 @@ def test_samples_are_finite_at_the_edges_of_what_is_allowed(name):
     for n in (1, 4):  # as many steps as training times
         grid = {"original_inference_steps": n} if name in DISTILLED else {}
         assert np.all(np.isfinite(draw(cls(num_train_timesteps=n, **grid), num_inference_steps=n)))
-    assert np.all(np.isfinite(draw(cls(), jnp.float16, num_inference_steps=4)))
     if hasattr(cls, "sigma_max"):
         for low, high, dtype in ((1e-18, 1.1e-18, jnp.float32), (1e-6, 80.0, jnp.float16)):
             assert np.all(np.isfinite(draw(cls(sigma_min=low, sigma_max=high), dtype, num_inference_steps=4)))
@@ -308,11 +308,3 @@ def test_thresholding_scales_each_sample_by_its_own_quantile(rank):
     limit = np.clip(np.quantile(np.abs(x).reshape(3, -1), 0.9, axis=1), 1, 2.5).reshape(-1, *[1] * (rank - 1))
     actual = dynamic_threshold(jnp.asarray(x), 0.9, 2.5)
     np.testing.assert_allclose(actual, np.clip(x, -limit, limit) / limit, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["DDIMScheduler", "LCMScheduler", "EDMDPMSolverMultistepScheduler"])
-def test_samples_of_a_scheduler_that_thresholds_or_clips_are_in_range(name):
-    clip = {"clip_sample": True, "clip_sample_range": 0.5} if name != "EDMDPMSolverMultistepScheduler" else {}
-    for options, limit in (({**clip, "thresholding": True}, 1), (clip, 0.5)):
-        largest = np.abs(draw(SCHEDULERS[name](**options), scale=100.0, num_inference_steps=2)).max()
-        assert largest <= limit * (1 + 1e-6) or not options
