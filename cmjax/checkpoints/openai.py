@@ -58,7 +58,7 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if path.stem in TEACHERS:
-        note = "an EDM diffusion model: a teacher to distil from, not a consistency model to sample with"
+        note = "an EDM diffusion model, a teacher; sample it with --scheduler EDMHeunScheduler --steps 40"
     elif path.stem not in NUM_TRAIN_TIMESTEPS:
         note = "the file's name is not of a released model: 40 noise levels are assumed"
     else:
