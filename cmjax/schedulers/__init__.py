@@ -19,32 +19,31 @@ from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.tcd import TCDScheduler
 
-FEW_STEP: dict[str, type[Scheduler]] = {
-    cls.__name__: cls
-    for cls in (
-        CMStochasticIterativeScheduler,
-        CTMScheduler,
-        SCMScheduler,
-        LCMScheduler,
-        TCDScheduler,
-        FlowMatchLCMScheduler,
-        FlowMapEulerDiscreteScheduler,
-    )
-}
-ODE_SOLVERS: dict[str, type[Scheduler]] = {
-    cls.__name__: cls
-    for cls in (
-        DDIMScheduler,
-        EDMEulerScheduler,
-        EDMEulerAncestralScheduler,
-        EDMHeunScheduler,
-        EDMDPM2Scheduler,
-        EDMDPMSolverMultistepScheduler,
-        EulerAncestralDiscreteScheduler,
-        HeunDiscreteScheduler,
-        KDPM2DiscreteScheduler,
-    )
-}
+
+def _by_name(*classes: type[Scheduler]) -> dict[str, type[Scheduler]]:
+    return {cls.__name__: cls for cls in classes}
+
+
+FEW_STEP = _by_name(
+    CMStochasticIterativeScheduler,
+    CTMScheduler,
+    SCMScheduler,
+    LCMScheduler,
+    TCDScheduler,
+    FlowMatchLCMScheduler,
+    FlowMapEulerDiscreteScheduler,
+)
+ODE_SOLVERS = _by_name(
+    DDIMScheduler,
+    EDMEulerScheduler,
+    EDMEulerAncestralScheduler,
+    EDMHeunScheduler,
+    EDMDPM2Scheduler,
+    EDMDPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+)
 SCHEDULERS = FEW_STEP | ODE_SOLVERS
 
 

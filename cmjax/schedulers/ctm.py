@@ -32,7 +32,7 @@ class CTMScheduler(CMStochasticIterativeScheduler):
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add fresh noise at all."""
+        """Whether steps add fresh noise."""
         return self.gamma > 0
 
     def weights(self, sigmas: jax.Array) -> jax.Array:

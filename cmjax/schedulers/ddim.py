@@ -32,7 +32,7 @@ class DDIMScheduler(BoundedDiscreteScheduler):
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add fresh noise at all."""
+        """Whether steps add fresh noise."""
         return self.eta > 0
 
     def set_timesteps(

@@ -55,7 +55,7 @@ class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add fresh noise at all."""
+        """Whether steps add fresh noise."""
         return False
 
     def set_timesteps(

@@ -52,7 +52,7 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add fresh noise at all."""
+        """Whether steps add fresh noise."""
         return self.algorithm_type == "sde-dpmsolver++"
 
     def set_timesteps(

@@ -132,7 +132,7 @@ class ChurnedEDMScheduler(EDMScheduler):
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add fresh noise at all."""
+        """Whether steps add fresh noise."""
         return self.s_churn > 0
 
     def churn(self, sigmas: jax.Array) -> tuple[jax.Array, jax.Array]:

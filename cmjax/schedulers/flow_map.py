@@ -20,7 +20,7 @@ class FlowMapEulerDiscreteScheduler(FlowScheduler):
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add fresh noise at all."""
+        """Whether steps add fresh noise."""
         return False
 
     def set_timesteps(

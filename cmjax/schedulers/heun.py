@@ -70,7 +70,7 @@ class HeunDiscreteScheduler(DiscreteSigmasScheduler):
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add fresh noise at all."""
+        """Whether steps add fresh noise."""
         return False
 
     def set_timesteps(

@@ -56,7 +56,7 @@ class LinearScheduler(Scheduler[LinearState]):
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add fresh noise at all; where not, the compiler drops its drawing."""
+        """Whether steps may add fresh noise; where not, the compiler drops its drawing."""
         return True
 
     def bound(self, denoised: jax.Array) -> jax.Array:
