@@ -50,9 +50,7 @@ def main():
 def cost(repeats):
     """Time a step of each scheduler against diffusers' class of the same name."""
     import diffusers
-    import torch
 
-    torch.set_num_threads(1)
     click.echo(f"{'one step':<32}{'arrays':<18}{'cmjax':>10}{'diffusers':>12}{'ratio':>8}")
     for name, cls in SCHEDULERS.items():
         if not hasattr(diffusers, name):
