@@ -24,6 +24,7 @@ from flax import nnx
 from tqdm import tqdm
 
 import cmjax
+from cmjax.evaluation import frechet_distance
 from cmjax.images import from_uint8, to_uint8
 from cmjax.models import from_nnx, layers
 from cmjax.training.data import batch_indices
@@ -73,15 +74,6 @@ def evaluate(classifier, images, batch_size=500):
     parts = [classifier(from_uint8(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
     logits, features = (np.concatenate(x) for x in zip(*parts, strict=True))
     return logits.argmax(-1), features.astype(np.float64)
-
-
-def frechet_distance(a, b):
-    """Between Gaussian fits to f64[N, D] features: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)."""
-    mean_a, mean_b, cov_a, cov_b = a.mean(0), b.mean(0), np.cov(a.T), np.cov(b.T)
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
-    return np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
 
 
 def generate(model, labels, steps, batch_size=100, seed=0):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from cmjax.files import replacing
+from cmjax.files import replacing, replacing_folder
 
 MARGIN, CAPTION = 4, 16  # pixels around every tile, and above it for its caption
 MODES = {1: "L", 3: "RGB"}  # Pillow's names, by channels
@@ -77,8 +77,7 @@ def grid(images: np.ndarray, *, columns: int, labels: Sequence[object] | None = 
     Raises:
         ValueError: for arrays of another dtype or shape, another number of captions, or sizes below 1.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
-        raise ValueError(f"images must be u8[N, H, W, 1 or 3] and not empty, got {images.dtype}{list(images.shape)}")
+    _check(images)
     if columns < 1 or scale < 1:
         raise ValueError(f"columns and scale must be at least 1, got columns={columns} and scale={scale}")
     count, height, width, channels = images.shape
@@ -120,3 +119,56 @@ def save_grid(path: str | Path, images: np.ndarray, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         grid(images, **options).save(file)  # the format goes by the file's suffix
+
+
+def save_npz(path: str | Path, images: np.ndarray, labels: ArrayLike | None = None) -> None:
+    """Writes samples for the guided-diffusion evaluator of FID, making the file's folder if need be.
+
+    The file holds `arr_0` u8[N, H, W, 3] and, if there are labels, `arr_1` i64[N], as OpenAI's `image_sample.py`
+    writes it. Its Inception network takes colours alone: gray images are written as equal red, green and blue.
+
+    Args:
+        path: of the `.npz`; OpenAI calls it `samples_NxHxWx3.npz`.
+        images: u8[N, H, W, C], C being 1 or 3.
+        labels: integers `[N]`, or None.
+
+    Raises:
+        ValueError: for arrays of another dtype or shape, or labels that are not one integer per image.
+    """
+    _check(images)
+    arrays = {"arr_0": np.broadcast_to(images, (*images.shape[:3], 3))}
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"labels must be one integer per image, [{len(images)}], got {labels.dtype}{list(labels.shape)}"
+            )
+        arrays["arr_1"] = labels.astype(np.int64)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def save_png_folder(folder: str | Path, images: np.ndarray) -> None:
+    """Writes samples as `000000.png`, `000001.png`, ... of their own size, as torch-fidelity and others take them.
+
+    Args:
+        folder: to be made, or empty: pictures of another set between these would falsify the measurement.
+        images: u8[N, H, W, C], C being 1 or 3.
+
+    Raises:
+        ValueError: for arrays of another dtype or shape, or a folder that holds anything.
+    """
+    _check(images)
+    folder = Path(folder)
+    if folder.is_dir() and (found := sorted(file.name for file in folder.iterdir())):
+        raise ValueError(f"{folder} must be new or empty, but holds {found[0]}; remove it or give another name")
+    with replacing_folder(folder) as complete:
+        for i, image in enumerate(images):
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(complete / f"{i:06d}.png")
+
+
+def _check(images):
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise ValueError(f"images must be u8[N, H, W, 1 or 3] and not empty, got {images.dtype}{list(images.shape)}")

@@ -11,14 +11,24 @@ from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
 from cmjax.schedulers.linear import LinearScheduler
+from cmjax.schedulers.scm import SCMScheduler
+
+
+Denoiser = Callable[..., jax.Array]
 
 
 def consistency_function(
-    apply_fn: ApplyFn, params, scheduler: CMStochasticIterativeScheduler, x: jax.Array, sigma: jax.Array, **cond
+    apply_fn: ApplyFn,
+    params,
+    scheduler: CMStochasticIterativeScheduler | SCMScheduler,
+    x: jax.Array,
+    sigma: jax.Array,
+    **cond,
 ) -> jax.Array:
     """Returns `f(x, sigma) = c_skip x + c_out F(c_in x, t)`, with f(x, sigma_min) = x.
 
-    Song et al. 2023, Appendix C. Not clipped: training needs the gradient everywhere.
+    Song et al. 2023, Appendix C. Not clipped: training needs the gradient everywhere. TrigFlow's network
+    (`SCMScheduler`) has f(x, 0) = x.
 
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.
@@ -28,24 +38,63 @@ def consistency_function(
         sigma: their noise levels, f32[B].
         **cond: per-sample conditioning, handed to `apply_fn`.
     """
+    if isinstance(scheduler, SCMScheduler):
+        return _denoise_trigflow(apply_fn, params, scheduler, x, sigma, cond)
     return _denoise(apply_fn, params, scheduler, x, sigma, scheduler.get_scalings_for_boundary_condition(sigma), cond)
 
 
 def edm_denoiser(
-    apply_fn: ApplyFn, params, scheduler: CMStochasticIterativeScheduler, x: jax.Array, sigma: jax.Array, **cond
+    apply_fn: ApplyFn,
+    params,
+    scheduler: CMStochasticIterativeScheduler | SCMScheduler,
+    x: jax.Array,
+    sigma: jax.Array,
+    **cond,
 ) -> jax.Array:
     """Returns `D(x, sigma) = c_skip x + c_out F(c_in x, t)` with EDM's scalings (Karras et al. 2022, table 1).
 
     Arguments as for `consistency_function`.
     """
+    if isinstance(scheduler, SCMScheduler):
+        return _denoise_trigflow(apply_fn, params, scheduler, x, sigma, cond)
     return _denoise(apply_fn, params, scheduler, x, sigma, scheduler.get_scalings(sigma), cond)
+
+
+def trigflow_network(
+    apply_fn: ApplyFn,
+    scheduler: CMStochasticIterativeScheduler | SCMScheduler,
+    denoiser: Denoiser = consistency_function,
+) -> ApplyFn:
+    """Returns a network as TrigFlow's `F` (Lu & Song 2024, section 3): `x0 = cos(t) x - sigma_data sin(t) F`.
+
+    A network on EDM levels is one up to scalings: at `sigma = sigma_data tan(t)` it sees `x / cos(t)`. Unlike
+    `adapt` this has no bounds on the levels, and so a derivative everywhere.
+
+    Args:
+        apply_fn: the network, `(params, x, t, **cond) -> model_output`.
+        scheduler: the scheduler it is for.
+        denoiser: `consistency_function`, or `edm_denoiser` where the network is one that denoises.
+
+    Returns:
+        `(params, x, t, **cond) -> F`, for x `[B, ...]` at angles t f32[B], not divided by sigma_data.
+    """
+    sigma_data = scheduler.sigma_data
+
+    def trigflow(params, x, t, **cond):
+        if isinstance(scheduler, SCMScheduler):
+            return apply_fn(params, combine((1 / sigma_data, x)), t, **cond)
+        sigma, cos, sin = sigma_data * jnp.tan(t), jnp.cos(t), sigma_data * jnp.sin(t)
+        denoised = denoiser(apply_fn, params, scheduler, combine((1 / cos, x)), sigma, **cond)
+        return combine((cos / sin, x), (-1 / sin, denoised))
+
+    return trigflow
 
 
 def adapt(
     apply_fn: ApplyFn,
     source: CMStochasticIterativeScheduler,
     target: LinearScheduler,
-    denoiser: Callable[..., jax.Array] = consistency_function,
+    denoiser: Denoiser = consistency_function,
 ) -> ApplyFn:
     """Returns a network trained on EDM levels as the network that another scheduler expects.
 
@@ -101,6 +150,13 @@ def guided(apply_fn: ApplyFn, scale: float) -> ApplyFn:
         return combine((scale, output), (1 - scale, weaker))
 
     return guided_fn
+
+
+def _denoise_trigflow(apply_fn, params, scheduler, x, sigma, cond):
+    t = jnp.arctan(sigma / scheduler.sigma_data)
+    noisy = combine((jnp.cos(t), x))  # EDM's x is TrigFlow's over cos t
+    c_in, c_skip, c_out = scheduler.preconditioning(*scheduler.path(t))
+    return combine((c_skip, noisy), (c_out, apply_fn(params, combine((c_in, noisy)), t, **cond)))
 
 
 def _denoise(apply_fn, params, scheduler, x, sigma, scalings, cond):

@@ -69,3 +69,36 @@ def check_out(path: Path, kinds: Mapping[str, str]) -> None:
         tempfile.TemporaryFile(dir=folder).close()  # permission bits say too little: ask the file system
     except OSError as error:
         raise ValueError(f"--out: cannot write in {path.parent}: {error.strerror}; choose another folder") from None
+
+
+def distributed(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that join several processes into one run; `initialize` takes their values."""
+    for option in (
+        click.option("--process-id", type=click.IntRange(0), metavar="I", help="This process's number, from 0."),
+        click.option("--num-processes", type=click.IntRange(1), metavar="N", help="How many processes there are."),
+        click.option(
+            "--coordinator",
+            metavar="HOST:PORT",
+            help="Join the processes that give the same address, which process 0 listens on; 'auto' on a TPU pod or "
+            "under Slurm.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes, if there are any, by JAX's own runtime; before any other use of JAX."""
+    given = coordinator is not None, num_processes is not None, process_id is not None
+    if not any(given):
+        return
+    if coordinator is None or (coordinator != "auto" and not all(given)):
+        raise ValueError("--coordinator HOST:PORT, --num-processes and --process-id go together")
+    if num_processes is not None and process_id is not None and process_id >= num_processes:
+        raise ValueError(f"--process-id must be below --num-processes {num_processes}, got {process_id}")
+    import jax
+
+    try:
+        jax.distributed.initialize(None if coordinator == "auto" else coordinator, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--coordinator {coordinator}: {str(error).splitlines()[0]}") from None

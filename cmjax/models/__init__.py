@@ -1,7 +1,7 @@
 """Networks, and adapters for yours."""
 
-from cmjax.models.adapters import ApplyFn, from_linen, from_nnx
+from cmjax.models.adapters import ApplyFn, compute_in, from_linen, from_nnx
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
-__all__ = ["PRESETS", "ApplyFn", "UNet2D", "UNet2DConfig", "from_linen", "from_nnx"]
+__all__ = ["PRESETS", "ApplyFn", "UNet2D", "UNet2DConfig", "compute_in", "from_linen", "from_nnx"]

@@ -41,3 +41,19 @@ def from_linen(module: linen.Module, variables: Mapping[str, Any]) -> tuple[Appl
         return module.apply(variables, *args, **cond)
 
     return apply_fn, variables
+
+
+def compute_in(apply_fn: ApplyFn, dtype: Any) -> ApplyFn:
+    """Returns the network computing in `dtype`, such as bfloat16, with parameters and output as they were.
+
+    cmjax's networks compute in the dtype of their input, whatever their parameters'. Times stay float32.
+
+    Args:
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        dtype: what x is cast to.
+    """
+
+    def cast(params, x, t, **cond):
+        return apply_fn(params, x.astype(dtype), t, **cond).astype(x.dtype)
+
+    return cast

@@ -28,6 +28,53 @@ def consistency_ema_decay(num_scales: jax.Array, s0: int = 2, mu0: float = 0.9) 
     return jnp.exp(s0 * math.log(mu0) / num_scales.astype(jnp.float32))
 
 
+def doubling_num_scales(step: jax.Array, total_steps: int, s0: int = 10, s1: int = 1280) -> jax.Array:
+    """Returns i32[], iCT's number N(k) of noise levels at training step k (Song & Dhariwal 2023, section 3.4).
+
+    `N(k) = min(s0 2^floor(k / K'), s1) + 1` with `K' = floor(K / (log2 floor(s1 / s0) + 1))`.
+
+    Args:
+        step: training step k, i32[].
+        total_steps: K.
+        s0: number of intervals at the start.
+        s1: number of intervals at the end.
+    """
+    stage_length = max(1, math.floor(total_steps / (math.log2(s1 // s0) + 1)))
+    doublings = jnp.minimum(step // stage_length, 30 - math.ceil(math.log2(s0)))  # within int32
+    return jnp.minimum(s0 * 2**doublings, s1).astype(jnp.int32) + 1
+
+
+def lognormal_index(
+    key: jax.Array, count: int, p_mean: float, p_std: float, num_scales: jax.Array, sigma_min, sigma_max, rho
+) -> jax.Array:
+    """Returns indices i32[count] of adjacent levels, lognormal over the grid (Song & Dhariwal 2023, section 3.5).
+
+    `p(i) ~ erf((log higher - p_mean) / (sqrt(2) p_std)) - erf((log lower - p_mean) / (sqrt(2) p_std))`: a level is
+    drawn from the lognormal between the grid's ends, and the interval that it falls in is taken.
+
+    Args:
+        key: PRNG key.
+        count: how many.
+        p_mean: mean of log sigma.
+        p_std: its standard deviation.
+        num_scales: size of the grid, i32[].
+        sigma_min: its lowest level.
+        sigma_max: its highest level.
+        rho: its curvature.
+    """
+    low, high = ((math.log(sigma) - p_mean) / p_std for sigma in (sigma_min, sigma_max))
+    sigma = jnp.exp(p_mean + p_std * jax.random.truncated_normal(key, low, high, (count,)))
+    start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    ramp = (sigma ** (1 / rho) - start) / (end - start)
+    index = jnp.floor(ramp * (num_scales - 1).astype(jnp.float32)).astype(jnp.int32)
+    return jnp.clip(index, 0, num_scales - 2)
+
+
+def tangent_warmup(step: jax.Array, steps: int = 10_000) -> jax.Array:
+    """Returns f32[], the share `min(1, k / H)` of the network's derivative in sCM's tangent (Lu & Song 2024, 4.2)."""
+    return jnp.minimum(1, step.astype(jnp.float32) / steps)
+
+
 def adjacent_levels(index: jax.Array, num_scales: jax.Array, sigma_min: float, sigma_max: float, rho: float):
     """Returns the levels (higher, lower), f32[B] each, at `index` and `index + 1` of a grid of `num_scales`.
 

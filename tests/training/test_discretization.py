@@ -1,10 +1,13 @@
 """Schedules against the papers' printed formulas and values."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training import discretization as d
 
 
@@ -17,6 +20,33 @@ def test_number_of_levels_grows_from_s0_to_s1():
     k = 400_000
     expected = np.ceil(np.sqrt(k / total * (151**2 - 4) + 4) - 1) + 1
     assert int(d.consistency_num_scales(jnp.int32(k), total)) == expected == 107
+
+
+def test_improved_training_doubles_its_levels():
+    # Song & Dhariwal 2023, section 3.4: s0 = 10, s1 = 1280 over 400,000 steps, doubling every 50,000.
+    total = 400_000
+    n = jax.vmap(lambda k: d.doubling_num_scales(k, total))(jnp.arange(0, total + 1, 1000))
+    assert sorted(set(n.tolist())) == [11, 21, 41, 81, 161, 321, 641, 1281]
+    assert n[49] == 11 and n[50] == 21 and n[349] == 641 and n[350] == 1281 and n[-1] == 1281
+    # not a power of two: the last doubling is cut short
+    assert int(d.doubling_num_scales(jnp.int32(10**9), 1000, 10, 150)) == 151
+
+
+def test_improved_training_draws_levels_by_the_mass_between_them():
+    # Song & Dhariwal 2023, section 3.5: differences of erf over the grid, p_mean = -1.1, p_std = 2.
+    n, draws = 11, 400_000
+    grid = karras_sigmas(np.arange(n) / (n - 1), 0.002, 80.0, 7.0)
+    erf = np.array([math.erf((math.log(sigma) + 1.1) / (2**0.5 * 2.0)) for sigma in grid])
+    expected = -np.diff(erf) / (erf[0] - erf[-1])
+    index = d.lognormal_index(jax.random.key(0), draws, -1.1, 2.0, jnp.int32(n), 0.002, 80.0, 7.0)
+    found = np.bincount(index, minlength=n - 1) / draws
+    # Five standard deviations: one false alarm in a million draws of the seed.
+    assert np.all(np.abs(found - expected) < 5 * np.sqrt(expected / draws) + 1e-6)
+
+
+def test_tangents_warm_up_linearly():
+    # Lu & Song 2024, section 4.2: r = min(1, k / H), H = 10,000.
+    assert [float(d.tangent_warmup(jnp.int32(k))) for k in (0, 2500, 10_000, 50_000)] == [0, 0.25, 1, 1]
 
 
 def test_target_decay_is_mu0_at_the_start_and_tends_to_one():

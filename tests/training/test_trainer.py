@@ -1,7 +1,4 @@
-"""The training step and its checkpoints, on a network of two numbers; and the data it reads."""
-
-import gzip
-import struct
+"""The training step and its checkpoints, on a network of two numbers."""
 
 import chex
 import jax
@@ -11,8 +8,9 @@ import optax
 import pytest
 
 import cmjax
-from cmjax.images import from_uint8
-from cmjax.training import data, losses, trainer
+from cmjax.models import compute_in
+from cmjax.training import losses, trainer
+from cmjax.training.checkpointing import Checkpoints
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 CONFIG = losses.LossConfig(SCHEDULER, total_steps=100)
@@ -31,12 +29,12 @@ def network(params, x, t):
     return params["gain"] * x + params["bias"][None]
 
 
-def start(**options):
-    params = {"gain": jnp.float32(0), "bias": jnp.zeros(2)}
-    return trainer.TrainState.create(jax.random.key(0), params, OPTIMIZER, **options)
+def make(loss=losses.denoising_loss, **options):
+    train_step = trainer.make_train_step(loss, network, OPTIMIZER, CONFIG, **options)
+    return train_step, train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(2)})
 
 
-def run(state, steps, train_step):
+def run(train_step, state, steps):
     history = []
     for _ in range(steps):
         state, metrics = train_step(state, BATCH)
@@ -45,11 +43,10 @@ def run(state, steps, train_step):
 
 
 def test_training_lowers_the_loss_and_averages_follow():
-    train_step = trainer.make_train_step(losses.denoising_loss, network, OPTIMIZER, CONFIG)
-    state, history = run(start(), 300, train_step)
+    state, history = run(*make(), 300)
     assert np.mean(history[-50:]) < 0.8 * np.mean(history[:50])
     assert int(state.step) == 300 and state.target is None
-    gap = abs(float(state.ema["gain"] - state.params["gain"]))
+    gap = abs(float(state.ema[0]["gain"] - state.params["gain"]))
     assert 0 < gap < abs(float(state.params["gain"]))
 
 
@@ -60,101 +57,154 @@ def test_a_step_is_compiled_once():
         traces.append(1)
         return losses.denoising_loss(*args)
 
-    run(start(), 3, trainer.make_train_step(counting, network, OPTIMIZER, CONFIG))
+    run(*make(counting), 3)
     assert len(traces) == 1
 
 
-def test_ema_follows_its_ramp():
-    train_step = trainer.make_train_step(losses.denoising_loss, network, OPTIMIZER, CONFIG, ema_decay=0.5)
-    state, expected = start(), 0.0
+def test_averages_follow_their_ramps():
+    train_step, state = make(ema_decays=(0.5, 0.15))
+    expected = [0.0, 0.0]
     for step in range(20):
         state, _ = train_step(state, BATCH)
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * float(state.params["gain"])
-        assert float(state.ema["gain"]) == pytest.approx(expected, rel=1e-5)
+        for i, decay in enumerate((0.5, 0.15)):
+            ramped = min(decay, (1 + step) / (10 + step))
+            expected[i] = ramped * expected[i] + (1 - ramped) * float(state.params["gain"])
+            assert float(state.ema[i]["gain"]) == pytest.approx(expected[i], rel=1e-5)
 
 
 def test_a_moving_target_is_what_the_loss_compares_with():
-    train_step = trainer.make_train_step(
-        losses.consistency_training_loss, network, OPTIMIZER, CONFIG, target_decay=lambda step: jnp.float32(0.75)
-    )
-    state, expected = start(with_target=True), 0.0
+    recipe = losses.Recipe(losses.consistency_training_loss, {}, lambda step, config: jnp.float32(0.75))
+    train_step, state = make(recipe)
+    expected = 0.0
     for _ in range(5):
         state, _ = train_step(state, BATCH)
         expected = 0.75 * expected + 0.25 * float(state.params["gain"])
         assert float(state.target["gain"]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_accumulation_takes_the_mean_over_parts_of_the_batch():
+    """With a loss that draws nothing, the parts' mean is the whole's."""
+
+    def loss(key, apply_fn, params, target, batch, step, config):
+        value = jnp.mean(jnp.square(params["gain"] - batch["data"])) + jnp.sum(jnp.square(params["bias"] - 1))
+        return value, {"loss": value}
+
+    whole, whole_metrics = run(*make(loss), 3)
+    parts, parts_metrics = run(*make(loss, accumulate=4), 3)
+    chex.assert_trees_all_close(parts.params, whole.params, rtol=1e-5)
+    np.testing.assert_allclose(parts_metrics, whole_metrics, rtol=1e-6)
+
+
+def test_the_parts_of_a_batch_draw_noise_of_their_own():
+    def loss(key, apply_fn, params, target, batch, step, config):
+        value = jax.random.uniform(key) + 0 * jnp.sum(params["bias"])
+        return value, {"loss": value}
+
+    train_step, state = make(loss, accumulate=2)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    expected = np.mean([jax.random.uniform(jax.random.fold_in(key, i)) for i in (0, 1)])
+    assert float(train_step(state, BATCH)[1]["loss"]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", ["denoising", "ect", "sct"])
+def test_any_number_of_devices_gives_the_same_losses(loss):
+    histories = []
+    for count in (None, 1, 2, 8):
+        mesh = None if count is None else trainer.data_mesh(jax.devices()[:count])
+        state, history = run(*make(loss, mesh=mesh, accumulate=2), 5)
+        assert len(jax.tree.leaves(state)[0].devices()) == (count or 1)
+        histories.append(history)
+    np.testing.assert_allclose(histories[1:], [histories[0]] * 3, rtol=1e-5)
+
+
+def test_bfloat16_is_the_networks_alone():
+    seen = []
+
+    def spy(params, x, t):
+        seen.append((x.dtype, t.dtype))
+        return x * params["gain"].astype(x.dtype)
+
+    fixed = compute_in(spy, jnp.bfloat16)
+    train_step = trainer.make_train_step("denoising", fixed, OPTIMIZER, CONFIG)
+    state, metrics = train_step(train_step.init(jax.random.key(0), {"gain": jnp.float32(1)}), BATCH)
+    assert seen[0] == (jnp.bfloat16, jnp.float32)
+    assert state.params["gain"].dtype == metrics["loss"].dtype == jnp.float32
+
+
+def test_adaptive_weights_are_trained_with_the_network():
+    state, _ = run(*make("sct"), 3)
+    assert isinstance(state.params, losses.Weighted) and np.all(np.isfinite(state.params.level_weight))
+    assert np.any(state.params.level_weight != 0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"loss": "cd"}, "loss 'cd' needs a teacher: pass teacher"),
+        ({"loss": "ct", "teacher": {}}, "loss 'ct' takes no teacher"),
+        ({"loss": "ctt"}, "no loss 'ctt'; did you mean 'ct'"),
+        ({"ema_decays": (1.0,)}, r"ema_decays must be numbers in \[0, 1\).*got \(1.0,\)"),
+        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_batches_must_divide():
+    train_step, state = make(mesh=trainer.data_mesh(jax.devices()[:3]))
+    with pytest.raises(ValueError, match=r"batch\['data'\] has 32 samples, which 3 devices x accumulate=1"):
+        train_step(state, BATCH)
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
-    train_step = trainer.make_train_step(losses.denoising_loss, network, OPTIMIZER, CONFIG)
-    straight, history = run(start(), 10, train_step)
-    state, first = run(start(), 4, train_step)
-    trainer.save(tmp_path, state)
-    state, second = run(trainer.restore(tmp_path, start()), 6, train_step)
+    straight, history = run(*make("ct"), 10)
+    train_step, state = make("ct")
+    state, first = run(train_step, state, 4)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+    with Checkpoints(tmp_path) as checkpoints:
+        state, second = run(train_step, checkpoints.restore(make("ct")[1]), 6)
     assert first + second == history
     chex.assert_trees_all_equal(state, straight)
 
 
-def test_the_newest_two_checkpoints_are_kept_and_none_is_a_fresh_start(tmp_path):
-    assert int(trainer.restore(tmp_path, start()).step) == 0
-    train_step = trainer.make_train_step(losses.denoising_loss, network, OPTIMIZER, CONFIG)
-    state = start()
-    for _ in range(3):
-        state, _ = train_step(state, BATCH)
-        trainer.save(tmp_path, state)
+def test_the_newest_checkpoints_are_kept_and_none_is_a_fresh_start(tmp_path):
+    train_step, state = make()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert int(checkpoints.restore(state).step) == 0
+        for _ in range(3):
+            state, _ = train_step(state, BATCH)
+            checkpoints.save(state)
+        checkpoints.wait()
+        assert int(checkpoints.restore(make()[1]).step) == 3
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
-    assert int(trainer.restore(tmp_path, start()).step) == 3
 
 
-def test_batches_are_epochs_without_replacement():
-    epoch = np.concatenate([data.batch_indices(0, step, 10, 50) for step in range(5)])
-    assert sorted(epoch) == list(range(50))
-    following = np.concatenate([data.batch_indices(0, step, 10, 50) for step in range(5, 10)])
-    assert sorted(following) == list(range(50)) and not np.array_equal(epoch, following)
-    assert np.array_equal(data.batch_indices(0, 7, 10, 50), data.batch_indices(0, 7, 10, 50))
-    with pytest.raises(ValueError, match="batch_size 60.*50"):
-        data.batch_indices(0, 0, 60, 50)
+def test_what_is_saved_is_the_state_of_its_step_although_training_goes_on(tmp_path):
+    """The state is donated to the next step while it is being written."""
+    train_step, state = make()
+    with Checkpoints(tmp_path, keep=100) as checkpoints:
+        gains = []
+        for _ in range(10):
+            state, _ = train_step(state, BATCH)
+            gains.append(float(state.params["gain"]))
+            checkpoints.save(state)
+        checkpoints.wait()
+        for step, gain in enumerate(gains, 1):
+            found = checkpoints._manager.restore(step)
+            assert float(found["params"]["gain"]) == gain
 
 
-IMAGES, LABELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.array([7, 1], np.uint8)
-
-
-def write_idx(path, array, opener=open):
-    with opener(path, "wb") as file:
-        file.write(bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes())
-
-
-@pytest.mark.parametrize("opener", [open, gzip.open])
-def test_idx_files(tmp_path, opener):
-    write_idx(tmp_path / "train-images-idx3-ubyte", IMAGES, opener)
-    write_idx(tmp_path / "train-labels-idx1-ubyte", LABELS, opener)
-    images, labels = data.load_images(tmp_path / "train-images-idx3-ubyte")
-    np.testing.assert_array_equal(images, IMAGES[..., None])
-    np.testing.assert_array_equal(labels, LABELS)
-
-
-@pytest.mark.parametrize("names", [("x_train", "y_train"), ("images", "labels")])
-def test_npz_files(tmp_path, names):
-    np.savez(tmp_path / "a.npz", **dict(zip(names, (IMAGES, LABELS), strict=True)))
-    images, labels = data.load_images(tmp_path / "a.npz")
-    assert images.shape == (2, 3, 4, 1) and labels.tolist() == [7, 1]
-
-
-def test_bad_data_files(tmp_path):
-    np.savez(tmp_path / "a.npz", pictures=IMAGES)
-    with pytest.raises(ValueError, match="neither 'x_train' nor 'images'.*pictures"):
-        data.load_images(tmp_path / "a.npz")
-    np.savez(tmp_path / "b.npz", images=IMAGES / 255)
-    with pytest.raises(ValueError, match="u8 images.*float64"):
-        data.load_images(tmp_path / "b.npz")
-    (tmp_path / "text-images").write_text("hello")
-    with pytest.raises(ValueError, match="neither an .npz nor an IDX"):
-        data.read_idx(tmp_path / "text-images")
-    write_idx(tmp_path / "cut", IMAGES)
-    (tmp_path / "cut").write_bytes((tmp_path / "cut").read_bytes()[:-5])
-    with pytest.raises(ValueError, match=r"\(2, 3, 4\) but holds 19"):
-        data.read_idx(tmp_path / "cut")
-
-
-def test_pixels_map_to_minus_one_and_one():
-    np.testing.assert_allclose(from_uint8(np.array([0, 255], np.uint8)), [-1, 1])
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    train_step, state = make("ct")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        checkpoints.wait()
+        other = train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(3)})
+        with pytest.raises(ValueError, match=r"another run: ema/0/bias has shape \(2,\).*has shape \(3,\)"):
+            checkpoints.restore(other)
+        with pytest.raises(ValueError, match="another run: target/bias has shape .* and is missing in this one"):
+            checkpoints.restore(make("ict")[1])
+        assert checkpoints.latest() == 0

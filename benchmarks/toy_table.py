@@ -1,0 +1,130 @@
+"""Every way to make a consistency model, on a mixture in the plane: distance to the data in one and two steps.
+
+    python benchmarks/toy_table.py [--seeds 5] [--steps 4000]
+
+Data: eight Gaussians of standard deviation 0.05 on a circle of radius 0.8. A denoiser, a small MLP, is trained first;
+it is the teacher of the distillations, and every student begins at its weights and gets the same number of steps. The
+distance is the sliced Wasserstein-2 distance, over 200 directions, between 10,000 samples and 10,000 fresh data; its
+floor is that between two sets of data. The teacher's row is Heun's method in 40 steps.
+"""
+
+import time
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import cmjax
+from cmjax.models import from_nnx, layers
+from cmjax.parametrization import adapt, edm_denoiser
+from cmjax.schedulers import EDMHeunScheduler
+from cmjax.training import losses, trainer
+
+SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False, sigma_max=20.0)
+STUDENTS = {  # what differs from the recipes' defaults, which are for 800,000 steps on CIFAR-10
+    "cd": {"s1": 40, "mu0": 0.95, "metric": "l2"},
+    "ct": {"s0": 10, "s1": 80, "mu0": 0.95, "metric": "l2"},
+    "ict": {"s0": 10, "s1": 160},
+    "ect": {},
+    "scd": {"tangent_warmup": 500, "uniform_fraction": 0.5},
+    "sct": {"tangent_warmup": 500, "uniform_fraction": 0.5},
+}
+
+
+class MLP(nnx.Module):
+    """Three residual layers on points of the plane; the time is embedded as the digits' network does."""
+
+    def __init__(self, width=128, *, rngs):
+        self.width = width
+        self.enter = layers.linear(2, width, rngs=rngs)
+        self.time = layers.TimestepEmbedding(32, width, rngs=rngs)
+        self.blocks = nnx.List([layers.linear(width, width, rngs=rngs) for _ in range(3)])
+        self.leave = layers.linear(width, 2, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, x, t):
+        h = self.enter(x) + self.time(layers.sinusoidal_embedding(0.01 * t, 32))
+        for block in self.blocks:
+            h = h + block(jax.nn.silu(h))
+        return self.leave(jax.nn.silu(h))
+
+
+def draw(key, count):
+    """Returns f32[count, 2] of the mixture."""
+    which, noise = jax.random.split(key)
+    angle = 2 * jnp.pi * jax.random.randint(which, (count,), 0, 8) / 8
+    return 0.8 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1) + 0.05 * jax.random.normal(noise, (count, 2))
+
+
+def train(name, apply_fn, params, steps, seed, options, teacher=None, batch_size=512):
+    """Returns the moving average of the parameters after training by a recipe."""
+    recipe = losses.recipe(name)
+    config = losses.LossConfig(SCHEDULER, steps, **{**recipe.defaults, **options})
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, steps)))
+    given = teacher if recipe.distils else None
+    step = trainer.make_train_step(name, apply_fn, optimizer, config, ema_decays=(0.995,), teacher=given)
+    state = step.init(jax.random.key(seed), params)
+
+    @jax.jit
+    def many(state):
+        def body(state, _):
+            key = jax.random.fold_in(jax.random.key(seed + 1000), state.step)
+            return step(state, {"data": draw(key, batch_size)})
+
+        return jax.lax.scan(body, state, None, length=steps)
+
+    state, metrics = many(state)
+    return losses.unweighted(state.ema[0]), metrics
+
+
+def distance(a, b, directions=200):
+    """Sliced Wasserstein-2 distance between f32[N, 2] and f32[N, 2]."""
+    angle = np.linspace(0, np.pi, directions, endpoint=False)
+    axes = np.stack([np.cos(angle), np.sin(angle)])
+    gaps = np.sort(np.asarray(a, np.float64) @ axes, 0) - np.sort(np.asarray(b, np.float64) @ axes, 0)
+    return float(np.sqrt(np.mean(gaps**2)))
+
+
+def generate(apply_fn, params, scheduler, steps, count=10_000):
+    run = jax.jit(lambda p: cmjax.sample(jax.random.key(7), apply_fn, p, scheduler, (count, 2), num_inference_steps=steps))
+    return run(params)
+
+
+@click.command()
+@click.option("--seeds", default=5, show_default=True)
+@click.option("--steps", default=4000, show_default=True, help="Of each training run, by 512 points.")
+@click.option("--only", help="One student, such as sct.")
+def main(seeds, steps, only):
+    """Train every student from `seeds` teachers and print a table."""
+    data = draw(jax.random.key(100), 10_000)
+    click.echo(f"floor: {distance(draw(jax.random.key(101), 10_000), data):.4f}\n")
+    click.echo(f"{'':<16}{'1 step':>18}{'2 steps':>18}{'seconds':>10}")
+    rows = {}
+    for seed in range(seeds):
+        apply_fn, params = from_nnx(MLP(rngs=nnx.Rngs(seed)))
+        start = time.perf_counter()
+        teacher, _ = train("denoising", apply_fn, params, steps, seed, {"uniform_fraction": 0.5})
+        heun = EDMHeunScheduler(sigma_min=0.002, sigma_max=20.0, sigma_data=0.5)
+        samples = generate(adapt(apply_fn, SCHEDULER, heun, edm_denoiser), teacher, heun, 40)
+        rows.setdefault("teacher, Heun 40", []).append((distance(samples, data), np.nan, time.perf_counter() - start))
+        for name, options in STUDENTS.items():
+            if only in (None, name):
+                start = time.perf_counter()
+                begin = jax.tree.map(jnp.copy, teacher)
+                student, metrics = train(name, apply_fn, begin, steps, seed, options, teacher)
+                seconds = time.perf_counter() - start
+                if not all(np.isfinite(value).all() for value in metrics.values()):
+                    raise SystemExit(f"{name} with seed {seed}: the loss was not finite")
+                found = [distance(generate(apply_fn, student, SCHEDULER, n), data) for n in (1, 2)]
+                rows.setdefault(name, []).append((*found, seconds))
+    for name, values in rows.items():
+        values = np.array(values)
+        means, worst = values.mean(0), values.max(0)
+        cells = (f"{m:.4f} (max {w:.4f})" if np.isfinite(m) else "" for m, w in zip(means[:2], worst[:2], strict=True))
+        click.echo(f"{name:<16}" + "".join(f"{cell:>24}" for cell in cells) + f"{means[2]:>10.1f}")
+
+
+if __name__ == "__main__":
+    main()

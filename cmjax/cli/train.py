@@ -1,0 +1,62 @@
+"""`cmjax train`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cmjax.cli import options
+
+
+@click.command()
+@click.argument("config", metavar="CONFIG")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run.  [default: runs/NAME of CONFIG]"
+)
+@click.option(
+    "--set",
+    "settings",
+    type=options.Setting(),
+    multiple=True,
+    help="section.key=value instead of what CONFIG says; may be repeated.",
+)
+@click.option("--dry-run", is_flag=True, help="Print shapes, parameters, memory and arithmetic; train nothing.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@options.distributed
+def train(
+    config: str,
+    out: Path | None,
+    settings: tuple[tuple[str, Any], ...],
+    dry_run: bool,
+    quiet: bool,
+    **processes: Any,
+) -> None:
+    """Trains a model as CONFIG, a .toml file or a preset, describes.
+
+    Run the same command again to go on after an interruption: the losses are those of an uninterrupted run.
+    Sections and keys are described in docs/training.md. Presets are the papers' configurations, for many accelerators:
+    cifar10_cd, cifar10_ct, cifar10_ict, imagenet64_cd, imagenet64_ct, imagenet64_ict, lsun256_cd, lsun256_ct.
+
+    \b
+    Examples:
+      cmjax train examples/digits_denoiser.toml --set data.source=mnist.npz
+      cmjax train examples/digits.toml --set data.source=mnist.npz --set run.steps=500 --out runs/short
+      cmjax train cifar10_ict --set data.source=cifar10.npz --dry-run
+    """  # noqa: D301
+    options.initialize(**processes)
+    from cmjax.training import run
+    from cmjax.training.config import read_config
+
+    try:
+        described = read_config(config, settings)
+    except ValueError as error:
+        raise ValueError(f"{config}: {error}") from None
+    if dry_run:
+        click.echo(run.describe(described))
+        return
+    out = out or Path("runs") / Path(config).stem
+    if run.train(described, out, quiet=quiet, say=lambda text: click.echo(text, err=True)):
+        if not quiet:
+            click.echo(f"model in {out / 'model'}: cmjax sample --model {out / 'model'}")
+    else:
+        click.get_current_context().exit(130)

@@ -1,0 +1,262 @@
+"""`cmjax train`: what it makes, that it goes on where it stopped, and that every misuse is one clear line."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import cmjax
+from cmjax import cli
+from cmjax.training import config as configs
+from cmjax.training import run as runs
+from cmjax.training.presets import PRESETS
+
+ROOT = Path(__file__).parent.parent
+TOML = """
+[network]
+class = "UNet2D"
+sample_size = 8
+in_channels = 1
+out_channels = 1
+block_out_channels = [8]
+down_block_types = ["DownBlock2D"]
+up_block_types = ["UpBlock2D"]
+layers_per_block = 1
+norm_num_groups = 4
+attention_head_dim = 4
+time_scale = 0.01
+num_class_embeds = 3
+
+[loss]
+name = "denoising"
+
+[optimizer]
+learning_rate = 1e-3
+
+[run]
+steps = 6
+batch_size = 16
+log_every = 2
+save_every = 3
+sample_every = 6
+"""
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's Adam itself mixes dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 8, 8), np.uint8), np.arange(40) % 3
+    np.savez(tmp_path / "d.npz", images=images, labels=labels)
+    (tmp_path / "a.toml").write_text(TOML + f'[data]\nsource = "{tmp_path / "d.npz"}"\n')
+    return tmp_path
+
+
+def invoke(folder, *options, config="a.toml"):
+    arguments = ["train", str(folder / config) if config.endswith(".toml") else config, *map(str, options)]
+    return CliRunner().invoke(cli.main, arguments)
+
+
+def ok(folder, *options, **kwargs):
+    result = invoke(folder, *options, **kwargs)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def leaves(path):
+    return jax.tree.leaves(cmjax.load(path).params)
+
+
+def test_it_trains_draws_logs_and_goes_on_to_the_same_end(folder):
+    straight, parts = folder / "straight", folder / "parts"
+    output = ok(folder, "--out", straight, "--set", "run.ema_decays=[0.9,0.1]").output
+    assert f"cmjax sample --model {straight / 'model'}" in output
+    with Image.open(straight / "samples_000006.png") as picture:
+        assert picture.size == (10 * 68 + 4, 68 + 4)
+    assert [row["step"] for row in rows(straight / "metrics.csv")] == ["2", "3", "4", "6"]
+    model = cmjax.load(straight / "model")
+    assert model.num_classes == 3 and (straight / "model_0.1" / "model.safetensors").exists()
+    assert not np.array_equal(leaves(straight / "model")[0], leaves(straight / "model_0.1")[0])
+
+    # a run that was killed after its checkpoint of step 3
+    ok(folder, "--out", parts, "--set", "run.ema_decays=[0.9,0.1]")
+    (parts / "checkpoints" / "6").rename(folder / "gone")
+    ok(folder, "--out", parts, "--set", "run.ema_decays=[0.9,0.1]", "--set", "run.log_every=2")
+    assert rows(parts / "metrics.csv") == rows(straight / "metrics.csv")
+    for a, b in zip(leaves(straight / "model"), leaves(parts / "model"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert ok(folder, "--out", parts, "--set", "run.ema_decays=[0.9,0.1]").exit_code == 0  # finished: nothing to do
+
+
+def test_every_recipe_trains(folder):
+    ok(folder, "--out", folder / "first", "--set", "run.steps=2")
+    teacher = str(folder / "first" / "model")
+    for name in ("progressive", "cd", "ct", "ict", "ect", "scd", "sct", "continuous_cd", "continuous_ct"):
+        options = ["--set", f"loss.name={name}", "--set", f"run.init={teacher}", "--set", "run.steps=2"]
+        if name == "cd":
+            options += ["--set", f"teacher.weak_model={teacher}", "--set", "run.accumulate=2"]
+        if name == "ect":
+            options += ["--set", "run.dtype=bfloat16"]
+        ok(folder, "--out", folder / name, *options)
+        assert all(np.isfinite(leaf).all() for leaf in leaves(folder / name / "model"))
+
+
+def test_dry_run_trains_nothing(folder):
+    output = ok(folder, "--out", folder / "out", "--dry-run").output
+    model = jax.tree.leaves(runs.start(configs.read_config(folder / "a.toml")).model.params)
+    assert f"{sum(leaf.size for leaf in model):,} parameters" in output
+    assert "40 samples" in output and "data float32[16, 8, 8, 1]" in output and "class_labels int32[16]" in output
+    assert "GFLOP a step" in output and not (folder / "out").exists()
+
+
+def test_tensorboard_files(folder):
+    pytest.importorskip("tensorboardX")
+    ok(folder, "--out", folder / "out", "--set", "run.tensorboard=true", "--set", "run.steps=2")
+    assert any(file.name.startswith("events") for file in (folder / "out" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--set", "loss.p_meen=1"], "LossConfig has no option 'p_meen'; did you mean 'p_mean'?"),
+        (["--set", "loss.name=sctt"], "no loss 'sctt'; did you mean 'sct'?"),
+        (["--set", "run.stepz=1"], "run has no key 'stepz'; did you mean 'steps'?"),
+        (["--set", "runs.steps=1"], "no section 'runs'; did you mean 'run'?"),
+        (["--set", "steps=1"], "steps must be section.key, such as run.steps"),
+        (["--set", "run.steps=many"], "run.steps must be an integer, got 'many'"),
+        (["--set", "run.steps=0"], "run.steps must be at least 1, got 0"),
+        (["--set", "run.batch_size=41"], "batch_size 41 is larger than the data set of 40"),
+        (["--set", "run.dtype=float16"], "run.dtype is 'float16'"),
+        (["--set", "network.class=UNet"], "network.class is 'UNet'; did you mean 'UNet2D'?"),
+        (["--set", "network.layers_per_blok=1"], "no option 'layers_per_blok'; did you mean 'layers_per_block'?"),
+        (["--set", "network.sample_size=16"], "holds images of 8x8, but 16x16 are wanted"),
+        (["--set", "network.num_class_embeds=2"], "label 2"),
+        (["--set", "optimizer.name=adma"], "optimizer.name is 'adma'; did you mean 'adam'?"),
+        (["--set", 'optimizer.options={"beta":1.0}'], "optimizer.options: .*beta"),
+        (["--set", "loss.name=cd"], "teacher.model is missing: 'cd' distils a denoiser"),
+        (["--set", "teacher.model=x"], "the loss 'denoising' has none; leave the section out"),
+        (["--set", "data.source=/nowhere"], "/nowhere"),
+        (["--set", "scheduler.sigma_mim=1"], "scheduler: .*did you mean 'sigma_min'"),
+        (["--coordinator", "localhost:1"], "--num-processes and --process-id go together"),
+    ],
+)
+def test_mistakes(folder, options, message):
+    result = invoke(folder, "--out", folder / "out", *options)
+    assert result.exit_code == 2
+    line = result.stderr.strip()
+    assert line.startswith("Error: ") and "\n" not in line
+    assert re.search(message, line), line
+
+
+def test_bad_configs(folder):
+    (folder / "bad.toml").write_text("[run\n")
+    for name, message in (("bad.toml", "is not TOML"), ("cifar10_it", "did you mean 'cifar10_ict'")):
+        result = invoke(folder, config=name)
+        assert result.exit_code == 2 and message in result.stderr
+
+
+def test_data_with_nan_is_refused(folder):
+    values = np.zeros((40, 8, 8, 1), np.float32)
+    values[7, 2, 3] = np.nan
+    np.savez(folder / "d.npz", images=values, labels=np.zeros(40, int))
+    result = invoke(folder, "--out", folder / "out")
+    assert result.exit_code == 2 and "7" in result.stderr and "finite" in result.stderr
+
+
+def test_a_diverging_run_stops_and_names_its_last_checkpoint(folder):
+    wild = ["optimizer.name=sgd", "optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "run.save_every=1"]
+    result = invoke(folder, "--out", folder / "out", *(part for s in wild for part in ("--set", s)))
+    assert result.exit_code == 2
+    assert re.search(r"is (nan|inf) at step (\d); the last checkpoint is of step (\d)\. Lower", result.stderr)
+
+
+def test_another_run_in_the_folder_is_refused(folder):
+    ok(folder, "--out", folder / "out", "--set", "run.steps=2")
+    result = invoke(folder, "--out", folder / "out", "--set", "run.steps=2", "--set", "optimizer.learning_rate=0.1")
+    assert result.exit_code == 2
+    assert "holds a run with optimizer.learning_rate=0.001, not 0.1" in result.stderr
+
+
+def test_the_presets_are_whole_and_print_the_papers_numbers():
+    for name in PRESETS:
+        read = configs.read_config(name, [("data.source", "x.npz")] + [("teacher.model", "t")] * name.endswith("_cd"))
+        assert read.network_config().sample_size in (32, 64, 256)
+    ict = configs.read_config("cifar10_ict")
+    loss = ict.loss_config()
+    assert (loss.s0, loss.s1, loss.p_mean, loss.p_std) == (10, 1280, -1.1, 2.0)
+    assert (ict.run.batch_size, ict.run.steps, ict.run.ema_decays) == (1024, 400_000, (0.99993,))
+    ct = configs.read_config("imagenet64_ct").loss_config()
+    assert (ct.s0, ct.s1, ct.mu0) == (2, 200, 0.95)
+
+
+def test_the_examples_are_valid(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    files = sorted((ROOT / "examples").glob("*.toml"))
+    assert len(files) >= 3
+    for file in files:
+        configs.read_config(file)
+
+
+def launch(folder, *options):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "cmjax", "train", str(folder / "a.toml"), "--quiet", *map(str, options)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(folder):
+    out = folder / "out"
+    options = ["--out", out, "--set", "run.steps=100000", "--set", "run.log_every=1", "--set", "run.sample_every=0"]
+    process = launch(folder, *options, "--set", "run.save_every=100000")
+    for _ in range(600):
+        if (out / "metrics.csv").exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    step = int(rows(out / "metrics.csv")[-1]["step"])
+    assert f"Stopped after step {step} of 100000, which is saved" in errors
+    assert [p.name for p in (out / "checkpoints").iterdir()] == [str(step)]
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(folder):
+    """Three kills here; `benchmarks/kill_and_resume.py` does ten."""
+    options = ["--set", "run.steps=60", "--set", "run.save_every=5", "--set", "run.log_every=1000", "--set", "run.sample_every=0"]
+    straight = launch(folder, "--out", folder / "straight", *options)
+    assert straight.wait(120) == 0, straight.stderr.read()
+    rng, kills = np.random.default_rng(0), 0
+    for _ in range(20):
+        process = launch(folder, "--out", folder / "parts", *options)
+        if kills < 3:
+            deadline = time.time() + 60
+            while not (folder / "parts" / "checkpoints").exists() and time.time() < deadline:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 3))
+            kills += process.poll() is None
+            process.kill()
+        if process.wait(120) == 0:
+            break
+    assert kills, "the run ended before it could be killed"
+    for a, b in zip(leaves(folder / "straight" / "model"), leaves(folder / "parts" / "model"), strict=True):
+        np.testing.assert_array_equal(a, b)

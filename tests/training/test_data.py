@@ -1,0 +1,353 @@
+"""Data files, and the batches of their records: the same for a seed and a step, however they are come to."""
+
+import gzip
+import itertools
+import struct
+import sys
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmjax.images import from_uint8
+from cmjax.training import data
+
+IMAGES, LABELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.array([7, 1], np.uint8)
+
+
+class Numbers:
+    """Somebody's own source: record i is the number i."""
+
+    def __init__(self, count, **changed):
+        self.count, self.changed = count, {int(name[1:]): record for name, record in changed.items()}
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return self.changed.get(index, {"data": np.full(2, index, np.float32), "class_labels": index % 3})
+
+
+def take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def numbers(batches):
+    return np.concatenate([batch["data"][:, 0] for batch in batches]).astype(int).tolist()
+
+
+def assert_equal(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            assert batch[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_epochs_are_permutations_that_differ():
+    orders = []
+    for seed in range(3):
+        read = numbers(take(data.batches(Numbers(50), 20, seed=seed), 10))  # batches of 20 span epochs of 50
+        epochs = [read[i : i + 50] for i in range(0, 200, 50)]
+        assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+        orders += map(tuple, epochs)
+    assert len(set(orders)) == len(orders)
+
+
+@pytest.mark.parametrize("start", [1, 2, 7, 40])
+def test_resumed_batches_are_those_of_an_uninterrupted_run(start):
+    source = data.Arrays(
+        np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1), np.uint8), np.arange(10, dtype=np.int32)
+    )
+    straight = take(data.batches(source, 4, seed=3, flip=True), start + 3)
+    assert_equal(take(data.batches(source, 4, seed=3, flip=True, start=start), 3), straight[start:])
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_any_number_of_processes_shares_the_same_batches(count):
+    images = data.Arrays(np.random.default_rng(0).standard_normal((20, 3, 2, 1), np.float32))
+    for source, flip in ((Numbers(20), False), (images, True)):
+        options = {"seed": 0, "start": 5, "flip": flip}
+        whole = take(data.batches(source, 12, **options), 4)
+        shares = [
+            take(data.batches(source, 12, process_index=i, process_count=count, **options), 4) for i in range(count)
+        ]
+        assert all(len(batch["data"]) == 12 // count for share in shares for batch in share)
+        joined = [
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*shares, strict=True)
+        ]
+        assert_equal(joined, whole)
+
+
+def test_batches_hold_what_the_records_hold():
+    batch = next(data.batches(Numbers(20), 5, seed=0, num_classes=3))
+    assert batch["data"].dtype == np.float32 and batch["class_labels"].dtype == np.int32
+    np.testing.assert_array_equal(batch["class_labels"], batch["data"][:, 0] % 3)
+
+    pixels = [{"data": Image.new("L", (3, 2), i), "text": np.full(7, i)} for i in range(4)]
+    batch = next(data.batches(pixels, 4, seed=0))
+    assert batch.keys() == {"data", "text"} and batch["data"].shape == (4, 2, 3)
+    np.testing.assert_array_equal(batch["data"][:, 0, 0], from_uint8(batch["text"][:, 0]))
+
+    halves = [{"data": np.ones(2, jnp.bfloat16)}]
+    assert next(data.batches(halves, 1, seed=0))["data"].dtype == np.float32
+
+
+def test_about_half_of_the_images_are_mirrored_and_every_epoch_others():
+    """64 images twice: each count is beyond 5 sigma of 32 once in a million."""
+    images = np.stack([np.arange(12, dtype=np.float32).reshape(2, 2, 3) + 12 * i for i in range(64)])
+    epochs = []
+    for batch in take(data.batches(data.Arrays(images), 64, seed=0, flip=True), 2):
+        index = batch["data"].min((1, 2, 3)).astype(int) // 12
+        flipped = np.array(
+            [not np.array_equal(image, images[i]) for image, i in zip(batch["data"], index, strict=True)]
+        )
+        np.testing.assert_array_equal(batch["data"][flipped], images[index[flipped], :, ::-1])
+        assert 12 <= flipped.sum() <= 52
+        epochs.append((flipped, flipped[np.argsort(index)]))
+    assert not any(np.array_equal(*pair) for pair in zip(*epochs, strict=True))  # by place, by image
+
+
+def test_records_are_read_ahead_by_threads_that_end_with_the_iterator():
+    readers, ahead = [], threading.Event()
+
+    class Watched(Numbers):
+        def __getitem__(self, index):
+            readers.append(threading.current_thread())
+            if len(readers) > 4:  # more than the batch that was asked for
+                ahead.set()
+            return super().__getitem__(index)
+
+    before = set(threading.enumerate())
+    iterator = data.batches(Watched(20), 4, seed=0)
+    next(iterator)
+    started = set(threading.enumerate()) - before
+    assert ahead.wait(30)
+    assert set(list(readers)) <= started
+    del iterator
+    for thread in started:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 60}, "batch_size 60 is larger than the data set of 50"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"start": -1}, "start must be at least 0, got -1"),
+        ({"process_count": 3, "process_index": 0}, "batch_size 10 does not divide over 3 processes"),
+        ({"process_count": 2, "process_index": 2}, "process_index must be from 0 to 1 for 2 processes, got 2"),
+    ],
+)
+def test_wrong_options_are_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        data.batches(Numbers(50), **{"batch_size": 10, "seed": 0, **options})
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({"data": np.array([0, np.nan], np.float32), "class_labels": 0}, "record 5 of the data is not finite"),
+        ({"data": np.array([np.inf, 0], np.float32), "class_labels": 0}, "record 5 of the data is not finite"),
+        ({"data": np.zeros(2, np.float32), "class_labels": 3}, "record 5 .* label 3; .* below num_classes 3"),
+        ({"data": np.zeros(2, np.float32), "class_labels": -1}, "record 5 .* label -1; labels must be 0 or more"),
+        ({"data": np.zeros(2, np.float32)}, r"record 5 .* \['data'\], "),
+        ({"data": np.zeros(3, np.float32), "class_labels": 0}, r"record 5 .* data float32\[3\], but .* float32\[2\]"),
+        ({"data": np.zeros(2, np.uint8), "class_labels": 0}, r"record 5 .* data uint8\[2\], but .* float32\[2\]"),
+        ({"data": np.zeros(2, np.float32), "class_labels": 0.5}, r"record 5 .* class_labels float64\[\], but .* int64"),
+        ({"class_labels": 0}, 'record 5 of the data must be a mapping with "data", got dict'),
+        (np.zeros(2, np.float32), 'record 5 of the data must be a mapping with "data", got ndarray'),
+    ],
+)
+def test_bad_records_are_named(record, message):
+    source, seed = Numbers(6, _5=record), 0
+    while numbers(take(data.batches(Numbers(6), 6, seed=seed), 1))[0] == 5:
+        seed += 1  # the first record is what the others are compared with
+    with pytest.raises(ValueError, match=message):
+        next(data.batches(source, 6, seed=seed, num_classes=3))
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({"data": np.zeros(2, np.int32)}, "record 0 of the data is int32; give pixels as uint8"),
+        ({"data": np.zeros(2, np.float32), "class_labels": 0.5}, "record 0 .* one integer label, got float64"),
+        ({"data": np.zeros(2, np.float32), "class_labels": np.eye(3, dtype=int)[0]}, r"record 0 .* got int64\(3,\)"),
+        ({"data": np.zeros(2, np.float32), "class_labels": -1}, "record 0 .* label -1; labels must be 0 or more"),
+    ],
+)
+def test_data_that_is_wrong_throughout(record, message):
+    with pytest.raises(ValueError, match=message):
+        next(data.batches([record], 1, seed=0))
+
+
+def test_flip_is_for_images():
+    with pytest.raises(ValueError, match=r"flip needs images \[H, W, C\], got data of shape \(2,\)"):
+        next(data.batches(Numbers(4), 2, seed=0, flip=True))
+
+
+def test_without_grain_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(ValueError, match=r'pip install "cmjax\[train\]"'):
+        data.batches(Numbers(4), 2, seed=0)
+
+
+def write_idx(path, array, opener=open):
+    with opener(path, "wb") as file:
+        file.write(bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes())
+
+
+def contents(source):
+    records = [source[i] for i in range(len(source))]
+    labels = [record["class_labels"] for record in records if "class_labels" in record]
+    return np.stack([record["data"] for record in records]), labels
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open])
+def test_idx_files(tmp_path, opener):
+    write_idx(tmp_path / "train-images-idx3-ubyte", IMAGES, opener)
+    assert contents(data.open_source(tmp_path / "train-images-idx3-ubyte"))[1] == []
+    write_idx(tmp_path / "train-labels-idx1-ubyte", LABELS, opener)
+    images, labels = contents(data.open_source(tmp_path / "train-images-idx3-ubyte"))
+    np.testing.assert_array_equal(images, IMAGES[..., None])
+    assert labels == [7, 1] and labels[0].dtype == np.int32
+
+
+@pytest.mark.parametrize("names", data.NPZ_NAMES)
+def test_npz_files(tmp_path, names):
+    np.savez(tmp_path / "a.npz", **dict(zip(names, (IMAGES, LABELS[:, None]), strict=True)))
+    images, labels = contents(data.open_source(tmp_path / "a.npz"))
+    assert images.shape == (2, 3, 4, 1) and images.dtype == np.uint8 and labels == [7, 1]
+    np.savez(tmp_path / "b.npz", **{names[0]: IMAGES})
+    assert contents(data.open_source(tmp_path / "b.npz"))[1] == []
+
+
+def test_npz_files_of_floats_are_taken_as_they_are(tmp_path):
+    points = np.random.default_rng(0).standard_normal((5, 2))
+    np.savez(tmp_path / "a.npz", images=points)
+    values, _ = contents(data.open_source(tmp_path / "a.npz"))
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, points.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"pictures": IMAGES}, r"neither 'x_train' nor 'images' nor 'arr_0', but \['pictures'\]"),
+        ({"images": IMAGES.astype(np.int64)}, r"u8\[N, H, W\(, C\)\] or floats \[N, ...\], got int64\[2, 3, 4\]"),
+        ({"images": IMAGES[:0]}, r"got uint8\[0, 3, 4\]"),
+        ({"images": IMAGES[0]}, r"got uint8\[3, 4\]"),
+        ({"images": IMAGES}, "images of 4x3, but 8x8 are wanted"),
+        ({"images": np.array([[0, 1], [2, np.nan], [np.inf, 0]])}, "sample 1 is not finite"),
+        ({"images": np.array([[0, 1], [2, 1e300]])}, "sample 1 is not finite in float32"),
+        ({"images": np.ones((2, 2)), "labels": np.array([1, 2, 3])}, r"each of 2 samples, got int64\[3\]"),
+        ({"images": np.ones((2, 2)), "labels": np.array([0.5, 1])}, r"an integer label for each .* got float64\[2\]"),
+        ({"images": np.array([None, None])}, "is not an .npz that can be read: Object arrays"),
+    ],
+)
+def test_bad_npz_files(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=f"a.npz.*{message}"):
+        data.open_source(tmp_path / "a.npz", 8)
+
+
+def test_broken_files_are_named(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES)
+    whole = (tmp_path / "a.npz").read_bytes()
+    for broken in (whole[:-30], b"", b"hello"):
+        (tmp_path / "a.npz").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"a.npz is not an .npz that can be read"):
+            data.open_source(tmp_path / "a.npz")
+    np.save(tmp_path / "a.npy", IMAGES)
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"a.npz is not an .npz that can be read"):
+        data.open_source(tmp_path / "a.npz")
+    with pytest.raises(FileNotFoundError, match="none.npz"):
+        data.open_source(tmp_path / "none.npz")
+
+    (tmp_path / "text-images").write_text("hello")
+    with pytest.raises(ValueError, match="neither an .npz nor an IDX"):
+        data.read_idx(tmp_path / "text-images")
+    write_idx(tmp_path / "cut", IMAGES)
+    for length, message in ((-5, r"\(2, 3, 4\) but holds 19"), (9, "neither an .npz nor an IDX")):
+        (tmp_path / "part").write_bytes((tmp_path / "cut").read_bytes()[:length])
+        with pytest.raises(ValueError, match=message):
+            data.read_idx(tmp_path / "part")
+    write_idx(tmp_path / "cut.gz", IMAGES, gzip.open)
+    (tmp_path / "cut.gz").write_bytes((tmp_path / "cut.gz").read_bytes()[:-10])
+    with pytest.raises(ValueError, match="cut.gz is broken or cut short"):
+        data.read_idx(tmp_path / "cut.gz")
+
+
+def picture(path, level):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 4), (level,) * 3).save(path)
+
+
+def test_a_folder_of_pictures(tmp_path):
+    for level, name in enumerate(("c.jpg", "a.png", "b.PNG", "._a.png")):
+        picture(tmp_path / name, level)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no picture")
+    images, labels = contents(data.open_source(tmp_path, 4))
+    assert images.shape == (3, 4, 4, 3) and images.dtype == np.uint8 and labels == []
+    assert images[:, 0, 0, 0].tolist() == [1, 2, 0]
+    assert contents(data.open_source(tmp_path, 4, channels=1))[0].shape == (3, 4, 4, 1)
+
+
+def test_folders_of_pictures_are_classes(tmp_path):
+    for level, name in enumerate(("dog/2.png", "dog/1.png", "cat/old/3.png", ".trash/0.png", "cat/.trash/0.png")):
+        picture(tmp_path / name, level)
+    (tmp_path / "README.txt").write_text("cats and dogs")
+    source = data.open_source(tmp_path, 4)
+    images, labels = contents(source)
+    assert isinstance(source, data.Pictures) and source.classes == ["cat", "dog"]
+    assert images[:, 0, 0, 0].tolist() == [2, 1, 0] and labels == [0, 1, 1]
+    batch = next(data.batches(source, 3, seed=0, num_classes=2))
+    assert batch["data"].shape == (3, 4, 4, 3) and sorted(batch["class_labels"].tolist()) == [0, 1, 1]
+    with pytest.raises(ValueError, match="label 1; labels must be 0 or more, below num_classes 1"):
+        next(data.batches(source, 3, seed=0, num_classes=1))
+
+
+def test_pictures_are_read_only_when_they_are_wanted_and_a_broken_one_is_named(tmp_path):
+    picture(tmp_path / "a.png", 0)
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    source = data.open_source(tmp_path, 4)
+    assert source[0]["data"].shape == (4, 4, 3)
+    with pytest.raises(ValueError, match="b.png"):
+        next(data.batches(source, 2, seed=0))
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(ValueError, match="must hold pictures .*, or a folder of them for each class"):
+        data.open_source(tmp_path, 4)
+    picture(tmp_path / "cat" / "a.png", 0)
+    with pytest.raises(ValueError, match="needs a size"):
+        data.open_source(tmp_path)
+    with pytest.raises(ValueError, match="channels must be 1 or 3, got 4"):
+        data.open_source(tmp_path, 4, channels=4)
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(ValueError, match="dog is a class without pictures .*; remove it"):
+        data.open_source(tmp_path, 4)
+    picture(tmp_path / "b.png", 0)
+    with pytest.raises(ValueError, match="pictures beside folders of pictures.*move .*b.png into one"):
+        data.open_source(tmp_path, 4)
+
+
+def test_batch_indices_are_epochs_without_replacement():
+    epoch = np.concatenate([data.batch_indices(0, step, 10, 50) for step in range(5)])
+    assert sorted(epoch) == list(range(50))
+    following = np.concatenate([data.batch_indices(0, step, 10, 50) for step in range(5, 10)])
+    assert sorted(following) == list(range(50)) and not np.array_equal(epoch, following)
+    assert np.array_equal(data.batch_indices(0, 7, 10, 50), data.batch_indices(0, 7, 10, 50))
+    with pytest.raises(ValueError, match="batch_size 60.*50"):
+        data.batch_indices(0, 0, 60, 50)
+
+
+def test_pixels_map_to_minus_one_and_one():
+    np.testing.assert_allclose(from_uint8(np.array([0, 255], np.uint8)), [-1, 1])
