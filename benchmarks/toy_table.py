@@ -29,8 +29,8 @@ STUDENTS = {  # what differs from the recipes' defaults, which are for 800,000 s
     "ct": {"s0": 10, "s1": 80, "mu0": 0.95, "metric": "l2"},
     "ict": {"s0": 10, "s1": 160},
     "ect": {},
-    "scd": {"tangent_warmup": 500, "uniform_fraction": 0.5},
-    "sct": {"tangent_warmup": 500, "uniform_fraction": 0.5},
+    "scd": {"tangent_warmup": 500, "uniform_fraction": 0.5, "adaptive_weight": False},
+    "sct": {"tangent_warmup": 500, "uniform_fraction": 0.5, "adaptive_weight": False},
 }
 
 
@@ -88,7 +88,9 @@ def distance(a, b, directions=200):
 
 
 def generate(apply_fn, params, scheduler, steps, count=10_000):
-    run = jax.jit(lambda p: cmjax.sample(jax.random.key(7), apply_fn, p, scheduler, (count, 2), num_inference_steps=steps))
+    run = jax.jit(
+        lambda p: cmjax.sample(jax.random.key(7), apply_fn, p, scheduler, (count, 2), num_inference_steps=steps)
+    )
     return run(params)
 
 

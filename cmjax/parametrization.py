@@ -13,7 +13,6 @@ from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
 from cmjax.schedulers.linear import LinearScheduler
 from cmjax.schedulers.scm import SCMScheduler
 
-
 Denoiser = Callable[..., jax.Array]
 
 

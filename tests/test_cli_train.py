@@ -1,11 +1,14 @@
 """`cmjax train`: what it makes, that it goes on where it stopped, and that every misuse is one clear line."""
 
+import contextlib
 import csv
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -218,45 +221,94 @@ def test_the_examples_are_valid(monkeypatch):
         configs.read_config(file)
 
 
-def launch(folder, *options):
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+@contextlib.contextmanager
+def launched(folder, *options, devices=1):
+    """The program in a process of its own; what it says on stderr goes to a file."""
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-m", "cmjax", "train", str(folder / "a.toml"), "--quiet", *map(str, options)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors)
+        process.errors = lambda: errors.seek(0) or errors.read()
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(folder):
     out = folder / "out"
     options = ["--out", out, "--set", "run.steps=100000", "--set", "run.log_every=1", "--set", "run.sample_every=0"]
-    process = launch(folder, *options, "--set", "run.save_every=100000")
-    for _ in range(600):
-        if (out / "metrics.csv").exists() or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    step = int(rows(out / "metrics.csv")[-1]["step"])
-    assert f"Stopped after step {step} of 100000, which is saved" in errors
+    with launched(folder, *options, "--set", "run.save_every=100000") as process:
+        deadline = time.time() + 120
+        while not (out / "metrics.csv").exists() and process.poll() is None and time.time() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 130, process.errors()
+        step = int(rows(out / "metrics.csv")[-1]["step"])
+        assert f"Stopped after step {step} of 100000, which is saved" in process.errors()
     assert [p.name for p in (out / "checkpoints").iterdir()] == [str(step)]
 
 
-def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(folder):
-    """Three kills here; `benchmarks/kill_and_resume.py` does ten."""
-    options = ["--set", "run.steps=60", "--set", "run.save_every=5", "--set", "run.log_every=1000", "--set", "run.sample_every=0"]
-    straight = launch(folder, "--out", folder / "straight", *options)
-    assert straight.wait(120) == 0, straight.stderr.read()
-    rng, kills = np.random.default_rng(0), 0
-    for _ in range(20):
-        process = launch(folder, "--out", folder / "parts", *options)
-        if kills < 3:
-            deadline = time.time() + 60
-            while not (folder / "parts" / "checkpoints").exists() and time.time() < deadline:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 3))
-            kills += process.poll() is None
-            process.kill()
-        if process.wait(120) == 0:
-            break
-    assert kills, "the run ended before it could be killed"
-    for a, b in zip(leaves(folder / "straight" / "model"), leaves(folder / "parts" / "model"), strict=True):
+@pytest.mark.parametrize("steps, kills", [(40, 2), pytest.param(200, 10, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(folder, steps, kills):
+    settings = [f"run.steps={steps}", "run.save_every=5", "run.log_every=1000", "run.sample_every=0"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    with launched(folder, "--out", folder / "straight", *options) as process:
+        assert process.wait(300) == 0, process.errors()
+    rng, killed, parts = np.random.default_rng(0), 0, folder / "parts"
+    for _ in range(10 * kills):
+        with launched(folder, "--out", parts, *options) as process:
+            if killed < kills:  # at a random moment once training may have begun
+                deadline = time.time() + 120
+                while not (parts / "checkpoints").exists() and process.poll() is None and time.time() < deadline:
+                    time.sleep(0.01)
+                time.sleep(rng.uniform(0, 4))
+                killed += process.poll() is None
+                process.kill()
+            if process.wait(300) == 0:
+                break
+            assert process.returncode == -signal.SIGKILL, process.errors()
+    assert killed, "the run ended before it could be killed"
+    for a, b in zip(leaves(folder / "straight" / "model"), leaves(parts / "model"), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_processes_with_two_devices_each_give_the_same_losses(folder):
+    settings = ["run.steps=4", "run.log_every=1", "run.sample_every=0", "run.save_every=4"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    with launched(folder, "--out", folder / "alone", *options) as process:
+        assert process.wait(300) == 0, process.errors()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = ["--out", folder / "shared", *options, "--coordinator", address, "--num-processes", "2", "--process-id"]
+    with launched(folder, *shared, "0", devices=2) as first, launched(folder, *shared, "1", devices=2) as second:
+        assert first.wait(300) == 0, first.errors()
+        assert second.wait(300) == 0, second.errors()
+    alone, together = (
+        [float(row["loss"]) for row in rows(folder / run / "metrics.csv")] for run in ("alone", "shared")
+    )
+    assert len(alone) == 4
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(folder):
+    """No file may grow beyond 8 KiB: the checkpoint of the second part cannot be written."""
+    options = ["--out", folder / "out", "--set", "run.sample_every=0", "--set", "run.save_every=3"]
+    with launched(folder, *options, "--set", "run.log_every=100") as process:
+        assert process.wait(300) == 0, process.errors()
+    before = leaves(folder / "out" / "model")
+    config = folder / "out" / "config.json"
+    config.write_text(config.read_text().replace('"steps": 6', '"steps": 9'))
+    limited = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (8192, 8192)); from cmjax.cli import main; main()"
+    command = [sys.executable, "-c", limited, "train", str(folder / "a.toml"), "--quiet", *map(str, options)]
+    command += ["--set", "run.steps=9", "--set", "run.log_every=100"]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": ""}
+    full = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert full.returncode == 2, full.stderr
+    assert "Error: " in full.stderr and "checkpoint" in full.stderr
+    for a, b in zip(before, leaves(folder / "out" / "model"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with launched(folder, *options, "--set", "run.steps=9", "--set", "run.log_every=100") as process:
+        assert process.wait(300) == 0, process.errors()

@@ -162,13 +162,15 @@ def describe(config: TrainConfig) -> str:
     lines = {
         "data": f"{len(run.source):,} samples, {_shapes(batch)} a step",
         "network": f"{type(run.model.config).__name__.removesuffix('Config')}, {count:,} parameters",
-        "loss": f"{config.loss.get('name')}, {config.recipe.loss.__doc__.splitlines()[0]}",
+        "loss": f"{config.loss.get('name')}, {(config.recipe.loss.__doc__ or '').splitlines()[0]}",
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es)",
         "state": f"{_bytes(size(state))}, as much on disk for each checkpoint",
         "arithmetic": f"{cost.get('flops', float('nan')) / 1e9:,.1f} GFLOP a step, by XLA's count",
     }
     if memory is not None:
-        lines["memory"] = f"{_bytes(memory.argument_size_in_bytes)} of arguments, {_bytes(memory.temp_size_in_bytes)} in use"
+        lines["memory"] = (
+            f"{_bytes(memory.argument_size_in_bytes)} of arguments, {_bytes(memory.temp_size_in_bytes)} in use"
+        )
     return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
 
 
@@ -252,7 +254,8 @@ class _MetricsFile:
     """`metrics.csv`, and TensorBoard's files: rows beyond the step that a run goes on from are dropped first."""
 
     def __init__(self, out, done, tensorboard, active):
-        self.path, self.rows, self.writer, self.active = out / "metrics.csv", [], None, active
+        self.path, self.rows, self.active = out / "metrics.csv", [], active
+        self.writer: Any = None
         if active and self.path.exists():
             with self.path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= done]

@@ -46,9 +46,9 @@ class TrainStep:
     def init(self, key: jax.Array, params: Any) -> TrainState:
         """Returns the state of step 0 with a copy of `params`, on every device of the mesh.
 
-        Losses that weigh levels adaptively train their weighting too: see `losses.with_level_weight`.
+        With `config.adaptive_weight` the weighting of levels is trained too: see `losses.with_level_weight`.
         """
-        params = with_level_weight(params) if self.recipe.level_weight else params
+        params = with_level_weight(params) if self.config.adaptive_weight else params
         copy = lambda: jax.tree.map(jnp.array, params)  # noqa: E731  (every tree is donated: none may share a buffer)
         ema = tuple(copy() for _ in self.ema_decays)
         target = copy() if self.recipe.target_decay else None
@@ -186,6 +186,6 @@ def make_train_step(
     return TrainStep(chosen, apply_fn, optimizer, config, tuple(ema_decays), accumulate, mesh, teacher)
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh of one axis over `devices`, all of every process by default."""
     return Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))

@@ -155,7 +155,6 @@ def test_the_closed_form_has_no_tangent_along_its_path():
 
 def test_trigflow_and_edm_are_the_same_function():
     x, sigma = jax.random.normal(KEY, (5, 3)), jnp.array([0.01, 0.2, 1.0, 10.0, 70.0])
-    t = jnp.arctan(sigma / 0.5)
     network = trigflow_network(edm_gaussian_teacher, EDM, edm_denoiser)
     as_trigflow = edm_denoiser(lambda p, x, t: network(p, 0.5 * x, t), jnp.float32(0.3), TRIGFLOW, x, sigma)
     expected = edm_denoiser(edm_gaussian_teacher, jnp.float32(0.3), EDM, x, sigma)
@@ -183,9 +182,9 @@ def test_discrete_training_tends_to_the_continuous_loss():
 
     def gradient(loss, scales=2):
         config = losses.LossConfig(scheduler, 1, metric="l2", s0=scales, s1=scales)
-        grads = jax.jit(
-            jax.grad(lambda p: loss(KEY, network, p, params, data(400_000, 1), jnp.int32(0), config)[0])
-        )(params)
+        grads = jax.jit(jax.grad(lambda p: loss(KEY, network, p, params, data(400_000, 1), jnp.int32(0), config)[0]))(
+            params
+        )
         return np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
 
     limit = gradient(losses.continuous_training_loss)

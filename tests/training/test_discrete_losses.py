@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import cmjax
+from cmjax.schedulers import SCMScheduler
 from cmjax.training import losses
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
@@ -146,7 +147,9 @@ def test_progressive_distillation_wants_two_steps_in_one():
     levels = grid(9)
     high, middle, low = levels[2 * index], levels[2 * index + 1], levels[2 * index + 2]
     noisy = DATA["data"] + high[:, None] * np.asarray(jax.random.normal(noise_key, (16, 3)))
-    factor = (1 + (middle - high) * high / (variance + high**2)) * (1 + (low - middle) * middle / (variance + middle**2))
+    factor = (1 + (middle - high) * high / (variance + high**2)) * (
+        1 + (low - middle) * middle / (variance + middle**2)
+    )
     # One step to the same place: x + (low - high) (x - x0) / high = factor x.
     target = noisy * (1 - high * (factor - 1) / (low - high))[:, None]
     for shift in (0.0, 0.3):
@@ -214,6 +217,12 @@ def test_metrics():
 def test_settings_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         losses.LossConfig(SCHEDULER, 100, **options)
+
+
+def test_angles_have_no_grid():
+    config = losses.LossConfig(SCMScheduler(), 100)
+    with pytest.raises(ValueError, match="scheduler must be a CMStochasticIterativeScheduler for this loss"):
+        losses.consistency_training_loss(KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config)
 
 
 def test_an_unknown_recipe_suggests_one():

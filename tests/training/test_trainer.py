@@ -1,5 +1,7 @@
 """The training step and its checkpoints, on a network of two numbers."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -132,7 +134,9 @@ def test_bfloat16_is_the_networks_alone():
 
 
 def test_adaptive_weights_are_trained_with_the_network():
-    state, _ = run(*make("sct"), 3)
+    config = dataclasses.replace(CONFIG, adaptive_weight=True)
+    train_step = trainer.make_train_step("sct", network, OPTIMIZER, config)
+    state, _ = run(train_step, train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(2)}), 3)
     assert isinstance(state.params, losses.Weighted) and np.all(np.isfinite(state.params.level_weight))
     assert np.any(state.params.level_weight != 0)
 

@@ -52,7 +52,6 @@ class Recipe:
     defaults: Mapping[str, Any]  # the paper's fields of LossConfig, on CIFAR-10
     target_decay: TargetDecay | None = None  # decay of the target's moving average; None: the parameters themselves
     distils: bool = False  # whether it needs a teacher
-    level_weight: bool = False  # whether it weighs levels adaptively
 
 
 def _growing_decay(step, config):
@@ -66,7 +65,7 @@ def _constant_decay(step, config):
 
 
 _ECT = {"p_mean": -1.1, "p_std": 2.0, "huber_c": 0.0}
-_SCM = {"p_mean": -1.0, "p_std": 1.4}
+_SCM = {"p_mean": -1.0, "p_std": 1.4, "adaptive_weight": True}
 RECIPES = {
     "denoising": Recipe(denoising_loss, {}),
     "progressive": Recipe(progressive_distillation_loss, {"s1": 512}, distils=True),
@@ -74,8 +73,8 @@ RECIPES = {
     "ct": Recipe(consistency_training_loss, {"s0": 2, "s1": 150, "mu0": 0.9}, _growing_decay),
     "ict": Recipe(improved_consistency_loss, {"p_mean": -1.1, "p_std": 2.0, "s0": 10, "s1": 1280}),
     "ect": Recipe(easy_consistency_loss, _ECT),
-    "scd": Recipe(scm_distillation_loss, _SCM, distils=True, level_weight=True),
-    "sct": Recipe(scm_training_loss, _SCM, level_weight=True),
+    "scd": Recipe(scm_distillation_loss, _SCM, distils=True),
+    "sct": Recipe(scm_training_loss, _SCM),
     "continuous_cd": Recipe(continuous_distillation_loss, {"metric": "l2"}, distils=True),
     "continuous_ct": Recipe(continuous_training_loss, {"metric": "l2"}),
 }

@@ -15,7 +15,7 @@ from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.schedulers.scm import SCMScheduler
 
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, Any]  # arrays [B, ...]
 Metrics = dict[str, jax.Array]
 Loss = Callable[..., tuple[jax.Array, Metrics]]
 Metric = Callable[[jax.Array, jax.Array], jax.Array]
@@ -43,6 +43,7 @@ class LossConfig:
         q: easy consistency tuning's shrinking factor per stage.
         tangent_warmup: steps over which sCM brings in the derivative of the network, H.
         tangent_c: constant c of sCM's normalisation of the tangent, `g / (|g| + c)`.
+        adaptive_weight: whether the trainer has sCM weigh levels adaptively, see `with_level_weight`.
         teacher_fn: distillation's teacher, `apply_fn(teacher, x, t, **cond)`; None: the student's network.
 
     Raises:
@@ -64,6 +65,7 @@ class LossConfig:
     q: float = 2.0
     tangent_warmup: int = 10_000
     tangent_c: float = 0.1
+    adaptive_weight: bool = False
     teacher_fn: ApplyFn | None = None
 
     _domains = {
@@ -86,6 +88,18 @@ class LossConfig:
         check_options(dataclasses.replace(self, metric="l2") if callable(self.metric) else self)
         if self.s1 < self.s0:
             raise ValueError(f"s1 must be at least s0={self.s0}, got {self.s1}")
+
+    @property
+    def grid(self) -> tuple[float, float, float]:
+        """(sigma_min, sigma_max, rho) of the scheduler.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        s = self.scheduler
+        if isinstance(s, SCMScheduler):
+            raise ValueError("scheduler must be a CMStochasticIterativeScheduler for this loss, got SCMScheduler")
+        return s.sigma_min, s.sigma_max, s.rho
 
 
 def pseudo_huber(error: jax.Array, c: float) -> jax.Array:
@@ -121,15 +135,14 @@ def draw_levels(key: jax.Array, count: int, config: LossConfig) -> jax.Array:
     The lognormal is EDM's (Karras et al. 2022, table 1); it leaves the highest levels, on which
     one-step generation lives, almost unseen, which the uniform share mends.
     """
-    s = config.scheduler
     normal_key, ramp_key, choice_key = jax.random.split(key, 3)
     lognormal = jnp.exp(config.p_mean + config.p_std * jax.random.normal(normal_key, (count,)))
-    if isinstance(s, SCMScheduler):  # all levels are angles below pi/2
+    if isinstance(config.scheduler, SCMScheduler):  # all levels are angles below pi/2
         return lognormal
-    uniform = karras_sigmas(jax.random.uniform(ramp_key, (count,)), s.sigma_min, s.sigma_max, s.rho)
+    uniform = karras_sigmas(jax.random.uniform(ramp_key, (count,)), *config.grid)
     choose = jax.random.uniform(choice_key, (count,)) < config.uniform_fraction
     # A hair above sigma_min: at sigma_min itself the consistency function is the identity.
-    return jnp.clip(jnp.where(choose, uniform, lognormal), 1.1 * s.sigma_min, s.sigma_max)
+    return jnp.clip(jnp.where(choose, uniform, lognormal), 1.1 * config.grid[0], config.grid[1])
 
 
 def teacher_slope(config: LossConfig, apply_fn: ApplyFn, params: Any, cond: Mapping[str, jax.Array]):

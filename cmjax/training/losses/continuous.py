@@ -77,7 +77,9 @@ def _continuous(key, apply_fn, params, target_params, batch, config, slope):
     level_key, noise_key = jax.random.split(key)
     ramp = jax.random.uniform(level_key, data.shape[:1])
     sigma, rate = jax.jvp(
-        lambda u: karras_sigmas(1 - u, scheduler.sigma_min, scheduler.sigma_max, scheduler.rho), (ramp,), (1 + 0 * ramp,)
+        lambda u: karras_sigmas(1 - u, *config.grid),
+        (ramp,),
+        (1 + 0 * ramp,),
     )
     noise = jax.random.normal(noise_key, data.shape)
     noisy = combine((1, data), (sigma, noise))

@@ -42,7 +42,7 @@ def progressive_distillation_loss(
     scheduler, (data, cond) = config.scheduler, split(batch)
     level_key, noise_key = jax.random.split(key)
     index = jax.random.randint(level_key, data.shape[:1], 0, config.s1)
-    grid = jnp.int32(2 * config.s1 + 1), scheduler.sigma_min, scheduler.sigma_max, scheduler.rho
+    grid = jnp.int32(2 * config.s1 + 1), *config.grid
     high, middle = adjacent_levels(2 * index, *grid)
     _, low = adjacent_levels(2 * index + 1, *grid)
 

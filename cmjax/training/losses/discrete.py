@@ -56,10 +56,10 @@ def improved_consistency_loss(
     Grids that double, levels lognormal over the grid, weighted by 1/(higher - lower). Its target is the parameters
     themselves: no moving average.
     """
-    s, count = config.scheduler, batch["data"].shape[0]
+    count = batch["data"].shape[0]
     level_key, noise_key = jax.random.split(key)
     num_scales = doubling_num_scales(step, config.total_steps, config.s0, config.s1)
-    grid = num_scales, s.sigma_min, s.sigma_max, s.rho
+    grid = num_scales, *config.grid
     index = lognormal_index(level_key, count, config.p_mean, config.p_std, *grid)
     higher, lower = adjacent_levels(index, *grid)
     errors = _consistency_distance(noise_key, apply_fn, params, target_params, batch, higher, lower, config)
@@ -77,7 +77,7 @@ def easy_consistency_loss(
     level_key, noise_key = jax.random.split(key)
     t = draw_levels(level_key, batch["data"].shape[0], config)
     r = easy_consistency_level(t, step, config.total_steps / config.stages, config.q)
-    r = jnp.maximum(r, config.scheduler.sigma_min)
+    r = jnp.maximum(r, config.grid[0])
     errors = _consistency_distance(noise_key, apply_fn, params, target_params, batch, t, r, config)
     loss = jnp.mean(errors / (t - r))
     return loss, {"loss": loss, "ratio": jnp.mean(r / t)}
@@ -93,9 +93,8 @@ def ode_step(config: LossConfig, slope, x: jax.Array, sigma: jax.Array, lower: j
 
 
 def _uniform_pair(key, count, num_scales, config):
-    s = config.scheduler
     index = jax.random.randint(key, (count,), 0, num_scales - 1)
-    return adjacent_levels(index, num_scales, s.sigma_min, s.sigma_max, s.rho)
+    return adjacent_levels(index, num_scales, *config.grid)
 
 
 def _consistency_distance(key, apply_fn, params, target_params, batch, higher, lower, config):
