@@ -75,7 +75,7 @@ def train(name, apply_fn, params, steps, seed, options, teacher=None, batch_size
 
         return jax.lax.scan(body, state, None, length=steps)
 
-    state, metrics = many(state)
+    state, metrics = jax.block_until_ready(many(state))
     return losses.unweighted(state.ema[0]), metrics
 
 

@@ -125,6 +125,15 @@ def test_every_recipe_trains(folder):
         assert all(np.isfinite(leaf).all() for leaf in leaves(folder / name / "model"))
 
 
+def test_a_transformer_trains(folder):
+    dit = 'class = "DiT"\nnum_layers = 2\nnum_attention_heads = 2\nattention_head_dim = 8\nnum_class_embeds = 3\n'
+    dit += "sample_size = 8\nin_channels = 1\nout_channels = 1\n"
+    text = (folder / "a.toml").read_text()
+    (folder / "a.toml").write_text("[network]\n" + dit + text[text.index("[loss]") :])
+    ok(folder, "--out", folder / "dit", "--set", "loss.name=sct")
+    assert type(cmjax.load(folder / "dit" / "model").config).__name__ == "DiTConfig"
+
+
 def test_dry_run_trains_nothing(folder):
     output = ok(folder, "--out", folder / "out", "--dry-run").output
     model = jax.tree.leaves(runs.start(configs.read_config(folder / "a.toml")).model.params)

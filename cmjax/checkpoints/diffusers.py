@@ -78,7 +78,9 @@ def write(folder: Path, model: Model) -> None:
     Raises:
         ValueError: if the network or the scheduler has options that diffusers' do not have.
     """
-    models.network_name(model.config)
+    if not isinstance(model.config, UNet2DConfig):
+        name = models.network_name(model.config)
+        raise ValueError(f"a {PIPELINE} takes a {NETWORK}, which a {name} cannot be written as; save it as cmjax's own")
     scheduler = model.scheduler
     if type(scheduler) is not CMStochasticIterativeScheduler:
         raise ValueError(f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}")

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.configs import Config
-from cmjax.models import UNet2D, UNet2DConfig, from_nnx
+from cmjax.models import DiT, DiTConfig, UNet2D, UNet2DConfig, from_nnx
 from cmjax.models.adapters import ApplyFn
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
 from cmjax.schedulers import ODE_SOLVERS, scheduler_from_config
@@ -25,7 +25,7 @@ from cmjax.schedulers.base import Scheduler
 
 LARGEST_JSON = 16 * 2**20  # bytes
 DEEPEST_JSON = 10  # levels
-ARCHITECTURES = {"UNet2D": (UNet2D, UNet2DConfig)}
+ARCHITECTURES = {"UNet2D": (UNet2D, UNet2DConfig), "DiT": (DiT, DiTConfig)}
 
 # From a parameter's name and number of axes to its name in the file, and the axes it is stored with.
 Layout = Callable[[str, int], tuple[str, tuple[int, ...]]]
@@ -85,7 +85,7 @@ class Checkpoint:
 
     kind: str
     files: tuple[Path, ...]
-    config: UNet2DConfig
+    config: UNet2DConfig | DiTConfig
     scheduler: Scheduler
     tensors: Mapping[str, StoredTensor]
     layout: Layout
@@ -129,7 +129,7 @@ class Checkpoint:
         Raises:
             ValueError: listing tensors that are missing, unexpected, misshapen or not of floating-point numbers.
         """
-        blocks = len(self.config.block_out_channels) * (2 * self.config.layers_per_block + 1)
+        blocks = self.config.num_blocks
         if blocks > max(len(self.tensors), 256):  # making the network of a damaged config could take minutes
             raise ValueError(f"{self.files[0]} has {len(self.tensors)} tensors, but the config has {blocks} blocks")
         try:

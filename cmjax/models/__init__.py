@@ -1,7 +1,19 @@
 """Networks, and adapters for yours."""
 
 from cmjax.models.adapters import ApplyFn, compute_in, from_linen, from_nnx
+from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
-__all__ = ["PRESETS", "ApplyFn", "UNet2D", "UNet2DConfig", "compute_in", "from_linen", "from_nnx"]
+__all__ = [
+    "DIT_SIZES",
+    "PRESETS",
+    "ApplyFn",
+    "DiT",
+    "DiTConfig",
+    "UNet2D",
+    "UNet2DConfig",
+    "compute_in",
+    "from_linen",
+    "from_nnx",
+]

@@ -64,11 +64,35 @@ class TimestepEmbedding(nnx.Module):
         return self.linear_2(jax.nn.silu(self.linear_1(embedding)))
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention over the pixels of a map, with its normalisation and residual.
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attends over tokens, `[B, T, heads, channels]` each and returned, with a float32 softmax.
 
-    Plain matrix products and a float32 softmax: it differentiates in forward mode too.
+    Plain matrix products, so that it differentiates in forward mode too.
     """
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def add_class_embedding(embedding: jax.Array, table: nnx.Embed | None, class_labels: jax.Array | None) -> jax.Array:
+    """Returns the time's embedding f32[B, F] plus that of the classes i32[B], if the network has any.
+
+    Raises:
+        ValueError: if labels are missing, or not wanted.
+    """
+    if table is None:
+        if class_labels is not None:
+            raise ValueError("class_labels given to an unconditional model; leave them out")
+        return embedding
+    if class_labels is None:
+        raise ValueError(
+            f"the model has {table.num_embeddings} classes: pass cond={{'class_labels': i32[B]}} to say which"
+        )
+    return embedding + table(class_labels).astype(jnp.float32)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over the pixels of a map, with its normalisation and residual."""
 
     def __init__(self, channels: int, head_dim: int, *, groups: int | None, epsilon: float, rngs: nnx.Rngs):
         """Makes attention with `channels // head_dim` heads; `groups` None leaves the normalisation out."""
@@ -87,9 +111,7 @@ class Attention(nnx.Module):
         pixels = x if self.group_norm is None else self.group_norm(x)
         pixels = pixels.reshape(batch, height * width, channels)
         q, k, v = (f(pixels).reshape(batch, height * width, self.heads, -1) for f in (self.to_q, self.to_k, self.to_v))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(channels // self.heads)
-        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(x.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, height * width, channels)
+        mixed = attend(q, k, v).reshape(batch, height * width, channels)
         return x + self.to_out[0](mixed).reshape(x.shape)
 
 

@@ -86,16 +86,7 @@ class UNet2D(nnx.Module):
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        embedding = self.time_embedding(features)
-        if self.class_embedding is None:
-            if class_labels is not None:
-                raise ValueError("class_labels given to an unconditional model; leave them out")
-            return embedding
-        if class_labels is None:
-            raise ValueError(
-                f"the model has {config.num_class_embeds} classes: pass cond={{'class_labels': i32[B]}} to say which"
-            )
-        return embedding + self.class_embedding(class_labels).astype(jnp.float32)
+        return layers.add_class_embedding(self.time_embedding(features), self.class_embedding, class_labels)
 
 
 class _DownBlock(nnx.Module):

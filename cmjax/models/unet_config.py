@@ -98,6 +98,11 @@ class UNet2DConfig:
             )
 
     @property
+    def num_blocks(self) -> int:
+        """Residual blocks on the way down and up."""
+        return len(self.block_out_channels) * (2 * self.layers_per_block + 1)
+
+    @property
     def time_features(self) -> int:
         """Features of the embedding of time and class."""
         return 4 * self.block_out_channels[0]

@@ -1,0 +1,191 @@
+"""The diffusion transformer (Peebles & Xie 2023, arXiv 2212.09748), in Flax NNX, channels-last."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cmjax.configs import check_options, is_int
+from cmjax.models import layers
+
+TIME_FEATURES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """What a `DiT` is made of; fields are named as in diffusers' `DiTTransformer2DModel`, the defaults are DiT-S/2.
+
+    Attributes:
+        sample_size: height and width of the images.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        patch_size: height and width of the patches that are the tokens.
+        num_layers: transformer blocks.
+        num_attention_heads: heads of each block.
+        attention_head_dim: channels per head; the width is their product.
+        mlp_ratio: width of the perceptrons' hidden layer over that of the tokens.
+        long_skips: join every block of the second half with its counterpart of the first (Bao et al. 2023, U-ViT).
+        num_class_embeds: number of classes; None for an unconditional model.
+        time_scale: factor on the time before its embedding; 0.01 makes it smooth in log sigma, as for `UNet2D`.
+    """
+
+    sample_size: int = 32
+    in_channels: int = 3
+    out_channels: int = 3
+    patch_size: int = 2
+    num_layers: int = 12
+    num_attention_heads: int = 6
+    attention_head_dim: int = 64
+    mlp_ratio: float = 4.0
+    long_skips: bool = False
+    num_class_embeds: int | None = None
+    time_scale: float = 0.01
+
+    _domains = {
+        "sample_size": (1, 65536),
+        "in_channels": (1, 65536),
+        "out_channels": (1, 65536),
+        "patch_size": (1, 65536),
+        "num_layers": (1, 512),
+        "num_attention_heads": (1, 1024),
+        "attention_head_dim": (1, 65536),
+        "mlp_ratio": (0.01, 1000.0),
+        "time_scale": (0.0, 1e6),
+    }
+
+    def __post_init__(self):
+        check_options(self)
+        if self.num_class_embeds is not None and not is_int(self.num_class_embeds, 1):
+            raise ValueError(f"num_class_embeds must be a positive integer or null, got {self.num_class_embeds!r}")
+        if self.sample_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}")
+        if self.width % 4:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} x attention_head_dim {self.attention_head_dim} "
+                "must be a multiple of 4, for the embedding of positions"
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def num_blocks(self) -> int:
+        """Transformer blocks."""
+        return self.num_layers
+
+
+# Peebles & Xie 2023, table 1; patch_size and sample_size are yours to choose.
+DIT_SIZES = {
+    "S": {"num_layers": 12, "num_attention_heads": 6, "attention_head_dim": 64},
+    "B": {"num_layers": 12, "num_attention_heads": 12, "attention_head_dim": 64},
+    "L": {"num_layers": 24, "num_attention_heads": 16, "attention_head_dim": 64},
+    "XL": {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72},
+}
+
+
+class DiT(nnx.Module):
+    """A transformer `(x, t, class_labels) -> model_output` for images `[B, H, W, C]` and times f32[B].
+
+    Every block's gates and the last layer start at zero, so that an untrained model is the skip connection alone.
+    """
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        """Makes the network with float32 parameters drawn from `rngs`."""
+        self.config = config
+        width, folded = config.width, config.patch_size**2
+        self.patch_embed = layers.linear(folded * config.in_channels, width, rngs=rngs)
+        self.time_embedding = layers.TimestepEmbedding(TIME_FEATURES, width, rngs=rngs)
+        classes = config.num_class_embeds
+        self.class_embedding = None if classes is None else nnx.Embed(classes, width, rngs=rngs)
+        self.blocks = nnx.List([_Block(config, rngs=rngs) for _ in range(config.num_layers)])
+        joined = config.num_layers // 2 if config.long_skips else 0
+        self.skips = nnx.List([layers.linear(2 * width, width, rngs=rngs) for _ in range(joined)])
+        self.modulation = _zero_linear(width, 2 * width, rngs)
+        self.proj_out = _zero_linear(width, folded * config.out_channels, rngs)
+
+    def __call__(self, x: jax.Array, t: jax.Array, class_labels: jax.Array | None = None) -> jax.Array:
+        """Evaluates the network.
+
+        Args:
+            x: scaled samples `[B, H, W, in_channels]`; the network computes in their dtype.
+            t: times, f32[B]; embedded in float32.
+            class_labels: classes, i32[B], for a model that has them.
+
+        Returns:
+            The model output `[B, H, W, out_channels]`, in the dtype of `x`.
+
+        Raises:
+            ValueError: for images of another size, or labels missing or not wanted.
+        """
+        config = self.config
+        if x.ndim != 4 or x.shape[1:] != (config.sample_size, config.sample_size, config.in_channels):
+            raise ValueError(
+                f"x must be [B, {config.sample_size}, {config.sample_size}, {config.in_channels}], got {x.shape}"
+            )
+        condition = jax.nn.silu(self._embed(t, class_labels)).astype(x.dtype)
+        side, joined = config.sample_size // config.patch_size, len(self.skips)
+        h = self.patch_embed(layers.space_to_depth(x, config.patch_size)).reshape(len(x), side * side, config.width)
+        h = h + jnp.asarray(position_embedding(side, config.width), x.dtype)[None]
+        kept: list[jax.Array] = []
+        for i, block in enumerate(self.blocks):
+            if i >= config.num_layers - joined:
+                h = self.skips[i - config.num_layers + joined](jnp.concatenate([h, kept.pop()], axis=-1))
+            h = block(h, condition)
+            if i < joined:
+                kept.append(h)
+        shift, scale = jnp.split(self.modulation(condition)[:, None], 2, axis=-1)
+        h = self.proj_out(_modulated(h, shift, scale)).reshape(len(x), side, side, -1)
+        return layers.depth_to_space(h, config.patch_size)
+
+    def _embed(self, t, class_labels):
+        embedding = self.time_embedding(layers.sinusoidal_embedding(t * self.config.time_scale, TIME_FEATURES))
+        return layers.add_class_embedding(embedding, self.class_embedding, class_labels)
+
+
+class _Block(nnx.Module):
+    """Attention and a perceptron, both shifted, scaled and gated by the condition (adaLN-Zero)."""
+
+    def __init__(self, config, *, rngs):
+        width, hidden = config.width, int(config.mlp_ratio * config.width)
+        self.heads = config.num_attention_heads
+        self.modulation = _zero_linear(width, 6 * width, rngs)
+        self.to_qkv = layers.linear(width, 3 * width, rngs=rngs)
+        self.to_out = layers.linear(width, width, rngs=rngs)
+        self.linear_1 = layers.linear(width, hidden, rngs=rngs)
+        self.linear_2 = layers.linear(hidden, width, rngs=rngs)
+
+    def __call__(self, h, condition):
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(self.modulation(condition)[:, None], 6, axis=-1)
+        h = h + gate_a * self._attend(_modulated(h, shift_a, scale_a))
+        hidden = jax.nn.gelu(self.linear_1(_modulated(h, shift_m, scale_m)), approximate=True)
+        return h + gate_m * self.linear_2(hidden)
+
+    def _attend(self, h):
+        batch, tokens, width = h.shape
+        q, k, v = jnp.moveaxis(self.to_qkv(h).reshape(batch, tokens, 3, self.heads, -1), 2, 0)
+        return self.to_out(layers.attend(q, k, v).reshape(batch, tokens, width))
+
+
+def position_embedding(side: int, width: int) -> np.ndarray:
+    """Returns f32[side * side, width]: sines and cosines of each token's column, then of its row (section 3.2)."""
+    frequencies = 10000.0 ** -(np.arange(width // 4) / (width // 4))
+    angles = np.arange(side)[:, None] * frequencies[None]
+    one = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    column, row = np.tile(one, (side, 1)), np.repeat(one, side, axis=0)
+    return np.concatenate([column, row], axis=-1).astype(np.float32)
+
+
+def _modulated(h, shift, scale):
+    """Layer normalisation in float32 without parameters of its own, then the condition's."""
+    wide = h.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    normal = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
+    return normal.astype(h.dtype) * (1 + scale) + shift
+
+
+def _zero_linear(features_in, features_out, rngs):
+    return layers.linear(features_in, features_out, kernel_init=nnx.initializers.zeros, rngs=rngs)

@@ -1,0 +1,150 @@
+"""The transformer: its contract, its derivative, and its checkpoints."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import cmjax
+from cmjax.models import DIT_SIZES, DiT, DiTConfig, from_nnx, layers
+from cmjax.models.dit import position_embedding
+
+SMALL = {"sample_size": 8, "num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 8, "num_class_embeds": 3}
+X = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+T, LABELS = jnp.array([-100.0, 250.0]), jnp.array([0, 2])
+
+
+def trained(**changes):
+    """A network whose zeros have been drawn anew, so that every part plays."""
+    config = DiTConfig(**{**SMALL, **changes})
+    apply_fn, params = from_nnx(DiT(config, rngs=nnx.Rngs(0)))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return config, apply_fn, jax.tree.unflatten(tree, moved)
+
+
+def test_an_untrained_network_returns_zero():
+    output = DiT(DiTConfig(**SMALL), rngs=nnx.Rngs(0))(X, T, LABELS)
+    np.testing.assert_array_equal(output, np.zeros_like(X))
+
+
+@pytest.mark.parametrize("changes", [{}, {"long_skips": True}, {"patch_size": 4, "out_channels": 6}])
+def test_everything_it_is_told_matters(changes):
+    config, apply_fn, params = trained(**changes)
+    output = jax.jit(apply_fn)(params, X, T, class_labels=LABELS)
+    assert output.shape == (2, 8, 8, config.out_channels) and output.dtype == jnp.float32
+    chex.assert_trees_all_close(output, apply_fn(params, X, T, class_labels=LABELS), atol=1e-5)
+    for other in (
+        apply_fn(params, X[:, ::-1], T, class_labels=LABELS),
+        apply_fn(params, X, T + 50, class_labels=LABELS),
+        apply_fn(params, X, T, class_labels=LABELS[::-1]),
+    ):
+        assert float(jnp.abs(output - other).max()) > 1e-3
+    alone = apply_fn(params, X[1:], T[1:], class_labels=LABELS[1:])
+    np.testing.assert_allclose(alone, output[1:], atol=1e-5)
+    gradient = jax.grad(lambda p: jnp.square(apply_fn(p, X, T, class_labels=LABELS)).sum())(params)
+    used = {
+        jax.tree_util.keystr(path): float(jnp.abs(g).max()) for path, g in jax.tree_util.tree_leaves_with_path(gradient)
+    }
+    assert all(value > 0 for value in used.values()), used
+
+
+def test_long_skips_join_the_halves():
+    assert len(DiT(DiTConfig(**SMALL, long_skips=True), rngs=nnx.Rngs(0)).skips) == 2
+    assert len(DiT(DiTConfig(**{**SMALL, "num_layers": 5}, long_skips=True), rngs=nnx.Rngs(0)).skips) == 2
+
+
+def test_bfloat16_in_bfloat16_out():
+    _, apply_fn, params = trained()
+    output = apply_fn(params, X.astype(jnp.bfloat16), T, class_labels=LABELS)
+    exact = apply_fn(params, X, T, class_labels=LABELS)
+    assert output.dtype == jnp.bfloat16
+    assert float(jnp.abs(output.astype(jnp.float32) - exact).max()) < 0.05 * float(jnp.abs(exact).max())
+
+
+def test_forward_mode_equals_finite_differences():
+    _, apply_fn, params = trained(num_class_embeds=None)
+    direction = jax.random.normal(jax.random.key(2), X.shape)
+
+    def f(x, t):
+        return apply_fn(params, x, t)
+
+    _, tangent = jax.jvp(f, (X, T), (direction, jnp.ones(2)))
+    h = 1e-2
+    slope = (f(X + h * direction, T + h) - f(X - h * direction, T - h)) / (2 * h)
+    np.testing.assert_allclose(tangent, slope, atol=2e-3 * float(jnp.abs(tangent).max()))
+
+
+def test_attention_by_definition():
+    q, k, v = np.asarray(jax.random.normal(jax.random.key(3), (3, 2, 5, 4, 6)), np.float64)
+    expected = np.zeros_like(q)
+    for b in range(2):
+        for head in range(4):
+            scores = q[b, :, head] @ k[b, :, head].T / 6**0.5
+            weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+            expected[b, :, head] = weights @ v[b, :, head]
+    found = layers.attend(*(jnp.asarray(a, jnp.float32) for a in (q, k, v)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_positions_tell_all_tokens_apart():
+    table = position_embedding(5, 16)
+    assert table.shape == (25, 16) and table.dtype == np.float32
+    np.testing.assert_allclose(table[7, :4], np.sin(2 * 10000.0 ** -(np.arange(4) / 4)), rtol=1e-6)  # column 2
+    np.testing.assert_allclose(table[7, 8:12], np.sin(1 * 10000.0 ** -(np.arange(4) / 4)), rtol=1e-6)  # row 1
+    gaps = np.abs(table[:, None] - table[None]).max(-1) + np.eye(25)
+    assert gaps.min() > 1e-2
+
+
+def test_the_papers_sizes():
+    # Peebles & Xie 2023, table 1: widths 384, 768, 1024, 1152.
+    assert [DiTConfig(**size).width for size in DIT_SIZES.values()] == [384, 768, 1024, 1152]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"patch_size": 3}, "patch_size 3 does not divide sample_size 8"),
+        ({"num_layers": 0}, "num_layers must be an integer from 1 to 512, got 0"),
+        ({"num_attention_heads": 1, "attention_head_dim": 6}, "must be a multiple of 4"),
+        ({"num_class_embeds": 0}, "num_class_embeds must be a positive integer or null, got 0"),
+        ({"long_skips": 1}, "long_skips must be true or false, got 1"),
+    ],
+)
+def test_configs_that_make_no_network(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DiTConfig(**{**SMALL, **changes})
+
+
+def test_inputs_that_do_not_fit():
+    network = DiT(DiTConfig(**SMALL), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"x must be \[B, 8, 8, 3\], got \(2, 4, 8, 3\)"):
+        network(X[:, :4], T, LABELS)
+    with pytest.raises(ValueError, match="the model has 3 classes"):
+        network(X, T)
+    with pytest.raises(ValueError, match="unconditional model"):
+        DiT(DiTConfig(**{**SMALL, "num_class_embeds": None}), rngs=nnx.Rngs(0))(X, T, LABELS)
+
+
+def test_it_is_saved_loaded_and_sampled(tmp_path):
+    config, apply_fn, params = trained(long_skips=True)
+    model = cmjax.Model(apply_fn, params, cmjax.CMStochasticIterativeScheduler(), config)
+    cmjax.save(tmp_path / "dit", model)
+    again = cmjax.load(tmp_path / "dit")
+    assert again.config == config and again.num_classes == 3 and again.sample_shape == (8, 8, 3)
+    chex.assert_trees_all_equal(jax.tree.leaves(again.params), jax.tree.leaves(params))
+    x = cmjax.sample(
+        jax.random.key(0), again.apply_fn, again.params, again.scheduler, (2, 8, 8, 3), cond={"class_labels": LABELS}
+    )
+    assert np.isfinite(x).all()
+    with pytest.raises(
+        ValueError, match="takes a UNet2DModel, which a DiT cannot be written as; save it as cmjax's own"
+    ):
+        cmjax.save(tmp_path / "other", model, to="diffusers")
+    file = tmp_path / "dit" / "config.json"
+    file.write_text(file.read_text().replace('"num_layers": 4', '"num_layers": 3'))
+    with pytest.raises(ValueError):
+        cmjax.load(tmp_path / "dit")
