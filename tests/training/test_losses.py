@@ -130,8 +130,20 @@ def test_pseudo_huber_is_quadratic_near_zero_and_the_norm_far_away():
     error = jnp.array([[3.0, 4.0]])
     assert losses.pseudo_huber(error, 0.0)[0] == pytest.approx(5)
     assert losses.pseudo_huber(1e-3 * error, 1.0)[0] == pytest.approx(25e-6 / (2 * 2**0.5), rel=0.02)
-    gradient = jax.grad(lambda e: losses.pseudo_huber(e, 0.01).sum())(jnp.zeros((1, 2)))
-    chex.assert_tree_all_finite(gradient)
+    for c in (0.01, 0.0):
+        gradient = jax.grad(lambda e, c=c: losses.pseudo_huber(e, c).sum())(jnp.zeros((1, 2)))
+        np.testing.assert_array_equal(gradient, [[0, 0]])
+
+
+def test_easy_consistency_stays_finite_when_levels_meet():
+    config = losses.LossConfig(SCHEDULER, total_steps=1000, stages=8.0, q=256.0, huber_c=0.0)
+
+    def value(params):
+        args = (KEY, lambda p, x, t: p * jnp.tanh(x), params, params, data(64), jnp.int32(1000), config)
+        return losses.easy_consistency_loss(*args)[0]
+
+    loss, gradient = jax.value_and_grad(value)(jnp.float32(0.3))
+    assert np.isfinite(loss) and np.isfinite(gradient) and gradient != 0
 
 
 @pytest.mark.parametrize("f", [consistency_function, edm_denoiser])

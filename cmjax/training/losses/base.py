@@ -103,10 +103,14 @@ class LossConfig:
 
 
 def pseudo_huber(error: jax.Array, c: float) -> jax.Array:
-    """Returns `sqrt(|error|^2 + c^2 D) - c sqrt(D)`, f32[B], D being the dimension (Song & Dhariwal 2023, eq. 8)."""
+    """Returns `sqrt(|error|^2 + c^2 D) - c sqrt(D)`, f32[B], D being the dimension (Song & Dhariwal 2023, eq. 8).
+
+    Where c and the error are zero, so is the gradient.
+    """
     dimension = error[0].size
     offset = c * dimension**0.5
-    return jnp.sqrt(mean_square(error) * dimension + offset**2) - offset
+    square = mean_square(error) * dimension + offset**2
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0) - offset
 
 
 def mean_square(error: jax.Array) -> jax.Array:
