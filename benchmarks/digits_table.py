@@ -36,8 +36,8 @@ STUDENTS = {  # what differs from the papers' settings, which are for 800,000 st
     "ct": {"s0": 10, "s1": 40, "mu0": 0.9, "huber_c": 0.03},
     "ict": {"s0": 10, "s1": 40, "huber_c": 0.03},
     "ect": {"stages": 5.0, "uniform_fraction": 0.5, "huber_c": 0.03},
-    "scd": {"tangent_warmup": 100, "uniform_fraction": 0.5, "adaptive_weight": False},
-    "sct": {"tangent_warmup": 100, "uniform_fraction": 0.5, "adaptive_weight": False},
+    "scd": {"tangent_warmup": 100, "uniform_fraction": 0.5},
+    "sct": {"tangent_warmup": 100, "uniform_fraction": 0.5},
 }
 BATCH_SIZE, LEARNING_RATE = 64, 3e-4
 
