@@ -27,7 +27,6 @@ import cmjax
 from cmjax.evaluation import frechet_distance
 from cmjax.images import from_uint8, to_uint8
 from cmjax.models import from_nnx, layers
-from cmjax.training.data import batch_indices
 
 
 class Classifier(nnx.Module):
@@ -46,6 +45,13 @@ class Classifier(nnx.Module):
         x = jax.nn.relu(self.conv3(x))
         features = jax.nn.relu(self.hidden(x.reshape(len(x), -1)))
         return self.logits(features), features
+
+
+def batch_indices(seed, step, batch_size, count):
+    """Epochs without replacement, a function of seed and step: the order that the figures were taken with."""
+    epoch, position = divmod(step, count // batch_size)
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return order[position * batch_size : (position + 1) * batch_size]
 
 
 def train_classifier(images, labels, epochs=3, batch_size=128, seed=1):

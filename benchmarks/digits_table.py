@@ -27,7 +27,6 @@ from cmjax.parametrization import adapt, edm_denoiser
 from cmjax.schedulers import EDMHeunScheduler
 from cmjax.training import losses, trainer
 from cmjax.training.checkpointing import Checkpoints
-from cmjax.training.data import batch_indices
 
 DENOISER = Path(__file__).parents[1] / "examples/assets/digits_denoiser"
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
@@ -56,7 +55,7 @@ def train(name, teacher, images, labels, steps, folder):
         durations = json.loads(timing.read_text()) if timing.exists() else []
         for i in tqdm(range(int(state.step), steps), desc=name, mininterval=5):
             start = time.perf_counter()
-            index = batch_indices(0, i, BATCH_SIZE, len(images))
+            index = digits_quality.batch_indices(0, i, BATCH_SIZE, len(images))
             state, metrics = step(state, {"data": from_uint8(images[index]), "class_labels": labels[index]})
             if not np.isfinite(metrics["loss"]):
                 raise SystemExit(f"{name}: the loss of step {i} is {metrics['loss']}")

@@ -170,6 +170,14 @@ def test_tensorboard_files(folder):
         (["--set", "teacher.model=x"], "the loss 'denoising' has none; leave the section out"),
         (["--set", "data.source=/nowhere"], "/nowhere"),
         (["--set", "scheduler.sigma_mim=1"], "scheduler: .*did you mean 'sigma_min'"),
+        (["--set", "loss.adaptive_weight=true"], "adaptive_weight is for the sCM losses"),
+        (["--set", "loss.total_steps=7"], "loss.total_steps has a place of its own; use run.steps"),
+        (["--set", "optimizer.warmup_steps=-1"], "optimizer.warmup_steps must be from 0 to below run.steps=6, got -1"),
+        (["--set", "optimizer.warmup_steps=6"], "optimizer.warmup_steps must be from 0 to below run.steps=6, got 6"),
+        (["--set", "optimizer.clip_norm=-1"], "optimizer.clip_norm must be at least 0 and finite, got -1"),
+        (["--set", "optimizer.learning_rate=1e999"], "optimizer.learning_rate must be at least 0 and finite, got inf"),
+        (["--set", "scheduler.class=SCMScheduler"], "network.time_scale 0.01 hides the angles"),
+        (["--set", "scheduler.class=LCMScheduler"], "or an SCMScheduler, got LCMScheduler"),
         (["--coordinator", "localhost:1"], "--num-processes and --process-id go together"),
     ],
 )
@@ -200,7 +208,9 @@ def test_a_diverging_run_stops_and_names_its_last_checkpoint(folder):
     wild = ["optimizer.name=sgd", "optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "run.save_every=1"]
     result = invoke(folder, "--out", folder / "out", *(part for s in wild for part in ("--set", s)))
     assert result.exit_code == 2
-    assert re.search(r"is (nan|inf) at step (\d); the last checkpoint is of step (\d)\. Lower", result.stderr)
+    found = re.search(r"is (?:nan|inf) at step (\d); the last checkpoint is of step (\d)\. In another", result.stderr)
+    assert found and "float32" not in result.stderr
+    assert found[2] in [path.name for path in (folder / "out" / "checkpoints").iterdir()]
 
 
 def test_another_run_in_the_folder_is_refused(folder):
@@ -208,6 +218,50 @@ def test_another_run_in_the_folder_is_refused(folder):
     result = invoke(folder, "--out", folder / "out", "--set", "run.steps=2", "--set", "optimizer.learning_rate=0.1")
     assert result.exit_code == 2
     assert "holds a run with optimizer.learning_rate=0.001, not 0.1" in result.stderr
+
+
+def test_a_start_that_failed_does_not_lock_the_folder(folder):
+    out = folder / "out"
+    assert invoke(folder, "--out", out, "--set", "data.source=").exit_code == 2
+    assert invoke(folder, "--out", out, "--set", "run.batch_size=12").exit_code == 2  # eight devices do not divide it
+    ok(folder, "--out", out)
+
+
+def test_a_run_that_ended_before_its_model_was_written_writes_it(folder):
+    out = folder / "out"
+    ok(folder, "--out", out)
+    before = leaves(out / "model")
+    (out / "model").rename(folder / "gone")
+    ok(folder, "--out", out)
+    for a, b in zip(before, leaves(out / "model"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_models_for_other_schedulers_are_refused(folder):
+    other, first = folder / "other" / "model", folder / "first" / "model"
+    ok(folder, "--out", first.parent, "--set", "run.steps=1")
+    ok(folder, "--out", other.parent, "--set", "run.steps=1", "--set", "scheduler.sigma_data=0.25")
+    start = ["--set", f"run.init={first}", "--set", "run.steps=1", "--out", folder / "out"]
+    distil = ["--set", "loss.name=cd"]
+    for options, name in (
+        ([*start, *distil, "--set", f"teacher.model={other}"], "teacher.model"),
+        ([*start, *distil, "--set", f"teacher.weak_model={other}"], "teacher.weak_model"),
+        ([*start, "--set", "scheduler.sigma_data=0.25"], "run.init"),
+    ):
+        result = invoke(folder, *options)
+        assert result.exit_code == 2
+        assert re.search(rf"{name} .* is a network for CMStoch.*\(sigma_data=.*but this run is for", result.stderr)
+    # without [scheduler] a run is for that of the model it starts from
+    ok(folder, "--out", folder / "tuned", "--set", f"run.init={other}", "--set", "run.steps=1")
+    assert cmjax.load(folder / "tuned" / "model").scheduler.sigma_data == 0.25
+
+
+def test_a_model_in_trigflows_terms_trains_and_samples(folder):
+    trigflow = ["--set", "scheduler.class=SCMScheduler", "--set", "network.time_scale=1", "--set", "run.steps=2"]
+    ok(folder, "--out", folder / "denoiser", *trigflow)
+    ok(folder, "--out", folder / "sct", *trigflow, "--set", "loss.name=sct")
+    assert type(cmjax.load(folder / "sct" / "model").scheduler).__name__ == "SCMScheduler"
+    assert (folder / "sct" / "samples_000002.png").exists()
 
 
 def test_the_presets_are_whole_and_print_the_papers_numbers():
@@ -283,15 +337,19 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(folder, steps,
         np.testing.assert_array_equal(a, b)
 
 
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 def test_processes_with_two_devices_each_give_the_same_losses(folder):
     settings = ["run.steps=4", "run.log_every=1", "run.sample_every=0", "run.save_every=4"]
     options = [part for setting in settings for part in ("--set", setting)]
     with launched(folder, "--out", folder / "alone", *options) as process:
         assert process.wait(300) == 0, process.errors()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    shared = ["--out", folder / "shared", *options, "--coordinator", address, "--num-processes", "2", "--process-id"]
+    shared = ["--out", folder / "shared", *options, "--coordinator", free_address(), "--num-processes", "2"]
+    shared += ["--process-id"]
     with launched(folder, *shared, "0", devices=2) as first, launched(folder, *shared, "1", devices=2) as second:
         assert first.wait(300) == 0, first.errors()
         assert second.wait(300) == 0, second.errors()
@@ -300,6 +358,22 @@ def test_processes_with_two_devices_each_give_the_same_losses(folder):
     )
     assert len(alone) == 4
     np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_a_signal_to_one_process_stops_all(folder):
+    settings = ["run.steps=100000", "run.log_every=5", "run.sample_every=0", "run.save_every=100000"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    shared = ["--out", folder / "out", *options, "--coordinator", free_address(), "--num-processes", "2"]
+    with launched(folder, *shared, "--process-id", "0") as one, launched(folder, *shared, "--process-id", "1") as two:
+        deadline = time.time() + 200
+        while not (folder / "out" / "metrics.csv").exists() and one.poll() is None and time.time() < deadline:
+            time.sleep(0.1)
+        two.send_signal(signal.SIGTERM)
+        assert one.wait(120) == 130, one.errors()
+        assert two.wait(120) == 130, two.errors()
+        assert "which is saved" in one.errors()
+    (checkpoint,) = (folder / "out" / "checkpoints").iterdir()
+    assert int(checkpoint.name) == int(rows(folder / "out" / "metrics.csv")[-1]["step"])
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(folder):

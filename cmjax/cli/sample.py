@@ -1,9 +1,8 @@
 """`cmjax sample`."""
 
-import dataclasses
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import click
 
@@ -136,17 +135,13 @@ def sample(
 def _scheduler(trained_for: "Scheduler", name: str | None, settings: dict[str, object]) -> "Scheduler":
     """Returns the scheduler of that name, with the noise levels that the model was trained for unless they are set."""
     from cmjax.configs import did_you_mean
-    from cmjax.schedulers import SCHEDULERS, scheduler_from_config
+    from cmjax.schedulers import SCHEDULERS, on_levels_of
 
-    known = trained_for.to_config()
-    if name is not None and name not in SCHEDULERS:
+    name = name or type(trained_for).__name__
+    if name not in SCHEDULERS:
         raise ValueError(f"--scheduler: there is no {name!r}{did_you_mean(name, list(SCHEDULERS))}")
-    if name is not None and name != known["_class_name"]:
-        fields = {field.name for field in dataclasses.fields(cast(Any, SCHEDULERS[name]))}
-        shared = fields & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
-        known = {"_class_name": name, **{option: known[option] for option in shared}}
     try:
-        return scheduler_from_config({**known, **settings})
+        return on_levels_of(trained_for, name, **settings)
     except ValueError as error:
         raise ValueError(f"--set: {error}") from None
 

@@ -122,10 +122,7 @@ class DiT(nnx.Module):
             ValueError: for images of another size, or labels missing or not wanted.
         """
         config = self.config
-        if x.ndim != 4 or x.shape[1:] != (config.sample_size, config.sample_size, config.in_channels):
-            raise ValueError(
-                f"x must be [B, {config.sample_size}, {config.sample_size}, {config.in_channels}], got {x.shape}"
-            )
+        layers.check_images(x, config.sample_size, config.in_channels)
         condition = jax.nn.silu(self._embed(t, class_labels)).astype(x.dtype)
         side, joined = config.sample_size // config.patch_size, len(self.skips)
         h = self.patch_embed(layers.space_to_depth(x, config.patch_size)).reshape(len(x), side * side, config.width)

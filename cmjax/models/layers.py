@@ -196,6 +196,16 @@ def double(x: jax.Array) -> jax.Array:
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
+def check_images(x: jax.Array, size: int, channels: int) -> None:
+    """Checks that x is `[B, size, size, channels]`.
+
+    Raises:
+        ValueError: if not.
+    """
+    if x.ndim != 4 or x.shape[1:] != (size, size, channels):
+        raise ValueError(f"x must be [B, {size}, {size}, {channels}], got {x.shape}")
+
+
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
     """Folds `[B, H, W, C]` into `[B, H/p, W/p, p*p*C]`."""
     batch, height, width, channels = x.shape

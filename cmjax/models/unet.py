@@ -62,10 +62,7 @@ class UNet2D(nnx.Module):
             ValueError: for images of another size, or labels missing or not wanted.
         """
         config = self.config
-        if x.ndim != 4 or x.shape[1:] != (config.sample_size, config.sample_size, config.in_channels):
-            raise ValueError(
-                f"x must be [B, {config.sample_size}, {config.sample_size}, {config.in_channels}], got {x.shape}"
-            )
+        layers.check_images(x, config.sample_size, config.in_channels)
         embedding = self._embed(t, class_labels).astype(x.dtype)
         x = 2 * x - 1 if config.center_input_sample else x
         h = self.conv_in(layers.space_to_depth(x, config.patch_size))

@@ -1,7 +1,8 @@
 """Samplers, one algorithm a file. A new one is a file and a line in `FEW_STEP` or `ODE_SOLVERS`."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from cmjax.configs import did_you_mean
 from cmjax.schedulers.ancestral import EDMEulerAncestralScheduler, EulerAncestralDiscreteScheduler
@@ -62,6 +63,26 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
     return SCHEDULERS[name].from_config(config)
 
 
+def on_levels_of(trained_for: Scheduler, name: str, **options: Any) -> Scheduler:
+    """Builds the scheduler of that name with the noise levels and the data's scale of another.
+
+    Args:
+        trained_for: whose sigma_min, sigma_max, sigma_data and rho are taken, as far as both have them; all its
+            options if it is of that name itself.
+        name: of the new one, one of `SCHEDULERS`.
+        **options: of the new one, over these.
+
+    Raises:
+        ValueError: if the name or an option is unknown, or a value is out of its domain.
+    """
+    known = trained_for.to_config()
+    if name in SCHEDULERS and name != known["_class_name"]:
+        fields = {field.name for field in dataclasses.fields(cast(Any, SCHEDULERS[name]))}
+        shared = fields & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
+        known = {option: known[option] for option in shared}
+    return scheduler_from_config({**known, **options, "_class_name": name})
+
+
 __all__ = [
     "FEW_STEP",
     "ODE_SOLVERS",
@@ -85,5 +106,6 @@ __all__ = [
     "SchedulerState",
     "StepOutput",
     "TCDScheduler",
+    "on_levels_of",
     "scheduler_from_config",
 ]

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import optax
 
 from cmjax.checkpoints.model import ARCHITECTURES
-from cmjax.configs import did_you_mean, from_json
+from cmjax.configs import did_you_mean, from_json, is_finite
 from cmjax.schedulers import scheduler_from_config
 from cmjax.training.losses import LossConfig, Recipe, recipe
 from cmjax.training.presets import PRESETS
@@ -110,7 +110,7 @@ class TrainConfig:
         network: `class` (UNet2D or DiT) and the fields of its config; empty: as the model that the run starts from.
         loss: `name`, one of `losses.RECIPES`, and fields of `LossConfig` that differ from its paper's.
         scheduler: `class`, CMStochasticIterativeScheduler if left out, and its fields; the noise levels and the
-            preconditioning.
+            preconditioning. Empty: as the model that the run starts from.
         data: see `DataSection`.
         teacher: see `TeacherSection`.
         optimizer: see `OptimizerSection`.
@@ -139,8 +139,16 @@ class TrainConfig:
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}{did_you_mean(value, list(known))}")
-        if optimizer.warmup_steps > run.steps:
-            raise ValueError(f"optimizer.warmup_steps={optimizer.warmup_steps} is beyond run.steps={run.steps}")
+        for name in ("learning_rate", "clip_norm"):
+            if not (is_finite(getattr(optimizer, name)) and getattr(optimizer, name) >= 0):
+                raise ValueError(f"optimizer.{name} must be at least 0 and finite, got {getattr(optimizer, name)}")
+        if not 0 <= optimizer.warmup_steps < run.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps must be from 0 to below run.steps={run.steps}, got {optimizer.warmup_steps}"
+            )
+        for name, home in (("total_steps", "run.steps"), ("scheduler", "[scheduler]"), ("teacher_fn", "[teacher]")):
+            if name in self.loss:
+                raise ValueError(f"loss.{name} has a place of its own; use {home}")
         self.loss_config()
         self.make_optimizer()
         self.network_config()
@@ -153,10 +161,11 @@ class TrainConfig:
     def loss_config(self, **changes: Any) -> LossConfig:
         """Returns the settings of the loss: the paper's, with those of the `loss` section over them."""
         named = {"class": "CMStochasticIterativeScheduler", **self.scheduler}
-        scheduler = _built("scheduler", scheduler_from_config, named, "_class_name")
+        named["_class_name"] = named.pop("class")
+        scheduler = _built("scheduler", scheduler_from_config, named)
         own = {name: value for name, value in self.loss.items() if name != "name"}
         values = {**self.recipe.defaults, **own, "scheduler": scheduler, "total_steps": self.run.steps, **changes}
-        return _built("loss", lambda values: from_json(LossConfig, values), values)
+        return _built("loss", from_json, LossConfig, values)
 
     def network_config(self) -> Any:
         """Returns the config of the network (`UNet2DConfig` or `DiTConfig`), or None for that of `run.init`."""
@@ -168,7 +177,7 @@ class TrainConfig:
         if name not in ARCHITECTURES:
             raise ValueError(f"network.class is {name!r}{did_you_mean(name, list(ARCHITECTURES))}")
         values = {key: value for key, value in self.network.items() if key != "class"}
-        return _built("network", lambda values: from_json(ARCHITECTURES[name][1], values), values)
+        return _built("network", from_json, ARCHITECTURES[name][1], values)
 
     def make_optimizer(self) -> optax.GradientTransformation:
         """Returns the optimizer, with its schedule and clipping."""
@@ -259,9 +268,9 @@ def _words(hint):
     return names.get(hint, "a list of numbers" if get_origin(hint) is tuple else "a table of numbers")
 
 
-def _built(section, build, values, class_key=None):
+def _built(section, build, *values):
     """What `build` makes of a section, its errors naming the section."""
     try:
-        return build({class_key if key == "class" and class_key else key: value for key, value in values.items()})
+        return build(*values)
     except ValueError as error:
         raise ValueError(f"{section}: {error}") from None

@@ -211,16 +211,6 @@ def read_idx(path: str | Path) -> np.ndarray:
     return values.reshape(shape)
 
 
-def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Returns the indices of the examples of a step: epochs without replacement, a function of seed and step."""
-    per_epoch = count // batch_size
-    if per_epoch == 0:
-        raise ValueError(f"batch_size {batch_size} is larger than the data set of {count}")
-    epoch, position = divmod(step, per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    return order[position * batch_size : (position + 1) * batch_size]
-
-
 def _import_grain():
     try:
         import grain

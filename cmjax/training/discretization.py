@@ -11,7 +11,7 @@ from cmjax.schedulers.levels import karras_sigmas
 def consistency_num_scales(step: jax.Array, total_steps: int, s0: int = 2, s1: int = 150) -> jax.Array:
     """Returns i32[], the number N(k) of noise levels at training step k (Song et al. 2023, Appendix C).
 
-    `N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1`.
+    `N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1`, but at least 2, for s0 = 1.
 
     Args:
         step: training step k, i32[].
@@ -20,12 +20,13 @@ def consistency_num_scales(step: jax.Array, total_steps: int, s0: int = 2, s1: i
         s1: number of levels at the end.
     """
     fraction = step.astype(jnp.float32) / total_steps
-    return (jnp.ceil(jnp.sqrt(fraction * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1).astype(jnp.int32)
+    levels = jnp.ceil(jnp.sqrt(fraction * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
+    return jnp.maximum(levels, 2).astype(jnp.int32)
 
 
 def consistency_ema_decay(num_scales: jax.Array, s0: int = 2, mu0: float = 0.9) -> jax.Array:
     """Returns f32[], the decay `mu(k) = exp(s0 log(mu0) / N(k))` of the target (Song et al. 2023, Appendix C)."""
-    return jnp.exp(s0 * math.log(mu0) / num_scales.astype(jnp.float32))
+    return jnp.float32(mu0) ** (s0 / num_scales.astype(jnp.float32))
 
 
 def doubling_num_scales(step: jax.Array, total_steps: int, s0: int = 10, s1: int = 1280) -> jax.Array:

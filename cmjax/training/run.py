@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 import cmjax
@@ -21,7 +22,7 @@ from cmjax.files import replacing
 from cmjax.images import save_grid, to_uint8
 from cmjax.models import compute_in, from_nnx
 from cmjax.parametrization import guided
-from cmjax.schedulers import EDMHeunScheduler
+from cmjax.schedulers import SCMScheduler, on_levels_of
 from cmjax.training import data
 from cmjax.training.checkpointing import Checkpoints
 from cmjax.training.config import TrainConfig
@@ -65,16 +66,7 @@ def start(config: TrainConfig) -> Run:
     Raises:
         ValueError: if a model or the data cannot be used.
     """
-    run, network = config.run, config.network_config()
-    loss_config = config.loss_config()
-    if run.init:
-        model = cmjax.load(run.init, dtype=jnp.float32)
-        if network not in (None, model.config):
-            raise ValueError(f"network differs from that of run.init {run.init}; leave out [network]")
-        model = dataclasses.replace(model, scheduler=loss_config.scheduler)
-    else:
-        cls = ARCHITECTURES[config.network["class"]][0]
-        model = Model(*from_nnx(cls(network, rngs=nnx.Rngs(run.seed))), loss_config.scheduler, network)
+    run, model = config.run, _first_model(config)
     if not config.data.source:
         raise ValueError("data.source is missing: name an .npz, an IDX file or a folder of pictures")
     source = data.open_source(config.data.source, *model.sample_shape[1:])
@@ -88,7 +80,7 @@ def start(config: TrainConfig) -> Run:
         config.recipe,
         apply_fn,
         config.make_optimizer(),
-        config.loss_config(teacher_fn=teacher_fn),
+        config.loss_config(scheduler=model.scheduler, teacher_fn=teacher_fn),
         ema_decays=run.ema_decays,
         accumulate=run.accumulate,
         mesh=data_mesh() if jax.device_count() > 1 else None,
@@ -113,11 +105,13 @@ def train(config: TrainConfig, out: Path, *, quiet: bool = False, say: Callable[
         ValueError: if the folder holds another run, or the loss is not finite any more.
         OSError: if something cannot be written.
     """
-    _check_same_run(out, config)
     run, settings, first = start(config), config.run, jax.process_index() == 0
     with Checkpoints(out, settings.keep) as checkpoints, _interruptible() as interrupted:
+        _check_same_run(out, config, new=checkpoints.latest() is None)
         state = checkpoints.restore(run.init())
-        done, saved = int(state.step), int(state.step)
+        done = saved = int(state.step)
+        if done == settings.steps:  # the process may have ended between the checkpoint and the model
+            _save_models(run, state, out)
         batches = run.batches(done)
         upcoming = next(batches)  # what is wrong with the data shows before the bar does
         bar = tqdm(total=settings.steps, initial=done, unit="step", dynamic_ncols=True, disable=quiet or not first)
@@ -127,11 +121,11 @@ def train(config: TrainConfig, out: Path, *, quiet: bool = False, say: Callable[
                 upcoming = next(batches)
                 bar.update()
                 due = {every: every and step % every == 0 for every in (settings.log_every, settings.save_every)}
-                stopping = bool(interrupted)  # read once: a signal may come at any line
+                stopping = _agree(interrupted, step, settings)  # asked once: a signal may come at any line
                 last = step == settings.steps or stopping
                 if due[settings.log_every] or due[settings.save_every] or last:
                     values = {name: float(value) for name, value in metrics.items()}
-                    _check_finite(step, values, saved, settings)
+                    _check_finite(step, values, checkpoints, settings)
                     bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
                     metrics_file.write(step, values)
                 if due[settings.save_every] or last:
@@ -184,18 +178,48 @@ def _teacher(config, model):
     if not section.model and not config.run.init:
         raise ValueError(f"teacher.model is missing: {config.loss.get('name')!r} distils a denoiser, name its folder")
     teacher = cmjax.load(section.model, dtype=jnp.float32) if section.model else model
+    _check_same_terms("teacher.model", section.model, teacher.scheduler, model.scheduler)
     if not section.weak_model:
         return teacher.params, teacher.apply_fn
     weak = cmjax.load(section.weak_model, dtype=jnp.float32)
+    _check_same_terms("teacher.weak_model", section.weak_model, weak.scheduler, model.scheduler)
     if weak.config != teacher.config:
         raise ValueError(f"teacher.weak_model {section.weak_model} is another network than teacher.model")
     return (teacher.params, weak.params), guided(teacher.apply_fn, section.guidance)
 
 
-def _check_same_run(out, config):
-    """Writes the config of a new run; refuses to go on with another."""
+def _first_model(config):
+    """The model that a run starts from, with the scheduler that it is trained for."""
+    run, network, scheduler = config.run, config.network_config(), config.loss_config().scheduler
+    if run.init:
+        model = cmjax.load(run.init, dtype=jnp.float32)
+        if network not in (None, model.config):
+            raise ValueError(f"network differs from that of run.init {run.init}; leave out [network]")
+        if config.scheduler:
+            _check_same_terms("run.init", run.init, model.scheduler, scheduler)
+            model = dataclasses.replace(model, scheduler=scheduler)
+    else:
+        cls = ARCHITECTURES[config.network["class"]][0]
+        model = Model(*from_nnx(cls(network, rngs=nnx.Rngs(run.seed))), scheduler, network)
+    if isinstance(model.scheduler, SCMScheduler) and model.config.time_scale < 0.1:
+        raise ValueError(
+            f"network.time_scale {model.config.time_scale} hides the angles of an SCMScheduler, which end at pi/2; "
+            "set it to 1 or more"
+        )
+    return model
+
+
+def _check_same_terms(name, source, found, wanted):
+    """A network means what its scheduler makes of it: another kind, or another sigma_data, makes something else."""
+    if type(found) is not type(wanted) or found.sigma_data != wanted.sigma_data:
+        terms = [f"{type(s).__name__}(sigma_data={getattr(s, 'sigma_data', None)})" for s in (found, wanted)]
+        raise ValueError(f"{name} {source} is a network for {terms[0]}, but this run is for {terms[1]}")
+
+
+def _check_same_run(out, config, new):
+    """Writes the config of a new run; refuses to go on with another one's checkpoints."""
     path, now = out / "config.json", config.to_json()
-    if path.exists():
+    if not new and path.exists():
         before = json.loads(path.read_text())
         for section in now:
             for key in sorted(now[section].keys() | before.get(section, {}).keys()):
@@ -206,18 +230,30 @@ def _check_same_run(out, config):
                         "or choose another folder"
                     )
     elif jax.process_index() == 0:
-        out.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(json.dumps(now, indent=1).encode())
 
 
-def _check_finite(step, values, saved, settings):
+def _check_finite(step, values, checkpoints, settings):
     broken = [name for name, value in values.items() if not np.isfinite(value)]
     if broken:
+        checkpoints.wait()
+        last = checkpoints.latest()
+        precise = "" if settings.dtype == "float32" else f", or compute in float32, not {settings.dtype}"
         raise ValueError(
-            f"{broken[0]} is {values[broken[0]]} at step {step}; the last checkpoint is of step {saved}. "
-            f"Lower optimizer.learning_rate, clip with optimizer.clip_norm, or compute in float32, not {settings.dtype}"
+            f"{broken[0]} is {values[broken[0]]} at step {step}; "
+            f"{'there is no checkpoint' if last is None else f'the last checkpoint is of step {last}'}. In another "
+            f"folder, lower optimizer.learning_rate or clip with optimizer.clip_norm{precise}"
         )
+
+
+def _agree(interrupted, step, settings):
+    """Whether to stop: a signal may reach some processes only, and they must all leave the loop at one step."""
+    if jax.process_count() == 1:
+        return bool(interrupted)
+    if step % settings.log_every:  # asking makes the host wait for the devices, as the metrics do
+        return False
+    return bool(multihost_utils.process_allgather(np.array(bool(interrupted))).any())
 
 
 def _save_models(run, state, out):
@@ -230,15 +266,16 @@ def _save_models(run, state, out):
 
 
 def _picture(run, state, path):
-    """Samples of the same noise: in 1, 2 and 4 network calls, or of a denoiser by Heun's method in 18 steps."""
+    """Samples of the same noise: in 1, 2 and 4 network calls, or of a denoiser by a solver of its ODE."""
     model = dataclasses.replace(run.model, params=jax.device_get(unweighted(state.ema[0])))
-    if model.sample_shape[-1] not in (1, 3):
-        return
+    name, s = run.config.loss.get("name", "denoising"), model.scheduler
+    solvers = {"denoising": ("EDMHeunScheduler", 18), "progressive": ("EDMEulerScheduler", run.train_step.config.s1)}
     calls: tuple[int, ...] = (1, 2, 4)
-    if run.config.loss.get("name") in ("denoising", "progressive") and hasattr(model.scheduler, "sigma_max"):
-        s: Any = model.scheduler
-        solver = EDMHeunScheduler(sigma_min=s.sigma_min, sigma_max=s.sigma_max, sigma_data=s.sigma_data, rho=s.rho)
-        model, calls = model.with_scheduler(solver), (18,)
+    if model.sample_shape[-1] not in (1, 3) or (name in solvers and isinstance(s, SCMScheduler)):
+        return  # no solver here takes a denoiser in TrigFlow's terms
+    if name in solvers:
+        solver, steps = solvers[name]
+        model, calls = model.with_scheduler(on_levels_of(s, solver)), (steps,)
     cond = {"class_labels": jnp.arange(10) % model.num_classes} if model.num_classes else {}
     shape = (10, *model.sample_shape)
     rows = [

@@ -49,12 +49,11 @@ class TrainStep:
         With `config.adaptive_weight` the weighting of levels is trained too: see `losses.with_level_weight`.
         """
         params = with_level_weight(params) if self.config.adaptive_weight else params
-        copy = lambda: jax.tree.map(jnp.array, params)  # noqa: E731  (every tree is donated: none may share a buffer)
-        ema = tuple(copy() for _ in self.ema_decays)
-        target = copy() if self.recipe.target_decay else None
-        opt_state = jax.tree.map(jnp.array, self.optimizer.init(params))
-        raw = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jnp.array(key)
-        return self.replicate(TrainState(jnp.zeros((), jnp.int32), copy(), ema, target, opt_state, jnp.array(raw)))
+        raw = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+        ema = (params,) * len(self.ema_decays)
+        target = params if self.recipe.target_decay else None
+        state = TrainState(jnp.zeros((), jnp.int32), params, ema, target, self.optimizer.init(params), raw)
+        return self.replicate(jax.tree.map(jnp.array, state))  # copies: what is donated may not share a buffer
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Takes one step; `state` is donated, and must not be used again.
@@ -174,11 +173,14 @@ def make_train_step(
         ValueError: for an unknown loss, a distillation without a teacher, or settings outside their range.
     """
     if callable(loss):
-        loss = Recipe(loss, {}, distils=teacher is not None)
+        loss = Recipe(loss, {}, distils=teacher is not None, weighs_levels=True)  # its author knows
     chosen = recipe(loss) if isinstance(loss, str) else loss
+    name = loss if isinstance(loss, str) else chosen.loss.__name__
     if chosen.distils != (teacher is not None):
         need = "needs a teacher: pass teacher=params" if chosen.distils else "takes no teacher; leave it out"
-        raise ValueError(f"the loss {loss if isinstance(loss, str) else chosen.loss.__name__!r} {need}")
+        raise ValueError(f"the loss {name!r} {need}")
+    if config.adaptive_weight and not chosen.weighs_levels:
+        raise ValueError(f"adaptive_weight is for the sCM losses, and {name!r} is not one; set it to false")
     if not all(0 <= decay < 1 for decay in ema_decays) or not ema_decays:
         raise ValueError(f"ema_decays must be numbers in [0, 1), at least one, got {tuple(ema_decays)}")
     if accumulate < 1:

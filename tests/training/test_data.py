@@ -339,15 +339,5 @@ def test_bad_folders(tmp_path):
         data.open_source(tmp_path, 4)
 
 
-def test_batch_indices_are_epochs_without_replacement():
-    epoch = np.concatenate([data.batch_indices(0, step, 10, 50) for step in range(5)])
-    assert sorted(epoch) == list(range(50))
-    following = np.concatenate([data.batch_indices(0, step, 10, 50) for step in range(5, 10)])
-    assert sorted(following) == list(range(50)) and not np.array_equal(epoch, following)
-    assert np.array_equal(data.batch_indices(0, 7, 10, 50), data.batch_indices(0, 7, 10, 50))
-    with pytest.raises(ValueError, match="batch_size 60.*50"):
-        data.batch_indices(0, 0, 60, 50)
-
-
 def test_pixels_map_to_minus_one_and_one():
     np.testing.assert_allclose(from_uint8(np.array([0, 255], np.uint8)), [-1, 1])

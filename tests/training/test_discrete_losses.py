@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cmjax
-from cmjax.schedulers import SCMScheduler
+from cmjax.schedulers import LCMScheduler, SCMScheduler
 from cmjax.training import losses
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
@@ -210,13 +210,31 @@ def test_metrics():
     [
         ({"metric": "lpips"}, "metric must be 'l1' or 'l2' or 'pseudo_huber', got 'lpips'"),
         ({"solver": "dpm"}, "solver must be 'heun' or 'euler', got 'dpm'"),
-        ({"s0": 20, "s1": 10}, "s1 must be at least s0=20, got 10"),
         ({"p_std": -1.0}, "p_std must be a number from 1e-06 to 50, got -1.0"),
     ],
 )
 def test_settings_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         losses.LossConfig(SCHEDULER, 100, **options)
+
+
+def test_grids_that_cannot_grow():
+    config = losses.LossConfig(SCHEDULER, 100, s0=20, s1=10)
+    for loss in (losses.consistency_training_loss, losses.improved_consistency_loss):
+        with pytest.raises(ValueError, match="s1 must be at least 20 for this loss, got 10"):
+            loss(KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config)
+    config = dataclasses.replace(config, s0=1, s1=1)
+    with pytest.raises(ValueError, match="s1 must be at least 2 for this loss, got 1"):
+        losses.consistency_distillation_loss(KEY, network, PARAMS, (TARGET, TEACHER), DATA, jnp.int32(0), config)
+    value = losses.consistency_training_loss(KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config)[0]
+    assert np.isfinite(value)
+
+
+def test_schedulers_without_a_preconditioning_of_ours_are_refused():
+    with pytest.raises(
+        ValueError, match="scheduler must be a CMStochasticIterativeScheduler or an SCMScheduler, got LCM"
+    ):
+        losses.LossConfig(LCMScheduler(), 100)
 
 
 def test_angles_have_no_grid():

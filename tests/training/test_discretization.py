@@ -54,6 +54,12 @@ def test_target_decay_is_mu0_at_the_start_and_tends_to_one():
     assert d.consistency_ema_decay(jnp.int32(150), 2, 0.9) == pytest.approx(np.exp(2 * np.log(0.9) / 150), rel=1e-6)
 
 
+def test_the_edges_of_the_schedules():
+    # One interval at the start still is two levels; no moving average is a decay of exactly zero.
+    assert int(d.consistency_num_scales(jnp.int32(0), 100, 1, 10)) == 2
+    assert float(d.consistency_ema_decay(jnp.int32(7), 2, 0.0)) == 0
+
+
 def test_adjacent_levels_are_neighbours_on_the_grid():
     from cmjax import CMStochasticIterativeScheduler
 

@@ -156,20 +156,30 @@ def test_mistakes(options, message):
         make(**options)
 
 
+def test_only_scm_weighs_levels():
+    config = dataclasses.replace(CONFIG, adaptive_weight=True)
+    with pytest.raises(ValueError, match="adaptive_weight is for the sCM losses, and 'ect' is not one"):
+        trainer.make_train_step("ect", network, OPTIMIZER, config)
+
+
 def test_batches_must_divide():
     train_step, state = make(mesh=trainer.data_mesh(jax.devices()[:3]))
     with pytest.raises(ValueError, match=r"batch\['data'\] has 32 samples, which 3 devices x accumulate=1"):
         train_step(state, BATCH)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
-    straight, history = run(*make("ct"), 10)
-    train_step, state = make("ct")
-    state, first = run(train_step, state, 4)
+@pytest.mark.parametrize("loss, weighted", [("ct", False), ("sct", True)])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, loss, weighted):
+    train_step = trainer.make_train_step(
+        loss, network, OPTIMIZER, dataclasses.replace(CONFIG, adaptive_weight=weighted), ema_decays=(0.9, 0.1)
+    )
+    start = lambda: train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(2)})  # noqa: E731
+    straight, history = run(train_step, start(), 10)
+    state, first = run(train_step, start(), 4)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
     with Checkpoints(tmp_path) as checkpoints:
-        state, second = run(train_step, checkpoints.restore(make("ct")[1]), 6)
+        state, second = run(train_step, checkpoints.restore(start()), 6)
     assert first + second == history
     chex.assert_trees_all_equal(state, straight)
 

@@ -52,6 +52,7 @@ class Recipe:
     defaults: Mapping[str, Any]  # the paper's fields of LossConfig, on CIFAR-10
     target_decay: TargetDecay | None = None  # decay of the target's moving average; None: the parameters themselves
     distils: bool = False  # whether it needs a teacher
+    weighs_levels: bool = False  # whether it can weigh levels adaptively
 
 
 def _growing_decay(step, config):
@@ -73,8 +74,8 @@ RECIPES = {
     "ct": Recipe(consistency_training_loss, {"s0": 2, "s1": 150, "mu0": 0.9}, _growing_decay),
     "ict": Recipe(improved_consistency_loss, {"p_mean": -1.1, "p_std": 2.0, "s0": 10, "s1": 1280}),
     "ect": Recipe(easy_consistency_loss, _ECT),
-    "scd": Recipe(scm_distillation_loss, _SCM, distils=True),
-    "sct": Recipe(scm_training_loss, _SCM),
+    "scd": Recipe(scm_distillation_loss, _SCM, distils=True, weighs_levels=True),
+    "sct": Recipe(scm_training_loss, _SCM, weighs_levels=True),
     "continuous_cd": Recipe(continuous_distillation_loss, {"metric": "l2"}, distils=True),
     "continuous_ct": Recipe(continuous_training_loss, {"metric": "l2"}),
 }

@@ -85,9 +85,10 @@ class LossConfig:
     }
 
     def __post_init__(self):
+        if not isinstance(self.scheduler, CMStochasticIterativeScheduler | SCMScheduler):
+            name = type(self.scheduler).__name__
+            raise ValueError(f"scheduler must be a CMStochasticIterativeScheduler or an SCMScheduler, got {name}")
         check_options(dataclasses.replace(self, metric="l2") if callable(self.metric) else self)
-        if self.s1 < self.s0:
-            raise ValueError(f"s1 must be at least s0={self.s0}, got {self.s1}")
 
     @property
     def grid(self) -> tuple[float, float, float]:
@@ -100,6 +101,15 @@ class LossConfig:
         if isinstance(s, SCMScheduler):
             raise ValueError("scheduler must be a CMStochasticIterativeScheduler for this loss, got SCMScheduler")
         return s.sigma_min, s.sigma_max, s.rho
+
+    def check_scales(self, least: int) -> None:
+        """Checks the numbers of levels of a grid that needs at least `least` of them, and grows from s0 to s1.
+
+        Raises:
+            ValueError: if s1 is below it.
+        """
+        if self.s1 < least:
+            raise ValueError(f"s1 must be at least {least} for this loss, got {self.s1}")
 
 
 def pseudo_huber(error: jax.Array, c: float) -> jax.Array:

@@ -25,6 +25,7 @@ def consistency_distillation_loss(
     levels throughout.
     """
     del step
+    config.check_scales(2)
     target_params, teacher_params = target_params
     data, cond = split(batch)
     level_key, noise_key = jax.random.split(key)
@@ -41,6 +42,7 @@ def consistency_training_loss(
     key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
 ) -> tuple[jax.Array, Metrics]:
     """Consistency training on adjacent levels of a growing grid (Song et al. 2023, Algorithm 3)."""
+    config.check_scales(config.s0)
     level_key, noise_key = jax.random.split(key)
     num_scales = consistency_num_scales(step, config.total_steps, config.s0, config.s1)
     higher, lower = _uniform_pair(level_key, batch["data"].shape[0], num_scales, config)
@@ -56,6 +58,7 @@ def improved_consistency_loss(
     Grids that double, levels lognormal over the grid, weighted by 1/(higher - lower). Its target is the parameters
     themselves: no moving average.
     """
+    config.check_scales(config.s0)
     count = batch["data"].shape[0]
     level_key, noise_key = jax.random.split(key)
     num_scales = doubling_num_scales(step, config.total_steps, config.s0, config.s1)
