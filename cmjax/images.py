@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
@@ -59,10 +61,15 @@ def from_uint8(pixels: ArrayLike) -> np.ndarray:
     return np.asarray(pixels, np.float32) / 127.5 - 1
 
 
-def to_uint8(samples: ArrayLike) -> np.ndarray:
-    """Maps samples in [-1, 1] to u8 pixels of the same shape, rounded and clipped."""
-    pixels = (np.asarray(samples, np.float32) + 1) * 127.5
-    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+def to_uint8(samples: ArrayLike) -> Any:
+    """Maps samples in [-1, 1] to u8 pixels of the same shape, rounded and clipped.
+
+    Returns:
+        An array of NumPy, or for a `jax.Array`, traced or not, one of JAX.
+    """
+    xp = jnp if isinstance(samples, jax.Array) else np
+    pixels = (xp.asarray(samples, xp.float32) + 1) * 127.5
+    return xp.clip(xp.round(pixels), 0, 255).astype(np.uint8)
 
 
 def grid(images: np.ndarray, *, columns: int, labels: Sequence[object] | None = None, scale: int = 1) -> Image.Image:
@@ -166,7 +173,12 @@ def save_png_folder(folder: str | Path, images: np.ndarray) -> None:
         raise ValueError(f"{folder} must be new or empty, but holds {found[0]}; remove it or give another name")
     with replacing_folder(folder) as complete:
         for i, image in enumerate(images):
-            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(complete / f"{i:06d}.png")
+            save_png(complete / f"{i:06d}.png", image)
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """Writes u8[H, W, C], C being 1 or 3, as it is."""
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path)
 
 
 def _check(images):

@@ -6,7 +6,7 @@ Heavy modules are imported where they are used, so that help and usage errors co
 import click
 
 from cmjax import __version__
-from cmjax.cli import checkpoints, edit, sample, train
+from cmjax.cli import checkpoints, edit, generate, sample, train
 from cmjax.cli.group import OneLineErrors
 
 
@@ -28,6 +28,7 @@ def main(ctx: click.Context) -> None:
       cmjax info cd_imagenet64_lpips.pt         what a model is, of OpenAI, diffusers or cmjax
       cmjax convert cd_imagenet64_lpips.pt dst  from one of these to another
       cmjax train examples/digits.toml          a model of your own
+      cmjax generate --out many                 50,000 samples, on all devices
       cmjax sample --help                       all there is to choose
     """  # noqa: D301 (click wants the backspace character itself)
     if ctx.invoked_subcommand is None:
@@ -39,3 +40,4 @@ main.add_command(checkpoints.convert)
 main.add_command(checkpoints.info)
 main.add_command(edit.edit)
 main.add_command(train.train)
+main.add_command(generate.generate)

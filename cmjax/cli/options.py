@@ -5,9 +5,13 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from cmjax import Model
+    from cmjax.schedulers import Scheduler
 
 
 class Numbers(click.ParamType):
@@ -69,6 +73,104 @@ def check_out(path: Path, kinds: Mapping[str, str]) -> None:
         tempfile.TemporaryFile(dir=folder).close()  # permission bits say too little: ask the file system
     except OSError as error:
         raise ValueError(f"--out: cannot write in {path.parent}: {error.strerror}; choose another folder") from None
+
+
+def sampling(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say which samples are made; `open_model` takes the first three."""
+    for option in (
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16"]),
+            default="float32",
+            show_default=True,
+            help="Of parameters and samples.",
+        ),
+        click.option(
+            "--seed", type=SEED, metavar="N", default=0, show_default=True, help="Another seed, other samples."
+        ),
+        click.option(
+            "--labels", type=Numbers(int, "3,1,4"), help="Classes to ask for, repeated in turn.  [default: all]"
+        ),
+        click.option("--sigmas", type=Numbers(float, "80,0.8"), help="The steps as noise levels, descending."),
+        click.option(
+            "--timesteps",
+            type=Numbers(whole_or_not, "22,0"),
+            help="The steps as training times or indices, descending.",
+        ),
+        click.option(
+            "--steps", type=click.IntRange(1), metavar="N", help="Steps, of a network call each.  [default: 1]"
+        ),
+        click.option(
+            "--set", "settings", type=Setting(), multiple=True, help="An option of the scheduler; may be repeated."
+        ),
+        click.option(
+            "--scheduler", metavar="NAME", help="Another sampler than the model's own, such as EDMHeunScheduler."
+        ),
+        click.option(
+            "--model",
+            metavar="MODEL",
+            help="A cmjax or diffusers folder, an OpenAI .pt file, or a hub id owner/name.  [default: bundled digits]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def open_model(
+    model: str | None, scheduler: str | None, settings: Mapping[str, Any], dtype: str, quiet: bool
+) -> "Model":
+    """Loads a model, with another sampler if one is asked for."""
+    from cmjax.checkpoints import open_checkpoint
+
+    try:
+        checkpoint = open_checkpoint(model)
+        loaded = checkpoint.load(dtype=dtype)
+    except (TypeError, ArithmeticError, RecursionError) as error:  # values in its files that only fail when used
+        raise ValueError(f"model {model}: its files make no sense ({type(error).__name__}: {error})") from None
+    if checkpoint.note and not quiet:
+        click.echo(f"Note: {checkpoint.note}", err=True)
+    if scheduler or settings:
+        loaded = loaded.with_scheduler(_scheduler(loaded.scheduler, scheduler, settings))
+    return loaded
+
+
+def schedule(**levels: Any) -> tuple[str, Any]:
+    """Returns the one option of --steps, --timesteps and --sigmas that was given, and its value; else one step."""
+    given = {name: value for name, value in levels.items() if value is not None} or {"steps": 1}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join('--' + name for name in given)} exclude each other; give one of them")
+    return next(iter(given.items()))
+
+
+def check_labels(labels: list[int] | None, num_classes: int | None) -> list[int] | None:
+    """Returns the classes to ask for, all if none are given; None for a model without classes."""
+    if num_classes is None:
+        if labels is not None:
+            raise ValueError("--labels: the model has no classes; leave the option out")
+        return None
+    for label in labels or ():
+        if not 0 <= label < num_classes:
+            raise ValueError(f"--labels: the model's classes are 0..{num_classes - 1}, got {label}")
+    return labels or list(range(num_classes))
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns such as '1 step' or '2,000 steps'."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _scheduler(trained_for: "Scheduler", name: str | None, settings: Mapping[str, Any]) -> "Scheduler":
+    """Returns the scheduler of that name, with the noise levels that the model was trained for unless they are set."""
+    from cmjax.configs import did_you_mean
+    from cmjax.schedulers import SCHEDULERS, on_levels_of
+
+    name = name or type(trained_for).__name__
+    if name not in SCHEDULERS:
+        raise ValueError(f"--scheduler: there is no {name!r}{did_you_mean(name, list(SCHEDULERS))}")
+    try:
+        return on_levels_of(trained_for, name, **settings)
+    except ValueError as error:
+        raise ValueError(f"--set: {error}") from None
 
 
 def distributed(command: Callable[..., Any]) -> Callable[..., Any]:

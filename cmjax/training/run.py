@@ -1,10 +1,8 @@
 """A whole training run: resumable, with metrics and pictures on the way."""
 
-import contextlib
 import csv
 import dataclasses
 import json
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import cmjax
 from cmjax.checkpoints.model import ARCHITECTURES, Model
 from cmjax.files import replacing
 from cmjax.images import save_grid, to_uint8
+from cmjax.interrupts import interruptible
 from cmjax.models import compute_in, from_nnx
 from cmjax.parametrization import guided
 from cmjax.schedulers import SCMScheduler, on_levels_of
@@ -106,7 +105,7 @@ def train(config: TrainConfig, out: Path, *, quiet: bool = False, say: Callable[
         OSError: if something cannot be written.
     """
     run, settings, first = start(config), config.run, jax.process_index() == 0
-    with Checkpoints(out, settings.keep) as checkpoints, _interruptible() as interrupted:
+    with Checkpoints(out, settings.keep) as checkpoints, interruptible() as interrupted:
         _check_same_run(out, config, new=checkpoints.latest() is None)
         state = checkpoints.restore(run.init())
         done = saved = int(state.step)
@@ -319,25 +318,6 @@ class _MetricsFile:
     def __exit__(self, *_):
         if self.writer:
             self.writer.close()
-
-
-@contextlib.contextmanager
-def _interruptible():
-    """Yields a list that Ctrl-C or SIGTERM makes true; a second one ends the process as usual."""
-    caught, before = [], {}
-
-    def note(number, _):
-        caught.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    with contextlib.suppress(ValueError):  # only the main thread may
-        before = {name: signal.signal(name, note) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def _shapes(batch):

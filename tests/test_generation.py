@@ -1,0 +1,315 @@
+"""Bulk generation: the same samples however they are made, and whatever happens meanwhile."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import cmjax
+from cmjax import cli
+from cmjax.generation import Sampler, generate, generate_folder, model_digest, regroup, verify
+from cmjax.shards import damaged_exports
+
+ROOT = Path(__file__).parent.parent
+CLASSES = list(range(10))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return cmjax.load()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, model):
+    """An uninterrupted run, on eight devices."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    made = generate_folder(folder, model, 90, labels=CLASSES, batch_size=2, shard_size=8)
+    assert (made.done, made.resumed, made.stopped) == (90, 0, False)
+    return folder
+
+
+def merged(folder):
+    (path,) = folder.glob("samples_*.npz")
+    return path.read_bytes()
+
+
+def images(folder):
+    (path,) = folder.glob("samples_*.npz")
+    with np.load(path) as arrays:
+        return arrays["arr_0"]
+
+
+def nearly_equal(a, b):
+    """Reductions may round in another order, which shows in a handful of pixels by one of 255."""
+    difference = np.abs(a.astype(int) - b.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+@contextlib.contextmanager
+def launched(folder, cache, *options, devices=1, num=90, before=""):
+    """`cmjax generate` as a process of its own."""
+    program = f"{before}\nfrom cmjax.cli import main; main()"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""}
+    command = [sys.executable, "-c", program, "generate", "--num-samples", num, "--out", folder, "--shard-size", 8]
+    command += ["--batch-size", 4, "--compilation-cache", cache, "--quiet", *options]
+    process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
+
+
+def test_regroup():
+    rows = [np.arange(3), np.arange(3, 4), np.arange(4, 10)]
+    assert [part.tolist() for part in regroup(rows, [2, 5, 9])] == [[0, 1], [2, 3, 4, 5, 6], [7, 8, 9]]
+    assert [len(part) for part in regroup(rows, [5, 5, 1])] == [5, 5]
+
+
+def test_samples_are_those_of_the_loop_and_of_generate(model, whole):
+    state = model.scheduler.set_timesteps(1)
+    expected = generate(model, state, 90, labels=CLASSES)
+    nearly_equal(images(whole), expected.images)
+    with np.load(next(whole.glob("samples_90x28x28x1.npz"))) as arrays:
+        assert arrays["arr_1"].dtype == np.int64
+        np.testing.assert_array_equal(arrays["arr_1"], expected.labels)
+        np.testing.assert_array_equal(arrays["arr_1"], np.arange(90) % 10)
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 2), (1, 7), (2, 2), (8, 5)])
+def test_devices_and_batches_do_not_matter(model, whole, devices, batch_size):
+    state = model.scheduler.set_timesteps(1)
+    options = {"labels": CLASSES, "batch_size": batch_size, "devices": jax.devices()[:devices]}
+    sampler = Sampler(model, state, **options)
+    chosen = np.array([3, 88, 41, 7, 7], np.uint32)
+    (made,) = regroup(sampler.batches(regroup([chosen], [sampler.size] * 5)), [len(chosen)])
+    nearly_equal(made, images(whole)[chosen])
+
+
+def test_the_devices_do_not_communicate_and_one_program_serves_every_batch(model):
+    traces = []
+
+    def counting(*args, **kwargs):
+        traces.append(1)
+        return model.apply_fn(*args, **kwargs)
+
+    sampler = Sampler(
+        cmjax.Model(counting, model.params, model.scheduler, model.config),
+        model.scheduler.set_timesteps(2),
+        labels=CLASSES,
+        batch_size=2,
+    )
+    assert sampler.size == 16
+    text = sampler.compiled.as_text()
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert collective not in text
+    traced = len(traces)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        listener := lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        batches = [np.arange(16, dtype=np.uint32), np.arange(16, 21, dtype=np.uint32)]
+        assert [len(batch) for batch in sampler.batches(batches)] == [16, 5]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert len(traces) == traced
+    assert compiled == []
+
+
+def test_divided_parameters_give_the_same_samples(model, whole):
+    state = model.scheduler.set_timesteps(1)
+    sampler = Sampler(model, state, labels=CLASSES, batch_size=2, shard_params=True)
+    (made,) = sampler.batches([np.arange(16, dtype=np.uint32)])
+    nearly_equal(made, images(whole)[:16])
+    per_device = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(sampler._fixed[1]))
+    assert per_device < 0.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    assert "all-gather" in sampler.compiled.as_text() or "all-reduce" in sampler.compiled.as_text()
+
+
+def test_more_samples_are_added(model, whole, tmp_path):
+    for num, resumed in ((20, 0), (90, 16), (90, 90)):  # the last, short shard of the first run is made anew
+        made = generate_folder(tmp_path / "out", model, num, labels=CLASSES, batch_size=2, shard_size=8)
+        assert (made.resumed, made.done) == (resumed, num)
+    assert (tmp_path / "out/samples_90x28x28x1.npz").read_bytes() == merged(whole)
+
+
+def test_killed_at_random_moments_the_file_is_the_same_byte_for_byte(tmp_path, cache):
+    with launched(tmp_path / "alone", cache, num=600) as process:
+        assert finish(process) == (0, "")
+    moments, killed = random.Random(0), 0
+    for _ in range(3):
+        with launched(tmp_path / "out", cache, num=600) as process:
+            log, deadline = tmp_path / "out/log.jsonl", time.time() + 60
+            known = log.read_text().count("\n") if log.exists() else 0
+            while time.time() < deadline and not (log.exists() and log.read_text().count("\n") > known + 2):
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.5))
+            process.send_signal(signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+    assert killed
+    with launched(tmp_path / "out", cache, num=600) as process:
+        assert finish(process) == (0, "")
+    assert merged(tmp_path / "out") == merged(tmp_path / "alone")
+
+
+def test_two_processes_of_two_devices(whole, tmp_path, cache):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    options = ["--coordinator", address, "--num-processes", 2, "--process-id"]
+    with (
+        launched(tmp_path / "out", cache, *options, 0, devices=2) as one,
+        launched(tmp_path / "out", cache, *options, 1, devices=2) as two,
+    ):
+        assert (finish(one)[0], finish(two)[0]) == (0, 0)
+    nearly_equal(images(tmp_path / "out"), images(whole))
+    made = [(tmp_path / "out" / name).read_text().count('"shard"') for name in ("log.jsonl", "log-1.jsonl")]
+    assert made == [6, 6]
+
+
+def test_a_signal_stops_after_the_batch_and_the_run_goes_on(tmp_path, cache):
+    with launched(tmp_path / "out", cache, num=5000) as process:
+        log, deadline = tmp_path / "out/log.jsonl", time.time() + 60
+        while time.time() < deadline and not (log.exists() and '"shard"' in log.read_text()):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        code, errors = finish(process)
+    assert code == 130
+    assert "of 5,000 samples are in" in errors and "the same command goes on" in errors
+    assert json.loads(log.read_text().splitlines()[-1])["event"] == "stopped"
+    with launched(tmp_path / "out", cache, num=40) as process:
+        assert finish(process) == (0, "")
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_shard(tmp_path, cache):
+    with launched(tmp_path / "out", cache, num=16) as process:
+        assert finish(process)[0] == 0
+    before = sorted((tmp_path / "out/shards").iterdir())
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (4096, 4096))"
+    with launched(tmp_path / "out", "none", before=limit) as process:
+        code, errors = finish(process)
+    assert code == 2
+    assert "File too large" in errors
+    assert sorted((tmp_path / "out/shards").iterdir()) == before
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "foreign"])
+def test_a_damaged_shard_is_named_and_made_anew(model, tmp_path, harm):
+    options = {"labels": CLASSES, "batch_size": 2, "shard_size": 8}
+    generate_folder(tmp_path / "out", model, 24, **options)
+    before, shards = merged(tmp_path / "out"), sorted((tmp_path / "out/shards").iterdir())
+    content = bytearray(shards[1].read_bytes())
+    if harm == "truncated":
+        content = content[:-100]
+    elif harm == "flipped":
+        content[len(content) // 2] ^= 1
+    else:  # a whole shard of a run with another seed
+        generate_folder(tmp_path / "other", model, 24, seed=1, **options)
+        content = sorted((tmp_path / "other/shards").iterdir())[1].read_bytes()
+    shards[1].write_bytes(content)
+    assert verify(tmp_path / "out", model)[0] == [shards[1]]
+    (tmp_path / "out/samples_24x28x28x1.npz").unlink()
+    said = []
+    made = generate_folder(tmp_path / "out", model, 24, say=said.append, **options)
+    assert said[0] == f"{shards[1]} is damaged; it is made anew"
+    assert made.resumed == 16
+    assert merged(tmp_path / "out") == before
+    assert verify(tmp_path / "out", model) == ([], 24, 0)
+
+
+def test_a_damaged_result_is_named_and_made_anew(model, tmp_path):
+    options = {"labels": CLASSES, "batch_size": 2}
+    (path,) = generate_folder(tmp_path / "out", model, 24, **options).paths
+    before = path.read_bytes()
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert list(damaged_exports(tmp_path / "out")) == [path]
+    generate_folder(tmp_path / "out", model, 24, **options)
+    assert path.read_bytes() == before
+
+
+def test_other_formats_hold_the_same_samples(model, tmp_path):
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from flax.serialization import msgpack_restore
+
+    options = {"labels": CLASSES, "batch_size": 2, "shard_size": 8}
+    generate_folder(tmp_path / "out", model, 20, **options)
+    expected = images(tmp_path / "out")
+    made = generate_folder(tmp_path / "out", model, 20, formats=("png", "array-record"), **options)
+    assert made.made == 0
+    folder, records = made.paths
+    pictures = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
+    np.testing.assert_array_equal(np.stack(pictures)[..., None], expected)
+    with ArrayRecordDataSource([str(records)]) as source:
+        for i in range(20):
+            record = msgpack_restore(source[i])
+            np.testing.assert_array_equal(record["image"], expected[i])
+            assert record["label"] == i % 10
+
+
+def test_other_settings_are_refused_with_what_differs(model, whole):
+    before = sorted(whole.rglob("*"))
+    with pytest.raises(ValueError, match='other settings: dtype was "float32", now "bfloat16"; seed was 0, now 1;'):
+        generate_folder(whole, model, 90, labels=CLASSES, seed=1, dtype="bfloat16")
+    with pytest.raises(ValueError, match="labels was .*; schedule was .*; sigmas was .*; timesteps was"):
+        generate_folder(whole, model, 90, labels=[3], num_inference_steps=2)
+    assert sorted(whole.rglob("*")) == before
+    other = cmjax.Model(model.apply_fn, jax.tree.map(lambda x: x * 2, model.params), model.scheduler, model.config)
+    assert model_digest(other) != model_digest(model)
+    with pytest.raises(ValueError, match="another model"):
+        verify(whole, other)
+
+
+def test_a_sample_that_is_not_finite_is_named(model, tmp_path):
+    def broken(params, x, t, **cond):
+        return model.apply_fn(params, x, t, **cond).at[3].set(np.nan)
+
+    other = cmjax.Model(broken, model.params, model.scheduler, model.config)
+    with pytest.raises(ValueError, match="sample number 3 is not finite"):
+        generate_folder(tmp_path / "out", other, 24, labels=CLASSES, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "--out DIR says where the samples go"),
+        ("--out {tmp}/a --steps 2 --sigmas 80", "--steps and --sigmas exclude each other"),
+        ("--out {tmp}/a --labels 11", "the model's classes are 0..9, got 11"),
+        ("--out {tmp}/a --format jpeg", "'jpeg' is not one of"),
+        ("--out {tmp}", "must be new or empty"),
+        ("--out /proc/self/a", "/proc/self/a"),
+        ("--verify {tmp}", "has no manifest.json"),
+        ("--out {tmp}/a --coordinator localhost:1", "go together"),
+    ],
+)
+def test_misuse_is_one_line(tmp_path, options, message):
+    (tmp_path / "something").touch()
+    arguments = options.format(tmp=tmp_path).split()
+    result = CliRunner().invoke(cli.main, ["generate", "--compilation-cache", "none", *arguments])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr
