@@ -65,9 +65,9 @@ def to_uint8(samples: ArrayLike) -> Any:
     """Maps samples in [-1, 1] to u8 pixels of the same shape, rounded and clipped.
 
     Returns:
-        An array of NumPy, or for a `jax.Array`, traced or not, one of JAX.
+        An array of NumPy, or under `jax.jit` a traced one.
     """
-    xp = jnp if isinstance(samples, jax.Array) else np
+    xp = jnp if isinstance(samples, jax.core.Tracer) else np
     pixels = (xp.asarray(samples, xp.float32) + 1) * 127.5
     return xp.clip(xp.round(pixels), 0, 255).astype(np.uint8)
 

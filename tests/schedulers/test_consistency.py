@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cmjax
@@ -33,6 +33,7 @@ def test_state_of_the_papers_two_step_schedule():
     assert state.step_index == 0 and state.num_steps == 2
 
 
+@settings(max_examples=30)  # each compiles for its number of levels
 @given(total=st.integers(1, 300), data=st.data())
 def test_linspace_covers_the_grid_without_repeats(total, data):
     n = data.draw(st.integers(1, total))
