@@ -244,11 +244,10 @@ def generate_folder(
     shards = _open_together(folder, settings, source, shard_size)
     log, first = Log(folder), jax.process_index() == 0
 
-    found, damaged = shards.find(num)
-    if first:
-        for path in damaged:
-            say(f"{path} is damaged; it is made anew")
-            path.unlink(missing_ok=True)
+    found, damaged = shards.find(num) if first else ({}, [])  # the others hear of it, and may not read what goes
+    for path in damaged:
+        say(f"{path} is damaged; it is made anew")
+        path.unlink(missing_ok=True)
     mine = _share(shards.ranges(num), found)
     resumed = sum(map(len, found))
     if first and resumed:
