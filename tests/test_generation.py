@@ -20,7 +20,7 @@ from PIL import Image
 import cmjax
 from cmjax import cli
 from cmjax.generation import Sampler, generate, generate_folder, model_digest, regroup, verify
-from cmjax.shards import damaged_exports
+from cmjax.generation.exports import damaged_exports
 
 ROOT = Path(__file__).parent.parent
 CLASSES = list(range(10))

@@ -123,7 +123,7 @@ def generate(
 
 def _verify(folder: Path, model: str | None, batch_size: int, quiet: bool) -> None:
     from cmjax import generation
-    from cmjax.shards import read_manifest
+    from cmjax.generation.manifest import read_manifest
 
     manifest = read_manifest(folder)
     with _on_the_host():

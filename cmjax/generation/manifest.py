@@ -1,0 +1,111 @@
+"""What a folder of samples was made with; anything else is refused."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import cmjax
+from cmjax.checkpoints import Model
+from cmjax.checkpoints.model import flat
+from cmjax.files import replacing
+from cmjax.generation.shards import Shards
+from cmjax.schedulers import SchedulerState
+
+MANIFEST = "manifest.json"
+
+
+def run_settings(
+    model: Model,
+    schedule: Mapping[str, Any],
+    state: SchedulerState,
+    labels: Sequence[int] | None,
+    seed: int,
+    dtype: str,
+) -> dict[str, Any]:
+    """Returns everything that samples depend on, as JSON."""
+    return {
+        "model": model_digest(model),
+        "scheduler": model.scheduler.to_config(),
+        "schedule": schedule,
+        "sigmas": np.asarray(state.sigmas).tolist(),
+        "timesteps": np.asarray(state.timesteps).tolist(),
+        "labels": None if labels is None else [int(label) for label in labels],
+        "seed": seed,
+        "dtype": dtype,
+        "shape": list(model.sample_shape),
+        "platform": jax.default_backend(),
+        "versions": {
+            "cmjax": cmjax.__version__,
+            "jax": jax.__version__,
+            "jaxlib": importlib.metadata.version("jaxlib"),
+        },
+    }
+
+
+def model_digest(model: Model) -> str:
+    """Returns a digest of the network and its parameters: two models with the same one give the same samples."""
+    digest = hashlib.blake2b(repr(model.config).encode(), digest_size=16)
+    for name, leaf in flat(model.params).items():
+        values = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(values.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def open_shards(folder: Path, settings: Mapping[str, Any], source: str, shard_size: int | None) -> Shards:
+    """Opens the folder of a run, or begins one.
+
+    Args:
+        folder: of the run.
+        settings: everything that samples depend on; `shard_size` is added.
+        source: of the model, for `--verify`.
+        shard_size: samples in a shard; None for that of the folder, 100 if it is new.
+
+    Raises:
+        ValueError: if the folder is of a run with other settings, or holds something else.
+        OSError: if it cannot be written.
+    """
+    path = folder / MANIFEST
+    if path.exists():
+        before = read_manifest(folder)["settings"]
+        settings = {**settings, "shard_size": shard_size or before.get("shard_size")}
+        if different := [
+            f"{name} was {_short(before.get(name))}, now {_short(settings.get(name))}"
+            for name in sorted(before.keys() | settings.keys())
+            if before.get(name) != settings.get(name)
+        ]:
+            raise ValueError(f"{folder} holds samples of other settings: {'; '.join(different)}; choose another --out")
+        return Shards(folder, settings)
+    if folder.is_dir() and (others := sorted(f.name for f in folder.iterdir() if not f.name.startswith(".cmjax-"))):
+        raise ValueError(f"{folder} must be new or empty, or of the same run, but holds {others[0]}; choose another")
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    settings = {**settings, "shard_size": shard_size or 100}
+    with replacing(path) as file:
+        file.write(json.dumps({"settings": settings, "source": source}, indent=1).encode())
+    return Shards(folder, settings)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns `settings` and `source` of a run.
+
+    Raises:
+        ValueError: if the folder holds none.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return {"settings": dict(manifest["settings"]), "source": manifest["source"]}
+    except FileNotFoundError:
+        raise ValueError(f"{folder} has no {MANIFEST}; it is no folder of `cmjax generate`") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{folder / MANIFEST} is damaged; restore it, or choose another --out") from None
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:56]} ..."

@@ -1,0 +1,94 @@
+"""A folder of samples in shards: what is finished outlives the process, and is checked whenever it is read."""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax.files import replacing
+
+
+class Shards:
+    """Shards `first-last-digest.npz` of `images` u8[n, H, W, C] and, for models with classes, `labels` i32[n].
+
+    A shard's name ends in a digest of the run's settings and of the file, so that a shard that is torn, altered or
+    of another run is never taken for one of this. No process needs to know what another has written.
+
+    Args:
+        folder: of the run, which holds the folder `shards`.
+        settings: everything that samples depend on, as JSON, with `shard_size`, `shape` and `labels` among it.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):  # noqa: D107
+        self.folder, self.settings = folder, settings
+        self._run = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode()).digest()
+
+    def ranges(self, num: int) -> list[range]:
+        """Returns the indices of each shard of the first `num` samples."""
+        size = self.settings["shard_size"]
+        return [range(first, min(first + size, num)) for first in range(0, num, size)]
+
+    def listed(self) -> dict[range, Path]:
+        """Returns the files of the folder by the indices that their names claim; their contents are not read."""
+        found = {}
+        for path in sorted((self.folder / "shards").glob("[0-9]*.npz"), reverse=True):
+            numbers = path.name.split("-")[:2]
+            if all(number.isdigit() for number in numbers):
+                found[range(int(numbers[0]), int(numbers[1]) + 1)] = path
+        return found
+
+    def count(self, num: int) -> int:
+        """Returns how many of the first `num` samples are in files, by their names."""
+        listed = self.listed()
+        return sum(len(shard) for shard in self.ranges(num) if shard in listed)
+
+    def find(self, num: int) -> tuple[dict[range, Path], list[Path]]:
+        """Returns the shards of the first `num` samples that are whole, and the files of those that are not."""
+        listed = self.listed()
+        wanted = {shard: listed[shard] for shard in self.ranges(num) if shard in listed}
+        with ThreadPoolExecutor() as readers:
+            whole = readers.map(lambda path: self._named(path.read_bytes(), path), wanted.values())
+            right = dict(zip(wanted, whole, strict=True))
+        return {s: p for s, p in wanted.items() if right[s]}, [p for s, p in wanted.items() if not right[s]]
+
+    def labels(self, indices: np.ndarray | range) -> np.ndarray | None:
+        """Returns i32[n], the classes of samples, or None for a model without classes: they repeat in turn."""
+        labels = self.settings["labels"]
+        return None if labels is None else np.asarray(labels, np.int32)[np.asarray(indices) % len(labels)]
+
+    def write(self, shard: range, images: np.ndarray) -> None:
+        """Writes a shard.
+
+        Raises:
+            OSError: if it cannot be written; nothing is left of it then.
+        """
+        arrays, labels, content = {"images": images}, self.labels(shard), io.BytesIO()
+        if labels is not None:
+            arrays["labels"] = labels
+        np.savez(content, allow_pickle=False, **arrays)
+        name = f"{shard.start:09}-{shard.stop - 1:09}-{self._digest(content.getbuffer())}.npz"
+        with replacing(self.folder / "shards" / name) as file:
+            file.write(content.getbuffer())
+
+    def read(self, path: Path) -> np.ndarray:
+        """Returns the images of a shard.
+
+        Raises:
+            ValueError: if it is not what was written.
+        """
+        content = path.read_bytes()
+        if not self._named(content, path):
+            raise ValueError(f"{path} is damaged; run the same `cmjax generate` again to make it anew")
+        with np.load(io.BytesIO(content)) as arrays:
+            return arrays["images"]
+
+    def _named(self, content, path):
+        return path.stem.split("-")[-1] == self._digest(content)
+
+    def _digest(self, content):
+        return hashlib.blake2b(content, digest_size=8, key=self._run).hexdigest()
