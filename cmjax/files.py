@@ -56,6 +56,15 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Removes what processes that were killed have left of files and folders not yet in their place."""
+    for path in folder.glob(".cmjax-*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
         return  # Windows does not open folders

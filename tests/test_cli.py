@@ -396,7 +396,7 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(where, interrupt)
-    assert_one_line(run(), "Interrupted; nothing was written.", code=130)
+    assert_one_line(run(), "Interrupted; nothing unfinished was written.", code=130)
     assert os.listdir(tmp_path) == []
 
 
@@ -409,7 +409,7 @@ def test_an_interrupted_process_leaves_at_once(folders, tmp_path):
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stdout == b""
-    assert stderr.endswith(b"Interrupted; nothing was written.\n")
+    assert stderr.endswith(b"Interrupted; nothing unfinished was written.\n")
     assert b"Traceback" not in stderr
     assert os.listdir(tmp_path) == []
 

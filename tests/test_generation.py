@@ -84,6 +84,12 @@ def finish(process):
     return process.returncode, errors
 
 
+def wait_for_a_shard(log):
+    deadline = time.time() + 60
+    while time.time() < deadline and not (log.exists() and '"shard"' in log.read_text()):
+        time.sleep(0.02)
+
+
 def test_regroup():
     rows = [np.arange(3), np.arange(3, 4), np.arange(4, 10)]
     assert [part.tolist() for part in regroup(rows, [2, 5, 9])] == [[0, 1], [2, 3, 4, 5, 6], [7, 8, 9]]
@@ -172,31 +178,49 @@ def test_killed_at_random_moments_the_file_is_the_same_byte_for_byte(tmp_path, c
             process.send_signal(signal.SIGKILL)
             killed += process.wait() == -signal.SIGKILL
     assert killed
+    for unfinished in (tmp_path / "out/.cmjax-1.npz", tmp_path / "out/shards/.cmjax-2.npz"):  # as a kill may leave them
+        unfinished.touch()
     with launched(tmp_path / "out", cache, num=600) as process:
         assert finish(process) == (0, "")
     assert merged(tmp_path / "out") == merged(tmp_path / "alone")
+    assert not list((tmp_path / "out").rglob(".cmjax-*"))
 
 
-def test_two_processes_of_two_devices(whole, tmp_path, cache):
+@contextlib.contextmanager
+def launched_together(folder, cache, **options):
+    """Two processes of two devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    options = ["--coordinator", address, "--num-processes", 2, "--process-id"]
+    joined = ["--coordinator", address, "--num-processes", 2, "--process-id"]
     with (
-        launched(tmp_path / "out", cache, *options, 0, devices=2) as one,
-        launched(tmp_path / "out", cache, *options, 1, devices=2) as two,
+        launched(folder, cache, *joined, 0, devices=2, **options) as one,
+        launched(folder, cache, *joined, 1, devices=2, **options) as two,
     ):
+        yield one, two
+
+
+def test_two_processes_of_two_devices(whole, tmp_path, cache):
+    with launched_together(tmp_path / "out", cache) as (one, two):
         assert (finish(one)[0], finish(two)[0]) == (0, 0)
     nearly_equal(images(tmp_path / "out"), images(whole))
     made = [(tmp_path / "out" / name).read_text().count('"shard"') for name in ("log.jsonl", "log-1.jsonl")]
     assert made == [6, 6]
 
 
+def test_a_signal_to_one_process_stops_both(tmp_path, cache):
+    with launched_together(tmp_path / "out", cache, num=5000) as (one, two):
+        wait_for_a_shard(tmp_path / "out/log-1.jsonl")
+        two.send_signal(signal.SIGTERM)
+        assert (finish(one)[0], finish(two)[0]) == (130, 130)
+    for name in ("log.jsonl", "log-1.jsonl"):
+        assert json.loads((tmp_path / "out" / name).read_text().splitlines()[-1])["event"] == "stopped"
+
+
 def test_a_signal_stops_after_the_batch_and_the_run_goes_on(tmp_path, cache):
     with launched(tmp_path / "out", cache, num=5000) as process:
-        log, deadline = tmp_path / "out/log.jsonl", time.time() + 60
-        while time.time() < deadline and not (log.exists() and '"shard"' in log.read_text()):
-            time.sleep(0.02)
+        log = tmp_path / "out/log.jsonl"
+        wait_for_a_shard(log)
         process.send_signal(signal.SIGTERM)
         code, errors = finish(process)
     assert code == 130

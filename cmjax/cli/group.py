@@ -46,7 +46,7 @@ class OneLineErrors(click.Group):
         sys.exit(2)
 
 
-_INTERRUPTED = "Interrupted; nothing was written."
+_INTERRUPTED = "Interrupted; nothing unfinished was written."
 
 
 def leave(*_: Any) -> None:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from cmjax.checkpoints import Model
+from cmjax.files import clear_unfinished
 from cmjax.generation.exports import check_formats, export
 from cmjax.generation.manifest import run_settings
 from cmjax.generation.processes import open_together, share, stopping_together, wait_for_all
@@ -98,7 +99,7 @@ def generate_folder(
         run.refresh()
     done = shards.count(num)
     run.log("done" if done == num else "stopped", done=done, seconds=seconds)
-    paths = [export(shards, num, kind) for kind in formats] if done == num and jax.process_index() == 0 else []
+    paths = _export(shards, num, formats) if done == num and jax.process_index() == 0 else []
     return Outcome(paths, done, resumed, run.made, seconds, stopped=done < num)
 
 
@@ -113,6 +114,12 @@ def _found(shards, num, say):
     if found:
         say(f"{sum(map(len, found)):,} of {num:,} samples were there already.")
     return found, [path.name for path in damaged]
+
+
+def _export(shards, num, formats):
+    for folder in (shards.folder, shards.folder / "shards"):  # all shards are there, so nobody writes any more
+        clear_unfinished(folder)
+    return [export(shards, num, kind) for kind in formats]
 
 
 def _make(
