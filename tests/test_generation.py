@@ -106,6 +106,15 @@ def test_samples_are_those_of_the_loop_and_of_generate(model, whole):
         np.testing.assert_array_equal(arrays["arr_1"], np.arange(90) % 10)
 
 
+def test_the_log_tells_machines_how_far_it_is(whole):
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["start", "compiled", *["shard"] * 12, "done"]
+    shards = lines[2:-1]
+    assert [line["first"] for line in shards] == list(range(0, 90, 8))
+    assert all(line["rate"] > 0 for line in shards)
+    assert shards[0]["eta"] > shards[-1]["eta"] == 0
+
+
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 2), (1, 7), (2, 2), (8, 5)])
 def test_devices_and_batches_do_not_matter(model, whole, devices, batch_size):
     state = model.scheduler.set_timesteps(1)

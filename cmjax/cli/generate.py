@@ -12,7 +12,14 @@ from cmjax.cli import options
 
 @click.command()
 @options.sampling
-@click.option("--num-samples", type=click.IntRange(1, 2**32), metavar="N", default=50_000, show_default=True)
+@click.option(
+    "--num-samples",
+    type=click.IntRange(1, 2**32),
+    metavar="N",
+    default=50_000,
+    show_default=True,
+    help="How many; a larger number than before adds to the folder.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run, the same for all processes."
 )
