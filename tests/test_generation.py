@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -171,6 +172,10 @@ def test_more_samples_are_added(model, whole, tmp_path):
         made = generate_folder(tmp_path / "out", model, num, labels=CLASSES, batch_size=2, shard_size=8)
         assert (made.resumed, made.done) == (resumed, num)
     assert (tmp_path / "out/samples_90x28x28x1.npz").read_bytes() == merged(whole)
+    assert verify(tmp_path / "out", model)[:2] == ([], 90)
+    short = next((tmp_path / "out/shards").glob("000000016-000000019-*"))  # of the run of 20
+    short.write_bytes(b"")
+    assert verify(tmp_path / "out", model)[:2] == ([short], 90)
 
 
 def test_killed_at_random_moments_the_file_is_the_same_byte_for_byte(tmp_path, cache):
@@ -283,6 +288,34 @@ def test_a_damaged_result_is_named_and_made_anew(model, tmp_path):
     assert list(damaged_exports(tmp_path / "out")) == [path]
     generate_folder(tmp_path / "out", model, 24, **options)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [("manifest.json", '"seed": 0', '"seed": 1'), ("manifest.json", "{", ""), ("SHA256SUMS", "  ", " ")],
+)
+def test_what_guards_a_folder_is_guarded_itself(model, tmp_path, name, before, after):
+    options = {"labels": CLASSES, "batch_size": 2}
+    generate_folder(tmp_path / "out", model, 24, **options)
+    path = tmp_path / "out" / name
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    for use in (
+        lambda: verify(tmp_path / "out", model),
+        lambda: generate_folder(tmp_path / "out", model, 24, **options),
+    ):
+        with pytest.raises(ValueError, match=f"{path} is damaged"):
+            use()
+
+
+def test_shards_may_go_once_something_is_made_of_them(model, tmp_path):
+    options = {"labels": CLASSES, "batch_size": 2}
+    generate_folder(tmp_path / "out", model, 24, **options)
+    shutil.rmtree(tmp_path / "out/shards")
+    assert verify(tmp_path / "out", model) == ([], 0, 0)
+    assert generate_folder(tmp_path / "out", model, 24, **options).made == 24
+    assert verify(tmp_path / "out", model)[:2] == ([], 24)
 
 
 def test_other_formats_hold_the_same_samples(model, tmp_path):

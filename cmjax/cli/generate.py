@@ -144,7 +144,8 @@ def _verify(folder: Path, model: str | None, batch_size: int, quiet: bool) -> No
     if worst > 1:
         raise ValueError(f"{folder}: samples made again differ by up to {worst} of 255; this model or machine differs")
     if not quiet:
-        click.echo(f"{folder}: {options.counted(count, 'sample')} whole; some made again differ by {worst} of 255")
+        again = f"some made again differ by {worst} of 255" if count else "without shards none was made again"
+        click.echo(f"{folder}: {options.counted(count, 'sample')} in shards, all files whole; {again}")
 
 
 def _keep_compiled(folder: str | None) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,10 +114,16 @@ def export(shards: Shards, num: int, kind: str) -> Path:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """Returns the digests of everything exported, by name, from a file that `sha256sum -c` reads too."""
+    """Returns the digests of everything exported, by name, from a file that `sha256sum -c` reads too.
+
+    Raises:
+        ValueError: if that file is damaged.
+    """
     path = folder / SUMS
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    if not all(re.fullmatch(rb"[0-9a-f]{64}  [ -~]+", line) for line in lines):
+        raise ValueError(f"{path} is damaged; remove it, and the same `cmjax generate` makes it anew")
+    return {name: digest for digest, _, name in (line.decode().partition("  ") for line in lines)}
 
 
 def damaged_exports(folder: Path) -> Iterator[Path]:

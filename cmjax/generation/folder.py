@@ -106,8 +106,9 @@ def generate_folder(
 def _found(shards, num, say):
     """What process 0 finds whole, for `share`, and the names of what it clears away; others may not read meanwhile."""
     if jax.process_index() > 0:
-        return {}, []
-    found, damaged = shards.find(num)
+        return [], []
+    whole, damaged = shards.find()
+    found = [shard for shard in shards.ranges(num) if shard in whole]
     for path in damaged:
         say(f"{path} is damaged; it is made anew")
         path.unlink(missing_ok=True)

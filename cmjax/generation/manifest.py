@@ -81,13 +81,17 @@ def open_shards(folder: Path, settings: Mapping[str, Any], source: str, shard_si
             if before.get(name) != settings.get(name)
         ]:
             raise ValueError(f"{folder} holds samples of other settings: {'; '.join(different)}; choose another --out")
-        return Shards(folder, settings)
-    if folder.is_dir() and (others := sorted(f.name for f in folder.iterdir() if not f.name.startswith(".cmjax-"))):
-        raise ValueError(f"{folder} must be new or empty, or of the same run, but holds {others[0]}; choose another")
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
-    settings = {**settings, "shard_size": shard_size or 100}
-    with replacing(path) as file:
-        file.write(json.dumps({"settings": settings, "source": source}, indent=1).encode())
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        if others := sorted(file.name for file in folder.iterdir() if not file.name.startswith(".cmjax-")):
+            raise ValueError(
+                f"{folder} must be new or empty, or of the same run, but holds {others[0]}; choose another"
+            )
+        settings = {**settings, "shard_size": shard_size or 100}
+        manifest = {"settings": settings, "source": source}
+        with replacing(path) as file:
+            file.write(json.dumps({**manifest, "digest": _digest(manifest)}, indent=1).encode())
+    (folder / "shards").mkdir(exist_ok=True)
     return Shards(folder, settings)
 
 
@@ -95,15 +99,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Returns `settings` and `source` of a run.
 
     Raises:
-        ValueError: if the folder holds none.
+        ValueError: if the folder holds none, or a damaged one.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        return {"settings": dict(manifest["settings"]), "source": manifest["source"]}
+        if manifest.pop("digest") == _digest(manifest):
+            return manifest
     except FileNotFoundError:
         raise ValueError(f"{folder} has no {MANIFEST}; it is no folder of `cmjax generate`") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder / MANIFEST} is damaged; restore it, or choose another --out") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        pass
+    raise ValueError(f"{folder / MANIFEST} is damaged; restore it, or choose another --out")
+
+
+def _digest(manifest):
+    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _short(value):

@@ -47,14 +47,13 @@ class Shards:
         listed = self.listed()
         return sum(len(shard) for shard in self.ranges(num) if shard in listed)
 
-    def find(self, num: int) -> tuple[dict[range, Path], list[Path]]:
-        """Returns the shards of the first `num` samples that are whole, and the files of those that are not."""
+    def find(self) -> tuple[dict[range, Path], list[Path]]:
+        """Returns the shards that are whole, and the files of those that are not; every file is read."""
         listed = self.listed()
-        wanted = {shard: listed[shard] for shard in self.ranges(num) if shard in listed}
         with ThreadPoolExecutor() as readers:
-            whole = readers.map(lambda path: self._named(path.read_bytes(), path), wanted.values())
-            right = dict(zip(wanted, whole, strict=True))
-        return {s: p for s, p in wanted.items() if right[s]}, [p for s, p in wanted.items() if not right[s]]
+            right = readers.map(lambda path: self._named(path.read_bytes(), path), listed.values())
+            whole = dict(zip(listed, right, strict=True))
+        return {s: p for s, p in listed.items() if whole[s]}, [p for s, p in listed.items() if not whole[s]]
 
     def labels(self, indices: np.ndarray | range) -> np.ndarray | None:
         """Returns i32[n], the classes of samples, or None for a model without classes: they repeat in turn."""

@@ -7,7 +7,7 @@ import numpy as np
 
 import cmjax
 from cmjax.checkpoints import Model
-from cmjax.generation.exports import damaged_exports
+from cmjax.generation.exports import damaged_exports, read_sums
 from cmjax.generation.manifest import model_digest, read_manifest
 from cmjax.generation.sampler import Sampler
 from cmjax.generation.shards import Shards
@@ -23,20 +23,22 @@ def verify(folder: Path, model: Model, *, count: int = 64, batch_size: int = 64)
         batch_size: samples made at a time by each device.
 
     Returns:
-        The damaged files, how many samples are there, and the largest difference of a pixel from what is there.
+        The damaged files, how many samples are in shards, and the largest difference of a pixel of those made again.
 
     Raises:
-        ValueError: if the folder is of another model, or holds no sample.
+        ValueError: if the folder is of another model, or holds nothing.
     """
     manifest = read_manifest(folder)
     settings = manifest["settings"]
     if model_digest(model) != settings["model"]:
         raise ValueError(f"{folder} was made with another model than this; name the one with --model")
     shards = Shards(folder, settings)
-    listed = shards.listed()
-    found, damaged = shards.find(max((shard.stop for shard in listed), default=0))
+    found, damaged = shards.find()
+    damaged += damaged_exports(folder)
     if not found:
-        raise ValueError(f"{folder} holds no whole shard; run `cmjax generate` first")
+        if read_sums(folder) or damaged:  # the shards may go once something is made of them
+            return damaged, 0, 0
+        raise ValueError(f"{folder} holds no samples; run `cmjax generate` first")
     model = model.with_scheduler(cmjax.scheduler_from_config(settings["scheduler"]))
     sampler = Sampler(
         model,
@@ -46,12 +48,12 @@ def verify(folder: Path, model: Model, *, count: int = 64, batch_size: int = 64)
         batch_size=batch_size,
         dtype=settings["dtype"],
     )
-    there = np.concatenate([np.asarray(shard, np.uint32) for shard in found])
+    there = np.unique(np.concatenate([np.asarray(shard, np.uint32) for shard in found]))
     chosen = np.sort(np.random.default_rng().choice(there, min(count, len(there)), replace=False))
     again = sampler.batches(chosen[i : i + sampler.size] for i in range(0, len(chosen), sampler.size))
     worst = 0
     for index, image in zip(chosen, itertools.chain.from_iterable(again), strict=True):
-        ((shard, path),) = [(shard, path) for shard, path in found.items() if int(index) in shard]
+        shard, path = next((shard, path) for shard, path in found.items() if int(index) in shard)
         stored = shards.read(path)[int(index) - shard.start]
         worst = max(worst, int(np.abs(stored.astype(int) - image.astype(int)).max()))
-    return [*damaged, *damaged_exports(folder)], len(there), worst
+    return damaged, len(there), worst
