@@ -370,6 +370,7 @@ def test_a_sample_that_is_not_finite_is_named(model, tmp_path):
         ("--out /proc/self/a", "/proc/self/a"),
         ("--verify {tmp}", "has no manifest.json"),
         ("--out {tmp}/a --coordinator localhost:1", "go together"),
+        ("--out {tmp}/a --coordinator auto", "if this is no TPU pod or Slurm job, give HOST:PORT"),
     ],
 )
 def test_misuse_is_one_line(tmp_path, options, message):

@@ -203,4 +203,5 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     try:
         jax.distributed.initialize(None if coordinator == "auto" else coordinator, num_processes, process_id)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"--coordinator {coordinator}: {str(error).splitlines()[0]}") from None
+        hint = "; if this is no TPU pod or Slurm job, give HOST:PORT" if coordinator == "auto" else ""
+        raise ValueError(f"--coordinator {coordinator}: {str(error).splitlines()[0]}{hint}") from None
