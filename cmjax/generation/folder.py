@@ -67,7 +67,7 @@ def generate_folder(
         dtype: of the samples.
         shard_size: samples in a file; None for that of the folder, 100 in a new one. Less than this may be lost.
         shard_params: divide the parameters among the devices of each process; see `Sampler`.
-        formats: what to make of the samples in the end, of `shards.FORMATS`.
+        formats: what to make of the samples in the end, of `exports.FORMATS`.
         source: of the model, for `verify`.
         progress: show a bar on stderr.
         say: what is worth telling a user is handed to.
