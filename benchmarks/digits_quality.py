@@ -6,7 +6,7 @@ Trains a small convolutional classifier on the training set (it has never seen a
 shares nothing with the generator), then prints for each number of steps
 
 * the share of samples that it recognises as the class that was asked for;
-* the share of samples with a speck: a spot of at most six touching pixels brighter than 60 of 255, apart from a larger one;
+* the share of samples with a speck: at most six touching pixels brighter than 60 of 255, apart from a larger spot;
 * the Fréchet distance between Gaussian fits to its 128 features of the samples and of the 10,000 test
   images, absolute and as a share of the distance of pure noise (standard normal, clipped to [-1, 1]).
 
