@@ -26,6 +26,9 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())  # some file systems report a full disk only here
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # a write that fails does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

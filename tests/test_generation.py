@@ -22,6 +22,8 @@ import cmjax
 from cmjax import cli
 from cmjax.generation import Sampler, generate, generate_folder, model_digest, regroup, verify
 from cmjax.generation.exports import damaged_exports
+from cmjax.generation.manifest import read_manifest
+from cmjax.generation.shards import Shards
 
 ROOT = Path(__file__).parent.parent
 CLASSES = list(range(10))
@@ -201,29 +203,47 @@ def test_killed_at_random_moments_the_file_is_the_same_byte_for_byte(tmp_path, c
 
 
 @contextlib.contextmanager
-def launched_together(folder, cache, **options):
+def launched_together(folder, cache, folders=("", ""), nums=(90, 90), **options):
     """Two processes of two devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     joined = ["--coordinator", address, "--num-processes", 2, "--process-id"]
     with (
-        launched(folder, cache, *joined, 0, devices=2, **options) as one,
-        launched(folder, cache, *joined, 1, devices=2, **options) as two,
+        launched(folder / folders[0], cache, *joined, 0, devices=2, num=nums[0], **options) as one,
+        launched(folder / folders[1], cache, *joined, 1, devices=2, num=nums[1], **options) as two,
     ):
         yield one, two
 
 
 def test_two_processes_of_two_devices(whole, tmp_path, cache):
-    with launched_together(tmp_path / "out", cache) as (one, two):
-        assert (finish(one)[0], finish(two)[0]) == (0, 0)
+    slow = "from cmjax.generation import folder as f; import time; e = f.export\n"
+    slow += "f.export = lambda *a: (time.sleep(2), e(*a))[1]"  # the others have to wait for the result
+    with launched_together(tmp_path / "out", cache, before=slow) as (one, two):
+        assert (finish(two)[0], finish(one)[0]) == (0, 0)
+    assert (tmp_path / "out/.finished").stat().st_mtime >= next((tmp_path / "out").glob("*.npz")).stat().st_mtime
     nearly_equal(images(tmp_path / "out"), images(whole))
     made = [(tmp_path / "out" / name).read_text().count('"shard"') for name in ("log.jsonl", "log-1.jsonl")]
     assert made == [6, 6]
 
 
+@pytest.mark.parametrize(
+    ("folders", "nums", "message"),
+    [
+        (("out", "other"), (90, 90), "process 1 does not see"),
+        (("out", "out"), (96, 90), "the same number of samples, got [96, 90]"),
+    ],
+)
+def test_processes_that_cannot_work_together_say_so(tmp_path, cache, folders, nums, message):
+    impatient = "from cmjax.generation import processes as p; p.PATIENCE = 1"
+    with launched_together(tmp_path, cache, before=impatient, folders=folders, nums=nums) as (one, two):
+        (code, _), (other_code, errors) = finish(one), finish(two)
+    assert (code, other_code) == (2, 2)
+    assert message in errors
+
+
 def test_a_signal_to_one_process_stops_both(tmp_path, cache):
-    with launched_together(tmp_path / "out", cache, num=5000) as (one, two):
+    with launched_together(tmp_path / "out", cache, nums=(5000, 5000)) as (one, two):
         wait_for_a_shard(tmp_path / "out/log-1.jsonl")
         two.send_signal(signal.SIGTERM)
         assert (finish(one)[0], finish(two)[0]) == (130, 130)
@@ -256,7 +276,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_shard(tmp_path, cache):
     assert sorted((tmp_path / "out/shards").iterdir()) == before
 
 
-@pytest.mark.parametrize("harm", ["truncated", "flipped", "foreign"])
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "foreign", "moved"])
 def test_a_damaged_shard_is_named_and_made_anew(model, tmp_path, harm):
     options = {"labels": CLASSES, "batch_size": 2, "shard_size": 8}
     generate_folder(tmp_path / "out", model, 24, **options)
@@ -266,18 +286,22 @@ def test_a_damaged_shard_is_named_and_made_anew(model, tmp_path, harm):
         content = content[:-100]
     elif harm == "flipped":
         content[len(content) // 2] ^= 1
+    elif harm == "moved":  # a whole shard, with its digest, in the place of another
+        shards[1].unlink()
+        shards[1] = shards[1].with_name("000000008-000000015-" + shards[0].name.split("-")[-1])
+        content = shards[0].read_bytes()
     else:  # a whole shard of a run with another seed
         generate_folder(tmp_path / "other", model, 24, seed=1, **options)
         content = sorted((tmp_path / "other/shards").iterdir())[1].read_bytes()
     shards[1].write_bytes(content)
-    assert verify(tmp_path / "out", model)[0] == [shards[1]]
+    assert verify(tmp_path / "out", model).damaged == [shards[1]]
     (tmp_path / "out/samples_24x28x28x1.npz").unlink()
     said = []
     made = generate_folder(tmp_path / "out", model, 24, say=said.append, **options)
     assert said[0] == f"{shards[1]} is damaged; it is made anew"
     assert made.resumed == 16
     assert merged(tmp_path / "out") == before
-    assert verify(tmp_path / "out", model) == ([], 24, 0)
+    assert verify(tmp_path / "out", model) == ([], 24, 0, True)
 
 
 def test_a_damaged_result_is_named_and_made_anew(model, tmp_path):
@@ -309,11 +333,86 @@ def test_what_guards_a_folder_is_guarded_itself(model, tmp_path, name, before, a
             use()
 
 
+def test_what_is_missing_or_was_never_made_is_named(model, tmp_path):
+    options = {"labels": CLASSES, "batch_size": 2, "shard_size": 8}
+    generate_folder(tmp_path / "out", model, 24, formats=("npz", "png"), **options)
+    (result,), second = (tmp_path / "out").glob("*.npz"), sorted((tmp_path / "out/shards").iterdir())[1]
+    extra, old = tmp_path / "out/samples_24x28x28x1_png/mine.png", tmp_path / "out/samples_9x28x28x1.npz"
+    for path in (extra, old):
+        path.touch()
+    result.unlink()
+    second.unlink()
+    gap = tmp_path / "out/shards/000000008-000000015-*.npz"
+    assert verify(tmp_path / "out", model).damaged == [gap, result, extra, old]
+    old.unlink()
+    generate_folder(tmp_path / "out", model, 24, formats=("npz", "png"), **options)
+    assert verify(tmp_path / "out", model).damaged == []
+    result.unlink()  # what is not wanted any more is forgotten when something else is made
+    generate_folder(tmp_path / "out", model, 20, **options)
+    assert verify(tmp_path / "out", model).damaged == []
+
+
+def test_equal_settings_may_be_written_in_other_ways(model, tmp_path):
+    for sigmas, seed in (([70, 1], 0), ((70.0, 1.0), np.int64(0)), (np.array([70, 1]), 0)):
+        made = generate_folder(tmp_path / "out", model, 8, sigmas=sigmas, seed=seed, labels=np.arange(10), batch_size=1)
+        assert made.done == 8
+    assert made.resumed == 8
+    assert verify(tmp_path / "out", model)[:2] == ([], 8)
+
+
+def test_the_way_noise_is_drawn_is_not_left_to_the_environment(model, whole):
+    with jax.threefry_partitionable(False):
+        sampler = Sampler(model, model.scheduler.set_timesteps(1), labels=CLASSES, batch_size=2)
+        (made,) = sampler.batches([np.arange(16, dtype=np.uint32)])
+    nearly_equal(made, images(whole)[:16])
+
+
+def test_bfloat16_is_verified_within_its_rounding(model, tmp_path):
+    low = cmjax.load(dtype="bfloat16")
+    options = {"labels": CLASSES, "dtype": "bfloat16", "num_inference_steps": 4}
+    generate_folder(tmp_path / "out", low, 24, batch_size=3, **options)
+    assert verify(tmp_path / "out", low, batch_size=1).same
+    shard = next((tmp_path / "out/shards").iterdir())
+    shards = Shards(tmp_path / "out", read_manifest(tmp_path / "out")["settings"])
+    others = shards.read(range(24), shard)[np.arange(24) - 10]
+    shard.unlink()
+    shards.write(range(24), others)
+    assert not verify(tmp_path / "out", low, batch_size=1).same
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num": 0}, "num must be from 1 to 4294967296, got 0"),
+        ({"seed": 2**32}, "seed must be from 0"),
+        ({"batch_size": 0}, "batch_size must be from 1"),
+        ({"shard_size": 0}, "shard_size must be from 1"),
+        ({"labels": []}, r"one or more of the classes 0\.\.9, got \[\]"),
+        ({"labels": [3, 10]}, r"one or more of the classes 0\.\.9, got \[3, 10\]"),
+        ({"labels": None}, "labels must be None for a model without classes, and only then; this one has 10"),
+        ({"formats": ["jpg"]}, "formats must be of"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(model, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        generate_folder(tmp_path / "out", model, **{"num": 8, "labels": CLASSES, **changes})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_under_records_is_one_line(tmp_path, cache):
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (20000, 20000))"
+    options = ["--format", "array-record"]
+    with launched(tmp_path / "out", "none", *options, before=limit) as process:
+        code, errors = finish(process)
+    assert code == 2
+    assert "samples_90x28x28x1.array_record" in errors and errors.count("\n") == 1
+
+
 def test_shards_may_go_once_something_is_made_of_them(model, tmp_path):
     options = {"labels": CLASSES, "batch_size": 2}
     generate_folder(tmp_path / "out", model, 24, **options)
     shutil.rmtree(tmp_path / "out/shards")
-    assert verify(tmp_path / "out", model) == ([], 0, 0)
+    assert verify(tmp_path / "out", model) == ([], 0, 0, True)
     assert generate_folder(tmp_path / "out", model, 24, **options).made == 24
     assert verify(tmp_path / "out", model)[:2] == ([], 24)
 

@@ -44,7 +44,7 @@ from cmjax.cli import options
     "--shard-size",
     type=click.IntRange(1),
     metavar="N",
-    help="Samples in a file; a kill may lose less than this.  [default: 100]",
+    help="Samples in a file; a kill loses three of them at most.  [default: 100]",
 )
 @click.option("--shard-params", is_flag=True, help="Divide the parameters among devices, for models larger than one.")
 @click.option("--verify", type=click.Path(path_type=Path), metavar="DIR", help="Check a folder instead, and end.")
@@ -98,7 +98,7 @@ def generate(
     from cmjax.generation import generate_folder
 
     if verify is not None:
-        _verify(verify, model, rest["batch_size"], quiet)
+        _verify(verify, model, rest["batch_size"], rest["shard_params"], quiet)
         return
     assert out is not None
     with _on_the_host():
@@ -128,24 +128,27 @@ def generate(
         click.echo(f"{options.counted(num_samples, 'sample')} in {', '.join(map(str, made.paths))}{rate}")
 
 
-def _verify(folder: Path, model: str | None, batch_size: int, quiet: bool) -> None:
+def _verify(folder: Path, model: str | None, batch_size: int, shard_params: bool, quiet: bool) -> None:
     from cmjax import generation
     from cmjax.generation.manifest import read_manifest
 
     manifest = read_manifest(folder)
     with _on_the_host():
         loaded = options.open_model(model or manifest["source"] or None, None, {}, manifest["settings"]["dtype"], quiet)
-    damaged, count, worst = generation.verify(folder, loaded, batch_size=batch_size)
-    if damaged:
+    checked = generation.verify(folder, loaded, batch_size=batch_size, shard_params=shard_params)
+    if checked.damaged:
         raise ValueError(
-            f"{folder}: damaged or missing: {', '.join(str(path.relative_to(folder)) for path in damaged)}; "
+            f"{folder}: damaged, missing or unknown: {', '.join(str(p.relative_to(folder)) for p in checked.damaged)}; "
             "run its `cmjax generate` again to make them anew"
         )
-    if worst > 1:
-        raise ValueError(f"{folder}: samples made again differ by up to {worst} of 255; this model or machine differs")
+    if not checked.same:
+        raise ValueError(
+            f"{folder}: samples made again differ by up to {checked.difference} of 255; this machine is another, "
+            "or they were altered"
+        )
     if not quiet:
-        again = f"some made again differ by {worst} of 255" if count else "without shards none was made again"
-        click.echo(f"{folder}: {options.counted(count, 'sample')} in shards, all files whole; {again}")
+        again = f"some made again differ by {checked.difference} of 255" if checked.samples else "none was made again"
+        click.echo(f"{folder}: {options.counted(checked.samples, 'sample')} in shards, all files whole; {again}")
 
 
 def _keep_compiled(folder: str | None) -> None:

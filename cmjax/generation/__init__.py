@@ -3,6 +3,16 @@
 from cmjax.generation.folder import Outcome, generate_folder
 from cmjax.generation.manifest import model_digest
 from cmjax.generation.sampler import Generated, Sampler, generate, regroup
-from cmjax.generation.verification import verify
+from cmjax.generation.verification import Verified, verify
 
-__all__ = ["Generated", "Outcome", "Sampler", "generate", "generate_folder", "model_digest", "regroup", "verify"]
+__all__ = [
+    "Generated",
+    "Outcome",
+    "Sampler",
+    "Verified",
+    "generate",
+    "generate_folder",
+    "model_digest",
+    "regroup",
+    "verify",
+]

@@ -1,7 +1,9 @@
 """What the shards of a finished run are made into: one file, pictures or records, with their digests."""
 
+import errno
 import hashlib
 import importlib.util
+import itertools
 import os
 import re
 import zipfile
@@ -53,15 +55,16 @@ def write_array_record(
     del num, shape
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    first = 0
+    rows = itertools.chain.from_iterable(parts)
     with replacing(path) as file:
-        writer = ArrayRecordWriter(file.name, "group_size:1")  # one record at a time can be read
-        for images in parts:
-            for i, image in enumerate(images, first):
+        try:
+            writer = ArrayRecordWriter(file.name, "group_size:1")  # one record at a time can be read
+            for i, image in enumerate(rows):
                 label = {} if labels is None else {"label": int(labels[i])}
                 writer.write(msgpack_serialize({"image": image, **label}))
-            first += len(images)
-        writer.close()
+            writer.close()
+        except RuntimeError as error:
+            raise OSError(errno.EIO, str(error), os.fspath(path)) from None
 
 
 FORMATS: dict[str, tuple[str, Writer]] = {
@@ -82,7 +85,7 @@ def check_formats(formats: Sequence[str], shape: tuple[int, ...]) -> None:
         raise ValueError("the format array-record needs the package array-record; pip install array-record")
 
 
-def export(shards: Shards, num: int, kind: str) -> Path:
+def export(shards: Shards, num: int, kind: str, stopping: Callable[[], bool] = lambda: False) -> Path:
     """Makes the shards of the first `num` samples into one file or folder, in bounded memory; returns its path.
 
     What is there already is kept if it is what was written.
@@ -91,8 +94,10 @@ def export(shards: Shards, num: int, kind: str) -> Path:
         shards: all of them there.
         num: number of samples.
         kind: one of `FORMATS`.
+        stopping: is asked before each shard whether to stop.
 
     Raises:
+        KeyboardInterrupt: if it was stopped.
         ValueError: if a shard is damaged or missing.
         OSError: if something cannot be written.
     """
@@ -106,8 +111,16 @@ def export(shards: Shards, num: int, kind: str) -> Path:
     listed = shards.listed()
     if missing := [shard for shard in shards.ranges(num) if shard not in listed]:
         raise ValueError(f"{shards.folder}: the shard of samples {missing[0].start} to {missing[0][-1]} is missing")
-    write(path, num, shape, shards.labels(range(num)), (shards.read(listed[s]) for s in shards.ranges(num)))
-    sums = {name: digest for name, digest in sums.items() if name not in known} | _sums(path)
+
+    def parts():
+        for shard in shards.ranges(num):
+            if stopping():
+                raise KeyboardInterrupt
+            yield shards.read(shard, listed[shard])
+
+    write(path, num, shape, shards.labels(range(num)), parts())
+    others = {name: digest for name, digest in sums.items() if (shards.folder / name.split("/")[0]).exists()}
+    sums = {name: digest for name, digest in others.items() if name not in known} | _sums(path)
     with replacing(shards.folder / SUMS) as file:
         file.writelines(f"{digest}  {name}\n".encode() for name, digest in sorted(sums.items()))
     return path
@@ -127,15 +140,17 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def damaged_exports(folder: Path) -> Iterator[Path]:
-    """Yields what was exported and is not as it was written."""
-    for name, digest in read_sums(folder).items():
-        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+    """Yields what was exported and is not as it was written, and what lies there and was not."""
+    known = read_sums(folder)
+    there = {name: digest for path in folder.glob("samples_*") for name, digest in _sums(path).items()}
+    for name in sorted(known.keys() | there.keys()):
+        if known.get(name) != there.get(name):
             yield folder / name
 
 
 def _sums(path):
-    files = sorted(path.iterdir()) if path.is_dir() else [path] * path.is_file()
-    return {os.fspath(file.relative_to(path.parent)): _sha256(file) for file in files}
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {os.fspath(file.relative_to(path.parent)): _sha256(file) for file in files if file.is_file()}
 
 
 def _sha256(path):

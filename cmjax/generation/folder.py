@@ -12,9 +12,9 @@ import numpy as np
 
 from cmjax.checkpoints import Model
 from cmjax.files import clear_unfinished
+from cmjax.generation import processes
 from cmjax.generation.exports import check_formats, export
 from cmjax.generation.manifest import run_settings
-from cmjax.generation.processes import open_together, share, stopping_together, wait_for_all
 from cmjax.generation.progress import Progress
 from cmjax.generation.sampler import Sampler, regroup
 from cmjax.generation.shards import Shards
@@ -65,7 +65,8 @@ def generate_folder(
         seed: of the samples.
         batch_size: samples made at a time by each device.
         dtype: of the samples.
-        shard_size: samples in a file; None for that of the folder, 100 in a new one. Less than this may be lost.
+        shard_size: samples in a file; None for that of the folder, 100 in a new one. A kill loses at most three files'
+            worth, and the batches under way.
         shard_params: divide the parameters among the devices of each process; see `Sampler`.
         formats: what to make of the samples in the end, of `exports.FORMATS`.
         source: of the model, for `verify`.
@@ -73,20 +74,22 @@ def generate_folder(
         say: what is worth telling a user is handed to.
 
     Raises:
-        ValueError: if the folder is of a run with other settings, or samples are not finite.
+        ValueError: for arguments out of range, if the folder is of a run with other settings, or if samples are not
+            finite.
         OSError: if something cannot be written; what was made before remains.
     """
+    _check(model, num, labels, seed, batch_size, shard_size)
     check_formats(formats, model.sample_shape)
     schedule = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     schedule = {name: value for name, value in schedule.items() if value is not None} or {"num_inference_steps": 1}
     state = model.scheduler.set_timesteps(**schedule)
     settings = run_settings(model, schedule, state, labels, seed, dtype)
-    shards = open_together(folder, settings, source, shard_size)
+    shards = processes.open_together(folder, settings, source, shard_size, num)
     found, damaged = _found(shards, num, say)
-    mine = share(shards.ranges(num), found)
+    missing = processes.missing_shards(shards.ranges(num), found)
+    mine, resumed = processes.my_share(missing), num - sum(map(len, missing))
 
-    resumed = sum(map(len, found))
-    with Progress(shards, num, resumed, sum(map(len, mine)), progress) as run, stopping_together(folder) as stopping:
+    with Progress(shards, num, resumed, mine, progress) as run, processes.stopping_together(folder) as stopping:
         devices = [device.device_kind for device in jax.local_devices()]
         run.log("start", num=num, resumed=resumed, damaged=damaged, devices=devices)
         if mine:
@@ -95,32 +98,58 @@ def generate_folder(
             run.compiled()
             _make(shards, mine, sampler, stopping, run.written)
         seconds = run.seconds
-        wait_for_all(shards, num, stopping, run.refresh)
-        run.refresh()
-    done = shards.count(num)
-    run.log("done" if done == num else "stopped", done=done, seconds=seconds)
-    paths = _export(shards, num, formats) if done == num and jax.process_index() == 0 else []
-    return Outcome(paths, done, resumed, run.made, seconds, stopped=done < num)
+        processes.wait_until(lambda: run.refresh() == num, stopping)
+        done = run.refresh()
+        paths = _finish(shards, num, formats, stopping) if done == num else None
+    run.log("stopped" if paths is None else "done", done=done, seconds=seconds)
+    return Outcome(paths or [], done, resumed, run.made, seconds, stopped=paths is None)
+
+
+def _check(model, num, labels, seed, batch_size, shard_size):
+    numbers = {"num": (num, 1, 2**32), "seed": (seed, 0, 2**32 - 1), "batch_size": (batch_size, 1, 2**32)}
+    if shard_size is not None:
+        numbers["shard_size"] = (shard_size, 1, 2**32)
+    for name, (value, least, most) in numbers.items():
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be from {least} to {most}, got {value}")
+    classes = model.num_classes
+    if (labels is None) != (classes is None):
+        raise ValueError(f"labels must be None for a model without classes, and only then; this one has {classes}")
+    if labels is not None and (len(labels) == 0 or not all(0 <= label < classes for label in labels)):
+        raise ValueError(f"labels must be one or more of the classes 0..{classes - 1}, got {labels}")
 
 
 def _found(shards, num, say):
-    """What process 0 finds whole, for `share`, and the names of what it clears away; others may not read meanwhile."""
+    """Which shards process 0 finds whole, and the names of what it clears away; others may not read meanwhile."""
     if jax.process_index() > 0:
         return [], []
     whole, damaged = shards.find()
-    found = [shard for shard in shards.ranges(num) if shard in whole]
+    wanted = shards.ranges(num)
+    damaged = [path for shard, path in damaged.items() if shard in wanted]
     for path in damaged:
         say(f"{path} is damaged; it is made anew")
         path.unlink(missing_ok=True)
+    found = [shard for shard in wanted if shard in whole]
     if found:
         say(f"{sum(map(len, found)):,} of {num:,} samples were there already.")
     return found, [path.name for path in damaged]
 
 
-def _export(shards, num, formats):
+def _finish(shards, num, formats, stopping):
+    """Process 0 makes the shards into what is asked for, the others wait; None if they were stopped."""
+    finished = shards.folder / processes.FINISHED
+    if jax.process_index() > 0:
+        processes.wait_until(finished.exists, stopping)
+        return [] if finished.exists() else None
     for folder in (shards.folder, shards.folder / "shards"):  # all shards are there, so nobody writes any more
         clear_unfinished(folder)
-    return [export(shards, num, kind) for kind in formats]
+    try:
+        paths = [export(shards, num, kind, stopping) for kind in formats]
+    except KeyboardInterrupt:
+        return None
+    if jax.process_count() > 1:
+        finished.touch()
+    return paths
 
 
 def _make(

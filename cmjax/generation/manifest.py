@@ -28,14 +28,14 @@ def run_settings(
     seed: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """Returns everything that samples depend on, as JSON."""
-    return {
+    """Returns everything that samples depend on, as JSON would return it."""
+    settings = {
         "model": model_digest(model),
         "scheduler": model.scheduler.to_config(),
         "schedule": schedule,
         "sigmas": np.asarray(state.sigmas).tolist(),
         "timesteps": np.asarray(state.timesteps).tolist(),
-        "labels": None if labels is None else [int(label) for label in labels],
+        "labels": None if labels is None else list(labels),
         "seed": seed,
         "dtype": dtype,
         "shape": list(model.sample_shape),
@@ -46,6 +46,7 @@ def run_settings(
             "jaxlib": importlib.metadata.version("jaxlib"),
         },
     }
+    return json.loads(json.dumps(settings, default=lambda array: array.tolist()))  # of NumPy or JAX
 
 
 def model_digest(model: Model) -> str:
@@ -81,6 +82,7 @@ def open_shards(folder: Path, settings: Mapping[str, Any], source: str, shard_si
             if before.get(name) != settings.get(name)
         ]:
             raise ValueError(f"{folder} holds samples of other settings: {'; '.join(different)}; choose another --out")
+        settings = before  # digests are of its spelling: 70 and 70.0 are equal
     else:
         folder.mkdir(parents=True, exist_ok=True)
         if others := sorted(file.name for file in folder.iterdir() if not file.name.startswith(".cmjax-")):

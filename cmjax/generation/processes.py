@@ -10,15 +10,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cmjax.generation.manifest import open_shards
+from cmjax.generation.manifest import MANIFEST, open_shards
 from cmjax.generation.shards import Shards
 from cmjax.interrupts import interruptible
 
 STOP = ".stop"  # a file by which one process stops all
+FINISHED = ".finished"  # and one by which process 0 says that everything is made
+PATIENCE = 30.0  # seconds that a network file system may take to show a file
 
 
-def open_together(folder: Path, settings: Mapping[str, Any], source: str, shard_size: int | None) -> Shards:
-    """Opens a folder by `open_shards` on process 0, then on the others, which must find the same settings.
+def open_together(folder: Path, settings: Mapping[str, Any], source: str, shard_size: int | None, num: int) -> Shards:
+    """Opens a folder by `open_shards` on process 0, then on the others, which must see it and want as many samples.
 
     Raises:
         ValueError: if a process cannot; each says why it could not itself, or which one could not.
@@ -28,27 +30,54 @@ def open_together(folder: Path, settings: Mapping[str, Any], source: str, shard_
     for turn in (True, False):
         if turn == (jax.process_index() == 0):
             try:
+                _wait_for_manifest(folder)
                 result = open_shards(folder, settings, source, shard_size)
-                (folder / STOP).unlink(missing_ok=True)
+                for file in (STOP, FINISHED) if turn else ():
+                    (folder / file).unlink(missing_ok=True)
             except (OSError, ValueError) as error:
                 result = error
-        failed = np.array(isinstance(result, Exception))
-        everywhere = np.atleast_1d(multihost_utils.process_allgather(failed) if jax.process_count() > 1 else failed)
-        if failed:
+        failed, wanted = _of_all(isinstance(result, Exception), num - 1)
+        if isinstance(result, Exception):
             raise result
-        if everywhere.any():
-            raise ValueError(f"process {everywhere.argmax()} could not open {folder}; see its message")
+        if failed.any():
+            raise ValueError(f"process {failed.argmax()} could not open {folder}; see its message")
+        if (wanted != wanted[0]).any():
+            raise ValueError(f"all processes must make the same number of samples, got {[int(n) + 1 for n in wanted]}")
     return result
 
 
-def share(ranges: list[range], found: Iterable[range]) -> list[range]:
-    """Returns the shards that this process is to make: a consecutive part of those that process 0 did not find."""
+def _wait_for_manifest(folder):
+    if jax.process_index() == 0:
+        return
+    deadline = time.monotonic() + PATIENCE
+    while not (folder / MANIFEST).exists():
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"process {jax.process_index()} does not see {folder / MANIFEST}, which process 0 has written; "
+                "the folder must be the same one for all processes"
+            )
+        time.sleep(0.2)
+
+
+def _of_all(*values):
+    """Returns the values of all processes, u32[processes] each."""
+    mine = np.array(values, np.uint32)
+    return (multihost_utils.process_allgather(mine) if jax.process_count() > 1 else mine[None]).T
+
+
+def missing_shards(ranges: list[range], found: Iterable[range]) -> list[range]:
+    """Returns, on every process, the shards that process 0 did not find."""
     found = set(found)
     missing = np.array([shard not in found for shard in ranges])
     if jax.process_count() > 1:
         missing = multihost_utils.broadcast_one_to_all(missing)
-    parts = np.array_split(np.flatnonzero(missing), jax.process_count())
-    return [ranges[i] for i in parts[jax.process_index()]]
+    return [ranges[i] for i in np.flatnonzero(missing)]
+
+
+def my_share(shards: list[range]) -> list[range]:
+    """Returns the consecutive part of shards that this process is to make."""
+    parts = np.array_split(np.arange(len(shards)), jax.process_count())
+    return [shards[i] for i in parts[jax.process_index()]]
 
 
 @contextlib.contextmanager
@@ -66,8 +95,7 @@ def stopping_together(folder: Path) -> Iterator[Callable[[], bool]]:
                 (folder / STOP).touch()
 
 
-def wait_for_all(shards: Shards, num: int, stopping: Callable[[], bool], refresh: Callable[[], None]) -> None:
-    """Returns once the shards of the first `num` samples are there, whoever makes them, or the run is to stop."""
-    while jax.process_count() > 1 and not stopping() and shards.count(num) < num:
-        refresh()
+def wait_until(done: Callable[[], bool], stopping: Callable[[], bool]) -> None:
+    """Returns once something is done by other processes, or the run is to stop."""
+    while jax.process_count() > 1 and not stopping() and not done():
         time.sleep(0.2)

@@ -33,16 +33,16 @@ class Progress:
         shards: of the run.
         num: samples of the run.
         resumed: how many of them were there already.
-        mine: how many this process is to make.
+        mine: the shards that this process is to make.
         shown: whether there is to be a bar.
 
     Attributes:
         made: how many this process has made and written.
     """
 
-    def __init__(self, shards: Shards, num: int, resumed: int, mine: int, shown: bool):  # noqa: D107
+    def __init__(self, shards: Shards, num: int, resumed: int, mine: list[range], shown: bool):  # noqa: D107
         self.log, self.made = Log(shards.folder), 0
-        self._shards, self._num, self._mine = shards, num, mine
+        self._shards, self._num, self._mine = shards, num, sum(map(len, mine))
         hidden = not shown or jax.process_index() > 0 or resumed == num
         self._bar = tqdm(
             total=num, initial=resumed, desc="compiling", unit="sample", dynamic_ncols=True, disable=hidden
@@ -75,7 +75,8 @@ class Progress:
         self.log("shard", first=shard.start, count=len(shard), rate=round(rate, 2), eta=round(eta, 1))
         self.refresh()
 
-    def refresh(self) -> None:
-        """Moves the bar to what all processes have written."""
-        if not self._bar.disable:
-            self._bar.update(self._shards.count(self._num) - self._bar.n)
+    def refresh(self) -> int:
+        """Moves the bar to what all processes have written, and returns it."""
+        done = self._shards.count(self._num)
+        self._bar.update(done - self._bar.n)
+        return done

@@ -65,10 +65,10 @@ class Sampler:
             x = cmjax.sample(keys, model.apply_fn, params, model.scheduler, shape, state=state, cond=cond, dtype=dtype)
             return to_uint8(x), jnp.isfinite(x).all(axis=range(1, x.ndim))
 
-        # The generator is named: under another default a seed would mean other samples.
+        # The generator and how it draws are named: under other defaults a seed would mean other samples.
         key = jax.random.key(seed, impl="threefry2x32")
         shardings = jax.tree.map(lambda leaf: _divided(leaf, mesh) if shard_params else everywhere, model.params)
-        with _out_of_memory():
+        with _out_of_memory(), jax.threefry_partitionable(True):
             self._fixed = (
                 jax.device_put(key, everywhere),
                 jax.device_put(model.params, shardings),
@@ -188,4 +188,5 @@ def _out_of_memory():
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"{error}".splitlines()[0] + "; a smaller --batch-size needs less memory") from None
+        hint = "; a smaller --batch-size needs less memory" if "RESOURCE_EXHAUSTED" in str(error) else ""
+        raise ValueError(str(error).splitlines()[0] + hint) from None

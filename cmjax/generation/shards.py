@@ -16,8 +16,9 @@ from cmjax.files import replacing
 class Shards:
     """Shards `first-last-digest.npz` of `images` u8[n, H, W, C] and, for models with classes, `labels` i32[n].
 
-    A shard's name ends in a digest of the run's settings and of the file, so that a shard that is torn, altered or
-    of another run is never taken for one of this. No process needs to know what another has written.
+    A shard's name ends in a digest of the run's settings, its indices and its content, so that a shard that is torn,
+    altered, of another run or another place is never taken for the right one. No process needs to know what another
+    has written.
 
     Args:
         folder: of the run, which holds the folder `shards`.
@@ -47,13 +48,20 @@ class Shards:
         listed = self.listed()
         return sum(len(shard) for shard in self.ranges(num) if shard in listed)
 
-    def find(self) -> tuple[dict[range, Path], list[Path]]:
-        """Returns the shards that are whole, and the files of those that are not; every file is read."""
+    def find(self) -> tuple[dict[range, Path], dict[range, Path]]:
+        """Returns the files of shards that are whole, and of those that are not; every file is read."""
         listed = self.listed()
         with ThreadPoolExecutor() as readers:
-            right = readers.map(lambda path: self._named(path.read_bytes(), path), listed.values())
+            right = readers.map(lambda shard: self._right(shard, listed[shard], listed[shard].read_bytes()), listed)
             whole = dict(zip(listed, right, strict=True))
-        return {s: p for s, p in listed.items() if whole[s]}, [p for s, p in listed.items() if not whole[s]]
+        return {s: p for s, p in listed.items() if whole[s]}, {s: p for s, p in listed.items() if not whole[s]}
+
+    def gaps(self) -> list[Path]:
+        """Returns the names, without digest, of shards that are missing below the last one that is there."""
+        listed = self.listed()
+        last = max((shard.stop for shard in listed), default=0)
+        missing = (shard for shard in self.ranges(last) if shard not in listed)
+        return [self.folder / "shards" / f"{shard.start:09}-{shard.stop - 1:09}-*.npz" for shard in missing]
 
     def labels(self, indices: np.ndarray | range) -> np.ndarray | None:
         """Returns i32[n], the classes of samples, or None for a model without classes: they repeat in turn."""
@@ -70,24 +78,26 @@ class Shards:
         if labels is not None:
             arrays["labels"] = labels
         np.savez(content, allow_pickle=False, **arrays)
-        name = f"{shard.start:09}-{shard.stop - 1:09}-{self._digest(content.getbuffer())}.npz"
+        name = f"{shard.start:09}-{shard.stop - 1:09}-{self._digest(shard, content.getbuffer())}.npz"
         with replacing(self.folder / "shards" / name) as file:
             file.write(content.getbuffer())
 
-    def read(self, path: Path) -> np.ndarray:
+    def read(self, shard: range, path: Path) -> np.ndarray:
         """Returns the images of a shard.
 
         Raises:
-            ValueError: if it is not what was written.
+            ValueError: if the file is not what was written.
         """
         content = path.read_bytes()
-        if not self._named(content, path):
+        if not self._right(shard, path, content):
             raise ValueError(f"{path} is damaged; run the same `cmjax generate` again to make it anew")
         with np.load(io.BytesIO(content)) as arrays:
             return arrays["images"]
 
-    def _named(self, content, path):
-        return path.stem.split("-")[-1] == self._digest(content)
+    def _right(self, shard, path, content):
+        return path.stem.split("-")[-1] == self._digest(shard, content)
 
-    def _digest(self, content):
-        return hashlib.blake2b(content, digest_size=8, key=self._run).hexdigest()
+    def _digest(self, shard, content):
+        digest = hashlib.blake2b(f"{shard.start}-{shard.stop} ".encode(), digest_size=8, key=self._run)
+        digest.update(content)
+        return digest.hexdigest()
