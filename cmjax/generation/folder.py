@@ -100,6 +100,7 @@ def generate_folder(
         seconds = run.seconds
         processes.wait_until(lambda: run.refresh() == num, stopping)
         done = run.refresh()
+        run.sampled()
         paths = _finish(shards, num, formats, stopping) if done == num else None
     run.log("stopped" if paths is None else "done", done=done, seconds=seconds)
     return Outcome(paths or [], done, resumed, run.made, seconds, stopped=paths is None)

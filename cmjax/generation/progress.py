@@ -75,6 +75,10 @@ class Progress:
         self.log("shard", first=shard.start, count=len(shard), rate=round(rate, 2), eta=round(eta, 1))
         self.refresh()
 
+    def sampled(self) -> None:
+        """All is sampled; the result is being written."""
+        self._bar.set_description("writing")
+
     def refresh(self) -> int:
         """Moves the bar to what all processes have written, and returns it."""
         done = self._shards.count(self._num)

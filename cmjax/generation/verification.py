@@ -50,9 +50,9 @@ def verify(
     chosen = np.sort(np.random.default_rng().choice(there, min(count, len(there)), replace=False))
     again = _made_again(model, settings, chosen, batch_size, shard_params)
     stored = np.array([_stored(shards, found, int(index)) for index in chosen])
-    error = np.abs(stored.astype(int) - again).ravel() if len(chosen) else np.zeros(1, int)
-    # Sums in another order round differently; in bfloat16 visibly so, in a few pixels.
-    same = error.max() <= 1 if settings["dtype"] == "float32" else error.mean() <= 2
+    error = np.abs(stored.astype(int) - again).reshape(len(chosen), -1) if len(chosen) else np.zeros((1, 1), int)
+    # Sums in another order round differently; in bfloat16 by 0.6 in the mean over a sample, against 35 of another one.
+    same = error.max() <= 1 if settings["dtype"] == "float32" else error.mean(axis=1).max() <= 4
     return Verified(damaged, len(there), int(error.max()), bool(same))
 
 
