@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 from safetensors.numpy import load_file, save_file
 
-torch = pytest.importorskip("torch")
-from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel  # noqa: E402
-
-import cmjax  # noqa: E402
-from cmjax.checkpoints import diffusers as reader  # noqa: E402
-from cmjax.checkpoints import open_checkpoint, openai  # noqa: E402
-from cmjax.models import PRESETS  # noqa: E402
-from tests.parity.test_unet import SMALL, draw_network  # noqa: E402
+import cmjax
+from cmjax.checkpoints import diffusers as reader
+from cmjax.checkpoints import open_checkpoint, openai
+from cmjax.models import PRESETS
+from tests.parity.test_unet import SMALL, draw_network
 
 RESNET = {
     **SMALL,

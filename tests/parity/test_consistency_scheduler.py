@@ -7,19 +7,16 @@ import inspect
 import json
 import math
 
+import diffusers
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-from hypothesis import example, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-import cmjax  # noqa: E402
-from tests.golden.make_goldens import LOOPS, reference_case, reference_loop  # noqa: E402
-from tests.schedulers.test_consistency_goldens import assert_case_reproduced, assert_loop_reproduced  # noqa: E402
+import cmjax
+from tests.golden.make_goldens import LOOPS, reference_case, reference_loop
+from tests.schedulers.test_consistency_goldens import assert_case_reproduced, assert_loop_reproduced
 
 configs = st.fixed_dictionaries(
     {

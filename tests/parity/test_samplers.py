@@ -9,21 +9,19 @@ import dataclasses
 import json
 import math
 
+import diffusers
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from cmjax.schedulers import SCHEDULERS, scheduler_from_config  # noqa: E402
-from tests.golden.make_sampler_goldens import reference_case  # noqa: E402
-from tests.golden.sampler_cases import FINE, SAMPLERS, Draw, draw_case  # noqa: E402
-from tests.schedulers import test_consistency_goldens  # noqa: E402
-from tests.schedulers.test_sampler_goldens import assert_case_reproduced  # noqa: E402
+from cmjax.schedulers import SCHEDULERS, scheduler_from_config
+from tests.golden.make_sampler_goldens import reference_case
+from tests.golden.sampler_cases import FINE, SAMPLERS, Draw, draw_case
+from tests.schedulers import test_consistency_goldens
+from tests.schedulers.test_sampler_goldens import assert_case_reproduced
 
 # diffusers hands tensors to NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")

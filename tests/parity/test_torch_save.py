@@ -5,10 +5,9 @@ import collections
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from cmjax.checkpoints.torch_file import open_torch  # noqa: E402
+from cmjax.checkpoints.torch_file import open_torch
 
 DTYPES = {
     torch.float64: np.float64,

@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-from diffusers import UNet2DModel  # noqa: E402
-
-from cmjax.checkpoints import diffusers as reader  # noqa: E402
-from cmjax.models import PRESETS  # noqa: E402
+from cmjax.checkpoints import diffusers as reader
+from cmjax.models import PRESETS
 
 TOLERANCE = 1e-4  # of the output's standard deviation
 SMALL = {
