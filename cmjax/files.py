@@ -27,7 +27,8 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())  # some file systems report a full disk only here
         temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)  # a write that fails does not say where
+        if error.errno and not error.filename:  # a write that fails does not say where
+            error.filename = os.fspath(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

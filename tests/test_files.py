@@ -175,3 +175,11 @@ def test_a_killed_process_leaves_the_old_or_the_new(tmp_path):
         assert all(path.name.startswith(".cmjax-") for path in target.parent.iterdir() if path != target)
     cmjax.save(target, tiny.model(1))  # whatever was left over
     assert which(cmjax.load(target)) == 1
+
+
+def test_a_failed_write_says_where_and_other_errors_are_as_they_were(tmp_path):
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a")
+    with pytest.raises(OSError, match="^cannot encode$"), replacing(tmp_path / "a"):
+        raise OSError("cannot encode")

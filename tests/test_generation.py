@@ -20,7 +20,7 @@ from PIL import Image
 
 import cmjax
 from cmjax import cli
-from cmjax.generation import Sampler, generate, generate_folder, model_digest, regroup, verify
+from cmjax.generation import Sampler, folder, generate, generate_folder, model_digest, regroup, verify
 from cmjax.generation.exports import damaged_exports
 from cmjax.generation.manifest import read_manifest
 from cmjax.generation.shards import Shards
@@ -406,6 +406,17 @@ def test_a_full_disk_under_records_is_one_line(tmp_path, cache):
         code, errors = finish(process)
     assert code == 2
     assert "samples_90x28x28x1.array_record" in errors and errors.count("\n") == 1
+
+
+def test_a_signal_while_the_result_is_written_stops_that_too(model, tmp_path, monkeypatch):
+    real, options = folder.export, {"labels": CLASSES, "batch_size": 2, "shard_size": 8}
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "export", lambda *args: (signal.raise_signal(signal.SIGINT), real(*args))[1])
+        made = generate_folder(tmp_path / "out", model, 24, **options)
+    assert (made.done, made.stopped, made.paths) == (24, True, [])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.jsonl", "manifest.json", "shards"]
+    made = generate_folder(tmp_path / "out", model, 24, **options)
+    assert (made.resumed, made.stopped, len(made.paths)) == (24, False, 1)
 
 
 def test_shards_may_go_once_something_is_made_of_them(model, tmp_path):
