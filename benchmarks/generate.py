@@ -55,8 +55,8 @@ def network():
 
 @main.command()
 @click.option("--batch", default=16, show_default=True)
-@click.option("--batches", default=16, show_default=True)
-@click.option("--repeats", default=7, show_default=True)
+@click.option("--batches", default=32, show_default=True)
+@click.option("--repeats", default=15, show_default=True)
 def overhead(batch, batches, repeats):
     import torch
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
@@ -103,13 +103,19 @@ def overhead(batch, batches, repeats):
 
     click.echo(f"batch {batch}, {num} samples in one step")
     for name, other in (("the bare sampler", once_bare), ("diffusers", once_diffusers)):
-        times = np.array([[other(), once_generated()] for _ in range(repeats)])
+        other(), once_generated()  # so that neither side pays for what a process does once
+        times = np.array([in_turn(other, once_generated, backwards=turn % 2) for turn in range(repeats)])
         theirs, ours = np.median(times, axis=0)
         ratios = times[:, 0] / times[:, 1]
         click.echo(
             f"generate / {name}: {np.median(ratios):.3f} ({ratios.min():.3f} to {ratios.max():.3f}); "
             f"samples a second {num / ours:.1f} and {num / theirs:.1f}"
         )
+
+
+def in_turn(one, two, backwards):
+    """The seconds of both; the order changes, since a machine slows down and speeds up over minutes."""
+    return [one(), two()] if not backwards else [two(), one()][::-1]
 
 
 def start(folder, num, cache, **options):
