@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from cmjax.configs import did_you_mean
 from cmjax.training.discretization import consistency_ema_decay, consistency_num_scales
+from cmjax.training.losses.adversarial import Judged, adversarial_loss
 from cmjax.training.losses.base import (
     METRICS,
     Batch,
@@ -96,11 +97,13 @@ __all__ = [
     "METRICS",
     "RECIPES",
     "Batch",
+    "Judged",
     "Loss",
     "LossConfig",
     "Metrics",
     "Recipe",
     "Weighted",
+    "adversarial_loss",
     "consistency_distillation_loss",
     "consistency_training_loss",
     "continuous_distillation_loss",
