@@ -257,7 +257,7 @@ MISUSES = [
     ("--timesteps 22,0 --sigmas 80,1", "--timesteps and --sigmas exclude each other"),
     ("--steps 0", "0 is not in the range x>=1"),
     ("--steps -1", "-1 is not in the range x>=1"),
-    ("--steps 41", "from 1 to num_train_timesteps=40, got 41"),
+    ("--steps 41", "--steps: num_inference_steps must be an integer from 1 to num_train_timesteps=40, got 41"),
     ("--steps two", "'two' is not a valid integer"),
     ("--steps 1.5", "'1.5' is not a valid integer"),
     ("--timesteps 0,22", "strictly descending"),

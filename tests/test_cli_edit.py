@@ -197,7 +197,7 @@ def test_out_of_the_box(run, task):
         ("superres picture.png --out x.npz", "--out must end in .png (a picture)"),
         ("superres picture.png --out no/x.png", "there is no folder no"),
         ("colorize", "give a picture"),
-        ("stroke picture.png --sigmas 1,2", "descending"),
+        ("stroke picture.png --sigmas 1,2", "--sigmas: sigmas must be strictly descending"),
         ("interpolate --from 1 --to 1", "--from and --to are both 1"),
         ("colorize gray.png --label 1 @gray", "its pictures are gray"),
         ("superres gray.png @gray", "--label: the model has classes 0..3; say which"),

@@ -475,6 +475,8 @@ def test_a_sample_that_is_not_finite_is_named(model, tmp_path):
     [
         ("", "--out DIR says where the samples go"),
         ("--out {tmp}/a --steps 2 --sigmas 80", "--steps and --sigmas exclude each other"),
+        ("--out {tmp}/a --steps 41", "--steps: num_inference_steps must be"),
+        ("--out {tmp}/a --timesteps 0,22", "--timesteps: timesteps must be strictly descending"),
         ("--out {tmp}/a --labels 11", "the model's classes are 0..9, got 11"),
         ("--out {tmp}/a --format jpeg", "'jpeg' is not one of"),
         ("--out {tmp}", "must be new or empty"),

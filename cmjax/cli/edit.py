@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parent.parent / "assets" / "examples"
 EXAMPLE_LABEL = 7  # of the pictures there
 IMAGE = click.argument("image", metavar="[IMAGE]", required=False, type=click.Path(path_type=Path))
-LEVELS = {"steps": "num_inference_steps", "timesteps": "timesteps", "sigmas": "sigmas"}
 
 
 def common(command: Callable) -> Callable:
@@ -214,7 +213,7 @@ def stroke(image: Path | None, sigmas: list[float] | None, num: int, model: str 
     sketch = images.from_uint8(images.fit(original, loaded.config.sample_size))
     key = jax.random.key(rest["seed"], impl="threefry2x32")
     levels = np.asarray(sigmas or editing.STROKE_SIGMAS, np.float32)
-    loaded.scheduler.set_timesteps(sigmas=levels)  # errors before the work
+    options.set_timesteps(loaded.scheduler, {"sigmas": levels})  # errors before the work
     run = jax.jit(functools.partial(editing.stroke_to_image, apply_fn=loaded.apply_fn, scheduler=loaded.scheduler))
     many = np.repeat(sketch[None], num, 0)
     made = run(key, params=loaded.params, image=many, sigmas=levels, cond=_cond(loaded, rest["label"], num))
@@ -278,22 +277,16 @@ def _constrained(
 
     from cmjax import editing
 
-    levels = {name: rest[name] for name in LEVELS if rest[name] is not None}
-    if len(levels) > 1:
-        raise ValueError(f"{' and '.join('--' + name for name in levels)} exclude each other; give one of them")
-    for name, value in levels.items():
-        try:
-            model.scheduler.set_timesteps(**{LEVELS[name]: value})
-        except ValueError as error:
-            raise ValueError(f"--{name}: {error}") from None
+    schedule = options.schedule(rest["steps"], rest["timesteps"], rest["sigmas"])
+    if schedule:
+        options.set_timesteps(model.scheduler, schedule)  # errors before the work
     scheduler: Any = model.scheduler  # of the only kind there is a network for
     num = rest["num"]
     shape = (num, *model.sample_shape)
-    given = {LEVELS[name]: value for name, value in levels.items()}
 
     @jax.jit
     def run(key, params, constraint, cond):
-        made = editing.edit(key, model.apply_fn, params, scheduler, constraint, shape, **given, cond=cond)
+        made = editing.edit(key, model.apply_fn, params, scheduler, constraint, shape, **schedule, cond=cond)
         return constraint(jax.numpy.zeros(shape))[:1], made
 
     key = jax.random.key(rest["seed"], impl="threefry2x32")

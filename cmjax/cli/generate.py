@@ -91,7 +91,7 @@ def generate(
     """  # noqa: D301
     if (out is None) == (verify is None):
         raise ValueError("--out DIR says where the samples go, --verify DIR checks some; give one of them")
-    name, value = options.schedule(steps=steps, timesteps=timesteps, sigmas=sigmas)
+    schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
     options.initialize(coordinator, num_processes, process_id)
     _keep_compiled(compilation_cache)
 
@@ -104,11 +104,12 @@ def generate(
     with _on_the_host():
         loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet)
     labels = options.check_labels(labels, loaded.num_classes)
+    options.set_timesteps(loaded.scheduler, schedule)  # errors before the work
     made = generate_folder(
         out,
         loaded,
         num_samples,
-        **{"num_inference_steps" if name == "steps" else name: value},
+        **schedule,
         labels=labels,
         dtype=dtype,
         formats=formats,

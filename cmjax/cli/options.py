@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from cmjax import Model
-    from cmjax.schedulers import Scheduler
+    from cmjax.schedulers import Scheduler, SchedulerState
 
 
 class Numbers(click.ParamType):
@@ -134,12 +134,25 @@ def open_model(
     return loaded
 
 
-def schedule(**levels: Any) -> tuple[str, Any]:
-    """Returns the one option of --steps, --timesteps and --sigmas that was given, and its value; else one step."""
-    given = {name: value for name, value in levels.items() if value is not None} or {"steps": 1}
+def schedule(steps: int | None, timesteps: list[float] | None, sigmas: list[float] | None) -> dict[str, Any]:
+    """Returns what was given of --steps, --timesteps and --sigmas as argument of `set_timesteps`: one, or none."""
+    levels = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas}
+    given = {name: value for name, value in levels.items() if value is not None}
     if len(given) > 1:
-        raise ValueError(f"{' and '.join('--' + name for name in given)} exclude each other; give one of them")
-    return next(iter(given.items()))
+        raise ValueError(f"{' and '.join(map(_option, given))} exclude each other; give one of them")
+    return given
+
+
+def set_timesteps(scheduler: "Scheduler", schedule: Mapping[str, Any]) -> "SchedulerState":
+    """Returns the scheduler's state for the one argument in `schedule`; an error names its option."""
+    try:
+        return scheduler.set_timesteps(**schedule)
+    except ValueError as error:
+        raise ValueError(f"{_option(*schedule)}: {error}") from None
+
+
+def _option(name: str) -> str:
+    return "--steps" if name == "num_inference_steps" else f"--{name}"
 
 
 def check_labels(labels: list[int] | None, num_classes: int | None) -> list[int] | None:

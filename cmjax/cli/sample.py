@@ -61,7 +61,7 @@ def sample(
       cmjax sample --model runs/mine                 your own model, saved by cmjax.save
     """  # noqa: D301
     options.check_out(out, {".png": "a grid", ".npz": "arrays"})
-    name, value = options.schedule(steps=steps, timesteps=timesteps, sigmas=sigmas)
+    schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
 
     from cmjax.generation import generate
 
@@ -70,10 +70,7 @@ def sample(
     channels = loaded.sample_shape[-1]
     if out.suffix.lower() == ".png" and channels not in (1, 3):
         raise ValueError(f"--out: a .png has 1 or 3 channels, but the model's samples have {channels}; use .npz")
-    try:
-        state = loaded.scheduler.set_timesteps(**{"num_inference_steps" if name == "steps" else name: value})
-    except ValueError as error:
-        raise ValueError(f"--{name}: {error}") from None
+    state = options.set_timesteps(loaded.scheduler, schedule)
     made = generate(
         loaded, state, num, labels=labels, seed=seed, batch_size=batch_size, dtype=dtype, progress=not quiet
     )
