@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
 import shutil
@@ -26,10 +27,9 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())  # some file systems report a full disk only here
         temporary.replace(path)
+        _sync(path.parent)
     except OSError as error:
-        if error.errno and not error.filename:  # a write that fails does not say where
-            error.filename = os.fspath(path)
-        raise
+        raise _named(error, path) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,6 +56,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         else:
             temporary.rename(path)
         _sync(path.parent)
+    except OSError as error:
+        raise _named(error, path) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -67,6 +69,31 @@ def clear_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def append(path: Path, line: str) -> None:
+    """Adds a line to a file, in one write; one that a full disk cut short before is ended first.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    try:
+        with path.open("ab+", buffering=0) as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else f"\n{line}"
+            content = f"{line}\n".encode()
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise _named(error, path) from None
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """A write that fails does not say where."""
+    if error.errno and not error.filename:
+        error.filename = os.fspath(path)
+    return error
 
 
 def _sync(path: Path) -> None:

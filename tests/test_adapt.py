@@ -72,3 +72,9 @@ def test_a_network_told_one_time_is_not_adapted_to_two(name):
 def test_a_network_of_other_levels_is_not_adapted():
     with pytest.raises(ValueError, match="must be of a CMStochasticIterativeScheduler, got CTMScheduler"):
         adapt(denoiser_network, CTMScheduler(), LCMScheduler())
+
+
+def test_an_adapted_model_is_not_saved_as_what_it_is_not(tmp_path):
+    with pytest.raises(ValueError, match="adapted to LCMScheduler, .* save the one of CMStochasticIterativeScheduler"):
+        cmjax.save(tmp_path / "model", cmjax.load().with_scheduler(SCHEDULERS["LCMScheduler"]()))
+    assert not (tmp_path / "model").exists()

@@ -183,3 +183,13 @@ def test_a_failed_write_says_where_and_other_errors_are_as_they_were(tmp_path):
     assert caught.value.filename == str(tmp_path / "a")
     with pytest.raises(OSError, match="^cannot encode$"), replacing(tmp_path / "a"):
         raise OSError("cannot encode")
+
+
+def test_a_line_that_was_cut_short_does_not_spoil_the_next(tmp_path):
+    log = tmp_path / "log"
+    files.append(log, "one")
+    with log.open("a") as file:
+        file.write("tw")  # as a full disk or a kill may leave it
+    for line in ("three", "four"):
+        files.append(log, line)
+    assert log.read_text() == "one\ntw\nthree\nfour\n"

@@ -1,9 +1,12 @@
 """Bulk generation: the same samples however they are made, and whatever happens meanwhile."""
 
 import contextlib
+import dataclasses
+import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -20,10 +23,12 @@ from PIL import Image
 
 import cmjax
 from cmjax import cli
+from cmjax.cli.options import initialize
 from cmjax.generation import Sampler, folder, generate, generate_folder, model_digest, regroup, verify
 from cmjax.generation.exports import damaged_exports
 from cmjax.generation.manifest import read_manifest
 from cmjax.generation.shards import Shards
+from cmjax.schedulers import LCMScheduler
 
 ROOT = Path(__file__).parent.parent
 CLASSES = list(range(10))
@@ -67,11 +72,11 @@ def nearly_equal(a, b):
 
 
 @contextlib.contextmanager
-def launched(folder, cache, *options, devices=1, num=90, before=""):
+def launched(folder, cache, *options, devices=1, num=90, before="", environment=()):
     """`cmjax generate` as a process of its own."""
     program = f"{before}\nfrom cmjax.cli import main; main()"
     flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""}
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": "", **dict(environment)}
     command = [sys.executable, "-c", program, "generate", "--num-samples", num, "--out", folder, "--shard-size", 8]
     command += ["--batch-size", 4, "--compilation-cache", cache, "--quiet", *options]
     process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -143,7 +148,8 @@ def test_the_devices_do_not_communicate_and_one_program_serves_every_batch(model
     )
     assert sampler.size == 16
     text = sampler.compiled.as_text()
-    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
+    names = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
+    for collective in (*names, " send(", " recv("):
         assert collective not in text
     traced = len(traces)
     compiled = []
@@ -157,6 +163,32 @@ def test_the_devices_do_not_communicate_and_one_program_serves_every_batch(model
         jax.monitoring.unregister_event_duration_listener(listener)
     assert len(traces) == traced
     assert compiled == []
+
+
+def test_a_whole_run_compiles_its_program_once(model, tmp_path, caplog):
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+        generate_folder(tmp_path / "out", model, 37, labels=CLASSES, batch_size=2, shard_size=8)
+    names = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+    assert names.count("draw") == 1
+
+
+def test_writing_goes_on_beside_sampling_and_no_more_than_a_few_shards_wait(model, tmp_path, monkeypatch):
+    computed, ahead, write = [], [], Shards.write
+
+    def batches(_, indices):  # at once
+        for batch in indices:
+            computed.append(len(batch))
+            yield np.zeros((len(batch), 28, 28, 1), np.uint8)
+
+    def slow(shards, shard, images):
+        time.sleep(0.1)  # the sampler gets as far ahead as it may
+        ahead.append(sum(computed) - shard.stop)
+        write(shards, shard, images)
+
+    monkeypatch.setattr(Sampler, "batches", batches)
+    monkeypatch.setattr(Shards, "write", slow)
+    generate_folder(tmp_path / "out", model, 16 * 12, labels=CLASSES, batch_size=2, shard_size=16)
+    assert max(ahead) == 16 * folder.QUEUE
 
 
 def test_divided_parameters_give_the_same_samples(model, whole):
@@ -177,7 +209,13 @@ def test_more_samples_are_added(model, whole, tmp_path):
     assert verify(tmp_path / "out", model)[:2] == ([], 90)
     short = next((tmp_path / "out/shards").glob("000000016-000000019-*"))  # of the run of 20
     short.write_bytes(b"")
-    assert verify(tmp_path / "out", model)[:2] == ([short], 90)
+    doubled = short.with_name("000000000-000000007-0123456789abcdef.npz")
+    doubled.write_bytes(b"")
+    (stranger := short.with_name("notes.txt")).touch()
+    assert verify(tmp_path / "out", model)[:2] == ([short, doubled, stranger], 90)
+    stranger.unlink()
+    generate_folder(tmp_path / "out", model, 90, labels=CLASSES, batch_size=2)  # as the command tells to
+    assert verify(tmp_path / "out", model)[:2] == ([], 90)
 
 
 def test_killed_at_random_moments_the_file_is_the_same_byte_for_byte(tmp_path, cache):
@@ -202,16 +240,46 @@ def test_killed_at_random_moments_the_file_is_the_same_byte_for_byte(tmp_path, c
     assert not list((tmp_path / "out").rglob(".cmjax-*"))
 
 
-@contextlib.contextmanager
-def launched_together(folder, cache, folders=("", ""), nums=(90, 90), **options):
-    """Two processes of two devices."""
+def test_killed_while_the_result_is_written_the_file_is_the_same(tmp_path, cache):
+    with launched(tmp_path / "alone", cache) as process:
+        assert finish(process) == (0, "")
+    kill = "from cmjax.generation.shards import Shards as S; import os; read, seen = S.read, []\n"
+    kill += "S.read = lambda *a: (seen.append(0), len(seen) > 3 and os.kill(os.getpid(), 9), read(*a))[2]"
+    with launched(tmp_path / "out", cache, before=kill) as process:
+        assert finish(process)[0] == -signal.SIGKILL
+    assert len(list((tmp_path / "out").glob(".cmjax-*.npz"))) == 1  # it was in the middle
+    assert not list((tmp_path / "out").glob("samples_*"))
+    with launched(tmp_path / "out", cache) as process:
+        assert finish(process) == (0, "")
+    assert merged(tmp_path / "out") == merged(tmp_path / "alone")
+    assert not list((tmp_path / "out").rglob(".cmjax-*"))
+
+
+def test_two_runs_do_not_meet_in_a_folder(tmp_path, cache):
+    with launched(tmp_path / "out", cache, num=5000) as process:
+        wait_for_a_shard(tmp_path / "out/log.jsonl")
+        with launched(tmp_path / "out", cache, num=5000) as second:
+            code, errors = finish(second)
+        assert code == 2 and f"another run is at work in {tmp_path / 'out'}" in errors
+        process.kill()
+        process.wait()
+    with launched(tmp_path / "out", cache, num=16) as process:  # what was killed keeps nobody out
+        assert finish(process) == (0, "")
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    joined = ["--coordinator", address, "--num-processes", 2, "--process-id"]
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def launched_together(folder, cache, folders=("", ""), nums=(90, 90), models=((), ()), **options):
+    """Two processes of two devices."""
+    joined = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2, "--process-id"]
     with (
-        launched(folder / folders[0], cache, *joined, 0, devices=2, num=nums[0], **options) as one,
-        launched(folder / folders[1], cache, *joined, 1, devices=2, num=nums[1], **options) as two,
+        launched(folder / folders[0], cache, *joined, 0, *models[0], devices=2, num=nums[0], **options) as one,
+        launched(folder / folders[1], cache, *joined, 1, *models[1], devices=2, num=nums[1], **options) as two,
     ):
         yield one, two
 
@@ -221,7 +289,8 @@ def test_two_processes_of_two_devices(whole, tmp_path, cache):
     slow += "f.export = lambda *a: (time.sleep(2), e(*a))[1]"  # the others have to wait for the result
     with launched_together(tmp_path / "out", cache, before=slow) as (one, two):
         assert (finish(two)[0], finish(one)[0]) == (0, 0)
-    assert (tmp_path / "out/.finished").stat().st_mtime >= next((tmp_path / "out").glob("*.npz")).stat().st_mtime
+    (finished,), (result,) = (tmp_path / "out").glob(".finished-*"), (tmp_path / "out").glob("*.npz")
+    assert finished.stat().st_mtime >= result.stat().st_mtime
     nearly_equal(images(tmp_path / "out"), images(whole))
     made = [(tmp_path / "out" / name).read_text().count('"shard"') for name in ("log.jsonl", "log-1.jsonl")]
     assert made == [6, 6]
@@ -240,6 +309,46 @@ def test_processes_that_cannot_work_together_say_so(tmp_path, cache, folders, nu
         (code, _), (other_code, errors) = finish(one), finish(two)
     assert (code, other_code) == (2, 2)
     assert message in errors
+
+
+def test_nobody_waits_for_a_process_that_cannot_begin(tmp_path, cache):
+    begin = time.time()
+    with launched_together(tmp_path / "out", cache, models=((), ("--model", tmp_path / "none"))) as (one, two):
+        (code, errors), (other_code, why) = finish(one), finish(two)
+    assert (code, other_code) == (2, 2)
+    assert "process 1 could not go on; see its message" in errors and str(tmp_path / "none") in why
+    assert time.time() - begin < 60  # JAX's runtime would wait for five minutes
+    assert not (tmp_path / "out").exists()
+
+
+def slurm(task, nodes):
+    """What Slurm tells one of two tasks; JAX makes its port, from 61440 up, of the job's number."""
+    job = random.randrange(2**12)  # of ports that the system gives to nobody unasked
+    names = {"JOB_ID": job, "STEP_NODELIST": "localhost", "STEP_NUM_NODES": nodes}
+    names |= {"NTASKS": 2, "STEP_NUM_TASKS": 2, "PROCID": task, "LOCALID": task if nodes == 1 else 0}
+    return {f"SLURM_{name}": str(value) for name, value in names.items()}
+
+
+def test_tasks_of_slurm_join_by_themselves(whole, tmp_path, cache):
+    of_task = slurm(0, nodes=1)
+    options = {"devices": 2, "environment": of_task}
+    with launched(tmp_path / "out", cache, **options) as one:
+        with launched(tmp_path / "out", cache, **options | {"environment": of_task | {"SLURM_PROCID": "1"}}) as two:
+            assert (finish(two), finish(one)) == ((0, ""), (0, ""))
+    nearly_equal(images(tmp_path / "out"), images(whole))
+    assert (tmp_path / "out/log-1.jsonl").read_text().count('"shard"') == 6
+    with launched(tmp_path / "alone", cache, "--coordinator", "none", **options) as process:
+        assert finish(process) == (0, "")
+
+
+@pytest.mark.parametrize(("nodes", "devices"), [(1, None), (2, [])])
+def test_a_task_alone_on_its_node_has_all_its_devices(monkeypatch, tmp_path, nodes, devices):
+    for name, value in slurm(0, nodes).items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
+    initialize(None, None, None)
+    assert calls == [((None, None, None), {"local_device_ids": devices})]
 
 
 def test_a_signal_to_one_process_stops_both(tmp_path, cache):
@@ -298,7 +407,7 @@ def test_a_damaged_shard_is_named_and_made_anew(model, tmp_path, harm):
     (tmp_path / "out/samples_24x28x28x1.npz").unlink()
     said = []
     made = generate_folder(tmp_path / "out", model, 24, say=said.append, **options)
-    assert said[0] == f"{shards[1]} is damaged; it is made anew"
+    assert said[0] == f"{shards[1]} is damaged and removed; what is missing is made anew"
     assert made.resumed == 16
     assert merged(tmp_path / "out") == before
     verified = verify(tmp_path / "out", model)  # in batches of another size, which may round differently
@@ -409,13 +518,24 @@ def test_a_full_disk_under_records_is_one_line(tmp_path, cache):
     assert "samples_90x28x28x1.array_record" in errors and errors.count("\n") == 1
 
 
+def test_a_full_disk_under_pictures_is_named(model, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as Pillow passes it on, without a name
+
+    monkeypatch.setattr("cmjax.generation.exports.save_png", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/out/samples_24x28x28x1_png'"):
+        generate_folder(tmp_path / "out", model, 24, labels=CLASSES, batch_size=2, formats=["png"])
+    last = json.loads((tmp_path / "out/log.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "failed" and "No space left" in last["error"]
+
+
 def test_a_signal_while_the_result_is_written_stops_that_too(model, tmp_path, monkeypatch):
     real, options = folder.export, {"labels": CLASSES, "batch_size": 2, "shard_size": 8}
     with monkeypatch.context() as patched:
         patched.setattr(folder, "export", lambda *args: (signal.raise_signal(signal.SIGINT), real(*args))[1])
         made = generate_folder(tmp_path / "out", model, 24, **options)
     assert (made.done, made.stopped, made.paths) == (24, True, [])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.jsonl", "manifest.json", "shards"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {".lock", "log.jsonl", "manifest.json", "shards"}
     made = generate_folder(tmp_path / "out", model, 24, **options)
     assert (made.resumed, made.stopped, len(made.paths)) == (24, False, 1)
 
@@ -457,6 +577,9 @@ def test_other_settings_are_refused_with_what_differs(model, whole):
     assert sorted(whole.rglob("*")) == before
     other = cmjax.Model(model.apply_fn, jax.tree.map(lambda x: x * 2, model.params), model.scheduler, model.config)
     assert model_digest(other) != model_digest(model)
+    scheduler = dataclasses.replace(model.scheduler, sigma_data=1.0)
+    adapted = [m.with_scheduler(LCMScheduler()) for m in (model, dataclasses.replace(model, scheduler=scheduler))]
+    assert model_digest(adapted[0]) != model_digest(adapted[1])
     with pytest.raises(ValueError, match="another model"):
         verify(whole, other)
 

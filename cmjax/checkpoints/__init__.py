@@ -67,11 +67,14 @@ def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = 
         to: "cmjax", or "diffusers" for a folder that `ConsistencyModelPipeline.from_pretrained` opens.
 
     Raises:
-        ValueError: if `model.config` is not such a config or has options that diffusers does not have, or if
-            `path` holds other files.
+        ValueError: if `model.config` is not such a config or has options that diffusers does not have, if `path`
+            holds other files, or if the network is adapted to another scheduler.
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
+    if model.trained_for is not None:
+        adapted, own = type(model.scheduler).__name__, type(model.trained_for).__name__
+        raise ValueError(f"model is adapted to {adapted}, which files cannot say; save the one of {own} it was made of")
     path = Path(path)
     others = sorted(file.name for file in path.iterdir() if file.name not in PARTS) if path.is_dir() else []
     if others:

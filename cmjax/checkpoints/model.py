@@ -34,12 +34,21 @@ Layout = Callable[[str, int], tuple[str, tuple[int, ...]]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network with its parameters, and the sampler it was trained for. A pytree whose leaves are `params`."""
+    """A network with its parameters, and the sampler it was trained for. A pytree whose leaves are `params`.
+
+    Attributes:
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        params: of the network.
+        scheduler: that the network is for.
+        config: the network's config dataclass.
+        trained_for: None, or where the network is adapted to `scheduler` the one that it was trained for.
+    """
 
     apply_fn: ApplyFn = dataclasses.field(metadata={"static": True})
     params: Any
     scheduler: Scheduler = dataclasses.field(metadata={"static": True})
-    config: Any = dataclasses.field(metadata={"static": True})  # a network's config dataclass
+    config: Any = dataclasses.field(metadata={"static": True})
+    trained_for: Scheduler | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -66,7 +75,7 @@ class Model:
             return dataclasses.replace(self, scheduler=scheduler)
         denoiser = edm_denoiser if type(scheduler).__name__ in ODE_SOLVERS else consistency_function
         apply_fn = adapt(self.apply_fn, cast(Any, self.scheduler), cast(Any, scheduler), denoiser)
-        return dataclasses.replace(self, apply_fn=apply_fn, scheduler=scheduler)
+        return dataclasses.replace(self, apply_fn=apply_fn, scheduler=scheduler, trained_for=self.scheduler)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,21 +96,26 @@ def generate(
     _keep_compiled(compilation_cache)
 
     from cmjax.generation import generate_folder
+    from cmjax.generation.processes import all_together
 
     if verify is not None:
         _verify(verify, model, rest["batch_size"], rest["shard_params"], quiet)
         return
     assert out is not None
-    with _on_the_host():
-        loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet)
-    labels = options.check_labels(labels, loaded.num_classes)
-    options.set_timesteps(loaded.scheduler, schedule)  # errors before the work
+
+    def prepare():
+        with _on_the_host():
+            loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet)
+        options.set_timesteps(loaded.scheduler, schedule)  # an error names the option
+        return loaded, options.check_labels(labels, loaded.num_classes)
+
+    loaded, classes = all_together(prepare)
     made = generate_folder(
         out,
         loaded,
         num_samples,
         **schedule,
-        labels=labels,
+        labels=classes,
         dtype=dtype,
         formats=formats,
         source=os.path.abspath(model) if model and os.path.exists(model) else model or "",

@@ -38,7 +38,7 @@ class OneLineErrors(click.Group):
             parts = [str(part) for part in (error.filename, error.strerror) if part]
             raise click.ClickException(": ".join(parts) or str(error)) from None
         except (ValueError, MemoryError) as error:
-            raise click.ClickException(str(error) or "out of memory; --num is too large") from None
+            raise click.ClickException(str(error) or "out of memory; ask for fewer samples at a time") from None
 
     @staticmethod
     def _fail(message: str) -> None:

@@ -194,8 +194,8 @@ def distributed(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--coordinator",
             metavar="HOST:PORT",
-            help="Join the processes that give the same address, which process 0 listens on; 'auto' on a TPU pod or "
-            "under Slurm.",
+            help="Join the processes that give the same address, which process 0 listens on. Found out under Slurm and "
+            "on TPUs: 'auto' insists on it, 'none' runs this process alone.",
         ),
     ):
         command = option(command)
@@ -204,17 +204,30 @@ def distributed(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the other processes, if there are any, by JAX's own runtime; before any other use of JAX."""
+    import jax
+
     given = coordinator is not None, num_processes is not None, process_id is not None
-    if not any(given):
+    if coordinator == "none" or not (any(given) or _among_others()):
         return
-    if coordinator is None or (coordinator != "auto" and not all(given)):
+    if any(given) and (coordinator is None or (coordinator != "auto" and not all(given))):
         raise ValueError("--coordinator HOST:PORT, --num-processes and --process-id go together")
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise ValueError(f"--process-id must be below --num-processes {num_processes}, got {process_id}")
-    import jax
-
+    address = None if coordinator == "auto" else coordinator
     try:
-        jax.distributed.initialize(None if coordinator == "auto" else coordinator, num_processes, process_id)
-    except (RuntimeError, ValueError) as error:
-        hint = "; if this is no TPU pod or Slurm job, give HOST:PORT" if coordinator == "auto" else ""
-        raise ValueError(f"--coordinator {coordinator}: {str(error).splitlines()[0]}{hint}") from None
+        # JAX gives a Slurm task one device; a task alone on its node is to have them all, which [] means.
+        alone = _in_slurm("SLURM_STEP_NUM_TASKS") == _in_slurm("SLURM_STEP_NUM_NODES") > 0
+        devices = [] if alone else None
+        jax.distributed.initialize(address, num_processes, process_id, local_device_ids=devices)
+    except (OSError, RuntimeError, ValueError) as error:
+        hint = "" if address else "; if this is no TPU pod or Slurm job, give HOST:PORT, or none for a run alone"
+        raise ValueError(f"--coordinator {coordinator or 'auto'}: {str(error).splitlines()[0]}{hint}") from None
+
+
+def _among_others() -> bool:
+    """Whether Slurm started this process with others, or JAX found TPUs, which may be of several hosts."""
+    return _in_slurm("SLURM_STEP_NUM_TASKS") > 1 or "TPU_ML_PLATFORM" in os.environ  # JAX sets it where it finds some
+
+
+def _in_slurm(name: str) -> int:
+    return int(os.environ.get(name, 0))

@@ -78,31 +78,36 @@ def generate_folder(
             finite.
         OSError: if something cannot be written; what was made before remains.
     """
-    _check(model, num, labels, seed, batch_size, shard_size)
-    check_formats(formats, model.sample_shape)
     schedule = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     schedule = {name: value for name, value in schedule.items() if value is not None} or {"num_inference_steps": 1}
-    state = model.scheduler.set_timesteps(**schedule)
-    settings = run_settings(model, schedule, state, labels, seed, dtype)
-    shards = processes.open_together(folder, settings, source, shard_size, num)
-    found, damaged = _found(shards, num, say)
-    missing = processes.missing_shards(shards.ranges(num), found)
-    mine, resumed = processes.my_share(missing), num - sum(map(len, missing))
 
-    with Progress(shards, num, resumed, mine, progress) as run, processes.stopping_together(folder) as stopping:
-        devices = [device.device_kind for device in jax.local_devices()]
-        run.log("start", num=num, resumed=resumed, damaged=damaged, devices=devices)
-        if mine:
-            options = {"batch_size": batch_size, "dtype": dtype, "shard_params": shard_params}
-            sampler = Sampler(model, state, labels=labels, seed=seed, **options)
-            run.compiled()
-            _make(shards, mine, sampler, stopping, run.written)
-        seconds = run.seconds
-        processes.wait_until(lambda: run.refresh() == num, stopping)
-        done = run.refresh()
-        run.sampled()
-        paths = _finish(shards, num, formats, stopping) if done == num else None
-    run.log("stopped" if paths is None else "done", done=done, seconds=seconds)
+    def prepare():
+        _check(model, num, labels, seed, batch_size, shard_size)
+        check_formats(formats, model.sample_shape)
+        state = model.scheduler.set_timesteps(**schedule)
+        return state, run_settings(model, schedule, state, labels, seed, dtype)
+
+    state, settings = processes.all_together(prepare)
+    with processes.alone_in(folder):
+        shards, signs = processes.open_together(folder, settings, source, shard_size, num)
+        found, damaged = processes.all_together(lambda: _found(shards, num, say))
+        missing = processes.missing_shards(shards.ranges(num), found)
+        mine, resumed = processes.my_share(missing), num - sum(map(len, missing))
+
+        with Progress(shards, num, resumed, mine, progress) as run, processes.stopping_together(signs.stop) as stopping:
+            devices = [device.device_kind for device in jax.local_devices()]
+            run.log("start", num=num, resumed=resumed, damaged=damaged, devices=devices)
+            if mine:
+                options = {"batch_size": batch_size, "dtype": dtype, "shard_params": shard_params}
+                sampler = Sampler(model, state, labels=labels, seed=seed, **options)
+                run.compiled()
+                _make(shards, mine, sampler, stopping, run.written)
+            seconds = run.seconds
+            processes.wait_until(lambda: run.refresh() == num, stopping)
+            done = run.refresh()
+            run.sampled()
+            paths = _finish(shards, num, formats, signs.finished, stopping) if done == num else None
+            run.log("stopped" if paths is None else "done", done=done, seconds=seconds)
     return Outcome(paths or [], done, resumed, run.made, seconds, stopped=paths is None)
 
 
@@ -125,20 +130,17 @@ def _found(shards, num, say):
     if jax.process_index() > 0:
         return [], []
     whole, damaged = shards.find()
-    wanted = shards.ranges(num)
-    damaged = [path for shard, path in damaged.items() if shard in wanted]
     for path in damaged:
-        say(f"{path} is damaged; it is made anew")
+        say(f"{path} is damaged and removed; what is missing is made anew")
         path.unlink(missing_ok=True)
-    found = [shard for shard in wanted if shard in whole]
+    found = [shard for shard in shards.ranges(num) if shard in whole]
     if found:
         say(f"{sum(map(len, found)):,} of {num:,} samples were there already.")
     return found, [path.name for path in damaged]
 
 
-def _finish(shards, num, formats, stopping):
+def _finish(shards, num, formats, finished, stopping):
     """Process 0 makes the shards into what is asked for, the others wait; None if they were stopped."""
-    finished = shards.folder / processes.FINISHED
     if jax.process_index() > 0:
         processes.wait_until(finished.exists, stopping)
         return [] if finished.exists() else None

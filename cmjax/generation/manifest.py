@@ -18,6 +18,7 @@ from cmjax.generation.shards import Shards
 from cmjax.schedulers import SchedulerState
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 
 
 def run_settings(
@@ -40,6 +41,7 @@ def run_settings(
         "dtype": dtype,
         "shape": list(model.sample_shape),
         "platform": jax.default_backend(),
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
         "versions": {
             "cmjax": cmjax.__version__,
             "jax": jax.__version__,
@@ -50,8 +52,9 @@ def run_settings(
 
 
 def model_digest(model: Model) -> str:
-    """Returns a digest of the network and its parameters: two models with the same one give the same samples."""
-    digest = hashlib.blake2b(repr(model.config).encode(), digest_size=16)
+    """Returns a digest of the network, its parameters and, if it is adapted, the scheduler that it was trained for."""
+    network = repr((model.config, model.trained_for) if model.trained_for else model.config)
+    digest = hashlib.blake2b(network.encode(), digest_size=16)
     for name, leaf in flat(model.params).items():
         values = np.ascontiguousarray(leaf)
         digest.update(f"{name} {values.dtype} {values.shape}".encode())
@@ -59,11 +62,20 @@ def model_digest(model: Model) -> str:
     return digest.hexdigest()
 
 
+def check_folder(folder: Path) -> None:
+    """Raises ValueError unless a folder is one of a run, or new or empty."""
+    if (folder / MANIFEST).exists() or not folder.exists():
+        return
+    ours = (LOCK, ".cmjax-")  # of a run that ended before its manifest was there
+    if others := sorted(file.name for file in folder.iterdir() if not file.name.startswith(ours)):
+        raise ValueError(f"{folder} must be new or empty, or of the same run, but holds {others[0]}; choose another")
+
+
 def open_shards(folder: Path, settings: Mapping[str, Any], source: str, shard_size: int | None) -> Shards:
     """Opens the folder of a run, or begins one.
 
     Args:
-        folder: of the run.
+        folder: of the run; there already.
         settings: everything that samples depend on; `shard_size` is added.
         source: of the model, for `--verify`.
         shard_size: samples in a shard; None for that of the folder, 100 if it is new.
@@ -84,11 +96,6 @@ def open_shards(folder: Path, settings: Mapping[str, Any], source: str, shard_si
             raise ValueError(f"{folder} holds samples of other settings: {'; '.join(different)}; choose another --out")
         settings = before  # digests are of its spelling: 70 and 70.0 are equal
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        if others := sorted(file.name for file in folder.iterdir() if not file.name.startswith(".cmjax-")):
-            raise ValueError(
-                f"{folder} must be new or empty, or of the same run, but holds {others[0]}; choose another"
-            )
         settings = {**settings, "shard_size": shard_size or 100}
         manifest = {"settings": settings, "source": source}
         with replacing(path) as file:

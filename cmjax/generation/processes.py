@@ -1,54 +1,107 @@
 """What the processes of a run agree on. While they sample, its folder is all that they tell each other by."""
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
-from cmjax.generation.manifest import MANIFEST, open_shards
+from cmjax.generation.manifest import LOCK, MANIFEST, check_folder, open_shards
 from cmjax.generation.shards import Shards
 from cmjax.interrupts import interruptible
 
-STOP = ".stop"  # a file by which one process stops all
-FINISHED = ".finished"  # and one by which process 0 says that everything is made
 PATIENCE = 30.0  # seconds that a network file system may take to show a file
 
 
-def open_together(folder: Path, settings: Mapping[str, Any], source: str, shard_size: int | None, num: int) -> Shards:
+class Signs(NamedTuple):
+    """Files of a run's folder, named anew for every start: a file system may show a removed one for a while."""
+
+    stop: Path  # by which one process stops all
+    finished: Path  # by which process 0 says that everything is made
+
+
+def all_together(do: Callable[[], Any]) -> Any:
+    """Returns `do()` of this process once it has succeeded on every one, so that none waits for one that failed.
+
+    Raises:
+        Exception: that of this process.
+        ValueError: if another one failed; that one says why.
+    """
+    result, error = None, None
+    try:
+        result = do()
+    except Exception as caught:
+        error = caught
+    (failed,) = _of_all(error is not None)
+    if error is not None:
+        raise error
+    if failed.any():
+        raise ValueError(f"process {failed.argmax()} could not go on; see its message")
+    return result
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps every other run out of it: process 0 holds a lock that ends with the process.
+
+    Raises:
+        ValueError: if another run is at work in it, or it holds something else.
+        OSError: if it cannot be made.
+    """
+
+    def lock():
+        if jax.process_index() > 0:
+            return contextlib.nullcontext()
+        check_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(folder / LOCK, timeout=0).acquire()
+        except Timeout:
+            raise ValueError(
+                f"another run is at work in {folder}; wait for it or choose another folder. Processes of one run join "
+                f"by --coordinator. (If there is none, remove {folder / LOCK}.)"
+            ) from None
+
+    with all_together(lock):
+        yield
+
+
+def open_together(
+    folder: Path, settings: Mapping[str, Any], source: str, shard_size: int | None, num: int
+) -> tuple[Shards, Signs]:
     """Opens a folder by `open_shards` on process 0, then on the others, which must see it and want as many samples.
 
     Raises:
         ValueError: if a process cannot; each says why it could not itself, or which one could not.
         OSError: if this process cannot.
     """
-    result: Any = None
-    for turn in (True, False):
-        if turn == (jax.process_index() == 0):
-            try:
-                _wait_for_manifest(folder)
-                result = open_shards(folder, settings, source, shard_size)
-                for file in (STOP, FINISHED) if turn else ():
-                    (folder / file).unlink(missing_ok=True)
-            except (OSError, ValueError) as error:
-                result = error
-        failed, wanted = _of_all(isinstance(result, Exception), num - 1)
-        if isinstance(result, Exception):
-            raise result
-        if failed.any():
-            raise ValueError(f"process {failed.argmax()} could not open {folder}; see its message")
-        if (wanted != wanted[0]).any():
-            raise ValueError(f"all processes must make the same number of samples, got {[int(n) + 1 for n in wanted]}")
-    return result
+    first = jax.process_index() == 0
+
+    def begin():
+        for name in (".stop-*", ".finished-*"):
+            for sign in folder.glob(name):
+                sign.unlink(missing_ok=True)
+        return open_shards(folder, settings, source, shard_size)
+
+    def join():
+        _wait_for_manifest(folder)
+        return open_shards(folder, settings, source, shard_size)
+
+    shards = all_together(lambda: begin() if first else None)
+    shards = all_together(lambda: shards or join())
+    wanted, token = _of_all(num - 1, secrets.randbits(32))
+    if (wanted != wanted[0]).any():
+        raise ValueError(f"all processes must make the same number of samples, got {[int(n) + 1 for n in wanted]}")
+    return shards, Signs(folder / f".stop-{token[0]:08x}", folder / f".finished-{token[0]:08x}")
 
 
 def _wait_for_manifest(folder):
-    if jax.process_index() == 0:
-        return
     deadline = time.monotonic() + PATIENCE
     while not (folder / MANIFEST).exists():
         if time.monotonic() > deadline:
@@ -81,18 +134,22 @@ def my_share(shards: list[range]) -> list[range]:
 
 
 @contextlib.contextmanager
-def stopping_together(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether to stop: a signal, or an error within, of one process stops all."""
+def stopping_together(sign: Path) -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether to stop: a signal, or an error within, of one process stops all.
+
+    Args:
+        sign: the file by which one tells the others.
+    """
     several = jax.process_count() > 1
     with interruptible() as interrupted:
         try:
-            yield lambda: bool(interrupted) or (several and (folder / STOP).exists())
+            yield lambda: bool(interrupted) or (several and sign.exists())
         except BaseException:
             interrupted.append(0)
             raise
         finally:
             if interrupted and several:
-                (folder / STOP).touch()
+                sign.touch()
 
 
 def wait_until(done: Callable[[], bool], stopping: Callable[[], bool]) -> None:

@@ -1,5 +1,6 @@
 """How far a run has come: a bar for people, lines of JSON for machines."""
 
+import contextlib
 import datetime
 import json
 import time
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from cmjax.files import append
 from cmjax.generation.shards import Shards
 
 
@@ -22,8 +24,7 @@ class Log:
     def __call__(self, event: str, **values: Any) -> None:
         """Adds a line."""
         line = {"time": datetime.datetime.now(datetime.UTC).isoformat(), "event": event, **values}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self._path, json.dumps(line))
 
 
 class Progress:
@@ -47,13 +48,16 @@ class Progress:
         self._bar = tqdm(
             total=num, initial=resumed, desc="compiling", unit="sample", dynamic_ncols=True, disable=hidden
         )
-        self._begin = time.perf_counter()
+        self._begin = self._refreshed = time.perf_counter()
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, traceback):
         self._bar.close()
+        if error is not None:
+            with contextlib.suppress(OSError):  # the disk may be full
+                self.log("failed", error=str(error) or kind.__name__)
 
     @property
     def seconds(self) -> float:
@@ -73,7 +77,8 @@ class Progress:
         rate = self.made / self.seconds
         eta = (self._mine - self.made) / rate
         self.log("shard", first=shard.start, count=len(shard), rate=round(rate, 2), eta=round(eta, 1))
-        self.refresh()
+        if not self._bar.disable and time.perf_counter() - self._refreshed > 0.5:  # it lists the folder
+            self.refresh()
 
     def sampled(self) -> None:
         """All is sampled; the result is being written."""
@@ -81,6 +86,6 @@ class Progress:
 
     def refresh(self) -> int:
         """Moves the bar to what all processes have written, and returns it."""
-        done = self._shards.count(self._num)
+        self._refreshed, done = time.perf_counter(), self._shards.count(self._num)
         self._bar.update(done - self._bar.n)
         return done

@@ -34,27 +34,31 @@ class Shards:
         size = self.settings["shard_size"]
         return [range(first, min(first + size, num)) for first in range(0, num, size)]
 
-    def listed(self) -> dict[range, Path]:
-        """Returns the files of the folder by the indices that their names claim; their contents are not read."""
-        found = {}
+    def files(self) -> list[tuple[range, Path]]:
+        """Returns the files of the folder with the indices that their names claim; their contents are not read."""
+        found = []
         for path in sorted((self.folder / "shards").glob("[0-9]*.npz"), reverse=True):
             numbers = path.name.split("-")[:2]
             if all(number.isdigit() for number in numbers):
-                found[range(int(numbers[0]), int(numbers[1]) + 1)] = path
+                found.append((range(int(numbers[0]), int(numbers[1]) + 1), path))
         return found
+
+    def listed(self) -> dict[range, Path]:
+        """Returns one file of each range of `files`."""
+        return dict(self.files())
 
     def count(self, num: int) -> int:
         """Returns how many of the first `num` samples are in files, by their names."""
         listed = self.listed()
         return sum(len(shard) for shard in self.ranges(num) if shard in listed)
 
-    def find(self) -> tuple[dict[range, Path], dict[range, Path]]:
-        """Returns the files of shards that are whole, and of those that are not; every file is read."""
-        listed = self.listed()
+    def find(self) -> tuple[dict[range, Path], list[Path]]:
+        """Returns the files of shards that are whole, one of each, and all that are not; every file is read."""
+        files = self.files()
         with ThreadPoolExecutor() as readers:
-            right = readers.map(lambda shard: self._right(shard, listed[shard], listed[shard].read_bytes()), listed)
-            whole = dict(zip(listed, right, strict=True))
-        return {s: p for s, p in listed.items() if whole[s]}, {s: p for s, p in listed.items() if not whole[s]}
+            right = list(readers.map(self._whole, files))
+        whole = {shard: path for (shard, path), good in zip(files, right, strict=True) if good}
+        return whole, [path for (_, path), good in zip(files, right, strict=True) if not good]
 
     def gaps(self) -> list[Path]:
         """Returns the names, without digest, of shards that are missing below the last one that is there."""
@@ -62,6 +66,12 @@ class Shards:
         last = max((shard.stop for shard in listed), default=0)
         missing = (shard for shard in self.ranges(last) if shard not in listed)
         return [self.folder / "shards" / f"{shard.start:09}-{shard.stop - 1:09}-*.npz" for shard in missing]
+
+    def strangers(self) -> list[Path]:
+        """Returns what lies among the shards and is none, other than what a killed process left unfinished."""
+        known = {path for _, path in self.files()}
+        there = sorted((self.folder / "shards").glob("*"))
+        return [path for path in there if path not in known and not path.name.startswith(".cmjax-")]
 
     def labels(self, indices: np.ndarray | range) -> np.ndarray | None:
         """Returns i32[n], the classes of samples, or None for a model without classes: they repeat in turn."""
@@ -93,6 +103,10 @@ class Shards:
             raise ValueError(f"{path} is damaged; run the same `cmjax generate` again to make it anew")
         with np.load(io.BytesIO(content)) as arrays:
             return arrays["images"]
+
+    def _whole(self, file):
+        shard, path = file
+        return self._right(shard, path, path.read_bytes())
 
     def _right(self, shard, path, content):
         return path.stem.split("-")[-1] == self._digest(shard, content)

@@ -39,11 +39,12 @@ def verify(
         ValueError: if the folder is of another model, or holds nothing.
     """
     settings = read_manifest(folder)["settings"]
+    model = model.with_scheduler(cmjax.scheduler_from_config(settings["scheduler"]))
     if model_digest(model) != settings["model"]:
         raise ValueError(f"{folder} was made with another model than this; name the one with --model")
     shards = Shards(folder, settings)
     found, broken = shards.find()
-    damaged = [*broken.values(), *shards.gaps(), *damaged_exports(folder)]
+    damaged = [*broken, *shards.gaps(), *shards.strangers(), *damaged_exports(folder)]
     if not found and not damaged and not read_sums(folder):  # the shards may go once something is made of them
         raise ValueError(f"{folder} holds no samples; run `cmjax generate` first")
     there = np.unique(np.array([index for shard in found for index in shard], np.uint32))
@@ -51,15 +52,16 @@ def verify(
     again = _made_again(model, settings, chosen, batch_size, shard_params)
     stored = np.array([_stored(shards, found, int(index)) for index in chosen])
     error = np.abs(stored.astype(int) - again).reshape(len(chosen), -1) if len(chosen) else np.zeros((1, 1), int)
-    # Sums in another order round differently; in bfloat16 by 0.6 in the mean over a sample, against 35 of another one.
-    same = error.max() <= 1 if settings["dtype"] == "float32" else error.mean(axis=1).max() <= 4
+    # Sums in another order round differently; in bfloat16, which accelerators also take for products of float32, by 1.3
+    # at most (18 steps) in a sample's mean; another sample is 35 off.
+    exact = settings["dtype"] == "float32" and settings["platform"] == "cpu"
+    same = error.max() <= 1 if exact else error.mean(axis=1).max() <= 4
     return Verified(damaged, len(there), int(error.max()), bool(same))
 
 
 def _made_again(model, settings, chosen, batch_size, shard_params):
     if not len(chosen):
         return np.empty(0)
-    model = model.with_scheduler(cmjax.scheduler_from_config(settings["scheduler"]))
     state = model.scheduler.set_timesteps(**settings["schedule"])
     options = {name: settings[name] for name in ("labels", "seed", "dtype")}
     sampler = Sampler(model, state, batch_size=batch_size, shard_params=shard_params, **options)
