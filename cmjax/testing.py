@@ -1,7 +1,7 @@
 """Checks that a scheduler or a model keeps cmjax's contract, and models whose samples are known exactly.
 
-Every check raises AssertionError with what differed, and returns nothing. They run on any scheduler
-that follows the `cmjax.Scheduler` protocol:
+Every check raises AssertionError with what differed, or JAX's own error for what cannot be traced, and returns
+nothing. They run on any scheduler that follows the `cmjax.Scheduler` protocol, registered or your own:
 
     import cmjax.testing
     cmjax.testing.assert_scheduler_contract(MyScheduler())
@@ -16,11 +16,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmjax.parametrization import consistency_function
 from cmjax.random import level_noise, sample_keys
 from cmjax.sampling import sample
-from cmjax.schedulers import scheduler_from_config
+from cmjax.schedulers import SCHEDULERS, scheduler_from_config
 from cmjax.schedulers.base import Scheduler, SchedulerState, combine
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
@@ -75,13 +76,16 @@ def assert_scheduler_contract(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 def assert_config_round_trip(scheduler: Scheduler) -> None:
     """The config survives JSON, and gives an equal scheduler with an equal hash."""
-    again = scheduler_from_config(json.loads(json.dumps(scheduler.to_config())))
+    config = json.loads(json.dumps(scheduler.to_config()))
+    kind = type(scheduler)
+    read = scheduler_from_config if SCHEDULERS.get(kind.__name__) is kind else kind.from_config
+    again = read(config)
     assert again == scheduler and hash(again) == hash(scheduler), f"{again} differs from {scheduler}"
     assert not jax.tree.leaves(scheduler), "a scheduler must be a pytree without leaves: register_static it"
 
 
 def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """Every step gives the same under jit, with the scheduler as a closure and as an argument."""
+    """Every step gives the same under jit, the scheduler being an argument, and so does `set_timesteps`."""
     key = jax.random.key(0)
     state, x = _start(scheduler, num_steps)
     as_argument = jax.jit(lambda scheduler, state, x: _one_step(scheduler, key, state, x))
@@ -144,7 +148,7 @@ def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 
 def assert_clean_end(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """The last step adds exactly no noise, also under jit; the levels end where the state says."""
+    """The last step adds exactly no noise, also under jit."""
     state, x = _start(scheduler, num_steps)
     state = state.replace(step_index=state.step_index + state.num_steps - 1)
     for advance in (scheduler.advance, jax.jit(scheduler.advance)):
@@ -183,7 +187,7 @@ def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 
 def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """Gradients of a whole run are finite, in reverse and in forward mode, the levels' included."""
+    """Gradients of a whole run are finite, by the network in reverse and forward mode, by `state.sigmas` in reverse."""
     state = scheduler.set_timesteps(num_steps)
 
     def run(gain, sigmas):
@@ -234,6 +238,82 @@ def assert_batch_invariant(
         part = level_noise(sample_keys(key, stop - start, start), 1, (stop - start, *shape[1:]))
         chex.assert_trees_all_equal(part, noise[start:stop])
         chex.assert_trees_all_close(run(start, stop), whole[start:stop], rtol=tolerance, atol=tolerance)
+
+
+def assert_device_invariant(
+    apply_fn: Callable[..., jax.Array],
+    params: Any,
+    scheduler: Scheduler,
+    shape: Sequence[int],
+    *,
+    tolerance: float = 1e-5,
+    **options: Any,
+) -> None:
+    """Samples are the same made on one device and divided over several: to `tolerance`, their noise exactly.
+
+    Args:
+        apply_fn: the network.
+        params: its parameters.
+        scheduler: the sampler.
+        shape: of the whole batch, `(B, ...)`; as many devices take part as divide B.
+        tolerance: relative and absolute; networks sum in another order at another batch size.
+        **options: for `cmjax.sample`.
+
+    Raises:
+        ValueError: if there is one device only.
+    """
+    keys, devices = sample_keys(jax.random.key(0), shape[0]), jax.devices()
+    count = max(n for n in range(1, len(devices) + 1) if shape[0] % n == 0)
+    if count == 1:
+        raise ValueError(
+            f"of {len(devices)} devices no two or more divide a batch of {shape[0]}; on a CPU set "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=8 before JAX starts"
+        )
+
+    def run(keys):
+        return sample(keys, apply_fn, params, scheduler, shape, **options), level_noise(keys, 1, shape)
+
+    mesh = Mesh(np.array(devices[:count]), ("batch",))
+    divided = NamedSharding(mesh, PartitionSpec("batch"))
+    made, noise = jax.jit(run, out_shardings=divided)(jax.device_put(keys, divided))
+    assert len(made.sharding.device_set) == count
+    expected, expected_noise = jax.jit(run)(keys)
+    chex.assert_trees_all_equal(np.asarray(noise), np.asarray(expected_noise))
+    chex.assert_trees_all_close(np.asarray(made), np.asarray(expected), rtol=tolerance, atol=tolerance)
+
+
+def assert_gaussian_moments(
+    scheduler: CMStochasticIterativeScheduler,
+    mean: Any = 0.3,
+    std: Any = 0.5,
+    *,
+    num_inference_steps: int = 1,
+    num_samples: int = 100_000,
+) -> None:
+    """Samples of the exact model of N(mean, std^2) have its mean and variance, in every dimension.
+
+    Within six standard errors, a false alarm in one of 5e8 comparisons, beside what is lost since sampling starts from
+    noise alone: at sigma_max data are `mean + hypot(std, sigma_max) z`.
+
+    Args:
+        scheduler: with `clip_denoised=False` and `s_noise=1`.
+        mean: of the data, a number or an array of a sample's shape.
+        std: of the data, likewise.
+        num_inference_steps: number of steps.
+        num_samples: to draw.
+    """
+    apply_fn, params = gaussian_consistency_model(scheduler, mean, std)
+    mean, std = np.broadcast_arrays(np.asarray(mean, np.float64), np.asarray(std, np.float64))
+    shape = (num_samples, *mean.shape)
+    x = jax.jit(lambda key: sample(key, apply_fn, params, scheduler, shape, num_inference_steps=num_inference_steps))(
+        jax.random.key(0)
+    )
+    x = np.asarray(x, np.float64)
+    variance, start = std**2 + scheduler.sigma_min**2, std / scheduler.sigma_max
+    error, bound = abs(x.mean(axis=0) - mean), 6 * std / num_samples**0.5 + abs(mean) * start
+    assert (error < bound).all(), f"the mean is off by {error}, and may be by {bound}"
+    error, bound = abs(x.var(axis=0) - variance), variance * (6 * (2 / num_samples) ** 0.5 + start**2)
+    assert (error < bound).all(), f"the variance is off by {error}, and may be by {bound}"
 
 
 def assert_boundary_condition(

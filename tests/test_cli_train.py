@@ -4,6 +4,7 @@ import contextlib
 import csv
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -396,3 +397,20 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder):
         np.testing.assert_array_equal(a, b)
     with launched(folder, *options, "--set", "run.steps=9", "--set", "run.log_every=100") as process:
         assert process.wait(300) == 0, process.errors()
+
+
+def test_the_digits_example_trains_a_denoiser_and_distils_it(tmp_path, monkeypatch):
+    main = runpy.run_path(str(ROOT / "examples/train_digits.py"))["main"]
+    trained = []
+    monkeypatch.setattr(runs, "train", lambda config, out, **_: trained.append((config, out)) or len(trained) < 3)
+    (tmp_path / "data.npz").touch()
+    arguments = [f"{tmp_path}/data.npz", "--out", f"{tmp_path}/out", "--steps", "7", "--seed", "3"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and result.output.endswith(f"--model {tmp_path}/out/consistency/model\n")
+    (first, denoiser), (second, consistency) = trained
+    assert (first.loss["name"], second.loss["name"]) == ("denoising", "cd")
+    assert (first.run.steps, second.run.steps, second.run.seed) == (5000, 7, 3)
+    assert not first.run.init and Path(second.run.init) == denoiser / "model"
+    assert consistency == tmp_path / "out" / "consistency"
+    assert CliRunner().invoke(main, arguments).exit_code == 130  # stopped in the first stage
+    assert len(trained) == 3

@@ -4,11 +4,9 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import cmjax
 
-pytest.importorskip("flatbuffers")
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 

@@ -9,6 +9,7 @@ import pytest
 import cmjax
 from cmjax import testing
 from cmjax.schedulers import SCHEDULERS
+from cmjax.schedulers.base import combine
 
 Base = cmjax.CMStochasticIterativeScheduler
 
@@ -48,6 +49,11 @@ def ignores_key(self, key, state, model_output, sample):
     return Base.step(self, jax.random.key(9), state, model_output, sample)
 
 
+def changes_a_dtype(self, state, sample, denoised, noise):
+    state, x = Base.advance(self, state, sample, denoised, noise)
+    return state.replace(step_index=state.step_index.astype(jnp.int16)), x
+
+
 class _Shared:
     index = 0
 
@@ -71,6 +77,8 @@ def nan_gradient(self, state, sample):
         (testing.assert_step_equals_sample, {"step": ignores_key}),
         (testing.assert_threads_agree, {"scale_input": remembers}),
         (testing.assert_differentiable, {"scale_input": nan_gradient}),
+        (testing.assert_vmap_equals_loop, {"denoise": looks_at_values}),
+        (testing.assert_compiles_once, {"advance": changes_a_dtype}),
     ],
 )
 def test_checks_catch_what_they_are_for(check, methods):
@@ -90,6 +98,69 @@ def test_config_check_catches_a_lost_option():
     scheduler = broken(to_config=to_config)
     with pytest.raises(AssertionError):
         testing.assert_config_round_trip(scheduler)
+
+
+def test_schedulers_of_ones_own_need_no_registry():
+    testing.assert_scheduler_contract(broken())
+    testing.assert_scheduler_contract(Halving())
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Halving(cmjax.schedulers.Scheduler):
+    """A sampler from nothing but the protocol: the network says x0, and half of the noise is taken away."""
+
+    start: float = 8.0
+
+    @property
+    def init_noise_sigma(self):
+        return self.start
+
+    def set_timesteps(self, num_inference_steps=None, *, timesteps=None, sigmas=None):
+        sigmas = self.start * 0.5 ** jnp.arange(num_inference_steps + 1, dtype=jnp.float32)
+        return cmjax.schedulers.SchedulerState(sigmas.at[-1].set(0), jnp.log(sigmas[:-1]), jnp.int32(0))
+
+    def scale_input(self, state, sample):
+        return combine((1 / (1 + state.sigma), sample))
+
+    def denoise(self, state, model_output, sample):
+        return model_output
+
+    def advance(self, state, sample, denoised, noise):
+        x = combine((1, denoised), (state.next_sigma, noise))
+        return state.replace(step_index=state.step_index + 1), x
+
+    def add_noise(self, state, original, noise):
+        return combine((1, original), (state.sigma, noise))
+
+
+def test_device_check_catches_a_difference_and_asks_for_devices():
+    traces = []
+
+    def another_each_time(params, x, t):
+        traces.append(1)
+        return x * len(traces)
+
+    with pytest.raises(AssertionError):
+        testing.assert_device_invariant(another_each_time, None, Base(clip_denoised=False), (8, 2))
+    with pytest.raises(ValueError, match="divide a batch of 1; on a CPU set XLA_FLAGS"):
+        testing.assert_device_invariant(testing._network, None, Base(), (1, 2))
+
+
+def test_moments_check_catches_a_wrong_mean_and_a_wrong_spread():
+    scheduler = Base(clip_denoised=False)
+    for methods in ({"denoise": shifted}, {"denoise": widened}):
+        with pytest.raises(AssertionError, match="is off by"):
+            testing.assert_gaussian_moments(dataclasses.replace(broken(**methods), clip_denoised=False))
+    testing.assert_gaussian_moments(scheduler)
+
+
+def shifted(self, state, model_output, sample):
+    return Base.denoise(self, state, model_output, sample) + 0.02
+
+
+def widened(self, state, model_output, sample):
+    return Base.denoise(self, state, model_output, sample) * 1.03 - 0.009
 
 
 def test_boundary_check_catches_plain_edm_scalings():

@@ -98,7 +98,10 @@ def sampling(command: Callable[..., Any]) -> Callable[..., Any]:
             help="The steps as training times or indices, descending.",
         ),
         click.option(
-            "--steps", type=click.IntRange(1), metavar="N", help="Steps, of a network call each.  [default: 1]"
+            "--steps",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Steps: a network call each, or two with samplers of second order.  [default: 1]",
         ),
         click.option(
             "--set", "settings", type=Setting(), multiple=True, help="An option of the scheduler; may be repeated."

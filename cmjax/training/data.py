@@ -215,7 +215,7 @@ def _import_grain():
     try:
         import grain
     except ImportError:
-        raise ValueError('training data needs grain: pip install "cmjax[train]"') from None
+        raise ValueError("training data needs the package grain: pip install grain") from None
     return grain
 
 

@@ -299,7 +299,7 @@ class _MetricsFile:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError:
-                raise ValueError('run.tensorboard needs tensorboardX: pip install "cmjax[train]"') from None
+                raise ValueError("run.tensorboard needs the package tensorboardX: pip install tensorboardX") from None
             self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
 
     def write(self, step, values):

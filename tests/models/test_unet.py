@@ -63,7 +63,9 @@ def test_samples_of_a_network_do_not_depend_on_the_batch():
         (4, 8, 8, 1),
         num_inference_steps=2,
         cond={"class_labels": labels},
-        tolerance=1e-4,
+    )
+    testing.assert_device_invariant(
+        apply_fn, params, cmjax.CMStochasticIterativeScheduler(), (4, 8, 8, 1), cond={"class_labels": labels}
     )
     testing.assert_boundary_condition(
         apply_fn, params, cmjax.CMStochasticIterativeScheduler(), (4, 8, 8, 1), class_labels=labels
