@@ -118,7 +118,7 @@ def traces_and_compile_time(steps):
 def main(repeats):
     jax.config.update("jax_enable_compilation_cache", False)
     click.echo("loop over network")
-    for batch, steps in ((16, 1), (16, 4), (64, 1), (64, 4)):
+    for batch, steps in ((32, 1), (32, 4), (64, 1), (64, 4)):
         loop_over_network(batch, steps, repeats)
     click.echo("\none step of the scheduler")
     try:

@@ -49,7 +49,7 @@ def sample(
     \b
     Examples:
       cmjax sample                                   64 digits in samples.png, in one step
-      cmjax sample --steps 2                         better ones, in two
+      cmjax sample --steps 2                         in two steps
       cmjax sample --timesteps 22,0                  two steps, at levels you choose from the
                                                      training grid (0 is the noisiest)
       cmjax sample --sigmas 80,0.8                   two steps, at noise levels you choose
