@@ -97,13 +97,18 @@ def _named(error: OSError, path: Path) -> OSError:
 
 
 def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
+    folder = path.is_dir()
+    if folder and os.name == "nt":
         return  # Windows does not open folders
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise  # or else the file system cannot flush folders, or this user may not read it
 
 
 def _exchange(one: Path, other: Path) -> None:

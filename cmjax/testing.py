@@ -260,9 +260,9 @@ def assert_device_invariant(
         **options: for `cmjax.sample`.
 
     Raises:
-        ValueError: if there is one device only.
+        ValueError: if no two or more of this process's devices divide the batch.
     """
-    keys, devices = sample_keys(jax.random.key(0), shape[0]), jax.devices()
+    keys, devices = sample_keys(jax.random.key(0), shape[0]), jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if shape[0] % n == 0)
     if count == 1:
         raise ValueError(
@@ -309,8 +309,9 @@ def assert_gaussian_moments(
         jax.random.key(0)
     )
     x = np.asarray(x, np.float64)
-    variance, start = std**2 + scheduler.sigma_min**2, std / scheduler.sigma_max
-    error, bound = abs(x.mean(axis=0) - mean), 6 * std / num_samples**0.5 + abs(mean) * start
+    variance = std**2 + scheduler.sigma_min**2
+    start = variance**0.5 / scheduler.sigma_max
+    error, bound = abs(x.mean(axis=0) - mean), 6 * variance**0.5 / num_samples**0.5 + abs(mean) * start
     assert (error < bound).all(), f"the mean is off by {error}, and may be by {bound}"
     error, bound = abs(x.var(axis=0) - variance), variance * (6 * (2 / num_samples) ** 0.5 + start**2)
     assert (error < bound).all(), f"the variance is off by {error}, and may be by {bound}"

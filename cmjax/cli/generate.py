@@ -92,7 +92,8 @@ def generate(
     if (out is None) == (verify is None):
         raise ValueError("--out DIR says where the samples go, --verify DIR checks some; give one of them")
     schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
-    options.initialize(coordinator, num_processes, process_id)
+    if verify is None:
+        options.initialize(coordinator, num_processes, process_id)
     _keep_compiled(compilation_cache)
 
     from cmjax.generation import generate_folder
@@ -145,7 +146,7 @@ def _verify(folder: Path, model: str | None, batch_size: int, shard_params: bool
     if checked.damaged:
         raise ValueError(
             f"{folder}: damaged, missing or unknown: {', '.join(str(p.relative_to(folder)) for p in checked.damaged)}; "
-            "run its `cmjax generate` again to make them anew"
+            "remove what is unknown, and run its `cmjax generate` again to make the rest anew"
         )
     if not checked.same:
         raise ValueError(

@@ -220,16 +220,22 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     try:
         # JAX gives a Slurm task one device; a task alone on its node is to have them all, which [] means.
         alone = _in_slurm("SLURM_STEP_NUM_TASKS") == _in_slurm("SLURM_STEP_NUM_NODES") > 0
-        devices = [] if alone else None
+        devices = [] if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
         jax.distributed.initialize(address, num_processes, process_id, local_device_ids=devices)
     except (OSError, RuntimeError, ValueError) as error:
         hint = "" if address else "; if this is no TPU pod or Slurm job, give HOST:PORT, or none for a run alone"
-        raise ValueError(f"--coordinator {coordinator or 'auto'}: {str(error).splitlines()[0]}{hint}") from None
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"--coordinator {coordinator or 'auto'}: {what}{hint}") from None
 
 
 def _among_others() -> bool:
-    """Whether Slurm started this process with others, or JAX found TPUs, which may be of several hosts."""
-    return _in_slurm("SLURM_STEP_NUM_TASKS") > 1 or "TPU_ML_PLATFORM" in os.environ  # JAX sets it where it finds some
+    """Whether Slurm started this process with others, or it is to run on TPUs, which may be of several hosts."""
+    if _in_slurm("SLURM_STEP_NUM_TASKS") > 1:
+        return True
+    found = "TPU_ML_PLATFORM" in os.environ  # which JAX sets where it finds some
+    wanted = "tpu" in (os.environ.get("JAX_PLATFORMS") or "tpu")
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
+    return found and wanted and ("TPU_SKIP_MDS_QUERY" not in os.environ or "," in (hosts or ""))
 
 
 def _in_slurm(name: str) -> int:

@@ -43,7 +43,8 @@ def train(
       cmjax train examples/digits.toml --set data.source=mnist.npz --set run.steps=500 --out runs/short
       cmjax train cifar10_ict --set data.source=cifar10.npz --dry-run
     """  # noqa: D301
-    options.initialize(**processes)
+    if not dry_run:
+        options.initialize(**processes)
     from cmjax.training import run
     from cmjax.training.config import read_config
 

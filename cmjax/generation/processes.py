@@ -1,6 +1,7 @@
 """What the processes of a run agree on. While they sample, its folder is all that they tell each other by."""
 
 import contextlib
+import errno
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -48,7 +49,9 @@ def all_together(do: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Makes the folder, and keeps every other run out of it: process 0 holds a lock that ends with the process.
+    """Makes the folder, and keeps every other run out of it until all processes have left it.
+
+    Process 0 holds a lock, which ends with the process if it is killed; there is none where the file system has none.
 
     Raises:
         ValueError: if another run is at work in it, or it holds something else.
@@ -67,9 +70,18 @@ def alone_in(folder: Path) -> Iterator[None]:
                 f"another run is at work in {folder}; wait for it or choose another folder. Processes of one run join "
                 f"by --coordinator. (If there is none, remove {folder / LOCK}.)"
             ) from None
+        except NotImplementedError:
+            return contextlib.nullcontext()
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+                return contextlib.nullcontext()
+            raise
 
     with all_together(lock):
-        yield
+        try:
+            yield
+        finally:
+            _of_all(0)
 
 
 def open_together(

@@ -68,10 +68,10 @@ class Shards:
         return [self.folder / "shards" / f"{shard.start:09}-{shard.stop - 1:09}-*.npz" for shard in missing]
 
     def strangers(self) -> list[Path]:
-        """Returns what lies among the shards and is none, other than what a killed process left unfinished."""
+        """Returns what lies among the shards and is none; unfinished ones and others of hidden names aside."""
         known = {path for _, path in self.files()}
         there = sorted((self.folder / "shards").glob("*"))
-        return [path for path in there if path not in known and not path.name.startswith(".cmjax-")]
+        return [path for path in there if path not in known and not path.name.startswith(".")]
 
     def labels(self, indices: np.ndarray | range) -> np.ndarray | None:
         """Returns i32[n], the classes of samples, or None for a model without classes: they repeat in turn."""

@@ -1,5 +1,6 @@
 """Whether a folder of samples is as it was made."""
 
+import contextlib
 import itertools
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +40,8 @@ def verify(
         ValueError: if the folder is of another model, or holds nothing.
     """
     settings = read_manifest(folder)["settings"]
-    model = model.with_scheduler(cmjax.scheduler_from_config(settings["scheduler"]))
+    with contextlib.suppress(ValueError):  # a model that cannot be adapted is another one
+        model = model.with_scheduler(cmjax.scheduler_from_config(settings["scheduler"]))
     if model_digest(model) != settings["model"]:
         raise ValueError(f"{folder} was made with another model than this; name the one with --model")
     shards = Shards(folder, settings)
