@@ -1,6 +1,5 @@
 """Whether a folder of samples is as it was made."""
 
-import contextlib
 import itertools
 from pathlib import Path
 from typing import NamedTuple
@@ -40,9 +39,12 @@ def verify(
         ValueError: if the folder is of another model, or holds nothing.
     """
     settings = read_manifest(folder)["settings"]
-    with contextlib.suppress(ValueError):  # a model that cannot be adapted is another one
+    try:
         model = model.with_scheduler(cmjax.scheduler_from_config(settings["scheduler"]))
-    if model_digest(model) != settings["model"]:
+        same = model_digest(model) == settings["model"]
+    except ValueError:  # its network cannot be adapted
+        same = False
+    if not same:
         raise ValueError(f"{folder} was made with another model than this; name the one with --model")
     shards = Shards(folder, settings)
     found, broken = shards.find()
