@@ -1,8 +1,10 @@
 """Files and folders that are replaced whole: whatever happens, there is the old or the new."""
 
+import errno
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -193,3 +195,19 @@ def test_a_line_that_was_cut_short_does_not_spoil_the_next(tmp_path):
     for line in ("three", "four"):
         files.append(log, line)
     assert log.read_text() == "one\ntw\nthree\nfour\n"
+
+
+def test_a_file_system_that_cannot_flush_folders_is_written_all_the_same(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(tmp_path / "a") as file:
+        file.write(b"one")
+    with replacing_folder(tmp_path / "b") as folder:
+        fill(folder, "two")
+    assert (tmp_path / "a").read_bytes() == b"one" and content(tmp_path / "b")["a"] == "two"

@@ -351,7 +351,9 @@ def test_a_task_alone_on_its_node_has_all_its_devices(monkeypatch, tmp_path, nod
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
     initialize(None, None, None)
-    assert calls == [((None, None, None), {"local_device_ids": devices})]
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")  # the user's word comes first
+    initialize(None, None, None)
+    assert calls == [((None, None, None), {"local_device_ids": ids}) for ids in (devices, None)]
 
 
 @pytest.mark.parametrize(

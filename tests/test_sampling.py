@@ -42,6 +42,7 @@ def test_gaussian_data_get_the_right_moments(n, mean, std):
 def test_gaussian_data_of_any_mean_and_std_per_dimension():
     mean, std = np.linspace(-1, 1, 6).reshape(2, 3), np.linspace(0.1, 1, 6).reshape(2, 3)
     testing.assert_gaussian_moments(SCHEDULER, mean, std, num_inference_steps=4)
+    testing.assert_gaussian_moments(SCHEDULER, 0.3, 0.0, num_inference_steps=4)  # what is left is sigma_min
 
 
 def test_the_closed_form_model_is_the_consistency_function():
