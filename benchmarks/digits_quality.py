@@ -79,7 +79,10 @@ def train_classifier(images, labels, epochs=3, batch_size=128, seed=1):
 
 def evaluate(classifier, images, batch_size=500):
     """Returns (predicted classes i64[N], features f64[N, 128]) of u8 images."""
-    parts = [classifier(from_uint8(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
+    parts = [
+        classifier(from_uint8(images[i : i + batch_size]))
+        for i in range(0, len(images), batch_size)
+    ]
     logits, features = (np.concatenate(x) for x in zip(*parts, strict=True))
     return logits.argmax(-1), features.astype(np.float64)
 
@@ -108,7 +111,9 @@ def generate(model, labels, steps, batch_size=100, seed=0):
         )
 
     starts = tqdm(range(0, len(labels), batch_size), desc=f"{steps} steps", leave=False)
-    return np.concatenate([to_uint8(batch(model.params, labels[i : i + batch_size], i)) for i in starts])
+    return np.concatenate(
+        [to_uint8(batch(model.params, labels[i : i + batch_size], i)) for i in starts]
+    )
 
 
 @click.command()
@@ -135,7 +140,9 @@ def main(data, model, num, steps):
         distance = frechet_distance(features, reference)
         accuracy = "" if labels is None else f"{np.mean(predicted == labels):.2%}"
         specks = np.mean([has_speck(image[..., 0]) for image in images])
-        click.echo(f"{name:<18}{accuracy:>10}{specks:>10.2%}{distance:>12.3f}{distance / noise_distance:>10.2%}")
+        click.echo(
+            f"{name:<18}{accuracy:>10}{specks:>10.2%}{distance:>12.3f}{distance / noise_distance:>10.2%}"
+        )
 
     row("noise", noise, None)
     pick = np.random.default_rng(0).permutation(len(train))[:10_000]

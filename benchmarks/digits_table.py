@@ -48,7 +48,9 @@ def train(name, teacher, images, labels, steps, folder):
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, steps // 10, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     given = teacher.params if recipe.distils else None
-    step = trainer.make_train_step(name, teacher.apply_fn, optimizer, config, ema_decays=(0.99,), teacher=given)
+    step = trainer.make_train_step(
+        name, teacher.apply_fn, optimizer, config, ema_decays=(0.99,), teacher=given
+    )
     timing = folder / "seconds.json"
     with Checkpoints(folder) as checkpoints:
         state = checkpoints.restore(step.init(jax.random.key(0), teacher.params))
@@ -56,7 +58,9 @@ def train(name, teacher, images, labels, steps, folder):
         for i in tqdm(range(int(state.step), steps), desc=name, mininterval=5):
             start = time.perf_counter()
             index = digits_quality.batch_indices(0, i, BATCH_SIZE, len(images))
-            state, metrics = step(state, {"data": from_uint8(images[index]), "class_labels": labels[index]})
+            state, metrics = step(
+                state, {"data": from_uint8(images[index]), "class_labels": labels[index]}
+            )
             if not np.isfinite(metrics["loss"]):
                 raise SystemExit(f"{name}: the loss of step {i} is {metrics['loss']}")
             durations.append(time.perf_counter() - start)
@@ -69,7 +73,9 @@ def train(name, teacher, images, labels, steps, folder):
 
 @click.command()
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of checkpoints.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of checkpoints."
+)
 @click.option("--steps", default=600, show_default=True, help="Of every student, by 64 images.")
 @click.option("--num", default=10_000, show_default=True, help="Samples to judge by.")
 @click.option("--only", help="Names of students, separated by commas.")
@@ -92,10 +98,17 @@ def main(data, out, steps, num, only):
         distance = digits_quality.frechet_distance(features, reference)
         return f"{np.mean(predicted == np.asarray(wanted)):>12.2%}{distance:>10.3f}"
 
-    click.echo(f"{'':<22}{'accuracy':>12}{'Fréchet':>10}{'accuracy':>12}{'Fréchet':>10}{'s/1,000 images':>16}")
+    click.echo(
+        f"{'':<22}{'accuracy':>12}{'Fréchet':>10}{'accuracy':>12}{'Fréchet':>10}{'s/1,000 images':>16}"
+    )
     click.echo(f"{'':<22}{'1 step':>22}{'2 steps':>22}")
     solver = EDMHeunScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5)
-    heun = cmjax.Model(adapt(teacher.apply_fn, SCHEDULER, solver, edm_denoiser), teacher.params, solver, teacher.config)
+    heun = cmjax.Model(
+        adapt(teacher.apply_fn, SCHEDULER, solver, edm_denoiser),
+        teacher.params,
+        solver,
+        teacher.config,
+    )
     click.echo(f"{'teacher, Heun 18':<22}{quality(heun, 18)}   (35 network calls)")
     for name, (params, seconds) in trained.items():
         model = cmjax.Model(teacher.apply_fn, params, SCHEDULER, teacher.config)

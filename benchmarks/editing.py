@@ -38,7 +38,10 @@ def in_turn(functions, repeats):
 
 
 def constraints(image):
-    gray, low = image @ np.float32(editing.REC601), image.reshape(-1, SIZE // 4, 4, SIZE // 4, 4, 3).mean((2, 4))
+    gray, low = (
+        image @ np.float32(editing.REC601),
+        image.reshape(-1, SIZE // 4, 4, SIZE // 4, 4, 3).mean((2, 4)),
+    )
     known = np.arange(SIZE)[:, None, None] < SIZE // 2
     inpaint = editing.inpaint(image, np.broadcast_to(known, (SIZE, SIZE, 1)))
     colorize = editing.colorize(gray[..., None])
@@ -53,11 +56,23 @@ def constraints(image):
 @click.command()
 @click.option("--batch", default=16, show_default=True)
 @click.option("--steps", default=4, show_default=True)
-@click.option("--channels", default=64, show_default=True, help="Width of the network's first stage, a multiple of 64.")
+@click.option(
+    "--channels",
+    default=64,
+    show_default=True,
+    help="Width of the network's first stage, a multiple of 64.",
+)
 @click.option("--repeats", default=15, show_default=True)
 def main(batch, steps, channels, repeats):
     jax.config.update("jax_enable_compilation_cache", False)
-    config = UNet2DConfig(SIZE, 3, 3, block_out_channels=(channels, 3 * channels // 2), norm_num_groups=8, patch_size=2)
+    config = UNet2DConfig(
+        SIZE,
+        3,
+        3,
+        block_out_channels=(channels, 3 * channels // 2),
+        norm_num_groups=8,
+        patch_size=2,
+    )
     apply_fn, params = from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
     image = np.random.default_rng(0).uniform(-1, 1, (batch, SIZE, SIZE, 3)).astype(np.float32)
     key, shape = jax.random.key(0), image.shape
@@ -69,12 +84,18 @@ def main(batch, steps, channels, repeats):
 
     @jax.jit
     def edited(params, key, constraint):
-        return editing.edit(key, apply_fn, params, SCHEDULER, constraint, shape, num_inference_steps=steps)
+        return editing.edit(
+            key, apply_fn, params, SCHEDULER, constraint, shape, num_inference_steps=steps
+        )
 
     bare = jax.jit(lambda params, x: apply_fn(params, x, jnp.ones(batch)))
-    denoise = jax.jit(lambda params, x, sigma: editing.denoise(apply_fn, params, SCHEDULER, x, sigma))
+    denoise = jax.jit(
+        lambda params, x, sigma: editing.denoise(apply_fn, params, SCHEDULER, x, sigma)
+    )
     between = jax.jit(
-        lambda params, x, fractions: editing.interpolate(apply_fn, params, SCHEDULER, x[0], x[-1], fractions)
+        lambda params, x, fractions: editing.interpolate(
+            apply_fn, params, SCHEDULER, x[0], x[-1], fractions
+        )
     )
     functions = {"network": lambda: bare(params, noise), "sample": lambda: plain(params, key)}
     made = constraints(image)

@@ -42,7 +42,9 @@ def edit(apply_fn, params, scheduler, constraint, steps, labels):
     levels = {"num_inference_steps": steps} if steps else {}
     shape = (len(labels), 28, 28, 1)
     key = jax.random.key(0)
-    return editing.edit(key, apply_fn, params, scheduler, constraint, shape, cond={"class_labels": labels}, **levels)
+    return editing.edit(
+        key, apply_fn, params, scheduler, constraint, shape, cond={"class_labels": labels}, **levels
+    )
 
 
 @click.command()
@@ -52,7 +54,9 @@ def edit(apply_fn, params, scheduler, constraint, steps, labels):
 def main(data, model, num):
     """Measure editing of the first test digits in the MNIST file DATA."""
     with np.load(data) as arrays:
-        classifier = train_classifier(arrays["x_train"][..., None], arrays["y_train"].astype(np.int32))
+        classifier = train_classifier(
+            arrays["x_train"][..., None], arrays["y_train"].astype(np.int32)
+        )
         pixels, labels = arrays["x_test"][:num, ..., None], arrays["y_test"][:num].astype(np.int32)
     model = cmjax.load(model)
     images = from_uint8(pixels)

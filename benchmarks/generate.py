@@ -43,7 +43,11 @@ def network():
     from diffusers import UNet2DModel
 
     config = UNet2DConfig(
-        sample_size=32, in_channels=3, out_channels=3, block_out_channels=(64, 128), num_class_embeds=10
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(64, 128),
+        num_class_embeds=10,
     )
     torch.manual_seed(0)
     options = {k: v for k, v in diffusers.config_to_diffusers(config).items() if k[0] != "_"}
@@ -89,9 +93,14 @@ def overhead(batch, batches, repeats):
     def once_generated():
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            generation.generate_folder(Path(folder) / "run", model, num, labels=labels, batch_size=batch)
+            generation.generate_folder(
+                Path(folder) / "run", model, num, labels=labels, batch_size=batch
+            )
             seconds = time.perf_counter() - start
-            lines = [json.loads(line) for line in (Path(folder) / "run/log.jsonl").read_text().splitlines()]
+            lines = [
+                json.loads(line)
+                for line in (Path(folder) / "run/log.jsonl").read_text().splitlines()
+            ]
             return seconds - next(line["seconds"] for line in lines if line["event"] == "compiled")
 
     def once_diffusers():
@@ -104,7 +113,9 @@ def overhead(batch, batches, repeats):
     click.echo(f"batch {batch}, {num} samples in one step")
     for name, other in (("the bare sampler", once_bare), ("diffusers", once_diffusers)):
         other(), once_generated()  # so that neither side pays for what a process does once
-        times = np.array([in_turn(other, once_generated, backwards=turn % 2) for turn in range(repeats)])
+        times = np.array(
+            [in_turn(other, once_generated, backwards=turn % 2) for turn in range(repeats)]
+        )
         theirs, ours = np.median(times, axis=0)
         ratios = times[:, 0] / times[:, 1]
         click.echo(
@@ -119,9 +130,21 @@ def in_turn(one, two, backwards):
 
 
 def start(folder, num, cache, **options):
-    command = [sys.executable, "-m", "cmjax", "generate", "--num-samples", str(num), "--out", str(folder), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "cmjax",
+        "generate",
+        "--num-samples",
+        str(num),
+        "--out",
+        str(folder),
+        "--quiet",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen([*command, "--compilation-cache", str(cache)], env=environment, **options)
+    return subprocess.Popen(
+        [*command, "--compilation-cache", str(cache)], env=environment, **options
+    )
 
 
 @main.command()
@@ -153,14 +176,18 @@ def kills(num, count, seed):
                 break
             killed += 1
             log = out / "log.jsonl"
-            events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+            events = (
+                [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+            )
             new = [e for e in events if e["event"] == "shard" and _seconds(e) > begin]
             firsts += [_seconds(new[0]) - begin] if new else []
         assert start(out, num, cache).wait() == 0
         name = f"samples_{num}x28x28x1.npz"
         same = (alone / name).read_bytes() == (out / name).read_bytes()
         shards = len(list((out / "shards").glob("[0-9]*.npz")))
-    click.echo(f"killed {killed} times; {shards} shards; the merged files are {'identical' if same else 'DIFFERENT'}")
+    click.echo(
+        f"killed {killed} times; {shards} shards; the merged files are {'identical' if same else 'DIFFERENT'}"
+    )
     if firsts:
         click.echo(
             f"from start to the first new shard: median {statistics.median(firsts):.1f} s, most {max(firsts):.1f} s"

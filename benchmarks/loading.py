@@ -37,7 +37,9 @@ def measure(command, source):
     )
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", measured, *COMMANDS[command], source], check=True, stdout=subprocess.PIPE
+        [sys.executable, "-c", measured, *COMMANDS[command], source],
+        check=True,
+        stdout=subprocess.PIPE,
     )
     return int(done.stdout) * UNIT, time.perf_counter() - start
 
@@ -59,11 +61,19 @@ def folders(root):
 def main(sources):
     with tempfile.TemporaryDirectory() as root:
         for source in sources or list(folders(Path(root))):
-            size = sum(np.prod(t.shape) for t in cmjax.checkpoints.open_checkpoint(source).tensors.values()) * 4
+            size = (
+                sum(
+                    np.prod(t.shape)
+                    for t in cmjax.checkpoints.open_checkpoint(source).tensors.values()
+                )
+                * 4
+            )
             for command in COMMANDS:
                 peak, seconds = measure(command, source)
                 ratio = f", {peak / size:.2f} of the parameters" if command == "load" else ""
-                print(f"{source.name:20} {command}: {seconds:5.1f} s, peak {peak / 1e6:6.0f} MB{ratio}")
+                print(
+                    f"{source.name:20} {command}: {seconds:5.1f} s, peak {peak / 1e6:6.0f} MB{ratio}"
+                )
 
 
 if __name__ == "__main__":

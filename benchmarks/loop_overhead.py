@@ -38,13 +38,21 @@ def in_turn(*functions, repeats):
 
 
 def loop_over_network(batch, steps, repeats):
-    config = UNet2DConfig(28, 1, 1, block_out_channels=(64, 96), norm_num_groups=16, patch_size=2, num_class_embeds=10)
+    config = UNet2DConfig(
+        28, 1, 1, block_out_channels=(64, 96), norm_num_groups=16, patch_size=2, num_class_embeds=10
+    )
     apply_fn, params = from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
     labels, x, t = jnp.zeros(batch, jnp.int32), jnp.ones((batch, 28, 28, 1)), jnp.ones(batch)
     network = jax.jit(lambda params, x: apply_fn(params, x, t, class_labels=labels))
     sampler = jax.jit(
         lambda params, key: cmjax.sample(
-            key, apply_fn, params, SCHEDULER, x.shape, num_inference_steps=steps, cond={"class_labels": labels}
+            key,
+            apply_fn,
+            params,
+            SCHEDULER,
+            x.shape,
+            num_inference_steps=steps,
+            cond={"class_labels": labels},
         )
     )
 
@@ -53,7 +61,9 @@ def loop_over_network(batch, steps, repeats):
             network(params, x).block_until_ready()
 
     key = jax.random.key(0)
-    bare_time, loop_time = in_turn(bare, lambda: sampler(params, key).block_until_ready(), repeats=repeats)
+    bare_time, loop_time = in_turn(
+        bare, lambda: sampler(params, key).block_until_ready(), repeats=repeats
+    )
     click.echo(
         f"batch {batch:>3}, {steps} steps: network {bare_time / steps * 1e3:7.1f} ms a call, "
         f"sample() / N calls = {loop_time / bare_time:.3f}"
@@ -84,7 +94,9 @@ def step_against_diffusers(shape, repeats):
         reference.step(x_torch, reference.timesteps[0], x_torch, generator=generator)
 
     noise = jnp.ones(shape)
-    given = jax.jit(lambda state, x, noise: SCHEDULER.advance(state, x, SCHEDULER.denoise(state, x, x), noise))
+    given = jax.jit(
+        lambda state, x, noise: SCHEDULER.advance(state, x, SCHEDULER.denoise(state, x, x), noise)
+    )
 
     def ours_given():
         given(state, x, noise)[1].block_until_ready()
@@ -103,14 +115,18 @@ def traces_and_compile_time(steps):
     @jax.jit
     def run(sigmas):
         traces.append(1)
-        return cmjax.sample(key, lambda p, x, t: jnp.tanh(x), None, SCHEDULER, (8, 32), sigmas=sigmas)
+        return cmjax.sample(
+            key, lambda p, x, t: jnp.tanh(x), None, SCHEDULER, (8, 32), sigmas=sigmas
+        )
 
     start = time.perf_counter()
     run.lower(jnp.linspace(80.0, 1.0, steps)).compile()
     seconds = time.perf_counter() - start
     for high in (80.0, 60.0, 40.0):
         run(jnp.linspace(high, 1.0, steps))
-    click.echo(f"N = {steps:>3}: compile {seconds * 1e3:5.0f} ms, {len(traces)} trace(s) for three sets of levels")
+    click.echo(
+        f"N = {steps:>3}: compile {seconds * 1e3:5.0f} ms, {len(traces)} trace(s) for three sets of levels"
+    )
 
 
 @click.command()

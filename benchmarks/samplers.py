@@ -31,12 +31,23 @@ from cmjax.schedulers import FEW_STEP, SCHEDULERS
 
 CALLS = (1, 2, 4, 8, 18)
 DENOISER = Path(__file__).parents[1] / "examples" / "assets" / "digits_denoiser"
-SHORT = {"CMStochasticIterativeScheduler": "CM", "EDMDPMSolverMultistepScheduler": "DPM-Solver++ 2M"}
+SHORT = {
+    "CMStochasticIterativeScheduler": "CM",
+    "EDMDPMSolverMultistepScheduler": "DPM-Solver++ 2M",
+}
 TWO_CALLS_A_STEP = ("EDMHeunScheduler", "EDMDPM2Scheduler")
-OPTIONS = {"DDIMScheduler": {"beta_schedule": "scaled_linear", "beta_end": 0.02, "timestep_spacing": "trailing"}}
+OPTIONS = {
+    "DDIMScheduler": {
+        "beta_schedule": "scaled_linear",
+        "beta_end": 0.02,
+        "timestep_spacing": "trailing",
+    }
+}
 MODELS_OF_THEIR_OWN = ("CTMScheduler", "FlowMapEulerDiscreteScheduler")
 SAMPLED = [
-    name for name in SCHEDULERS if name not in MODELS_OF_THEIR_OWN and (name in FEW_STEP or name[:3] in ("EDM", "DDI"))
+    name
+    for name in SCHEDULERS
+    if name not in MODELS_OF_THEIR_OWN and (name in FEW_STEP or name[:3] in ("EDM", "DDI"))
 ]
 
 
@@ -58,14 +69,18 @@ def cost(repeats):
         for shape in ((1, 4), (64, 28, 28, 1)):
             ours, theirs = our_step(cls(), shape), their_step(getattr(diffusers, name)(), shape)
             mine, peer = in_turn(ours, theirs, repeats=repeats)
-            click.echo(f"{name:<32}{str(shape):<18}{mine * 1e6:7.0f} us{peer * 1e6:9.0f} us{mine / peer:8.2f}")
+            click.echo(
+                f"{name:<32}{str(shape):<18}{mine * 1e6:7.0f} us{peer * 1e6:9.0f} us{mine / peer:8.2f}"
+            )
 
 
 def our_step(scheduler, shape):
     """One step, the second of four, as a function without arguments."""
     x, key = jnp.ones(shape), jax.random.key(0)
     state = scheduler.prepare(scheduler.set_timesteps(4), x).replace(step_index=jnp.int32(1))
-    step = jax.jit(lambda key, state, x: (scheduler.scale_input(state, x), scheduler.step(key, state, x, x)))
+    step = jax.jit(
+        lambda key, state, x: (scheduler.scale_input(state, x), scheduler.step(key, state, x, x))
+    )
     return lambda: jax.block_until_ready(step(key, state, x))
 
 
@@ -74,7 +89,9 @@ def their_step(scheduler, shape):
     import torch
 
     x = torch.ones(shape)
-    scheduler.set_timesteps(4, **({"intermediate_timesteps": None} if "SCM" in type(scheduler).__name__ else {}))
+    scheduler.set_timesteps(
+        4, **({"intermediate_timesteps": None} if "SCM" in type(scheduler).__name__ else {})
+    )
     t = scheduler.timesteps[1]
     scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
 
@@ -108,10 +125,19 @@ def generate(name, calls, labels, batch_size=100, seed=0):
         cond = {"class_labels": labels}
         key = jax.random.key(seed)
         return cmjax.sample(
-            key, model.apply_fn, params, model.scheduler, shape, state=state, cond=cond, first_index=first
+            key,
+            model.apply_fn,
+            params,
+            model.scheduler,
+            shape,
+            state=state,
+            cond=cond,
+            first_index=first,
         )
 
-    starts = tqdm(range(0, len(labels), batch_size), desc=f"{name}, {calls}", leave=False, disable=None)
+    starts = tqdm(
+        range(0, len(labels), batch_size), desc=f"{name}, {calls}", leave=False, disable=None
+    )
     parts = [to_uint8(batch(model.params, state, labels[i : i + batch_size], i)) for i in starts]
     return np.concatenate(parts), state.num_steps
 
@@ -119,7 +145,9 @@ def generate(name, calls, labels, batch_size=100, seed=0):
 @main.command()
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--num", default=1000, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default="samplers_quality.png", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="samplers_quality.png", show_default=True
+)
 def quality(data, num, out):
     """Measure every sampler against the MNIST file DATA; write a plot."""
     with np.load(data) as arrays:
@@ -139,7 +167,9 @@ def quality(data, num, out):
             accuracy = np.mean(predicted == np.asarray(labels))
             distance = frechet_distance(features, reference) / noise_distance
             curves.setdefault(name, []).append((made, accuracy, distance))
-        cells = "".join(f"{accuracy:>8.1%}{distance:>8.1%}" for _, accuracy, distance in curves[name])
+        cells = "".join(
+            f"{accuracy:>8.1%}{distance:>8.1%}" for _, accuracy, distance in curves[name]
+        )
         click.echo(f"{name:<32}{cells}")
     plot(curves, out)
 
@@ -156,9 +186,13 @@ def plot(curves, path):
         calls, accuracy, distance = zip(*points, strict=True)
         line = "-" if name in FEW_STEP else "--"
         for axis, values in zip(axes, (accuracy, distance), strict=True):
-            axis.plot(calls, values, line, marker="o", markersize=3, label=name.removesuffix("Scheduler"))
+            axis.plot(
+                calls, values, line, marker="o", markersize=3, label=name.removesuffix("Scheduler")
+            )
     for axis, title in zip(
-        axes, ("recognised as the digit asked for", "Fréchet distance, of that of noise"), strict=True
+        axes,
+        ("recognised as the digit asked for", "Fréchet distance, of that of noise"),
+        strict=True,
     ):
         axis.set(xscale="log", xlabel="network calls", title=title, xticks=CALLS, xticklabels=CALLS)
         axis.minorticks_off()
@@ -179,7 +213,9 @@ def picture(out, digits):
         for calls in CALLS:
             images, made = generate(name, calls, labels)
             rows.append(np.concatenate(images, axis=1))
-            captions.append(f"{SHORT.get(name, name.removesuffix('Scheduler').removeprefix('EDM'))}, {made}")
+            captions.append(
+                f"{SHORT.get(name, name.removesuffix('Scheduler').removeprefix('EDM'))}, {made}"
+            )
     save_grid(out, np.stack(rows), columns=len(CALLS), labels=captions, scale=2)
     click.echo(f"{', '.join(SAMPLED)} in {out}")
 

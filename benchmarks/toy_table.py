@@ -55,16 +55,22 @@ def draw(key, count):
     """Returns f32[count, 2] of the mixture."""
     which, noise = jax.random.split(key)
     angle = 2 * jnp.pi * jax.random.randint(which, (count,), 0, 8) / 8
-    return 0.8 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1) + 0.05 * jax.random.normal(noise, (count, 2))
+    return 0.8 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1) + 0.05 * jax.random.normal(
+        noise, (count, 2)
+    )
 
 
 def train(name, apply_fn, params, steps, seed, options, teacher=None, batch_size=512):
     """Returns the moving average of the parameters after training by a recipe."""
     recipe = losses.recipe(name)
     config = losses.LossConfig(SCHEDULER, steps, **{**recipe.defaults, **options})
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, steps)))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+    )
     given = teacher if recipe.distils else None
-    step = trainer.make_train_step(name, apply_fn, optimizer, config, ema_decays=(0.995,), teacher=given)
+    step = trainer.make_train_step(
+        name, apply_fn, optimizer, config, ema_decays=(0.995,), teacher=given
+    )
     state = step.init(jax.random.key(seed), params)
 
     @jax.jit
@@ -83,20 +89,26 @@ def distance(a, b, directions=200):
     """Sliced Wasserstein-2 distance between f32[N, 2] and f32[N, 2]."""
     angle = np.linspace(0, np.pi, directions, endpoint=False)
     axes = np.stack([np.cos(angle), np.sin(angle)])
-    gaps = np.sort(np.asarray(a, np.float64) @ axes, 0) - np.sort(np.asarray(b, np.float64) @ axes, 0)
+    gaps = np.sort(np.asarray(a, np.float64) @ axes, 0) - np.sort(
+        np.asarray(b, np.float64) @ axes, 0
+    )
     return float(np.sqrt(np.mean(gaps**2)))
 
 
 def generate(apply_fn, params, scheduler, steps, count=10_000):
     run = jax.jit(
-        lambda p: cmjax.sample(jax.random.key(7), apply_fn, p, scheduler, (count, 2), num_inference_steps=steps)
+        lambda p: cmjax.sample(
+            jax.random.key(7), apply_fn, p, scheduler, (count, 2), num_inference_steps=steps
+        )
     )
     return run(params)
 
 
 @click.command()
 @click.option("--seeds", default=5, show_default=True)
-@click.option("--steps", default=4000, show_default=True, help="Of each training run, by 512 points.")
+@click.option(
+    "--steps", default=4000, show_default=True, help="Of each training run, by 512 points."
+)
 @click.option("--only", help="One student, such as sct.")
 def main(seeds, steps, only):
     """Train every student from `seeds` teachers and print a table."""
@@ -110,7 +122,9 @@ def main(seeds, steps, only):
         teacher, _ = train("denoising", apply_fn, params, steps, seed, {"uniform_fraction": 0.5})
         heun = EDMHeunScheduler(sigma_min=0.002, sigma_max=20.0, sigma_data=0.5)
         samples = generate(adapt(apply_fn, SCHEDULER, heun, edm_denoiser), teacher, heun, 40)
-        rows.setdefault("teacher, Heun 40", []).append((distance(samples, data), np.nan, time.perf_counter() - start))
+        rows.setdefault("teacher, Heun 40", []).append(
+            (distance(samples, data), np.nan, time.perf_counter() - start)
+        )
         for name, options in STUDENTS.items():
             if only in (None, name):
                 start = time.perf_counter()
@@ -124,7 +138,10 @@ def main(seeds, steps, only):
     for name, values in rows.items():
         values = np.array(values)
         means, worst = values.mean(0), values.max(0)
-        cells = (f"{m:.4f} (max {w:.4f})" if np.isfinite(m) else "" for m, w in zip(means[:2], worst[:2], strict=True))
+        cells = (
+            f"{m:.4f} (max {w:.4f})" if np.isfinite(m) else ""
+            for m, w in zip(means[:2], worst[:2], strict=True)
+        )
         click.echo(f"{name:<16}" + "".join(f"{cell:>24}" for cell in cells) + f"{means[2]:>10.1f}")
 
 

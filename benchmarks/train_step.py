@@ -34,10 +34,16 @@ class TorchDiT(torch.nn.Module):
         super().__init__()
         self.enter = torch.nn.Linear(PATCH**2, WIDTH)
         self.position = torch.nn.Parameter(torch.randn(49, WIDTH))
-        layer = torch.nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+        layer = torch.nn.TransformerEncoderLayer(
+            WIDTH, 4, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True
+        )
         self.blocks = torch.nn.TransformerEncoder(layer, BLOCKS, enable_nested_tensor=False)
-        self.modulation = torch.nn.ModuleList([torch.nn.Linear(WIDTH, 6 * WIDTH) for _ in range(BLOCKS)])
-        self.time = torch.nn.Sequential(torch.nn.Linear(256, WIDTH), torch.nn.SiLU(), torch.nn.Linear(WIDTH, WIDTH))
+        self.modulation = torch.nn.ModuleList(
+            [torch.nn.Linear(WIDTH, 6 * WIDTH) for _ in range(BLOCKS)]
+        )
+        self.time = torch.nn.Sequential(
+            torch.nn.Linear(256, WIDTH), torch.nn.SiLU(), torch.nn.Linear(WIDTH, WIDTH)
+        )
         self.norm, self.last = torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, 2 * WIDTH)
         self.leave = torch.nn.Linear(WIDTH, PATCH**2)
 
@@ -51,7 +57,11 @@ class TorchDiT(torch.nn.Module):
             h = h + gate * block._sa_block(block.norm1(h) * (1 + scale) + shift, None, None)
             h = h + gate2 * block._ff_block(block.norm2(h) * (1 + scale2) + shift2)
         shift, scale = self.last(condition)[:, None].chunk(2, -1)
-        out = self.leave(self.norm(h) * (1 + scale) + shift).reshape(len(x), 7, 7, PATCH, PATCH).permute(0, 1, 3, 2, 4)
+        out = (
+            self.leave(self.norm(h) * (1 + scale) + shift)
+            .reshape(len(x), 7, 7, PATCH, PATCH)
+            .permute(0, 1, 3, 2, 4)
+        )
         return out.reshape(len(x), 1, 28, 28)
 
 
@@ -70,7 +80,9 @@ class TorchUNet(torch.nn.Module):
         ).to(memory_format=torch.channels_last)
 
     def forward(self, x, t):
-        folded = torch.nn.functional.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+        folded = torch.nn.functional.pixel_unshuffle(x, 2).contiguous(
+            memory_format=torch.channels_last
+        )
         return torch.nn.functional.pixel_shuffle(self.unet(folded, 0.01 * t).sample, 2)
 
 
@@ -84,7 +96,9 @@ def torch_step(network, images):
         s = sigma[:, None, None, None]
         noisy = data + s * torch.randn_like(data)
         scale = (s**2 + 0.25).sqrt()
-        denoised = 0.25 / scale**2 * noisy + 0.5 * s / scale * network(noisy / scale, 250 * torch.log(sigma))
+        denoised = 0.25 / scale**2 * noisy + 0.5 * s / scale * network(
+            noisy / scale, 250 * torch.log(sigma)
+        )
         loss = (scale**2 / (0.5 * s) ** 2 * (denoised - data) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -117,7 +131,9 @@ def main(batch_size, rounds):
     images = np.random.default_rng(0).uniform(-1, 1, (batch_size, 28, 28, 1)).astype(np.float32)
     shared = {"sample_size": 28, "in_channels": 1, "out_channels": 1, "time_scale": 0.01}
     unet = UNet2DConfig(block_out_channels=(64, 96), norm_num_groups=16, patch_size=2, **shared)
-    dit = DiTConfig(patch_size=PATCH, num_layers=BLOCKS, num_attention_heads=4, attention_head_dim=32, **shared)
+    dit = DiTConfig(
+        patch_size=PATCH, num_layers=BLOCKS, num_attention_heads=4, attention_head_dim=32, **shared
+    )
     click.echo(f"{'':<8}{'JAX s/step':>12}{'PyTorch s/step':>16}{'ratio':>8}{'parameters':>24}")
     for name, module, network in (
         ("UNet", UNet2D(unet, rngs=nnx.Rngs(0)), TorchUNet()),

@@ -25,7 +25,9 @@ def networks(preset):
     """Diffusers' network with random weights, and the model that cmjax reads of it."""
     options = diffusers.config_to_diffusers(PRESETS[preset])
     torch.manual_seed(0)
-    network = UNet2DModel(**{name: value for name, value in options.items() if name[0] != "_"}).eval()
+    network = UNet2DModel(
+        **{name: value for name, value in options.items() if name[0] != "_"}
+    ).eval()
     with tempfile.TemporaryDirectory() as folder:
         network.save_pretrained(folder)
         model = diffusers.open_unet(Path(folder)).load()
@@ -36,7 +38,9 @@ def calls(network, model, batch):
     """Two functions of no arguments that evaluate the networks on the same input."""
     config = model.config
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, config.sample_size, config.sample_size, config.in_channels)).astype(np.float32)
+    x = rng.standard_normal(
+        (batch, config.sample_size, config.sample_size, config.in_channels)
+    ).astype(np.float32)
     t = np.full(batch, 250.0, np.float32)
     labels = np.arange(batch, dtype=np.int32) if model.num_classes else None
     cond = {} if labels is None else {"class_labels": labels}
@@ -61,7 +65,9 @@ def calls(network, model, batch):
 def main(preset, batches, repeats):
     network, model = networks(preset)
     count = sum(p.size for p in jax.tree.leaves(model.params))
-    print(f"{preset}: {count:,} parameters, float32, {torch.get_num_threads()} threads, {jax.default_backend()}")
+    print(
+        f"{preset}: {count:,} parameters, float32, {torch.get_num_threads()} threads, {jax.default_backend()}"
+    )
     for batch in batches:
         both = calls(network, model, batch)
         ours, theirs = (call() for call in both)  # compiles

@@ -1,6 +1,7 @@
 """Few-step generation for JAX: consistency models as small pure functions."""
 
-from cmjax.checkpoints import Model, load, save
+from cmjax.checkpoints import load, save
+from cmjax.model import Model
 from cmjax.models.adapters import from_linen, from_nnx
 from cmjax.sampling import sample
 from cmjax.schedulers import (

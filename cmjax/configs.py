@@ -21,15 +21,24 @@ def from_json(cls: type[Config], values: Mapping[str, Any]) -> Config:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise ValueError(f"{cls.__name__} has no option {name!r}{did_you_mean(name, list(fields))}")
+            raise ValueError(
+                f"{cls.__name__} has no option {name!r}{did_you_mean(name, list(fields))}"
+            )
     for name, value in values.items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and abs(number) > LARGEST:
-                raise ValueError(f"{name} has a number of {number.bit_length()} bits, which no model needs")
+                raise ValueError(
+                    f"{name} has a number of {number.bit_length()} bits, which no model needs"
+                )
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise ValueError(f"{cls.__name__} needs the option {name!r}")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return cls(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def did_you_mean(name: Any, known: list[str]) -> str:
@@ -40,7 +49,9 @@ def did_you_mean(name: Any, known: list[str]) -> str:
 
 def is_int(value: Any, low: int) -> bool:
     """Whether `value` is an integer of at least `low`; True and False are not."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= low)
+    return (
+        isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= low)
+    )
 
 
 def is_finite(value: Any) -> bool:
@@ -65,7 +76,11 @@ def check_options(config: Any) -> None:
         ValueError: naming the field, its value and what is allowed.
     """
     domains, unsupported = (
-        {name: value for cls in reversed(type(config).__mro__) for name, value in vars(cls).get(table, {}).items()}
+        {
+            name: value
+            for cls in reversed(type(config).__mro__)
+            for name, value in vars(cls).get(table, {}).items()
+        }
         for table in ("_domains", "_unsupported")
     )
     for field in dataclasses.fields(config):
@@ -82,7 +97,10 @@ def check_options(config: Any) -> None:
         elif name in domains:
             low, high = domains[name]
             integer = isinstance(default, int)
-            if not (is_int(value, low) if integer else is_finite(value) and value >= low) or value > high:
+            if (
+                not (is_int(value, low) if integer else is_finite(value) and value >= low)
+                or value > high
+            ):
                 raise ValueError(
                     f"{name} must be {'an integer' if integer else 'a number'} from {low:g} to {high:g}, got {value!r}"
                 )

@@ -14,10 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from cmjax.arrays import check_shapes, concrete
 from cmjax.configs import is_int
-from cmjax.schedulers.base import check_shapes, concrete
 
-REC601 = (0.299, 0.587, 0.114)  # luma of R, G, B (ITU-R BT.601); the paper rounds to 0.2989, 0.5870, 0.1140
+REC601 = (
+    0.299,
+    0.587,
+    0.114,
+)  # luma of R, G, B (ITU-R BT.601); the paper rounds to 0.2989, 0.5870, 0.1140
 
 Constraint = Callable[[jax.Array], jax.Array]
 _Partial = jax.tree_util.Partial  # a function that is a pytree, with its arrays
@@ -48,7 +52,9 @@ class Observe:
     forward: Callable[[jax.Array], jax.Array]  # A
     pseudo_inverse: Callable[[jax.Array], jax.Array]  # A^+
     measurement: jax.Array  # y, of the shape of A x0
-    argument: str = dataclasses.field(default="measurement", metadata={"static": True})  # what its maker calls y
+    argument: str = dataclasses.field(
+        default="measurement", metadata={"static": True}
+    )  # what its maker calls y
 
     def __call__(self, x0: jax.Array) -> jax.Array:
         """Returns `x0 + A^+ (y - A x0)`, `[B, ...]`: the nearest to `x0` that has the measurement."""
@@ -86,7 +92,9 @@ def inpaint(image: ArrayLike, known: ArrayLike) -> Inpaint:
     """
     weights = concrete(known)
     if weights is not None and not np.all((weights >= 0) & (weights <= 1)):  # NaN fails too
-        raise ValueError(f"known must be in [0, 1], got up to {weights.max()}; an 8-bit mask is mask / 255")
+        raise ValueError(
+            f"known must be in [0, 1], got up to {weights.max()}; an 8-bit mask is mask / 255"
+        )
     return Inpaint(as_floats("image", image), jnp.asarray(known).astype(jnp.float32))
 
 
@@ -105,7 +113,9 @@ def observe(forward: Callable, pseudo_inverse: Callable, measurement: ArrayLike)
         ValueError: if an operator is not a function or, when applied, shapes do not fit.
     """
     check_callable(forward=forward, pseudo_inverse=pseudo_inverse)
-    return Observe(_Partial(forward), _Partial(pseudo_inverse), as_floats("measurement", measurement))
+    return Observe(
+        _Partial(forward), _Partial(pseudo_inverse), as_floats("measurement", measurement)
+    )
 
 
 def colorize(gray: ArrayLike, weights: Any = REC601) -> Observe:
@@ -120,9 +130,13 @@ def colorize(gray: ArrayLike, weights: Any = REC601) -> Observe:
     """
     row = concrete(weights)
     if np.ndim(weights) != 1 or row is not None and not (np.all(np.isfinite(row)) and np.any(row)):
-        raise ValueError(f"weights must be finite numbers, one per channel and not all 0, got {weights!r}")
+        raise ValueError(
+            f"weights must be finite numbers, one per channel and not all 0, got {weights!r}"
+        )
     weights = as_floats("weights", weights)
-    return Observe(_Partial(_luminance, weights), _Partial(_colour, weights), as_floats("gray", gray), "gray")
+    return Observe(
+        _Partial(_luminance, weights), _Partial(_colour, weights), as_floats("gray", gray), "gray"
+    )
 
 
 def super_resolve(low: ArrayLike, factor: int) -> Observe:
@@ -177,10 +191,14 @@ def _block_operators(factor):
                 "crop or pad them, or take another factor"
             )
         blocks = [n for size in sizes for n in (size // factor, factor)]
-        return x0.reshape(x0.shape[0], *blocks, x0.shape[-1]).mean(tuple(range(2, 2 * len(sizes) + 1, 2)))
+        return x0.reshape(x0.shape[0], *blocks, x0.shape[-1]).mean(
+            tuple(range(2, 2 * len(sizes) + 1, 2))
+        )
 
     def spread(y):
-        return functools.reduce(lambda y, axis: jnp.repeat(y, factor, axis), range(1, y.ndim - 1), y)
+        return functools.reduce(
+            lambda y, axis: jnp.repeat(y, factor, axis), range(1, y.ndim - 1), y
+        )
 
     return average, spread
 
@@ -194,7 +212,9 @@ def as_floats(name: str, value: ArrayLike) -> jax.Array:
     """Returns an array of floats; for bytes and other integers a ValueError."""
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name} must hold floats, got {array.dtype}; bytes become an image by x / 127.5 - 1")
+        raise ValueError(
+            f"{name} must hold floats, got {array.dtype}; bytes become an image by x / 127.5 - 1"
+        )
     return array
 
 
@@ -202,7 +222,9 @@ def _fit(name, array, like):
     """Returns `array`, with the batch or without, in the shape and dtype of `like`."""
     sizes = zip(array.shape[::-1], like.shape[::-1], strict=False)
     if array.ndim not in (like.ndim, like.ndim - 1) or any(n not in (1, size) for n, size in sizes):
-        raise ValueError(f"{name} is {array.shape}, but must fit {like.shape}, or {like.shape[1:]} for all samples")
+        raise ValueError(
+            f"{name} is {array.shape}, but must fit {like.shape}, or {like.shape[1:]} for all samples"
+        )
     return jnp.broadcast_to(array.astype(like.dtype), like.shape)
 
 
@@ -210,4 +232,6 @@ def check_callable(**functions: Any) -> None:
     """Raises a ValueError that names the first argument that is not a function."""
     for name, function in functions.items():
         if not callable(function):
-            raise ValueError(f"{name} must be a function, such as what inpaint(image, known) returns, got {function!r}")
+            raise ValueError(
+                f"{name} must be a function, such as what inpaint(image, known) returns, got {function!r}"
+            )

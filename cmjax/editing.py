@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from cmjax.arrays import ApplyFn, check_shapes, combine, concrete
 from cmjax.configs import is_int
 from cmjax.constraints import (
     REC601,
@@ -25,14 +26,16 @@ from cmjax.constraints import (
     observe,
     super_resolve,
 )
-from cmjax.models.adapters import ApplyFn
 from cmjax.parametrization import consistency_function
 from cmjax.random import level_noise, sample_keys
 from cmjax.sampling import sample
-from cmjax.schedulers.base import Scheduler, check_shapes, combine, concrete
+from cmjax.schedulers.base import Scheduler
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
-STROKE_SIGMAS = (5.38, 2.24)  # appendix D, for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40
+STROKE_SIGMAS = (
+    5.38,
+    2.24,
+)  # appendix D, for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40
 
 
 def editing_timesteps(num_train_timesteps: int) -> np.ndarray:
@@ -43,7 +46,9 @@ def editing_timesteps(num_train_timesteps: int) -> np.ndarray:
     takes the levels as an argument, publishes none.
     """
     if not is_int(num_train_timesteps, 2):
-        raise ValueError(f"num_train_timesteps must be an integer of at least 2, got {num_train_timesteps!r}")
+        raise ValueError(
+            f"num_train_timesteps must be an integer of at least 2, got {num_train_timesteps!r}"
+        )
     return np.arange(num_train_timesteps - 1)[::-1]
 
 
@@ -94,8 +99,22 @@ def edit(
         levels["timesteps"] = editing_timesteps(scheduler.num_train_timesteps)
     state = scheduler.set_timesteps(**levels)
     known = constraint(jnp.zeros(tuple(shape), dtype))
-    start = {"state": state, "init": _noised(key, scheduler, state, known, first_index), "first_index": first_index}
-    return sample(key, apply_fn, params, scheduler, shape, constrain=constraint, dtype=dtype, **start, **options)
+    start = {
+        "state": state,
+        "init": _noised(key, scheduler, state, known, first_index),
+        "first_index": first_index,
+    }
+    return sample(
+        key,
+        apply_fn,
+        params,
+        scheduler,
+        shape,
+        constrain=constraint,
+        dtype=dtype,
+        **start,
+        **options,
+    )
 
 
 def stroke_to_image(
@@ -114,12 +133,26 @@ def stroke_to_image(
     The higher the first level, the freer the model. `image` is `[B, ...]` floats; options such as `constrain` are
     those of `cmjax.sample`, and so is what is returned.
     """
-    noisy = _noised(key, scheduler, scheduler.set_timesteps(sigmas=sigmas), as_floats("image", image), first_index)
-    return restore(key, apply_fn, params, scheduler, noisy, sigmas, first_index=first_index, **options)
+    noisy = _noised(
+        key,
+        scheduler,
+        scheduler.set_timesteps(sigmas=sigmas),
+        as_floats("image", image),
+        first_index,
+    )
+    return restore(
+        key, apply_fn, params, scheduler, noisy, sigmas, first_index=first_index, **options
+    )
 
 
 def restore(
-    key: jax.Array, apply_fn: ApplyFn, params: Any, scheduler: Scheduler, noisy: ArrayLike, sigmas: Any, **options: Any
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Any,
+    scheduler: Scheduler,
+    noisy: ArrayLike,
+    sigmas: Any,
+    **options: Any,
 ) -> Any:
     """Removes noise in several steps: `denoise` at `sigmas[0]`, then noise of each lower level, removed in turn.
 
@@ -127,7 +160,9 @@ def restore(
     `constrain` are those of `cmjax.sample`, and so is what is returned.
     """
     x = as_floats("noisy", noisy)
-    return sample(key, apply_fn, params, scheduler, x.shape, sigmas=sigmas, init=x, dtype=x.dtype, **options)
+    return sample(
+        key, apply_fn, params, scheduler, x.shape, sigmas=sigmas, init=x, dtype=x.dtype, **options
+    )
 
 
 def denoise(
@@ -149,10 +184,14 @@ def denoise(
     """
     x = as_floats("noisy", noisy)
     if np.shape(sigma) not in ((), x.shape[:1]):
-        raise ValueError(f"sigma must be a number or one per sample {x.shape[:1]}, got shape {np.shape(sigma)}")
+        raise ValueError(
+            f"sigma must be a number or one per sample {x.shape[:1]}, got shape {np.shape(sigma)}"
+        )
     known = concrete(sigma)
     if known is not None:
-        scheduler.set_timesteps(sigmas=np.unique(known.astype(np.float32))[::-1])  # raises for levels out of range
+        scheduler.set_timesteps(
+            sigmas=np.unique(known.astype(np.float32))[::-1]
+        )  # raises for levels out of range
     levels = jnp.broadcast_to(jnp.asarray(sigma).astype(jnp.float32), x.shape[:1])
     x0 = consistency_function(apply_fn, params, scheduler, x, levels, **(cond or {}))
     return jnp.clip(x0, -1, 1) if scheduler.clip_denoised else x0

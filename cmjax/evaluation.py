@@ -30,7 +30,9 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def features(feature_fn: Callable[[np.ndarray], Any], images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+def features(
+    feature_fn: Callable[[np.ndarray], Any], images: np.ndarray, batch_size: int = 64
+) -> np.ndarray:
     """Applies a function to images batch by batch, all of one size: the last is filled up, and its surplus cut.
 
     Args:
@@ -53,9 +55,13 @@ def features(feature_fn: Callable[[np.ndarray], Any], images: np.ndarray, batch_
     for first in range(0, len(images), batch_size):
         batch = np.asarray(images[first : first + batch_size])
         surplus = batch_size - len(batch)
-        values = np.asarray(feature_fn(np.concatenate([batch, batch[-1:].repeat(surplus, 0)])), np.float64)
+        values = np.asarray(
+            feature_fn(np.concatenate([batch, batch[-1:].repeat(surplus, 0)])), np.float64
+        )
         if values.ndim != 2 or len(values) != batch_size:
-            raise ValueError(f"feature_fn must return [{batch_size}, D] for {batch_size} images, got {values.shape}")
+            raise ValueError(
+                f"feature_fn must return [{batch_size}, D] for {batch_size} images, got {values.shape}"
+            )
         parts.append(values[: len(batch)])
     return _checked(np.concatenate(parts), "feature_fn's result")
 
@@ -76,10 +82,16 @@ def fit_gaussian(batches: Iterable[ArrayLike]) -> Gaussian:
     for batch in batches:
         batch = _checked(batch, "every batch (a single array goes in a list)")
         if count and batch.shape[1:] != mean.shape:
-            raise ValueError(f"batches must have as many features each, got {mean.shape[0]} and {batch.shape[1]}")
+            raise ValueError(
+                f"batches must have as many features each, got {mean.shape[0]} and {batch.shape[1]}"
+            )
         own = batch.mean(0)
         step, total = own - mean, count + len(batch)
-        scatter = scatter + (batch - own).T @ (batch - own) + np.outer(step, step) * (count * len(batch) / total)
+        scatter = (
+            scatter
+            + (batch - own).T @ (batch - own)
+            + np.outer(step, step) * (count * len(batch) / total)
+        )
         count, mean = total, mean + step * (len(batch) / total)
     if count < 2:
         raise ValueError(f"a Gaussian needs the features of at least 2 samples, got {count}")
@@ -125,7 +137,9 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> Preci
     """
     x, y = _checked(real, "real"), _checked(generated, "generated")
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"real and generated must have as many features, got {x.shape[1]} and {y.shape[1]}")
+        raise ValueError(
+            f"real and generated must have as many features, got {x.shape[1]} and {y.shape[1]}"
+        )
     if not 1 <= k < min(len(x), len(y)):
         raise ValueError(
             f"k must be from 1 to the number of other samples, got k={k} for {len(x)} real and {len(y)} generated ones"
@@ -147,7 +161,9 @@ def _checked(values: ArrayLike, name: str) -> np.ndarray:
         raise ValueError(f"{name} must be features [N, D] and not empty, got shape {values.shape}")
     wrong = ~np.isfinite(values).all(1)
     if wrong.any():
-        raise ValueError(f"{name} is not finite at row {wrong.argmax()}; remove that sample or repair the features")
+        raise ValueError(
+            f"{name} is not finite at row {wrong.argmax()}; remove that sample or repair the features"
+        )
     return values
 
 
@@ -155,15 +171,21 @@ def _fit(values: ArrayLike | Gaussian, name: str) -> Gaussian:
     if not isinstance(values, Gaussian):
         values = _checked(values, name)
         if len(values) < 2:
-            raise ValueError(f"{name} must have the features of at least 2 samples, got {len(values)}")
+            raise ValueError(
+                f"{name} must have the features of at least 2 samples, got {len(values)}"
+            )
         return fit_gaussian([values])
     mean, cov = (np.asarray(part, np.float64) for part in values)
     if mean.ndim != 1 or not mean.size or cov.shape != 2 * mean.shape:
-        raise ValueError(f"{name} must have a mean [D] and a covariance [D, D], got {mean.shape} and {cov.shape}")
+        raise ValueError(
+            f"{name} must have a mean [D] and a covariance [D, D], got {mean.shape} and {cov.shape}"
+        )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise ValueError(f"{name} must have a mean and a covariance that are finite; fit it again")
     if np.abs(cov - cov.T).max() > 1e-5 * np.abs(cov).max():
-        raise ValueError(f"{name} must have a symmetric covariance; give the covariance itself, not a factor of it")
+        raise ValueError(
+            f"{name} must have a symmetric covariance; give the covariance itself, not a factor of it"
+        )
     return Gaussian(mean, cov)
 
 
@@ -178,12 +200,16 @@ def _reach(x: np.ndarray, k: int) -> np.ndarray:
     """The squared distance of every row to the k-th nearest other one."""
     reach = np.empty(len(x))
     for rows, squares in _squared_distances(x, x):
-        np.fill_diagonal(squares[:, rows.start :], np.inf)  # a row is not its own neighbour, but its copies are
+        np.fill_diagonal(
+            squares[:, rows.start :], np.inf
+        )  # a row is not its own neighbour, but its copies are
         reach[rows] = np.partition(squares, k - 1, axis=1)[:, k - 1]
     return reach
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray, less: float = 0.0) -> Iterator[tuple[slice, np.ndarray]]:
+def _squared_distances(
+    x: np.ndarray, y: np.ndarray, less: float = 0.0
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Squared distances `[n, M]` of some rows of x to all of y, less a share of their squared norms, and which rows."""
     norms_x, norms_y = (np.einsum("nd,nd->n", values, values) for values in (x, y))
     size = max(1, BLOCK // len(y))

@@ -122,7 +122,9 @@ def _exchange(one: Path, other: Path) -> None:
         done = libc.renamex_np(*names, 2) == 0  # RENAME_SWAP
     else:
         done = False
-    if not done:  # elsewhere a crash between these lines leaves the old folder under its temporary name
+    if (
+        not done
+    ):  # elsewhere a crash between these lines leaves the old folder under its temporary name
         aside = one.with_name(f"{one.name}-old")
         other.rename(aside)
         one.rename(other)

@@ -37,15 +37,27 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
             if image.has_transparency_data:
                 raise ValueError(f"{path} has transparency; flatten it onto a background first")
             if image.mode not in ("1", "L", "P", "RGB"):
-                raise ValueError(f"{path} is {image.mode}, not gray or RGB of 8 bits; convert it first")
+                raise ValueError(
+                    f"{path} is {image.mode}, not gray or RGB of 8 bits; convert it first"
+                )
             if image.width * image.height > LARGEST_PICTURE:
-                raise ValueError(f"{path} has {image.width}x{image.height} pixels; make it smaller first")
+                raise ValueError(
+                    f"{path} has {image.width}x{image.height} pixels; make it smaller first"
+                )
             upright = ImageOps.exif_transpose(image)
-            return np.asarray(upright.convert(MODES[channels])).reshape(upright.height, upright.width, channels)
+            return np.asarray(upright.convert(MODES[channels])).reshape(
+                upright.height, upright.width, channels
+            )
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not a picture that can be read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow calls a broken PNG a syntax error
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    except (
+        OSError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow calls a broken PNG a syntax error
+        raise ValueError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -53,7 +65,9 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     if image.shape[:2] == (size, size):
         return image
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BOX)).reshape(size, size, -1)
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BOX)).reshape(
+        size, size, -1
+    )
 
 
 def from_uint8(pixels: ArrayLike) -> np.ndarray:
@@ -72,7 +86,9 @@ def to_uint8(samples: ArrayLike) -> Any:
     return xp.clip(xp.round(pixels), 0, 255).astype(np.uint8)
 
 
-def grid(images: np.ndarray, *, columns: int, labels: Sequence[object] | None = None, scale: int = 1) -> Image.Image:
+def grid(
+    images: np.ndarray, *, columns: int, labels: Sequence[object] | None = None, scale: int = 1
+) -> Image.Image:
     """Arranges images in a grid on white ground, row by row, with a caption over each if `labels` are given.
 
     Args:
@@ -86,7 +102,9 @@ def grid(images: np.ndarray, *, columns: int, labels: Sequence[object] | None = 
     """
     _check(images)
     if columns < 1 or scale < 1:
-        raise ValueError(f"columns and scale must be at least 1, got columns={columns} and scale={scale}")
+        raise ValueError(
+            f"columns and scale must be at least 1, got columns={columns} and scale={scale}"
+        )
     count, height, width, channels = images.shape
     if labels is not None and len(labels) != count:
         raise ValueError(f"labels must be one per image, {count}, got {len(labels)}")
@@ -102,7 +120,13 @@ def grid(images: np.ndarray, *, columns: int, labels: Sequence[object] | None = 
         picture = Image.fromarray(image.squeeze(-1) if channels == 1 else image)
         canvas.paste(picture.resize(tile, Image.Resampling.NEAREST), (x, y + caption))
         if labels is not None:
-            draw.text((x + tile[0] / 2, y + caption / 2), str(labels[i]), fill="black", font=font, anchor="mm")
+            draw.text(
+                (x + tile[0] / 2, y + caption / 2),
+                str(labels[i]),
+                fill="black",
+                font=font,
+                anchor="mm",
+            )
     return canvas
 
 
@@ -170,7 +194,9 @@ def save_png_folder(folder: str | Path, images: np.ndarray) -> None:
     _check(images)
     folder = Path(folder)
     if folder.is_dir() and (found := sorted(file.name for file in folder.iterdir())):
-        raise ValueError(f"{folder} must be new or empty, but holds {found[0]}; remove it or give another name")
+        raise ValueError(
+            f"{folder} must be new or empty, but holds {found[0]}; remove it or give another name"
+        )
     with replacing_folder(folder) as complete:
         for i, image in enumerate(images):
             save_png(complete / f"{i:06d}.png", image)
@@ -182,5 +208,12 @@ def save_png(path: Path, image: np.ndarray) -> None:
 
 
 def _check(images):
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
-        raise ValueError(f"images must be u8[N, H, W, 1 or 3] and not empty, got {images.dtype}{list(images.shape)}")
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[-1] not in (1, 3)
+        or not images.size
+    ):
+        raise ValueError(
+            f"images must be u8[N, H, W, 1 or 3] and not empty, got {images.dtype}{list(images.shape)}"
+        )

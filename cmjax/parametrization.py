@@ -5,8 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cmjax.models.adapters import ApplyFn
-from cmjax.schedulers.base import combine
+from cmjax.arrays import ApplyFn, combine
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
@@ -39,7 +38,15 @@ def consistency_function(
     """
     if isinstance(scheduler, SCMScheduler):
         return _denoise_trigflow(apply_fn, params, scheduler, x, sigma, cond)
-    return _denoise(apply_fn, params, scheduler, x, sigma, scheduler.get_scalings_for_boundary_condition(sigma), cond)
+    return _denoise(
+        apply_fn,
+        params,
+        scheduler,
+        x,
+        sigma,
+        scheduler.get_scalings_for_boundary_condition(sigma),
+        cond,
+    )
 
 
 def edm_denoiser(
@@ -114,9 +121,15 @@ def adapt(
         ValueError: if the schedulers are of other kinds, or the target tells its network two times.
     """
     if type(source) is not CMStochasticIterativeScheduler:
-        raise ValueError(f"the network must be of a CMStochasticIterativeScheduler, got {type(source).__name__}")
-    if not isinstance(target, LinearScheduler) or isinstance(target, (CTMScheduler, FlowMapEulerDiscreteScheduler)):
-        raise ValueError(f"{type(target).__name__} needs a network of its own; other schedulers can take any")
+        raise ValueError(
+            f"the network must be of a CMStochasticIterativeScheduler, got {type(source).__name__}"
+        )
+    if not isinstance(target, LinearScheduler) or isinstance(
+        target, (CTMScheduler, FlowMapEulerDiscreteScheduler)
+    ):
+        raise ValueError(
+            f"{type(target).__name__} needs a network of its own; other schedulers can take any"
+        )
 
     def adapted(params, scaled, t, **cond):
         alpha, sigma = target.path(t)

@@ -17,7 +17,9 @@ def as_key(key: jax.Array) -> jax.Array:
     if dtype == jnp.uint32 and getattr(key, "ndim", 0) >= 1:
         key = jax.random.wrap_key_data(jnp.asarray(key))
     elif dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be a JAX PRNG key, got {key!r}; make one with jax.random.key(0)")
+        raise ValueError(
+            f"key must be a JAX PRNG key, got {key!r}; make one with jax.random.key(0)"
+        )
     if "rbg" in str(jax.random.key_impl(key)):
         raise ValueError(
             f"key uses the generator {jax.random.key_impl(key)!r}, whose numbers depend on the batch; "
@@ -42,7 +44,9 @@ def sample_keys(key: jax.Array, batch: int, first_index: int | jax.Array = 0) ->
         indices = jnp.arange(batch, dtype=jnp.uint32) + jnp.asarray(first_index).astype(jnp.uint32)
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
     if key.shape[0] != batch:
-        raise ValueError(f"key holds {key.shape[0]} keys for a batch of {batch}; pass one key, or one per sample")
+        raise ValueError(
+            f"key holds {key.shape[0]} keys for a batch of {batch}; pass one key, or one per sample"
+        )
     return key
 
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from cmjax.arrays import check_shapes, concrete
 from cmjax.random import level_noise, sample_keys
-from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput, check_shapes, concrete
+from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
 
 
 def sample(
@@ -91,12 +92,16 @@ def _initial_state(scheduler, num_inference_steps, timesteps, sigmas, state) -> 
     levels = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     given = [name for name, value in {**levels, "state": state}.items() if value is not None]
     if len(given) > 1:
-        raise ValueError(f"give at most one of num_inference_steps, timesteps, sigmas and state, got {given}")
+        raise ValueError(
+            f"give at most one of num_inference_steps, timesteps, sigmas and state, got {given}"
+        )
     if state is None:
         return scheduler.set_timesteps(**levels) if given else scheduler.set_timesteps(1)
     index = concrete(state.step_index)
     if index is not None and index != 0:
-        raise ValueError(f"state is at step {index}, but sample() takes all steps; pass a state from set_timesteps")
+        raise ValueError(
+            f"state is at step {index}, but sample() takes all steps; pass a state from set_timesteps"
+        )
     return state
 
 
@@ -106,5 +111,7 @@ def _checked_cond(cond, shape) -> dict[str, jax.Array]:
     cond = {name: jnp.asarray(value) for name, value in (cond or {}).items()}
     for name, value in cond.items():
         if value.shape[:1] != shape[:1]:
-            raise ValueError(f"cond[{name!r}] must have the leading axis of the batch, {shape[0]}, got {value.shape}")
+            raise ValueError(
+                f"cond[{name!r}] must have the leading axis of the batch, {shape[0]}, got {value.shape}"
+            )
     return cond

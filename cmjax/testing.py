@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cmjax.arrays import combine
 from cmjax.parametrization import consistency_function
 from cmjax.random import level_noise, sample_keys
 from cmjax.sampling import sample
 from cmjax.schedulers import SCHEDULERS, scheduler_from_config
-from cmjax.schedulers.base import Scheduler, SchedulerState, combine
+from cmjax.schedulers.base import Scheduler, SchedulerState
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
 _SHAPE = (4, 3, 2)  # samples of no particular meaning
@@ -50,9 +51,13 @@ def gaussian_consistency_model(
             sigma = jnp.exp(t / 250)
             noisy = x.astype(jnp.float32) / scheduler.get_input_scaling(sigma)
             mean, std = (jnp.broadcast_to(params[name], x.shape) for name in ("mean", "std"))
-            shrink = jnp.sqrt((jnp.square(std) + scheduler.sigma_min**2) / (jnp.square(std) + jnp.square(sigma)))
+            shrink = jnp.sqrt(
+                (jnp.square(std) + scheduler.sigma_min**2) / (jnp.square(std) + jnp.square(sigma))
+            )
             c_skip, c_out = scheduler.get_scalings_for_boundary_condition(sigma)
-            safe = jnp.where(c_out > 1e-6, c_out, 1)  # at sigma_min the model output does not matter
+            safe = jnp.where(
+                c_out > 1e-6, c_out, 1
+            )  # at sigma_min the model output does not matter
             return ((mean + shrink * (noisy - mean) - c_skip * noisy) / safe).astype(x.dtype)
 
         return jax.vmap(one)(x, t)
@@ -80,8 +85,12 @@ def assert_config_round_trip(scheduler: Scheduler) -> None:
     kind = type(scheduler)
     read = scheduler_from_config if SCHEDULERS.get(kind.__name__) is kind else kind.from_config
     again = read(config)
-    assert again == scheduler and hash(again) == hash(scheduler), f"{again} differs from {scheduler}"
-    assert not jax.tree.leaves(scheduler), "a scheduler must be a pytree without leaves: register_static it"
+    assert again == scheduler and hash(again) == hash(scheduler), (
+        f"{again} differs from {scheduler}"
+    )
+    assert not jax.tree.leaves(scheduler), (
+        "a scheduler must be a pytree without leaves: register_static it"
+    )
 
 
 def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
@@ -94,7 +103,9 @@ def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
         chex.assert_trees_all_close(as_argument(scheduler, state, x), eager, rtol=1e-5, atol=1e-5)
         state, x = eager[0], eager[1].prev_sample
     chex.assert_trees_all_close(
-        jax.jit(lambda: scheduler.set_timesteps(num_steps))(), scheduler.set_timesteps(num_steps), rtol=1e-6
+        jax.jit(lambda: scheduler.set_timesteps(num_steps))(),
+        scheduler.set_timesteps(num_steps),
+        rtol=1e-6,
     )
 
 
@@ -109,7 +120,9 @@ def assert_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
 
     for seed in range(2):
         state, x = _start(scheduler, num_steps)
-        state = state.replace(sigmas=state.sigmas * (1 + seed / 8), timesteps=state.timesteps + seed)
+        state = state.replace(
+            sigmas=state.sigmas * (1 + seed / 8), timesteps=state.timesteps + seed
+        )
         for _ in range(state.num_steps):
             state, output = step(jax.random.key(seed), state, x)
             x = output.prev_sample
@@ -121,12 +134,16 @@ def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
     state, x = _start(scheduler, num_steps)
     states = [state.replace(step_index=state.step_index + i) for i in range(state.num_steps)]
     keys = jax.random.split(jax.random.key(1), state.num_steps)
-    expected = [_one_step(scheduler, key, state, x) for key, state in zip(keys, states, strict=True)]
+    expected = [
+        _one_step(scheduler, key, state, x) for key, state in zip(keys, states, strict=True)
+    ]
 
     def stack(*leaves):
         return jnp.stack(leaves)
 
-    stacked = jax.vmap(lambda key, state: _one_step(scheduler, key, state, x))(keys, jax.tree.map(stack, *states))
+    stacked = jax.vmap(lambda key, state: _one_step(scheduler, key, state, x))(
+        keys, jax.tree.map(stack, *states)
+    )
     chex.assert_trees_all_close(stacked, jax.tree.map(stack, *expected), rtol=1e-5, atol=1e-5)
 
 
@@ -136,15 +153,21 @@ def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         state, x = _start(scheduler, num_steps, dtype)
         for _ in range(state.num_steps):
-            assert all(t.dtype == jnp.float32 for t in scheduler.time_inputs(state)), "times must be float32"
+            assert all(t.dtype == jnp.float32 for t in scheduler.time_inputs(state)), (
+                "times must be float32"
+            )
             state, output = _one_step(scheduler, jax.random.key(0), state, x)
-            chex.assert_type([output.prev_sample, output.denoised, scheduler.scale_input(state, x)], [dtype] * 3)
+            chex.assert_type(
+                [output.prev_sample, output.denoised, scheduler.scale_input(state, x)], [dtype] * 3
+            )
             x = output.prev_sample
         chex.assert_type([state.sigmas, state.timesteps], [jnp.float32, jnp.float32])
         results[dtype] = np.asarray(x, np.float32)
     error = np.abs(results[jnp.bfloat16] - results[jnp.float32]).max()
     size = max(1, np.abs(results[jnp.float32]).max())
-    assert error <= 0.1 * size, f"bfloat16 samples are off by {error:.2g} where float32 ones reach {size:.2g}"
+    assert error <= 0.1 * size, (
+        f"bfloat16 samples are off by {error:.2g} where float32 ones reach {size:.2g}"
+    )
 
 
 def assert_clean_end(scheduler: Scheduler, num_steps: int = 3) -> None:
@@ -227,17 +250,23 @@ def assert_batch_invariant(
 
     def run(start, stop):
         cut = {
-            name: jax.tree.map(lambda a: a[start:stop], options[name]) for name in ("cond", "init") if name in options
+            name: jax.tree.map(lambda a: a[start:stop], options[name])
+            for name in ("cond", "init")
+            if name in options
         }
         part_shape = (stop - start, *shape[1:])
-        return sample(key, apply_fn, params, scheduler, part_shape, first_index=start, **{**options, **cut})
+        return sample(
+            key, apply_fn, params, scheduler, part_shape, first_index=start, **{**options, **cut}
+        )
 
     whole = run(0, batch)
     noise = level_noise(sample_keys(key, batch), 1, shape)
     for start, stop in [(i, i + 1) for i in range(batch)] + [(0, batch - 1), (1, batch)]:
         part = level_noise(sample_keys(key, stop - start, start), 1, (stop - start, *shape[1:]))
         chex.assert_trees_all_equal(part, noise[start:stop])
-        chex.assert_trees_all_close(run(start, stop), whole[start:stop], rtol=tolerance, atol=tolerance)
+        chex.assert_trees_all_close(
+            run(start, stop), whole[start:stop], rtol=tolerance, atol=tolerance
+        )
 
 
 def assert_device_invariant(
@@ -271,7 +300,9 @@ def assert_device_invariant(
         )
 
     def run(keys):
-        return sample(keys, apply_fn, params, scheduler, shape, **options), level_noise(keys, 1, shape)
+        return sample(keys, apply_fn, params, scheduler, shape, **options), level_noise(
+            keys, 1, shape
+        )
 
     mesh = Mesh(np.array(devices[:count]), ("batch",))
     divided = NamedSharding(mesh, PartitionSpec("batch"))
@@ -279,7 +310,9 @@ def assert_device_invariant(
     assert len(made.sharding.device_set) == count
     expected, expected_noise = jax.jit(run)(keys)
     chex.assert_trees_all_equal(np.asarray(noise), np.asarray(expected_noise))
-    chex.assert_trees_all_close(np.asarray(made), np.asarray(expected), rtol=tolerance, atol=tolerance)
+    chex.assert_trees_all_close(
+        np.asarray(made), np.asarray(expected), rtol=tolerance, atol=tolerance
+    )
 
 
 def assert_gaussian_moments(
@@ -305,15 +338,23 @@ def assert_gaussian_moments(
     apply_fn, params = gaussian_consistency_model(scheduler, mean, std)
     mean, std = np.broadcast_arrays(np.asarray(mean, np.float64), np.asarray(std, np.float64))
     shape = (num_samples, *mean.shape)
-    x = jax.jit(lambda key: sample(key, apply_fn, params, scheduler, shape, num_inference_steps=num_inference_steps))(
-        jax.random.key(0)
-    )
+    x = jax.jit(
+        lambda key: sample(
+            key, apply_fn, params, scheduler, shape, num_inference_steps=num_inference_steps
+        )
+    )(jax.random.key(0))
     x = np.asarray(x, np.float64)
     variance = std**2 + scheduler.sigma_min**2
     start = variance**0.5 / scheduler.sigma_max
-    error, bound = abs(x.mean(axis=0) - mean), 6 * variance**0.5 / num_samples**0.5 + abs(mean) * start
+    error, bound = (
+        abs(x.mean(axis=0) - mean),
+        6 * variance**0.5 / num_samples**0.5 + abs(mean) * start,
+    )
     assert (error < bound).all(), f"the mean is off by {error}, and may be by {bound}"
-    error, bound = abs(x.var(axis=0) - variance), variance * (6 * (2 / num_samples) ** 0.5 + start**2)
+    error, bound = (
+        abs(x.var(axis=0) - variance),
+        variance * (6 * (2 / num_samples) ** 0.5 + start**2),
+    )
     assert (error < bound).all(), f"the variance is off by {error}, and may be by {bound}"
 
 
@@ -327,7 +368,9 @@ def assert_boundary_condition(
     """f(x, sigma_min) = x exactly, whatever the network says (Song et al. 2023, section 3)."""
     x = jax.random.normal(jax.random.key(0), tuple(shape))
     sigma = jnp.full(shape[0], scheduler.sigma_min, jnp.float32)
-    chex.assert_trees_all_equal(consistency_function(apply_fn, params, scheduler, x, sigma, **cond), x)
+    chex.assert_trees_all_equal(
+        consistency_function(apply_fn, params, scheduler, x, sigma, **cond), x
+    )
 
 
 def _network(params: None, x: jax.Array, *times: jax.Array) -> jax.Array:
@@ -336,9 +379,13 @@ def _network(params: None, x: jax.Array, *times: jax.Array) -> jax.Array:
     return combine((0.3, jnp.sin(x)), *((1e-4 * t, jnp.ones_like(x)) for t in times))
 
 
-def _start(scheduler: Scheduler, num_steps: int, dtype: Any = jnp.float32) -> tuple[SchedulerState, jax.Array]:
+def _start(
+    scheduler: Scheduler, num_steps: int, dtype: Any = jnp.float32
+) -> tuple[SchedulerState, jax.Array]:
     state = scheduler.set_timesteps(num_steps)
-    x = scheduler.init_sample(state, level_noise(sample_keys(jax.random.key(7), _SHAPE[0]), 0, _SHAPE, dtype))
+    x = scheduler.init_sample(
+        state, level_noise(sample_keys(jax.random.key(7), _SHAPE[0]), 0, _SHAPE, dtype)
+    )
     return scheduler.prepare(state, x), x
 
 

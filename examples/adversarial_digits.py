@@ -32,7 +32,10 @@ class Judge(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.conv1, self.conv2 = layers.conv(4, 64, rngs=rngs), layers.conv(64, 64, rngs=rngs)
         self.conv3, self.conv4 = layers.conv(256, 128, rngs=rngs), layers.conv(128, 128, rngs=rngs)
-        self.hidden, self.out = layers.linear(7 * 7 * 128, 128, rngs=rngs), layers.linear(128, 1, rngs=rngs)
+        self.hidden, self.out = (
+            layers.linear(7 * 7 * 128, 128, rngs=rngs),
+            layers.linear(128, 1, rngs=rngs),
+        )
         self.of_class = nnx.Embed(10, 128, rngs=rngs)
 
     def __call__(self, x: jax.Array, class_labels: jax.Array) -> jax.Array:
@@ -51,9 +54,15 @@ def training_only(apply_fn, parts):
 
     def hold(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return leaf if any(f"{name}/".startswith(f"{part}/") for part in parts) else jax.lax.stop_gradient(leaf)
+        return (
+            leaf
+            if any(f"{name}/".startswith(f"{part}/") for part in parts)
+            else jax.lax.stop_gradient(leaf)
+        )
 
-    return lambda params, *args, **cond: apply_fn(jax.tree_util.tree_map_with_path(hold, params), *args, **cond)
+    return lambda params, *args, **cond: apply_fn(
+        jax.tree_util.tree_map_with_path(hold, params), *args, **cond
+    )
 
 
 @click.command(help=__doc__.split("\n")[0])
@@ -61,16 +70,25 @@ def training_only(apply_fn, parts):
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--init", help="Model to begin with; the bundled digits if left out.")
 @click.option("--steps", default=2000, show_default=True, help=f"By {BATCH_SIZE} images.")
-@click.option("--parts", default="mid_block,up_blocks,conv_norm_out,conv_out", show_default=True, help="To train.")
+@click.option(
+    "--parts",
+    default="mid_block,up_blocks,conv_norm_out,conv_out",
+    show_default=True,
+    help="To train.",
+)
 @click.option("--learning-rate", default=1e-4, show_default=True)
 @click.option("--judge-learning-rate", default=4e-4, show_default=True)
 @click.option("--penalty", default=0.02, show_default=True, help="Of the judge's slope.")
 @click.option("--save-every", default=200, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(source, out, init, steps, parts, learning_rate, judge_learning_rate, penalty, save_every, seed):
+def main(
+    source, out, init, steps, parts, learning_rate, judge_learning_rate, penalty, save_every, seed
+):
     model = cmjax.load(init, dtype=jnp.float32)
     judge_fn, judge = from_nnx(Judge(nnx.Rngs(seed)))
-    falling = optax.warmup_cosine_decay_schedule(0, learning_rate, min(100, steps // 2), steps, learning_rate / 20)
+    falling = optax.warmup_cosine_decay_schedule(
+        0, learning_rate, min(100, steps // 2), steps, learning_rate / 20
+    )
     optimizers = {
         "network": optax.adam(falling, b1=0.5, b2=0.99),
         "judge": optax.adam(judge_learning_rate, b1=0.0, b2=0.99),
@@ -83,14 +101,20 @@ def main(source, out, init, steps, parts, learning_rate, judge_learning_rate, pe
         ema_decays=(0.995,),
     )
     with Checkpoints(out) as checkpoints, interruptible() as interrupted:
-        state = checkpoints.restore(train_step.init(jax.random.key(seed), losses.Judged(model.params, judge)))
+        state = checkpoints.restore(
+            train_step.init(jax.random.key(seed), losses.Judged(model.params, judge))
+        )
         done = int(state.step)
         images = data.open_source(source, *model.sample_shape[1:])
-        batches = data.batches(images, BATCH_SIZE, seed=seed, start=done, num_classes=model.num_classes)
+        batches = data.batches(
+            images, BATCH_SIZE, seed=seed, start=done, num_classes=model.num_classes
+        )
         bar = tqdm(range(done + 1, steps + 1), initial=done, total=steps, unit="step")
         for step in bar:
             batch = next(batches)
-            state, metrics = train_step(state, {name: batch[name] for name in ("data", "class_labels")})
+            state, metrics = train_step(
+                state, {name: batch[name] for name in ("data", "class_labels")}
+            )
             if step % 20 == 0:
                 bar.set_postfix({name: f"{float(value):.3g}" for name, value in metrics.items()})
             if step % save_every == 0 or step == steps or interrupted:

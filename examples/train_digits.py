@@ -23,14 +23,20 @@ HERE = Path(__file__).parent
 @click.argument("source", metavar="DATA", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="runs/digits", show_default=True)
 @click.option("--denoiser-steps", type=click.IntRange(1), default=5000, show_default=True)
-@click.option("--steps", type=click.IntRange(1), default=1700, show_default=True, help="Of the distillation.")
+@click.option(
+    "--steps", type=click.IntRange(1), default=1700, show_default=True, help="Of the distillation."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(source, out, denoiser_steps, steps, batch_size, seed):
     """Trains on DATA, an .npz with x_train and y_train, or an IDX image file with its label file beside it."""
     stages = (
         ("digits_denoiser.toml", out / "denoiser", {"run.steps": denoiser_steps}),
-        ("digits.toml", out / "consistency", {"run.steps": steps, "run.init": str(out / "denoiser" / "model")}),
+        (
+            "digits.toml",
+            out / "consistency",
+            {"run.steps": steps, "run.init": str(out / "denoiser" / "model")},
+        ),
     )
     for config, folder, settings in stages:
         settings |= {"data.source": str(source), "run.batch_size": batch_size, "run.seed": seed}

@@ -13,7 +13,9 @@ from cmjax.testing import gaussian_consistency_model
 MEAN, STD = 0.3, 0.5
 EDM = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
 TWO_TIMES = ("CTMScheduler", "FlowMapEulerDiscreteScheduler")
-TARGETS = [name for name in SCHEDULERS if name not in (*TWO_TIMES, "CMStochasticIterativeScheduler")]
+TARGETS = [
+    name for name in SCHEDULERS if name not in (*TWO_TIMES, "CMStochasticIterativeScheduler")
+]
 
 
 def denoiser_network(params, x, t):
@@ -35,7 +37,11 @@ def test_every_sampler_gets_the_x0_of_the_denoiser(name):
         alpha, sigma = float(state.alpha), float(state.sigma)
         if sigma / max(alpha, 1e-9) > EDM.sigma_max:
             continue  # beyond the levels of the network
-        x = alpha * MEAN + jax.random.normal(jax.random.key(step), (5, 3)) * (alpha**2 * STD**2 + sigma**2) ** 0.5
+        x = (
+            alpha * MEAN
+            + jax.random.normal(jax.random.key(step), (5, 3))
+            * (alpha**2 * STD**2 + sigma**2) ** 0.5
+        )
         t = jnp.broadcast_to(target.time_inputs(state)[0], 5)
         x0 = target.estimate(state, network(None, target.scale_input(state, x), t), x)
         # E[x0 | alpha x0 + sigma z = x], with no detour over EDM.
@@ -44,11 +50,17 @@ def test_every_sampler_gets_the_x0_of_the_denoiser(name):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("scheduler", [SCMScheduler(), LCMScheduler(), SCHEDULERS["FlowMatchLCMScheduler"]()])
-def test_a_consistency_model_has_the_right_moments_under_other_consistency_samplers(scheduler, steps):
+@pytest.mark.parametrize(
+    "scheduler", [SCMScheduler(), LCMScheduler(), SCHEDULERS["FlowMatchLCMScheduler"]()]
+)
+def test_a_consistency_model_has_the_right_moments_under_other_consistency_samplers(
+    scheduler, steps
+):
     apply_fn, params = gaussian_consistency_model(EDM, MEAN, STD)
     network = adapt(apply_fn, EDM, scheduler)
-    samples = cmjax.sample(jax.random.key(1), network, params, scheduler, (20_000, 1), num_inference_steps=steps)
+    samples = cmjax.sample(
+        jax.random.key(1), network, params, scheduler, (20_000, 1), num_inference_steps=steps
+    )
     # Five standard errors: a false alarm in a million. LCM's noise starts at sigma / alpha = 14.6, without the data's
     # share, which shifts a single step by MEAN STD / 14.6.
     bias = MEAN * STD / 14.6 if isinstance(scheduler, LCMScheduler) and steps == 1 else 0
@@ -70,11 +82,16 @@ def test_a_network_told_one_time_is_not_adapted_to_two(name):
 
 
 def test_a_network_of_other_levels_is_not_adapted():
-    with pytest.raises(ValueError, match="must be of a CMStochasticIterativeScheduler, got CTMScheduler"):
+    with pytest.raises(
+        ValueError, match="must be of a CMStochasticIterativeScheduler, got CTMScheduler"
+    ):
         adapt(denoiser_network, CTMScheduler(), LCMScheduler())
 
 
 def test_an_adapted_model_is_not_saved_as_what_it_is_not(tmp_path):
-    with pytest.raises(ValueError, match="adapted to LCMScheduler, .* save the one of CMStochasticIterativeScheduler"):
+    with pytest.raises(
+        ValueError,
+        match="adapted to LCMScheduler, .* save the one of CMStochasticIterativeScheduler",
+    ):
         cmjax.save(tmp_path / "model", cmjax.load().with_scheduler(SCHEDULERS["LCMScheduler"]()))
     assert not (tmp_path / "model").exists()

@@ -40,7 +40,9 @@ def make_model(num_class_embeds, channels):
     )
     apply_fn, abstract = cmjax.from_nnx(nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)  # no weights at zero, so that samples depend on everything
-    params = jax.tree.map(lambda leaf: jax.numpy.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), abstract)
+    params = jax.tree.map(
+        lambda leaf: jax.numpy.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), abstract
+    )
     return cmjax.Model(apply_fn, params, cmjax.CMStochasticIterativeScheduler(), config)
 
 
@@ -60,7 +62,9 @@ def folders(tmp_path_factory):
         (root / name / weights).unlink()
     (root / "folder-weights" / weights).mkdir()
     config = json.loads((root / "classes" / "config.json").read_text())
-    (root / "odd-config" / "config.json").write_text(json.dumps({**config, "block_out_channels": 8}))
+    (root / "odd-config" / "config.json").write_text(
+        json.dumps({**config, "block_out_channels": 8})
+    )
     (root / "no-json" / "scheduler_config.json").write_text("{")
     model = cmjax.load(root / "classes")
     nan = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), model.params)
@@ -152,7 +156,13 @@ def test_npz_holds_what_the_library_samples(arrays, folders):
     model = cmjax.load(folders / "classes")
     cond = {"class_labels": made["labels"]}
     samples = cmjax.sample(
-        jax.random.key(5), model.apply_fn, model.params, model.scheduler, (7, 8, 8, 1), num_inference_steps=2, cond=cond
+        jax.random.key(5),
+        model.apply_fn,
+        model.params,
+        model.scheduler,
+        (7, 8, 8, 1),
+        num_inference_steps=2,
+        cond=cond,
     )
     assert made["images"].dtype == np.uint8
     assert made["images"].shape == (7, 8, 8, 1)
@@ -175,7 +185,9 @@ def test_npz_of_a_model_without_classes_has_no_labels(arrays, folders):
 def test_labels_and_seed_matter(arrays):
     first = arrays("--num", "4")["images"]
     for other in (("--seed", "1"), ("--labels", "9"), ("--sigmas", "40")):
-        assert np.abs(arrays("--num", "4", *other)["images"].astype(int) - first).max() > 5  # shades; rounding is one
+        assert (
+            np.abs(arrays("--num", "4", *other)["images"].astype(int) - first).max() > 5
+        )  # shades; rounding is one
 
 
 @pytest.mark.parametrize("levels", [("--timesteps", "20,0"), ("--sigmas", "80.0, {}")])
@@ -196,7 +208,9 @@ def test_sample_i_depends_on_seed_and_i_alone(arrays):
 
 def test_a_ragged_last_batch_compiles_nothing_more(arrays, monkeypatch):
     traces, sample = [], cmjax.sample
-    monkeypatch.setattr(cmjax, "sample", lambda *args, **kwargs: traces.append(args) or sample(*args, **kwargs))
+    monkeypatch.setattr(
+        cmjax, "sample", lambda *args, **kwargs: traces.append(args) or sample(*args, **kwargs)
+    )
     assert arrays("--num", "10", "--batch-size", "4")["images"].shape[0] == 10
     assert len(traces) == 1
 
@@ -228,9 +242,13 @@ def test_another_sampler_has_the_levels_of_the_model_and_the_options_given(run, 
     used = []
     real = generation.generate
     monkeypatch.setattr(
-        generation, "generate", lambda model, *args, **kwargs: used.append(model) or real(model, *args, **kwargs)
+        generation,
+        "generate",
+        lambda model, *args, **kwargs: used.append(model) or real(model, *args, **kwargs),
     )
-    result = run("--scheduler", "EDMHeunScheduler", "--set", "s_churn=2.5", "--steps", "3", "--num", "2")
+    result = run(
+        "--scheduler", "EDMHeunScheduler", "--set", "s_churn=2.5", "--steps", "3", "--num", "2"
+    )
     assert result.stdout.startswith("2 samples in samples.png: 5 network calls, "), result.stderr
     assert used[0].scheduler == EDMHeunScheduler(sigma_min=0.002, sigma_max=80.0, s_churn=2.5)
 
@@ -238,7 +256,17 @@ def test_another_sampler_has_the_levels_of_the_model_and_the_options_given(run, 
 def test_set_alone_changes_the_sampler_of_the_model(run):
     assert run("--num", "4", "--out", "plain.npz").exit_code == 0
     assert (
-        run("--num", "4", "--out", "same.npz", "--set", "rho=7.0", "--set", "timestep_spacing=linspace").exit_code == 0
+        run(
+            "--num",
+            "4",
+            "--out",
+            "same.npz",
+            "--set",
+            "rho=7.0",
+            "--set",
+            "timestep_spacing=linspace",
+        ).exit_code
+        == 0
     )
     assert run("--num", "4", "--out", "other.npz", "--set", "sigma_max=40").exit_code == 0
     plain, same, other = (np.load(f"{name}.npz")["images"] for name in ("plain", "same", "other"))
@@ -247,7 +275,9 @@ def test_set_alone_changes_the_sampler_of_the_model(run):
 
 def test_counts_of_one_are_singular(run):
     assert run("--num", "1").stdout.startswith("1 sample in samples.png: 1 network call, ")
-    assert run("--num", "2", "--steps", "2").stdout.startswith("2 samples in samples.png: 2 network calls, ")
+    assert run("--num", "2", "--steps", "2").stdout.startswith(
+        "2 samples in samples.png: 2 network calls, "
+    )
 
 
 MISUSES = [
@@ -257,7 +287,10 @@ MISUSES = [
     ("--timesteps 22,0 --sigmas 80,1", "--timesteps and --sigmas exclude each other"),
     ("--steps 0", "0 is not in the range x>=1"),
     ("--steps -1", "-1 is not in the range x>=1"),
-    ("--steps 41", "--steps: num_inference_steps must be an integer from 1 to num_train_timesteps=40, got 41"),
+    (
+        "--steps 41",
+        "--steps: num_inference_steps must be an integer from 1 to num_train_timesteps=40, got 41",
+    ),
     ("--steps two", "'two' is not a valid integer"),
     ("--steps 1.5", "'1.5' is not a valid integer"),
     ("--timesteps 0,22", "strictly descending"),
@@ -346,11 +379,15 @@ def test_without_permission_nothing_is_sampled(run, monkeypatch):
         raise PermissionError(13, "Permission denied", "x")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", denied)
-    monkeypatch.setattr(generation, "generate", lambda *_, **__: pytest.fail("sampled all the same"))
+    monkeypatch.setattr(
+        generation, "generate", lambda *_, **__: pytest.fail("sampled all the same")
+    )
     assert_one_line(run(), "--out: cannot write in .: Permission denied; choose another folder")
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that not even root may write in")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self"), reason="needs a folder that not even root may write in"
+)
 def test_a_file_system_that_takes_no_files(run):
     assert_one_line(run("--out", "/proc/self/samples.png"), "--out: cannot write in /proc/self: ")
 
@@ -376,10 +413,14 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(run, tmp_path, monkeypa
 
 def test_a_device_without_memory_is_one_line(run, monkeypatch):
     def exhausted(*_, **__):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nand a long\nstory")
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nand a long\nstory"
+        )
 
     monkeypatch.setattr(cmjax, "sample", exhausted)
-    assert_one_line(run(), "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; a smaller --batch-size")
+    assert_one_line(
+        run(), "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; a smaller --batch-size"
+    )
 
 
 def test_a_defect_of_ours_is_not_hidden(run, monkeypatch):
@@ -390,7 +431,9 @@ def test_a_defect_of_ours_is_not_hidden(run, monkeypatch):
     assert isinstance(run().exception, AttributeError)
 
 
-@pytest.mark.parametrize("where", ["cmjax.checkpoints.open_checkpoint", "cmjax.sample", "cmjax.images.grid"])
+@pytest.mark.parametrize(
+    "where", ["cmjax.checkpoints.open_checkpoint", "cmjax.sample", "cmjax.images.grid"]
+)
 def test_an_interrupt_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, where):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -443,11 +486,18 @@ def test_every_example_in_the_help_runs(folders, tmp_path, monkeypatch):
     for page in ([], ["sample"]):
         for line in CliRunner().invoke(cli.main, [*page, "--help"]).stdout.splitlines():
             command = line.strip().split("   ")[0].split()
-            if command[:2] == ["cmjax", "sample"] and line.startswith("    ") and "--help" not in command:
+            if (
+                command[:2] == ["cmjax", "sample"]
+                and line.startswith("    ")
+                and "--help" not in command
+            ):
                 result = CliRunner().invoke(cli.main, command[1:])
                 assert result.exit_code == 0, (command, result.stderr)
     assert len(asked) == 10
 
 
 def test_version():
-    assert CliRunner().invoke(cli.main, ["--version"]).stdout == f"cmjax, version {cmjax.__version__}\n"
+    assert (
+        CliRunner().invoke(cli.main, ["--version"]).stdout
+        == f"cmjax, version {cmjax.__version__}\n"
+    )

@@ -26,7 +26,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     apply_fn, params = cmjax.from_nnx(UNet2D(CONFIG, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params)
-    scheduler = cmjax.CMStochasticIterativeScheduler(num_train_timesteps=18, timestep_spacing="leading")
+    scheduler = cmjax.CMStochasticIterativeScheduler(
+        num_train_timesteps=18, timestep_spacing="leading"
+    )
     cmjax.save("model", cmjax.Model(apply_fn, params, scheduler, CONFIG))
     return tmp_path / "model"
 
@@ -69,7 +71,9 @@ def test_info_reads_no_tensors(folder):
     header = 8 + int.from_bytes(content[:8], "little")
     weights.write_bytes(content[:header] + b"\xff" * (len(content) - header))  # NaN throughout
     ok("info", folder)
-    with pytest.raises(ValueError, match="model.safetensors: tensor .* has values that are not finite"):
+    with pytest.raises(
+        ValueError, match="model.safetensors: tensor .* has values that are not finite"
+    ):
         cmjax.load(folder)
 
 
@@ -92,7 +96,9 @@ def test_in_another_dtype(folder):
         assert tensor.dtype == np.float16
         np.testing.assert_array_equal(tensor, whole[name].astype(np.float16))
     ok("convert", "half", "again")  # as they are
-    assert {tensor.dtype.name for tensor in load_file("again/model.safetensors").values()} == {"float16"}
+    assert {tensor.dtype.name for tensor in load_file("again/model.safetensors").values()} == {
+        "float16"
+    }
 
 
 @pytest.mark.parametrize(

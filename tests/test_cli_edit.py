@@ -30,7 +30,9 @@ def models(tmp_path_factory):
             num_class_embeds=classes,
         )
         apply_fn, params = cmjax.from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
-        params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(1), p.shape), params)
+        params = jax.tree.map(
+            lambda p: p + 0.2 * jax.random.normal(jax.random.key(1), p.shape), params
+        )
         scheduler = cmjax.CMStochasticIterativeScheduler(num_train_timesteps=6)
         cmjax.save(root / name, cmjax.Model(apply_fn, params, scheduler, config))
     return root
@@ -171,8 +173,14 @@ def test_out_of_the_box(run, task):
     ("args", "fragment"),
     [
         ("inpaint picture.png", "give one of --mask FILE and --mask-box"),
-        ("inpaint picture.png --mask mask.png --mask-box 0,0,1,1", "give one of --mask FILE and --mask-box"),
-        ("inpaint picture.png --mask small-mask.png", "small-mask.png is 8x6, but the picture is 8x8"),
+        (
+            "inpaint picture.png --mask mask.png --mask-box 0,0,1,1",
+            "give one of --mask FILE and --mask-box",
+        ),
+        (
+            "inpaint picture.png --mask small-mask.png",
+            "small-mask.png is 8x6, but the picture is 8x8",
+        ),
         ("inpaint picture.png --mask black.png", "black all over"),
         ("inpaint picture.png --mask text.png", "text.png is not a picture"),
         ("inpaint picture.png --mask-box 4,0,4,8", "0 <= x0 < x1 <= 8"),

@@ -73,7 +73,11 @@ def folder(tmp_path):
 
 
 def invoke(folder, *options, config="a.toml"):
-    arguments = ["train", str(folder / config) if config.endswith(".toml") else config, *map(str, options)]
+    arguments = [
+        "train",
+        str(folder / config) if config.endswith(".toml") else config,
+        *map(str, options),
+    ]
     return CliRunner().invoke(cli.main, arguments)
 
 
@@ -110,14 +114,33 @@ def test_it_trains_draws_logs_and_goes_on_to_the_same_end(folder):
     assert rows(parts / "metrics.csv") == rows(straight / "metrics.csv")
     for a, b in zip(leaves(straight / "model"), leaves(parts / "model"), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert ok(folder, "--out", parts, "--set", "run.ema_decays=[0.9,0.1]").exit_code == 0  # finished: nothing to do
+    assert (
+        ok(folder, "--out", parts, "--set", "run.ema_decays=[0.9,0.1]").exit_code == 0
+    )  # finished: nothing to do
 
 
 def test_every_recipe_trains(folder):
     ok(folder, "--out", folder / "first", "--set", "run.steps=2")
     teacher = str(folder / "first" / "model")
-    for name in ("progressive", "cd", "ct", "ict", "ect", "scd", "sct", "continuous_cd", "continuous_ct"):
-        options = ["--set", f"loss.name={name}", "--set", f"run.init={teacher}", "--set", "run.steps=2"]
+    for name in (
+        "progressive",
+        "cd",
+        "ct",
+        "ict",
+        "ect",
+        "scd",
+        "sct",
+        "continuous_cd",
+        "continuous_ct",
+    ):
+        options = [
+            "--set",
+            f"loss.name={name}",
+            "--set",
+            f"run.init={teacher}",
+            "--set",
+            "run.steps=2",
+        ]
         options += ["--set", "run.sample_every=0"]
         if name == "cd":
             options += ["--set", f"teacher.weak_model={teacher}", "--set", "run.accumulate=2"]
@@ -140,14 +163,20 @@ def test_dry_run_trains_nothing(folder):
     output = ok(folder, "--out", folder / "out", "--dry-run").output
     model = jax.tree.leaves(runs.start(configs.read_config(folder / "a.toml")).model.params)
     assert f"{sum(leaf.size for leaf in model):,} parameters" in output
-    assert "40 samples" in output and "data float32[16, 8, 8, 1]" in output and "class_labels int32[16]" in output
+    assert (
+        "40 samples" in output
+        and "data float32[16, 8, 8, 1]" in output
+        and "class_labels int32[16]" in output
+    )
     assert "GFLOP a step" in output and not (folder / "out").exists()
 
 
 def test_tensorboard_files(folder):
     pytest.importorskip("tensorboardX")
     ok(folder, "--out", folder / "out", "--set", "run.tensorboard=true", "--set", "run.steps=2")
-    assert any(file.name.startswith("events") for file in (folder / "out" / "tensorboard").iterdir())
+    assert any(
+        file.name.startswith("events") for file in (folder / "out" / "tensorboard").iterdir()
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +192,10 @@ def test_tensorboard_files(folder):
         (["--set", "run.batch_size=41"], "batch_size 41 is larger than the data set of 40"),
         (["--set", "run.dtype=float16"], "run.dtype is 'float16'"),
         (["--set", "network.class=UNet"], "network.class is 'UNet'; did you mean 'UNet2D'?"),
-        (["--set", "network.layers_per_blok=1"], "no option 'layers_per_blok'; did you mean 'layers_per_block'?"),
+        (
+            ["--set", "network.layers_per_blok=1"],
+            "no option 'layers_per_blok'; did you mean 'layers_per_block'?",
+        ),
         (["--set", "network.sample_size=16"], "holds images of 8x8, but 16x16 are wanted"),
         (["--set", "network.num_class_embeds=2"], "label 2"),
         (["--set", "optimizer.name=adma"], "optimizer.name is 'adma'; did you mean 'adam'?"),
@@ -174,10 +206,22 @@ def test_tensorboard_files(folder):
         (["--set", "scheduler.sigma_mim=1"], "scheduler: .*did you mean 'sigma_min'"),
         (["--set", "loss.adaptive_weight=true"], "adaptive_weight is for the sCM losses"),
         (["--set", "loss.total_steps=7"], "loss.total_steps has a place of its own; use run.steps"),
-        (["--set", "optimizer.warmup_steps=-1"], "optimizer.warmup_steps must be from 0 to below run.steps=6, got -1"),
-        (["--set", "optimizer.warmup_steps=6"], "optimizer.warmup_steps must be from 0 to below run.steps=6, got 6"),
-        (["--set", "optimizer.clip_norm=-1"], "optimizer.clip_norm must be at least 0 and finite, got -1"),
-        (["--set", "optimizer.learning_rate=1e999"], "optimizer.learning_rate must be at least 0 and finite, got inf"),
+        (
+            ["--set", "optimizer.warmup_steps=-1"],
+            "optimizer.warmup_steps must be from 0 to below run.steps=6, got -1",
+        ),
+        (
+            ["--set", "optimizer.warmup_steps=6"],
+            "optimizer.warmup_steps must be from 0 to below run.steps=6, got 6",
+        ),
+        (
+            ["--set", "optimizer.clip_norm=-1"],
+            "optimizer.clip_norm must be at least 0 and finite, got -1",
+        ),
+        (
+            ["--set", "optimizer.learning_rate=1e999"],
+            "optimizer.learning_rate must be at least 0 and finite, got inf",
+        ),
         (["--set", "scheduler.class=SCMScheduler"], "network.time_scale 0.01 hides the angles"),
         (["--set", "scheduler.class=LCMScheduler"], "or an SCMScheduler, got LCMScheduler"),
         (["--coordinator", "localhost:1"], "--num-processes and --process-id go together"),
@@ -193,7 +237,10 @@ def test_mistakes(folder, options, message):
 
 def test_bad_configs(folder):
     (folder / "bad.toml").write_text("[run\n")
-    for name, message in (("bad.toml", "is not TOML"), ("cifar10_it", "did you mean 'cifar10_ict'")):
+    for name, message in (
+        ("bad.toml", "is not TOML"),
+        ("cifar10_it", "did you mean 'cifar10_ict'"),
+    ):
         result = invoke(folder, config=name)
         assert result.exit_code == 2 and message in result.stderr
 
@@ -207,17 +254,33 @@ def test_data_with_nan_is_refused(folder):
 
 
 def test_a_diverging_run_stops_and_names_its_last_checkpoint(folder):
-    wild = ["optimizer.name=sgd", "optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "run.save_every=1"]
+    wild = [
+        "optimizer.name=sgd",
+        "optimizer.learning_rate=1e30",
+        "optimizer.clip_norm=0",
+        "run.save_every=1",
+    ]
     result = invoke(folder, "--out", folder / "out", *(part for s in wild for part in ("--set", s)))
     assert result.exit_code == 2
-    found = re.search(r"is (?:nan|inf) at step (\d); the last checkpoint is of step (\d)\. In another", result.stderr)
+    found = re.search(
+        r"is (?:nan|inf) at step (\d); the last checkpoint is of step (\d)\. In another",
+        result.stderr,
+    )
     assert found and "float32" not in result.stderr
     assert found[2] in [path.name for path in (folder / "out" / "checkpoints").iterdir()]
 
 
 def test_another_run_in_the_folder_is_refused(folder):
     ok(folder, "--out", folder / "out", "--set", "run.steps=2")
-    result = invoke(folder, "--out", folder / "out", "--set", "run.steps=2", "--set", "optimizer.learning_rate=0.1")
+    result = invoke(
+        folder,
+        "--out",
+        folder / "out",
+        "--set",
+        "run.steps=2",
+        "--set",
+        "optimizer.learning_rate=0.1",
+    )
     assert result.exit_code == 2
     assert "holds a run with optimizer.learning_rate=0.001, not 0.1" in result.stderr
 
@@ -225,7 +288,9 @@ def test_another_run_in_the_folder_is_refused(folder):
 def test_a_start_that_failed_does_not_lock_the_folder(folder):
     out = folder / "out"
     assert invoke(folder, "--out", out, "--set", "data.source=").exit_code == 2
-    assert invoke(folder, "--out", out, "--set", "run.batch_size=12").exit_code == 2  # eight devices do not divide it
+    assert (
+        invoke(folder, "--out", out, "--set", "run.batch_size=12").exit_code == 2
+    )  # eight devices do not divide it
     ok(folder, "--out", out)
 
 
@@ -252,14 +317,24 @@ def test_models_for_other_schedulers_are_refused(folder):
     ):
         result = invoke(folder, *options)
         assert result.exit_code == 2
-        assert re.search(rf"{name} .* is a network for CMStoch.*\(sigma_data=.*but this run is for", result.stderr)
+        assert re.search(
+            rf"{name} .* is a network for CMStoch.*\(sigma_data=.*but this run is for",
+            result.stderr,
+        )
     # without [scheduler] a run is for that of the model it starts from
     ok(folder, "--out", folder / "tuned", "--set", f"run.init={other}", "--set", "run.steps=1")
     assert cmjax.load(folder / "tuned" / "model").scheduler.sigma_data == 0.25
 
 
 def test_a_model_in_trigflows_terms_trains_and_samples(folder):
-    trigflow = ["--set", "scheduler.class=SCMScheduler", "--set", "network.time_scale=1", "--set", "run.steps=2"]
+    trigflow = [
+        "--set",
+        "scheduler.class=SCMScheduler",
+        "--set",
+        "network.time_scale=1",
+        "--set",
+        "run.steps=2",
+    ]
     ok(folder, "--out", folder / "denoiser", *trigflow)
     ok(folder, "--out", folder / "sct", *trigflow, "--set", "loss.name=sct")
     assert type(cmjax.load(folder / "sct" / "model").scheduler).__name__ == "SCMScheduler"
@@ -268,7 +343,9 @@ def test_a_model_in_trigflows_terms_trains_and_samples(folder):
 
 def test_the_presets_are_whole_and_print_the_papers_numbers():
     for name in PRESETS:
-        read = configs.read_config(name, [("data.source", "x.npz")] + [("teacher.model", "t")] * name.endswith("_cd"))
+        read = configs.read_config(
+            name, [("data.source", "x.npz")] + [("teacher.model", "t")] * name.endswith("_cd")
+        )
         assert read.network_config().sample_size in (32, 64, 256)
     ict = configs.read_config("cifar10_ict")
     loss = ict.loss_config()
@@ -290,7 +367,15 @@ def test_the_examples_are_valid(monkeypatch):
 def launched(folder, *options, devices=1):
     """The program in a process of its own; what it says on stderr goes to a file."""
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    command = [sys.executable, "-m", "cmjax", "train", str(folder / "a.toml"), "--quiet", *map(str, options)]
+    command = [
+        sys.executable,
+        "-m",
+        "cmjax",
+        "train",
+        str(folder / "a.toml"),
+        "--quiet",
+        *map(str, options),
+    ]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors)
         process.errors = lambda: errors.seek(0) or errors.read()
@@ -303,10 +388,21 @@ def launched(folder, *options, devices=1):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(folder):
     out = folder / "out"
-    options = ["--out", out, "--set", "run.steps=100000", "--set", "run.log_every=1", "--set", "run.sample_every=0"]
+    options = [
+        "--out",
+        out,
+        "--set",
+        "run.steps=100000",
+        "--set",
+        "run.log_every=1",
+        "--set",
+        "run.sample_every=0",
+    ]
     with launched(folder, *options, "--set", "run.save_every=100000") as process:
         deadline = time.time() + 120
-        while not (out / "metrics.csv").exists() and process.poll() is None and time.time() < deadline:
+        while (
+            not (out / "metrics.csv").exists() and process.poll() is None and time.time() < deadline
+        ):
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 130, process.errors()
@@ -317,7 +413,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder):
 
 @pytest.mark.parametrize("steps, kills", [(40, 2), pytest.param(200, 10, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(folder, steps, kills):
-    settings = [f"run.steps={steps}", "run.save_every=5", "run.log_every=1000", "run.sample_every=0"]
+    settings = [
+        f"run.steps={steps}",
+        "run.save_every=5",
+        "run.log_every=1000",
+        "run.sample_every=0",
+    ]
     options = [part for setting in settings for part in ("--set", setting)]
     with launched(folder, "--out", folder / "straight", *options) as process:
         assert process.wait(300) == 0, process.errors()
@@ -326,7 +427,11 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(folder, steps,
         with launched(folder, "--out", parts, *options) as process:
             if killed < kills:  # at a random moment once training may have begun
                 deadline = time.time() + 120
-                while not (parts / "checkpoints").exists() and process.poll() is None and time.time() < deadline:
+                while (
+                    not (parts / "checkpoints").exists()
+                    and process.poll() is None
+                    and time.time() < deadline
+                ):
                     time.sleep(0.01)
                 time.sleep(rng.uniform(0, 4))
                 killed += process.poll() is None
@@ -350,25 +455,57 @@ def test_processes_with_two_devices_each_give_the_same_losses(folder):
     options = [part for setting in settings for part in ("--set", setting)]
     with launched(folder, "--out", folder / "alone", *options) as process:
         assert process.wait(300) == 0, process.errors()
-    shared = ["--out", folder / "shared", *options, "--coordinator", free_address(), "--num-processes", "2"]
+    shared = [
+        "--out",
+        folder / "shared",
+        *options,
+        "--coordinator",
+        free_address(),
+        "--num-processes",
+        "2",
+    ]
     shared += ["--process-id"]
-    with launched(folder, *shared, "0", devices=2) as first, launched(folder, *shared, "1", devices=2) as second:
+    with (
+        launched(folder, *shared, "0", devices=2) as first,
+        launched(folder, *shared, "1", devices=2) as second,
+    ):
         assert first.wait(300) == 0, first.errors()
         assert second.wait(300) == 0, second.errors()
     alone, together = (
-        [float(row["loss"]) for row in rows(folder / run / "metrics.csv")] for run in ("alone", "shared")
+        [float(row["loss"]) for row in rows(folder / run / "metrics.csv")]
+        for run in ("alone", "shared")
     )
     assert len(alone) == 4
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
 def test_a_signal_to_one_process_stops_all(folder):
-    settings = ["run.steps=100000", "run.log_every=5", "run.sample_every=0", "run.save_every=100000"]
+    settings = [
+        "run.steps=100000",
+        "run.log_every=5",
+        "run.sample_every=0",
+        "run.save_every=100000",
+    ]
     options = [part for setting in settings for part in ("--set", setting)]
-    shared = ["--out", folder / "out", *options, "--coordinator", free_address(), "--num-processes", "2"]
-    with launched(folder, *shared, "--process-id", "0") as one, launched(folder, *shared, "--process-id", "1") as two:
+    shared = [
+        "--out",
+        folder / "out",
+        *options,
+        "--coordinator",
+        free_address(),
+        "--num-processes",
+        "2",
+    ]
+    with (
+        launched(folder, *shared, "--process-id", "0") as one,
+        launched(folder, *shared, "--process-id", "1") as two,
+    ):
         deadline = time.time() + 200
-        while not (folder / "out" / "metrics.csv").exists() and one.poll() is None and time.time() < deadline:
+        while (
+            not (folder / "out" / "metrics.csv").exists()
+            and one.poll() is None
+            and time.time() < deadline
+        ):
             time.sleep(0.1)
         two.send_signal(signal.SIGTERM)
         assert one.wait(120) == 130, one.errors()
@@ -387,7 +524,15 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder):
     config = folder / "out" / "config.json"
     config.write_text(config.read_text().replace('"steps": 6', '"steps": 9'))
     limited = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (8192, 8192)); from cmjax.cli import main; main()"
-    command = [sys.executable, "-c", limited, "train", str(folder / "a.toml"), "--quiet", *map(str, options)]
+    command = [
+        sys.executable,
+        "-c",
+        limited,
+        "train",
+        str(folder / "a.toml"),
+        "--quiet",
+        *map(str, options),
+    ]
     command += ["--set", "run.steps=9", "--set", "run.log_every=100"]
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": ""}
     full = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -395,18 +540,24 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder):
     assert "Error: " in full.stderr and "checkpoint" in full.stderr
     for a, b in zip(before, leaves(folder / "out" / "model"), strict=True):
         np.testing.assert_array_equal(a, b)
-    with launched(folder, *options, "--set", "run.steps=9", "--set", "run.log_every=100") as process:
+    with launched(
+        folder, *options, "--set", "run.steps=9", "--set", "run.log_every=100"
+    ) as process:
         assert process.wait(300) == 0, process.errors()
 
 
 def test_the_digits_example_trains_a_denoiser_and_distils_it(tmp_path, monkeypatch):
     main = runpy.run_path(str(ROOT / "examples/train_digits.py"))["main"]
     trained = []
-    monkeypatch.setattr(runs, "train", lambda config, out, **_: trained.append((config, out)) or len(trained) < 3)
+    monkeypatch.setattr(
+        runs, "train", lambda config, out, **_: trained.append((config, out)) or len(trained) < 3
+    )
     (tmp_path / "data.npz").touch()
     arguments = [f"{tmp_path}/data.npz", "--out", f"{tmp_path}/out", "--steps", "7", "--seed", "3"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0 and result.output.endswith(f"--model {tmp_path}/out/consistency/model\n")
+    assert result.exit_code == 0 and result.output.endswith(
+        f"--model {tmp_path}/out/consistency/model\n"
+    )
     (first, denoiser), (second, consistency) = trained
     assert (first.loss["name"], second.loss["name"]) == ("denoising", "cd")
     assert (first.run.steps, second.run.steps, second.run.seed) == (5000, 7, 3)

@@ -48,7 +48,9 @@ def blocks(x, factor):
     """The averages of the blocks of one image `[H, W, C]`, in float64 and by loops."""
     x = np.asarray(x, np.float64)
     corners = [range(0, size, factor) for size in x.shape[:2]]
-    return np.array([[x[i : i + factor, j : j + factor].mean((0, 1)) for j in corners[1]] for i in corners[0]])
+    return np.array(
+        [[x[i : i + factor, j : j + factor].mean((0, 1)) for j in corners[1]] for i in corners[0]]
+    )
 
 
 def constraints(samples=slice(None)):
@@ -76,7 +78,9 @@ def to_top_row(row):
 
 
 @few
-@given(shape=st.lists(sizes, min_size=1, max_size=5), seed=seeds, scale=st.sampled_from([1, 1e-3, 200]))
+@given(
+    shape=st.lists(sizes, min_size=1, max_size=5), seed=seeds, scale=st.sampled_from([1, 1e-3, 200])
+)
 def test_inpainting_keeps_known_numbers_bit_for_bit_and_leaves_the_rest(shape, seed, scale):
     image, known = np.float32(scale) * normal(seed, *shape), normal(seed + 1, *shape) > 0
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
@@ -94,11 +98,15 @@ def test_soft_edges_mix_and_unknown_numbers_are_never_read():
     constraint = inpaint(np.array([2.0, -1.0, 0.5, np.nan]), known)
     expected = known * [2.0, -1.0, 0.5, 0.0] + (1 - known) * np.asarray(x0)
     np.testing.assert_allclose(constraint(x0), expected, rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(lambda x: constraint(x).sum())(x0), 1 - known[None], rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(lambda x: constraint(x).sum())(x0), 1 - known[None], rtol=1e-6
+    )
 
 
 @few
-@given(shape=st.lists(sizes, min_size=1, max_size=4), seed=seeds, channels=st.sampled_from([1, 3, 4]))
+@given(
+    shape=st.lists(sizes, min_size=1, max_size=4), seed=seeds, channels=st.sampled_from([1, 3, 4])
+)
 def test_colourising_keeps_the_luminance_and_moves_along_the_weights_alone(shape, seed, channels):
     weights = editing.REC601 if channels == 3 else tuple(np.linspace(0.1, 0.6, channels))
     x0, gray = normal(seed, *shape, channels), normal(seed + 1, *shape, 1)
@@ -113,8 +121,15 @@ def test_colourising_keeps_the_luminance_and_moves_along_the_weights_alone(shape
 
 
 @few
-@given(low=st.lists(sizes, min_size=1, max_size=3), factor=st.integers(1, 5), channels=st.integers(1, 3), seed=seeds)
-def test_super_resolving_keeps_block_averages_of_signals_images_and_volumes(low, factor, channels, seed):
+@given(
+    low=st.lists(sizes, min_size=1, max_size=3),
+    factor=st.integers(1, 5),
+    channels=st.integers(1, 3),
+    seed=seeds,
+)
+def test_super_resolving_keeps_block_averages_of_signals_images_and_volumes(
+    low, factor, channels, seed
+):
     x0 = normal(seed, 2, *(factor * size for size in low), channels)
     measured = normal(seed + 1, 2, *low, channels)
     constraint = jax.jit(super_resolve(measured, factor))
@@ -197,7 +212,9 @@ def test_constraints_keep_the_dtype(name, dtype):
         result = constraint(x0)
         chex.assert_type(result, dtype)
         full = constraint(x0.astype(jnp.float32))
-        np.testing.assert_allclose(np.asarray(result, np.float32), full, atol=0.02 if x0.itemsize == 2 else 1e-6)
+        np.testing.assert_allclose(
+            np.asarray(result, np.float32), full, atol=0.02 if x0.itemsize == 2 else 1e-6
+        )
 
 
 # The loop.
@@ -208,11 +225,22 @@ def test_constraints_keep_the_dtype(name, dtype):
 def test_edited_samples_end_in_exactly_what_is_known_even_outside_the_clipped_range(wrap, dtype):
     image = 1.5 * IMAGE
     result = wrap(
-        lambda: edit(KEY, network, None, SCHEDULER, inpaint(image, KNOWN), SHAPE, num_inference_steps=3, dtype=dtype)
+        lambda: edit(
+            KEY,
+            network,
+            None,
+            SCHEDULER,
+            inpaint(image, KNOWN),
+            SHAPE,
+            num_inference_steps=3,
+            dtype=dtype,
+        )
     )()
     chex.assert_type(result, dtype)
     known = np.broadcast_to(KNOWN, SHAPE)
-    np.testing.assert_array_equal(np.asarray(result)[known], np.asarray(jnp.asarray(image).astype(dtype))[known])
+    np.testing.assert_array_equal(
+        np.asarray(result)[known], np.asarray(jnp.asarray(image).astype(dtype))[known]
+    )
     assert np.abs(np.asarray(result, np.float32))[~known].max() <= 1
 
 
@@ -223,7 +251,9 @@ def test_measurements_hold_at_the_end_of_a_jitted_run():
     def run(constraint):
         return edit(KEY, network, None, SCHEDULER, constraint, SHAPE, num_inference_steps=3)
 
-    np.testing.assert_allclose(np.asarray(run(made["colorize"])) @ WEIGHTS, IMAGE @ WEIGHTS, atol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(run(made["colorize"])) @ WEIGHTS, IMAGE @ WEIGHTS, atol=1e-6
+    )
     averages = [blocks(one, 2) for one in run(made["super_resolve"])]
     np.testing.assert_allclose(averages, [blocks(one, 2) for one in IMAGE], atol=1e-6)
 
@@ -231,21 +261,28 @@ def test_measurements_hold_at_the_end_of_a_jitted_run():
 def load_goldens():
     with np.load(Path(__file__).parent / "golden" / "editing.npz", allow_pickle=False) as file:
         for case in json.loads(str(file["index"])):
-            arrays = {name: file[f"{case['name']}.{name}"] for name in [*case["given"], "noise", "result"]}
+            arrays = {
+                name: file[f"{case['name']}.{name}"] for name in [*case["given"], "noise", "result"]
+            }
             yield {**case, **arrays}
 
 
 @pytest.mark.parametrize("case", list(load_goldens()), ids=lambda case: case["name"])
 def test_goldens_of_algorithm_4(case, monkeypatch):
     noise = jnp.asarray(case["noise"])
-    for module in (cmjax.editing, cmjax.sampling):  # noise is given, so random generators do not matter
+    for module in (
+        cmjax.editing,
+        cmjax.sampling,
+    ):  # noise is given, so random generators do not matter
         monkeypatch.setattr(module, "level_noise", lambda keys, level, shape, dtype: noise[level])
     make = {"colorize": partial(colorize, weights=(0.2989, 0.5870, 0.1140)), "inpaint": inpaint}
     constraint = make.get(case["task"], partial(super_resolve, factor=2))(
         **{name: case[name] for name in case["given"]}
     )
     total, steps = case["num_train_timesteps"], case["ts"][:-1]
-    levels = {"timesteps": steps[::-1]} if len(steps) < total - 1 else {}  # all levels are the default
+    levels = (
+        {"timesteps": steps[::-1]} if len(steps) < total - 1 else {}
+    )  # all levels are the default
     scheduler = cmjax.CMStochasticIterativeScheduler(num_train_timesteps=total)
     result = edit(KEY, network, None, scheduler, constraint, case["result"].shape, **levels)
     np.testing.assert_allclose(result, case["result"], atol=2e-5)
@@ -269,7 +306,16 @@ def test_a_sample_depends_on_its_own_data_and_index_alone(name):
     @partial(jax.jit, static_argnums=(0, 1))
     def run(start, stop):
         constraint, shape = constraints(slice(start, stop))[name], (stop - start, *SHAPE[1:])
-        return edit(KEY, network, None, SCHEDULER, constraint, shape, num_inference_steps=3, first_index=start)
+        return edit(
+            KEY,
+            network,
+            None,
+            SCHEDULER,
+            constraint,
+            shape,
+            num_inference_steps=3,
+            first_index=start,
+        )
 
     np.testing.assert_allclose(run(1, 4), run(0, 4)[1:], rtol=1e-5, atol=1e-5)
 
@@ -292,7 +338,9 @@ def test_sharded_data_and_keys_per_sample_give_the_same_samples():
     constraint = constraints()["inpaint"]
     keys, sharded = jax.device_put((sample_keys(KEY, 4), constraint), sharding)
     run = jax.jit(
-        lambda keys, constraint: edit(keys, network, None, SCHEDULER, constraint, SHAPE, num_inference_steps=2),
+        lambda keys, constraint: edit(
+            keys, network, None, SCHEDULER, constraint, SHAPE, num_inference_steps=2
+        ),
         out_shardings=sharding,
     )
     result = run(keys, sharded)
@@ -303,11 +351,20 @@ def test_sharded_data_and_keys_per_sample_give_the_same_samples():
 
 def test_levels_by_default_are_the_papers():
     _, trajectory = edit(
-        KEY, network, None, SCHEDULER, constraints()["inpaint"], SHAPE, cond={}, return_trajectory=True
+        KEY,
+        network,
+        None,
+        SCHEDULER,
+        constraints()["inpaint"],
+        SHAPE,
+        cond={},
+        return_trajectory=True,
     )
     assert len(trajectory.denoised) == 39
     state = SCHEDULER.set_timesteps(timesteps=editing.editing_timesteps(40))
-    np.testing.assert_allclose(state.sigmas, SCHEDULER.grid(), rtol=1e-6)  # all 40, sigma_min being the end
+    np.testing.assert_allclose(
+        state.sigmas, SCHEDULER.grid(), rtol=1e-6
+    )  # all 40, sigma_min being the end
     np.testing.assert_allclose(SCHEDULER.grid()[[16, 20]], editing.STROKE_SIGMAS, atol=0.005)
 
 
@@ -349,7 +406,9 @@ def test_inpainted_gaussians_move_toward_the_conditional_mean():
     distances = []
     for n in (1, 8, 64, 256):
         sigmas = karras_sigmas(np.arange(n) / n, 0.002, 80.0, 7.0)
-        run = jax.jit(lambda s: edit(KEY, apply_fn, None, UNCLIPPED, constraint, (batch, dims), sigmas=s))
+        run = jax.jit(
+            lambda s: edit(KEY, apply_fn, None, UNCLIPPED, constraint, (batch, dims), sigmas=s)
+        )
         mean = np.asarray(run(jnp.asarray(sigmas, jnp.float32)))[:, ~known].mean(0)
         expected = np.zeros(3)
         for sigma in sigmas:
@@ -368,7 +427,9 @@ def test_strokes_keep_what_the_noise_leaves_of_them(sigmas):
     std, stroke = 0.5, 0.9
     apply_fn, params = testing.gaussian_consistency_model(UNCLIPPED, 0.0, std)
     image = jnp.full((100_000,), stroke)
-    made = jax.jit(lambda: editing.stroke_to_image(KEY, apply_fn, params, UNCLIPPED, image, sigmas))()
+    made = jax.jit(
+        lambda: editing.stroke_to_image(KEY, apply_fn, params, UNCLIPPED, image, sigmas)
+    )()
     mean, variance = stroke, 0.0
     for i, sigma in enumerate(sigmas):
         added = sigma**2 - (0.002**2 if i else 0)
@@ -387,7 +448,9 @@ def test_strokes_start_from_the_noise_of_each_samples_index_and_take_constraints
     part = run(image[2:], first_index=2, constrain=inpaint(image[2:], KNOWN[2:]))
     np.testing.assert_allclose(part, whole[2:], atol=1e-5)
     noisy = image + 3 * level_noise(sample_keys(KEY, 4), 0, SHAPE)
-    np.testing.assert_allclose(run(image, [3.0]), editing.denoise(network, None, SCHEDULER, noisy, 3.0), atol=1e-5)
+    np.testing.assert_allclose(
+        run(image, [3.0]), editing.denoise(network, None, SCHEDULER, noisy, 3.0), atol=1e-5
+    )
     assert run(image.astype(jnp.bfloat16), [3.0]).dtype == jnp.bfloat16
 
 
@@ -398,7 +461,9 @@ def test_denoising_is_the_consistency_function_at_any_level():
     noisy = 0.3 + np.hypot(0.7, sigma)[:, None] * u
     apply_fn, params = testing.gaussian_consistency_model(UNCLIPPED, 0.3, 0.7)
     clean = editing.denoise(apply_fn, params, UNCLIPPED, noisy, sigma)
-    np.testing.assert_allclose(clean, np.tile(0.3 + np.hypot(0.7, 0.002) * u, (4, 1)), rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(
+        clean, np.tile(0.3 + np.hypot(0.7, 0.002) * u, (4, 1)), rtol=2e-4, atol=2e-5
+    )
     traced = jax.jit(lambda sigma: editing.denoise(apply_fn, params, UNCLIPPED, noisy, sigma))
     np.testing.assert_allclose(traced(sigma), clean, rtol=1e-4, atol=1e-5)
 
@@ -406,7 +471,9 @@ def test_denoising_is_the_consistency_function_at_any_level():
 def test_restoring_from_one_level_is_denoising_and_more_levels_give_data():
     noisy = 3 * normal(0, *SHAPE)
     clean = editing.denoise(network, None, SCHEDULER, noisy, 3.0)
-    np.testing.assert_allclose(editing.restore(KEY, network, None, SCHEDULER, noisy, [3.0]), clean, atol=1e-6)
+    np.testing.assert_allclose(
+        editing.restore(KEY, network, None, SCHEDULER, noisy, [3.0]), clean, atol=1e-6
+    )
     apply_fn, params = testing.gaussian_consistency_model(UNCLIPPED, 0.0, 0.5)
     noisy = np.hypot(0.5, 3.0) * normal(1, 100_000)
     restored = editing.restore(KEY, apply_fn, params, UNCLIPPED, noisy, [3.0, 1.0, 0.2])
@@ -463,42 +530,96 @@ _run = partial(edit, KEY, network, None, SCHEDULER)
 MISUSE = {
     "8-bit mask": (lambda: inpaint(IMAGE, np.full(SHAPE, 255)), "known must be in.*255"),
     "NaN in the mask": (lambda: inpaint(IMAGE, np.full(SHAPE, np.nan)), "known must be in"),
-    "8-bit image": (lambda: inpaint(np.zeros(SHAPE, np.uint8), KNOWN), "image must hold floats.*uint8.*127.5"),
-    "mask of another size": (lambda: _run(inpaint(IMAGE, KNOWN[:, :5]), SHAPE), r"known is \(4, 5, 6, 1\).*fit"),
-    "mask without channels": (lambda: _run(inpaint(IMAGE, KNOWN[0, ..., 0]), SHAPE), r"known is \(6, 6\).*\(6, 6, 3\)"),
-    "image of another size": (lambda: _run(inpaint(IMAGE, KNOWN), (4, 8, 8, 3)), r"known is .*\(4, 8, 8, 3\)"),
-    "image of another batch": (lambda: _run(inpaint(IMAGE[:3], KNOWN), SHAPE), r"image is \(3, 6, 6, 3\)"),
-    "gray with colours": (lambda: _run(colorize(IMAGE), SHAPE), r"gray is \(4, 6, 6, 3\).*\(4, 6, 6, 1\)"),
+    "8-bit image": (
+        lambda: inpaint(np.zeros(SHAPE, np.uint8), KNOWN),
+        "image must hold floats.*uint8.*127.5",
+    ),
+    "mask of another size": (
+        lambda: _run(inpaint(IMAGE, KNOWN[:, :5]), SHAPE),
+        r"known is \(4, 5, 6, 1\).*fit",
+    ),
+    "mask without channels": (
+        lambda: _run(inpaint(IMAGE, KNOWN[0, ..., 0]), SHAPE),
+        r"known is \(6, 6\).*\(6, 6, 3\)",
+    ),
+    "image of another size": (
+        lambda: _run(inpaint(IMAGE, KNOWN), (4, 8, 8, 3)),
+        r"known is .*\(4, 8, 8, 3\)",
+    ),
+    "image of another batch": (
+        lambda: _run(inpaint(IMAGE[:3], KNOWN), SHAPE),
+        r"image is \(3, 6, 6, 3\)",
+    ),
+    "gray with colours": (
+        lambda: _run(colorize(IMAGE), SHAPE),
+        r"gray is \(4, 6, 6, 3\).*\(4, 6, 6, 1\)",
+    ),
     "colour of gray samples": (
         lambda: edit(KEY, network, None, SCHEDULER, colorize(IMAGE[..., :1]), (4, 6, 6, 1)),
         r"weights are for 3 channels.*\(4, 6, 6, 1\)",
     ),
-    "weights of zero": (lambda: colorize(IMAGE[..., :1], (0.0, 0.0, 0.0)), "weights must be finite.*not all 0"),
-    "one weight": (lambda: colorize(IMAGE[..., :1], 0.3), "weights must be finite.*one per channel"),
+    "weights of zero": (
+        lambda: colorize(IMAGE[..., :1], (0.0, 0.0, 0.0)),
+        "weights must be finite.*not all 0",
+    ),
+    "one weight": (
+        lambda: colorize(IMAGE[..., :1], 0.3),
+        "weights must be finite.*one per channel",
+    ),
     "factor 0": (lambda: super_resolve(IMAGE, 0), "factor must be an integer of at least 1, got 0"),
     "factor 1.5": (lambda: super_resolve(IMAGE, 1.5), "factor must be an integer.*1.5"),
-    "factor that does not divide": (lambda: _run(super_resolve(IMAGE, 4), SHAPE), r"factor 4 must divide.*6, 6"),
-    "vectors have no blocks": (lambda: super_resolve(IMAGE[0, 0], 2)(jnp.zeros((6, 3))), r"factor 2.*\(6, 3\)"),
-    "low of another size": (lambda: _run(super_resolve(IMAGE, 2), SHAPE), r"low is \(4, 6, 6, 3\).*\(4, 3, 3, 3\)"),
+    "factor that does not divide": (
+        lambda: _run(super_resolve(IMAGE, 4), SHAPE),
+        r"factor 4 must divide.*6, 6",
+    ),
+    "vectors have no blocks": (
+        lambda: super_resolve(IMAGE[0, 0], 2)(jnp.zeros((6, 3))),
+        r"factor 2.*\(6, 3\)",
+    ),
+    "low of another size": (
+        lambda: _run(super_resolve(IMAGE, 2), SHAPE),
+        r"low is \(4, 6, 6, 3\).*\(4, 3, 3, 3\)",
+    ),
     "operator": (lambda: observe(np.eye(3), to_top_row, IMAGE), "forward must be a function"),
-    "measurement": (lambda: _run(observe(top_row, to_top_row, IMAGE), SHAPE), r"measurement is \(4, 6, 6, 3\)"),
-    "inverse": (lambda: _run(observe(top_row, top_row, IMAGE[:, 0]), SHAPE), "pseudo_inverse.*samples"),
+    "measurement": (
+        lambda: _run(observe(top_row, to_top_row, IMAGE), SHAPE),
+        r"measurement is \(4, 6, 6, 3\)",
+    ),
+    "inverse": (
+        lambda: _run(observe(top_row, top_row, IMAGE[:, 0]), SHAPE),
+        "pseudo_inverse.*samples",
+    ),
     "no constraint": (lambda: _run(IMAGE, SHAPE), "constraint must be a function.*inpaint"),
-    "composing arrays": (lambda: compose(lambda x: x, IMAGE), r"constraints\[1\] must be a function"),
+    "composing arrays": (
+        lambda: compose(lambda x: x, IMAGE),
+        r"constraints\[1\] must be a function",
+    ),
     "no batch": (lambda: _run(lambda x: x, ()), r"samples must be \(B, ...\)"),
     "empty batch": (lambda: _run(lambda x: x, (0, 6, 6, 3)), "shape must be"),
     "two kinds of levels": (
         lambda: _run(lambda x: x, SHAPE, sigmas=[80.0], timesteps=[0]),
         "exactly one of.*timesteps and sigmas",
     ),
-    "grid of one": (lambda: editing.editing_timesteps(1), "num_train_timesteps must be .* at least 2"),
-    "level above sigma_max": (lambda: editing.denoise(network, None, SCHEDULER, IMAGE, 81.0), r"sigmas must lie.*81"),
-    "level NaN": (lambda: editing.denoise(network, None, SCHEDULER, IMAGE, np.nan), "sigmas must lie"),
+    "grid of one": (
+        lambda: editing.editing_timesteps(1),
+        "num_train_timesteps must be .* at least 2",
+    ),
+    "level above sigma_max": (
+        lambda: editing.denoise(network, None, SCHEDULER, IMAGE, 81.0),
+        r"sigmas must lie.*81",
+    ),
+    "level NaN": (
+        lambda: editing.denoise(network, None, SCHEDULER, IMAGE, np.nan),
+        "sigmas must lie",
+    ),
     "levels of another batch": (
         lambda: editing.denoise(network, None, SCHEDULER, IMAGE, np.ones(3)),
         r"sigma .*\(4,\)",
     ),
-    "bytes to denoise": (lambda: editing.denoise(network, None, SCHEDULER, IMAGE.astype(int), 1.0), "noisy must hold"),
+    "bytes to denoise": (
+        lambda: editing.denoise(network, None, SCHEDULER, IMAGE.astype(int), 1.0),
+        "noisy must hold",
+    ),
     "stroke level": (
         lambda: editing.stroke_to_image(KEY, network, None, SCHEDULER, IMAGE, 5.0),
         "sigmas must be a list",

@@ -62,7 +62,9 @@ def test_frechet_distance_of_fewer_samples_than_features():
     # The nonzero eigenvalues of C1 C2 are the squared singular values of the samples' inner products.
     inner = (a - a.mean(0)) @ (b - b.mean(0)).T / np.sqrt(11 * 7)
     means = np.sum((a.mean(0) - b.mean(0)) ** 2)
-    expected = means + a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * np.linalg.norm(inner, "nuc")
+    expected = (
+        means + a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * np.linalg.norm(inner, "nuc")
+    )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-11)
 
 
@@ -118,7 +120,9 @@ def test_precision_and_recall_by_hand():
 def test_a_generator_of_one_mode_is_precise_but_recalls_little():
     modes = np.repeat(np.array([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0], [50.0, 50.0]]), 25, 0)
     real = modes + normal(0, 100, 2)
-    generated = real[:25].repeat(4, 0)  # every sample thrice again: they reach no further than themselves
+    generated = real[:25].repeat(
+        4, 0
+    )  # every sample thrice again: they reach no further than themselves
     assert precision_recall(real, generated) == (1, 25 / 100)
     one_mode = real[:25] + 1e-3
     precision, recall = precision_recall(real, one_mode)
@@ -130,7 +134,9 @@ def test_a_generator_of_one_mode_is_precise_but_recalls_little():
 @pytest.mark.parametrize("block", [1, 2**23])  # products of other shapes are rounded in other ways
 def test_the_same_sample_again_is_on_the_manifold_whatever_is_rounded(monkeypatch, block, count):
     monkeypatch.setattr(evaluation, "BLOCK", block)
-    real = np.repeat(1e3 + normal(0, 40, 64).astype(np.float32), 4, 0)  # with three copies they reach 0
+    real = np.repeat(
+        1e3 + normal(0, 40, 64).astype(np.float32), 4, 0
+    )  # with three copies they reach 0
     generated = real[np.random.default_rng(1).permutation(160)[:count]].repeat(4, 0)[:count]
     assert precision_recall(real, generated).precision == 1
     assert precision_recall(real, generated + 1e-4).precision == 0
@@ -171,7 +177,9 @@ def test_the_npz_of_the_guided_diffusion_evaluator(tmp_path, channels, order):
             assert np.lib.format.read_magic(member) == (1, 0)
             assert np.lib.format.read_array_header_1_0(member)[::2] == ((10, 4, 5, 3), np.uint8)
     with np.load(path) as arrays:
-        np.testing.assert_array_equal(arrays["arr_0"], IMAGES if channels == 3 else IMAGES[..., [0, 0, 0]])
+        np.testing.assert_array_equal(
+            arrays["arr_0"], IMAGES if channels == 3 else IMAGES[..., [0, 0, 0]]
+        )
         np.testing.assert_array_equal(arrays["arr_1"], np.arange(10))
         assert arrays["arr_1"].dtype == np.int64
     assert open_source(path)[3]["class_labels"] == 3
@@ -195,12 +203,16 @@ def test_a_folder_of_pngs(tmp_path, channels, mode, exists):
     for i, image in enumerate(IMAGES):
         with Image.open(folder / f"{i:06d}.png") as picture:
             assert (picture.format, picture.mode) == ("PNG", mode)
-            np.testing.assert_array_equal(np.asarray(picture).reshape(4, 5, channels), image[..., :channels])
+            np.testing.assert_array_equal(
+                np.asarray(picture).reshape(4, 5, channels), image[..., :channels]
+            )
 
 
 def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path):
     save_png_folder(tmp_path / "a", IMAGES)
-    with pytest.raises(ValueError, match="a must be new or empty, but holds 000000.png; remove it or give another"):
+    with pytest.raises(
+        ValueError, match="a must be new or empty, but holds 000000.png; remove it or give another"
+    ):
         save_png_folder(tmp_path / "a", IMAGES[:2])
     assert len(os.listdir(tmp_path / "a")) == 10
     with pytest.raises(NotADirectoryError):
@@ -210,7 +222,9 @@ def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path):
 @pytest.mark.parametrize("images", [IMAGES[0], IMAGES[..., :2], IMAGES / 255, IMAGES[:0]])
 @pytest.mark.parametrize("save", [save_npz, save_png_folder])
 def test_images_that_cannot_be_written(tmp_path, save, images):
-    with pytest.raises(ValueError, match=r"images must be u8\[N, H, W, 1 or 3\] and not empty, got .*\d"):
+    with pytest.raises(
+        ValueError, match=r"images must be u8\[N, H, W, 1 or 3\] and not empty, got .*\d"
+    ):
         save(tmp_path / "a", images)
     assert not os.listdir(tmp_path)
 
@@ -229,16 +243,40 @@ BROKEN = np.where(np.arange(5)[:, None] == 3, np.nan, GOOD)
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: frechet_distance(GOOD[0], GOOD), r"a must be features \[N, D\] and not empty, got shape \(3,\)"),
-        (lambda: frechet_distance(GOOD, GOOD[:, :0]), r"b must be .* not empty, got shape \(5, 0\)"),
-        (lambda: frechet_distance(GOOD, GOOD[:1]), "b must have the features of at least 2 samples, got 1"),
+        (
+            lambda: frechet_distance(GOOD[0], GOOD),
+            r"a must be features \[N, D\] and not empty, got shape \(3,\)",
+        ),
+        (
+            lambda: frechet_distance(GOOD, GOOD[:, :0]),
+            r"b must be .* not empty, got shape \(5, 0\)",
+        ),
+        (
+            lambda: frechet_distance(GOOD, GOOD[:1]),
+            "b must have the features of at least 2 samples, got 1",
+        ),
         (lambda: frechet_distance(GOOD, BROKEN), "b is not finite at row 3"),
         (lambda: frechet_distance(GOOD, GOOD[:, :2]), "as many features, got 3 and 2"),
-        (lambda: frechet_distance(Gaussian(GOOD[0], EYE[0]), GOOD), r"a must have a mean .* got \(3,\) and \(3,\)"),
-        (lambda: frechet_distance(GOOD, Gaussian(GOOD[0], np.full((3, 3), np.inf))), "b must have .* finite"),
-        (lambda: frechet_distance(GOOD, Gaussian(GOOD[0], np.tri(3))), "b must have a symmetric covariance"),
-        (lambda: fit_gaussian(GOOD), r"every batch \(a single array goes in a list\) must be features"),
-        (lambda: fit_gaussian([GOOD, GOOD[:, :2]]), "batches must have as many features each, got 3 and 2"),
+        (
+            lambda: frechet_distance(Gaussian(GOOD[0], EYE[0]), GOOD),
+            r"a must have a mean .* got \(3,\) and \(3,\)",
+        ),
+        (
+            lambda: frechet_distance(GOOD, Gaussian(GOOD[0], np.full((3, 3), np.inf))),
+            "b must have .* finite",
+        ),
+        (
+            lambda: frechet_distance(GOOD, Gaussian(GOOD[0], np.tri(3))),
+            "b must have a symmetric covariance",
+        ),
+        (
+            lambda: fit_gaussian(GOOD),
+            r"every batch \(a single array goes in a list\) must be features",
+        ),
+        (
+            lambda: fit_gaussian([GOOD, GOOD[:, :2]]),
+            "batches must have as many features each, got 3 and 2",
+        ),
         (lambda: fit_gaussian([GOOD[:1]]), "at least 2 samples, got 1"),
         (lambda: fit_gaussian([]), "at least 2 samples, got 0"),
         (lambda: precision_recall(GOOD, GOOD[0]), "generated must be features"),
@@ -249,8 +287,14 @@ BROKEN = np.where(np.arange(5)[:, None] == 3, np.nan, GOOD)
         (lambda: precision_recall(GOOD, GOOD, k=0), "k must be from 1"),
         (lambda: features(lambda x: x, GOOD, 0), "batch_size must be at least 1, got 0"),
         (lambda: features(lambda x: x, GOOD[:0]), "images must not be empty"),
-        (lambda: features(lambda x: x[:, 0], GOOD, 4), r"must return \[4, D\] for 4 images, got \(4,\)"),
-        (lambda: features(lambda x: x[:2], GOOD, 4), r"must return \[4, D\] for 4 images, got \(2, 3\)"),
+        (
+            lambda: features(lambda x: x[:, 0], GOOD, 4),
+            r"must return \[4, D\] for 4 images, got \(4,\)",
+        ),
+        (
+            lambda: features(lambda x: x[:2], GOOD, 4),
+            r"must return \[4, D\] for 4 images, got \(2, 3\)",
+        ),
         (lambda: features(lambda x: x, BROKEN, 2), "feature_fn's result is not finite at row 3"),
     ],
 )

@@ -26,7 +26,11 @@ except ImportError:  # Windows
 
 
 def content(folder):
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def fill(folder, text):
@@ -104,7 +108,14 @@ def test_a_link_stays_a_link(tmp_path, system):
     with replacing(tmp_path / "file") as file:
         file.write(b"new")
     assert (tmp_path / "file").is_symlink() and (tmp_path / "target").read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "later", "link", "real", "target"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dangling",
+        "file",
+        "later",
+        "link",
+        "real",
+        "target",
+    ]
 
 
 def test_left_over_names_do_not_disturb(tmp_path):
@@ -142,7 +153,11 @@ def assert_is(loaded, seed):
 
 def which(loaded):
     """The seed of the model that it is exactly."""
-    (seed,) = [s for s in (0, 1) if jax.tree.all(jax.tree.map(np.array_equal, loaded.params, tiny.model(s).params))]
+    (seed,) = [
+        s
+        for s in (0, 1)
+        if jax.tree.all(jax.tree.map(np.array_equal, loaded.params, tiny.model(s).params))
+    ]
     return seed
 
 
@@ -174,7 +189,9 @@ def test_a_killed_process_leaves_the_old_or_the_new(tmp_path):
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert which(cmjax.load(target)) in (0, 1)
-        assert all(path.name.startswith(".cmjax-") for path in target.parent.iterdir() if path != target)
+        assert all(
+            path.name.startswith(".cmjax-") for path in target.parent.iterdir() if path != target
+        )
     cmjax.save(target, tiny.model(1))  # whatever was left over
     assert which(cmjax.load(target)) == 1
 

@@ -24,7 +24,15 @@ from PIL import Image
 import cmjax
 from cmjax import cli
 from cmjax.cli.options import initialize
-from cmjax.generation import Sampler, folder, generate, generate_folder, model_digest, regroup, verify
+from cmjax.generation import (
+    Sampler,
+    folder,
+    generate,
+    generate_folder,
+    model_digest,
+    regroup,
+    verify,
+)
 from cmjax.generation.exports import damaged_exports
 from cmjax.generation.manifest import read_manifest
 from cmjax.generation.shards import Shards
@@ -76,10 +84,28 @@ def launched(folder, cache, *options, devices=1, num=90, before="", environment=
     """`cmjax generate` as a process of its own."""
     program = f"{before}\nfrom cmjax.cli import main; main()"
     flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": "", **dict(environment)}
-    command = [sys.executable, "-c", program, "generate", "--num-samples", num, "--out", folder, "--shard-size", 8]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": flags,
+        "JAX_COMPILATION_CACHE_DIR": "",
+        **dict(environment),
+    }
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "generate",
+        "--num-samples",
+        num,
+        "--out",
+        folder,
+        "--shard-size",
+        8,
+    ]
     command += ["--batch-size", 4, "--compilation-cache", cache, "--quiet", *options]
-    process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
     try:
         yield process
     finally:
@@ -101,7 +127,11 @@ def wait_for_a_shard(log):
 
 def test_regroup():
     rows = [np.arange(3), np.arange(3, 4), np.arange(4, 10)]
-    assert [part.tolist() for part in regroup(rows, [2, 5, 9])] == [[0, 1], [2, 3, 4, 5, 6], [7, 8, 9]]
+    assert [part.tolist() for part in regroup(rows, [2, 5, 9])] == [
+        [0, 1],
+        [2, 3, 4, 5, 6],
+        [7, 8, 9],
+    ]
     assert [len(part) for part in regroup(rows, [5, 5, 1])] == [5, 5]
 
 
@@ -149,13 +179,22 @@ def test_the_devices_do_not_communicate_and_one_program_serves_every_batch(model
     )
     assert sampler.size == 16
     text = sampler.compiled.as_text()
-    names = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
+    names = (
+        "all-gather",
+        "all-reduce",
+        "all-to-all",
+        "collective-permute",
+        "collective-broadcast",
+        "reduce-scatter",
+    )
     for collective in (*names, " send(", " recv("):
         assert collective not in text
     traced = len(traces)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
-        listener := lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+        listener := lambda event, _, **__: (
+            compiled.append(event) if "backend_compile" in event else None
+        )
     )
     try:
         batches = [np.arange(16, dtype=np.uint32), np.arange(16, 21, dtype=np.uint32)]
@@ -173,7 +212,9 @@ def test_a_whole_run_compiles_its_program_once(model, tmp_path, caplog):
     assert names.count("draw") == 1
 
 
-def test_writing_goes_on_beside_sampling_and_no_more_than_a_few_shards_wait(model, tmp_path, monkeypatch):
+def test_writing_goes_on_beside_sampling_and_no_more_than_a_few_shards_wait(
+    model, tmp_path, monkeypatch
+):
     computed, ahead, write = [], [], Shards.write
 
     def batches(_, indices):  # at once
@@ -197,14 +238,22 @@ def test_divided_parameters_give_the_same_samples(model, whole):
     sampler = Sampler(model, state, labels=CLASSES, batch_size=2, shard_params=True)
     (made,) = sampler.batches([np.arange(16, dtype=np.uint32)])
     nearly_equal(made, images(whole)[:16])
-    per_device = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(sampler._fixed[1]))
+    per_device = sum(
+        leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(sampler._fixed[1])
+    )
     assert per_device < 0.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     assert "all-gather" in sampler.compiled.as_text() or "all-reduce" in sampler.compiled.as_text()
 
 
 def test_more_samples_are_added(model, whole, tmp_path):
-    for num, resumed in ((20, 0), (90, 16), (90, 90)):  # the last, short shard of the first run is made anew
-        made = generate_folder(tmp_path / "out", model, num, labels=CLASSES, batch_size=2, shard_size=8)
+    for num, resumed in (
+        (20, 0),
+        (90, 16),
+        (90, 90),
+    ):  # the last, short shard of the first run is made anew
+        made = generate_folder(
+            tmp_path / "out", model, num, labels=CLASSES, batch_size=2, shard_size=8
+        )
         assert (made.resumed, made.done) == (resumed, num)
     assert (tmp_path / "out/samples_90x28x28x1.npz").read_bytes() == merged(whole)
     assert verify(tmp_path / "out", model)[:2] == ([], 90)
@@ -215,7 +264,9 @@ def test_more_samples_are_added(model, whole, tmp_path):
     (stranger := short.with_name("notes.txt")).touch()
     assert verify(tmp_path / "out", model)[:2] == ([short, doubled, stranger], 90)
     stranger.unlink()
-    generate_folder(tmp_path / "out", model, 90, labels=CLASSES, batch_size=2)  # as the command tells to
+    generate_folder(
+        tmp_path / "out", model, 90, labels=CLASSES, batch_size=2
+    )  # as the command tells to
     assert verify(tmp_path / "out", model)[:2] == ([], 90)
 
 
@@ -227,13 +278,18 @@ def test_killed_at_random_moments_the_file_is_the_same_byte_for_byte(tmp_path, c
         with launched(tmp_path / "out", cache, num=600) as process:
             log, deadline = tmp_path / "out/log.jsonl", time.time() + 60
             known = log.read_text().count("\n") if log.exists() else 0
-            while time.time() < deadline and not (log.exists() and log.read_text().count("\n") > known + 2):
+            while time.time() < deadline and not (
+                log.exists() and log.read_text().count("\n") > known + 2
+            ):
                 time.sleep(0.01)
             time.sleep(moments.uniform(0, 0.5))
             process.send_signal(signal.SIGKILL)
             killed += process.wait() == -signal.SIGKILL
     assert killed
-    for unfinished in (tmp_path / "out/.cmjax-1.npz", tmp_path / "out/shards/.cmjax-2.npz"):  # as a kill may leave them
+    for unfinished in (
+        tmp_path / "out/.cmjax-1.npz",
+        tmp_path / "out/shards/.cmjax-2.npz",
+    ):  # as a kill may leave them
         unfinished.touch()
     with launched(tmp_path / "out", cache, num=600) as process:
         assert finish(process) == (0, "")
@@ -281,21 +337,33 @@ def launched_together(folder, cache, folders=("", ""), nums=(90, 90), models=(()
     """Two processes of two devices."""
     joined = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2, "--process-id"]
     with (
-        launched(folder / folders[0], cache, *joined, 0, *models[0], devices=2, num=nums[0], **options) as one,
-        launched(folder / folders[1], cache, *joined, 1, *models[1], devices=2, num=nums[1], **options) as two,
+        launched(
+            folder / folders[0], cache, *joined, 0, *models[0], devices=2, num=nums[0], **options
+        ) as one,
+        launched(
+            folder / folders[1], cache, *joined, 1, *models[1], devices=2, num=nums[1], **options
+        ) as two,
     ):
         yield one, two
 
 
 def test_two_processes_of_two_devices(whole, tmp_path, cache):
     slow = "from cmjax.generation import folder as f; import time; e = f.export\n"
-    slow += "f.export = lambda *a: (time.sleep(2), e(*a))[1]"  # the others have to wait for the result
+    slow += (
+        "f.export = lambda *a: (time.sleep(2), e(*a))[1]"  # the others have to wait for the result
+    )
     with launched_together(tmp_path / "out", cache, before=slow) as (one, two):
         assert (finish(two)[0], finish(one)[0]) == (0, 0)
-    (finished,), (result,) = (tmp_path / "out").glob(".finished-*"), (tmp_path / "out").glob("*.npz")
+    (finished,), (result,) = (
+        (tmp_path / "out").glob(".finished-*"),
+        (tmp_path / "out").glob("*.npz"),
+    )
     assert finished.stat().st_mtime >= result.stat().st_mtime
     nearly_equal(images(tmp_path / "out"), images(whole))
-    made = [(tmp_path / "out" / name).read_text().count('"shard"') for name in ("log.jsonl", "log-1.jsonl")]
+    made = [
+        (tmp_path / "out" / name).read_text().count('"shard"')
+        for name in ("log.jsonl", "log-1.jsonl")
+    ]
     assert made == [6, 6]
 
 
@@ -308,7 +376,10 @@ def test_two_processes_of_two_devices(whole, tmp_path, cache):
 )
 def test_processes_that_cannot_work_together_say_so(tmp_path, cache, folders, nums, message):
     impatient = "from cmjax.generation import processes as p; p.PATIENCE = 1"
-    with launched_together(tmp_path, cache, before=impatient, folders=folders, nums=nums) as (one, two):
+    with launched_together(tmp_path, cache, before=impatient, folders=folders, nums=nums) as (
+        one,
+        two,
+    ):
         (code, _), (other_code, errors) = finish(one), finish(two)
     assert (code, other_code) == (2, 2)
     assert message in errors
@@ -316,7 +387,9 @@ def test_processes_that_cannot_work_together_say_so(tmp_path, cache, folders, nu
 
 def test_nobody_waits_for_a_process_that_cannot_begin(tmp_path, cache):
     begin = time.time()
-    with launched_together(tmp_path / "out", cache, models=((), ("--model", tmp_path / "none"))) as (one, two):
+    with launched_together(
+        tmp_path / "out", cache, models=((), ("--model", tmp_path / "none"))
+    ) as (one, two):
         (code, errors), (other_code, why) = finish(one), finish(two)
     assert (code, other_code) == (2, 2)
     assert "process 1 could not go on; see its message" in errors and str(tmp_path / "none") in why
@@ -328,7 +401,12 @@ def slurm(task, nodes):
     """What Slurm tells one of two tasks; JAX makes its port, from 61440 up, of the job's number."""
     job = random.randrange(2**12)  # of ports that the system gives to nobody unasked
     names = {"JOB_ID": job, "STEP_NODELIST": "localhost", "STEP_NUM_NODES": nodes}
-    names |= {"NTASKS": 2, "STEP_NUM_TASKS": 2, "PROCID": task, "LOCALID": task if nodes == 1 else 0}
+    names |= {
+        "NTASKS": 2,
+        "STEP_NUM_TASKS": 2,
+        "PROCID": task,
+        "LOCALID": task if nodes == 1 else 0,
+    }
     return {f"SLURM_{name}": str(value) for name, value in names.items()}
 
 
@@ -336,7 +414,9 @@ def test_tasks_of_slurm_join_by_themselves(whole, tmp_path, cache):
     of_task = slurm(0, nodes=1)
     options = {"devices": 2, "environment": of_task}
     with launched(tmp_path / "out", cache, **options) as one:
-        with launched(tmp_path / "out", cache, **options | {"environment": of_task | {"SLURM_PROCID": "1"}}) as two:
+        with launched(
+            tmp_path / "out", cache, **options | {"environment": of_task | {"SLURM_PROCID": "1"}}
+        ) as two:
             assert (finish(two)[0], finish(one)[0]) == (0, 0)
     nearly_equal(images(tmp_path / "out"), images(whole))
     assert (tmp_path / "out/log-1.jsonl").read_text().count('"shard"') == 6
@@ -349,7 +429,9 @@ def test_a_task_alone_on_its_node_has_all_its_devices(monkeypatch, tmp_path, nod
     for name, value in slurm(0, nodes).items():
         monkeypatch.setenv(name, value)
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs))
+    )
     initialize(None, None, None)
     monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")  # the user's word comes first
     initialize(None, None, None)
@@ -364,7 +446,10 @@ def test_a_task_alone_on_its_node_has_all_its_devices(monkeypatch, tmp_path, nod
         ({"TPU_ML_PLATFORM": "JAX"}, True),
         ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "cpu"}, False),
         ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, False),
-        ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        (
+            {"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "a,b"},
+            True,
+        ),
     ],
 )
 def test_processes_join_where_there_are_others(monkeypatch, environment, joins):
@@ -393,7 +478,9 @@ def test_a_signal_to_one_process_stops_both(tmp_path, cache):
         two.send_signal(signal.SIGTERM)
         assert (finish(one)[0], finish(two)[0]) == (130, 130)
     for name in ("log.jsonl", "log-1.jsonl"):
-        assert json.loads((tmp_path / "out" / name).read_text().splitlines()[-1])["event"] == "stopped"
+        assert (
+            json.loads((tmp_path / "out" / name).read_text().splitlines()[-1])["event"] == "stopped"
+        )
 
 
 def test_a_signal_stops_after_the_batch_and_the_run_goes_on(tmp_path, cache):
@@ -446,7 +533,9 @@ def test_a_damaged_shard_is_named_and_made_anew(model, tmp_path, harm):
     assert said[0] == f"{shards[1]} is damaged and removed; what is missing is made anew"
     assert made.resumed == 16
     assert merged(tmp_path / "out") == before
-    verified = verify(tmp_path / "out", model)  # in batches of another size, which may round differently
+    verified = verify(
+        tmp_path / "out", model
+    )  # in batches of another size, which may round differently
     assert (verified.damaged, verified.samples, verified.same) == ([], 24, True)
 
 
@@ -462,7 +551,11 @@ def test_a_damaged_result_is_named_and_made_anew(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "before", "after"),
-    [("manifest.json", '"seed": 0', '"seed": 1'), ("manifest.json", "{", ""), ("SHA256SUMS", "  ", " ")],
+    [
+        ("manifest.json", '"seed": 0', '"seed": 1'),
+        ("manifest.json", "{", ""),
+        ("SHA256SUMS", "  ", " "),
+    ],
 )
 def test_what_guards_a_folder_is_guarded_itself(model, tmp_path, name, before, after):
     options = {"labels": CLASSES, "batch_size": 2}
@@ -482,8 +575,14 @@ def test_what_guards_a_folder_is_guarded_itself(model, tmp_path, name, before, a
 def test_what_is_missing_or_was_never_made_is_named(model, tmp_path):
     options = {"labels": CLASSES, "batch_size": 2, "shard_size": 8}
     generate_folder(tmp_path / "out", model, 24, formats=("npz", "png"), **options)
-    (result,), second = (tmp_path / "out").glob("*.npz"), sorted((tmp_path / "out/shards").iterdir())[1]
-    extra, old = tmp_path / "out/samples_24x28x28x1_png/mine.png", tmp_path / "out/samples_9x28x28x1.npz"
+    (result,), second = (
+        (tmp_path / "out").glob("*.npz"),
+        sorted((tmp_path / "out/shards").iterdir())[1],
+    )
+    extra, old = (
+        tmp_path / "out/samples_24x28x28x1_png/mine.png",
+        tmp_path / "out/samples_9x28x28x1.npz",
+    )
     for path in (extra, old):
         path.touch()
     result.unlink()
@@ -500,7 +599,9 @@ def test_what_is_missing_or_was_never_made_is_named(model, tmp_path):
 
 def test_equal_settings_may_be_written_in_other_ways(model, tmp_path):
     for sigmas, seed in (([70, 1], 0), ((70.0, 1.0), np.int64(0)), (np.array([70, 1]), 0)):
-        made = generate_folder(tmp_path / "out", model, 8, sigmas=sigmas, seed=seed, labels=np.arange(10), batch_size=1)
+        made = generate_folder(
+            tmp_path / "out", model, 8, sigmas=sigmas, seed=seed, labels=np.arange(10), batch_size=1
+        )
         assert made.done == 8
     assert made.resumed == 8
     assert verify(tmp_path / "out", model)[:2] == ([], 8)
@@ -535,7 +636,10 @@ def test_bfloat16_is_verified_within_its_rounding(model, tmp_path):
         ({"shard_size": 0}, "shard_size must be from 1"),
         ({"labels": []}, r"one or more of the classes 0\.\.9, got \[\]"),
         ({"labels": [3, 10]}, r"one or more of the classes 0\.\.9, got \[3, 10\]"),
-        ({"labels": None}, "labels must be None for a model without classes, and only then; this one has 10"),
+        (
+            {"labels": None},
+            "labels must be None for a model without classes, and only then; this one has 10",
+        ),
         ({"formats": ["jpg"]}, "formats must be of"),
     ],
 )
@@ -556,10 +660,14 @@ def test_a_full_disk_under_records_is_one_line(tmp_path, cache):
 
 def test_a_full_disk_under_pictures_is_named(model, tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")  # as Pillow passes it on, without a name
+        raise OSError(
+            errno.ENOSPC, "No space left on device"
+        )  # as Pillow passes it on, without a name
 
     monkeypatch.setattr("cmjax.generation.exports.save_png", full)
-    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/out/samples_24x28x28x1_png'"):
+    with pytest.raises(
+        OSError, match=f"No space left on device: '{tmp_path}/out/samples_24x28x28x1_png'"
+    ):
         generate_folder(tmp_path / "out", model, 24, labels=CLASSES, batch_size=2, formats=["png"])
     last = json.loads((tmp_path / "out/log.jsonl").read_text().splitlines()[-1])
     assert last["event"] == "failed" and "No space left" in last["error"]
@@ -568,10 +676,17 @@ def test_a_full_disk_under_pictures_is_named(model, tmp_path, monkeypatch):
 def test_a_signal_while_the_result_is_written_stops_that_too(model, tmp_path, monkeypatch):
     real, options = folder.export, {"labels": CLASSES, "batch_size": 2, "shard_size": 8}
     with monkeypatch.context() as patched:
-        patched.setattr(folder, "export", lambda *args: (signal.raise_signal(signal.SIGINT), real(*args))[1])
+        patched.setattr(
+            folder, "export", lambda *args: (signal.raise_signal(signal.SIGINT), real(*args))[1]
+        )
         made = generate_folder(tmp_path / "out", model, 24, **options)
     assert (made.done, made.stopped, made.paths) == (24, True, [])
-    assert {path.name for path in (tmp_path / "out").iterdir()} <= {".lock", "log.jsonl", "manifest.json", "shards"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {
+        ".lock",
+        "log.jsonl",
+        "manifest.json",
+        "shards",
+    }
     made = generate_folder(tmp_path / "out", model, 24, **options)
     assert (made.resumed, made.stopped, len(made.paths)) == (24, False, 1)
 
@@ -606,17 +721,28 @@ def test_other_formats_hold_the_same_samples(model, tmp_path):
 
 def test_other_settings_are_refused_with_what_differs(model, whole):
     before = sorted(whole.rglob("*"))
-    with pytest.raises(ValueError, match='other settings: dtype was "float32", now "bfloat16"; seed was 0, now 1;'):
+    with pytest.raises(
+        ValueError, match='other settings: dtype was "float32", now "bfloat16"; seed was 0, now 1;'
+    ):
         generate_folder(whole, model, 90, labels=CLASSES, seed=1, dtype="bfloat16")
-    with pytest.raises(ValueError, match="labels was .*; schedule was .*; sigmas was .*; timesteps was"):
+    with pytest.raises(
+        ValueError, match="labels was .*; schedule was .*; sigmas was .*; timesteps was"
+    ):
         generate_folder(whole, model, 90, labels=[3], num_inference_steps=2)
     assert sorted(whole.rglob("*")) == before
-    other = cmjax.Model(model.apply_fn, jax.tree.map(lambda x: x * 2, model.params), model.scheduler, model.config)
+    other = cmjax.Model(
+        model.apply_fn, jax.tree.map(lambda x: x * 2, model.params), model.scheduler, model.config
+    )
     assert model_digest(other) != model_digest(model)
     scheduler = dataclasses.replace(model.scheduler, sigma_data=1.0)
-    adapted = [m.with_scheduler(LCMScheduler()) for m in (model, dataclasses.replace(model, scheduler=scheduler))]
+    adapted = [
+        m.with_scheduler(LCMScheduler())
+        for m in (model, dataclasses.replace(model, scheduler=scheduler))
+    ]
     assert model_digest(adapted[0]) != model_digest(adapted[1])
-    linear = dataclasses.replace(adapted[0], trained_for=None)  # as of a network that was trained for it
+    linear = dataclasses.replace(
+        adapted[0], trained_for=None
+    )  # as of a network that was trained for it
     for wrong in (other, linear):
         with pytest.raises(ValueError, match="another model"):
             verify(whole, wrong)

@@ -20,11 +20,15 @@ def test_the_sampler_exports_for_every_platform_and_gives_the_same_samples_again
     def sampler(key_data, params, class_labels):
         key = jax.random.wrap_key_data(key_data)
         cond = {"class_labels": class_labels}
-        return cmjax.sample(key, apply_fn, params, scheduler, (3, 8, 8, 1), num_inference_steps=2, cond=cond)
+        return cmjax.sample(
+            key, apply_fn, params, scheduler, (3, 8, 8, 1), num_inference_steps=2, cond=cond
+        )
 
     arguments = (jax.random.key_data(jax.random.key(0)), jax.tree.leaves(params), jnp.arange(3))
     tree = jax.tree.structure(params)
-    flat = jax.jit(lambda key_data, leaves, labels: sampler(key_data, jax.tree.unflatten(tree, leaves), labels))
+    flat = jax.jit(
+        lambda key_data, leaves, labels: sampler(key_data, jax.tree.unflatten(tree, leaves), labels)
+    )
     exported = jax.export.export(flat, platforms=PLATFORMS)(*arguments)
     assert set(exported.platforms) == set(PLATFORMS)
     again = jax.export.deserialize(exported.serialize())

@@ -22,9 +22,9 @@ KEY = jax.random.key(0)
 
 
 def network(params, x, t, bias=None):
-    out = jnp.asarray(params).astype(x.dtype) * jnp.tanh(x) + 1e-4 * t.reshape((-1,) + (1,) * (x.ndim - 1)).astype(
-        x.dtype
-    )
+    out = jnp.asarray(params).astype(x.dtype) * jnp.tanh(x) + 1e-4 * t.reshape(
+        (-1,) + (1,) * (x.ndim - 1)
+    ).astype(x.dtype)
     return out if bias is None else out + bias.reshape((-1,) + (1,) * (x.ndim - 1))
 
 
@@ -42,16 +42,25 @@ def test_gaussian_data_get_the_right_moments(n, mean, std):
 def test_gaussian_data_of_any_mean_and_std_per_dimension():
     mean, std = np.linspace(-1, 1, 6).reshape(2, 3), np.linspace(0.1, 1, 6).reshape(2, 3)
     testing.assert_gaussian_moments(SCHEDULER, mean, std, num_inference_steps=4)
-    testing.assert_gaussian_moments(SCHEDULER, 0.3, 0.0, num_inference_steps=4)  # what is left is sigma_min
+    testing.assert_gaussian_moments(
+        SCHEDULER, 0.3, 0.0, num_inference_steps=4
+    )  # what is left is sigma_min
 
 
 def test_the_closed_form_model_is_the_consistency_function():
     apply_fn, params = testing.gaussian_consistency_model(SCHEDULER, 0.3, 0.7)
     testing.assert_boundary_condition(apply_fn, params, SCHEDULER, (5, 2))
     u = jax.random.normal(KEY, (5,))
-    for sigma in (0.002, 0.01, 1.0, 80.0):  # one trajectory of the ODE: f must give its end everywhere
+    for sigma in (
+        0.002,
+        0.01,
+        1.0,
+        80.0,
+    ):  # one trajectory of the ODE: f must give its end everywhere
         x = 0.3 + np.hypot(0.7, sigma) * u
-        f = cmjax.parametrization.consistency_function(apply_fn, params, SCHEDULER, x, jnp.full(5, sigma))
+        f = cmjax.parametrization.consistency_function(
+            apply_fn, params, SCHEDULER, x, jnp.full(5, sigma)
+        )
         np.testing.assert_allclose(f, 0.3 + np.hypot(0.7, 0.002) * u, rtol=2e-4, atol=2e-5)
 
 
@@ -64,7 +73,9 @@ def test_any_rank(shape):
 def test_default_is_one_step_from_noise_at_sigma_max():
     x = level_noise(sample_keys(KEY, 3), 0, (3, 2)) * 80
     state = SCHEDULER.set_timesteps(1)
-    expected = SCHEDULER.denoise(state, network(PARAMS, SCHEDULER.scale_input(state, x), state.timesteps.repeat(3)), x)
+    expected = SCHEDULER.denoise(
+        state, network(PARAMS, SCHEDULER.scale_input(state, x), state.timesteps.repeat(3)), x
+    )
     np.testing.assert_allclose(draw((3, 2)), expected, rtol=1e-6)
 
 
@@ -112,13 +123,18 @@ def test_levels_that_start_low_start_from_noise_of_that_level():
     # diffusers starts timesteps=[22, 5] at sigma 38.3 from noise of 80.
     state = SCHEDULER.set_timesteps(timesteps=[22, 5])
     noise = level_noise(sample_keys(KEY, 2), 0, (2, 3))
-    np.testing.assert_allclose(SCHEDULER.init_sample(state, noise), noise * state.sigmas[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        SCHEDULER.init_sample(state, noise), noise * state.sigmas[0], rtol=1e-6
+    )
     assert 38 < state.sigmas[0] < 39
 
 
 def test_constrain_applies_to_every_estimate():
     x, trajectory = draw(
-        (2, 3), num_inference_steps=3, constrain=lambda x0: x0.at[:, 0].set(0.25), return_trajectory=True
+        (2, 3),
+        num_inference_steps=3,
+        constrain=lambda x0: x0.at[:, 0].set(0.25),
+        return_trajectory=True,
     )
     chex.assert_shape(trajectory, (3, 2, 3))
     assert np.all(np.asarray(trajectory.denoised)[:, :, 0] == 0.25)
@@ -139,7 +155,9 @@ def test_trajectory_ends_in_the_sample_and_callback_sees_the_same():
     chex.assert_trees_all_equal(trajectory.prev_sample[-1], x)
     assert sorted(seen) == [0, 1, 2]
     for i, output in seen.items():
-        chex.assert_trees_all_equal(output, jax.tree.map(lambda a, i=i: np.asarray(a[i]), trajectory))
+        chex.assert_trees_all_equal(
+            output, jax.tree.map(lambda a, i=i: np.asarray(a[i]), trajectory)
+        )
 
 
 def test_jit_equals_eager_and_compiles_once_for_other_levels_keys_and_params():
@@ -167,7 +185,9 @@ def test_vmap_over_keys_and_scan_over_batches():
     one = partial(cmjax.sample, apply_fn=network, params=PARAMS, scheduler=SCHEDULER, shape=(2, 3))
     expected = jnp.stack([one(key) for key in keys])
     np.testing.assert_allclose(jax.vmap(one)(keys), expected, rtol=1e-5)
-    scanned = jax.lax.scan(lambda first, _: (first + 2, draw((2, 3), first_index=first)), 0, length=2)[1]
+    scanned = jax.lax.scan(
+        lambda first, _: (first + 2, draw((2, 3), first_index=first)), 0, length=2
+    )[1]
     np.testing.assert_allclose(scanned.reshape(4, 3), draw((4, 3)), rtol=1e-5)
 
 
@@ -218,10 +238,19 @@ def test_samples_have_the_dtype_asked_for_and_networks_see_it(dtype):
         return jnp.tanh(x)
 
     x, trajectory = cmjax.sample(
-        KEY, spy, None, SCHEDULER, (4, 3), num_inference_steps=3, dtype=dtype, return_trajectory=True
+        KEY,
+        spy,
+        None,
+        SCHEDULER,
+        (4, 3),
+        num_inference_steps=3,
+        dtype=dtype,
+        return_trajectory=True,
     )
     chex.assert_type([x, trajectory.denoised], [dtype, dtype])
-    full = cmjax.sample(KEY, lambda p, x, t: jnp.tanh(x), None, SCHEDULER, (4, 3), num_inference_steps=3)
+    full = cmjax.sample(
+        KEY, lambda p, x, t: jnp.tanh(x), None, SCHEDULER, (4, 3), num_inference_steps=3
+    )
     np.testing.assert_allclose(np.asarray(x, np.float32), full, rtol=0.05, atol=0.05)
 
 
@@ -242,7 +271,9 @@ def test_gradient_through_the_loop_matches_finite_differences():
 
     with jax.enable_x64():
         chex.assert_numerical_grads(
-            lambda p: cmjax.sample(KEY, network, p, SCHEDULER, (4, 3), num_inference_steps=3, dtype=jnp.float64).sum(),
+            lambda p: cmjax.sample(
+                KEY, network, p, SCHEDULER, (4, 3), num_inference_steps=3, dtype=jnp.float64
+            ).sum(),
             (jnp.float64(0.5),),
             order=1,
             atol=1e-3,
@@ -252,7 +283,10 @@ def test_gradient_through_the_loop_matches_finite_differences():
 
 MISUSE = {
     "steps and timesteps": (dict(num_inference_steps=2, timesteps=[22, 0]), "at most one"),
-    "steps and state": (dict(num_inference_steps=2, state=SCHEDULER.set_timesteps(1)), "at most one"),
+    "steps and state": (
+        dict(num_inference_steps=2, state=SCHEDULER.set_timesteps(1)),
+        "at most one",
+    ),
     "used state": (
         dict(state=SCHEDULER.set_timesteps(2).replace(step_index=jnp.int32(1))),
         "step 1.*set_timesteps",

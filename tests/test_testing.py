@@ -8,8 +8,8 @@ import pytest
 
 import cmjax
 from cmjax import testing
+from cmjax.arrays import combine
 from cmjax.schedulers import SCHEDULERS
-from cmjax.schedulers.base import combine
 
 Base = cmjax.CMStochasticIterativeScheduler
 
@@ -22,7 +22,9 @@ def test_every_scheduler_keeps_the_contract(name, num_steps):
 
 def broken(**methods):
     """A registered scheduler of the same fields with some methods replaced."""
-    cls = jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(type("Broken", (Base,), methods)))
+    cls = jax.tree_util.register_static(
+        dataclasses.dataclass(frozen=True)(type("Broken", (Base,), methods))
+    )
     return cls()
 
 
@@ -118,7 +120,9 @@ class Halving(cmjax.schedulers.Scheduler):
 
     def set_timesteps(self, num_inference_steps=None, *, timesteps=None, sigmas=None):
         sigmas = self.start * 0.5 ** jnp.arange(num_inference_steps + 1, dtype=jnp.float32)
-        return cmjax.schedulers.SchedulerState(sigmas.at[-1].set(0), jnp.log(sigmas[:-1]), jnp.int32(0))
+        return cmjax.schedulers.SchedulerState(
+            sigmas.at[-1].set(0), jnp.log(sigmas[:-1]), jnp.int32(0)
+        )
 
     def scale_input(self, state, sample):
         return combine((1 / (1 + state.sigma), sample))
@@ -151,7 +155,9 @@ def test_moments_check_catches_a_wrong_mean_and_a_wrong_spread():
     scheduler = Base(clip_denoised=False)
     for methods in ({"denoise": shifted}, {"denoise": widened}):
         with pytest.raises(AssertionError, match="is off by"):
-            testing.assert_gaussian_moments(dataclasses.replace(broken(**methods), clip_denoised=False))
+            testing.assert_gaussian_moments(
+                dataclasses.replace(broken(**methods), clip_denoised=False)
+            )
     testing.assert_gaussian_moments(scheduler)
 
 

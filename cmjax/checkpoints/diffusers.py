@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.checkpoints import model as models
-from cmjax.checkpoints.model import Checkpoint, Model
+from cmjax.checkpoints import checkpoint as models
+from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.tensors import StoredTensor, by_name, open_safetensors, write_safetensors
 from cmjax.checkpoints.torch_file import open_torch
 from cmjax.configs import from_json
+from cmjax.model import Model
 from cmjax.models import UNet2DConfig
+from cmjax.models.registry import network_name
 from cmjax.schedulers import CMStochasticIterativeScheduler
 
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
@@ -41,7 +43,12 @@ FIXED = {
     "num_train_timesteps": (None,),
 }
 OURS = {"time_scale": 1.0, "patch_size": 1}  # and options of ours that diffusers does not have
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention before 0.17
+OLD_NAMES = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}  # attention before 0.17
 
 
 def open_pipeline(path: Path) -> Checkpoint:
@@ -79,15 +86,21 @@ def write(folder: Path, model: Model) -> None:
         ValueError: if the network or the scheduler has options that diffusers' do not have.
     """
     if not isinstance(model.config, UNet2DConfig):
-        name = models.network_name(model.config)
-        raise ValueError(f"a {PIPELINE} takes a {NETWORK}, which a {name} cannot be written as; save it as cmjax's own")
+        name = network_name(model.config)
+        raise ValueError(
+            f"a {PIPELINE} takes a {NETWORK}, which a {name} cannot be written as; save it as cmjax's own"
+        )
     scheduler = model.scheduler
     if type(scheduler) is not CMStochasticIterativeScheduler:
-        raise ValueError(f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}")
+        raise ValueError(
+            f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}"
+        )
     (folder / "unet").mkdir()
     (folder / "scheduler").mkdir()
     parts = {"scheduler": ["diffusers", type(scheduler).__name__], "unet": ["diffusers", NETWORK]}
-    models.write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": "0.36.0", **parts})
+    models.write_json(
+        folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": "0.36.0", **parts}
+    )
     models.write_json(folder / "unet" / CONFIG, config_to_diffusers(model.config))
     config = scheduler.to_config()
     del config["timestep_spacing"]  # diffusers has one only
@@ -101,7 +114,9 @@ def write(folder: Path, model: Model) -> None:
 
 def layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
     """Names and axes of PyTorch: convolutions are stored [out, in, height, width], dense layers [out, in]."""
-    axes = {("kernel", 4): (3, 2, 0, 1), ("kernel", 2): (1, 0)}.get((name.rpartition(".")[2], ndim), range(ndim))
+    axes = {("kernel", 4): (3, 2, 0, 1), ("kernel", 2): (1, 0)}.get(
+        (name.rpartition(".")[2], ndim), range(ndim)
+    )
     return re.sub(r"(kernel|scale|embedding)$", "weight", name), tuple(axes)
 
 
@@ -113,11 +128,20 @@ def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
     """
     if content.get("_class_name") != NETWORK:
         raise ValueError(f"_class_name is {content.get('_class_name')!r}; cmjax reads a {NETWORK}")
-    values = {**DEFAULTS, **{name: value for name, value in content.items() if not name.startswith("_")}}
+    values = {
+        **DEFAULTS,
+        **{name: value for name, value in content.items() if not name.startswith("_")},
+    }
     for name, supported in FIXED.items():
         value = values.pop(name, supported[0])
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in supported):
-            hint = "; for sampling set it to 0: it plays a part in training alone" if name == "dropout" else ""
+        if not any(
+            value == one and isinstance(value, bool) == isinstance(one, bool) for one in supported
+        ):
+            hint = (
+                "; for sampling set it to 0: it plays a part in training alone"
+                if name == "dropout"
+                else ""
+            )
             raise ValueError(f"{name} {value!r} is not supported, only {supported[0]!r}{hint}")
     for name in OURS:
         if name in values:
@@ -128,7 +152,9 @@ def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
     elif isinstance(size, list):
         raise ValueError(f"sample_size {size} is not supported, only squares")
     elif size is None:
-        raise ValueError("sample_size is not said; write the images' height and width into the file")
+        raise ValueError(
+            "sample_size is not said; write the images' height and width into the file"
+        )
     return from_json(UNet2DConfig, values)
 
 
@@ -141,7 +167,9 @@ def config_to_diffusers(config: UNet2DConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     for name, neutral in OURS.items():
         if values.pop(name) != neutral:
-            raise ValueError(f"{name} {getattr(config, name)} is cmjax's own; diffusers has {neutral} only")
+            raise ValueError(
+                f"{name} {getattr(config, name)} is cmjax's own; diffusers has {neutral} only"
+            )
     fixed = {name: supported[0] for name, supported in FIXED.items()}
     return {"_class_name": NETWORK, "_diffusers_version": "0.36.0", **values, **fixed}
 
@@ -153,10 +181,16 @@ def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
         return (path / SAFETENSORS,), open_safetensors(path / SAFETENSORS)
     if index.exists():
         shards = models.read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
-            raise ValueError(f"{index}: weight_map must map names of tensors to names of files in the folder")
+        if not isinstance(shards, dict) or not all(
+            isinstance(s, str) and Path(s).name == s for s in shards.values()
+        ):
+            raise ValueError(
+                f"{index}: weight_map must map names of tensors to names of files in the folder"
+            )
         files = tuple(path / name for name in sorted(set(shards.values())))
-        return files, by_name(path, (item for file in files for item in open_safetensors(file).items()))
+        return files, by_name(
+            path, (item for file in files for item in open_safetensors(file).items())
+        )
     if (path / TORCH).exists():
         return (path / TORCH,), open_torch(path / TORCH)
     raise ValueError(f"{path} has no {SAFETENSORS}, nor {TORCH}")
@@ -165,4 +199,8 @@ def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
 def _renamed(name: str) -> str:
     module, _, leaf = name.rpartition(".")
     parent, _, last = module.rpartition(".")
-    return f"{parent}.{OLD_NAMES[last]}.{leaf}" if "attentions." in parent and last in OLD_NAMES else name
+    return (
+        f"{parent}.{OLD_NAMES[last]}.{leaf}"
+        if "attentions." in parent and last in OLD_NAMES
+        else name
+    )

@@ -13,7 +13,9 @@ CONFIGS = [
 ]
 FOLDERS = ("", "unet/")
 SAFE = [native.WEIGHTS] + [
-    f"{f}{n}" for f in FOLDERS for n in (diffusers.SAFETENSORS, f"{diffusers.SAFETENSORS}.index.json")
+    f"{f}{n}"
+    for f in FOLDERS
+    for n in (diffusers.SAFETENSORS, f"{diffusers.SAFETENSORS}.index.json")
 ]
 SHARDS = [f"{folder}diffusion_pytorch_model-*.safetensors" for folder in FOLDERS]
 TORCH = [f"{folder}{diffusers.TORCH}" for folder in FOLDERS]
@@ -33,14 +35,22 @@ def download(source: str) -> Path:
         ValueError: if it is not an id, or the hub does not have it or is out of reach.
     """
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise ValueError(f"model {source!r} is not there; give a folder, a .pt file, or a hub id owner/name")
+        raise ValueError(
+            f"model {source!r} is not there; give a folder, a .pt file, or a hub id owner/name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo, _, revision = source.partition("@")
     try:
-        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=[*CONFIGS, *SAFE, *SHARDS]))
-        if not any(folder.rglob("*.safetensors")):  # the same weights a second time, where there is nothing better
+        folder = Path(
+            snapshot_download(
+                repo, revision=revision or None, allow_patterns=[*CONFIGS, *SAFE, *SHARDS]
+            )
+        )
+        if not any(
+            folder.rglob("*.safetensors")
+        ):  # the same weights a second time, where there is nothing better
             snapshot_download(repo, revision=revision or None, allow_patterns=TORCH)
     except LocalEntryNotFoundError:
         raise ValueError(
@@ -48,5 +58,7 @@ def download(source: str) -> Path:
             " (offline, or HF_HUB_OFFLINE is set)"
         ) from None
     except (HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(f"model {source!r} is not a folder, and the hub answers: {error}") from None
+        raise ValueError(
+            f"model {source!r} is not a folder, and the hub answers: {error}"
+        ) from None
     return folder

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cmjax.checkpoints import model as models
-from cmjax.checkpoints.model import ARCHITECTURES, Checkpoint, Model
+from cmjax.checkpoints import checkpoint as models
+from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.tensors import open_safetensors, write_safetensors
 from cmjax.configs import did_you_mean, from_json
+from cmjax.model import Model
+from cmjax.models.registry import ARCHITECTURES, network_name
 
 CONFIG, SCHEDULER_CONFIG, WEIGHTS = "config.json", "scheduler_config.json", "model.safetensors"
 
@@ -18,12 +20,14 @@ def open_folder(path: Path) -> Checkpoint:
     config = models.read_config(path / CONFIG, _config)
     scheduler = models.read_scheduler(path / SCHEDULER_CONFIG)
     weights = path / WEIGHTS
-    return Checkpoint("cmjax folder", (weights,), config, scheduler, open_safetensors(weights), _layout)
+    return Checkpoint(
+        "cmjax folder", (weights,), config, scheduler, open_safetensors(weights), _layout
+    )
 
 
 def write(folder: Path, model: Model) -> None:
     """Writes a model's files into a folder."""
-    config = {"_class_name": models.network_name(model.config), **dataclasses.asdict(model.config)}
+    config = {"_class_name": network_name(model.config), **dataclasses.asdict(model.config)}
     models.write_json(folder / CONFIG, config)
     models.write_json(folder / SCHEDULER_CONFIG, model.scheduler.to_config())
     tensors = {name: np.asarray(value) for name, value in models.flat(model.params).items()}

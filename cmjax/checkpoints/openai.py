@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cmjax.checkpoints import diffusers
-from cmjax.checkpoints.model import Checkpoint
+from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.tensors import StoredTensor, by_name
 from cmjax.checkpoints.torch_file import open_torch
 from cmjax.models import PRESETS, UNet2DConfig
@@ -16,7 +16,11 @@ from cmjax.schedulers import CMStochasticIterativeScheduler
 
 # Levels that the released models were trained with (scripts/launch.sh there): cd with 40, ct with end_scales + 1.
 NUM_TRAIN_TIMESTEPS = {
-    **{f"cd_{data}_{metric}": 40 for data in ("imagenet64", "bedroom256", "cat256") for metric in ("l2", "lpips")},
+    **{
+        f"cd_{data}_{metric}": 40
+        for data in ("imagenet64", "bedroom256", "cat256")
+        for metric in ("l2", "lpips")
+    },
     "ct_imagenet64": 201,
     "ct_bedroom256": 151,
     "ct_cat256": 151,
@@ -32,7 +36,13 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-ATTENTION = {"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out.0": "proj_out"}
+ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "qkv",
+    "to_k": "qkv",
+    "to_v": "qkv",
+    "to_out.0": "proj_out",
+}
 
 
 def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoint:
@@ -51,7 +61,9 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
         config = PRESETS[config]
     tensors = open_torch(path)
     if "input_blocks.0.0.weight" not in tensors:
-        raise ValueError(f"{path} is not a checkpoint of OpenAI's network: it has no tensor input_blocks.0.0.weight")
+        raise ValueError(
+            f"{path} is not a checkpoint of OpenAI's network: it has no tensor input_blocks.0.0.weight"
+        )
     try:
         config = config or infer_config(tensors)
         renamed = _as_diffusers(tensors, config)
@@ -83,12 +95,19 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
     try:
         blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("output_blocks.")}
         # The first output block with a resampling module behind it ends its resolution.
-        ends = [i for i in sorted(blocks) for k in (1, 2) if _resampler(tensors, f"output_blocks.{i}.{k}")]
+        ends = [
+            i
+            for i in sorted(blocks)
+            for k in (1, 2)
+            if _resampler(tensors, f"output_blocks.{i}.{k}")
+        ]
         layers = ends[0] if ends else len(blocks) - 1
         if layers < 1:
             raise ValueError("no residual blocks")
         levels = len(blocks) // (layers + 1)
-        first = [1 + level * (layers + 1) for level in range(levels)]  # input block that starts each resolution
+        first = [
+            1 + level * (layers + 1) for level in range(levels)
+        ]  # input block that starts each resolution
         widths = [tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0] for i in first]
         attention = [f"input_blocks.{i}.1.qkv.weight" in tensors for i in first]
         resample = "conv" if f"input_blocks.{layers + 1}.0.op.weight" in tensors else "resnet"
@@ -97,9 +116,13 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         in_channels = tensors["input_blocks.0.0.weight"].shape[1]
         out_channels = tensors["out.2.weight"].shape[0]
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"the tensors are not those of OpenAI's network ({error}); name a preset as config") from None
+        raise ValueError(
+            f"the tensors are not those of OpenAI's network ({error}); name a preset as config"
+        ) from None
     if not any(attention):
-        raise ValueError("the image size cannot be told without attention layers; pass the network's config")
+        raise ValueError(
+            "the image size cannot be told without attention layers; pass the network's config"
+        )
     plain = {"conv": "{}Block2D", "resnet": "Resnet{}sampleBlock2D"}[resample]
     return UNet2DConfig(
         sample_size=LARGEST_ATTENTION * 2 ** attention.index(True),
@@ -148,12 +171,16 @@ def module_names(config: UNet2DConfig) -> dict[str, str]:
     return names
 
 
-def _as_diffusers(tensors: Mapping[str, StoredTensor], config: UNet2DConfig) -> dict[str, StoredTensor]:
+def _as_diffusers(
+    tensors: Mapping[str, StoredTensor], config: UNet2DConfig
+) -> dict[str, StoredTensor]:
     """Renames the tensors, and splits queries, keys and values; what has no place keeps OpenAI's name."""
     return by_name("the file", _renamed(tensors, config))
 
 
-def _renamed(tensors: Mapping[str, StoredTensor], config: UNet2DConfig) -> Iterator[tuple[str, StoredTensor]]:
+def _renamed(
+    tensors: Mapping[str, StoredTensor], config: UNet2DConfig
+) -> Iterator[tuple[str, StoredTensor]]:
     modules = {theirs: ours for ours, theirs in module_names(config).items()}
     for name, tensor in tensors.items():
         module, leaf = name.rpartition(".")[::2]
@@ -170,7 +197,9 @@ def _renamed(tensors: Mapping[str, StoredTensor], config: UNet2DConfig) -> Itera
             for i, part in enumerate(("to_q", "to_k", "to_v")):
                 yield f"{ours}.{part}.{leaf}", tensor.rows(i * width, (i + 1) * width)
         elif ours is not None and (part := _part(layer)) is not None:
-            flat = "attentions" in ours and len(tensor.shape) > 1  # 1x1 convolutions there, dense layers here
+            flat = (
+                "attentions" in ours and len(tensor.shape) > 1
+            )  # 1x1 convolutions there, dense layers here
             yield f"{ours}.{part}.{leaf}", tensor.rows(0, rows) if flat else tensor
         else:
             yield name, tensor

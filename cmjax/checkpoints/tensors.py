@@ -53,7 +53,9 @@ class StoredTensor:
 
 def check_file(path: Path) -> None:
     """Raises a `ValueError` unless `path` is a file: opening a pipe would wait, and a device may have no end."""
-    if not os.path.exists(path):  # of os.path, which knows no names that are too long or odd, only missing ones
+    if not os.path.exists(
+        path
+    ):  # of os.path, which knows no names that are too long or odd, only missing ones
         raise ValueError(f"{path.parent} has no {path.name}")
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
@@ -79,12 +81,16 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            headers = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+            headers = {
+                name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+            }
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
     for name, (_, dtype) in headers.items():
         if dtype not in SAFETENSORS_DTYPES:
-            raise ValueError(f"{path}: tensor {name} has dtype {dtype}; known are {', '.join(SAFETENSORS_DTYPES)}")
+            raise ValueError(
+                f"{path}: tensor {name} has dtype {dtype}; known are {', '.join(SAFETENSORS_DTYPES)}"
+            )
 
     def reader(name):
         def read():
@@ -95,11 +101,14 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         return read
 
     return {
-        name: StoredTensor(shape, SAFETENSORS_DTYPES[dtype], reader(name)) for name, (shape, dtype) in headers.items()
+        name: StoredTensor(shape, SAFETENSORS_DTYPES[dtype], reader(name))
+        for name, (shape, dtype) in headers.items()
     }
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
     """Writes a safetensors file.
 
     Raises:

@@ -34,7 +34,9 @@ STORAGES = {
 }
 LARGEST_PICKLE = 4 * 2**20  # bytes; that of the largest released model has under a tenth of one MiB
 MOST_AXES = 32
-MOST_SHARING = 4  # a file's tensors may overlap and repeat values, but not grow to many times its size
+MOST_SHARING = (
+    4  # a file's tensors may overlap and repeat values, but not grow to many times its size
+)
 ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -53,19 +55,32 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
             if entries[pickle].file_size > LARGEST_PICKLE:
                 raise ValueError(f"its pickle claims {entries[pickle].file_size} bytes")
             order = entries.get(f"{folder}byteorder")
-            if order is not None and (order.file_size != len(b"little") or archive.read(order) != b"little"):
+            if order is not None and (
+                order.file_size != len(b"little") or archive.read(order) != b"little"
+            ):
                 raise ValueError("it was written on a big-endian machine")
             found = _Machine().run(archive.read(pickle))
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+    ) as error:
         raise ValueError(f"{path} is not a readable PyTorch file: {_why(path, error)}") from None
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in found.items()
     ):
-        raise ValueError(f"{path} does not hold a state dict (names and tensors); save model.state_dict()")
+        raise ValueError(
+            f"{path} does not hold a state dict (names and tensors); save model.state_dict()"
+        )
     stored = {name: _stored(path, name, tensor, entries, folder) for name, tensor in found.items()}
     claimed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in stored.values())
     if claimed > MOST_SHARING * path.stat().st_size + 2**20:
-        raise ValueError(f"{path}: its tensors claim {claimed} bytes by repeating values; save contiguous tensors")
+        raise ValueError(
+            f"{path}: its tensors claim {claimed} bytes by repeating values; save contiguous tensors"
+        )
     return stored
 
 
@@ -84,9 +99,13 @@ def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
     size = path.stat().st_size
     for entry in archive.infolist():
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise ValueError(f"its entry {entry.filename} is compressed, which PyTorch's own are not")
+            raise ValueError(
+                f"its entry {entry.filename} is compressed, which PyTorch's own are not"
+            )
         if entry.header_offset < 0 or entry.header_offset + entry.file_size > size:
-            raise ValueError(f"its entry {entry.filename} claims {entry.file_size} bytes, more than there are")
+            raise ValueError(
+                f"its entry {entry.filename} claims {entry.file_size} bytes, more than there are"
+            )
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) != len(archive.infolist()):
         raise ValueError("it has two entries of one name")
@@ -118,7 +137,11 @@ class _Tensor:
 
 
 _STORAGE_NAMES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()}
-_CALLS = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
+_CALLS = (
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+)
 _MARK = object()
 
 
@@ -142,8 +165,12 @@ class _Machine:
                 self._step(opcode.name, argument)
         except _RefusedError as error:
             raise ValueError(str(error)) from None
-        except Exception as error:  # nothing of the file runs in here, so a failure can only be a malformed file
-            raise ValueError(f"its pickle makes no sense ({type(error).__name__}: {str(error)[:200]})") from None
+        except (
+            Exception
+        ) as error:  # nothing of the file runs in here, so a failure can only be a malformed file
+            raise ValueError(
+                f"its pickle makes no sense ({type(error).__name__}: {str(error)[:200]})"
+            ) from None
         raise ValueError("its pickle has no end")
 
     def _step(self, opcode: str, argument: Any) -> None:
@@ -195,13 +222,17 @@ class _Machine:
                 self._take(1)  # attributes of a dictionary, such as _metadata: versions of modules
                 self._top(dict)
             case _:
-                raise _RefusedError(f"its pickle has the instruction {opcode}, which tensors do not need: refused")
+                raise _RefusedError(
+                    f"its pickle has the instruction {opcode}, which tensors do not need: refused"
+                )
 
     def _storage(self, description: Any) -> _Storage:
         match description:
             case ("storage", _Name(name), str() as key, _, int() as size) if name in _STORAGE_NAMES:
                 return _Storage(_STORAGE_NAMES[name], key, size)
-        raise _RefusedError(f"its pickle refers to {_shown(description)}, which is not a storage of numbers")
+        raise _RefusedError(
+            f"its pickle refers to {_shown(description)}, which is not a storage of numbers"
+        )
 
     def _built(self, function: Any, arguments: Any) -> Any:
         match function, arguments:
@@ -210,12 +241,21 @@ class _Machine:
             # A seventh argument would say that the values are negated or conjugated.
             case (
                 _Name("torch._utils._rebuild_tensor_v2"),
-                (_Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, _, _),
+                (
+                    _Storage() as storage,
+                    int() as offset,
+                    tuple() as shape,
+                    tuple() as strides,
+                    _,
+                    _,
+                ),
             ):
                 return _Tensor(storage, offset, shape, strides)
             case _Name("torch._utils._rebuild_parameter"), (_Tensor() as tensor, *_):
                 return tensor
-        raise _RefusedError(f"its pickle calls {_shown(function)} with arguments it does not take: refused")
+        raise _RefusedError(
+            f"its pickle calls {_shown(function)} with arguments it does not take: refused"
+        )
 
     def _known(self, name: str) -> _Name:
         if name not in _STORAGE_NAMES and name not in _CALLS:
@@ -226,8 +266,12 @@ class _Machine:
 
     def _set(self, items: list[Any]) -> None:
         names = items[::2]
-        if not all(isinstance(name, str) for name in names):  # nothing else has a hash that is surely quick to compute
-            raise _RefusedError("its pickle has a dictionary by something else than names; save model.state_dict()")
+        if not all(
+            isinstance(name, str) for name in names
+        ):  # nothing else has a hash that is surely quick to compute
+            raise _RefusedError(
+                "its pickle has a dictionary by something else than names; save model.state_dict()"
+            )
         self._top(dict).update(zip(names, items[1::2], strict=True))
 
     def _take(self, count: int) -> list[Any]:
@@ -259,23 +303,32 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         return value[:200]
     words = (
-        [_shown(item) if isinstance(item, (str, _Name)) else type(item).__name__ for item in value[:5]]
+        [
+            _shown(item) if isinstance(item, (str, _Name)) else type(item).__name__
+            for item in value[:5]
+        ]
         if isinstance(value, tuple)
         else []
     )
     return f"({', '.join(words)})" if words else f"a {type(value).__name__}"
 
 
-def _stored(path: Path, name: str, tensor: _Tensor, entries: dict[str, zipfile.ZipInfo], folder: str) -> StoredTensor:
+def _stored(
+    path: Path, name: str, tensor: _Tensor, entries: dict[str, zipfile.ZipInfo], folder: str
+) -> StoredTensor:
     """Checks that a tensor lies within its storage, and the storage within the file."""
     storage, entry = tensor.storage, entries.get(f"{folder}data/{tensor.storage.key}")
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if not len(tensor.shape) == len(tensor.strides) <= MOST_AXES or not all(
         type(n) is int and 0 <= n < 2**63 for n in numbers
     ):
-        raise ValueError(f"{path}: tensor {name} has a shape, strides or offset that makes no sense")
+        raise ValueError(
+            f"{path}: tensor {name} has a shape, strides or offset that makes no sense"
+        )
     if entry is None or entry.file_size != storage.size * storage.dtype.itemsize:
-        raise ValueError(f"{path}: the storage of tensor {name} is missing or not of the size that it claims")
+        raise ValueError(
+            f"{path}: the storage of tensor {name} is missing or not of the size that it claims"
+        )
     steps = [stride if n > 1 else 0 for n, stride in zip(tensor.shape, tensor.strides, strict=True)]
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, steps, strict=True))
     if math.prod(tensor.shape) and last >= storage.size:
@@ -284,10 +337,18 @@ def _stored(path: Path, name: str, tensor: _Tensor, entries: dict[str, zipfile.Z
     def read():
         with path.open("rb") as file:
             file.seek(entry.header_offset)
-            header = file.read(30)  # of the entry within the archive; its name and extra field follow
-            start = entry.header_offset + 30 + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+            header = file.read(
+                30
+            )  # of the entry within the archive; its name and extra field follow
+            start = (
+                entry.header_offset
+                + 30
+                + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+            )
             if header[:4] != ZIP_MAGIC or start + entry.file_size > path.stat().st_size:
-                raise ValueError(f"{path}: the storage of tensor {name} is not where the archive says")
+                raise ValueError(
+                    f"{path}: the storage of tensor {name} is not where the archive says"
+                )
         if not math.prod(tensor.shape):
             return np.empty(tensor.shape, storage.dtype)
         flat = np.memmap(path, storage.dtype, "r", start, (storage.size,))

@@ -31,7 +31,9 @@ PRESET = click.option(
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the tensors.  [default: as they are]")
 @PRESET
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def convert(source: str, destination: Path, to: str, dtype: str | None, config: str | None, quiet: bool) -> None:
+def convert(
+    source: str, destination: Path, to: str, dtype: str | None, config: str | None, quiet: bool
+) -> None:
     """Writes the model SRC as the folder DST.
 
     SRC is a cmjax folder, a diffusers pipeline or UNet folder, an OpenAI .pt file, or a hub id owner/name.
@@ -75,12 +77,22 @@ def info(source: str | None, config: str | None) -> None:
     shape = f"{network.sample_size}x{network.sample_size}x{network.out_channels}"
     rows = [
         ("kind", checkpoint.kind),
-        ("samples", f"{shape}, {f'{network.num_class_embeds} classes' if network.num_class_embeds else 'no classes'}"),
+        (
+            "samples",
+            f"{shape}, {f'{network.num_class_embeds} classes' if network.num_class_embeds else 'no classes'}",
+        ),
         ("tensors", _parameters(checkpoint)),
         ("dtypes", _dtypes(checkpoint)),
-        *[(f"  {field.name}", getattr(network, field.name)) for field in dataclasses.fields(network)],
+        *[
+            (f"  {field.name}", getattr(network, field.name))
+            for field in dataclasses.fields(network)
+        ],
         ("scheduler", type(scheduler).__name__),
-        *[(f"  {name}", value) for name, value in scheduler.to_config().items() if not name.startswith("_")],
+        *[
+            (f"  {name}", value)
+            for name, value in scheduler.to_config().items()
+            if not name.startswith("_")
+        ],
         *[("file", f"{file} ({_size(file.stat().st_size)})") for file in checkpoint.files],
     ]
     rows.insert(4, ("network", "UNet2D"))
@@ -104,7 +116,9 @@ def _dtypes(checkpoint: "Checkpoint") -> str:
 
     return ", ".join(
         f"{n} x {dtype}"
-        for dtype, n in collections.Counter(str(tensor.dtype) for tensor in checkpoint.tensors.values()).most_common()
+        for dtype, n in collections.Counter(
+            str(tensor.dtype) for tensor in checkpoint.tensors.values()
+        ).most_common()
     )
 
 

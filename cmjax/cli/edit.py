@@ -24,10 +24,23 @@ def common(command: Callable) -> Callable:
     """Adds the options that all tasks share."""
     for option in (
         click.option("--quiet", is_flag=True, help="Print nothing but errors."),
-        click.option("--out", type=click.Path(path_type=Path), default="edited.png", show_default=True, metavar="FILE"),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            default="edited.png",
+            show_default=True,
+            metavar="FILE",
+        ),
         click.option("--seed", type=options.SEED, metavar="N", default=0, show_default=True),
-        click.option("--label", type=click.IntRange(0), metavar="N", help="Class to make, for a model with classes."),
-        click.option("--model", metavar="MODEL", help="As for cmjax sample.  [default: bundled digits]"),
+        click.option(
+            "--label",
+            type=click.IntRange(0),
+            metavar="N",
+            help="Class to make, for a model with classes.",
+        ),
+        click.option(
+            "--model", metavar="MODEL", help="As for cmjax sample.  [default: bundled digits]"
+        ),
     ):
         command = option(command)
     return command
@@ -36,10 +49,26 @@ def common(command: Callable) -> Callable:
 def constrained(command: Callable) -> Callable:
     """Adds the options of the tasks that sample under a constraint."""
     for option in (
-        click.option("--num", type=click.IntRange(1), metavar="N", default=3, show_default=True, help="Results."),
-        click.option("--sigmas", type=options.Numbers(float, "80,0.8"), help="The steps as noise levels."),
-        click.option("--timesteps", type=options.Numbers(int, "22,0"), help="The steps as training indices."),
-        click.option("--steps", type=click.IntRange(1), metavar="N", help="Network calls.  [default: all levels]"),
+        click.option(
+            "--num",
+            type=click.IntRange(1),
+            metavar="N",
+            default=3,
+            show_default=True,
+            help="Results.",
+        ),
+        click.option(
+            "--sigmas", type=options.Numbers(float, "80,0.8"), help="The steps as noise levels."
+        ),
+        click.option(
+            "--timesteps", type=options.Numbers(int, "22,0"), help="The steps as training indices."
+        ),
+        click.option(
+            "--steps",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Network calls.  [default: all levels]",
+        ),
     ):
         command = option(command)
     return common(command)
@@ -63,10 +92,22 @@ def edit() -> None:
 
 @edit.command()
 @IMAGE
-@click.option("--mask", type=click.Path(path_type=Path), help="Picture of the same size: white is painted anew.")
-@click.option("--mask-box", type=options.Numbers(int, "0,14,28,28"), help="x0,y0,x1,y1: pixels to paint anew.")
+@click.option(
+    "--mask",
+    type=click.Path(path_type=Path),
+    help="Picture of the same size: white is painted anew.",
+)
+@click.option(
+    "--mask-box", type=options.Numbers(int, "0,14,28,28"), help="x0,y0,x1,y1: pixels to paint anew."
+)
 @constrained
-def inpaint(image: Path | None, mask: Path | None, mask_box: list[int] | None, model: str | None, **rest: Any) -> None:
+def inpaint(
+    image: Path | None,
+    mask: Path | None,
+    mask_box: list[int] | None,
+    model: str | None,
+    **rest: Any,
+) -> None:
     """Paints a part of IMAGE anew.
 
     Which part, --mask or --mask-box says.
@@ -88,7 +129,9 @@ def inpaint(image: Path | None, mask: Path | None, mask_box: list[int] | None, m
     if mask is not None:
         hole = images.read_image(mask, 1)
         if hole.shape[:2] != (height, width):
-            raise ValueError(f"--mask: {mask} is {hole.shape[1]}x{hole.shape[0]}, but the picture is {width}x{height}")
+            raise ValueError(
+                f"--mask: {mask} is {hole.shape[1]}x{hole.shape[0]}, but the picture is {width}x{height}"
+            )
     else:
         hole = _box(mask_box or [0, height // 2, width, height], height, width)
     if not hole.any():
@@ -119,7 +162,9 @@ def colorize(image: Path | None, model: str | None, **rest: Any) -> None:
         raise ValueError("give a picture: cmjax edit colorize IMAGE --model MODEL")
     loaded, original, rest = _open(model, image, "", rest)
     if loaded.sample_shape[-1] != 3:
-        raise ValueError("--model: its pictures are gray; colorize needs a model of colour pictures")
+        raise ValueError(
+            "--model: its pictures are gray; colorize needs a model of colour pictures"
+        )
     picture = images.from_uint8(images.fit(original, loaded.config.sample_size))
     gray = (picture @ np.asarray(constraints.REC601, np.float32))[..., None]
     _constrained(loaded, constraints.colorize(gray), picture, rest, known=gray.repeat(3, -1))
@@ -127,7 +172,14 @@ def colorize(image: Path | None, model: str | None, **rest: Any) -> None:
 
 @edit.command()
 @IMAGE
-@click.option("--factor", type=click.IntRange(1), metavar="N", default=4, show_default=True, help="Of magnification.")
+@click.option(
+    "--factor",
+    type=click.IntRange(1),
+    metavar="N",
+    default=4,
+    show_default=True,
+    help="Of magnification.",
+)
 @constrained
 def superres(image: Path | None, factor: int, model: str | None, **rest: Any) -> None:
     """Adds detail to the small picture IMAGE.
@@ -153,11 +205,30 @@ def superres(image: Path | None, factor: int, model: str | None, **rest: Any) ->
 
 @edit.command()
 @click.option(
-    "--from", "first", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Sample number."
+    "--from",
+    "first",
+    type=click.IntRange(0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Sample number.",
 )
-@click.option("--to", "second", type=click.IntRange(0), metavar="N", default=1, show_default=True, help="Another one.")
 @click.option(
-    "--num", type=click.IntRange(2), metavar="N", default=9, show_default=True, help="Pictures, with both ends."
+    "--to",
+    "second",
+    type=click.IntRange(0),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Another one.",
+)
+@click.option(
+    "--num",
+    type=click.IntRange(2),
+    metavar="N",
+    default=9,
+    show_default=True,
+    help="Pictures, with both ends.",
 )
 @common
 def interpolate(first: int, second: int, num: int, model: str | None, **rest: Any) -> None:
@@ -194,9 +265,13 @@ def interpolate(first: int, second: int, num: int, model: str | None, **rest: An
     type=options.Numbers(float, "5.38,2.24"),
     help="Noise levels; a higher first one frees the model.  [default: 5.38,2.24]",
 )
-@click.option("--num", type=click.IntRange(1), metavar="N", default=3, show_default=True, help="Results.")
+@click.option(
+    "--num", type=click.IntRange(1), metavar="N", default=3, show_default=True, help="Results."
+)
 @common
-def stroke(image: Path | None, sigmas: list[float] | None, num: int, model: str | None, **rest: Any) -> None:
+def stroke(
+    image: Path | None, sigmas: list[float] | None, num: int, model: str | None, **rest: Any
+) -> None:
     """Makes a picture of the sketch IMAGE (SDEdit).
 
     \b
@@ -214,9 +289,15 @@ def stroke(image: Path | None, sigmas: list[float] | None, num: int, model: str 
     key = jax.random.key(rest["seed"], impl="threefry2x32")
     levels = np.asarray(sigmas or editing.STROKE_SIGMAS, np.float32)
     options.set_timesteps(loaded.scheduler, {"sigmas": levels})  # errors before the work
-    run = jax.jit(functools.partial(editing.stroke_to_image, apply_fn=loaded.apply_fn, scheduler=loaded.scheduler))
+    run = jax.jit(
+        functools.partial(
+            editing.stroke_to_image, apply_fn=loaded.apply_fn, scheduler=loaded.scheduler
+        )
+    )
     many = np.repeat(sketch[None], num, 0)
-    made = run(key, params=loaded.params, image=many, sigmas=levels, cond=_cond(loaded, rest["label"], num))
+    made = run(
+        key, params=loaded.params, image=many, sigmas=levels, cond=_cond(loaded, rest["label"], num)
+    )
     _write(rest, np.concatenate([sketch[None], made]), ["given", *range(1, num + 1)])
 
 
@@ -247,8 +328,13 @@ def _open(
         image = image or EXAMPLES / example
         original = images.read_image(image, channels)
         height, width = original.shape[:2]
-        if (height, width) not in ((size, size), (size // factor, size // factor)) and not rest["quiet"]:
-            click.echo(f"{image}: {width}x{height} pixels, its middle square scaled to {size}x{size}", err=True)
+        if (height, width) not in ((size, size), (size // factor, size // factor)) and not rest[
+            "quiet"
+        ]:
+            click.echo(
+                f"{image}: {width}x{height} pixels, its middle square scaled to {size}x{size}",
+                err=True,
+            )
     return checkpoint.load(), original, rest
 
 
@@ -269,7 +355,11 @@ def _box(corners: list[int], height: int, width: int) -> "np.ndarray":
 
 
 def _constrained(
-    model: "Model", constraint: "Constraint", picture: "np.ndarray", rest: dict[str, Any], known: Any = None
+    model: "Model",
+    constraint: "Constraint",
+    picture: "np.ndarray",
+    rest: dict[str, Any],
+    known: Any = None,
 ) -> None:
     """Samples under a constraint and writes what was given, what is kept of it, and the results."""
     import jax
@@ -286,13 +376,17 @@ def _constrained(
 
     @jax.jit
     def run(key, params, constraint, cond):
-        made = editing.edit(key, model.apply_fn, params, scheduler, constraint, shape, **schedule, cond=cond)
+        made = editing.edit(
+            key, model.apply_fn, params, scheduler, constraint, shape, **schedule, cond=cond
+        )
         return constraint(jax.numpy.zeros(shape))[:1], made
 
     key = jax.random.key(rest["seed"], impl="threefry2x32")
     kept, made = run(key, model.params, constraint, _cond(model, rest["label"], num))
     kept = kept if known is None else known[None]
-    _write(rest, np.concatenate([picture[None], kept, made]), ["given", "known", *range(1, num + 1)])
+    _write(
+        rest, np.concatenate([picture[None], kept, made]), ["given", "known", *range(1, num + 1)]
+    )
 
 
 def _cond(model: "Model", label: int | None, num: int) -> dict[str, Any]:
@@ -310,6 +404,8 @@ def _write(rest: dict[str, Any], tiles: Any, captions: list[Any]) -> None:
     if not np.isfinite(tiles).all():
         raise ValueError("the results are not finite; the model is broken")
     scale = max(1, 112 // tiles.shape[1])
-    save_grid(rest["out"], to_uint8(tiles), columns=min(len(tiles), 12), labels=captions, scale=scale)
+    save_grid(
+        rest["out"], to_uint8(tiles), columns=min(len(tiles), 12), labels=captions, scale=scale
+    )
     if not rest["quiet"]:
         click.echo(f"{rest['out']}: {', '.join(map(str, filter(str, captions)))}")

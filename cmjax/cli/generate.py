@@ -21,7 +21,10 @@ from cmjax.cli import options
     help="How many; a larger number than before adds to the folder.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run, the same for all processes."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the run, the same for all processes.",
 )
 @click.option(
     "--format",
@@ -46,8 +49,17 @@ from cmjax.cli import options
     metavar="N",
     help="Samples in a file; a kill loses three of them at most.  [default: 100]",
 )
-@click.option("--shard-params", is_flag=True, help="Divide the parameters among devices, for models larger than one.")
-@click.option("--verify", type=click.Path(path_type=Path), metavar="DIR", help="Check a folder instead, and end.")
+@click.option(
+    "--shard-params",
+    is_flag=True,
+    help="Divide the parameters among devices, for models larger than one.",
+)
+@click.option(
+    "--verify",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Check a folder instead, and end.",
+)
 @click.option(
     "--compilation-cache",
     metavar="DIR",
@@ -90,7 +102,9 @@ def generate(
       cmjax generate --verify digits                             are they as they were made?
     """  # noqa: D301
     if (out is None) == (verify is None):
-        raise ValueError("--out DIR says where the samples go, --verify DIR checks some; give one of them")
+        raise ValueError(
+            "--out DIR says where the samples go, --verify DIR checks some; give one of them"
+        )
     schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
     if verify is None:
         options.initialize(coordinator, num_processes, process_id)
@@ -132,16 +146,22 @@ def generate(
         click.get_current_context().exit(130)
     if made.paths and not quiet:
         rate = f", {made.made / made.seconds:,.1f} a second by this process" if made.made else ""
-        click.echo(f"{options.counted(num_samples, 'sample')} in {', '.join(map(str, made.paths))}{rate}")
+        click.echo(
+            f"{options.counted(num_samples, 'sample')} in {', '.join(map(str, made.paths))}{rate}"
+        )
 
 
-def _verify(folder: Path, model: str | None, batch_size: int, shard_params: bool, quiet: bool) -> None:
+def _verify(
+    folder: Path, model: str | None, batch_size: int, shard_params: bool, quiet: bool
+) -> None:
     from cmjax import generation
     from cmjax.generation.manifest import read_manifest
 
     manifest = read_manifest(folder)
     with _on_the_host():
-        loaded = options.open_model(model or manifest["source"] or None, None, {}, manifest["settings"]["dtype"], quiet)
+        loaded = options.open_model(
+            model or manifest["source"] or None, None, {}, manifest["settings"]["dtype"], quiet
+        )
     checked = generation.verify(folder, loaded, batch_size=batch_size, shard_params=shard_params)
     if checked.damaged:
         raise ValueError(
@@ -154,8 +174,14 @@ def _verify(folder: Path, model: str | None, batch_size: int, shard_params: bool
             "or they were altered"
         )
     if not quiet:
-        again = f"some made again differ by {checked.difference} of 255" if checked.samples else "none was made again"
-        click.echo(f"{folder}: {options.counted(checked.samples, 'sample')} in shards, all files whole; {again}")
+        again = (
+            f"some made again differ by {checked.difference} of 255"
+            if checked.samples
+            else "none was made again"
+        )
+        click.echo(
+            f"{folder}: {options.counted(checked.samples, 'sample')} in shards, all files whole; {again}"
+        )
 
 
 def _keep_compiled(folder: str | None) -> None:
@@ -163,7 +189,9 @@ def _keep_compiled(folder: str | None) -> None:
     import jax
 
     if folder is None and not getattr(jax.config, "jax_compilation_cache_dir", None):
-        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cmjax", "compiled")
+        folder = os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cmjax", "compiled"
+        )
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", None if folder == "none" else folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -11,7 +11,9 @@ import click
 class OneLineErrors(click.Group):
     """A group whose every failure is one line on stderr and exit code 2; 130 when interrupted."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # as a program; `main` serves those who embed it
+    def __call__(
+        self, *args: Any, **kwargs: Any
+    ) -> Any:  # as a program; `main` serves those who embed it
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, leave)
         return self.main(*args, **kwargs)
@@ -21,7 +23,11 @@ class OneLineErrors(click.Group):
         try:
             sys.exit(super().main(*args, **kwargs))
         except click.UsageError as error:
-            hint = "" if isinstance(error, click.BadParameter) or error.ctx is None else error.ctx.command_path
+            hint = (
+                ""
+                if isinstance(error, click.BadParameter) or error.ctx is None
+                else error.ctx.command_path
+            )
             self._fail(error.format_message() + (hint and f" See {hint} --help."))
         except click.ClickException as error:
             self._fail(error.format_message())
@@ -38,7 +44,9 @@ class OneLineErrors(click.Group):
             parts = [str(part) for part in (error.filename, error.strerror) if part]
             raise click.ClickException(": ".join(parts) or str(error)) from None
         except (ValueError, MemoryError) as error:
-            raise click.ClickException(str(error) or "out of memory; ask for fewer samples at a time") from None
+            raise click.ClickException(
+                str(error) or "out of memory; ask for fewer samples at a time"
+            ) from None
 
     @staticmethod
     def _fail(message: str) -> None:
@@ -51,5 +59,7 @@ _INTERRUPTED = "Interrupted; nothing unfinished was written."
 
 def leave(*_: Any) -> None:
     """Ends the process: an exception gets lost, or aborts, where libraries call back into Python."""
-    os.write(2, ("\n" * sys.stderr.isatty() + _INTERRUPTED + "\n").encode())  # below the ^C and the bar
+    os.write(
+        2, ("\n" * sys.stderr.isatty() + _INTERRUPTED + "\n").encode()
+    )  # below the ^C and the bar
     os._exit(130)

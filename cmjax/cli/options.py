@@ -20,12 +20,18 @@ class Numbers(click.ParamType):
     def __init__(self, kind: Callable[[str], int | float], example: str):
         self.kind, self.name, self.example = kind, example, example
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[Any]:
         try:
             numbers = [self.kind(part) for part in value.split(",")]
         except ValueError:
             what = "integers" if self.kind is int else "numbers"
-            self.fail(f"must be {what} separated by commas, such as {self.example}, got {value!r}.", param, ctx)
+            self.fail(
+                f"must be {what} separated by commas, such as {self.example}, got {value!r}.",
+                param,
+                ctx,
+            )
         if any(isinstance(number, int) and abs(number) >= 2**31 for number in numbers):
             self.fail(f"{value} is too large.", param, ctx)
         return numbers
@@ -44,7 +50,9 @@ class Setting(click.ParamType):
 
     name = "key=value"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
         if isinstance(value, tuple):
             return value
         key, separator, text = value.partition("=")
@@ -70,9 +78,13 @@ def check_out(path: Path, kinds: Mapping[str, str]) -> None:
     if not folder.is_dir():
         raise ValueError(f"--out: there is no folder {path.parent}; make it first")
     try:
-        tempfile.TemporaryFile(dir=folder).close()  # permission bits say too little: ask the file system
+        tempfile.TemporaryFile(
+            dir=folder
+        ).close()  # permission bits say too little: ask the file system
     except OSError as error:
-        raise ValueError(f"--out: cannot write in {path.parent}: {error.strerror}; choose another folder") from None
+        raise ValueError(
+            f"--out: cannot write in {path.parent}: {error.strerror}; choose another folder"
+        ) from None
 
 
 def sampling(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,12 +98,21 @@ def sampling(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Of parameters and samples.",
         ),
         click.option(
-            "--seed", type=SEED, metavar="N", default=0, show_default=True, help="Another seed, other samples."
+            "--seed",
+            type=SEED,
+            metavar="N",
+            default=0,
+            show_default=True,
+            help="Another seed, other samples.",
         ),
         click.option(
-            "--labels", type=Numbers(int, "3,1,4"), help="Classes to ask for, repeated in turn.  [default: all]"
+            "--labels",
+            type=Numbers(int, "3,1,4"),
+            help="Classes to ask for, repeated in turn.  [default: all]",
         ),
-        click.option("--sigmas", type=Numbers(float, "80,0.8"), help="The steps as noise levels, descending."),
+        click.option(
+            "--sigmas", type=Numbers(float, "80,0.8"), help="The steps as noise levels, descending."
+        ),
         click.option(
             "--timesteps",
             type=Numbers(whole_or_not, "22,0"),
@@ -104,10 +125,16 @@ def sampling(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Steps: a network call each, or two with samplers of second order.  [default: 1]",
         ),
         click.option(
-            "--set", "settings", type=Setting(), multiple=True, help="An option of the scheduler; may be repeated."
+            "--set",
+            "settings",
+            type=Setting(),
+            multiple=True,
+            help="An option of the scheduler; may be repeated.",
         ),
         click.option(
-            "--scheduler", metavar="NAME", help="Another sampler than the model's own, such as EDMHeunScheduler."
+            "--scheduler",
+            metavar="NAME",
+            help="Another sampler than the model's own, such as EDMHeunScheduler.",
         ),
         click.option(
             "--model",
@@ -128,8 +155,14 @@ def open_model(
     try:
         checkpoint = open_checkpoint(model)
         loaded = checkpoint.load(dtype=dtype)
-    except (TypeError, ArithmeticError, RecursionError) as error:  # values in its files that only fail when used
-        raise ValueError(f"model {model}: its files make no sense ({type(error).__name__}: {error})") from None
+    except (
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:  # values in its files that only fail when used
+        raise ValueError(
+            f"model {model}: its files make no sense ({type(error).__name__}: {error})"
+        ) from None
     if checkpoint.note and not quiet:
         click.echo(f"Note: {checkpoint.note}", err=True)
     if scheduler or settings:
@@ -137,12 +170,16 @@ def open_model(
     return loaded
 
 
-def schedule(steps: int | None, timesteps: list[float] | None, sigmas: list[float] | None) -> dict[str, Any]:
+def schedule(
+    steps: int | None, timesteps: list[float] | None, sigmas: list[float] | None
+) -> dict[str, Any]:
     """Returns what was given of --steps, --timesteps and --sigmas as argument of `set_timesteps`: one, or none."""
     levels = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas}
     given = {name: value for name, value in levels.items() if value is not None}
     if len(given) > 1:
-        raise ValueError(f"{' and '.join(map(_option, given))} exclude each other; give one of them")
+        raise ValueError(
+            f"{' and '.join(map(_option, given))} exclude each other; give one of them"
+        )
     return given
 
 
@@ -175,7 +212,9 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _scheduler(trained_for: "Scheduler", name: str | None, settings: Mapping[str, Any]) -> "Scheduler":
+def _scheduler(
+    trained_for: "Scheduler", name: str | None, settings: Mapping[str, Any]
+) -> "Scheduler":
     """Returns the scheduler of that name, with the noise levels that the model was trained for unless they are set."""
     from cmjax.configs import did_you_mean
     from cmjax.schedulers import SCHEDULERS, on_levels_of
@@ -192,8 +231,18 @@ def _scheduler(trained_for: "Scheduler", name: str | None, settings: Mapping[str
 def distributed(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that join several processes into one run; `initialize` takes their values."""
     for option in (
-        click.option("--process-id", type=click.IntRange(0), metavar="I", help="This process's number, from 0."),
-        click.option("--num-processes", type=click.IntRange(1), metavar="N", help="How many processes there are."),
+        click.option(
+            "--process-id",
+            type=click.IntRange(0),
+            metavar="I",
+            help="This process's number, from 0.",
+        ),
+        click.option(
+            "--num-processes",
+            type=click.IntRange(1),
+            metavar="N",
+            help="How many processes there are.",
+        ),
         click.option(
             "--coordinator",
             metavar="HOST:PORT",
@@ -215,7 +264,9 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     if any(given) and (coordinator is None or (coordinator != "auto" and not all(given))):
         raise ValueError("--coordinator HOST:PORT, --num-processes and --process-id go together")
     if num_processes is not None and process_id is not None and process_id >= num_processes:
-        raise ValueError(f"--process-id must be below --num-processes {num_processes}, got {process_id}")
+        raise ValueError(
+            f"--process-id must be below --num-processes {num_processes}, got {process_id}"
+        )
     address = None if coordinator == "auto" else coordinator
     try:
         # JAX gives a Slurm task one device; a task alone on its node is to have them all, which [] means.
@@ -223,7 +274,11 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         devices = [] if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
         jax.distributed.initialize(address, num_processes, process_id, local_device_ids=devices)
     except (OSError, RuntimeError, ValueError) as error:
-        hint = "" if address else "; if this is no TPU pod or Slurm job, give HOST:PORT, or none for a run alone"
+        hint = (
+            ""
+            if address
+            else "; if this is no TPU pod or Slurm job, give HOST:PORT, or none for a run alone"
+        )
         what = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"--coordinator {coordinator or 'auto'}: {what}{hint}") from None
 

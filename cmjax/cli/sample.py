@@ -14,9 +14,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.sampling
-@click.option("--num", type=click.IntRange(1), metavar="N", default=64, show_default=True, help="Number of samples.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), metavar="N", default=64, show_default=True, help="Samples at a time."
+    "--num",
+    type=click.IntRange(1),
+    metavar="N",
+    default=64,
+    show_default=True,
+    help="Number of samples.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    default=64,
+    show_default=True,
+    help="Samples at a time.",
 )
 @click.option(
     "--out",
@@ -69,10 +81,19 @@ def sample(
     labels = options.check_labels(labels, loaded.num_classes)
     channels = loaded.sample_shape[-1]
     if out.suffix.lower() == ".png" and channels not in (1, 3):
-        raise ValueError(f"--out: a .png has 1 or 3 channels, but the model's samples have {channels}; use .npz")
+        raise ValueError(
+            f"--out: a .png has 1 or 3 channels, but the model's samples have {channels}; use .npz"
+        )
     state = options.set_timesteps(loaded.scheduler, schedule)
     made = generate(
-        loaded, state, num, labels=labels, seed=seed, batch_size=batch_size, dtype=dtype, progress=not quiet
+        loaded,
+        state,
+        num,
+        labels=labels,
+        seed=seed,
+        batch_size=batch_size,
+        dtype=dtype,
+        progress=not quiet,
     )
     if signal.getsignal(signal.SIGINT) is group.leave:  # from here on there is a file to clear away
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -99,5 +120,9 @@ def _write(path: Path, made: "Generated", period: int) -> None:
         save_grid(path, made.images, columns=columns, labels=made.labels, scale=scale)
     else:
         with replacing(path) as file:
-            arrays = {"images": made.images} if made.labels is None else {"images": made.images, "labels": made.labels}
+            arrays = (
+                {"images": made.images}
+                if made.labels is None
+                else {"images": made.images, "labels": made.labels}
+            )
             np.savez(file, allow_pickle=False, **arrays)

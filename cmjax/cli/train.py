@@ -11,7 +11,10 @@ from cmjax.cli import options
 @click.command()
 @click.argument("config", metavar="CONFIG")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run.  [default: runs/NAME of CONFIG]"
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the run.  [default: runs/NAME of CONFIG]",
 )
 @click.option(
     "--set",
@@ -20,7 +23,11 @@ from cmjax.cli import options
     multiple=True,
     help="section.key=value instead of what CONFIG says; may be repeated.",
 )
-@click.option("--dry-run", is_flag=True, help="Print shapes, parameters, memory and arithmetic; train nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print shapes, parameters, memory and arithmetic; train nothing.",
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @options.distributed
 def train(

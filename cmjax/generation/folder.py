@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cmjax.checkpoints import Model
 from cmjax.files import clear_unfinished
 from cmjax.generation import processes
 from cmjax.generation.exports import check_formats, export
@@ -18,6 +17,7 @@ from cmjax.generation.manifest import run_settings
 from cmjax.generation.progress import Progress
 from cmjax.generation.sampler import Sampler, regroup
 from cmjax.generation.shards import Shards
+from cmjax.model import Model
 
 QUEUE = 2  # shards that may wait to be written while others are computed
 
@@ -25,7 +25,9 @@ QUEUE = 2  # shards that may wait to be written while others are computed
 class Outcome(NamedTuple):
     """What `generate_folder` returns."""
 
-    paths: list[Path]  # of what was made, by format; empty if the run was stopped, and on other processes than 0
+    paths: list[
+        Path
+    ]  # of what was made, by format; empty if the run was stopped, and on other processes than 0
     done: int  # samples in the folder
     resumed: int  # samples that were there before
     made: int  # samples that this process made
@@ -78,8 +80,14 @@ def generate_folder(
             finite.
         OSError: if something cannot be written; what was made before remains.
     """
-    schedule = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
-    schedule = {name: value for name, value in schedule.items() if value is not None} or {"num_inference_steps": 1}
+    schedule = {
+        "num_inference_steps": num_inference_steps,
+        "timesteps": timesteps,
+        "sigmas": sigmas,
+    }
+    schedule = {name: value for name, value in schedule.items() if value is not None} or {
+        "num_inference_steps": 1
+    }
 
     def prepare():
         _check(model, num, labels, seed, batch_size, shard_size)
@@ -94,7 +102,10 @@ def generate_folder(
         missing = processes.missing_shards(shards.ranges(num), found)
         mine, resumed = processes.my_share(missing), num - sum(map(len, missing))
 
-        with Progress(shards, num, resumed, mine, progress) as run, processes.stopping_together(signs.stop) as stopping:
+        with (
+            Progress(shards, num, resumed, mine, progress) as run,
+            processes.stopping_together(signs.stop) as stopping,
+        ):
             devices = [device.device_kind for device in jax.local_devices()]
             run.log("start", num=num, resumed=resumed, damaged=damaged, devices=devices)
             if mine:
@@ -112,7 +123,11 @@ def generate_folder(
 
 
 def _check(model, num, labels, seed, batch_size, shard_size):
-    numbers = {"num": (num, 1, 2**32), "seed": (seed, 0, 2**32 - 1), "batch_size": (batch_size, 1, 2**32)}
+    numbers = {
+        "num": (num, 1, 2**32),
+        "seed": (seed, 0, 2**32 - 1),
+        "batch_size": (batch_size, 1, 2**32),
+    }
     if shard_size is not None:
         numbers["shard_size"] = (shard_size, 1, 2**32)
     for name, (value, least, most) in numbers.items():
@@ -120,9 +135,15 @@ def _check(model, num, labels, seed, batch_size, shard_size):
             raise ValueError(f"{name} must be from {least} to {most}, got {value}")
     classes = model.num_classes
     if (labels is None) != (classes is None):
-        raise ValueError(f"labels must be None for a model without classes, and only then; this one has {classes}")
-    if labels is not None and (len(labels) == 0 or not all(0 <= label < classes for label in labels)):
-        raise ValueError(f"labels must be one or more of the classes 0..{classes - 1}, got {labels}")
+        raise ValueError(
+            f"labels must be None for a model without classes, and only then; this one has {classes}"
+        )
+    if labels is not None and (
+        len(labels) == 0 or not all(0 <= label < classes for label in labels)
+    ):
+        raise ValueError(
+            f"labels must be one or more of the classes 0..{classes - 1}, got {labels}"
+        )
 
 
 def _found(shards, num, say):
@@ -144,7 +165,10 @@ def _finish(shards, num, formats, finished, stopping):
     if jax.process_index() > 0:
         processes.wait_until(finished.exists, stopping)
         return [] if finished.exists() else None
-    for folder in (shards.folder, shards.folder / "shards"):  # all shards are there, so nobody writes any more
+    for folder in (
+        shards.folder,
+        shards.folder / "shards",
+    ):  # all shards are there, so nobody writes any more
         clear_unfinished(folder)
     try:
         paths = [export(shards, num, kind, stopping) for kind in formats]
@@ -163,7 +187,9 @@ def _make(
     written: Callable[[range], None],
 ) -> None:
     """Makes shards; a thread writes one while the next is computed."""
-    indices = regroup((np.asarray(shard, np.uint32) for shard in mine), itertools.repeat(sampler.size))
+    indices = regroup(
+        (np.asarray(shard, np.uint32) for shard in mine), itertools.repeat(sampler.size)
+    )
     batches = sampler.batches(itertools.takewhile(lambda _: not stopping(), indices))
     waiting = deque()
 

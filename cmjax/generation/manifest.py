@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 import cmjax
-from cmjax.checkpoints import Model
-from cmjax.checkpoints.model import flat
+from cmjax.checkpoints.checkpoint import flat
 from cmjax.files import replacing
 from cmjax.generation.shards import Shards
+from cmjax.model import Model
 from cmjax.schedulers import SchedulerState
 
 MANIFEST = "manifest.json"
@@ -68,10 +68,14 @@ def check_folder(folder: Path) -> None:
         return
     ours = (LOCK, ".cmjax-")  # of a run that ended before its manifest was there
     if others := sorted(file.name for file in folder.iterdir() if not file.name.startswith(ours)):
-        raise ValueError(f"{folder} must be new or empty, or of the same run, but holds {others[0]}; choose another")
+        raise ValueError(
+            f"{folder} must be new or empty, or of the same run, but holds {others[0]}; choose another"
+        )
 
 
-def open_shards(folder: Path, settings: Mapping[str, Any], source: str, shard_size: int | None) -> Shards:
+def open_shards(
+    folder: Path, settings: Mapping[str, Any], source: str, shard_size: int | None
+) -> Shards:
     """Opens the folder of a run, or begins one.
 
     Args:
@@ -93,7 +97,9 @@ def open_shards(folder: Path, settings: Mapping[str, Any], source: str, shard_si
             for name in sorted(before.keys() | settings.keys())
             if before.get(name) != settings.get(name)
         ]:
-            raise ValueError(f"{folder} holds samples of other settings: {'; '.join(different)}; choose another --out")
+            raise ValueError(
+                f"{folder} holds samples of other settings: {'; '.join(different)}; choose another --out"
+            )
         settings = before  # digests are of its spelling: 70 and 70.0 are equal
     else:
         settings = {**settings, "shard_size": shard_size or 100}
@@ -115,7 +121,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if manifest.pop("digest") == _digest(manifest):
             return manifest
     except FileNotFoundError:
-        raise ValueError(f"{folder} has no {MANIFEST}; it is no folder of `cmjax generate`") from None
+        raise ValueError(
+            f"{folder} has no {MANIFEST}; it is no folder of `cmjax generate`"
+        ) from None
     except (ValueError, KeyError, AttributeError, TypeError):
         pass
     raise ValueError(f"{folder / MANIFEST} is damaged; restore it, or choose another --out")

@@ -109,7 +109,9 @@ def open_together(
     shards = all_together(lambda: shards or join())
     wanted, token = _of_all(num - 1, secrets.randbits(32))
     if (wanted != wanted[0]).any():
-        raise ValueError(f"all processes must make the same number of samples, got {[int(n) + 1 for n in wanted]}")
+        raise ValueError(
+            f"all processes must make the same number of samples, got {[int(n) + 1 for n in wanted]}"
+        )
     return shards, Signs(folder / f".stop-{token[0]:08x}", folder / f".finished-{token[0]:08x}")
 
 

@@ -46,7 +46,12 @@ class Progress:
         self._shards, self._num, self._mine = shards, num, sum(map(len, mine))
         hidden = not shown or jax.process_index() > 0 or resumed == num
         self._bar = tqdm(
-            total=num, initial=resumed, desc="compiling", unit="sample", dynamic_ncols=True, disable=hidden
+            total=num,
+            initial=resumed,
+            desc="compiling",
+            unit="sample",
+            dynamic_ncols=True,
+            disable=hidden,
         )
         self._begin = self._refreshed = time.perf_counter()
 
@@ -76,8 +81,12 @@ class Progress:
         self.made += len(shard)
         rate = self.made / self.seconds
         eta = (self._mine - self.made) / rate
-        self.log("shard", first=shard.start, count=len(shard), rate=round(rate, 2), eta=round(eta, 1))
-        if not self._bar.disable and time.perf_counter() - self._refreshed > 0.5:  # it lists the folder
+        self.log(
+            "shard", first=shard.start, count=len(shard), rate=round(rate, 2), eta=round(eta, 1)
+        )
+        if (
+            not self._bar.disable and time.perf_counter() - self._refreshed > 0.5
+        ):  # it lists the folder
             self.refresh()
 
     def sampled(self) -> None:

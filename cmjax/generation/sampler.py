@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import cmjax
-from cmjax.checkpoints import Model
 from cmjax.images import to_uint8
+from cmjax.model import Model
 from cmjax.schedulers import SchedulerState
 
 AXIS = "batch"  # of the mesh, over which samples are divided
@@ -55,19 +55,33 @@ class Sampler:
     ):
         mesh = Mesh(np.array(devices or jax.local_devices()), (AXIS,))
         self.size = batch_size * mesh.size
-        self._divided, everywhere = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
+        self._divided, everywhere = (
+            NamedSharding(mesh, PartitionSpec(AXIS)),
+            NamedSharding(mesh, PartitionSpec()),
+        )
         self._labels = None if labels is None else np.asarray(labels, np.int32)
 
         def draw(key, params, state, indices, labels):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
             cond = {} if labels is None else {"class_labels": labels}
             shape = (self.size, *model.sample_shape)
-            x = cmjax.sample(keys, model.apply_fn, params, model.scheduler, shape, state=state, cond=cond, dtype=dtype)
+            x = cmjax.sample(
+                keys,
+                model.apply_fn,
+                params,
+                model.scheduler,
+                shape,
+                state=state,
+                cond=cond,
+                dtype=dtype,
+            )
             return to_uint8(x), jnp.isfinite(x).all(axis=range(1, x.ndim))
 
         # The generator and how it draws are named: under other defaults a seed would mean other samples.
         key = jax.random.key(seed, impl="threefry2x32")
-        shardings = jax.tree.map(lambda leaf: _divided(leaf, mesh) if shard_params else everywhere, model.params)
+        shardings = jax.tree.map(
+            lambda leaf: _divided(leaf, mesh) if shard_params else everywhere, model.params
+        )
         with _out_of_memory(), jax.threefry_partitionable(True):
             self._fixed = (
                 jax.device_put(key, everywhere),
@@ -156,11 +170,16 @@ def generate(
     with tqdm(total=total, desc="compiling", unit="batch", leave=False, disable=hidden) as bar:
         begin = time.perf_counter()
         one = jax.local_devices()[:1]
-        sampler = Sampler(model, state, labels=labels, seed=seed, batch_size=size, dtype=dtype, devices=one)
+        sampler = Sampler(
+            model, state, labels=labels, seed=seed, batch_size=size, dtype=dtype, devices=one
+        )
         ready = time.perf_counter()
         bar.reset()  # its rate is that of sampling
         bar.set_description("sampling")
-        indices = [np.arange(first, min(first + size, num), dtype=np.uint32) for first in range(0, num, size)]
+        indices = [
+            np.arange(first, min(first + size, num), dtype=np.uint32)
+            for first in range(0, num, size)
+        ]
         for batch, made in zip(indices, sampler.batches(indices), strict=True):
             images[batch] = made
             bar.update()
@@ -173,13 +192,17 @@ def _divided(leaf, mesh):
     """The sharding of a parameter along its largest axis that the devices divide."""
     fitting = [axis for axis, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
     largest = max(fitting, key=leaf.shape.__getitem__, default=None)
-    return NamedSharding(mesh, PartitionSpec(*(AXIS if axis == largest else None for axis in range(leaf.ndim))))
+    return NamedSharding(
+        mesh, PartitionSpec(*(AXIS if axis == largest else None for axis in range(leaf.ndim)))
+    )
 
 
 def _fetched(indices, made):
     images, finite = (np.asarray(array)[: len(indices)] for array in made)
     if not finite.all():
-        raise ValueError(f"sample number {indices[finite.argmin()]} is not finite; the model or its dtype is broken")
+        raise ValueError(
+            f"sample number {indices[finite.argmin()]} is not finite; the model or its dtype is broken"
+        )
     return images
 
 
@@ -188,5 +211,9 @@ def _out_of_memory():
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        hint = "; a smaller --batch-size needs less memory" if "RESOURCE_EXHAUSTED" in str(error) else ""
+        hint = (
+            "; a smaller --batch-size needs less memory"
+            if "RESOURCE_EXHAUSTED" in str(error)
+            else ""
+        )
         raise ValueError(str(error).splitlines()[0] + hint) from None

@@ -65,7 +65,10 @@ class Shards:
         listed = self.listed()
         last = max((shard.stop for shard in listed), default=0)
         missing = (shard for shard in self.ranges(last) if shard not in listed)
-        return [self.folder / "shards" / f"{shard.start:09}-{shard.stop - 1:09}-*.npz" for shard in missing]
+        return [
+            self.folder / "shards" / f"{shard.start:09}-{shard.stop - 1:09}-*.npz"
+            for shard in missing
+        ]
 
     def strangers(self) -> list[Path]:
         """Returns what lies among the shards and is none; unfinished ones and others of hidden names aside."""
@@ -76,7 +79,11 @@ class Shards:
     def labels(self, indices: np.ndarray | range) -> np.ndarray | None:
         """Returns i32[n], the classes of samples, or None for a model without classes: they repeat in turn."""
         labels = self.settings["labels"]
-        return None if labels is None else np.asarray(labels, np.int32)[np.asarray(indices) % len(labels)]
+        return (
+            None
+            if labels is None
+            else np.asarray(labels, np.int32)[np.asarray(indices) % len(labels)]
+        )
 
     def write(self, shard: range, images: np.ndarray) -> None:
         """Writes a shard.
@@ -88,7 +95,9 @@ class Shards:
         if labels is not None:
             arrays["labels"] = labels
         np.savez(content, allow_pickle=False, **arrays)
-        name = f"{shard.start:09}-{shard.stop - 1:09}-{self._digest(shard, content.getbuffer())}.npz"
+        name = (
+            f"{shard.start:09}-{shard.stop - 1:09}-{self._digest(shard, content.getbuffer())}.npz"
+        )
         with replacing(self.folder / "shards" / name) as file:
             file.write(content.getbuffer())
 
@@ -100,7 +109,9 @@ class Shards:
         """
         content = path.read_bytes()
         if not self._right(shard, path, content):
-            raise ValueError(f"{path} is damaged; run the same `cmjax generate` again to make it anew")
+            raise ValueError(
+                f"{path} is damaged; run the same `cmjax generate` again to make it anew"
+            )
         with np.load(io.BytesIO(content)) as arrays:
             return arrays["images"]
 
@@ -112,6 +123,8 @@ class Shards:
         return path.stem.split("-")[-1] == self._digest(shard, content)
 
     def _digest(self, shard, content):
-        digest = hashlib.blake2b(f"{shard.start}-{shard.stop} ".encode(), digest_size=8, key=self._run)
+        digest = hashlib.blake2b(
+            f"{shard.start}-{shard.stop} ".encode(), digest_size=8, key=self._run
+        )
         digest.update(content)
         return digest.hexdigest()

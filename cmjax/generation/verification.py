@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 import cmjax
-from cmjax.checkpoints import Model
 from cmjax.generation.exports import damaged_exports, read_sums
 from cmjax.generation.manifest import model_digest, read_manifest
 from cmjax.generation.sampler import Sampler, regroup
 from cmjax.generation.shards import Shards
+from cmjax.model import Model
 
 
 class Verified(NamedTuple):
@@ -45,17 +45,25 @@ def verify(
     except ValueError:  # its network cannot be adapted
         same = False
     if not same:
-        raise ValueError(f"{folder} was made with another model than this; name the one with --model")
+        raise ValueError(
+            f"{folder} was made with another model than this; name the one with --model"
+        )
     shards = Shards(folder, settings)
     found, broken = shards.find()
     damaged = [*broken, *shards.gaps(), *shards.strangers(), *damaged_exports(folder)]
-    if not found and not damaged and not read_sums(folder):  # the shards may go once something is made of them
+    if (
+        not found and not damaged and not read_sums(folder)
+    ):  # the shards may go once something is made of them
         raise ValueError(f"{folder} holds no samples; run `cmjax generate` first")
     there = np.unique(np.array([index for shard in found for index in shard], np.uint32))
     chosen = np.sort(np.random.default_rng().choice(there, min(count, len(there)), replace=False))
     again = _made_again(model, settings, chosen, batch_size, shard_params)
     stored = np.array([_stored(shards, found, int(index)) for index in chosen])
-    error = np.abs(stored.astype(int) - again).reshape(len(chosen), -1) if len(chosen) else np.zeros((1, 1), int)
+    error = (
+        np.abs(stored.astype(int) - again).reshape(len(chosen), -1)
+        if len(chosen)
+        else np.zeros((1, 1), int)
+    )
     # Sums in another order round differently; in bfloat16, which accelerators also take for products of float32, by 1.3
     # at most (18 steps) in a sample's mean; another sample is 35 off.
     exact = settings["dtype"] == "float32" and settings["platform"] == "cpu"

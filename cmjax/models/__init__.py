@@ -1,6 +1,7 @@
 """Networks, and adapters for yours."""
 
-from cmjax.models.adapters import ApplyFn, compute_in, from_linen, from_nnx
+from cmjax.arrays import ApplyFn
+from cmjax.models.adapters import compute_in, from_linen, from_nnx
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import PRESETS, UNet2DConfig

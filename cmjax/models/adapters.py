@@ -1,11 +1,11 @@
 """From a Flax module to the pair `(apply_fn, params)` that cmjax's functions take."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen, nnx
 
-ApplyFn = Callable[..., Any]
+from cmjax.arrays import ApplyFn
 
 
 def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
@@ -26,7 +26,9 @@ def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
     return apply_fn, params
 
 
-def from_linen(module: linen.Module, variables: Mapping[str, Any]) -> tuple[ApplyFn, Mapping[str, Any]]:
+def from_linen(
+    module: linen.Module, variables: Mapping[str, Any]
+) -> tuple[ApplyFn, Mapping[str, Any]]:
     """Pairs a Linen module, whose `__call__` takes `(x, t, **cond)`, with its variables.
 
     Args:

@@ -58,9 +58,13 @@ class DiTConfig:
     def __post_init__(self):
         check_options(self)
         if self.num_class_embeds is not None and not is_int(self.num_class_embeds, 1):
-            raise ValueError(f"num_class_embeds must be a positive integer or null, got {self.num_class_embeds!r}")
+            raise ValueError(
+                f"num_class_embeds must be a positive integer or null, got {self.num_class_embeds!r}"
+            )
         if self.sample_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}")
+            raise ValueError(
+                f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}"
+            )
         if self.width % 4:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} x attention_head_dim {self.attention_head_dim} "
@@ -107,7 +111,9 @@ class DiT(nnx.Module):
         self.modulation = _zero_linear(width, 2 * width, rngs)
         self.proj_out = _zero_linear(width, folded * config.out_channels, rngs)
 
-    def __call__(self, x: jax.Array, t: jax.Array, class_labels: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, t: jax.Array, class_labels: jax.Array | None = None
+    ) -> jax.Array:
         """Evaluates the network.
 
         Args:
@@ -125,12 +131,16 @@ class DiT(nnx.Module):
         layers.check_images(x, config.sample_size, config.in_channels)
         condition = jax.nn.silu(self._embed(t, class_labels)).astype(x.dtype)
         side, joined = config.sample_size // config.patch_size, len(self.skips)
-        h = self.patch_embed(layers.space_to_depth(x, config.patch_size)).reshape(len(x), side * side, config.width)
+        h = self.patch_embed(layers.space_to_depth(x, config.patch_size)).reshape(
+            len(x), side * side, config.width
+        )
         h = h + jnp.asarray(position_embedding(side, config.width), x.dtype)[None]
         kept: list[jax.Array] = []
         for i, block in enumerate(self.blocks):
             if i >= config.num_layers - joined:
-                h = self.skips[i - config.num_layers + joined](jnp.concatenate([h, kept.pop()], axis=-1))
+                h = self.skips[i - config.num_layers + joined](
+                    jnp.concatenate([h, kept.pop()], axis=-1)
+                )
             h = block(h, condition)
             if i < joined:
                 kept.append(h)
@@ -139,7 +149,9 @@ class DiT(nnx.Module):
         return layers.depth_to_space(h, config.patch_size)
 
     def _embed(self, t, class_labels):
-        embedding = self.time_embedding(layers.sinusoidal_embedding(t * self.config.time_scale, TIME_FEATURES))
+        embedding = self.time_embedding(
+            layers.sinusoidal_embedding(t * self.config.time_scale, TIME_FEATURES)
+        )
         return layers.add_class_embedding(embedding, self.class_embedding, class_labels)
 
 
@@ -156,7 +168,9 @@ class _Block(nnx.Module):
         self.linear_2 = layers.linear(hidden, width, rngs=rngs)
 
     def __call__(self, h, condition):
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(self.modulation(condition)[:, None], 6, axis=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
+            self.modulation(condition)[:, None], 6, axis=-1
+        )
         h = h + gate_a * self._attend(_modulated(h, shift_a, scale_a))
         hidden = jax.nn.gelu(self.linear_1(_modulated(h, shift_m, scale_m)), approximate=True)
         return h + gate_m * self.linear_2(hidden)

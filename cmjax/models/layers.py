@@ -20,10 +20,14 @@ def linear(features_in: int, features_out: int, *, rngs: nnx.Rngs, **options: An
     return nnx.Linear(features_in, features_out, promote_dtype=in_input_dtype, rngs=rngs, **options)
 
 
-def conv(channels_in: int, channels_out: int, size: int = 3, *, rngs: nnx.Rngs, **options: Any) -> nnx.Conv:
+def conv(
+    channels_in: int, channels_out: int, size: int = 3, *, rngs: nnx.Rngs, **options: Any
+) -> nnx.Conv:
     """Returns a square convolution, channels-last, padded by `(size - 1) // 2`."""
     options = {"padding": (size - 1) // 2, **options}
-    return nnx.Conv(channels_in, channels_out, (size, size), promote_dtype=in_input_dtype, rngs=rngs, **options)
+    return nnx.Conv(
+        channels_in, channels_out, (size, size), promote_dtype=in_input_dtype, rngs=rngs, **options
+    )
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -32,7 +36,12 @@ class GroupNorm(nnx.GroupNorm):
     def __init__(self, channels: int, groups: int, epsilon: float, *, rngs: nnx.Rngs):
         """Makes a normalisation of `channels` in `groups`."""
         super().__init__(
-            channels, groups, epsilon=epsilon, use_fast_variance=False, promote_dtype=in_input_dtype, rngs=rngs
+            channels,
+            groups,
+            epsilon=epsilon,
+            use_fast_variance=False,
+            promote_dtype=in_input_dtype,
+            rngs=rngs,
         )
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
@@ -41,13 +50,24 @@ class GroupNorm(nnx.GroupNorm):
 
 
 def sinusoidal_embedding(
-    t: jax.Array, features: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0, max_period: float = 10000.0
+    t: jax.Array,
+    features: int,
+    *,
+    flip_sin_to_cos: bool = True,
+    freq_shift: float = 0,
+    max_period: float = 10000.0,
 ) -> jax.Array:
     """Returns f32[B, features]: sines and cosines of the times f32[B] (Vaswani et al. 2017, section 3.5)."""
     half = features // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    frequencies = jnp.exp(
+        -math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    )
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    parts = (
+        (jnp.cos(angles), jnp.sin(angles))
+        if flip_sin_to_cos
+        else (jnp.sin(angles), jnp.cos(angles))
+    )
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, features % 2)))
 
 
@@ -74,7 +94,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
-def add_class_embedding(embedding: jax.Array, table: nnx.Embed | None, class_labels: jax.Array | None) -> jax.Array:
+def add_class_embedding(
+    embedding: jax.Array, table: nnx.Embed | None, class_labels: jax.Array | None
+) -> jax.Array:
     """Returns the time's embedding f32[B, F] plus that of the classes i32[B], if the network has any.
 
     Raises:
@@ -94,12 +116,18 @@ def add_class_embedding(embedding: jax.Array, table: nnx.Embed | None, class_lab
 class Attention(nnx.Module):
     """Multi-head self-attention over the pixels of a map, with its normalisation and residual."""
 
-    def __init__(self, channels: int, head_dim: int, *, groups: int | None, epsilon: float, rngs: nnx.Rngs):
+    def __init__(
+        self, channels: int, head_dim: int, *, groups: int | None, epsilon: float, rngs: nnx.Rngs
+    ):
         """Makes attention with `channels // head_dim` heads; `groups` None leaves the normalisation out."""
         if channels % head_dim:
-            raise ValueError(f"attention_head_dim {head_dim} does not divide the block's {channels} channels")
+            raise ValueError(
+                f"attention_head_dim {head_dim} does not divide the block's {channels} channels"
+            )
         self.heads = channels // head_dim
-        self.group_norm = None if groups is None else GroupNorm(channels, groups, epsilon, rngs=rngs)
+        self.group_norm = (
+            None if groups is None else GroupNorm(channels, groups, epsilon, rngs=rngs)
+        )
         self.to_q = linear(channels, channels, rngs=rngs)
         self.to_k = linear(channels, channels, rngs=rngs)
         self.to_v = linear(channels, channels, rngs=rngs)
@@ -110,7 +138,10 @@ class Attention(nnx.Module):
         batch, height, width, channels = x.shape
         pixels = x if self.group_norm is None else self.group_norm(x)
         pixels = pixels.reshape(batch, height * width, channels)
-        q, k, v = (f(pixels).reshape(batch, height * width, self.heads, -1) for f in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (
+            f(pixels).reshape(batch, height * width, self.heads, -1)
+            for f in (self.to_q, self.to_k, self.to_v)
+        )
         mixed = attend(q, k, v).reshape(batch, height * width, channels)
         return x + self.to_out[0](mixed).reshape(x.shape)
 
@@ -143,7 +174,9 @@ class ResnetBlock(nnx.Module):
         self.time_emb_proj = linear(time_features, channels_out * (1 + scale_shift), rngs=rngs)
         self.norm2 = GroupNorm(channels_out, groups, epsilon, rngs=rngs)
         self.conv2 = conv(channels_out, channels_out, rngs=rngs)
-        self.conv_shortcut = None if channels_in == channels_out else conv(channels_in, channels_out, 1, rngs=rngs)
+        self.conv_shortcut = (
+            None if channels_in == channels_out else conv(channels_in, channels_out, 1, rngs=rngs)
+        )
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """Maps `[B, H, W, channels_in]` and `[B, time_features]` to `[B, H', W', channels_out]`."""
@@ -209,12 +242,16 @@ def check_images(x: jax.Array, size: int, channels: int) -> None:
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
     """Folds `[B, H, W, C]` into `[B, H/p, W/p, p*p*C]`."""
     batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels).transpose(
+        0, 1, 3, 2, 4, 5
+    )
     return x.reshape(batch, height // patch, width // patch, patch * patch * channels)
 
 
 def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
     """Unfolds `[B, H, W, p*p*C]` into `[B, H*p, W*p, C]`, the inverse of `space_to_depth`."""
     batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, width, patch, patch, channels // patch**2).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(batch, height, width, patch, patch, channels // patch**2).transpose(
+        0, 1, 3, 2, 4, 5
+    )
     return x.reshape(batch, height * patch, width * patch, channels // patch**2)

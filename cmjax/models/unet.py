@@ -25,13 +25,17 @@ class UNet2D(nnx.Module):
         self.conv_in = layers.conv(folded * config.in_channels, widths[0], rngs=rngs)
         self.time_embedding = layers.TimestepEmbedding(widths[0], config.time_features, rngs=rngs)
         classes = config.num_class_embeds
-        self.class_embedding = None if classes is None else nnx.Embed(classes, config.time_features, rngs=rngs)
+        self.class_embedding = (
+            None if classes is None else nnx.Embed(classes, config.time_features, rngs=rngs)
+        )
 
         skips = [widths[0]]
         self.down_blocks = nnx.List([])
         for i, kind in enumerate(config.down_block_types):
             last = i == len(widths) - 1
-            self.down_blocks.append(_DownBlock(config, kind, skips[-1], widths[i], not last, rngs=rngs))
+            self.down_blocks.append(
+                _DownBlock(config, kind, skips[-1], widths[i], not last, rngs=rngs)
+            )
             skips += [widths[i]] * (config.layers_per_block + (not last))
         self.mid_block = _MidBlock(config, widths[-1], rngs=rngs)
         channels = widths[-1]
@@ -40,14 +44,20 @@ class UNet2D(nnx.Module):
             width = widths[::-1][i]
             taken = [skips.pop() for _ in range(config.layers_per_block + 1)]
             last = i == len(widths) - 1
-            self.up_blocks.append(_UpBlock(config, kind, channels, taken, width, not last, rngs=rngs))
+            self.up_blocks.append(
+                _UpBlock(config, kind, channels, taken, width, not last, rngs=rngs)
+            )
             channels = width
-        self.conv_norm_out = layers.GroupNorm(widths[0], config.norm_num_groups, config.norm_eps, rngs=rngs)
+        self.conv_norm_out = layers.GroupNorm(
+            widths[0], config.norm_num_groups, config.norm_eps, rngs=rngs
+        )
         self.conv_out = layers.conv(
             widths[0], folded * config.out_channels, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array, t: jax.Array, class_labels: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, t: jax.Array, class_labels: jax.Array | None = None
+    ) -> jax.Array:
         """Evaluates the network.
 
         Args:
@@ -83,7 +93,9 @@ class UNet2D(nnx.Module):
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        return layers.add_class_embedding(self.time_embedding(features), self.class_embedding, class_labels)
+        return layers.add_class_embedding(
+            self.time_embedding(features), self.class_embedding, class_labels
+        )
 
 
 class _DownBlock(nnx.Module):
@@ -94,11 +106,17 @@ class _DownBlock(nnx.Module):
         inputs = [channels_in] + [channels] * (config.layers_per_block - 1)
         self.resnets = nnx.List([_resnet(config, c, channels, rngs) for c in inputs])
         self.attentions = nnx.List(
-            [_attention(config, channels, config.norm_num_groups, rngs) for _ in inputs if attention]
+            [
+                _attention(config, channels, config.norm_num_groups, rngs)
+                for _ in inputs
+                if attention
+            ]
         )
         self.downsamplers = nnx.List([])
         if halve and (resampling or config.downsample_type) == "resnet":
-            self.downsamplers.append(_resnet(config, channels, channels, rngs, resample=layers.halve))
+            self.downsamplers.append(
+                _resnet(config, channels, channels, rngs, resample=layers.halve)
+            )
         elif halve:
             self.downsamplers.append(layers.Downsample(channels, rngs=rngs))
 
@@ -118,7 +136,9 @@ class _MidBlock(nnx.Module):
 
     def __init__(self, config, channels, *, rngs):
         self.resnets = nnx.List([_resnet(config, channels, channels, rngs) for _ in range(2)])
-        self.attentions = nnx.List([_attention(config, channels, config.mid_attention_groups, rngs)])
+        self.attentions = nnx.List(
+            [_attention(config, channels, config.mid_attention_groups, rngs)]
+        )
 
     def __call__(self, h, embedding):
         first, second = self.resnets
@@ -132,14 +152,23 @@ class _UpBlock(nnx.Module):
         attention, resampling = UP_BLOCKS[kind]
         inputs = [channels_in] + [channels] * (len(skip_channels) - 1)
         self.resnets = nnx.List(
-            [_resnet(config, c + s, channels, rngs) for c, s in zip(inputs, skip_channels, strict=True)]
+            [
+                _resnet(config, c + s, channels, rngs)
+                for c, s in zip(inputs, skip_channels, strict=True)
+            ]
         )
         self.attentions = nnx.List(
-            [_attention(config, channels, config.norm_num_groups, rngs) for _ in inputs if attention]
+            [
+                _attention(config, channels, config.norm_num_groups, rngs)
+                for _ in inputs
+                if attention
+            ]
         )
         self.upsamplers = nnx.List([])
         if double and (resampling or config.upsample_type) == "resnet":
-            self.upsamplers.append(_resnet(config, channels, channels, rngs, resample=layers.double))
+            self.upsamplers.append(
+                _resnet(config, channels, channels, rngs, resample=layers.double)
+            )
         elif double:
             self.upsamplers.append(layers.Upsample(channels, rngs=rngs))
 

@@ -83,10 +83,14 @@ class UNet2DConfig:
                 )
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
-                raise ValueError(f"norm_num_groups {self.norm_num_groups} does not divide {channels} channels")
+                raise ValueError(
+                    f"norm_num_groups {self.norm_num_groups} does not divide {channels} channels"
+                )
         last = self.block_out_channels[-1]
         if self.attn_norm_num_groups is not None and last % self.attn_norm_num_groups:
-            raise ValueError(f"attn_norm_num_groups {self.attn_norm_num_groups} does not divide {last} channels")
+            raise ValueError(
+                f"attn_norm_num_groups {self.attn_norm_num_groups} does not divide {last} channels"
+            )
         if self.block_out_channels[0] < 2 or self.block_out_channels[0] // 2 == self.freq_shift:
             raise ValueError(
                 f"freq_shift {self.freq_shift} leaves no frequencies for {self.block_out_channels[0]} channels"
@@ -115,15 +119,26 @@ class UNet2DConfig:
         return self.attn_norm_num_groups
 
     def _check_types(self):
-        positive = ("sample_size", "in_channels", "out_channels", "layers_per_block", "norm_num_groups", "patch_size")
+        positive = (
+            "sample_size",
+            "in_channels",
+            "out_channels",
+            "layers_per_block",
+            "norm_num_groups",
+            "patch_size",
+        )
         for name in positive:
             if not is_int(getattr(self, name), 1):
                 raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
         for name in ("num_class_embeds", "attention_head_dim", "attn_norm_num_groups"):
             if getattr(self, name) is not None and not is_int(getattr(self, name), 1):
-                raise ValueError(f"{name} must be a positive integer or null, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be a positive integer or null, got {getattr(self, name)!r}"
+                )
         if self.layers_per_block > MOST_LAYERS:
-            raise ValueError(f"layers_per_block must be at most {MOST_LAYERS}, got {self.layers_per_block}")
+            raise ValueError(
+                f"layers_per_block must be at most {MOST_LAYERS}, got {self.layers_per_block}"
+            )
         for name in ("norm_eps", "freq_shift", "time_scale"):
             if not is_finite(getattr(self, name)):
                 raise ValueError(f"{name} must be a finite number, got {getattr(self, name)!r}")
@@ -142,7 +157,9 @@ class UNet2DConfig:
             if not isinstance(value, tuple) or not value or not all(type(v) is item for v in value):
                 raise ValueError(f"{name} must be a list of {item.__name__}, got {value!r}")
             if len(value) > MOST_LAYERS:
-                raise ValueError(f"{name} must have at most {MOST_LAYERS} entries, got {len(value)}")
+                raise ValueError(
+                    f"{name} must have at most {MOST_LAYERS} entries, got {len(value)}"
+                )
         if min(self.block_out_channels) < 1:
             raise ValueError(f"block_out_channels must be positive, got {self.block_out_channels}")
 

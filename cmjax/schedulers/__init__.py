@@ -1,10 +1,5 @@
-"""Samplers, one algorithm a file. A new one is a file and a line in `FEW_STEP` or `ODE_SOLVERS`."""
+"""Samplers, one algorithm a file."""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any, cast
-
-from cmjax.configs import did_you_mean
 from cmjax.schedulers.ancestral import EDMEulerAncestralScheduler, EulerAncestralDiscreteScheduler
 from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
@@ -17,71 +12,15 @@ from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
+from cmjax.schedulers.registry import (
+    FEW_STEP,
+    ODE_SOLVERS,
+    SCHEDULERS,
+    on_levels_of,
+    scheduler_from_config,
+)
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.tcd import TCDScheduler
-
-
-def _by_name(*classes: type[Scheduler]) -> dict[str, type[Scheduler]]:
-    return {cls.__name__: cls for cls in classes}
-
-
-FEW_STEP = _by_name(
-    CMStochasticIterativeScheduler,
-    CTMScheduler,
-    SCMScheduler,
-    LCMScheduler,
-    TCDScheduler,
-    FlowMatchLCMScheduler,
-    FlowMapEulerDiscreteScheduler,
-)
-ODE_SOLVERS = _by_name(
-    DDIMScheduler,
-    EDMEulerScheduler,
-    EDMEulerAncestralScheduler,
-    EDMHeunScheduler,
-    EDMDPM2Scheduler,
-    EDMDPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler,
-)
-SCHEDULERS = FEW_STEP | ODE_SOLVERS
-
-
-def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
-    """Builds any registered scheduler from a config dict.
-
-    Args:
-        config: `scheduler.to_config()`, or the content of a diffusers `scheduler_config.json`.
-
-    Raises:
-        ValueError: if `_class_name` is missing or unknown, or an option is unknown or out of its domain.
-    """
-    name = config.get("_class_name")
-    if not isinstance(name, str) or name not in SCHEDULERS:
-        raise ValueError(f"config['_class_name'] is {name!r}{did_you_mean(name, list(SCHEDULERS))}")
-    return SCHEDULERS[name].from_config(config)
-
-
-def on_levels_of(trained_for: Scheduler, name: str, **options: Any) -> Scheduler:
-    """Builds the scheduler of that name with the noise levels and the data's scale of another.
-
-    Args:
-        trained_for: whose sigma_min, sigma_max, sigma_data and rho are taken, as far as both have them; all its
-            options if it is of that name itself.
-        name: of the new one, one of `SCHEDULERS`.
-        **options: of the new one, over these.
-
-    Raises:
-        ValueError: if the name or an option is unknown, or a value is out of its domain.
-    """
-    known = trained_for.to_config()
-    if name in SCHEDULERS and name != known["_class_name"]:
-        fields = {field.name for field in dataclasses.fields(cast(Any, SCHEDULERS[name]))}
-        shared = fields & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
-        known = {option: known[option] for option in shared}
-    return scheduler_from_config({**known, **options, "_class_name": name})
-
 
 __all__ = [
     "FEW_STEP",

@@ -19,7 +19,9 @@ def ancestral(sigmas: jax.Array, eta: float = 1.0) -> jax.Array:
         eta: share of fresh noise: 1 is that of the reverse of the forward process, 0 is Euler's method.
     """
     high, low = sigmas[:-1], sigmas[1:]
-    share = jnp.full_like(high, eta).at[-1].set(0)  # no noise at the end, also where that is above 0
+    share = (
+        jnp.full_like(high, eta).at[-1].set(0)
+    )  # no noise at the end, also where that is above 0
     up = share * low * root_of_difference(high, low) / high
     # sqrt(low^2 - up^2), without the difference of almost equal numbers that it is where low is far below high.
     down = low * jnp.sqrt((1 - share) * (1 + share) + jnp.square(share * low / high))

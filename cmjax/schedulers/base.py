@@ -4,12 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
-import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from cmjax.arrays import combine, concrete
 from cmjax.configs import from_json
 from cmjax.random import level_noise, sample_keys
 
@@ -64,7 +62,9 @@ class Scheduler(Protocol[State]):
     must remember between them in `state.history`, which `prepare` allocates.
     """
 
-    _diffusers_defaults: ClassVar[Mapping[str, Any]] = {}  # for fields that a diffusers config lacks
+    _diffusers_defaults: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # for fields that a diffusers config lacks
 
     @property
     def init_noise_sigma(self) -> float:
@@ -148,28 +148,6 @@ class Scheduler(Protocol[State]):
         return from_json(cls, {**cls._diffusers_defaults, **values})
 
 
-def combine(*terms: tuple[Any, jax.Array]) -> jax.Array:
-    """Returns the sum of `coefficient * array`, computed in at least float32, in the first array's dtype.
-
-    Coefficients are scalars or `[B]`; they are aligned with the leading axis of the arrays.
-    """
-    dtype = jnp.float64 if terms[0][1].dtype == jnp.float64 else jnp.float32
-
-    def scaled(coefficient, array):
-        coefficient = jnp.asarray(coefficient).astype(dtype)
-        return coefficient.reshape(coefficient.shape + (1,) * (array.ndim - coefficient.ndim)) * array.astype(dtype)
-
-    total = scaled(*terms[0])
-    for term in terms[1:]:
-        total = total + scaled(*term)
-    return total.astype(terms[0][1].dtype)
-
-
-def concrete(value: Any) -> np.ndarray | None:
-    """Returns `value` as a NumPy array, or None if it is only known when the program runs."""
-    return None if isinstance(value, Tracer) else np.asarray(value)
-
-
 def check_not_finished(state: SchedulerState) -> None:
     """Raises ValueError if the run is known to have taken all its steps."""
     index = concrete(state.step_index)
@@ -177,12 +155,3 @@ def check_not_finished(state: SchedulerState) -> None:
         raise ValueError(
             f"state.step_index is {index} but the run has {state.num_steps} steps; call set_timesteps again"
         )
-
-
-def check_shapes(**arrays: jax.Array) -> None:
-    """Raises ValueError, with names and shapes, unless all arrays have the same shape."""
-    try:
-        chex.assert_equal_shape(list(arrays.values()))
-    except AssertionError:
-        shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
-        raise ValueError(f"arrays must have the same shape, got {shapes}") from None

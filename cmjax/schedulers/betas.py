@@ -10,7 +10,12 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp")
 
 @functools.lru_cache(maxsize=32)
 def signal_variances(
-    num: int, start: float, end: float, schedule: str, trained: tuple[float, ...] | None, zero_snr: bool
+    num: int,
+    start: float,
+    end: float,
+    schedule: str,
+    trained: tuple[float, ...] | None,
+    zero_snr: bool,
 ) -> np.ndarray:
     """Returns alpha^2 at each training time, f64[num]: the cumulative products of 1 - beta (Ho et al. 2020).
 
@@ -30,7 +35,9 @@ def signal_variances(
         betas = np.linspace(start**0.5, end**0.5, num) ** 2
     else:
         log_signal = {
-            "squaredcos_cap_v2": lambda t: 2 * np.log(np.cos((t + 0.008) / 1.008 * math.pi / 2)),  # Nichol 2021, eq. 17
+            "squaredcos_cap_v2": lambda t: (
+                2 * np.log(np.cos((t + 0.008) / 1.008 * math.pi / 2))
+            ),  # Nichol 2021, eq. 17
             "exp": lambda t: -12.0 * t,
         }[schedule]
         edges = log_signal(np.arange(num + 1) / num)

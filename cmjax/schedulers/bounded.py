@@ -37,7 +37,9 @@ class BoundedDiscreteScheduler(DiscreteScheduler):
     def bound(self, denoised: jax.Array) -> jax.Array:
         """Returns the x0 estimate thresholded or clipped."""
         if self.thresholding:
-            return dynamic_threshold(denoised, self.dynamic_thresholding_ratio, self.sample_max_value)
+            return dynamic_threshold(
+                denoised, self.dynamic_thresholding_ratio, self.sample_max_value
+            )
         if self.clip_sample:
             return jnp.clip(denoised, -self.clip_sample_range, self.clip_sample_range)
         return denoised

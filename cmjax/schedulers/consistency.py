@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.schedulers.base import combine
+from cmjax.arrays import combine
 from cmjax.schedulers.levels import check_count, descending, exactly_one, karras_sigmas, ramp
 from cmjax.schedulers.linear import LinearScheduler, LinearState, root_of_difference, rows
 
@@ -49,7 +49,9 @@ class CMStochasticIterativeScheduler(LinearScheduler):
     _diffusers_defaults = {"timestep_spacing": "leading"}
     _domains = {
         "num_train_timesteps": (1, 1_000_000),
-        **dict.fromkeys(("sigma_min", "sigma_max", "sigma_data"), (1e-18, 1e18)),  # float32 holds their squares
+        **dict.fromkeys(
+            ("sigma_min", "sigma_max", "sigma_data"), (1e-18, 1e18)
+        ),  # float32 holds their squares
         "s_noise": (0.0, 1e18),
         "rho": (0.1, 1000.0),  # float64 holds sigma ** (1 / rho)
         "timestep_spacing": ("linspace", "leading"),
@@ -58,7 +60,9 @@ class CMStochasticIterativeScheduler(LinearScheduler):
     def __post_init__(self):
         super().__post_init__()
         if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min {self.sigma_min} must be less than sigma_max {self.sigma_max}")
+            raise ValueError(
+                f"sigma_min {self.sigma_min} must be less than sigma_max {self.sigma_max}"
+            )
 
     @property
     def init_noise_sigma(self) -> float:
@@ -67,7 +71,9 @@ class CMStochasticIterativeScheduler(LinearScheduler):
 
     def grid(self) -> np.ndarray:
         """Returns the N training levels, f64[N] from `sigma_max` down to `sigma_min`."""
-        return karras_sigmas(ramp(self.num_train_timesteps), self.sigma_min, self.sigma_max, self.rho)
+        return karras_sigmas(
+            ramp(self.num_train_timesteps), self.sigma_min, self.sigma_max, self.rho
+        )
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
@@ -87,19 +93,36 @@ class CMStochasticIterativeScheduler(LinearScheduler):
         Raises:
             ValueError: if not exactly one argument is given, or for values that break the rules above.
         """
-        name, value = exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        name, value = exactly_one(
+            num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas
+        )
         total, grid = self.num_train_timesteps, jnp.asarray(self.grid(), jnp.float32)
         if name == "sigmas":
             levels = descending(name, value, self.sigma_min, self.sigma_max)
         elif name == "timesteps":
-            indices = descending(name, value, 0, total - 1, integers=True, way_out="; sigmas=[...] takes noise levels")
+            indices = descending(
+                name,
+                value,
+                0,
+                total - 1,
+                integers=True,
+                way_out="; sigmas=[...] takes noise levels",
+            )
             levels = grid[indices[::-1].astype(jnp.int32)]
         else:
-            n = check_count(value, total, "num_train_timesteps", "; sigmas=[...] takes any number of levels")
+            n = check_count(
+                value, total, "num_train_timesteps", "; sigmas=[...] takes any number of levels"
+            )
             leading = self.timestep_spacing == "leading"
-            levels = grid[np.arange(n) * (total // n) if leading else np.round(np.arange(n) * total / n).astype(int)]
+            levels = grid[
+                np.arange(n) * (total // n)
+                if leading
+                else np.round(np.arange(n) * total / n).astype(int)
+            ]
         sigmas = jnp.append(levels, jnp.float32(self.sigma_min))
-        return self.new_state(self.sigma_to_t(levels), jnp.ones_like(sigmas), sigmas, self.weights(sigmas))
+        return self.new_state(
+            self.sigma_to_t(levels), jnp.ones_like(sigmas), sigmas, self.weights(sigmas)
+        )
 
     def weights(self, sigmas: jax.Array) -> jax.Array:
         """Rows of Algorithm 1, `x' = x0 + sqrt(sigma'^2 - sigma_min^2) z`, for levels f32[N+1]."""

@@ -43,7 +43,9 @@ class CTMScheduler(CMStochasticIterativeScheduler):
 
     def time_inputs(self, state: LinearState) -> tuple[jax.Array, ...]:
         """Returns the network's times of t and of s, f32[] each."""
-        return state.timesteps[state.step_index], self.sigma_to_t(state.weights[state.step_index, 1])
+        return state.timesteps[state.step_index], self.sigma_to_t(
+            state.weights[state.step_index, 1]
+        )
 
     def preconditioning(self, alphas: jax.Array, sigmas: jax.Array) -> tuple[Any, Any, Any]:
         """Returns EDM's (c_in, c_skip, c_out), of the shape of `sigmas`."""

@@ -45,7 +45,9 @@ class DDIMScheduler(BoundedDiscreteScheduler):
         """
         times = self.times(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         alphas, sigmas = map(jnp.append, self.path(times), self.final_levels())
-        share = jnp.full_like(times, self.eta).at[-1].set(0)  # no noise at the end, also where that is training time 0
+        share = (
+            jnp.full_like(times, self.eta).at[-1].set(0)
+        )  # no noise at the end, also where that is training time 0
         # Equation 16: up^2 = eta^2 (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2).
         drop = noise_between((alphas[1:], sigmas[1:]), (alphas[:-1], sigmas[:-1]))
         up = share * sigmas[1:] / sigmas[:-1] * drop / alphas[1:]

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.arrays import concrete
 from cmjax.configs import is_finite
-from cmjax.schedulers.base import concrete
 from cmjax.schedulers.betas import BETA_SCHEDULES, signal_variances
 from cmjax.schedulers.levels import check_count, descending, exactly_one
 from cmjax.schedulers.linear import LinearScheduler, root_of_difference
@@ -63,9 +63,13 @@ class DiscreteScheduler(LinearScheduler):
         super().__post_init__()
         betas, n = self.trained_betas, self.num_train_timesteps
         if betas is not None and not (
-            isinstance(betas, tuple) and len(betas) == n and all(is_finite(beta) and 0 < beta < 1 for beta in betas)
+            isinstance(betas, tuple)
+            and len(betas) == n
+            and all(is_finite(beta) and 0 < beta < 1 for beta in betas)
         ):
-            raise ValueError(f"trained_betas must be a tuple of {n} numbers between 0 and 1, got {betas!r}")
+            raise ValueError(
+                f"trained_betas must be a tuple of {n} numbers between 0 and 1, got {betas!r}"
+            )
 
     @property
     def init_noise_sigma(self) -> float:
@@ -86,7 +90,9 @@ class DiscreteScheduler(LinearScheduler):
     def path(self, times: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (alpha, sigma) at training times, whole numbers of any dtype, of their shape."""
         variance, index = self.signal_variances(), jnp.asarray(times).astype(jnp.int32)
-        alphas, sigmas = (jnp.asarray(np.sqrt(v), jnp.float32)[index] for v in (variance, 1 - variance))
+        alphas, sigmas = (
+            jnp.asarray(np.sqrt(v), jnp.float32)[index] for v in (variance, 1 - variance)
+        )
         return alphas, sigmas
 
     def preconditioning(self, alphas: jax.Array, sigmas: jax.Array) -> tuple[Any, Any, Any]:
@@ -95,27 +101,37 @@ class DiscreteScheduler(LinearScheduler):
             return 1.0, 1 / alphas, -sigmas / alphas
         return (1.0, 0.0, 1.0) if self.prediction_type == "sample" else (1.0, alphas, -sigmas)
 
-    def times(self, n: int | None = None, *, timesteps: Any = None, sigmas: Any = None) -> jax.Array:
+    def times(
+        self, n: int | None = None, *, timesteps: Any = None, sigmas: Any = None
+    ) -> jax.Array:
         """Returns f32[N] training times, descending: n spaced ones, or those written down.
 
         Raises:
             ValueError: unless exactly one of n and timesteps is given, and valid.
         """
         if sigmas is not None:
-            raise ValueError(f"{type(self).__name__} takes timesteps=[999, ...] (training times), not sigmas")
+            raise ValueError(
+                f"{type(self).__name__} takes timesteps=[999, ...] (training times), not sigmas"
+            )
         exactly_one(num_inference_steps=n, timesteps=timesteps)
         last = self.num_train_timesteps - 1
         if timesteps is None:
             times = self._spaced(check_count(n, last + 1, "num_train_timesteps"))
             if times[0] > last:
-                raise ValueError(f"steps_offset={self.steps_offset} leads beyond the last training time {last}")
+                raise ValueError(
+                    f"steps_offset={self.steps_offset} leads beyond the last training time {last}"
+                )
         else:
             times = descending("timesteps", timesteps, 0, last, integers=True)
         first = concrete(times)
         if first is not None and self.prediction_type == "epsilon":
             signal = DiscreteScheduler.signal_variances(self)[int(first[0])] ** 0.5
             if np.float32(signal) == 0:
-                cause = "rescale_betas_zero_snr" if self.rescale_betas_zero_snr else f"beta_end={self.beta_end}"
+                cause = (
+                    "rescale_betas_zero_snr"
+                    if self.rescale_betas_zero_snr
+                    else f"beta_end={self.beta_end}"
+                )
                 raise ValueError(
                     f"{cause} leaves no signal at training time {int(first[0])}, where the noise (prediction_type="
                     "'epsilon') says nothing of the image; use 'v_prediction', 'sample', or lower timesteps"
@@ -132,7 +148,9 @@ class DiscreteScheduler(LinearScheduler):
 
     def _linspace(self, n: int) -> np.ndarray:
         last = self.num_train_timesteps - 1
-        return np.linspace(0, last, n)[::-1] if n > 1 else np.array([float(last)])  # a single step starts with noise
+        return (
+            np.linspace(0, last, n)[::-1] if n > 1 else np.array([float(last)])
+        )  # a single step starts with noise
 
 
 def noise_between(low: tuple[jax.Array, jax.Array], high: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -141,5 +159,8 @@ def noise_between(low: tuple[jax.Array, jax.Array], high: tuple[jax.Array, jax.A
     It is sqrt(sigma_high^2 - sigma_low^2) too; the difference of the smaller numbers is the one that rounding spares.
     """
     (alpha_low, sigma_low), (alpha_high, sigma_high) = low, high
-    by_signal, by_noise = root_of_difference(alpha_low, alpha_high), root_of_difference(sigma_high, sigma_low)
+    by_signal, by_noise = (
+        root_of_difference(alpha_low, alpha_high),
+        root_of_difference(sigma_high, sigma_low),
+    )
     return jnp.where(sigma_high < alpha_low, by_noise, by_signal)

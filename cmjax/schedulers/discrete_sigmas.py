@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.schedulers.base import combine
+from cmjax.arrays import combine
 from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.levels import descending, exactly_one, exponential_sigmas, karras_sigmas, ramp
 from cmjax.schedulers.linear import LinearState
 
 _RHO = 7.0  # of the levels that replace those of the training times, as in the reference
-_ZERO_SNR = 2.0**-24  # alpha^2 of the last training time where zero SNR would make sigma infinite, as in the reference
+_ZERO_SNR = (
+    2.0**-24
+)  # alpha^2 of the last training time where zero SNR would make sigma infinite, as in the reference
 _SMALLEST = 1e-30  # alpha^2 where large betas leave no signal; float32 holds sigma^2
 
 
@@ -36,7 +38,9 @@ class DiscreteSigmasScheduler(DiscreteScheduler):
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
 
-    _unsupported = {"use_beta_sigmas": "use_karras_sigmas, use_exponential_sigmas, or sigmas=[...] in set_timesteps"}
+    _unsupported = {
+        "use_beta_sigmas": "use_karras_sigmas, use_exponential_sigmas, or sigmas=[...] in set_timesteps"
+    }
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,7 +49,9 @@ class DiscreteSigmasScheduler(DiscreteScheduler):
 
     def signal_variances(self) -> np.ndarray:
         """Returns alpha^2 at every training time, f64[num_train_timesteps], none of them 0."""
-        return np.maximum(super().signal_variances(), _ZERO_SNR if self.rescale_betas_zero_snr else _SMALLEST)
+        return np.maximum(
+            super().signal_variances(), _ZERO_SNR if self.rescale_betas_zero_snr else _SMALLEST
+        )
 
     def training_sigmas(self) -> np.ndarray:
         """Returns the noise level of every training time, f64[num_train_timesteps], ascending."""
@@ -74,7 +80,9 @@ class DiscreteSigmasScheduler(DiscreteScheduler):
         table = self.training_sigmas()
         replaced = self.use_karras_sigmas or self.use_exponential_sigmas
         if name == "timesteps" and replaced:
-            raise ValueError("timesteps have levels of their own: leave out use_karras_sigmas, or give sigmas")
+            raise ValueError(
+                "timesteps have levels of their own: leave out use_karras_sigmas, or give sigmas"
+            )
         if name == "sigmas":
             levels = descending("sigmas", value, table[0], table[-1])
             times = self.sigma_to_t(levels)
@@ -84,14 +92,22 @@ class DiscreteSigmasScheduler(DiscreteScheduler):
         if name == "num_inference_steps" and replaced:
             first, last, steps = levels[0], levels[-1], jnp.asarray(ramp(len(levels)), jnp.float32)
             karras = self.use_karras_sigmas
-            levels = karras_sigmas(steps, last, first, _RHO) if karras else exponential_sigmas(steps, last, first)
+            levels = (
+                karras_sigmas(steps, last, first, _RHO)
+                if karras
+                else exponential_sigmas(steps, last, first)
+            )
             times = self.sigma_to_t(levels)
         return times, jnp.append(levels, jnp.zeros(1, levels.dtype))
 
     def sigma_to_t(self, sigma: jax.Array) -> jax.Array:
         """Returns training times, interpolated in log sigma, of the shape of `sigma`."""
         table = np.log(self.training_sigmas())
-        return jnp.interp(jnp.log(sigma), jnp.asarray(table, jnp.float32), jnp.arange(len(table), dtype=jnp.float32))
+        return jnp.interp(
+            jnp.log(sigma),
+            jnp.asarray(table, jnp.float32),
+            jnp.arange(len(table), dtype=jnp.float32),
+        )
 
     def path(self, times: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (1, sigma) at training times, between whole ones interpolated, of their shape."""
@@ -104,7 +120,11 @@ class DiscreteSigmasScheduler(DiscreteScheduler):
         c_in = 1 / jnp.sqrt(jnp.square(sigmas) + 1)
         if self.prediction_type == "epsilon":
             return c_in, 1.0, -sigmas
-        return (c_in, 0.0, 1.0) if self.prediction_type == "sample" else (c_in, c_in * c_in, -sigmas * c_in)
+        return (
+            (c_in, 0.0, 1.0)
+            if self.prediction_type == "sample"
+            else (c_in, c_in * c_in, -sigmas * c_in)
+        )
 
     def _spaced(self, n: int) -> np.ndarray:
         if self.timestep_spacing == "linspace":

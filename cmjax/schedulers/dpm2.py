@@ -24,7 +24,9 @@ def midpoint(raised: jax.Array, sigmas: jax.Array, up: Any = 0.0) -> tuple[jax.A
     """
     start, end = raised[:-1], sigmas[1:]
     middle = jnp.sqrt(start * end).at[-1].set(end[-1])  # the last half step is the whole one
-    return middle, interleave(rows(1.0, middle, 0.0, 0.0, 0.0), rows(0.0, end - start, up, 0.0, 1.0))
+    return middle, interleave(
+        rows(1.0, middle, 0.0, 0.0, 0.0), rows(0.0, end - start, up, 0.0, 1.0)
+    )
 
 
 @jax.tree_util.register_static

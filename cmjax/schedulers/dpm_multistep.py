@@ -90,6 +90,11 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
             second = 1 - (1 - a) / jnp.where(moving, exponent, 1)
         last_is_first = self.euler_at_final or self.final_sigmas_type == "zero"
         last_is_first |= self.lower_order_final and n < _FEW_STEPS
-        order_two = (self.solver_order == 2) & (index > 0) & moving & ((index < n - 1) | (not last_is_first))
+        order_two = (
+            (self.solver_order == 2)
+            & (index > 0)
+            & moving
+            & ((index < n - 1) | (not last_is_first))
+        )
         back = jnp.where(order_two, second * steps / before, 0)
         return rows(1 + back, a * sigmas[:-1], up, -back, 0.0)

@@ -7,8 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.schedulers.base import combine
-from cmjax.schedulers.levels import check_count, descending, exactly_one, exponential_sigmas, karras_sigmas, ramp
+from cmjax.arrays import combine
+from cmjax.schedulers.levels import (
+    check_count,
+    descending,
+    exactly_one,
+    exponential_sigmas,
+    karras_sigmas,
+    ramp,
+)
 from cmjax.schedulers.linear import LinearScheduler, LinearState, root_of_difference
 
 _MOST_STEPS = 1_000_000
@@ -53,7 +60,9 @@ class EDMScheduler(LinearScheduler):
     def __post_init__(self):
         super().__post_init__()
         if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min {self.sigma_min} must be less than sigma_max {self.sigma_max}")
+            raise ValueError(
+                f"sigma_min {self.sigma_min} must be less than sigma_max {self.sigma_max}"
+            )
 
     @property
     def init_noise_sigma(self) -> float:
@@ -82,11 +91,17 @@ class EDMScheduler(LinearScheduler):
         elif name == "timesteps":
             # A little beyond the ends: the times of sigma_min and sigma_max themselves are rounded.
             low, high = (0.25 * math.log(s) for s in (low * (1 - 1e-5), high * (1 + 1e-5)))
-            levels = jnp.clip(jnp.exp(4 * descending(name, value, low, high)), self.sigma_min, self.sigma_max)
+            levels = jnp.clip(
+                jnp.exp(4 * descending(name, value, low, high)), self.sigma_min, self.sigma_max
+            )
         else:
             steps = ramp(check_count(value, _MOST_STEPS, "the most"))
             karras = self.sigma_schedule == "karras"
-            grid = karras_sigmas(steps, low, high, self.rho) if karras else exponential_sigmas(steps, low, high)
+            grid = (
+                karras_sigmas(steps, low, high, self.rho)
+                if karras
+                else exponential_sigmas(steps, low, high)
+            )
             levels = jnp.asarray(grid, jnp.float32)
         end = 0.0 if self.final_sigmas_type == "zero" else self.sigma_min
         return jnp.append(levels, jnp.float32(end))

@@ -42,7 +42,9 @@ class FlowScheduler(LinearScheduler):
         """Returns (c_in, c_skip, c_out) = (1, 1, -sigma)."""
         return 1.0, 1.0, -sigmas
 
-    def levels(self, n: int | None, timesteps: Any, sigmas: Any, lowest: float | None = None) -> jax.Array:
+    def levels(
+        self, n: int | None, timesteps: Any, sigmas: Any, lowest: float | None = None
+    ) -> jax.Array:
         """Returns the noise levels before the shift, f32[n], from exactly one argument: n from 1 to `lowest`, or 1/n.
 
         Raises:

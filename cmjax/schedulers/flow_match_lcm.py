@@ -64,8 +64,12 @@ class FlowMatchLCMScheduler(FlowScheduler):
         super().__post_init__()
         if self.use_karras_sigmas and self.use_exponential_sigmas:
             raise ValueError("use_karras_sigmas and use_exponential_sigmas exclude each other")
-        if self.shift_terminal is not None and not (is_finite(self.shift_terminal) and 0 < self.shift_terminal < 1):
-            raise ValueError(f"shift_terminal must be a number between 0 and 1, or null, got {self.shift_terminal!r}")
+        if self.shift_terminal is not None and not (
+            is_finite(self.shift_terminal) and 0 < self.shift_terminal < 1
+        ):
+            raise ValueError(
+                f"shift_terminal must be a number between 0 and 1, or null, got {self.shift_terminal!r}"
+            )
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
@@ -80,13 +84,19 @@ class FlowMatchLCMScheduler(FlowScheduler):
         Raises:
             ValueError: if not exactly one is given, or for values that break the rules above.
         """
-        lowest = shifted(1 / self.num_train_timesteps, self.shift)  # so, and shifted again, in the reference
+        lowest = shifted(
+            1 / self.num_train_timesteps, self.shift
+        )  # so, and shifted again, in the reference
         levels = shifted(self.levels(num_inference_steps, timesteps, sigmas, lowest), self.shift)
         if self.shift_terminal is not None:
             low = levels[-1]
             # 1 - (1 - levels) (1 - shift_terminal) / (1 - low), written so that low results lose nothing to rounding.
-            stretched = (levels - low + self.shift_terminal * (1 - levels)) / jnp.where(low < 1, 1 - low, 1)
-            levels = jnp.where(low < 1, stretched, levels)  # a single level, pure noise, has nothing to stretch
+            stretched = (levels - low + self.shift_terminal * (1 - levels)) / jnp.where(
+                low < 1, 1 - low, 1
+            )
+            levels = jnp.where(
+                low < 1, stretched, levels
+            )  # a single level, pure noise, has nothing to stretch
         first, last, steps = levels[0], levels[-1], jnp.asarray(ramp(len(levels)), jnp.float32)
         if self.use_karras_sigmas:
             levels = karras_sigmas(steps, last, first, _RHO)

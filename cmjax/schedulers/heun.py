@@ -23,7 +23,9 @@ def heun(raised: jax.Array, sigmas: jax.Array, up: Any = 0.0) -> jax.Array:
     """
     start, end = raised[:-1], sigmas[1:]
     half = (end - start) / 2
-    return interleave(rows(1.0, end, 0.0, 0.0, 0.0), rows(0.0, half, up, -half / start, 1 + half / start))
+    return interleave(
+        rows(1.0, end, 0.0, 0.0, 0.0), rows(0.0, half, up, -half / start, 1 + half / start)
+    )
 
 
 @jax.tree_util.register_static

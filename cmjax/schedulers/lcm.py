@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.arrays import combine
 from cmjax.configs import is_finite
-from cmjax.schedulers.base import combine
 from cmjax.schedulers.bounded import BoundedDiscreteScheduler
 from cmjax.schedulers.levels import check_count
 from cmjax.schedulers.linear import LinearState, rows
@@ -57,12 +57,16 @@ class DistilledScheduler(BoundedDiscreteScheduler):
             raise ValueError(f"strength must be a number above 0 and at most 1, got {strength!r}")
         if n is None or any(value is not None for value in levels.values()):
             if strength != 1:
-                raise ValueError("strength shortens num_inference_steps; with timesteps, start the list lower instead")
+                raise ValueError(
+                    "strength shortens num_inference_steps; with timesteps, start the list lower instead"
+                )
             return self.times(n, **levels)
         stride = self.num_train_timesteps // self.original_inference_steps
         grid = np.arange(int(self.original_inference_steps * strength), 0, -1) * stride - 1
         n = check_count(n, len(grid), "original_inference_steps * strength")
-        return self.times(timesteps=grid[np.floor(np.linspace(0, len(grid), n, endpoint=False)).astype(int)])
+        return self.times(
+            timesteps=grid[np.floor(np.linspace(0, len(grid), n, endpoint=False)).astype(int)]
+        )
 
 
 @jax.tree_util.register_static
@@ -95,9 +99,14 @@ class LCMScheduler(DistilledScheduler):
         Raises:
             ValueError: for neither or both, or for values that break the rules above.
         """
-        times = self.distilled_times(num_inference_steps, strength, timesteps=timesteps, sigmas=sigmas)
+        times = self.distilled_times(
+            num_inference_steps, strength, timesteps=timesteps, sigmas=sigmas
+        )
         alphas, sigmas = self.path(times)
-        alphas, sigmas = jnp.append(alphas, jnp.ones(1, alphas.dtype)), jnp.append(sigmas, jnp.zeros(1, sigmas.dtype))
+        alphas, sigmas = (
+            jnp.append(alphas, jnp.ones(1, alphas.dtype)),
+            jnp.append(sigmas, jnp.zeros(1, sigmas.dtype)),
+        )
         return self.new_state(times, alphas, sigmas, rows(alphas[1:], 0.0, sigmas[1:]))
 
     def denoise(self, state: LinearState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
@@ -105,7 +114,9 @@ class LCMScheduler(DistilledScheduler):
         c_skip, c_out = self.get_scalings_for_boundary_condition(state.timesteps[state.step_index])
         return combine((c_out, super().denoise(state, model_output, sample)), (c_skip, sample))
 
-    def get_scalings_for_boundary_condition(self, timestep: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def get_scalings_for_boundary_condition(
+        self, timestep: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Returns (c_skip, c_out) with f(x, 0) = x, of the shape of `timestep` (section 4.1)."""
         t = timestep * self.timestep_scaling
         total = jnp.square(t) + _SIGMA_DATA**2

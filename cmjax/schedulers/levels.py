@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.arrays import concrete
 from cmjax.configs import is_int
-from cmjax.schedulers.base import concrete
 
 
 def karras_sigmas(ramp: Any, sigma_min: Any, sigma_max: Any, rho: float) -> Any:
@@ -35,7 +35,9 @@ def exactly_one(**given: Any) -> tuple[str, Any]:
     named = {name: value for name, value in given.items() if value is not None}
     if len(named) != 1:
         *most, last = given
-        raise ValueError(f"give exactly one of {', '.join(most)} and {last}, got {' and '.join(named) or 'none'}")
+        raise ValueError(
+            f"give exactly one of {', '.join(most)} and {last}, got {' and '.join(named) or 'none'}"
+        )
     return next(iter(named.items()))
 
 
@@ -46,7 +48,9 @@ def check_count(n: Any, most: int, limit: str, way_out: str = "") -> int:
         ValueError: otherwise.
     """
     if not is_int(n, 1) or n > most:
-        raise ValueError(f"num_inference_steps must be an integer from 1 to {limit}={most}, got {n!r}{way_out}")
+        raise ValueError(
+            f"num_inference_steps must be an integer from 1 to {limit}={most}, got {n!r}{way_out}"
+        )
     return int(n)
 
 
@@ -69,14 +73,22 @@ def descending(
     array = values if hasattr(values, "dtype") else np.asarray(values)
     kinds = (jnp.integer,) if integers else (jnp.integer, jnp.floating)
     if np.ndim(array) != 1 or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
-        raise ValueError(f"{name} must be a list of {'integers' if integers else 'numbers'}, got {values!r}{way_out}")
+        raise ValueError(
+            f"{name} must be a list of {'integers' if integers else 'numbers'}, got {values!r}{way_out}"
+        )
     known = concrete(array)
     if known is not None:
         # As float32, as the bounds may be: 0.1 is a valid level where sigma_max is 0.1.
         with np.errstate(over="ignore"):  # infinite, and so beyond any bound
             known = np.float32(known)
-        if known.size == 0 or not np.all((np.float32(low) <= known) & (known <= np.float32(high))):  # NaN fails too
-            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {np.asarray(array).tolist()}")
+        if known.size == 0 or not np.all(
+            (np.float32(low) <= known) & (known <= np.float32(high))
+        ):  # NaN fails too
+            raise ValueError(
+                f"{name} must lie in [{low:g}, {high:g}], got {np.asarray(array).tolist()}"
+            )
         if np.any(np.diff(known) >= 0):
-            raise ValueError(f"{name} must be strictly descending, got {np.asarray(array).tolist()}")
+            raise ValueError(
+                f"{name} must be strictly descending, got {np.asarray(array).tolist()}"
+            )
     return jnp.asarray(array).astype(jnp.float32)

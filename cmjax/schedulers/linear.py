@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cmjax.arrays import check_shapes, combine
 from cmjax.configs import check_options
-from cmjax.schedulers.base import Scheduler, SchedulerState, check_not_finished, check_shapes, combine
+from cmjax.schedulers.base import Scheduler, SchedulerState, check_not_finished
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +68,9 @@ class LinearScheduler(Scheduler[LinearState]):
         """Returns the x0 estimate as `advance` adds it; its eps has been taken before."""
         return denoised
 
-    def new_state(self, times: jax.Array, alphas: jax.Array, sigmas: jax.Array, weights: jax.Array) -> LinearState:
+    def new_state(
+        self, times: jax.Array, alphas: jax.Array, sigmas: jax.Array, weights: jax.Array
+    ) -> LinearState:
         """Returns the state at the start of a run.
 
         Args:
@@ -77,9 +80,19 @@ class LinearScheduler(Scheduler[LinearState]):
             weights: [N, 3] or [N, 5], rows of the functions below.
         """
         scalings = jnp.stack(
-            [jnp.broadcast_to(c, times.shape) for c in self.preconditioning(alphas[:-1], sigmas[:-1])], axis=-1
+            [
+                jnp.broadcast_to(c, times.shape)
+                for c in self.preconditioning(alphas[:-1], sigmas[:-1])
+            ],
+            axis=-1,
         )
-        arrays = {"sigmas": sigmas, "timesteps": times, "alphas": alphas, "scalings": scalings, "weights": weights}
+        arrays = {
+            "sigmas": sigmas,
+            "timesteps": times,
+            "alphas": alphas,
+            "scalings": scalings,
+            "weights": weights,
+        }
         arrays = {name: jnp.asarray(value).astype(jnp.float32) for name, value in arrays.items()}
         return LinearState(step_index=jnp.zeros((), jnp.int32), **arrays)
 
@@ -136,7 +149,9 @@ class LinearScheduler(Scheduler[LinearState]):
         eps = combine((1 / state.sigma, wide), (-state.alpha / state.sigma, denoised))
         terms = (self.bound_last(denoised), eps, noise, *state.history)
         if len(terms) != state.weights.shape[-1]:
-            raise ValueError(f"{type(self).__name__} looks back: call state = scheduler.prepare(state, sample) first")
+            raise ValueError(
+                f"{type(self).__name__} looks back: call state = scheduler.prepare(state, sample) first"
+            )
         weighted = list(zip(state.weights[state.step_index], terms, strict=True))
         if not self.stochastic:
             del weighted[2]

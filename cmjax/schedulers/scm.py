@@ -11,7 +11,9 @@ import numpy as np
 from cmjax.schedulers.levels import check_count, descending, exactly_one
 from cmjax.schedulers.linear import LinearScheduler, LinearState, rows
 
-MAX_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))  # float32's pi/2 is above pi/2
+MAX_ANGLE = float(
+    np.nextafter(np.float32(math.pi / 2), np.float32(0))
+)  # float32's pi/2 is above pi/2
 _MIDDLE_ANGLE = 1.3  # of two steps; tuned in the paper, and the reference's default
 
 
@@ -57,15 +59,23 @@ class SCMScheduler(LinearScheduler):
         Raises:
             ValueError: if not exactly one is given, or for values that break the rules above.
         """
-        name, value = exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        name, value = exactly_one(
+            num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas
+        )
         if name == "num_inference_steps":
             n = check_count(value, self.num_train_timesteps, "num_train_timesteps")
-            angles = np.array([math.pi / 2, _MIDDLE_ANGLE]) if n == 2 else np.linspace(math.pi / 2, 0, n + 1)[:-1]
+            angles = (
+                np.array([math.pi / 2, _MIDDLE_ANGLE])
+                if n == 2
+                else np.linspace(math.pi / 2, 0, n + 1)[:-1]
+            )
             times = jnp.asarray(angles, jnp.float32)
         elif name == "timesteps":
             times = descending("timesteps (angles, pi/2 being 1.5707964)", value, 1e-6, math.pi / 2)
         else:
-            times = jnp.arctan(descending("sigmas", value, 1e-6 * self.sigma_data, 1e18) / self.sigma_data)
+            times = jnp.arctan(
+                descending("sigmas", value, 1e-6 * self.sigma_data, 1e18) / self.sigma_data
+            )
         times = jnp.minimum(times, MAX_ANGLE)
         alphas, sigmas = self.path(jnp.append(times, jnp.zeros(1, times.dtype)))
         return self.new_state(times, alphas, sigmas, rows(alphas[1:], 0.0, sigmas[1:]))

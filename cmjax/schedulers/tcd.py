@@ -34,7 +34,9 @@ class TCDScheduler(DistilledScheduler):
         super().__post_init__()
         etas = self.eta if isinstance(self.eta, tuple) else (self.eta,)
         if not etas or not all(is_finite(eta) and 0 <= eta <= 1 for eta in etas):
-            raise ValueError(f"eta must be a number from 0 to 1, or a tuple of one per step, got {self.eta!r}")
+            raise ValueError(
+                f"eta must be a number from 0 to 1, or a tuple of one per step, got {self.eta!r}"
+            )
 
     def set_timesteps(
         self,
@@ -49,7 +51,9 @@ class TCDScheduler(DistilledScheduler):
         Raises:
             ValueError: also if eta is a tuple of another length than the run.
         """
-        times = self.distilled_times(num_inference_steps, strength, timesteps=timesteps, sigmas=sigmas)
+        times = self.distilled_times(
+            num_inference_steps, strength, timesteps=timesteps, sigmas=sigmas
+        )
         if isinstance(self.eta, tuple) and len(self.eta) != len(times):
             raise ValueError(f"eta has {len(self.eta)} entries, but the run has {len(times)} steps")
         ends = jnp.append(times, jnp.zeros(1, times.dtype))

@@ -18,7 +18,9 @@ class Checkpoints:
         """Opens `folder / "checkpoints"`, where the newest `keep` are kept."""
         self.folder = Path(folder).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        handler = ocp.StandardCheckpointHandler()  # without it, shapes cannot be read before the arrays
+        handler = (
+            ocp.StandardCheckpointHandler()
+        )  # without it, shapes cannot be read before the arrays
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handler)
 
     def __enter__(self) -> Self:
@@ -68,11 +70,17 @@ class Checkpoints:
         if step is None:
             return like
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
-        _check_same(self.folder / str(step), _shapes(self._manager.item_metadata(step)), _shapes(wanted))
-        return dataclasses.replace(like, **self._manager.restore(step, args=ocp.args.StandardRestore(wanted)))
+        _check_same(
+            self.folder / str(step), _shapes(self._manager.item_metadata(step)), _shapes(wanted)
+        )
+        return dataclasses.replace(
+            like, **self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+        )
 
     def _failed(self, error):
-        return OSError(f"cannot write a checkpoint in {self.folder}: {error}; the last one is of step {self.latest()}")
+        return OSError(
+            f"cannot write a checkpoint in {self.folder}: {error}; the last one is of step {self.latest()}"
+        )
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
@@ -83,14 +91,18 @@ def _fields(state: TrainState) -> dict[str, Any]:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Shapes by path; Orbax writes tuples and named tuples in its own way, so names alone count."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    names = lambda path: "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)  # noqa: E731
+    names = lambda path: "/".join(
+        str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
+    )  # noqa: E731
     return {names(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _check_same(folder, found, wanted):
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
-            has, needs = (f"has shape {d[name]}" if name in d else "is missing" for d in (found, wanted))
+            has, needs = (
+                f"has shape {d[name]}" if name in d else "is missing" for d in (found, wanted)
+            )
             raise ValueError(
                 f"the checkpoint {folder} is of another run: {name} {has} there, and {needs} in this one; "
                 "use the configuration it was made with, or another folder"

@@ -9,13 +9,19 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import optax
 
-from cmjax.checkpoints.model import ARCHITECTURES
 from cmjax.configs import did_you_mean, from_json, is_finite
+from cmjax.models.registry import ARCHITECTURES
 from cmjax.schedulers import scheduler_from_config
 from cmjax.training.losses import LossConfig, Recipe, recipe
 from cmjax.training.presets import PRESETS
 
-OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "radam": optax.radam, "lion": optax.lion, "sgd": optax.sgd}
+OPTIMIZERS = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "radam": optax.radam,
+    "lion": optax.lion,
+    "sgd": optax.sgd,
+}
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")
 
@@ -131,7 +137,9 @@ class TrainConfig:
             if getattr(run, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {getattr(run, name)}")
         if run.batch_size % run.accumulate:
-            raise ValueError(f"run.accumulate={run.accumulate} does not divide run.batch_size={run.batch_size}")
+            raise ValueError(
+                f"run.accumulate={run.accumulate} does not divide run.batch_size={run.batch_size}"
+            )
         for name, value, known in (
             ("run.dtype", run.dtype, DTYPES),
             ("optimizer.name", optimizer.name, OPTIMIZERS),
@@ -141,12 +149,18 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value!r}{did_you_mean(value, list(known))}")
         for name in ("learning_rate", "clip_norm"):
             if not (is_finite(getattr(optimizer, name)) and getattr(optimizer, name) >= 0):
-                raise ValueError(f"optimizer.{name} must be at least 0 and finite, got {getattr(optimizer, name)}")
+                raise ValueError(
+                    f"optimizer.{name} must be at least 0 and finite, got {getattr(optimizer, name)}"
+                )
         if not 0 <= optimizer.warmup_steps < run.steps:
             raise ValueError(
                 f"optimizer.warmup_steps must be from 0 to below run.steps={run.steps}, got {optimizer.warmup_steps}"
             )
-        for name, home in (("total_steps", "run.steps"), ("scheduler", "[scheduler]"), ("teacher_fn", "[teacher]")):
+        for name, home in (
+            ("total_steps", "run.steps"),
+            ("scheduler", "[scheduler]"),
+            ("teacher_fn", "[teacher]"),
+        ):
             if name in self.loss:
                 raise ValueError(f"loss.{name} has a place of its own; use {home}")
         self.loss_config()
@@ -164,14 +178,22 @@ class TrainConfig:
         named["_class_name"] = named.pop("class")
         scheduler = _built("scheduler", scheduler_from_config, named)
         own = {name: value for name, value in self.loss.items() if name != "name"}
-        values = {**self.recipe.defaults, **own, "scheduler": scheduler, "total_steps": self.run.steps, **changes}
+        values = {
+            **self.recipe.defaults,
+            **own,
+            "scheduler": scheduler,
+            "total_steps": self.run.steps,
+            **changes,
+        }
         return _built("loss", from_json, LossConfig, values)
 
     def network_config(self) -> Any:
         """Returns the config of the network (`UNet2DConfig` or `DiTConfig`), or None for that of `run.init`."""
         if not self.network:
             if not self.run.init:
-                raise ValueError("network is missing: give [network] with a class, or run.init, a model to start from")
+                raise ValueError(
+                    "network is missing: give [network] with a class, or run.init, a model to start from"
+                )
             return None
         name = self.network.get("class")
         if name not in ARCHITECTURES:
@@ -186,12 +208,20 @@ class TrainConfig:
             first = 0.0 if o.warmup_steps else o.learning_rate
             rate = optax.warmup_cosine_decay_schedule(first, o.learning_rate, o.warmup_steps, steps)
         else:
-            rate = optax.linear_schedule(0.0, o.learning_rate, o.warmup_steps) if o.warmup_steps else o.learning_rate
+            rate = (
+                optax.linear_schedule(0.0, o.learning_rate, o.warmup_steps)
+                if o.warmup_steps
+                else o.learning_rate
+            )
         try:
             optimizer = OPTIMIZERS[o.name](rate, **o.options)
         except TypeError as error:
             raise ValueError(f"optimizer.options: {error}") from None
-        return optax.chain(optax.clip_by_global_norm(o.clip_norm), optimizer) if o.clip_norm else optimizer
+        return (
+            optax.chain(optax.clip_by_global_norm(o.clip_norm), optimizer)
+            if o.clip_norm
+            else optimizer
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the run as JSON would hold it."""
@@ -236,10 +266,16 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
         if name not in hints:
             raise ValueError(f"there is no section {name!r}{did_you_mean(name, list(hints))}")
         if not isinstance(value, Mapping):
-            raise ValueError(f"{name} must be a section, got {value!r}; put it under one, such as [run]")
+            raise ValueError(
+                f"{name} must be a section, got {value!r}; put it under one, such as [run]"
+            )
     sections = {}
     for name, value in values.items():
-        sections[name] = _section(name, hints[name], value) if dataclasses.is_dataclass(hints[name]) else dict(value)
+        sections[name] = (
+            _section(name, hints[name], value)
+            if dataclasses.is_dataclass(hints[name])
+            else dict(value)
+        )
     return TrainConfig(**sections)
 
 
@@ -250,7 +286,9 @@ def _section(name, cls, values):
             raise ValueError(f"{name} has no key {key!r}{did_you_mean(key, list(hints))}")
         if not _fits(value, hints[key]):
             raise ValueError(f"{name}.{key} must be {_words(hints[key])}, got {value!r}")
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return cls(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    )
 
 
 def _fits(value, hint):
@@ -265,7 +303,9 @@ def _fits(value, hint):
 
 def _words(hint):
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-    return names.get(hint, "a list of numbers" if get_origin(hint) is tuple else "a table of numbers")
+    return names.get(
+        hint, "a list of numbers" if get_origin(hint) is tuple else "a table of numbers"
+    )
 
 
 def _built(section, build, *values):

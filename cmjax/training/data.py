@@ -17,7 +17,9 @@ from cmjax.images import MODES, fit, from_uint8, read_image
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))  # of data and labels
 READ_AHEAD = 4  # batches, each by a thread
-Record = Mapping[str, Any]  # "data": u8[H, W, C], or floats ready for training; "class_labels": an integer
+Record = Mapping[
+    str, Any
+]  # "data": u8[H, W, C], or floats ready for training; "class_labels": an integer
 
 
 class Source(Protocol):
@@ -62,7 +64,9 @@ class Pictures:
         if channels not in MODES:
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         folder, self.size, self.channels = Path(folder), size, channels
-        within = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        within = sorted(
+            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
         classes = {path.name: _pictures(path, "**/*") for path in within}
         loose = _pictures(folder, "*")
         empty = [name for name, files in classes.items() if not files]
@@ -71,9 +75,13 @@ class Pictures:
                 f"{folder} holds pictures beside folders of pictures, its classes; move {loose[0]} into one"
             )
         if not loose and len(empty) == len(classes):
-            raise ValueError(f"{folder} must hold pictures ({', '.join(PICTURES)}), or a folder of them for each class")
+            raise ValueError(
+                f"{folder} must hold pictures ({', '.join(PICTURES)}), or a folder of them for each class"
+            )
         if not loose and empty:
-            raise ValueError(f"{folder / empty[0]} is a class without pictures ({', '.join(PICTURES)}); remove it")
+            raise ValueError(
+                f"{folder / empty[0]} is a class without pictures ({', '.join(PICTURES)}); remove it"
+            )
         self.classes = [] if loose else list(classes)
         labelled = enumerate([loose] if loose else classes.values())
         self.files = [(file, label) for label, files in labelled for file in files]
@@ -116,15 +124,21 @@ def open_source(path: str | Path, size: int | None = None, channels: int = 3) ->
     if data.size and data.dtype == np.uint8 and data.ndim in (3, 4):
         data = data.reshape(*data.shape[:3], -1)
         if size is not None and data.shape[1:3] != (size, size):
-            raise ValueError(f"{path} holds images of {data.shape[2]}x{data.shape[1]}, but {size}x{size} are wanted")
+            raise ValueError(
+                f"{path} holds images of {data.shape[2]}x{data.shape[1]}, but {size}x{size} are wanted"
+            )
     elif data.size and np.issubdtype(data.dtype, np.floating) and data.ndim >= 2:
         with np.errstate(over="ignore"):
             data = data.astype(np.float32, copy=False)
         if (bad := _not_finite(data)) is not None:
             raise ValueError(f"{path}: sample {bad} is not finite in float32; remove or repair it")
     else:
-        raise ValueError(f"{path} must hold u8[N, H, W(, C)] or floats [N, ...], got {data.dtype}{list(data.shape)}")
-    if labels is not None and (labels.size != len(data) or not np.issubdtype(labels.dtype, np.integer)):
+        raise ValueError(
+            f"{path} must hold u8[N, H, W(, C)] or floats [N, ...], got {data.dtype}{list(data.shape)}"
+        )
+    if labels is not None and (
+        labels.size != len(data) or not np.issubdtype(labels.dtype, np.integer)
+    ):
         raise ValueError(
             f"{path} must have an integer label for each of {len(data)} samples, got {labels.dtype}{list(labels.shape)}"
         )
@@ -166,13 +180,19 @@ def batches(
     """
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
-    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("start", start, 0)):
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+        ("start", start, 0),
+    ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if batch_size > len(source):
         raise ValueError(f"batch_size {batch_size} is larger than the data set of {len(source)}")
     if not 0 <= index < count:
-        raise ValueError(f"process_index must be from 0 to {count - 1} for {count} processes, got {index}")
+        raise ValueError(
+            f"process_index must be from 0 to {count - 1} for {count} processes, got {index}"
+        )
     if batch_size % count:
         raise ValueError(
             f"batch_size {batch_size} does not divide over {count} processes; choose a multiple of {count}"
@@ -181,10 +201,16 @@ def batches(
 
     def read(rows, rng):
         batch = _collate(source, rows, num_classes)
-        return _mirrored(batch, rng.random(batch_size)[index * share :][:share] < 0.5) if flip else batch
+        return (
+            _mirrored(batch, rng.random(batch_size)[index * share :][:share] < 0.5)
+            if flip
+            else batch
+        )
 
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
-    shares = order.batch(share, drop_remainder=True)[index::count]  # a batch is the shares of all processes in turn
+    shares = order.batch(share, drop_remainder=True)[
+        index::count
+    ]  # a batch is the shares of all processes in turn
     ahead = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
     return iter(shares.random_map(read)[start:].to_iter_dataset(ahead))
 
@@ -224,9 +250,13 @@ def _collate(source, rows, num_classes):
     records = [source[int(row)] for row in rows]
     for row, record in zip(rows, records, strict=True):
         if not isinstance(record, Mapping) or "data" not in record:
-            raise ValueError(f'record {row} of the data must be a mapping with "data", got {type(record).__name__}')
+            raise ValueError(
+                f'record {row} of the data must be a mapping with "data", got {type(record).__name__}'
+            )
         if record.keys() != records[0].keys():
-            raise ValueError(f"record {row} of the data has {sorted(record)}, record {rows[0]} {sorted(records[0])}")
+            raise ValueError(
+                f"record {row} of the data has {sorted(record)}, record {rows[0]} {sorted(records[0])}"
+            )
     batch = {name: _stack([record[name] for record in records], rows, name) for name in records[0]}
     batch["data"] = _scaled(batch["data"], rows)
     if "class_labels" in batch:
@@ -269,14 +299,18 @@ def _checked_labels(labels, rows, num_classes):
     if wrong.any():
         label, row = labels[wrong.argmax()], rows[wrong.argmax()]
         classes = "" if num_classes is None else f", below num_classes {num_classes}"
-        raise ValueError(f"record {row} of the data has label {label}; labels must be 0 or more{classes}")
+        raise ValueError(
+            f"record {row} of the data has label {label}; labels must be 0 or more{classes}"
+        )
     return labels.astype(np.int32)
 
 
 def _mirrored(batch, chosen):
     data = batch["data"]
     if data.ndim != 4:
-        raise ValueError(f"flip needs images [H, W, C], got data of shape {data.shape[1:]}; leave it out")
+        raise ValueError(
+            f"flip needs images [H, W, C], got data of shape {data.shape[1:]}; leave it out"
+        )
     return {**batch, "data": np.where(chosen[:, None, None, None], data[:, :, ::-1], data)}
 
 
@@ -309,4 +343,8 @@ def _read_idx_pair(path):
 def _pictures(folder, pattern):
     """Paths of the pictures, without hidden ones."""
     found = (file for file in folder.glob(pattern) if file.suffix.lower() in PICTURES)
-    return sorted(str(file) for file in found if not any(part[0] == "." for part in file.relative_to(folder).parts))
+    return sorted(
+        str(file)
+        for file in found
+        if not any(part[0] == "." for part in file.relative_to(folder).parts)
+    )

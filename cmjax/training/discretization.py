@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from cmjax.schedulers.levels import karras_sigmas
 
 
-def consistency_num_scales(step: jax.Array, total_steps: int, s0: int = 2, s1: int = 150) -> jax.Array:
+def consistency_num_scales(
+    step: jax.Array, total_steps: int, s0: int = 2, s1: int = 150
+) -> jax.Array:
     """Returns i32[], the number N(k) of noise levels at training step k (Song et al. 2023, Appendix C).
 
     `N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1`, but at least 2, for s0 = 1.
@@ -29,7 +31,9 @@ def consistency_ema_decay(num_scales: jax.Array, s0: int = 2, mu0: float = 0.9) 
     return jnp.float32(mu0) ** (s0 / num_scales.astype(jnp.float32))
 
 
-def doubling_num_scales(step: jax.Array, total_steps: int, s0: int = 10, s1: int = 1280) -> jax.Array:
+def doubling_num_scales(
+    step: jax.Array, total_steps: int, s0: int = 10, s1: int = 1280
+) -> jax.Array:
     """Returns i32[], iCT's number N(k) of noise levels at training step k (Song & Dhariwal 2023, section 3.4).
 
     `N(k) = min(s0 2^floor(k / K'), s1) + 1` with `K' = floor(K / (log2 floor(s1 / s0) + 1))`.
@@ -46,7 +50,14 @@ def doubling_num_scales(step: jax.Array, total_steps: int, s0: int = 10, s1: int
 
 
 def lognormal_index(
-    key: jax.Array, count: int, p_mean: float, p_std: float, num_scales: jax.Array, sigma_min, sigma_max, rho
+    key: jax.Array,
+    count: int,
+    p_mean: float,
+    p_std: float,
+    num_scales: jax.Array,
+    sigma_min,
+    sigma_max,
+    rho,
 ) -> jax.Array:
     """Returns indices i32[count] of adjacent levels, lognormal over the grid (Song & Dhariwal 2023, section 3.5).
 
@@ -76,7 +87,9 @@ def tangent_warmup(step: jax.Array, steps: int = 10_000) -> jax.Array:
     return jnp.minimum(1, step.astype(jnp.float32) / steps)
 
 
-def adjacent_levels(index: jax.Array, num_scales: jax.Array, sigma_min: float, sigma_max: float, rho: float):
+def adjacent_levels(
+    index: jax.Array, num_scales: jax.Array, sigma_min: float, sigma_max: float, rho: float
+):
     """Returns the levels (higher, lower), f32[B] each, at `index` and `index + 1` of a grid of `num_scales`.
 
     Args:
@@ -93,7 +106,12 @@ def adjacent_levels(index: jax.Array, num_scales: jax.Array, sigma_min: float, s
 
 
 def easy_consistency_level(
-    t: jax.Array, step: jax.Array, steps_per_stage: float, q: float = 2.0, k: float = 8.0, b: float = 1.0
+    t: jax.Array,
+    step: jax.Array,
+    steps_per_stage: float,
+    q: float = 2.0,
+    k: float = 8.0,
+    b: float = 1.0,
 ) -> jax.Array:
     """Returns the lower level r <= t that ECT compares with t (Geng et al. 2024, section 3.2 and equation 14).
 

@@ -34,7 +34,13 @@ def _run(network, loss, optimizer, rate, batch_size, steps, ema, **run):
         "network": network,
         "loss": loss,
         "optimizer": {"name": optimizer, "learning_rate": rate, "clip_norm": 0.0},
-        "run": {"batch_size": batch_size, "steps": steps, "ema_decays": [ema], "save_every": 10_000, **run},
+        "run": {
+            "batch_size": batch_size,
+            "steps": steps,
+            "ema_decays": [ema],
+            "save_every": 10_000,
+            **run,
+        },
     }
 
 
@@ -44,12 +50,20 @@ def _song2023(network, loss, rate, batch_size, steps, ema, **run):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "cifar10_cd": _song2023(_CIFAR10_NETWORK, {"name": "cd", "s1": 18, "mu0": 0.0}, 4e-4, 512, 800_000, 0.9999),
+    "cifar10_cd": _song2023(
+        _CIFAR10_NETWORK, {"name": "cd", "s1": 18, "mu0": 0.0}, 4e-4, 512, 800_000, 0.9999
+    ),
     "cifar10_ct": _song2023(
         _CIFAR10_NETWORK, {"name": "ct", "s0": 2, "s1": 150, "mu0": 0.9}, 4e-4, 512, 800_000, 0.9999
     ),
     "imagenet64_cd": _song2023(
-        _network("imagenet64"), {"name": "cd", "s1": 40, "mu0": 0.95}, 8e-6, 2048, 600_000, _EMA_LARGE, dtype="bfloat16"
+        _network("imagenet64"),
+        {"name": "cd", "s1": 40, "mu0": 0.95},
+        8e-6,
+        2048,
+        600_000,
+        _EMA_LARGE,
+        dtype="bfloat16",
     ),
     "imagenet64_ct": _song2023(
         _network("imagenet64"),
@@ -61,7 +75,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         dtype="bfloat16",
     ),
     "lsun256_cd": _song2023(
-        _network("lsun256"), {"name": "cd", "s1": 40, "mu0": 0.95}, 1e-5, 2048, 600_000, _EMA_LARGE, dtype="bfloat16"
+        _network("lsun256"),
+        {"name": "cd", "s1": 40, "mu0": 0.95},
+        1e-5,
+        2048,
+        600_000,
+        _EMA_LARGE,
+        dtype="bfloat16",
     ),
     "lsun256_ct": _song2023(
         _network("lsun256"),
@@ -75,6 +95,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Song & Dhariwal 2023, appendix A: RAdam, 1e-4.
     "cifar10_ict": _run(_CIFAR10_NETWORK, {"name": "ict"}, "radam", 1e-4, 1024, 400_000, 0.99993),
     "imagenet64_ict": _run(
-        _network("imagenet64"), {"name": "ict"}, "radam", 1e-4, 4096, 800_000, 0.99997, dtype="bfloat16"
+        _network("imagenet64"),
+        {"name": "ict"},
+        "radam",
+        1e-4,
+        4096,
+        800_000,
+        0.99997,
+        dtype="bfloat16",
     ),
 }

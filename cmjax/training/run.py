@@ -15,11 +15,12 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 import cmjax
-from cmjax.checkpoints.model import ARCHITECTURES, Model
 from cmjax.files import replacing
 from cmjax.images import save_grid, to_uint8
 from cmjax.interrupts import interruptible
+from cmjax.model import Model
 from cmjax.models import compute_in, from_nnx
+from cmjax.models.registry import ARCHITECTURES
 from cmjax.parametrization import guided
 from cmjax.schedulers import SCMScheduler, on_levels_of
 from cmjax.training import data
@@ -28,7 +29,13 @@ from cmjax.training.config import TrainConfig
 from cmjax.training.losses import unweighted
 from cmjax.training.trainer import TrainState, TrainStep, data_mesh, make_train_step
 
-FREE_TO_CHANGE = ("log_every", "sample_every", "save_every", "keep", "tensorboard")  # when a run goes on
+FREE_TO_CHANGE = (
+    "log_every",
+    "sample_every",
+    "save_every",
+    "keep",
+    "tensorboard",
+)  # when a run goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +61,12 @@ class Run:
             )
         wanted = ("data",) if classes is None else ("data", "class_labels")
         found = data.batches(
-            self.source, run.batch_size, seed=run.seed, start=start, num_classes=classes, flip=section.flip
+            self.source,
+            run.batch_size,
+            seed=run.seed,
+            start=start,
+            num_classes=classes,
+            flip=section.flip,
         )
         return ({name: batch[name] for name in wanted} for batch in found)
 
@@ -67,11 +79,15 @@ def start(config: TrainConfig) -> Run:
     """
     run, model = config.run, _first_model(config)
     if not config.data.source:
-        raise ValueError("data.source is missing: name an .npz, an IDX file or a folder of pictures")
+        raise ValueError(
+            "data.source is missing: name an .npz, an IDX file or a folder of pictures"
+        )
     source = data.open_source(config.data.source, *model.sample_shape[1:])
     shape, wanted = np.shape(source[0]["data"]), model.sample_shape
     if shape != wanted:
-        raise ValueError(f"data.source {config.data.source} holds samples of shape {shape}, the network takes {wanted}")
+        raise ValueError(
+            f"data.source {config.data.source} holds samples of shape {shape}, the network takes {wanted}"
+        )
 
     teacher, teacher_fn = _teacher(config, model)
     apply_fn = compute_in(model.apply_fn, run.dtype) if run.dtype != "float32" else model.apply_fn
@@ -88,7 +104,9 @@ def start(config: TrainConfig) -> Run:
     return Run(config, model, source, train_step)
 
 
-def train(config: TrainConfig, out: Path, *, quiet: bool = False, say: Callable[[str], None] = print) -> bool:
+def train(
+    config: TrainConfig, out: Path, *, quiet: bool = False, say: Callable[[str], None] = print
+) -> bool:
     """Trains until the last step, or until interrupted, and goes on from the newest checkpoint under `out`.
 
     Args:
@@ -109,18 +127,31 @@ def train(config: TrainConfig, out: Path, *, quiet: bool = False, say: Callable[
         _check_same_run(out, config, new=checkpoints.latest() is None)
         state = checkpoints.restore(run.init())
         done = saved = int(state.step)
-        if done == settings.steps:  # the process may have ended between the checkpoint and the model
+        if (
+            done == settings.steps
+        ):  # the process may have ended between the checkpoint and the model
             _save_models(run, state, out)
         batches = run.batches(done)
         upcoming = next(batches)  # what is wrong with the data shows before the bar does
-        bar = tqdm(total=settings.steps, initial=done, unit="step", dynamic_ncols=True, disable=quiet or not first)
+        bar = tqdm(
+            total=settings.steps,
+            initial=done,
+            unit="step",
+            dynamic_ncols=True,
+            disable=quiet or not first,
+        )
         with bar, _MetricsFile(out, done, settings.tensorboard, first) as metrics_file:
             for step in range(done + 1, settings.steps + 1):
                 state, metrics = run.train_step(state, upcoming)
                 upcoming = next(batches)
                 bar.update()
-                due = {every: every and step % every == 0 for every in (settings.log_every, settings.save_every)}
-                stopping = _agree(interrupted, step, settings)  # asked once: a signal may come at any line
+                due = {
+                    every: every and step % every == 0
+                    for every in (settings.log_every, settings.save_every)
+                }
+                stopping = _agree(
+                    interrupted, step, settings
+                )  # asked once: a signal may come at any line
                 last = step == settings.steps or stopping
                 if due[settings.log_every] or due[settings.save_every] or last:
                     values = {name: float(value) for name, value in metrics.items()}
@@ -131,13 +162,19 @@ def train(config: TrainConfig, out: Path, *, quiet: bool = False, say: Callable[
                     checkpoints.save(state)
                     saved = step
                     _save_models(run, state, out)
-                if first and settings.sample_every and (step % settings.sample_every == 0 or step == settings.steps):
+                if (
+                    first
+                    and settings.sample_every
+                    and (step % settings.sample_every == 0 or step == settings.steps)
+                ):
                     _picture(run, state, out / f"samples_{step:06d}.png")
                 if stopping:
                     break
         checkpoints.wait()
     if saved < settings.steps:
-        say(f"Stopped after step {saved} of {settings.steps}, which is saved; the same command goes on from there.")
+        say(
+            f"Stopped after step {saved} of {settings.steps}, which is saved; the same command goes on from there."
+        )
     return saved == settings.steps
 
 
@@ -172,10 +209,14 @@ def _teacher(config, model):
     section = config.teacher
     if not config.recipe.distils:
         if section.model or section.weak_model:
-            raise ValueError(f"teacher: the loss {config.loss.get('name')!r} has none; leave the section out")
+            raise ValueError(
+                f"teacher: the loss {config.loss.get('name')!r} has none; leave the section out"
+            )
         return None, None
     if not section.model and not config.run.init:
-        raise ValueError(f"teacher.model is missing: {config.loss.get('name')!r} distils a denoiser, name its folder")
+        raise ValueError(
+            f"teacher.model is missing: {config.loss.get('name')!r} distils a denoiser, name its folder"
+        )
     teacher = cmjax.load(section.model, dtype=jnp.float32) if section.model else model
     _check_same_terms("teacher.model", section.model, teacher.scheduler, model.scheduler)
     if not section.weak_model:
@@ -183,7 +224,9 @@ def _teacher(config, model):
     weak = cmjax.load(section.weak_model, dtype=jnp.float32)
     _check_same_terms("teacher.weak_model", section.weak_model, weak.scheduler, model.scheduler)
     if weak.config != teacher.config:
-        raise ValueError(f"teacher.weak_model {section.weak_model} is another network than teacher.model")
+        raise ValueError(
+            f"teacher.weak_model {section.weak_model} is another network than teacher.model"
+        )
     return (teacher.params, weak.params), guided(teacher.apply_fn, section.guidance)
 
 
@@ -193,7 +236,9 @@ def _first_model(config):
     if run.init:
         model = cmjax.load(run.init, dtype=jnp.float32)
         if network not in (None, model.config):
-            raise ValueError(f"network differs from that of run.init {run.init}; leave out [network]")
+            raise ValueError(
+                f"network differs from that of run.init {run.init}; leave out [network]"
+            )
         if config.scheduler:
             _check_same_terms("run.init", run.init, model.scheduler, scheduler)
             model = dataclasses.replace(model, scheduler=scheduler)
@@ -211,8 +256,13 @@ def _first_model(config):
 def _check_same_terms(name, source, found, wanted):
     """A network means what its scheduler makes of it: another kind, or another sigma_data, makes something else."""
     if type(found) is not type(wanted) or found.sigma_data != wanted.sigma_data:
-        terms = [f"{type(s).__name__}(sigma_data={getattr(s, 'sigma_data', None)})" for s in (found, wanted)]
-        raise ValueError(f"{name} {source} is a network for {terms[0]}, but this run is for {terms[1]}")
+        terms = [
+            f"{type(s).__name__}(sigma_data={getattr(s, 'sigma_data', None)})"
+            for s in (found, wanted)
+        ]
+        raise ValueError(
+            f"{name} {source} is a network for {terms[0]}, but this run is for {terms[1]}"
+        )
 
 
 def _check_same_run(out, config, new):
@@ -238,7 +288,9 @@ def _check_finite(step, values, checkpoints, settings):
     if broken:
         checkpoints.wait()
         last = checkpoints.latest()
-        precise = "" if settings.dtype == "float32" else f", or compute in float32, not {settings.dtype}"
+        precise = (
+            "" if settings.dtype == "float32" else f", or compute in float32, not {settings.dtype}"
+        )
         raise ValueError(
             f"{broken[0]} is {values[broken[0]]} at step {step}; "
             f"{'there is no checkpoint' if last is None else f'the last checkpoint is of step {last}'}. In another "
@@ -268,7 +320,10 @@ def _picture(run, state, path):
     """Samples of the same noise: in 1, 2 and 4 network calls, or of a denoiser by a solver of its ODE."""
     model = dataclasses.replace(run.model, params=jax.device_get(unweighted(state.ema[0])))
     name, s = run.config.loss.get("name", "denoising"), model.scheduler
-    solvers = {"denoising": ("EDMHeunScheduler", 18), "progressive": ("EDMEulerScheduler", run.train_step.config.s1)}
+    solvers = {
+        "denoising": ("EDMHeunScheduler", 18),
+        "progressive": ("EDMEulerScheduler", run.train_step.config.s1),
+    }
     calls: tuple[int, ...] = (1, 2, 4)
     if model.sample_shape[-1] not in (1, 3) or (name in solvers and isinstance(s, SCMScheduler)):
         return  # no solver here takes a denoiser in TrigFlow's terms
@@ -279,7 +334,13 @@ def _picture(run, state, path):
     shape = (10, *model.sample_shape)
     rows = [
         cmjax.sample(
-            jax.random.key(0), model.apply_fn, model.params, model.scheduler, shape, num_inference_steps=n, cond=cond
+            jax.random.key(0),
+            model.apply_fn,
+            model.params,
+            model.scheduler,
+            shape,
+            num_inference_steps=n,
+            cond=cond,
         )
         for n in calls
     ]
@@ -299,7 +360,9 @@ class _MetricsFile:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError:
-                raise ValueError("run.tensorboard needs the package tensorboardX: pip install tensorboardX") from None
+                raise ValueError(
+                    "run.tensorboard needs the package tensorboardX: pip install tensorboardX"
+                ) from None
             self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
 
     def write(self, step, values):
@@ -307,7 +370,9 @@ class _MetricsFile:
             return
         self.rows.append({"step": step, **values})
         with replacing(self.path) as file:
-            lines = [",".join(self.rows[0])] + [",".join(str(v) for v in row.values()) for row in self.rows]
+            lines = [",".join(self.rows[0])] + [
+                ",".join(str(v) for v in row.values()) for row in self.rows
+            ]
             file.write(("\n".join(lines) + "\n").encode())
         for name, value in values.items() if self.writer else ():
             self.writer.add_scalar(name, value, step)

@@ -11,8 +11,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cmjax.models.adapters import ApplyFn
-from cmjax.training.losses import Batch, Loss, LossConfig, Metrics, Recipe, recipe, with_level_weight
+from cmjax.arrays import ApplyFn
+from cmjax.training.losses import (
+    Batch,
+    Loss,
+    LossConfig,
+    Metrics,
+    Recipe,
+    recipe,
+    with_level_weight,
+)
 
 AXIS = "data"  # of the mesh, over which a batch is divided
 
@@ -52,8 +60,12 @@ class TrainStep:
         raw = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
         ema = (params,) * len(self.ema_decays)
         target = params if self.recipe.target_decay else None
-        state = TrainState(jnp.zeros((), jnp.int32), params, ema, target, self.optimizer.init(params), raw)
-        return self.replicate(jax.tree.map(jnp.array, state))  # copies: what is donated may not share a buffer
+        state = TrainState(
+            jnp.zeros((), jnp.int32), params, ema, target, self.optimizer.init(params), raw
+        )
+        return self.replicate(
+            jax.tree.map(jnp.array, state)
+        )  # copies: what is donated may not share a buffer
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Takes one step; `state` is donated, and must not be used again.
@@ -74,7 +86,11 @@ class TrainStep:
 
     def replicate(self, tree: Any) -> Any:
         """Puts arrays on every device of the mesh, whole."""
-        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        return (
+            tree
+            if self.mesh is None
+            else jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        )
 
     def shard(self, batch: Batch) -> Batch:
         """Divides arrays over the devices of the mesh along their first axis."""
@@ -88,7 +104,10 @@ class TrainStep:
         if self.mesh is None:
             return batch
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
-        return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
+        return {
+            k: jax.make_array_from_process_local_data(sharding, np.asarray(v))
+            for k, v in batch.items()
+        }
 
     @cached_property
     def _teacher(self):
@@ -109,7 +128,10 @@ class TrainStep:
 
         done, target = state.step.astype(jnp.float32), state.target
         rates = [jnp.minimum(decay, (1 + done) / (10 + done)) for decay in self.ema_decays]
-        ema = tuple(optax.incremental_update(params, e, 1 - r) for e, r in zip(state.ema, rates, strict=True))
+        ema = tuple(
+            optax.incremental_update(params, e, 1 - r)
+            for e, r in zip(state.ema, rates, strict=True)
+        )
         if self.recipe.target_decay is not None:
             decay = self.recipe.target_decay(state.step, self.config)
             target = optax.incremental_update(params, target, 1 - decay)
@@ -123,7 +145,9 @@ class TrainStep:
 
         def gradient(key, batch):
             def objective(params):
-                return self.recipe.loss(key, self.apply_fn, params, fixed, batch, state.step, self.config)
+                return self.recipe.loss(
+                    key, self.apply_fn, params, fixed, batch, state.step, self.config
+                )
 
             return jax.grad(objective, has_aux=True)(state.params)
 
@@ -136,9 +160,13 @@ class TrainStep:
             return jax.tree.map(lambda a, b: a + b / self.accumulate, total, one), None
 
         # Every device keeps its own samples: parts take every accumulate-th.
-        parts = jax.tree.map(lambda a: a.reshape(-1, self.accumulate, *a.shape[1:]).swapaxes(0, 1), dict(batch))
+        parts = jax.tree.map(
+            lambda a: a.reshape(-1, self.accumulate, *a.shape[1:]).swapaxes(0, 1), dict(batch)
+        )
         first = jax.tree.map(lambda a: a[0], parts)
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), jax.eval_shape(gradient, key, first))
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, jnp.float32), jax.eval_shape(gradient, key, first)
+        )
         return jax.lax.scan(add, zeros, (jnp.arange(self.accumulate), parts))[0]
 
 
@@ -177,15 +205,25 @@ def make_train_step(
     chosen = recipe(loss) if isinstance(loss, str) else loss
     name = loss if isinstance(loss, str) else chosen.loss.__name__
     if chosen.distils != (teacher is not None):
-        need = "needs a teacher: pass teacher=params" if chosen.distils else "takes no teacher; leave it out"
+        need = (
+            "needs a teacher: pass teacher=params"
+            if chosen.distils
+            else "takes no teacher; leave it out"
+        )
         raise ValueError(f"the loss {name!r} {need}")
     if config.adaptive_weight and not chosen.weighs_levels:
-        raise ValueError(f"adaptive_weight is for the sCM losses, and {name!r} is not one; set it to false")
+        raise ValueError(
+            f"adaptive_weight is for the sCM losses, and {name!r} is not one; set it to false"
+        )
     if not all(0 <= decay < 1 for decay in ema_decays) or not ema_decays:
-        raise ValueError(f"ema_decays must be numbers in [0, 1), at least one, got {tuple(ema_decays)}")
+        raise ValueError(
+            f"ema_decays must be numbers in [0, 1), at least one, got {tuple(ema_decays)}"
+        )
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
-    return TrainStep(chosen, apply_fn, optimizer, config, tuple(ema_decays), accumulate, mesh, teacher)
+    return TrainStep(
+        chosen, apply_fn, optimizer, config, tuple(ema_decays), accumulate, mesh, teacher
+    )
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:

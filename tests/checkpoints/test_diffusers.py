@@ -23,7 +23,9 @@ CONFIG = UNet2DConfig(
     resnet_time_scale_shift="scale_shift",
     num_class_embeds=3,
 )
-SCHEDULER = cmjax.CMStochasticIterativeScheduler(num_train_timesteps=201, timestep_spacing="leading")
+SCHEDULER = cmjax.CMStochasticIterativeScheduler(
+    num_train_timesteps=201, timestep_spacing="leading"
+)
 
 
 def model(config=CONFIG):
@@ -58,16 +60,22 @@ def test_a_network_alone_has_the_default_scheduler_and_says_so(folder):
 def test_tensors_are_stored_as_pytorch_has_them(folder):
     tensors = load_file(folder / "unet" / diffusers.SAFETENSORS)
     params = model().params
-    np.testing.assert_array_equal(tensors["conv_in.weight"], params["conv_in"]["kernel"][...].transpose(3, 2, 0, 1))
+    np.testing.assert_array_equal(
+        tensors["conv_in.weight"], params["conv_in"]["kernel"][...].transpose(3, 2, 0, 1)
+    )
     attention = "down_blocks.1.attentions.0"
     np.testing.assert_array_equal(
         tensors[f"{attention}.to_out.0.weight"],
         params["down_blocks"][1]["attentions"][0]["to_out"][0]["kernel"][...].T,
     )
-    assert {f"{attention}.group_norm.weight", "class_embedding.weight", "mid_block.resnets.1.conv2.bias"} <= set(
-        tensors
-    )
-    assert "mid_block.attentions.0.group_norm.weight" not in tensors  # "scale_shift" without attn_norm_num_groups
+    assert {
+        f"{attention}.group_norm.weight",
+        "class_embedding.weight",
+        "mid_block.resnets.1.conv2.bias",
+    } <= set(tensors)
+    assert (
+        "mid_block.attentions.0.group_norm.weight" not in tensors
+    )  # "scale_shift" without attn_norm_num_groups
 
 
 def test_shards_that_an_index_lists(folder):
@@ -82,7 +90,10 @@ def test_shards_that_an_index_lists(folder):
     index = unet / f"{diffusers.SAFETENSORS}.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     jax.tree.map(np.testing.assert_array_equal, cmjax.load(folder).params, model().params)
-    assert [file.name for file in open_checkpoint(folder).files] == ["a.safetensors", "b.safetensors"]
+    assert [file.name for file in open_checkpoint(folder).files] == [
+        "a.safetensors",
+        "b.safetensors",
+    ]
     index.write_text(json.dumps({"weight_map": {"x": "../../secret"}}))
     with pytest.raises(ValueError, match="weight_map must map.*in the folder"):
         cmjax.load(folder)
@@ -91,7 +102,10 @@ def test_shards_that_an_index_lists(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dropout": 0.1}, "config.json: dropout 0.1 is not supported, only 0; for sampling set it to 0"),
+        (
+            {"dropout": 0.1},
+            "config.json: dropout 0.1 is not supported, only 0; for sampling set it to 0",
+        ),
         ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier' is not supported"),
         ({"mid_block_type": None}, "mid_block_type None is not supported"),
         ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor"),
@@ -104,8 +118,14 @@ def test_shards_that_an_index_lists(folder):
             {"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]},
             "down_block_types must name one of.*SkipDownBlock2D",
         ),
-        ({"up_block_types": ["AttnUpBlock2D", "KUpBlock2D"]}, "up_block_types must name one of.*KUpBlock2D"),
-        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift must be one of.*'spatial'"),
+        (
+            {"up_block_types": ["AttnUpBlock2D", "KUpBlock2D"]},
+            "up_block_types must name one of.*KUpBlock2D",
+        ),
+        (
+            {"resnet_time_scale_shift": "spatial"},
+            "resnet_time_scale_shift must be one of.*'spatial'",
+        ),
         ({"downsample_type": "fir"}, "downsample_type must be one of.*'fir'"),
         ({"upsample_type": None}, "upsample_type must be one of.*None"),
         ({"sample_size": [4, 8]}, r"sample_size \[4, 8\] is not supported, only squares"),
@@ -145,9 +165,18 @@ def test_options_a_file_leaves_out_have_the_defaults_of_diffusers():
         ),
         (lambda f: edit(f / "model_index.json", unet=3), "unet must be a UNet2DModel, got 3"),
         (lambda f: (f / "unet" / "config.json").unlink(), "has no config.json"),
-        (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "has no scheduler_config.json"),
-        (lambda f: edit(f / "scheduler" / "scheduler_config.json", _class_name="DDPMScheduler"), "DDPMScheduler"),
-        (lambda f: (f / "unet" / diffusers.SAFETENSORS).unlink(), "has no diffusion_pytorch_model.safetensors, nor"),
+        (
+            lambda f: (f / "scheduler" / "scheduler_config.json").unlink(),
+            "has no scheduler_config.json",
+        ),
+        (
+            lambda f: edit(f / "scheduler" / "scheduler_config.json", _class_name="DDPMScheduler"),
+            "DDPMScheduler",
+        ),
+        (
+            lambda f: (f / "unet" / diffusers.SAFETENSORS).unlink(),
+            "has no diffusion_pytorch_model.safetensors, nor",
+        ),
         (
             lambda f: edit(f / "unet" / "config.json", num_class_embeds=4),
             r"misshapen class_embedding.weight: \(3, 32\)",
@@ -165,14 +194,18 @@ def test_damaged_pipelines(folder, damage, message):
 
 
 def test_what_diffusers_cannot_hold_is_not_written(tmp_path):
-    patched = UNet2DConfig(4, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=4, patch_size=2)
+    patched = UNet2DConfig(
+        4, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=4, patch_size=2
+    )
     with pytest.raises(ValueError, match="patch_size 2 is cmjax's own"):
         cmjax.save(tmp_path / "x", model(patched), to="diffusers")
     with pytest.raises(ValueError, match="to must be one of"):
         cmjax.save(tmp_path / "x", model(), to="onnx")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="mine holds other files than a model.s, such as thesis.tex"):
+    with pytest.raises(
+        ValueError, match="mine holds other files than a model.s, such as thesis.tex"
+    ):
         cmjax.save(tmp_path / "mine", model())
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.tex"]
 
@@ -203,4 +236,6 @@ def test_dtypes(folder):
     cmjax.save(folder, half, to="diffusers")  # over the old one
     kept = open_checkpoint(folder).load(keep_dtypes=True)
     jax.tree.map(np.testing.assert_array_equal, kept.params, half.params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(cmjax.load(folder).params)} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(cmjax.load(folder).params)} == {
+        jnp.dtype(jnp.float32)
+    }

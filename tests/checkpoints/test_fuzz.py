@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmjax.checkpoints import model as models
+from cmjax.checkpoints import checkpoint as models
 from cmjax.checkpoints import open_checkpoint, openai
 from cmjax.checkpoints.tensors import StoredTensor
 from tests.checkpoints import tiny
@@ -39,7 +39,9 @@ def sources(tmp_path_factory):
 def one_network():
     """Making the network takes most of the time of a load, so it is made once a config."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "_abstract_network", functools.lru_cache(64)(models._abstract_network))
+        patch.setattr(
+            models, "_abstract_network", functools.lru_cache(64)(models._abstract_network)
+        )
         yield
 
 
@@ -56,7 +58,9 @@ def outcome(what, path, config):
         open_checkpoint(path, config=config).load()
         counts["loaded"] += 1
     except ValueError as error:
-        assert type(error) is ValueError, repr(error)  # UnicodeDecodeError and its like are not ours
+        assert type(error) is ValueError, repr(
+            error
+        )  # UnicodeDecodeError and its like are not ours
         assert str(path) in str(error) and len(str(error)) < 10**5, error
         counts["refused"] += 1
     finally:
@@ -97,7 +101,11 @@ def mutations(draw, content):
         size = len(content)
         near = st.integers(0, max(min(size - 1, 400), 0))
         at = draw(
-            st.one_of(near, near.map(lambda i, size=size: max(size - 1 - i, 0)), st.integers(0, max(size - 1, 0)))
+            st.one_of(
+                near,
+                near.map(lambda i, size=size: max(size - 1 - i, 0)),
+                st.integers(0, max(size - 1, 0)),
+            )
         )
         match draw(st.sampled_from(["flip", "set", "cut", "remove", "insert", "splice", "swap"])):
             case "flip" if size:
@@ -173,23 +181,52 @@ def test_pickles_put_together_at_random(tmp_path, pieces):
 JSONS = ["config.json", "scheduler_config.json", "model_index.json"]
 NUMBERS = st.one_of(
     st.integers(-2, 9),
-    st.sampled_from([2**31 - 1, 2**31, 2**63, 10**30, 10**400, 1e308, -1e308, 5e-324, float("nan"), float("inf")]),
+    st.sampled_from(
+        [
+            2**31 - 1,
+            2**31,
+            2**63,
+            10**30,
+            10**400,
+            1e308,
+            -1e308,
+            5e-324,
+            float("nan"),
+            float("inf"),
+        ]
+    ),
     st.floats(),
 )
 WORDS = st.one_of(
-    st.sampled_from(["UNet2D", "UNet2DModel", "AttnDownBlock2D", "AttnUpBlock2D", "ResnetDownsampleBlock2D", "resnet"]),
+    st.sampled_from(
+        [
+            "UNet2D",
+            "UNet2DModel",
+            "AttnDownBlock2D",
+            "AttnUpBlock2D",
+            "ResnetDownsampleBlock2D",
+            "resnet",
+        ]
+    ),
     st.sampled_from(["scale_shift", "default", "conv", "", "\0", "../../etc", "x" * 1000]),
     st.text(max_size=8),
 )
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, WORDS),
-    lambda inside: st.one_of(st.lists(inside, max_size=4), st.dictionaries(WORDS, inside, max_size=3)),
+    lambda inside: st.one_of(
+        st.lists(inside, max_size=4), st.dictionaries(WORDS, inside, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 def json_files(sources):
-    return [(kind, file) for kind in ("cmjax", "diffusers") for file in sources[kind][2] if file.name in JSONS]
+    return [
+        (kind, file)
+        for kind in ("cmjax", "diffusers")
+        for file in sources[kind][2]
+        if file.name in JSONS
+    ]
 
 
 @fuzz(300)
@@ -214,7 +251,13 @@ def test_values_of_the_json_files(sources, data):
 @given(data=st.data())
 def test_bytes_of_the_json_files(sources, data):
     kind, file = data.draw(st.sampled_from(json_files(sources)))
-    load_mutated(sources, kind, file, data.draw(mutations(sources[kind][2][file])), f"{kind} {file.name}, bytes")
+    load_mutated(
+        sources,
+        kind,
+        file,
+        data.draw(mutations(sources[kind][2][file])),
+        f"{kind} {file.name}, bytes",
+    )
 
 
 @fuzz(100)
@@ -231,7 +274,9 @@ def test_header_of_safetensors(sources, data):
     else:
         field = data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))
         values = st.one_of(
-            VALUES, st.sampled_from(["BF16", "F16", "F64", "I32"]), st.lists(st.integers(0, 2**64), max_size=4)
+            VALUES,
+            st.sampled_from(["BF16", "F16", "F64", "I32"]),
+            st.lists(st.integers(0, 2**64), max_size=4),
         )
         header[name] = {**header[name], field: data.draw(values)}
     encoded = json.dumps(header).encode()
@@ -257,7 +302,10 @@ def test_networks_told_from_names_and_shapes(data):
                 shapes[name] = data.draw(st.lists(st.integers(0, 200), max_size=5))
             case "renumber" if len(parts) > 1:
                 shapes[".".join([parts[0], data.draw(number), *parts[2:]])] = shape
-    tensors = {name: StoredTensor(tuple(s), np.dtype(np.float16), lambda: None) for name, s in shapes.items()}
+    tensors = {
+        name: StoredTensor(tuple(s), np.dtype(np.float16), lambda: None)
+        for name, s in shapes.items()
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openai, "open_torch", lambda path: tensors)
         try:
@@ -277,7 +325,9 @@ def test_one_bit_of_a_value_loads(sources):
     for kind in tiny.KINDS:
         path, weights, contents = sources[kind]
         content = bytearray(contents[weights])
-        content[content.index(np.asarray(tiny.model().params["conv_in"]["bias"][...]).tobytes())] ^= 1
+        content[
+            content.index(np.asarray(tiny.model().params["conv_in"]["bias"][...]).tobytes())
+        ] ^= 1
         load_mutated(sources, kind, weights, bytes(content), f"{kind} one bit")
         assert COUNTS[f"{kind} one bit"] == {"loaded": 1, "refused": 0}
         assert contents[weights] == weights.read_bytes()

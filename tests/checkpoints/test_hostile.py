@@ -68,7 +68,9 @@ UNREADABLE = {
     "more data": lambda p: p.write_bytes(p.read_bytes() + b"\0"),
     "no length": lambda p: p.write_bytes(p.read_bytes()[8:]),
     "length too small": lambda p: p.write_bytes(struct.pack("<Q", 9) + p.read_bytes()[8:]),
-    "length too large": lambda p: p.write_bytes(struct.pack("<Q", p.stat().st_size) + p.read_bytes()[8:]),
+    "length too large": lambda p: p.write_bytes(
+        struct.pack("<Q", p.stat().st_size) + p.read_bytes()[8:]
+    ),
     "length of 1 TB": lambda p: p.write_bytes(struct.pack("<Q", 2**40) + p.read_bytes()[8:]),
     "length of 16 EB": lambda p: p.write_bytes(b"\xff" * 8 + p.read_bytes()[8:]),
     "unknown dtype": lambda p: change(p, FIRST, dtype="F128"),
@@ -95,8 +97,14 @@ def test_safetensors_that_cannot_be_read(weights, which):
 
 @pytest.mark.parametrize(("dtype", "size"), [("F8_E4M3", 1), ("U64", 8), ("U16", 2), ("C64", 8)])
 def test_dtypes_that_are_not_ours(weights, dtype, size):
-    with_header(weights, {"x": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2 * size]}}, bytes(2 * size))
-    with pytest.raises(ValueError, match=rf"tensor x has dtype {dtype}; known are F64|not a readable"):
+    with_header(
+        weights,
+        {"x": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2 * size]}},
+        bytes(2 * size),
+    )
+    with pytest.raises(
+        ValueError, match=rf"tensor x has dtype {dtype}; known are F64|not a readable"
+    ):
         open_checkpoint(weights.parent)
 
 
@@ -106,7 +114,9 @@ def test_values_that_are_not_finite(weights, value, where):
     tensors = load_file(weights)
     tensors["conv_in.kernel"].reshape(-1)[where] = value
     save_file(tensors, weights)
-    with pytest.raises(ValueError, match="model.safetensors: tensor conv_in.kernel has values that are not finite"):
+    with pytest.raises(
+        ValueError, match="model.safetensors: tensor conv_in.kernel has values that are not finite"
+    ):
         cmjax.load(weights.parent)
 
 
@@ -116,7 +126,9 @@ def test_values_that_the_dtype_cannot_hold(weights):
     save_file(tensors, weights)
     with pytest.raises(ValueError, match="tensor conv_in.bias has values too large for float32"):
         cmjax.load(weights.parent)
-    with pytest.raises(ValueError, match="tensor conv_in.bias as float64 needs jax_enable_x64; or ask for another"):
+    with pytest.raises(
+        ValueError, match="tensor conv_in.bias as float64 needs jax_enable_x64; or ask for another"
+    ):
         open_checkpoint(weights.parent).load(keep_dtypes=True)
     tensors["conv_in.bias"] = np.array([1e5, 1], np.float32)
     save_file(tensors, weights)
@@ -132,8 +144,13 @@ def test_integers_are_not_parameters(kind, dtype):
         tensors = load_file(weights)
         save_file({name: tensor.astype(dtype) for name, tensor in tensors.items()}, weights)
     else:
-        tz.save(weights, {name: t.read().astype(dtype) for name, t in diffusers.open_torch(weights).items()})
-    with pytest.raises(ValueError, match=rf"{weights.name}: 75 tensors do not fit.*, not floating-point numbers"):
+        tz.save(
+            weights,
+            {name: t.read().astype(dtype) for name, t in diffusers.open_torch(weights).items()},
+        )
+    with pytest.raises(
+        ValueError, match=rf"{weights.name}: 75 tensors do not fit.*, not floating-point numbers"
+    ):
         load()
 
 
@@ -142,14 +159,45 @@ def test_tensors_of_another_network(kind):
     (tz.save if weights.suffix != ".safetensors" else lambda p, t: save_file(t, p))(
         weights, {"input_blocks.0.0.weight": np.zeros((2, 1, 3, 3), np.float32)}
     )
-    with pytest.raises(ValueError, match=rf"{weights.name}: \d+ tensors do not fit the network: (missing|misshapen) "):
+    with pytest.raises(
+        ValueError,
+        match=rf"{weights.name}: \d+ tensors do not fit the network: (missing|misshapen) ",
+    ):
         load()
 
 
 # ---- configs
 
-ABSURD = [0, -1, 2**31, 10**18, 10**30, 10**400, 1.5, 1e308, -1e308, float("inf"), float("nan"), True, False, None]
-ABSURD += ["", "8", "x" * 10**5, [], [[]], [[8]], [8, "8"], [None], [10**400], [8] * 10**4, {}, {"a": 1}]
+ABSURD = [
+    0,
+    -1,
+    2**31,
+    10**18,
+    10**30,
+    10**400,
+    1.5,
+    1e308,
+    -1e308,
+    float("inf"),
+    float("nan"),
+    True,
+    False,
+    None,
+]
+ABSURD += [
+    "",
+    "8",
+    "x" * 10**5,
+    [],
+    [[]],
+    [[8]],
+    [8, "8"],
+    [None],
+    [10**400],
+    [8] * 10**4,
+    {},
+    {"a": 1},
+]
 ABSURD += [json.loads("[" * 50 + "]" * 50)]
 
 
@@ -175,24 +223,36 @@ def test_absurd_options(kind, value):
 @pytest.mark.parametrize("width", [10**9, 2**31 - 2])
 def test_a_huge_network_is_only_described(weights, width):
     tiny.edit(weights.parent / "config.json", block_out_channels=[width])
-    with pytest.raises(ValueError, match=rf"misshapen conv_in.bias: \(2,\) in the file, \({width},\) in the network"):
+    with pytest.raises(
+        ValueError,
+        match=rf"misshapen conv_in.bias: \(2,\) in the file, \({width},\) in the network",
+    ):
         cmjax.load(weights.parent)
 
 
 def test_a_deep_network_is_not_built_for_a_small_file(weights):
     levels = {"down_block_types": ["DownBlock2D"] * 30, "up_block_types": ["UpBlock2D"] * 30}
     tiny.edit(
-        weights.parent / "config.json", sample_size=2**30, block_out_channels=[2] * 30, layers_per_block=64, **levels
+        weights.parent / "config.json",
+        sample_size=2**30,
+        block_out_channels=[2] * 30,
+        layers_per_block=64,
+        **levels,
     )
     start = time.process_time()
-    with pytest.raises(ValueError, match="model.safetensors has 75 tensors, but the config has 3870 blocks"):
+    with pytest.raises(
+        ValueError, match="model.safetensors has 75 tensors, but the config has 3870 blocks"
+    ):
         cmjax.load(weights.parent)
     assert time.process_time() - start < 10
 
 
 def test_a_head_that_does_not_fit_names_the_file(weights):
     tiny.edit(weights.parent / "config.json", attention_head_dim=3)
-    with pytest.raises(ValueError, match="model.safetensors: the config makes no network: attention_head_dim 3 does"):
+    with pytest.raises(
+        ValueError,
+        match="model.safetensors: the config makes no network: attention_head_dim 3 does",
+    ):
         cmjax.load(weights.parent)
 
 
@@ -249,8 +309,14 @@ def test_what_is_not_a_file(kind, which):
         NOT_FILES[which](file)
         with pytest.raises(ValueError) as caught:
             load()
-        gone = file.name == "model_index.json" and which in ("dangling", "loop", "missing")  # then it is no pipeline
-        assert ("config.json" if gone else file.name) in str(caught.value) and str(file.parent) in str(caught.value)
+        gone = file.name == "model_index.json" and which in (
+            "dangling",
+            "loop",
+            "missing",
+        )  # then it is no pipeline
+        assert ("config.json" if gone else file.name) in str(caught.value) and str(
+            file.parent
+        ) in str(caught.value)
         if which == "folder":
             file.rmdir()
         else:
@@ -260,7 +326,8 @@ def test_what_is_not_a_file(kind, which):
 
 
 @pytest.mark.parametrize(
-    "shard", ["../m.safetensors", "/etc/passwd", "a/b", "..", ".", "", "\0", "\ud800", "x" * 300, 3, None]
+    "shard",
+    ["../m.safetensors", "/etc/passwd", "a/b", "..", ".", "", "\0", "\ud800", "x" * 300, 3, None],
 )
 def test_shards_outside_of_the_folder(tmp_path, shard):
     path, weights = tiny.write(tmp_path, "diffusers")
@@ -286,7 +353,9 @@ def test_sources_that_are_no_models(tmp_path, monkeypatch, source):
 def test_a_tensor_under_its_old_and_its_new_name(tmp_path):
     path, weights = tiny.write(tmp_path, "diffusers")
     tensors = load_file(weights)
-    tensors["mid_block.attentions.0.query.weight"] = tensors["mid_block.attentions.0.to_q.weight"] + 1
+    tensors["mid_block.attentions.0.query.weight"] = (
+        tensors["mid_block.attentions.0.to_q.weight"] + 1
+    )
     save_file(tensors, weights)
     with pytest.raises(ValueError, match="two tensors for mid_block.attentions.0.to_q.weight"):
         cmjax.load(path)
@@ -308,7 +377,9 @@ def test_names_that_tell_no_network(tmp_path, number):
         f"output_blocks.{number}.2.conv.weight",
     ]
     tz.save(tmp_path / "x.pt", {name: np.zeros((1, 1, 1, 1), np.float32) for name in names})
-    with pytest.raises(ValueError, match=r"x\.pt: the tensors are not those of OpenAI's network.*name a preset"):
+    with pytest.raises(
+        ValueError, match=r"x\.pt: the tensors are not those of OpenAI's network.*name a preset"
+    ):
         open_checkpoint(tmp_path / "x.pt")
 
 
@@ -321,8 +392,12 @@ def test_large_claims_take_little_memory(tmp_path):
     for i, damage in enumerate(UNREADABLE.values()):
         (tmp_path / f"st{i}").mkdir()
         damage(tiny.write(tmp_path / f"st{i}", "cmjax")[1])
-    many = {str(i): tz.tensor(tz.storage("FloatStorage", "0", 2**18), (2**18,)) for i in range(1000)}
-    tz.write(tmp_path / "shared.pt", tz.program(tz.dict_(many)), {"0": bytes(2**20)})  # 1 GiB out of one MiB
+    many = {
+        str(i): tz.tensor(tz.storage("FloatStorage", "0", 2**18), (2**18,)) for i in range(1000)
+    }
+    tz.write(
+        tmp_path / "shared.pt", tz.program(tz.dict_(many)), {"0": bytes(2**20)}
+    )  # 1 GiB out of one MiB
     with (tmp_path / "sparse.pt").open("wb") as file:
         tz.write(file, tz.program(b"N"))
         file.truncate(2**36)
@@ -347,7 +422,10 @@ def test_large_claims_take_little_memory(tmp_path):
                 print(path.name)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(done.stdout.split()) == sorted(path.name for path in tmp_path.iterdir())
@@ -379,13 +457,22 @@ def broken(tmp_path, monkeypatch):
             folder("bin", lambda p, w: tz.write(w, tz.program(evil)), "bin"),
             "diffusion_pytorch_model.bin",
         ),
-        "truncated": (folder("cut", lambda p, w: UNREADABLE["truncated data"](w)), "model.safetensors"),
-        "1 TB": (folder("claim", lambda p, w: UNREADABLE["length of 1 TB"](w)), "model.safetensors"),
+        "truncated": (
+            folder("cut", lambda p, w: UNREADABLE["truncated data"](w)),
+            "model.safetensors",
+        ),
+        "1 TB": (
+            folder("claim", lambda p, w: UNREADABLE["length of 1 TB"](w)),
+            "model.safetensors",
+        ),
         "wrong config": (
             folder("config", lambda p, w: tiny.edit(p / "config.json", in_channels=3)),
             "model.safetensors",
         ),
-        "absurd": (folder("absurd", lambda p, w: tiny.edit(p / "config.json", norm_eps=10**400)), "config.json"),
+        "absurd": (
+            folder("absurd", lambda p, w: tiny.edit(p / "config.json", norm_eps=10**400)),
+            "config.json",
+        ),
         "heads": (
             folder("heads", lambda p, w: tiny.edit(p / "config.json", attention_head_dim=7)),
             "model.safetensors",
@@ -395,7 +482,11 @@ def broken(tmp_path, monkeypatch):
             "model_index.json",
         ),
         "scheduler": (
-            folder("sched", lambda p, w: tiny.edit(p / "scheduler" / "scheduler_config.json", rho=[]), "diffusers"),
+            folder(
+                "sched",
+                lambda p, w: tiny.edit(p / "scheduler" / "scheduler_config.json", rho=[]),
+                "diffusers",
+            ),
             "scheduler_config.json",
         ),
         "odd names": (
@@ -408,7 +499,9 @@ def broken(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", ["info", "convert"])
 def test_one_line_that_names_the_file_and_nothing_written(broken, tmp_path, command):
     for case, (source, file) in broken.items():
-        result = CliRunner().invoke(cli.main, [command, str(source), *["out"] * (command == "convert")])
+        result = CliRunner().invoke(
+            cli.main, [command, str(source), *["out"] * (command == "convert")]
+        )
         assert isinstance(result.exception, SystemExit), (case, result.exception)
         assert (result.exit_code, result.stdout) == (2, ""), case
         assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, case
@@ -423,10 +516,16 @@ def test_a_full_disk_is_one_line(weights, tmp_path):
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
     try:
-        result = CliRunner().invoke(cli.main, ["convert", str(weights.parent), str(tmp_path / "out")])
+        result = CliRunner().invoke(
+            cli.main, ["convert", str(weights.parent), str(tmp_path / "out")]
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "File too large" in result.stderr
+    assert (
+        result.exit_code == 2
+        and result.stderr.count("\n") == 1
+        and "File too large" in result.stderr
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["cmjax"]
 
 
@@ -435,5 +534,7 @@ def test_not_finite_values_are_not_converted(weights, tmp_path, monkeypatch):
     tensors["conv_in.bias"][:] = np.nan
     save_file(tensors, weights)
     result = CliRunner().invoke(cli.main, ["convert", str(weights.parent), str(tmp_path / "out")])
-    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and str(weights) in result.stderr
+    assert (
+        result.exit_code == 2 and result.stderr.count("\n") == 1 and str(weights) in result.stderr
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["cmjax"]

@@ -47,7 +47,14 @@ def test_a_saved_model_loads_equal_and_samples_equal(folder):
     @jax.jit
     def run(model):  # a Model is a pytree, and goes through jit whole
         cond = {"class_labels": jnp.array([0, 2])}
-        return cmjax.sample(jax.random.key(0), model.apply_fn, model.params, model.scheduler, (2, 4, 4, 1), cond=cond)
+        return cmjax.sample(
+            jax.random.key(0),
+            model.apply_fn,
+            model.params,
+            model.scheduler,
+            (2, 4, 4, 1),
+            cond=cond,
+        )
 
     np.testing.assert_array_equal(run(loaded), run(original))
 
@@ -62,7 +69,12 @@ def test_half_precision_files_load_as_float32(tmp_path):
     half = model()
     cmjax.save(
         tmp_path / "h",
-        cmjax.Model(half.apply_fn, jax.tree.map(lambda p: p.astype(jnp.float16), half.params), SCHEDULER, CONFIG),
+        cmjax.Model(
+            half.apply_fn,
+            jax.tree.map(lambda p: p.astype(jnp.float16), half.params),
+            SCHEDULER,
+            CONFIG,
+        ),
     )
     loaded = cmjax.load(tmp_path / "h")
     assert {p.dtype for p in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.float32)}
@@ -71,7 +83,11 @@ def test_half_precision_files_load_as_float32(tmp_path):
 
 def test_tensor_names_are_readable(folder):
     names = set(load_file(folder / "model.safetensors"))
-    assert {"conv_in.kernel", "down_blocks.0.resnets.0.norm1.scale", "time_embedding.linear_1.bias"} <= names
+    assert {
+        "conv_in.kernel",
+        "down_blocks.0.resnets.0.norm1.scale",
+        "time_embedding.linear_1.bias",
+    } <= names
 
 
 @pytest.mark.parametrize(
@@ -102,27 +118,53 @@ def edit(folder, name, **changes):
     ("damage", "message"),
     [
         (lambda f: edit(f, "config.json", _class_name="UNet3D"), "_class_name is 'UNet3D'"),
-        (lambda f: edit(f, "config.json", sample_sise=4), "no option 'sample_sise'; did you mean 'sample_size'"),
-        (lambda f: edit(f, "scheduler_config.json", sigma_min=100.0), "sigma_min 100.0 must be less"),
-        (lambda f: edit(f, "config.json", sample_size="8"), "config.json: sample_size must be a positive integer.*'8'"),
+        (
+            lambda f: edit(f, "config.json", sample_sise=4),
+            "no option 'sample_sise'; did you mean 'sample_size'",
+        ),
+        (
+            lambda f: edit(f, "scheduler_config.json", sigma_min=100.0),
+            "sigma_min 100.0 must be less",
+        ),
+        (
+            lambda f: edit(f, "config.json", sample_size="8"),
+            "config.json: sample_size must be a positive integer.*'8'",
+        ),
         (lambda f: edit(f, "config.json", patch_size=0), "patch_size must be a positive integer"),
         (lambda f: edit(f, "config.json", attention_head_dim=0), "attention_head_dim.*0"),
-        (lambda f: edit(f, "config.json", block_out_channels=8), "block_out_channels must be a list of int"),
+        (
+            lambda f: edit(f, "config.json", block_out_channels=8),
+            "block_out_channels must be a list of int",
+        ),
         (lambda f: edit(f, "config.json", norm_eps=None), "norm_eps must be a finite number"),
         (lambda f: edit(f, "config.json", time_scale="x"), "time_scale must be a finite number"),
         (lambda f: edit(f, "config.json", num_class_embeds=-1), "num_class_embeds"),
         (lambda f: edit(f, "config.json", _class_name=[]), r"_class_name is \[\]"),
-        (lambda f: (f / "config.json").write_text('{"_class_name": "UNet2D"}'), "needs the option 'sample_size'"),
+        (
+            lambda f: (f / "config.json").write_text('{"_class_name": "UNet2D"}'),
+            "needs the option 'sample_size'",
+        ),
         (lambda f: edit(f, "scheduler_config.json", _class_name=[]), r"_class_name.*\[\]"),
-        (lambda f: edit(f, "scheduler_config.json", sigma_min="a"), "scheduler_config.json: sigma_min must be.*'a'"),
-        (lambda f: edit(f, "scheduler_config.json", clip_denoised="no"), "clip_denoised must be true or false"),
+        (
+            lambda f: edit(f, "scheduler_config.json", sigma_min="a"),
+            "scheduler_config.json: sigma_min must be.*'a'",
+        ),
+        (
+            lambda f: edit(f, "scheduler_config.json", clip_denoised="no"),
+            "clip_denoised must be true or false",
+        ),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object, got list"),
         (lambda f: (f / "config.json").unlink(), "is not a whole model: it has no config.json"),
         (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 100), "not a readable safetensors file"),
         (
-            lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-7]),
+            lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 100),
+            "not a readable safetensors file",
+        ),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(
+                (f / "model.safetensors").read_bytes()[:-7]
+            ),
             "not a readable safetensors file",
         ),
     ],

@@ -35,7 +35,9 @@ NO_FILE = Path("cd_tiny.pt")  # a name alone
 def model(seed=0):
     apply_fn, abstract = cmjax.from_nnx(nnx.eval_shape(lambda: UNet2D(CONFIG, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(seed)
-    params = jax.tree.map(lambda leaf: jax.numpy.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), abstract)
+    params = jax.tree.map(
+        lambda leaf: jax.numpy.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), abstract
+    )
     return cmjax.Model(apply_fn, params, cmjax.CMStochasticIterativeScheduler(), CONFIG)
 
 
@@ -63,7 +65,9 @@ def openai_names(tensors):
     parts = {**openai.RESNET, **openai.ATTENTION}
     renamed = {}
     order = {"to_q": 0, "to_k": 1, "to_v": 2}  # of the rows of OpenAI's qkv
-    for name, tensor in sorted(tensors.items(), key=lambda item: order.get(item[0].split(".")[-2], 0)):
+    for name, tensor in sorted(
+        tensors.items(), key=lambda item: order.get(item[0].split(".")[-2], 0)
+    ):
         module, _, leaf = name.rpartition(".")
         if module in modules:
             renamed[f"{modules[module]}.{leaf}"] = tensor

@@ -45,11 +45,15 @@ def call(function: bytes, *arguments: bytes) -> bytes:
 
 
 def dict_(items: dict[str, bytes]) -> bytes:
-    return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"  # EMPTY_DICT MARK ... SETITEMS
+    return (
+        b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
+    )  # EMPTY_DICT MARK ... SETITEMS
 
 
 def storage(kind: str, key: str, size: int) -> bytes:
-    return tuple_(text("storage"), name("torch", kind), text(key), text("cpu"), number(size)) + b"Q"  # BINPERSID
+    return (
+        tuple_(text("storage"), name("torch", kind), text(key), text("cpu"), number(size)) + b"Q"
+    )  # BINPERSID
 
 
 def tensor(stored: bytes, shape=(2,), strides=(1,), offset=0) -> bytes:
@@ -62,7 +66,14 @@ def program(body: bytes, protocol: int = 2) -> bytes:
     return b"\x80" + bytes([protocol]) + body + b"."  # PROTO ... STOP
 
 
-def write(path, pickled: bytes, storages=None, others=None, compression=zipfile.ZIP_STORED, folder="archive"):
+def write(
+    path,
+    pickled: bytes,
+    storages=None,
+    others=None,
+    compression=zipfile.ZIP_STORED,
+    folder="archive",
+):
     """Writes the archive: the pickle, the bytes of each storage by key, other entries by name."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr(f"{folder}/data.pkl", pickled)
@@ -78,7 +89,9 @@ def parts(arrays) -> tuple[bytes, dict[str, bytes]]:
     items, storages = {}, {}
     for i, (key, array) in enumerate(arrays.items()):
         array = np.asarray(array)
-        strides = [stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides]
+        strides = [
+            stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides
+        ]
         stored = storage(STORAGE[array.dtype.name], str(i), array.size)
         items[key] = tensor(stored, array.shape, strides)
         storages[str(i)] = array.tobytes()

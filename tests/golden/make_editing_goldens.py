@@ -14,7 +14,11 @@ import numpy as np
 
 SIGMA_MIN, SIGMA_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
 PAPER_LUMA = (0.2989, 0.5870, 0.1140)
-GRIDS = {"all of 18": (18, list(range(18))), "three of 40": (40, [0, 9, 22, 39]), "two of 201": (201, [0, 106, 200])}
+GRIDS = {
+    "all of 18": (18, list(range(18))),
+    "three of 40": (40, [0, 9, 22, 39]),
+    "two of 201": (201, [0, 106, 200]),
+}
 
 
 def level(index, total):
@@ -25,7 +29,12 @@ def level(index, total):
 
 def network(x, t):
     """A formula that mixes neighbours, channels and the time; `tests/test_editing.py` has it in JAX."""
-    return 2 * np.tanh(x) + np.sin(np.roll(x, 1, -1) + np.roll(x, 1, -2)) + 0.5 * np.roll(x, 1, 1) + 5e-4 * t
+    return (
+        2 * np.tanh(x)
+        + np.sin(np.roll(x, 1, -1) + np.roll(x, 1, -2))
+        + 0.5 * np.roll(x, 1, 1)
+        + 5e-4 * t
+    )
 
 
 def denoiser(x, sigma):
@@ -69,7 +78,10 @@ class Patches:
         self.patch, self.q = patch, orthogonal(np.ones(patch**2))
 
     def forward(self, x):
-        rows = [[x[:, :, i :: self.patch, j :: self.patch] for j in range(self.patch)] for i in range(self.patch)]
+        rows = [
+            [x[:, :, i :: self.patch, j :: self.patch] for j in range(self.patch)]
+            for i in range(self.patch)
+        ]
         return np.stack(sum(rows, []), -1) @ self.q
 
     def inverse(self, y):
@@ -84,7 +96,9 @@ def algorithm_4(transform, image, known, noise, total, ts):
     """Edits `image` [B, C, H, W] where `known`, in the transform's coordinates, is 0; `noise` is [len(ts), ...]."""
 
     def replace(x):
-        return transform.inverse(transform.forward(image) * known + transform.forward(x) * (1 - known))
+        return transform.inverse(
+            transform.forward(image) * known + transform.forward(x) * (1 - known)
+        )
 
     x = replace(np.zeros_like(image)) + level(ts[0], total) * noise[0]
     for n, (index, following) in enumerate(zip(ts, ts[1:], strict=False)):
@@ -102,7 +116,9 @@ def main():
         for grid, (total, ts) in GRIDS.items():
             # float32 from the start, so that what is stored is what was computed from
             image = rng.uniform(-1, 1, (2, 3, 8, 6)).astype(np.float32).astype(np.float64)
-            noise = rng.standard_normal((len(ts), *image.shape)).astype(np.float32).astype(np.float64)
+            noise = (
+                rng.standard_normal((len(ts), *image.shape)).astype(np.float32).astype(np.float64)
+            )
             first_only = (np.arange(4) == 0).astype(float)
             transform, known = {
                 "inpaint": (Identity(), (rng.uniform(size=image.shape) < 0.4).astype(float)),
@@ -116,7 +132,15 @@ def main():
                 "super_resolve": {"low": image.reshape(2, 3, 4, 2, 3, 2).mean((3, 5))},
             }[task]
             name = f"{task}, {grid}"
-            cases.append({"name": name, "task": task, "num_train_timesteps": total, "ts": ts, "given": list(given)})
+            cases.append(
+                {
+                    "name": name,
+                    "task": task,
+                    "num_train_timesteps": total,
+                    "ts": ts,
+                    "given": list(given),
+                }
+            )
             for key, value in {**given, "noise": noise, "result": result}.items():
                 arrays[f"{name}.{key}"] = np.moveaxis(value, -3, -1).astype(np.float32)
     np.savez_compressed(Path(__file__).with_name("editing.npz"), index=json.dumps(cases), **arrays)

@@ -21,12 +21,24 @@ from diffusers.schedulers import scheduling_consistency_models
 LOOP_CONFIG = {"num_train_timesteps": 201, "sigma_min": 0.002, "sigma_max": 80.0}
 LOOPS = {
     "one step": {"levels": {"num_inference_steps": 1}, "start": 0, "sum": 192.7614, "mean": 0.2510},
-    "timesteps 106 and 0": {"levels": {"timesteps": [106, 0]}, "start": 0, "sum": 347.6357, "mean": 0.4527},
-    "noised to step 8 of 10": {"levels": {"num_inference_steps": 10}, "start": 8, "sum": 763.9186, "mean": 0.9947},
+    "timesteps 106 and 0": {
+        "levels": {"timesteps": [106, 0]},
+        "start": 0,
+        "sum": 347.6357,
+        "mean": 0.4527,
+    },
+    "noised to step 8 of 10": {
+        "levels": {"num_inference_steps": 10},
+        "start": 8,
+        "sum": 763.9186,
+        "mean": 0.9947,
+    },
 }
 
 
-def reference_case(config: dict, levels: dict, spacing: str, steps: list[int], shape: tuple, seed: int) -> dict:
+def reference_case(
+    config: dict, levels: dict, spacing: str, steps: list[int], shape: tuple, seed: int
+) -> dict:
     """Returns all that diffusers computes at some steps of one run, with the inputs it was computed from."""
     rng = np.random.default_rng(seed)
     scheduler = _scheduler(config, levels)
@@ -34,7 +46,9 @@ def reference_case(config: dict, levels: dict, spacing: str, steps: list[int], s
     noise, model_output, sample = rng.standard_normal((3, len(steps), *shape), np.float32)
     sample *= sigmas[steps].reshape(-1, *[1] * len(shape))
     low, high = config["sigma_min"], config["sigma_max"]
-    probes = np.float32([0, low, (low * high) ** 0.5, 1, high, *sigmas[steps], *rng.uniform(low, high, 3)])
+    probes = np.float32(
+        [0, low, (low * high) ** 0.5, 1, high, *sigmas[steps], *rng.uniform(low, high, 3)]
+    )
     case = {
         "config": config,
         "levels": levels,
@@ -47,7 +61,9 @@ def reference_case(config: dict, levels: dict, spacing: str, steps: list[int], s
         "probes": probes,
         "probe_timesteps": scheduler.sigma_to_t(probes.astype(np.float64)),
         "scalings": _stack(scheduler.get_scalings(torch.from_numpy(probes))),
-        "boundary_scalings": _stack(scheduler.get_scalings_for_boundary_condition(torch.from_numpy(probes))),
+        "boundary_scalings": _stack(
+            scheduler.get_scalings_for_boundary_condition(torch.from_numpy(probes))
+        ),
         "sample": sample,
         "model_output": model_output,
         "noise": noise,
@@ -77,7 +93,12 @@ def reference_loop(levels: dict, start: int, **published: float) -> dict:
             sample = scheduler.step(model_output, t, sample).prev_sample
     # A single step draws nothing; the noise of the last step is for cmjax to ignore.
     noise = noise or [torch.randn(original.shape, generator=generator)]
-    arrays = {"original": original, "added_noise": added_noise, "noise": torch.stack(noise), "result": sample}
+    arrays = {
+        "original": original,
+        "added_noise": added_noise,
+        "noise": torch.stack(noise),
+        "result": sample,
+    }
     arrays = {name: value.numpy() for name, value in arrays.items()}
     return {"config": LOOP_CONFIG, "levels": levels, "start": start, **published, **arrays}
 
@@ -90,7 +111,9 @@ def _scheduler(config, levels):
 
 def _step(config, levels, index, sample, model_output, noise):
     def step(scheduler, noise):
-        with mock.patch.object(scheduling_consistency_models, "randn_tensor", lambda *args, **kwargs: noise):
+        with mock.patch.object(
+            scheduling_consistency_models, "randn_tensor", lambda *args, **kwargs: noise
+        ):
             return scheduler.step(model_output, t, sample).prev_sample
 
     scheduler, lifted = _scheduler(config, levels), _scheduler(config, levels)
@@ -114,8 +137,16 @@ def _stack(tensors):
 
 def _golden_cases():
     """The released models' grids and odd ones, each with all three ways to choose levels, samples of ranks 1 to 4."""
-    released = [{"num_train_timesteps": n, "sigma_min": 0.002, "sigma_max": 80.0} for n in (18, 40, 151, 201)]
-    nan_at_the_end = {"num_train_timesteps": 40, "sigma_min": 0.0021, "sigma_max": 80.0, "s_noise": 1.011}
+    released = [
+        {"num_train_timesteps": n, "sigma_min": 0.002, "sigma_max": 80.0}
+        for n in (18, 40, 151, 201)
+    ]
+    nan_at_the_end = {
+        "num_train_timesteps": 40,
+        "sigma_min": 0.0021,
+        "sigma_max": 80.0,
+        "s_noise": 1.011,
+    }
     rng = np.random.default_rng(0)
     drawn = [
         {
@@ -157,12 +188,20 @@ def _pack(entries):
 def main():
     """Writes the file beside this script."""
     cases, arrays = _pack(list(_golden_cases()))
-    loops, loop_arrays = _pack([{"name": name, **reference_loop(**loop)} for name, loop in LOOPS.items()])
-    versions = {"diffusers": diffusers.__version__, "torch": torch.__version__, "numpy": np.__version__}
+    loops, loop_arrays = _pack(
+        [{"name": name, **reference_loop(**loop)} for name, loop in LOOPS.items()]
+    )
+    versions = {
+        "diffusers": diffusers.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
     index = json.dumps({"versions": versions, "case": cases, "loop": loops})
     arrays = {f"case.{name}": value for name, value in arrays.items()}
     arrays |= {f"loop.{name}": value for name, value in loop_arrays.items()}
-    np.savez_compressed(Path(__file__).with_name("consistency_scheduler.npz"), index=index, **arrays)
+    np.savez_compressed(
+        Path(__file__).with_name("consistency_scheduler.npz"), index=index, **arrays
+    )
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ def openai_tensors(clone, options):
     from cm.unet import UNetModel
 
     with torch.device("meta"):
-        network = UNetModel(in_channels=3, out_channels=3, num_head_channels=64, resblock_updown=True, **options)
+        network = UNetModel(
+            in_channels=3, out_channels=3, num_head_channels=64, resblock_updown=True, **options
+        )
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
@@ -77,15 +79,21 @@ def by_diffusers(script, shapes, options):
     spec.loader.exec_module(convert)
     names = list(shapes)
     addressed = {
-        name: (torch.arange(shape[0], dtype=torch.float64) + 1e5 * i).reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+        name: (torch.arange(shape[0], dtype=torch.float64) + 1e5 * i)
+        .reshape(-1, *[1] * (len(shape) - 1))
+        .expand(shape)
         for i, (name, shape) in enumerate(shapes.items())
     }
     width, mult = options["model_channels"], options["channel_mult"]
     attention = [2**level in options["attention_resolutions"] for level in range(len(mult))]
     config = {
         "num_class_embeds": options.get("num_classes"),
-        "down_block_types": ["AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attention],
-        "up_block_types": ["AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in attention[::-1]],
+        "down_block_types": [
+            "AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attention
+        ],
+        "up_block_types": [
+            "AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in attention[::-1]
+        ],
         "layers_per_block": options["num_res_blocks"],
         "attention_head_dim": 64,
         "block_out_channels": [width * m for m in mult],

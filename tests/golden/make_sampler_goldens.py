@@ -26,7 +26,9 @@ LARGEST_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))
 diffusers.logging.set_verbosity_error()  # of options that only cmjax has, and of times off the grid of distillation
 
 
-def reference_case(name: str, config: dict, ours: dict, levels: dict, shape: tuple, double: bool, seed: int) -> dict:
+def reference_case(
+    name: str, config: dict, ours: dict, levels: dict, shape: tuple, double: bool, seed: int
+) -> dict:
     """Returns all that diffusers computes in one run, with the inputs it was computed from.
 
     Args:
@@ -42,8 +44,12 @@ def reference_case(name: str, config: dict, ours: dict, levels: dict, shape: tup
         scheduler = getattr(diffusers, name)(**config)
         levels = _set_timesteps(scheduler, levels)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # as pipelines do; else it looks for the time, which rounding may have doubled
-    times = scheduler.timesteps[:-1] if name == "SCMScheduler" else scheduler.timesteps  # that lists the end too
+        scheduler.set_begin_index(
+            0
+        )  # as pipelines do; else it looks for the time, which rounding may have doubled
+    times = (
+        scheduler.timesteps[:-1] if name == "SCMScheduler" else scheduler.timesteps
+    )  # that lists the end too
     case = {
         "name": name,
         "config": config,
@@ -56,13 +62,18 @@ def reference_case(name: str, config: dict, ours: dict, levels: dict, shape: tup
     }
     if hasattr(scheduler, "init_noise_sigma"):
         case["init_noise_sigma"] = float(scheduler.init_noise_sigma) * _unit(scheduler)
-    first, *draws = np.random.default_rng(seed).standard_normal((2 * len(times) + 1, *shape), np.float32)
+    first, *draws = np.random.default_rng(seed).standard_normal(
+        (2 * len(times) + 1, *shape), np.float32
+    )
     sample, rows = np.float32(first * case.get("init_noise_sigma", 1.0)), []
     for index in range(len(times)):
         rows.append(_step(scheduler, case, index, sample, *draws[2 * index : 2 * index + 2]))
         sample = np.float32(rows[-1]["prev_sample"])
     case |= {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return {key: np.float32(value) if isinstance(value, np.ndarray) else value for key, value in case.items()}
+    return {
+        key: np.float32(value) if isinstance(value, np.ndarray) else value
+        for key, value in case.items()
+    }
 
 
 @contextlib.contextmanager
@@ -86,7 +97,9 @@ def _set_timesteps(scheduler, levels):
             n,
             timesteps=listed and [*listed, 0.0],
             max_timesteps=None if listed else LARGEST_ANGLE,  # the default, 1.5708, is above pi/2
-            intermediate_timesteps=1.3 if n == 2 and not listed else None,  # the default fails unless n = 2
+            intermediate_timesteps=1.3
+            if n == 2 and not listed
+            else None,  # the default fails unless n = 2
         )
     elif name == "EDMEulerScheduler" and "sigmas" in levels:
         scheduler.set_timesteps(sigmas=torch.tensor(levels["sigmas"]))
@@ -120,7 +133,11 @@ def _step(scheduler, case, index, sample, output, noise):
     dtype = torch.float64 if case["double"] else torch.float32
     sample, output, noise = (torch.from_numpy(array).to(dtype) for array in (sample, output, noise))
     unit = _unit(scheduler)
-    scaled = scheduler.scale_model_input(sample, t) if hasattr(scheduler, "scale_model_input") else sample / unit
+    scaled = (
+        scheduler.scale_model_input(sample, t)
+        if hasattr(scheduler, "scale_model_input")
+        else sample / unit
+    )
     if hasattr(scheduler, "alphas_cumprod"):
         output = _prediction(case, index, scaled, output)
     row = {"sample": sample, "scaled": scaled, "model_output": output, "noise": noise}
@@ -130,13 +147,18 @@ def _step(scheduler, case, index, sample, output, noise):
         row["noisy"] = scheduler.scale_noise(output, t[None], noise)
     arguments = case["ours"]
     if name == "TCDScheduler":
-        arguments = {"eta": np.broadcast_to(arguments["eta"], len(case["timesteps"])).tolist()[index]}
+        arguments = {
+            "eta": np.broadcast_to(arguments["eta"], len(case["timesteps"])).tolist()[index]
+        }
     elif name == "DDIMScheduler":
         arguments = arguments | {"variance_noise": noise}
         if last and not scheduler.config.set_alpha_to_one:
             arguments["eta"] = 0.0  # ours adds no noise on the last step
         # diffusers goes N // n down; where that is not the next time, which it would say next, let it go there.
-        total, end = scheduler.config.num_train_timesteps, -1 if last else int(scheduler.timesteps[index + 1])
+        total, end = (
+            scheduler.config.num_train_timesteps,
+            -1 if last else int(scheduler.timesteps[index + 1]),
+        )
         if max(int(t) - total // len(scheduler.timesteps), -1) != end:
             scheduler.num_inference_steps = Fraction(total, int(t) - end)
     elif name == "EDMDPMSolverMultistepScheduler" and last:
@@ -164,22 +186,37 @@ def _prediction(case, index, scaled, v):
 
 def pack(cases: list[dict]) -> tuple[list[dict], dict[str, np.ndarray]]:
     """Returns the cases with their arrays' shapes instead of their arrays, and one flat array per quantity."""
-    arrays = [{key: value for key, value in case.items() if isinstance(value, np.ndarray)} for case in cases]
-    rest = [{key: value for key, value in case.items() if not isinstance(value, np.ndarray)} for case in cases]
+    arrays = [
+        {key: value for key, value in case.items() if isinstance(value, np.ndarray)}
+        for case in cases
+    ]
+    rest = [
+        {key: value for key, value in case.items() if not isinstance(value, np.ndarray)}
+        for case in cases
+    ]
     for case, one in zip(rest, arrays, strict=True):
         case["shapes"] = {key: value.shape for key, value in one.items()}
     names = sorted({key for one in arrays for key in one})
-    return rest, {key: np.concatenate([one[key].ravel() for one in arrays if key in one]) for key in names}
+    return rest, {
+        key: np.concatenate([one[key].ravel() for one in arrays if key in one]) for key in names
+    }
 
 
 def main():
     """Writes the file beside this script."""
     rng = np.random.default_rng(0)
-    draw = Draw(lambda options: options[rng.integers(len(options))], lambda low, high: float(rng.uniform(low, high)))
+    draw = Draw(
+        lambda options: options[rng.integers(len(options))],
+        lambda low, high: float(rng.uniform(low, high)),
+    )
     kinds = [(name, i % 2 == 1 and name in FINE) for name in SAMPLERS for i in range(CASES)]
     drawn = [draw_case(name, dataclasses.replace(draw, fine=fine)) for name, fine in kinds]
     cases, arrays = pack([reference_case(**case, seed=seed) for seed, case in enumerate(drawn)])
-    versions = {"diffusers": diffusers.__version__, "torch": torch.__version__, "numpy": np.__version__}
+    versions = {
+        "diffusers": diffusers.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
     index = json.dumps({"versions": versions, "cases": cases})
     np.savez_compressed(Path(__file__).with_name("samplers.npz"), index=index, **arrays)
 

@@ -54,7 +54,11 @@ def ddim(draw):
     config |= zero_snr(draw, config)
     # With eta = 1 and zero SNR the first step is all noise; diffusers has the root of a rounding error besides.
     eta = draw.pick(range(10 if config["rescale_betas_zero_snr"] else 11)) / 10
-    return config, {"eta": eta, "use_clipped_model_output": draw.chance()}, spaced_steps(draw, config)
+    return (
+        config,
+        {"eta": eta, "use_clipped_model_output": draw.chance()},
+        spaced_steps(draw, config),
+    )
 
 
 def scm(draw):
@@ -78,17 +82,29 @@ def flow_match_lcm(draw):
 
 def edm_euler(draw):
     config = edm(dataclasses.replace(draw, fine=True))  # its grid is made in float64 anyway
-    if config["sigma_schedule"] == "karras" and config["final_sigmas_type"] == "zero" and draw.chance():
+    if (
+        config["sigma_schedule"] == "karras"
+        and config["final_sigmas_type"] == "zero"
+        and draw.chance()
+    ):
         # Places on the grid, from 0 to 1 ascending: what diffusers calls sigmas.
         return config, {}, {"sigmas": [1 - k / 20 for k in draw.some(range(21))]}
     return config, {}, edm_levels(draw, config)
 
 
 def edm_dpm_multistep(draw):
-    config = edm(draw) | {"solver_order": draw.pick([1, 2, 2]), "solver_type": draw.pick(["midpoint", "heun"])}
-    config |= {name: draw.chance() for name in ("lower_order_final", "euler_at_final", "thresholding")}
+    config = edm(draw) | {
+        "solver_order": draw.pick([1, 2, 2]),
+        "solver_type": draw.pick(["midpoint", "heun"]),
+    }
+    config |= {
+        name: draw.chance() for name in ("lower_order_final", "euler_at_final", "thresholding")
+    }
     config |= {"algorithm_type": draw.pick(["dpmsolver++", "sde-dpmsolver++"])}
-    config |= {"dynamic_thresholding_ratio": draw.between(0.5, 1), "sample_max_value": draw.between(1, 3)}
+    config |= {
+        "dynamic_thresholding_ratio": draw.between(0.5, 1),
+        "sample_max_value": draw.between(1, 3),
+    }
     # From 15 steps on, the last ones are not of lower order.
     return config, {}, {"num_inference_steps": 15} if draw.chance(10) else edm_levels(draw, config)
 
@@ -127,7 +143,9 @@ SAMPLERS = {
 }
 
 
-FINE = [name for name in SAMPLERS if not name.startswith(("SCM", "Flow", "EDMEuler"))]  # that `Draw.fine` is for
+FINE = [
+    name for name in SAMPLERS if not name.startswith(("SCM", "Flow", "EDMEuler"))
+]  # that `Draw.fine` is for
 
 
 def draw_case(name: str, draw: Draw) -> dict:
@@ -143,7 +161,9 @@ def discrete(draw, types=TYPES, schedules=SCHEDULES):
     low, high = ((2e-5, 1e-3), (0.005, 0.03)) if draw.fine else ((0.02, 0.05), (0.06, 0.3))
     config = {"num_train_timesteps": n, "prediction_type": draw.pick(types)}
     config |= {"beta_start": draw.between(*low), "beta_end": draw.between(*high)}
-    config["beta_schedule"] = draw.pick([*schedules, "squaredcos_cap_v2"] if draw.fine else schedules)
+    config["beta_schedule"] = draw.pick(
+        [*schedules, "squaredcos_cap_v2"] if draw.fine else schedules
+    )
     if n < 1000 and draw.chance(4):
         config["trained_betas"] = [draw.between(low[0], high[1]) for _ in range(n)]
     return config
@@ -155,13 +175,20 @@ def zero_snr(draw, config):
 
 
 def bounds(draw):
-    floats = {"clip_sample_range": (0.3, 2), "dynamic_thresholding_ratio": (0.5, 1), "sample_max_value": (1, 3)}
+    floats = {
+        "clip_sample_range": (0.3, 2),
+        "dynamic_thresholding_ratio": (0.5, 1),
+        "sample_max_value": (1, 3),
+    }
     kinds = {"clip_sample": draw.chance(), "thresholding": draw.chance(3)}
     return kinds | {name: draw.between(*ends) for name, ends in floats.items()}
 
 
 def spacing(draw):
-    return {"timestep_spacing": draw.pick(["linspace", "leading", "trailing"]), "steps_offset": draw.pick([0, 1])}
+    return {
+        "timestep_spacing": draw.pick(["linspace", "leading", "trailing"]),
+        "steps_offset": draw.pick([0, 1]),
+    }
 
 
 def spaced_steps(draw, config):

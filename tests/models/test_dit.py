@@ -11,7 +11,13 @@ import cmjax
 from cmjax.models import DIT_SIZES, DiT, DiTConfig, from_nnx, layers
 from cmjax.models.dit import position_embedding
 
-SMALL = {"sample_size": 8, "num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 8, "num_class_embeds": 3}
+SMALL = {
+    "sample_size": 8,
+    "num_layers": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_class_embeds": 3,
+}
 X = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
 T, LABELS = jnp.array([-100.0, 250.0]), jnp.array([0, 2])
 
@@ -22,7 +28,10 @@ def trained(**changes):
     apply_fn, params = from_nnx(DiT(config, rngs=nnx.Rngs(0)))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    moved = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
     return config, apply_fn, jax.tree.unflatten(tree, moved)
 
 
@@ -31,7 +40,9 @@ def test_an_untrained_network_returns_zero():
     np.testing.assert_array_equal(output, np.zeros_like(X))
 
 
-@pytest.mark.parametrize("changes", [{}, {"long_skips": True}, {"patch_size": 4, "out_channels": 6}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"long_skips": True}, {"patch_size": 4, "out_channels": 6}]
+)
 def test_everything_it_is_told_matters(changes):
     config, apply_fn, params = trained(**changes)
     output = jax.jit(apply_fn)(params, X, T, class_labels=LABELS)
@@ -47,14 +58,18 @@ def test_everything_it_is_told_matters(changes):
     np.testing.assert_allclose(alone, output[1:], atol=1e-5)
     gradient = jax.grad(lambda p: jnp.square(apply_fn(p, X, T, class_labels=LABELS)).sum())(params)
     used = {
-        jax.tree_util.keystr(path): float(jnp.abs(g).max()) for path, g in jax.tree_util.tree_leaves_with_path(gradient)
+        jax.tree_util.keystr(path): float(jnp.abs(g).max())
+        for path, g in jax.tree_util.tree_leaves_with_path(gradient)
     }
     assert all(value > 0 for value in used.values()), used
 
 
 def test_long_skips_join_the_halves():
     assert len(DiT(DiTConfig(**SMALL, long_skips=True), rngs=nnx.Rngs(0)).skips) == 2
-    assert len(DiT(DiTConfig(**{**SMALL, "num_layers": 5}, long_skips=True), rngs=nnx.Rngs(0)).skips) == 2
+    assert (
+        len(DiT(DiTConfig(**{**SMALL, "num_layers": 5}, long_skips=True), rngs=nnx.Rngs(0)).skips)
+        == 2
+    )
 
 
 def test_bfloat16_in_bfloat16_out():
@@ -62,7 +77,9 @@ def test_bfloat16_in_bfloat16_out():
     output = apply_fn(params, X.astype(jnp.bfloat16), T, class_labels=LABELS)
     exact = apply_fn(params, X, T, class_labels=LABELS)
     assert output.dtype == jnp.bfloat16
-    assert float(jnp.abs(output.astype(jnp.float32) - exact).max()) < 0.05 * float(jnp.abs(exact).max())
+    assert float(jnp.abs(output.astype(jnp.float32) - exact).max()) < 0.05 * float(
+        jnp.abs(exact).max()
+    )
 
 
 def test_forward_mode_equals_finite_differences():
@@ -93,8 +110,12 @@ def test_attention_by_definition():
 def test_positions_tell_all_tokens_apart():
     table = position_embedding(5, 16)
     assert table.shape == (25, 16) and table.dtype == np.float32
-    np.testing.assert_allclose(table[7, :4], np.sin(2 * 10000.0 ** -(np.arange(4) / 4)), rtol=1e-6)  # column 2
-    np.testing.assert_allclose(table[7, 8:12], np.sin(1 * 10000.0 ** -(np.arange(4) / 4)), rtol=1e-6)  # row 1
+    np.testing.assert_allclose(
+        table[7, :4], np.sin(2 * 10000.0 ** -(np.arange(4) / 4)), rtol=1e-6
+    )  # column 2
+    np.testing.assert_allclose(
+        table[7, 8:12], np.sin(1 * 10000.0 ** -(np.arange(4) / 4)), rtol=1e-6
+    )  # row 1
     gaps = np.abs(table[:, None] - table[None]).max(-1) + np.eye(25)
     assert gaps.min() > 1e-2
 
@@ -137,11 +158,17 @@ def test_it_is_saved_loaded_and_sampled(tmp_path):
     assert again.config == config and again.num_classes == 3 and again.sample_shape == (8, 8, 3)
     chex.assert_trees_all_equal(jax.tree.leaves(again.params), jax.tree.leaves(params))
     x = cmjax.sample(
-        jax.random.key(0), again.apply_fn, again.params, again.scheduler, (2, 8, 8, 3), cond={"class_labels": LABELS}
+        jax.random.key(0),
+        again.apply_fn,
+        again.params,
+        again.scheduler,
+        (2, 8, 8, 3),
+        cond={"class_labels": LABELS},
     )
     assert np.isfinite(x).all()
     with pytest.raises(
-        ValueError, match="takes a UNet2DModel, which a DiT cannot be written as; save it as cmjax's own"
+        ValueError,
+        match="takes a UNet2DModel, which a DiT cannot be written as; save it as cmjax's own",
     ):
         cmjax.save(tmp_path / "other", model, to="diffusers")
     file = tmp_path / "dit" / "config.json"

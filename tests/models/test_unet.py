@@ -65,7 +65,11 @@ def test_samples_of_a_network_do_not_depend_on_the_batch():
         cond={"class_labels": labels},
     )
     testing.assert_device_invariant(
-        apply_fn, params, cmjax.CMStochasticIterativeScheduler(), (4, 8, 8, 1), cond={"class_labels": labels}
+        apply_fn,
+        params,
+        cmjax.CMStochasticIterativeScheduler(),
+        (4, 8, 8, 1),
+        cond={"class_labels": labels},
     )
     testing.assert_boundary_condition(
         apply_fn, params, cmjax.CMStochasticIterativeScheduler(), (4, 8, 8, 1), class_labels=labels
@@ -104,7 +108,9 @@ def test_sinusoidal_embedding(features, flip):
     angles = np.asarray(t, np.float64)[:, None] * frequencies
     parts = [np.cos(angles), np.sin(angles)] if flip else [np.sin(angles), np.cos(angles)]
     expected = np.pad(np.concatenate(parts, -1), ((0, 0), (0, features % 2)))
-    np.testing.assert_allclose(layers.sinusoidal_embedding(t, features, flip_sin_to_cos=flip), expected, atol=2e-4)
+    np.testing.assert_allclose(
+        layers.sinusoidal_embedding(t, features, flip_sin_to_cos=flip), expected, atol=2e-4
+    )
 
 
 def test_forward_mode_derivative_equals_finite_differences():
@@ -146,7 +152,10 @@ def test_attention_equals_the_formula():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, "down_block_types.*SkipDownBlock2D"),
+        (
+            {"down_block_types": ("DownBlock2D", "SkipDownBlock2D")},
+            "down_block_types.*SkipDownBlock2D",
+        ),
         ({"up_block_types": ("UpBlock2D",)}, "up_block_types.*per entry"),
         ({"norm_num_groups": 5}, "norm_num_groups 5 does not divide 8"),
         ({"sample_size": 10}, "sample_size 10 is not a multiple of 4"),
@@ -185,7 +194,9 @@ def test_from_linen_and_from_nnx_sample_alike():
             return self.dense(x) + 1e-3 * t[:, None]
 
     module = NNX()
-    variables = {"params": {"Dense_0": {"kernel": module.dense.kernel[...], "bias": module.dense.bias[...]}}}
+    variables = {
+        "params": {"Dense_0": {"kernel": module.dense.kernel[...], "bias": module.dense.bias[...]}}
+    }
     results = [
         jax.jit(
             lambda params, apply_fn=apply_fn: cmjax.sample(

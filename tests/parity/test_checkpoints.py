@@ -32,7 +32,9 @@ NAMES = json.loads((Path(__file__).parents[1] / "golden" / "openai_names.json").
 @pytest.fixture(params=[None, 6], ids=["plain", "classes"])
 def pipeline(request, tmp_path):
     unet = draw_network(**RESNET, num_class_embeds=request.param)
-    pipeline = ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler(num_train_timesteps=40))
+    pipeline = ConsistencyModelPipeline(
+        unet, CMStochasticIterativeScheduler(num_train_timesteps=40)
+    )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(tmp_path / "pipeline")
     return pipeline
@@ -44,7 +46,9 @@ def test_images_of_the_pipeline(pipeline, tmp_path, monkeypatch, timesteps):
     model = cmjax.load(tmp_path / "pipeline")
     shape = (2, 8, 8, 3)
     noises = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
-    monkeypatch.setattr("cmjax.sampling.level_noise", lambda keys, level, *_: jnp.asarray(noises)[level])
+    monkeypatch.setattr(
+        "cmjax.sampling.level_noise", lambda keys, level, *_: jnp.asarray(noises)[level]
+    )
     theirs = iter([torch.from_numpy(noise).permute(0, 3, 1, 2) for noise in noises])
     module = "diffusers.schedulers.scheduling_consistency_models.randn_tensor"
     monkeypatch.setattr(module, lambda *_, **__: next(theirs))
@@ -54,7 +58,9 @@ def test_images_of_the_pipeline(pipeline, tmp_path, monkeypatch, timesteps):
 
     cond = {"class_labels": jnp.array(labels)} if labels else {}
     options = {"timesteps": timesteps, "cond": cond}
-    images = cmjax.sample(jax.random.key(0), model.apply_fn, model.params, model.scheduler, shape, **options)
+    images = cmjax.sample(
+        jax.random.key(0), model.apply_fn, model.params, model.scheduler, shape, **options
+    )
     assert np.std(expected) > 0.05
     np.testing.assert_allclose((np.asarray(images) + 1) / 2, expected, atol=1 / 255)
 
@@ -65,9 +71,14 @@ def test_there_and_back_is_byte_for_byte(pipeline, tmp_path, dtype, safe):
     pipeline.unet.to(dtype).save_pretrained(tmp_path / "pipeline" / "unet", safe_serialization=safe)
     if not safe:
         (tmp_path / "pipeline" / "unet" / reader.SAFETENSORS).unlink()
-    expected = {name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in pipeline.unet.state_dict().items()}
+    expected = {
+        name: tensor.view(torch.uint8).numpy().tobytes()
+        for name, tensor in pipeline.unet.state_dict().items()
+    }
     cmjax.save(tmp_path / "ours", open_checkpoint(tmp_path / "pipeline").load(keep_dtypes=True))
-    cmjax.save(tmp_path / "back", open_checkpoint(tmp_path / "ours").load(keep_dtypes=True), to="diffusers")
+    cmjax.save(
+        tmp_path / "back", open_checkpoint(tmp_path / "ours").load(keep_dtypes=True), to="diffusers"
+    )
     tensors = load_file(tmp_path / "back" / "unet" / reader.SAFETENSORS)
     assert {name: tensor.tobytes() for name, tensor in tensors.items()} == expected
     theirs = ConsistencyModelPipeline.from_pretrained(tmp_path / "back", dtype=dtype)
@@ -97,12 +108,19 @@ def test_attention_of_old_files_under_its_old_names(tmp_path):
         tensors[old] = tensors.pop(name)
     assert any("proj_attn" in name for name in tensors)
     save_file(tensors, tmp_path / reader.SAFETENSORS)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), reader.open_unet(tmp_path).load().params, new))
+    assert jax.tree.all(
+        jax.tree.map(
+            lambda a, b: bool((a == b).all()), reader.open_unet(tmp_path).load().params, new
+        )
+    )
 
 
 def openai_file(path, shapes):
     rng = np.random.default_rng(0)
-    tensors = {name: torch.from_numpy(rng.standard_normal(shape).astype(np.float16)) for name, shape in shapes.items()}
+    tensors = {
+        name: torch.from_numpy(rng.standard_normal(shape).astype(np.float16))
+        for name, shape in shapes.items()
+    }
     torch.save(tensors, path)
     return tensors
 
@@ -118,17 +136,31 @@ def test_openai_files_are_converted_as_diffusers_does(network, tmp_path):
     converted = load_file(tmp_path / "out" / "unet" / reader.SAFETENSORS)
     assert set(converted) == set(NAMES[network]["diffusers"])
     for name, (theirs, row) in NAMES[network]["diffusers"].items():
-        expected = tensors[theirs].numpy().reshape(tensors[theirs].shape[0], -1)[row : row + converted[name].shape[0]]
-        np.testing.assert_array_equal(converted[name].reshape(expected.shape), expected, err_msg=name)
+        expected = (
+            tensors[theirs]
+            .numpy()
+            .reshape(tensors[theirs].shape[0], -1)[row : row + converted[name].shape[0]]
+        )
+        np.testing.assert_array_equal(
+            converted[name].reshape(expected.shape), expected, err_msg=name
+        )
     loaded = UNet2DModel.from_pretrained(tmp_path / "out" / "unet")
     x = torch.zeros(1, 3, model.config.sample_size, model.config.sample_size)
-    assert loaded(x[..., :32, :32], 1.0, torch.tensor([1]) if model.num_classes else None).sample.shape[-1] == 32
+    assert (
+        loaded(
+            x[..., :32, :32], 1.0, torch.tensor([1]) if model.num_classes else None
+        ).sample.shape[-1]
+        == 32
+    )
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_released_architectures_are_inferred_from_their_tensors(preset):
     shapes = NAMES[preset]["openai"]
-    tensors = {name: openai.StoredTensor(tuple(s), np.dtype(np.float16), lambda: None) for name, s in shapes.items()}
+    tensors = {
+        name: openai.StoredTensor(tuple(s), np.dtype(np.float16), lambda: None)
+        for name, s in shapes.items()
+    }
     assert openai.infer_config(tensors) == PRESETS[preset]
     renamed = openai._as_diffusers(tensors, PRESETS[preset])
     assert set(renamed) == set(NAMES[preset]["diffusers"])
@@ -155,21 +187,35 @@ def test_the_name_of_a_released_file_tells_its_levels(stem, levels, note, tmp_pa
 
 def test_a_preset_by_name(tmp_path):
     openai_file(tmp_path / "x.pt", NAMES["small"]["openai"])
-    with pytest.raises(ValueError, match=r"tensors do not fit the network: missing down_blocks.0.down.*and \d+ more"):
+    with pytest.raises(
+        ValueError,
+        match=r"tensors do not fit the network: missing down_blocks.0.down.*and \d+ more",
+    ):
         cmjax.load(tmp_path / "x.pt", config="imagenet64")
-    with pytest.raises(ValueError, match="'imagenet' is not a preset; presets are imagenet64, lsun256"):
+    with pytest.raises(
+        ValueError, match="'imagenet' is not a preset; presets are imagenet64, lsun256"
+    ):
         cmjax.load(tmp_path / "x.pt", config="imagenet")
     with pytest.raises(ValueError, match="config is for OpenAI files"):
         cmjax.load(config="imagenet64")
 
 
 def test_bfloat16_makes_the_same_images(pipeline, tmp_path):
-    model, half = cmjax.load(tmp_path / "pipeline"), cmjax.load(tmp_path / "pipeline", dtype=jnp.bfloat16)
+    model, half = (
+        cmjax.load(tmp_path / "pipeline"),
+        cmjax.load(tmp_path / "pipeline", dtype=jnp.bfloat16),
+    )
     cond = {"class_labels": jnp.arange(8) % 6} if model.num_classes else {}
     full, low = (
         jax.jit(
             lambda m, dtype=dtype: cmjax.sample(
-                jax.random.key(0), m.apply_fn, m.params, m.scheduler, (8, 8, 8, 3), cond=cond, dtype=dtype
+                jax.random.key(0),
+                m.apply_fn,
+                m.params,
+                m.scheduler,
+                (8, 8, 8, 3),
+                cond=cond,
+                dtype=dtype,
             )
         )(m)
         for m, dtype in ((model, jnp.float32), (half, jnp.bfloat16))

@@ -51,7 +51,9 @@ def cases(draw, way):
     steps = sorted({0, n // 2, max(n - 2, 0), n - 1})
     shape = draw(st.sampled_from([(2,), (2, 3), (1, 2, 2, 1)]))
     spacing = draw(st.sampled_from(["linspace", "leading"])) if way == "explicit" else way
-    return reference_case(config, levels, spacing, steps, shape, seed=draw(st.integers(0, 2**32 - 1)))
+    return reference_case(
+        config, levels, spacing, steps, shape, seed=draw(st.integers(0, 2**32 - 1))
+    )
 
 
 @pytest.mark.parametrize("way", ["leading", "linspace", "explicit"])
@@ -72,8 +74,12 @@ def test_last_step_is_clean_where_diffusers_is_nan():
     assert np.all(np.isnan(case["prev_sample"])) and np.all(np.isfinite(case["denoised"]))
     scheduler = cmjax.CMStochasticIterativeScheduler(**config)
     state = scheduler.set_timesteps(timesteps=[22, 0]).replace(step_index=jnp.int32(1))
-    sample, model_output, noise = (jnp.asarray(case[name][0]) for name in ("sample", "model_output", "noise"))
-    _, ours = scheduler.advance(state, sample, scheduler.denoise(state, model_output, sample), noise)
+    sample, model_output, noise = (
+        jnp.asarray(case[name][0]) for name in ("sample", "model_output", "noise")
+    )
+    _, ours = scheduler.advance(
+        state, sample, scheduler.denoise(state, model_output, sample), noise
+    )
     np.testing.assert_allclose(ours, case["denoised"][0], rtol=1e-5)
 
 
@@ -95,7 +101,9 @@ def test_reads_the_config_that_diffusers_saves(config, tmp_path_factory):
     theirs.save_config(folder)
     ours = cmjax.scheduler_from_config(json.loads((folder / "scheduler_config.json").read_text()))
     assert ours == cmjax.CMStochasticIterativeScheduler(**config, timestep_spacing="leading")
-    assert_same_levels(ours, theirs, max(1, 2 * ours.num_train_timesteps // 3))  # n that does not divide N
+    assert_same_levels(
+        ours, theirs, max(1, 2 * ours.num_train_timesteps // 3)
+    )  # n that does not divide N
 
 
 @settings(max_examples=30)
@@ -103,8 +111,12 @@ def test_reads_the_config_that_diffusers_saves(config, tmp_path_factory):
 @example(config={}, spacing="linspace")
 def test_diffusers_reads_our_config_and_returns_it(config, spacing):
     ours = cmjax.CMStochasticIterativeScheduler(**config, timestep_spacing=spacing)
-    theirs = diffusers.CMStochasticIterativeScheduler.from_config(json.loads(json.dumps(ours.to_config())))
-    assert {name: theirs.config[name] for name in SHARED} == {name: getattr(ours, name) for name in SHARED}
+    theirs = diffusers.CMStochasticIterativeScheduler.from_config(
+        json.loads(json.dumps(ours.to_config()))
+    )
+    assert {name: theirs.config[name] for name in SHARED} == {
+        name: getattr(ours, name) for name in SHARED
+    }
     assert cmjax.scheduler_from_config(json.loads(theirs.to_json_string())) == ours
     assert_same_levels(ours, theirs, ours.num_train_timesteps)  # n for which the spacings agree
 

@@ -9,7 +9,9 @@ from flax import nnx
 
 from cmjax.models import DiT, DiTConfig, from_nnx
 
-CONFIG = DiTConfig(sample_size=8, num_layers=3, num_attention_heads=2, attention_head_dim=8, num_class_embeds=3)
+CONFIG = DiTConfig(
+    sample_size=8, num_layers=3, num_attention_heads=2, attention_head_dim=8, num_class_embeds=3
+)
 
 
 def position(side, width):
@@ -34,7 +36,9 @@ def forward(p, x, t, labels):
     c = linear("time_embedding.linear_2", F.silu(c)) + p["class_embedding.embedding"][labels]
     c = F.silu(c)[:, None]
     patches = x.unfold(1, 2, 2).unfold(2, 2, 2)  # [B, 4, 4, C, 2, 2]
-    h = linear("patch_embed", patches.permute(0, 1, 2, 4, 5, 3).reshape(len(x), 16, 12)) + position(4, 16)
+    h = linear("patch_embed", patches.permute(0, 1, 2, 4, 5, 3).reshape(len(x), 16, 12)) + position(
+        4, 16
+    )
     for i in range(3):
         block = f"blocks.{i}"
         shift, scale, gate, shift2, scale2, gate2 = linear(f"{block}.modulation", c).chunk(6, -1)
@@ -52,16 +56,25 @@ def forward(p, x, t, labels):
 def test_it_equals_the_pytorch_network():
     apply_fn, params = from_nnx(DiT(CONFIG, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: leaf + 0.2 * rng.standard_normal(leaf.shape).astype(np.float32), params)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.2 * rng.standard_normal(leaf.shape).astype(np.float32), params
+    )
     names = {
         ".".join(
-            str(getattr(k, "key", getattr(k, "name", k))) for k in path if getattr(k, "key", "") != "value"
+            str(getattr(k, "key", getattr(k, "name", k)))
+            for k in path
+            if getattr(k, "key", "") != "value"
         ).removesuffix(".value"): value
         for path, value in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(params))
     }
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in names.items()}
-    x, t = rng.standard_normal((2, 8, 8, 3)).astype(np.float32), np.array([-300.0, 700.0], np.float32)
+    x, t = (
+        rng.standard_normal((2, 8, 8, 3)).astype(np.float32),
+        np.array([-300.0, 700.0], np.float32),
+    )
     labels = np.array([2, 0])
-    found = apply_fn(params, jnp.asarray(x), jnp.asarray(t), class_labels=jnp.asarray(labels, jnp.int32))
+    found = apply_fn(
+        params, jnp.asarray(x), jnp.asarray(t), class_labels=jnp.asarray(labels, jnp.int32)
+    )
     expected = forward(tensors, torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(labels))
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)

@@ -63,10 +63,15 @@ def test_diffusers_reads_our_config_and_returns_it(name, data):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_defaults_are_those_of_diffusers(name):
-    assert scheduler_from_config(json.loads(getattr(diffusers, name)().to_json_string())) == SCHEDULERS[name]()
+    assert (
+        scheduler_from_config(json.loads(getattr(diffusers, name)().to_json_string()))
+        == SCHEDULERS[name]()
+    )
 
 
-@pytest.mark.parametrize("betas", [{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, STABLE_DIFFUSION])
+@pytest.mark.parametrize(
+    "betas", [{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, STABLE_DIFFUSION]
+)
 @pytest.mark.parametrize("name", [name for name in FINE if not name.startswith("EDM")])
 def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas, monkeypatch):
     # Its float32 tables as they are. The lowest sigma of the linear schedule is 8.3e-5 off; steps are 1e-5 off.
@@ -74,7 +79,9 @@ def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas, monkeyp
     ours = {"eta": 0.3} if name in ("TCDScheduler", "DDIMScheduler") else {}
     for n in (2, 5, 20):
         levels = {"num_inference_steps": n}
-        assert_case_reproduced(reference_case(name, betas, ours, levels, shape=(2, 3, 1), double=False, seed=n))
+        assert_case_reproduced(
+            reference_case(name, betas, ours, levels, shape=(2, 3, 1), double=False, seed=n)
+        )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +95,9 @@ def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas, monkeyp
         ("EulerAncestralDiscreteScheduler", {}),
     ],
 )
-def test_a_single_step_starts_at_the_highest_level_where_diffusers_starts_at_the_lowest(name, config):
+def test_a_single_step_starts_at_the_highest_level_where_diffusers_starts_at_the_lowest(
+    name, config
+):
     theirs, ours = pair(name, **config)
     theirs.set_timesteps(2)
     highest = float(theirs.timesteps[0])
@@ -112,7 +121,9 @@ def test_ddim_lands_at_the_time_it_says_next(spacing):
     state = ours.set_timesteps(7)
     x0, noise = np.random.default_rng(0).standard_normal((2, 1, 3), np.float32)
     x = ours.add_noise(state, jnp.asarray(x0), jnp.asarray(noise))
-    result = theirs.step(torch.from_numpy(noise), theirs.timesteps[0], torch.from_numpy(np.array(x))).prev_sample
+    result = theirs.step(
+        torch.from_numpy(noise), theirs.timesteps[0], torch.from_numpy(np.array(x))
+    ).prev_sample
     state, x = ours.advance(state, x, ours.denoise(state, jnp.asarray(noise), x), jnp.zeros_like(x))
     expected = ours.add_noise(state, jnp.asarray(x0), jnp.asarray(noise))
     np.testing.assert_allclose(x, expected, rtol=1e-4)
@@ -121,7 +132,11 @@ def test_ddim_lands_at_the_time_it_says_next(spacing):
 
 
 def test_ddim_draws_a_sample_of_no_signal_anew_where_diffusers_is_nan():
-    options = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    options = {
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+    }
     theirs, ours = pair("DDIMScheduler", **options)
     theirs.set_timesteps(3)
     ones = torch.ones(1, 3)
@@ -143,13 +158,17 @@ def test_tcd_obeys_its_bounds_where_diffusers_does_not():
     theirs.set_timesteps(1)
     assert theirs.step(torch.full((1, 3), 9.0), 999, torch.ones(1, 3)).prev_sample.abs().max() > 2
     state = ours.set_timesteps(1)
-    np.testing.assert_array_equal(ours.denoise(state, jnp.full((1, 3), 9.0), jnp.ones((1, 3))), -jnp.ones((1, 3)))
+    np.testing.assert_array_equal(
+        ours.denoise(state, jnp.full((1, 3), 9.0), jnp.ones((1, 3))), -jnp.ones((1, 3))
+    )
 
 
 def test_tcd_has_its_grid_as_an_option_where_diffusers_has_it_as_a_flag():
     theirs, ours = pair("TCDScheduler", original_inference_steps=10)
     assert ours.set_timesteps(4).timesteps.tolist() == [999, 799, 499, 299]
-    every_time = dataclasses.replace(ours, original_inference_steps=1000).set_timesteps(4).timesteps.tolist()
+    every_time = (
+        dataclasses.replace(ours, original_inference_steps=1000).set_timesteps(4).timesteps.tolist()
+    )
     for steps in (10, 500):
         theirs.set_timesteps(4, original_inference_steps=steps)
         assert theirs.timesteps.tolist() == every_time
@@ -191,7 +210,10 @@ def test_kdpm2_noises_to_the_level_that_the_network_is_told():
     [
         ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
         ("EDMDPMSolverMultistepScheduler", {"solver_type": "bh2"}),
-        ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "deis", "final_sigmas_type": "sigma_min"}),
+        (
+            "EDMDPMSolverMultistepScheduler",
+            {"algorithm_type": "deis", "final_sigmas_type": "sigma_min"},
+        ),
         ("FlowMatchLCMScheduler", {"use_dynamic_shifting": True}),
         ("FlowMatchLCMScheduler", {"invert_sigmas": True}),
         ("FlowMatchLCMScheduler", {"scale_factors": [0.5]}),

@@ -25,7 +25,11 @@ DTYPES = {
 
 def raw(tensor):
     """The bytes of a tensor's values in order; `numpy()` knows no bfloat16."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    return (
+        tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        if tensor.numel()
+        else b""
+    )
 
 
 def assert_reads(path, content, **options):
@@ -33,7 +37,10 @@ def assert_reads(path, content, **options):
     stored = open_torch(path)
     assert list(stored) == list(content)
     for name, tensor in content.items():
-        assert (stored[name].shape, stored[name].dtype) == (tuple(tensor.shape), DTYPES[tensor.dtype]), name
+        assert (stored[name].shape, stored[name].dtype) == (
+            tuple(tensor.shape),
+            DTYPES[tensor.dtype],
+        ), name
         values = stored[name].read()
         assert values.shape == tuple(tensor.shape) and values.tobytes() == raw(tensor), name
 
@@ -84,31 +91,47 @@ def test_every_layout(tmp_path, protocol):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_state_dicts(tmp_path, protocol):
     module = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2, bias=False)
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.GroupNorm(2, 4),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Linear(4, 2, bias=False),
     )
     state = module.state_dict()
     assert isinstance(state, collections.OrderedDict) and state._metadata
     assert_reads(tmp_path / "module.pt", state, pickle_protocol=protocol)
-    assert_reads(tmp_path / "parameters.pt", dict(module.named_parameters()), pickle_protocol=protocol)
-    tied = {"a": module[0].weight, "b": module[0].weight, "c": module[0].weight.detach().reshape(-1)}
+    assert_reads(
+        tmp_path / "parameters.pt", dict(module.named_parameters()), pickle_protocol=protocol
+    )
+    tied = {
+        "a": module[0].weight,
+        "b": module[0].weight,
+        "c": module[0].weight.detach().reshape(-1),
+    }
     assert_reads(tmp_path / "tied.pt", tied, pickle_protocol=protocol)
     assert_reads(tmp_path / "empty.pt", {}, pickle_protocol=protocol)
 
 
 def test_many_tensors(tmp_path):
     """More than 256, where the memo's instructions change."""
-    assert_reads(tmp_path / "x.pt", {f"blocks.{i}.weight": torch.full((2,), float(i)) for i in range(3000)})
+    assert_reads(
+        tmp_path / "x.pt", {f"blocks.{i}.weight": torch.full((2,), float(i)) for i in range(3000)}
+    )
 
 
 def test_a_file_object_and_another_ending(tmp_path):
-    with (tmp_path / "x.bin").open("wb") as file:  # PyTorch then names the folder in the archive "archive"
+    with (tmp_path / "x.bin").open(
+        "wb"
+    ) as file:  # PyTorch then names the folder in the archive "archive"
         torch.save({"x": torch.arange(3.0)}, file)
     assert open_torch(tmp_path / "x.bin")["x"].read().tolist() == [0, 1, 2]
 
 
 def test_the_old_format_is_told_apart(tmp_path):
     torch.save({"x": torch.zeros(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"x\.pt is not a readable.*before PyTorch 1.6; load and save it with a newer"):
+    with pytest.raises(
+        ValueError,
+        match=r"x\.pt is not a readable.*before PyTorch 1.6; load and save it with a newer",
+    ):
         open_torch(tmp_path / "x.pt")
 
 
@@ -116,12 +139,18 @@ def test_the_old_format_is_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch.nn.Linear(2, 2), "asks for torch.nn.modules.linear.Linear.*refused, nothing was run"),
+        (
+            torch.nn.Linear(2, 2),
+            "asks for torch.nn.modules.linear.Linear.*refused, nothing was run",
+        ),
         ({"model": torch.nn.Linear(2, 2)}, "torch.nn.modules.linear.Linear"),
         ({"x": torch.zeros(2, dtype=torch.complex64)}, "torch.ComplexFloatStorage"),
         ({"x": torch.zeros(2, dtype=torch.float8_e4m3fn)}, "_rebuild_tensor_v3"),
         ({"x": torch.zeros(2, 2).to_sparse()}, "_rebuild_sparse_tensor"),
-        ({"x": torch.zeros(2, dtype=torch.complex64).conj().imag}, "_rebuild_tensor_v2 with arguments it does not"),
+        (
+            {"x": torch.zeros(2, dtype=torch.complex64).conj().imag},
+            "_rebuild_tensor_v2 with arguments it does not",
+        ),
         ({"x": torch.zeros(2), "device": torch.device("cpu")}, "torch.device"),
         ({"x": torch.zeros(2), "epoch": 3}, "does not hold a state dict"),
         ({"model": {"x": torch.zeros(2)}}, "does not hold a state dict"),
@@ -140,8 +169,12 @@ def test_what_is_refused(tmp_path, content, message, protocol):
 def test_torchscript_is_refused(tmp_path):
     import zipfile
 
-    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:  # as torch.jit.save, which PyTorch has deprecated
-        archive.writestr("x/data.pkl", b"\x80\x02c__torch__.torch.nn.modules.linear\nLinear\nq\x00)\x81}b.")
+    with zipfile.ZipFile(
+        tmp_path / "x.pt", "w"
+    ) as archive:  # as torch.jit.save, which PyTorch has deprecated
+        archive.writestr(
+            "x/data.pkl", b"\x80\x02c__torch__.torch.nn.modules.linear\nLinear\nq\x00)\x81}b."
+        )
         archive.writestr("x/constants.pkl", b"\x80\x02).")
     with pytest.raises(ValueError, match="__torch__.torch.nn.modules.linear.Linear"):
         open_torch(tmp_path / "x.pt")

@@ -57,7 +57,9 @@ def inputs(network, batch=2):
 def torch_output(network, x, t, labels):
     with torch.no_grad():
         labels = None if labels is None else torch.from_numpy(labels)
-        return network(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t), labels).sample.permute(0, 2, 3, 1)
+        return network(
+            torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t), labels
+        ).sample.permute(0, 2, 3, 1)
 
 
 def difference(network, model, batch=2):
@@ -146,7 +148,9 @@ def test_every_intermediate_activation(change, tmp_path):
     nnx.update(module, model.params)
     ours = {}
     spied = [
-        name for name in theirs if name.split(".")[-1].isdigit() or name in ("conv_in", "mid_block", "conv_norm_out")
+        name
+        for name in theirs
+        if name.split(".")[-1].isdigit() or name in ("conv_in", "mid_block", "conv_norm_out")
     ]
 
     class Spy(nnx.Module):
@@ -162,7 +166,9 @@ def test_every_intermediate_activation(change, tmp_path):
 
     for name in spied:
         *parents, last = name.split(".")
-        owner = functools.reduce(lambda o, part: o[int(part)] if part.isdigit() else getattr(o, part), parents, module)
+        owner = functools.reduce(
+            lambda o, part: o[int(part)] if part.isdigit() else getattr(o, part), parents, module
+        )
         if last.isdigit():
             owner[int(last)] = Spy(name, owner[int(last)])
         else:
@@ -174,16 +180,22 @@ def test_every_intermediate_activation(change, tmp_path):
         expected = expected.transpose(0, 2, 3, 1) if expected.ndim == 4 else expected
         if expected.shape != value.shape:  # diffusers' attention gives pixels in a row
             expected = expected.reshape(value.shape)
-        np.testing.assert_allclose(value, expected, atol=TOLERANCE * np.std(expected), rtol=0, err_msg=name)
+        np.testing.assert_allclose(
+            value, expected, atol=TOLERANCE * np.std(expected), rtol=0, err_msg=name
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_the_released_architectures(preset, tmp_path, capsys):
-    network = draw_network(**{k: v for k, v in reader.config_to_diffusers(PRESETS[preset]).items() if k[0] != "_"})
+    network = draw_network(
+        **{k: v for k, v in reader.config_to_diffusers(PRESETS[preset]).items() if k[0] != "_"}
+    )
     model = convert(network, tmp_path)
     assert model.config == PRESETS[preset]
     found = difference(network, model, batch=1)
     with capsys.disabled():
-        print(f"\n{preset}: {sum(p.numel() for p in network.parameters()):,} parameters, difference {found:.2e}")
+        print(
+            f"\n{preset}: {sum(p.numel() for p in network.parameters()):,} parameters, difference {found:.2e}"
+        )
     assert found <= TOLERANCE

@@ -29,7 +29,11 @@ def test_state_of_the_papers_two_step_schedule():
     state = SCHEDULER.set_timesteps(timesteps=[22, 0])
     np.testing.assert_allclose(state.sigmas, [80, SCHEDULER.grid()[22], 0.002], rtol=1e-6)
     np.testing.assert_allclose(state.timesteps, 250 * np.log(state.sigmas[:2]), rtol=1e-6)
-    assert (state.sigmas.dtype, state.timesteps.dtype, state.step_index.dtype) == (jnp.float32, jnp.float32, jnp.int32)
+    assert (state.sigmas.dtype, state.timesteps.dtype, state.step_index.dtype) == (
+        jnp.float32,
+        jnp.float32,
+        jnp.int32,
+    )
     assert state.step_index == 0 and state.num_steps == 2
 
 
@@ -50,7 +54,9 @@ def test_leading_is_the_integer_stride_that_truncates():
     assert SCHEDULER.set_timesteps(21).sigmas[-2] < 0.004  # linspace reaches the low levels
 
 
-@pytest.mark.parametrize("sigma_min", np.random.default_rng(0).uniform(5e-4, 0.1, 50).tolist() + [0.002, 0.0021])
+@pytest.mark.parametrize(
+    "sigma_min", np.random.default_rng(0).uniform(5e-4, 0.1, 50).tolist() + [0.002, 0.0021]
+)
 def test_the_last_step_adds_exactly_nothing_under_jit(sigma_min):
     # diffusers takes sqrt(sigma_min^2 - sigma_min^2) in float32: NaN for a quarter of these.
     scheduler = CMStochasticIterativeScheduler(sigma_min=sigma_min)
@@ -62,7 +68,9 @@ def test_the_last_step_adds_exactly_nothing_under_jit(sigma_min):
 
 
 def test_levels_may_be_differentiated_at_the_end():
-    def f(sigmas):  # the second step arrives at sigma_min, where the root of the noise's variance is 0
+    def f(
+        sigmas,
+    ):  # the second step arrives at sigma_min, where the root of the noise's variance is 0
         state = SCHEDULER.set_timesteps(sigmas=sigmas).replace(step_index=jnp.int32(1))
         return SCHEDULER.advance(state, jnp.ones((1,)), jnp.ones((1,)), jnp.ones((1,)))[1].sum()
 
@@ -75,7 +83,10 @@ def test_sigma_to_t_at_zero_is_the_logarithm_of_1e_44():
 
 def test_scalings_take_any_shape():
     sigma = jnp.array([[0.002, 1.0], [80.0, 0.5]])
-    for c in (*SCHEDULER.get_scalings(sigma), *SCHEDULER.get_scalings_for_boundary_condition(sigma)):
+    for c in (
+        *SCHEDULER.get_scalings(sigma),
+        *SCHEDULER.get_scalings_for_boundary_condition(sigma),
+    ):
         assert c.shape == sigma.shape
 
 
@@ -95,15 +106,23 @@ def test_config_round_trip_and_diffusers_default():
         "sigma_max": 80.0,
         "sigma_min": 0.002,
     }
-    assert cmjax.scheduler_from_config(written) == dataclasses.replace(SCHEDULER, timestep_spacing="leading")
+    assert cmjax.scheduler_from_config(written) == dataclasses.replace(
+        SCHEDULER, timestep_spacing="leading"
+    )
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({}, "_class_name.*None.*CMStochasticIterativeScheduler"),
-        ({"_class_name": "CMStochasticIterativeSchedule"}, "did you mean 'CMStochasticIterativeScheduler'"),
-        ({"_class_name": "CMStochasticIterativeScheduler", "sigma_mim": 1.0}, "sigma_mim.*did you mean 'sigma_min'"),
+        (
+            {"_class_name": "CMStochasticIterativeSchedule"},
+            "did you mean 'CMStochasticIterativeScheduler'",
+        ),
+        (
+            {"_class_name": "CMStochasticIterativeScheduler", "sigma_mim": 1.0},
+            "sigma_mim.*did you mean 'sigma_min'",
+        ),
         (
             {"_class_name": "CMStochasticIterativeScheduler", "sigma_min": -1.0},
             "sigma_min must be a number from 1e-18 to 1e\\+18",
@@ -129,7 +148,10 @@ def test_bad_configs(config, message):
         ({"s_noise": 1e308}, "s_noise must be a number from 0 to 1e\\+18"),
         ({"rho": 1e-5}, "rho must be a number from 0.1 to 1000, got 1e-05"),
         ({"sigma_data": 1e308}, "sigma_data must be a number from 1e-18 to 1e\\+18"),
-        ({"num_train_timesteps": 2**31 - 1}, "num_train_timesteps must be an integer from 1 to 1e\\+06"),
+        (
+            {"num_train_timesteps": 2**31 - 1},
+            "num_train_timesteps must be an integer from 1 to 1e\\+06",
+        ),
         ({"timestep_spacing": "trailing"}, "timestep_spacing.*linspace.*leading.*trailing"),
     ],
 )

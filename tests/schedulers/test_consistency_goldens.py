@@ -28,7 +28,9 @@ def assert_close(ours, theirs, scale, what):
 
 def assert_case_reproduced(case):
     """Asserts that cmjax computes what diffusers did in `case`, from `make_goldens.reference_case`."""
-    scheduler = cmjax.CMStochasticIterativeScheduler(**case["config"], timestep_spacing=case["spacing"])
+    scheduler = cmjax.CMStochasticIterativeScheduler(
+        **case["config"], timestep_spacing=case["spacing"]
+    )
     start = scheduler.set_timesteps(**case["levels"])
     as_saved = dataclasses.replace(scheduler, timestep_spacing="leading")
     assert cmjax.scheduler_from_config(case["saved_config"]) == as_saved
@@ -58,12 +60,18 @@ def assert_scalings_reproduced(scheduler, case):
 
 
 def assert_step_reproduced(scheduler, state, case, row):
-    x, output, noise = (jnp.asarray(case[name][row]) for name in ("sample", "model_output", "noise"))
+    x, output, noise = (
+        jnp.asarray(case[name][row]) for name in ("sample", "model_output", "noise")
+    )
     sigma, sigma_next = np.float64(state.sigma), np.float64(state.next_sigma)
-    scaled, noisy, x0, after = (case[name][row] for name in ("scaled", "noisy", "denoised", "prev_sample"))
+    scaled, noisy, x0, after = (
+        case[name][row] for name in ("scaled", "noisy", "denoised", "prev_sample")
+    )
 
     assert_close(scheduler.scale_input(state, x), scaled, np.abs(scaled), "scale_input")
-    assert_close(scheduler.add_noise(state, x, noise), noisy, np.abs(x) + sigma * np.abs(noise), "add_noise")
+    assert_close(
+        scheduler.add_noise(state, x, noise), noisy, np.abs(x) + sigma * np.abs(noise), "add_noise"
+    )
 
     c_skip, c_out = map(np.float64, scheduler.get_scalings_for_boundary_condition(state.sigma))
     x0_scale = np.abs(c_skip * x) + np.abs(c_out * output)
@@ -81,7 +89,9 @@ def assert_step_reproduced(scheduler, state, case, row):
         rounding = 4 * FLOAT32 * sigma_next**2
         std = math.sqrt(max(sigma_next**2 - scheduler.sigma_min**2, 0))
         std_scale = std + rounding / max(std, math.sqrt(rounding)) / RTOL
-        assert_close(ours, after, x0_scale + scheduler.s_noise * std_scale * np.abs(noise), "advance")
+        assert_close(
+            ours, after, x0_scale + scheduler.s_noise * std_scale * np.abs(noise), "advance"
+        )
 
 
 def assert_loop_reproduced(loop):
@@ -95,7 +105,9 @@ def assert_loop_reproduced(loop):
     for noise in loop["noise"]:
         t = state.timesteps[state.step_index]
         model_output = scheduler.scale_input(state, x) * t / (t + 1)
-        state, x = scheduler.advance(state, x, scheduler.denoise(state, model_output, x), jnp.asarray(noise))
+        state, x = scheduler.advance(
+            state, x, scheduler.denoise(state, model_output, x), jnp.asarray(noise)
+        )
     assert state.step_index == state.num_steps
     assert_close(x, loop["result"], 1.0, "the result of the loop")  # results lie in [-1, 1]
     # The tolerances are those of diffusers.
@@ -104,9 +116,15 @@ def assert_loop_reproduced(loop):
 
 
 def load_goldens(kind):
-    with np.load(Path(__file__).parents[1] / "golden" / "consistency_scheduler.npz", allow_pickle=False) as file:
+    with np.load(
+        Path(__file__).parents[1] / "golden" / "consistency_scheduler.npz", allow_pickle=False
+    ) as file:
         entries = json.loads(str(file["index"]))[kind]
-        arrays = {name.removeprefix(f"{kind}."): file[name] for name in file.files if name.startswith(f"{kind}.")}
+        arrays = {
+            name.removeprefix(f"{kind}."): file[name]
+            for name in file.files
+            if name.startswith(f"{kind}.")
+        }
     start = dict.fromkeys(arrays, 0)
     for entry in entries:
         for name, shape in entry.pop("shapes").items():
@@ -115,7 +133,9 @@ def load_goldens(kind):
     return entries
 
 
-@pytest.mark.parametrize("case", load_goldens("case"), ids=lambda case: f"{case['spacing']}-{case['levels']}")
+@pytest.mark.parametrize(
+    "case", load_goldens("case"), ids=lambda case: f"{case['spacing']}-{case['levels']}"
+)
 def test_every_quantity_equals_the_stored_one(case):
     assert_case_reproduced(case)
 

@@ -10,7 +10,13 @@ import pytest
 
 import cmjax
 from cmjax import schedulers
-from cmjax.schedulers import CTMScheduler, DDIMScheduler, FlowMapEulerDiscreteScheduler, SCMScheduler, TCDScheduler
+from cmjax.schedulers import (
+    CTMScheduler,
+    DDIMScheduler,
+    FlowMapEulerDiscreteScheduler,
+    SCMScheduler,
+    TCDScheduler,
+)
 from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.flow import FlowScheduler
 
@@ -32,7 +38,9 @@ def denoiser(x, levels, *_, data=MIXTURE):
 
 def gaussian_flow(x, start, end=(1.0, 0.0)):
     """Takes x from levels (alpha, sigma) to others along the probability-flow ODE of GAUSSIAN, exactly."""
-    before, after = (jnp.sqrt(jnp.square(alpha * STD) + jnp.square(sigma)) for alpha, sigma in (start, end))
+    before, after = (
+        jnp.sqrt(jnp.square(alpha * STD) + jnp.square(sigma)) for alpha, sigma in (start, end)
+    )
     return end[0] * MEAN + after / before * (x - start[0] * MEAN)
 
 
@@ -71,7 +79,10 @@ def network(scheduler, estimate):
 def cumulative(x, sigma):
     """Share of the mixture with noise of this level that is below x."""
     erf = np.vectorize(math.erf)
-    return sum(weight * (1 + erf((x - mean) / np.sqrt(2 * (std**2 + sigma**2)))) / 2 for weight, mean, std in MIXTURE)
+    return sum(
+        weight * (1 + erf((x - mean) / np.sqrt(2 * (std**2 + sigma**2)))) / 2
+        for weight, mean, std in MIXTURE
+    )
 
 
 def exact_flow(x, low, high):
@@ -93,27 +104,37 @@ def exact_denoising_run(scheduler, state, x):
 
     def step(carry, _):
         state, x = carry
-        return scheduler.advance(state, x, denoiser(x, (state.alpha, state.sigma)), jnp.zeros_like(x)), None
+        return scheduler.advance(
+            state, x, denoiser(x, (state.alpha, state.sigma)), jnp.zeros_like(x)
+        ), None
 
     return jax.lax.scan(step, (scheduler.prepare(state, x), x), length=state.num_steps)[0][1]
 
 
 def edm(name, **options):
     # Karras's levels are smooth in the step index; ending at zero, the last step would not shrink with the others.
-    scheduler = schedulers.SCHEDULERS[name](sigma_min=0.1, sigma_max=10.0, final_sigmas_type="sigma_min", **options)
+    scheduler = schedulers.SCHEDULERS[name](
+        sigma_min=0.1, sigma_max=10.0, final_sigmas_type="sigma_min", **options
+    )
     return scheduler, lambda n: scheduler.set_timesteps(n)
 
 
 def uneven():
     # Every second step is twice as long, which the slope between two x0 must allow for.
     scheduler, _ = edm("EDMDPMSolverMultistepScheduler")
-    return scheduler, lambda n: scheduler.set_timesteps(sigmas=10 * 0.01 ** ((np.arange(n) + np.arange(n) % 2 / 3) / n))
+    return scheduler, lambda n: scheduler.set_timesteps(
+        sigmas=10 * 0.01 ** ((np.arange(n) + np.arange(n) % 2 / 3) / n)
+    )
 
 
 def ddim():
     # Times at exact strides from the first to the last, where sampling ends (so set_alpha_to_one=False).
-    scheduler = DDIMScheduler(num_train_timesteps=1025, clip_sample=False, set_alpha_to_one=False, beta_start=0.001)
-    return scheduler, lambda n: scheduler.set_timesteps(timesteps=1024 - 1024 // n * np.arange(n + 1))
+    scheduler = DDIMScheduler(
+        num_train_timesteps=1025, clip_sample=False, set_alpha_to_one=False, beta_start=0.001
+    )
+    return scheduler, lambda n: scheduler.set_timesteps(
+        timesteps=1024 - 1024 // n * np.arange(n + 1)
+    )
 
 
 def flow():
@@ -140,13 +161,20 @@ def test_the_error_falls_with_the_order_of_the_method(name):
     (scheduler, levels), order = ORDERS[name]
     counts = np.array([64, 128, 256])
     ends = np.linspace(-1.6, 1.4, 7)
-    with jax.enable_x64():  # levels and weights are float32: a floor near 1e-7, below all errors here
+    with (
+        jax.enable_x64()
+    ):  # levels and weights are float32: a floor near 1e-7, below all errors here
         errors = []
         for n in counts:
             state = jax.jit(levels, static_argnums=0)(int(n))
-            alphas, sigmas = np.asarray(state.alphas, np.float64), np.asarray(state.sigmas, np.float64)
+            alphas, sigmas = (
+                np.asarray(state.alphas, np.float64),
+                np.asarray(state.sigmas, np.float64),
+            )
             noise = sigmas / alphas  # of x / alpha, for which the ODE is that of EDM levels
-            x = jnp.asarray(alphas[0] * exact_flow(ends / alphas[-1], noise[-1], noise[0]), jnp.float64)
+            x = jnp.asarray(
+                alphas[0] * exact_flow(ends / alphas[-1], noise[-1], noise[0]), jnp.float64
+            )
             x = jax.jit(exact_denoising_run, static_argnums=0)(scheduler, state, x)
             errors.append(np.sqrt(np.mean((np.asarray(x) - ends) ** 2)))
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
@@ -169,7 +197,9 @@ def draws(state, data, count=20_000):
 def run(scheduler, estimate, state, init):
     """Samples from `init`, with the network of `estimate`."""
     options = {"state": state, "init": init}
-    sample = functools.partial(cmjax.sample, KEY, network(scheduler, estimate), None, scheduler, init.shape)
+    sample = functools.partial(
+        cmjax.sample, KEY, network(scheduler, estimate), None, scheduler, init.shape
+    )
     return np.asarray(jax.jit(lambda options: sample(**options))(options))
 
 
@@ -184,7 +214,11 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "n"),  # steps enough for an error of discretisation below two standard errors
+    (
+        "name",
+        "options",
+        "n",
+    ),  # steps enough for an error of discretisation below two standard errors
     [
         ("EDMEulerAncestralScheduler", {}, 200),
         ("EDMEulerAncestralScheduler", {"eta": 0.5}, 200),
@@ -215,7 +249,11 @@ def test_samplers_with_noise_draw_the_mixture(name, options, n):
         ("EDMDPM2Scheduler", {"prediction_type": "v_prediction"}, 0.001),
         ("EDMDPMSolverMultistepScheduler", {}, 0.001),
         ("HeunDiscreteScheduler", {}, 0.004),
-        ("HeunDiscreteScheduler", {"use_karras_sigmas": True, "prediction_type": "v_prediction"}, 0.004),
+        (
+            "HeunDiscreteScheduler",
+            {"use_karras_sigmas": True, "prediction_type": "v_prediction"},
+            0.004,
+        ),
         ("KDPM2DiscreteScheduler", {"prediction_type": "sample"}, 0.004),
         ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}, 0.02),
         ("DDIMScheduler", {"clip_sample": False, "prediction_type": "v_prediction"}, 0.02),
@@ -227,32 +265,51 @@ def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(name, o
     state = start(scheduler, num_inference_steps=200)
     init = draws(state, GAUSSIAN, 5)
     x = run(scheduler, functools.partial(denoiser, data=GAUSSIAN), state, init)
-    np.testing.assert_allclose(x, gaussian_flow(init, (state.alphas[0], state.sigmas[0])), atol=tolerance)
+    np.testing.assert_allclose(
+        x, gaussian_flow(init, (state.alphas[0], state.sigmas[0])), atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("LCMScheduler", {}), ("SCMScheduler", {"sigma_data": 1.5}), ("FlowMatchLCMScheduler", {"shift": 3.0})],
+    [
+        ("LCMScheduler", {}),
+        ("SCMScheduler", {"sigma_data": 1.5}),
+        ("FlowMatchLCMScheduler", {"shift": 3.0}),
+    ],
 )
-def test_consistency_samplers_with_the_exact_function_draw_gaussian_data_in_any_number_of_steps(name, options, n):
+def test_consistency_samplers_with_the_exact_function_draw_gaussian_data_in_any_number_of_steps(
+    name, options, n
+):
     scheduler = schedulers.SCHEDULERS[name](**options)
     state = start(scheduler, num_inference_steps=n)
-    assert_mean_and_variance(run(scheduler, gaussian_flow, state, draws(state, GAUSSIAN)), MEAN, STD**2)
+    assert_mean_and_variance(
+        run(scheduler, gaussian_flow, state, draws(state, GAUSSIAN)), MEAN, STD**2
+    )
 
 
 def jump_as_x0(x, start, end):
     """The x0 with which a straight line, in x0 and eps, from (alpha, sigma) arrives where the ODE does."""
     kept = end[1] / start[1]
     share = end[0] - kept * start[0]
-    return (gaussian_flow(x, start, end) - kept * x) / jnp.where(share > 0, share, 1)  # 0: no way to go
+    return (gaussian_flow(x, start, end) - kept * x) / jnp.where(
+        share > 0, share, 1
+    )  # 0: no way to go
 
 
-@pytest.mark.parametrize(("gamma", "n"), [(0.0, 1), (0.0, 40), (0.3, 2), (0.3, 40), (1.0, 1), (1.0, 3)])
+@pytest.mark.parametrize(
+    ("gamma", "n"), [(0.0, 1), (0.0, 40), (0.3, 2), (0.3, 40), (1.0, 1), (1.0, 3)]
+)
 def test_ctm_with_the_exact_jump_draws_gaussian_data_for_any_gamma_and_number_of_steps(gamma, n):
     scheduler = CTMScheduler(gamma=gamma, clip_denoised=False)
     state = start(scheduler, num_inference_steps=n)
-    x = run(scheduler, lambda x, levels, s: jump_as_x0(x, levels, scheduler.path(s)), state, draws(state, GAUSSIAN))
+    x = run(
+        scheduler,
+        lambda x, levels, s: jump_as_x0(x, levels, scheduler.path(s)),
+        state,
+        draws(state, GAUSSIAN),
+    )
     assert_mean_and_variance(x, MEAN, STD**2 + scheduler.sigma_min**2)
 
 
@@ -260,7 +317,9 @@ def test_ctm_with_the_exact_jump_draws_gaussian_data_for_any_gamma_and_number_of
 def test_tcd_with_the_exact_jump_draws_gaussian_data_for_any_eta(eta, n):
     scheduler = TCDScheduler(eta=eta)
     state = start(scheduler, num_inference_steps=n)
-    arrivals = jnp.asarray(np.floor(np.float32(1 - np.array(eta)) * np.append(state.timesteps[1:], np.float32(0))))
+    arrivals = jnp.asarray(
+        np.floor(np.float32(1 - np.array(eta)) * np.append(state.timesteps[1:], np.float32(0)))
+    )
 
     def x0(x, levels):  # TCD's networks learn where to; this one looks it up
         here = jnp.argmin(jnp.abs(state.sigmas[:-1] - levels[1]))

@@ -17,7 +17,10 @@ from cmjax.schedulers import SCHEDULERS
 KEY = jax.random.key(0)
 SHAPE = (3, 2)
 
-PROPERTIES = {"seed": st.integers(0, 2**32 - 1), "data": st.tuples(st.floats(-1, 1), st.floats(0.1, 1.0))}
+PROPERTIES = {
+    "seed": st.integers(0, 2**32 - 1),
+    "data": st.tuples(st.floats(-1, 1), st.floats(0.1, 1.0)),
+}
 EDM = {"sigma_min": 1e-3, "sigma_max": 1e3}  # wide enough for the levels below
 # Levels differ by factors of at least 1.1, or rounding is all there is to a step.
 LEVELS = st.lists(st.integers(-25, 45), min_size=3, max_size=3, unique=True).map(
@@ -36,7 +39,11 @@ def estimate(data, x, alpha, sigma):
     """Some x0 for a sample alpha x0 + sigma z, the same for x / alpha at noise level sigma / alpha on any path."""
     mean, std = data
     total = jnp.square(alpha * std) + jnp.square(sigma)
-    return mean + alpha * jnp.square(std) / total * (x - alpha * mean) + 0.3 * jnp.sin(x / jnp.sqrt(total))
+    return (
+        mean
+        + alpha * jnp.square(std) / total * (x - alpha * mean)
+        + 0.3 * jnp.sin(x / jnp.sqrt(total))
+    )
 
 
 def network(scheduler, x0=estimate):
@@ -56,7 +63,9 @@ def compiled(scheduler, x0, seed, data, init, **levels):
     state = scheduler.set_timesteps(**levels)
     x = scheduler.init_sample(state, init["noise"]) if "noise" in init else init["sample"]
     options = {"state": state, "init": x, "return_trajectory": True}
-    _, steps = cmjax.sample(jax.random.key(seed), network(scheduler, x0), data, scheduler, SHAPE, **options)
+    _, steps = cmjax.sample(
+        jax.random.key(seed), network(scheduler, x0), data, scheduler, SHAPE, **options
+    )
     return state.alphas[1:, None, None], steps.prev_sample
 
 
@@ -64,7 +73,10 @@ def run(scheduler, seed, data, init=None, x0=estimate, **levels):
     """Returns signal levels [N, 1, 1] and samples [N, ...] that the steps of a run arrive at."""
     start = {"noise": noise(seed)} if init is None else {"sample": init}
     data = tuple(map(np.float32, data))
-    levels = {name: value if isinstance(value, int) else np.asarray(value) for name, value in levels.items()}
+    levels = {
+        name: value if isinstance(value, int) else np.asarray(value)
+        for name, value in levels.items()
+    }
     return tuple(map(np.asarray, compiled(scheduler, x0, np.uint32(seed), data, start, **levels)))
 
 
@@ -82,14 +94,18 @@ def assert_close(actual, expected, tolerance=1e-3):
 def test_tcd_with_all_noise_fresh_is_lcm(seed, data, times, prediction):
     # LCM's boundary scaling is off at this timestep_scaling; with this beta_start TCD's lowest level, time 0, is clean.
     options = {"beta_start": 1e-12, "prediction_type": prediction}
-    _, lcm = run(schedulers.LCMScheduler(**options, timestep_scaling=1e6), seed, data, timesteps=times)
+    _, lcm = run(
+        schedulers.LCMScheduler(**options, timestep_scaling=1e6), seed, data, timesteps=times
+    )
     _, tcd = run(schedulers.TCDScheduler(**options, eta=1.0), seed, data, timesteps=times)
     assert_close(tcd, lcm)
 
 
 @holds(**PROPERTIES, levels=LEVELS)
 def test_scm_is_consistency_sampling_at_the_angles_of_its_levels(seed, data, levels):
-    cm = schedulers.CMStochasticIterativeScheduler(sigma_min=1e-6, sigma_max=1e3, clip_denoised=False)
+    cm = schedulers.CMStochasticIterativeScheduler(
+        sigma_min=1e-6, sigma_max=1e3, clip_denoised=False
+    )
     scm = schedulers.SCMScheduler()
     angles = np.arctan(levels / scm.sigma_data)
     z = noise(seed)
@@ -152,7 +168,9 @@ def test_first_order_solvers_without_noise_are_euler(seed, data, levels):
 def test_sde_dpm_solver_of_first_order_is_ancestral_sampling(seed, data, levels, end):
     options = {**EDM, "final_sigmas_type": end}
     _, ancestral = run(schedulers.EDMEulerAncestralScheduler(**options), seed, data, sigmas=levels)
-    solver = schedulers.EDMDPMSolverMultistepScheduler(**options, solver_order=1, algorithm_type="sde-dpmsolver++")
+    solver = schedulers.EDMDPMSolverMultistepScheduler(
+        **options, solver_order=1, algorithm_type="sde-dpmsolver++"
+    )
     assert_close(run(solver, seed, data, sigmas=levels)[1], ancestral, 1e-4)
 
 
@@ -165,7 +183,9 @@ def test_sde_dpm_solver_of_first_order_is_ancestral_sampling(seed, data, levels,
     ],
 )
 @holds(**PROPERTIES, times=TIMES)
-def test_solvers_of_discrete_times_are_those_of_edm_at_their_levels(discrete, edm, seed, data, times):
+def test_solvers_of_discrete_times_are_those_of_edm_at_their_levels(
+    discrete, edm, seed, data, times
+):
     discrete, edm = SCHEDULERS[discrete](), SCHEDULERS[edm](**EDM)
     levels = np.asarray(discrete.path(np.float32(times))[1])
     init = levels[0] * noise(seed)
@@ -178,7 +198,9 @@ def test_solvers_of_discrete_times_are_those_of_edm_at_their_levels(discrete, ed
 def mapped(data, x, start, end):
     """Where the probability-flow ODE of data N(mean, std^2) takes x from levels (alpha, sigma) to others."""
     mean, std = data
-    before, after = (jnp.sqrt(jnp.square(alpha * std) + jnp.square(sigma)) for alpha, sigma in (start, end))
+    before, after = (
+        jnp.sqrt(jnp.square(alpha * std) + jnp.square(sigma)) for alpha, sigma in (start, end)
+    )
     return end[0] * mean + after / before * (x - start[0] * mean)
 
 
@@ -216,7 +238,9 @@ def test_ctm_with_all_noise_fresh_is_consistency_sampling(seed, data, levels):
     options = {"sigma_min": 0.01, "sigma_max": 1e3, "clip_denoised": False}
 
     _, cm = run(schedulers.CMStochasticIterativeScheduler(**options), seed, data, sigmas=levels)
-    _, ctm = run(schedulers.CTMScheduler(**options, gamma=1.0), seed, data, x0=x0_of_jump, sigmas=levels)
+    _, ctm = run(
+        schedulers.CTMScheduler(**options, gamma=1.0), seed, data, x0=x0_of_jump, sigmas=levels
+    )
     assert_close(ctm, cm)
 
 
@@ -236,11 +260,15 @@ def inpainted(scheduler, seed, image, known):
 
     constrain = inpaint(image, known)
     key = jax.random.key(seed)
-    return cmjax.sample(key, apply_fn, None, scheduler, SHAPE, num_inference_steps=3, constrain=constrain)
+    return cmjax.sample(
+        key, apply_fn, None, scheduler, SHAPE, num_inference_steps=3, constrain=constrain
+    )
 
 
 # CTM's last step keeps a part of x, and TCD ends at training time 0: with noise.
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in ("CTMScheduler", "TCDScheduler")])
+@pytest.mark.parametrize(
+    "name", [name for name in SCHEDULERS if name not in ("CTMScheduler", "TCDScheduler")]
+)
 @holds(seed=PROPERTIES["seed"], amplitude=st.sampled_from([1e-3, 1.0]))
 def test_inpainting_keeps_known_pixels_bit_for_bit(name, seed, amplitude):
     random = np.random.default_rng(seed)

@@ -33,7 +33,9 @@ def assert_case_reproduced(case):
 
 
 def assert_levels_reproduced(scheduler, state, case):
-    name, sigmas, alphas, times = (case.get(key) for key in ("name", "sigmas", "alphas", "timesteps"))
+    name, sigmas, alphas, times = (
+        case.get(key) for key in ("name", "sigmas", "alphas", "timesteps")
+    )
     if sigmas is not None:
         assert_close(state.sigmas[: len(sigmas)], sigmas, sigmas, "sigmas")
     if alphas is not None:
@@ -45,7 +47,9 @@ def assert_levels_reproduced(scheduler, state, case):
         times = scale = sigmas[:-1] * scheduler.num_train_timesteps
     elif name.startswith("EDM"):
         scale = scale + 0.25  # times are log(sigma) / 4, and sigma is compared to 1e-5 of itself
-    elif getattr(scheduler, "use_karras_sigmas", False) or getattr(scheduler, "use_exponential_sigmas", False):
+    elif getattr(scheduler, "use_karras_sigmas", False) or getattr(
+        scheduler, "use_exponential_sigmas", False
+    ):
         scale = scale + 1  # interpolated, between 0 and 1 too
     if name == "KDPM2DiscreteScheduler" and scheduler.use_karras_sigmas:
         # diffusers rounds what the network is told of the levels, but not of those between.
@@ -63,7 +67,9 @@ def assert_levels_reproduced(scheduler, state, case):
 def assert_step_reproduced(scheduler, state, case, row):
     """Takes one step, from the sample that diffusers had; returns the state of the next one."""
     names = ("sample", "scaled", "model_output", "noise", "prev_sample", "noisy", "denoised")
-    x, scaled, output, noise, after, noisy, x0 = (case[name][row] if name in case else None for name in names)
+    x, scaled, output, noise, after, noisy, x0 = (
+        case[name][row] if name in case else None for name in names
+    )
     name, last = case["name"], row == len(case["sample"]) - 1
     sample = jnp.asarray(x)
     assert_close(scheduler.scale_input(state, sample), scaled, np.abs(scaled), "scale_input")
@@ -82,12 +88,23 @@ def assert_step_reproduced(scheduler, state, case, row):
 
     eps_scale = (np.abs(x) + np.float64(state.alpha) * x0_scale) / np.float64(state.sigma)
     terms = [x0_scale, eps_scale, np.abs(noise), *map(np.abs, state.history)]
-    scale = sum(np.abs(np.float64(weight)) * term for weight, term in zip(state.weights[row], terms, strict=True))
+    scale = sum(
+        np.abs(np.float64(weight)) * term
+        for weight, term in zip(state.weights[row], terms, strict=True)
+    )
     if isinstance(scheduler, (EDMScheduler, DiscreteSigmasScheduler)):
-        scale = scale + 8 * FLOAT32 / RTOL * np.abs(x)  # diffusers adds to it what is to be removed: it is rounded
+        scale = scale + 8 * FLOAT32 / RTOL * np.abs(
+            x
+        )  # diffusers adds to it what is to be removed: it is rounded
     state, ours = scheduler.advance(state, sample, denoised, jnp.asarray(noise))
-    if name == "EDMDPMSolverMultistepScheduler" and last and scheduler.final_sigmas_type == "sigma_min":
-        after = x  # already there; diffusers divides one rounding error by another, and may have NaN
+    if (
+        name == "EDMDPMSolverMultistepScheduler"
+        and last
+        and scheduler.final_sigmas_type == "sigma_min"
+    ):
+        after = (
+            x  # already there; diffusers divides one rounding error by another, and may have NaN
+        )
     assert_close(ours, after, scale, "advance")
     return state
 
@@ -134,8 +151,12 @@ def test_churn_is_that_of_the_paper(name, calls, data):
     options = {key: data.draw(st.floats(*ends)) for key, ends in options.items()}
     n = data.draw(st.sampled_from([1, 2, 3, 5]))
     sigmas = np.float64(SCHEDULERS["EDMEulerScheduler"]().set_timesteps(n).sigmas)
-    x, *noise = np.random.default_rng(data.draw(st.integers(0, 99))).standard_normal((calls * n + 2, 2, 3), np.float32)
-    first, expected = algorithm_2(denoiser, sigmas, x * sigmas[0], noise[::calls], **options, corrected=calls == 2)
+    x, *noise = np.random.default_rng(data.draw(st.integers(0, 99))).standard_normal(
+        (calls * n + 2, 2, 3), np.float32
+    )
+    first, expected = algorithm_2(
+        denoiser, sigmas, x * sigmas[0], noise[::calls], **options, corrected=calls == 2
+    )
 
     scheduler = SCHEDULERS[name](**options)
     state, x = scheduler.set_timesteps(n), jnp.asarray(first, jnp.float32)

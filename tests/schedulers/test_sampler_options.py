@@ -26,8 +26,16 @@ def of_kind(*kinds):
 KEY = jax.random.key(0)
 SHAPE = (2, 3)
 EVERY = pytest.mark.parametrize("name", SCHEDULERS)
-DISCRETE, DISTILLED, EDM = of_kind(DiscreteScheduler), of_kind(DistilledScheduler), of_kind(EDMScheduler)
-VE, FLOW, CM = of_kind(DiscreteSigmasScheduler), of_kind(FlowScheduler), of_kind(cmjax.CMStochasticIterativeScheduler)
+DISCRETE, DISTILLED, EDM = (
+    of_kind(DiscreteScheduler),
+    of_kind(DistilledScheduler),
+    of_kind(EDMScheduler),
+)
+VE, FLOW, CM = (
+    of_kind(DiscreteSigmasScheduler),
+    of_kind(FlowScheduler),
+    of_kind(cmjax.CMStochasticIterativeScheduler),
+)
 TWO_CALLS = [name for name in SCHEDULERS if "Heun" in name or "DPM2" in name]  # a step
 
 
@@ -60,23 +68,63 @@ def test_an_option_of_a_wrong_type_or_size_is_named_in_one_line(name):
             assert_one_line(error, field.name, repr(value))
 
 
-TCD, FLOW_LCM, MULTISTEP = ["TCDScheduler"], ["FlowMatchLCMScheduler"], ["EDMDPMSolverMultistepScheduler"]
+TCD, FLOW_LCM, MULTISTEP = (
+    ["TCDScheduler"],
+    ["FlowMatchLCMScheduler"],
+    ["EDMDPMSolverMultistepScheduler"],
+)
 TWO_GRIDS = {"use_karras_sigmas": True, "use_exponential_sigmas": True}
 BAD_OPTIONS = [
-    (VE + FLOW_LCM, {"use_beta_sigmas": True}, "use_beta_sigmas=True is not supported; use_karras_sigmas, .*sigmas="),
+    (
+        VE + FLOW_LCM,
+        {"use_beta_sigmas": True},
+        "use_beta_sigmas=True is not supported; use_karras_sigmas, .*sigmas=",
+    ),
     (VE + FLOW_LCM, TWO_GRIDS, "use_karras_sigmas and use_exponential_sigmas exclude each other"),
-    (FLOW_LCM, {"use_dynamic_shifting": True}, r"use_dynamic_shifting=True is not supported; set shift=exp\(mu\)"),
+    (
+        FLOW_LCM,
+        {"use_dynamic_shifting": True},
+        r"use_dynamic_shifting=True is not supported; set shift=exp\(mu\)",
+    ),
     (FLOW_LCM, {"invert_sigmas": True}, "invert_sigmas=True is not supported"),
-    (FLOW_LCM, {"scale_factors": (0.5, 1.0)}, r"scale_factors=\(0.5, 1.0\) is not supported; .*init="),
-    (FLOW_LCM, {"shift_terminal": 1.0}, "shift_terminal must be a number between 0 and 1, or null, got 1.0"),
-    (DISCRETE, {"prediction_type": "flow"}, "prediction_type must be 'epsilon' or .* 'v_prediction', got 'flow'"),
+    (
+        FLOW_LCM,
+        {"scale_factors": (0.5, 1.0)},
+        r"scale_factors=\(0.5, 1.0\) is not supported; .*init=",
+    ),
+    (
+        FLOW_LCM,
+        {"shift_terminal": 1.0},
+        "shift_terminal must be a number between 0 and 1, or null, got 1.0",
+    ),
+    (
+        DISCRETE,
+        {"prediction_type": "flow"},
+        "prediction_type must be 'epsilon' or .* 'v_prediction', got 'flow'",
+    ),
     (DISCRETE, {"trained_betas": (0.1, 0.2)}, "trained_betas must be a tuple of 1000 numbers"),
-    (DISCRETE, {"trained_betas": (1.0,), "num_train_timesteps": 1}, "trained_betas must be .* between 0 and 1, got"),
-    (DISTILLED, {"original_inference_steps": 1001}, "original_inference_steps 1001 must be at most .* 1000"),
+    (
+        DISCRETE,
+        {"trained_betas": (1.0,), "num_train_timesteps": 1},
+        "trained_betas must be .* between 0 and 1, got",
+    ),
+    (
+        DISTILLED,
+        {"original_inference_steps": 1001},
+        "original_inference_steps 1001 must be at most .* 1000",
+    ),
     (TCD, {"eta": (0.1, -0.1)}, r"eta must be .*a tuple.*got \(0.1, -0.1\)"),
     (TCD, {"eta": [0.1]}, r"eta must be .*a tuple.*got \[0.1\]"),
-    (["SCMScheduler"], {"prediction_type": "epsilon"}, "prediction_type must be 'trigflow', got 'epsilon'"),
-    (EDM, {"prediction_type": "sample"}, "prediction_type must be 'epsilon' or 'v_prediction', got 'sample'"),
+    (
+        ["SCMScheduler"],
+        {"prediction_type": "epsilon"},
+        "prediction_type must be 'trigflow', got 'epsilon'",
+    ),
+    (
+        EDM,
+        {"prediction_type": "sample"},
+        "prediction_type must be 'epsilon' or 'v_prediction', got 'sample'",
+    ),
     (EDM + CM, {"sigma_min": 90}, "sigma_min 90 must be less than sigma_max 80.0"),
     (MULTISTEP, {"algorithm_type": "dpmsolver"}, "algorithm_type must be .*got 'dpmsolver'"),
 ]
@@ -98,12 +146,27 @@ def test_wrong_levels_are_named_in_one_line(name):
             scheduler.set_timesteps(n)
         assert_one_line(error, "num_inference_steps must be an integer from 1 to", repr(n))
     for argument in ("timesteps", "sigmas"):
-        for value in ([], ["a"], [None], [math.nan], [1e39], [-1e9], [1j], [True], 0.5, "abc", [[0.5]], [0.5, 0.5]):
+        for value in (
+            [],
+            ["a"],
+            [None],
+            [math.nan],
+            [1e39],
+            [-1e9],
+            [1j],
+            [True],
+            0.5,
+            "abc",
+            [[0.5]],
+            [0.5, 0.5],
+        ):
             with pytest.raises(ValueError) as error:
                 scheduler.set_timesteps(**{argument: value})
             assert_one_line(error, argument)
         for value in ([1, 2], [2, 2]):
-            with pytest.raises(ValueError, match=f"{argument}.*(must be strictly desc|must lie)|, not {argument}"):
+            with pytest.raises(
+                ValueError, match=f"{argument}.*(must be strictly desc|must lie)|, not {argument}"
+            ):
                 scheduler.set_timesteps(**{argument: value})
     for arguments in ({}, {"num_inference_steps": 1, "timesteps": [1]}):
         with pytest.raises(ValueError, match="exactly one of num_inference_steps") as error:
@@ -114,15 +177,45 @@ def test_wrong_levels_are_named_in_one_line(name):
 BAD_LEVELS = [
     ("DDIMScheduler", {}, {"sigmas": [0.5]}, r"DDIMScheduler takes timesteps=\[999.*not sigmas"),
     ("DDIMScheduler", {}, {"timesteps": [1000]}, r"timesteps must lie in \[0, 999\], got \[1000\]"),
-    ("DDIMScheduler", {"steps_offset": 1}, {"num_inference_steps": 1000}, "steps_offset=1 leads beyond.* 999"),
+    (
+        "DDIMScheduler",
+        {"steps_offset": 1},
+        {"num_inference_steps": 1000},
+        "steps_offset=1 leads beyond.* 999",
+    ),
     ("LCMScheduler", {}, {"num_inference_steps": 51}, "original_inference_steps.*=50, got 51"),
-    ("LCMScheduler", {}, {"num_inference_steps": 6, "strength": 0.1}, "original_inference_steps.*=5, got 6"),
+    (
+        "LCMScheduler",
+        {},
+        {"num_inference_steps": 6, "strength": 0.1},
+        "original_inference_steps.*=5, got 6",
+    ),
     ("TCDScheduler", {}, {"num_inference_steps": 4, "strength": 0.0}, "strength must be.*got 0.0"),
-    ("TCDScheduler", {}, {"timesteps": [9], "strength": 0.5}, "strength.*with timesteps, start the list lower"),
-    ("TCDScheduler", {"eta": (0.1, 0.2)}, {"num_inference_steps": 3}, "eta has 2 entries, but the run has 3 steps"),
+    (
+        "TCDScheduler",
+        {},
+        {"timesteps": [9], "strength": 0.5},
+        "strength.*with timesteps, start the list lower",
+    ),
+    (
+        "TCDScheduler",
+        {"eta": (0.1, 0.2)},
+        {"num_inference_steps": 3},
+        "eta has 2 entries, but the run has 3 steps",
+    ),
     ("SCMScheduler", {}, {"timesteps": [1.6]}, r"timesteps \(angles.*1.5707964\) must lie in.*1.6"),
-    ("EDMEulerScheduler", {}, {"sigmas": [80.1]}, r"sigmas must lie in \[0.002, 80\], got \[80.1\]"),
-    ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}, {"timesteps": [9]}, "leave out use_karras_sigmas, or give"),
+    (
+        "EDMEulerScheduler",
+        {},
+        {"sigmas": [80.1]},
+        r"sigmas must lie in \[0.002, 80\], got \[80.1\]",
+    ),
+    (
+        "KDPM2DiscreteScheduler",
+        {"use_karras_sigmas": True},
+        {"timesteps": [9]},
+        "leave out use_karras_sigmas, or give",
+    ),
 ]
 
 
@@ -137,13 +230,17 @@ def test_levels_that_a_scheduler_does_not_take_say_what_to_do(name, options, lev
 def test_a_training_time_without_signal_is_refused_where_the_network_predicts_noise(name):
     stable = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
     for levels in ({"num_inference_steps": 4}, {"timesteps": [999, 400]}):
-        with pytest.raises(ValueError, match="rescale_betas_zero_snr leaves no signal at.*999.*use 'v_prediction'"):
+        with pytest.raises(
+            ValueError, match="rescale_betas_zero_snr leaves no signal at.*999.*use 'v_prediction'"
+        ):
             SCHEDULERS[name](**stable).set_timesteps(**levels)
     with pytest.raises(ValueError, match="beta_end=0.5 leaves no signal at training time 999"):
         SCHEDULERS[name](beta_end=0.5).set_timesteps(timesteps=[999])
     start(SCHEDULERS[name](**stable), timesteps=[998, 400])
     state = start(SCHEDULERS[name](**stable, prediction_type="v_prediction"), timesteps=[999, 400])
-    assert all(np.all(np.isfinite(numbers)) for numbers in (state.scalings, state.weights, state.sigmas))
+    assert all(
+        np.all(np.isfinite(numbers)) for numbers in (state.scalings, state.weights, state.sigmas)
+    )
 
 
 TIMES = ({"timesteps": [999, 40]}, [999, 40], None)
@@ -153,7 +250,10 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
     **dict.fromkeys(CM, [SIGMAS, ({"timesteps": [39, 0]}, 250 * np.log([80, 0.002]), [80, 0.002])]),
     **dict.fromkeys(DISCRETE, [TIMES]),
     **dict.fromkeys(VE, [TIMES, SIGMAS]),
-    **dict.fromkeys(FLOW, [({"sigmas": [0.9, 0.1]}, [900, 100], None), ({"timesteps": [900, 100]}, None, [0.9, 0.1])]),
+    **dict.fromkeys(
+        FLOW,
+        [({"sigmas": [0.9, 0.1]}, [900, 100], None), ({"timesteps": [900, 100]}, None, [0.9, 0.1])],
+    ),
     "SCMScheduler": [
         ({"timesteps": [1.5, 0.5]}, None, 0.5 * np.sin([1.5, 0.5])),
         ({"sigmas": [0.5, 0.1]}, np.arctan([1, 0.2]), None),
@@ -171,24 +271,31 @@ def test_levels_written_down_are_taken_also_when_traced(name):
         if sigmas is not None:
             np.testing.assert_allclose(state.sigmas[:-1:every], sigmas, rtol=1e-5)
         told = scheduler.path(state.timesteps)  # between training times interpolated
-        np.testing.assert_allclose(told, (state.alphas[:-1], state.sigmas[:-1]), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(
+            told, (state.alphas[:-1], state.sigmas[:-1]), rtol=1e-3, atol=1e-6
+        )
         arrays = {argument: np.array(value) for argument, value in levels.items()}
         traced = jax.jit(lambda arrays: scheduler.set_timesteps(**arrays))(arrays)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), traced, state)
 
 
-@pytest.mark.parametrize("name", ["CTMScheduler", "DDIMScheduler", "FlowMapEulerDiscreteScheduler", "EDMHeunScheduler"])
+@pytest.mark.parametrize(
+    "name", ["CTMScheduler", "DDIMScheduler", "FlowMapEulerDiscreteScheduler", "EDMHeunScheduler"]
+)
 def test_other_levels_of_the_same_count_compile_nothing(name):
     scheduler, traces = SCHEDULERS[name](), []
 
     @jax.jit
     def sample(state):
         traces.append(1)
-        return cmjax.sample(KEY, lambda params, x, *times: jnp.tanh(x), None, scheduler, SHAPE, state=state)
+        return cmjax.sample(
+            KEY, lambda params, x, *times: jnp.tanh(x), None, scheduler, SHAPE, state=state
+        )
 
     ((argument, value),) = WRITTEN[name][0][0].items()
     x, other = (
-        sample(start(scheduler, **{argument: np.array(value) - [0, i]})) for i in (0, type(value[0])(0.0625) or 1)
+        sample(start(scheduler, **{argument: np.array(value) - [0, i]}))
+        for i in (0, type(value[0])(0.0625) or 1)
     )
     assert not np.array_equal(x, other) and len(traces) == 1
 
@@ -205,7 +312,9 @@ HIGHEST = {  # times
 @EVERY
 def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(name):
     scheduler = SCHEDULERS[name]()
-    if name == "DDIMScheduler":  # the only one whose default is "leading": strides from the lowest time
+    if (
+        name == "DDIMScheduler"
+    ):  # the only one whose default is "leading": strides from the lowest time
         assert [start(scheduler, num_inference_steps=n).timesteps[0] for n in (1, 4)] == [0, 750]
         scheduler = dataclasses.replace(scheduler, timestep_spacing="trailing")
     for n in (1, 4):
@@ -222,7 +331,9 @@ def test_flow_levels_never_pass_one_whatever_the_shift(name):
         assert state.sigmas[0] == 1 and state.alphas[0] == 0 and np.all(np.diff(state.sigmas) < 0)
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3, 999, 1000, {"timesteps": [math.pi / 2]}, {"sigmas": [1e18]}])
+@pytest.mark.parametrize(
+    "levels", [1, 2, 3, 999, 1000, {"timesteps": [math.pi / 2]}, {"sigmas": [1e18]}]
+)
 def test_scm_never_passes_pi_over_two(levels):
     # float32's pi / 2 is above pi / 2: there x0 would be in the sample with the wrong sign.
     levels = levels if isinstance(levels, dict) else {"num_inference_steps": levels}
@@ -245,7 +356,9 @@ def test_tcd_takes_an_eta_per_step():
     tcd = SCHEDULERS["TCDScheduler"]
     mixed = start(tcd(eta=(0.0, 1, 0.3)), num_inference_steps=3).weights
     for i, eta in enumerate((0.0, 1, 0.3)):
-        np.testing.assert_array_equal(mixed[i], start(tcd(eta=eta), num_inference_steps=3).weights[i])
+        np.testing.assert_array_equal(
+            mixed[i], start(tcd(eta=eta), num_inference_steps=3).weights[i]
+        )
 
 
 WORDS = "sample v_prediction exp exponential linear trailing leading sigma_min sde-dpmsolver++ heun nearest".split()
@@ -273,11 +386,20 @@ def other_config(cls):
 @EVERY
 def test_configs_of_other_values_than_the_defaults_survive_json(name):
     scheduler = other_config(SCHEDULERS[name])
-    changed = [key for key, value in scheduler.to_config().items() if value != SCHEDULERS[name]().to_config()[key]]
+    changed = [
+        key
+        for key, value in scheduler.to_config().items()
+        if value != SCHEDULERS[name]().to_config()[key]
+    ]
     assert len(changed) >= 0.5 * len(scheduler.to_config()), changed
-    again = scheduler_from_config(json.loads(json.dumps({**scheduler.to_config(), "_diffusers_version": "0.36.0"})))
+    again = scheduler_from_config(
+        json.loads(json.dumps({**scheduler.to_config(), "_diffusers_version": "0.36.0"}))
+    )
     assert again == scheduler and hash(again) == hash(scheduler)
-    with pytest.raises(ValueError, match=f"{name} has no option 'num_train_timestep'; did you mean 'num_train_timeste"):
+    with pytest.raises(
+        ValueError,
+        match=f"{name} has no option 'num_train_timestep'; did you mean 'num_train_timeste",
+    ):
         scheduler_from_config({"_class_name": name, "num_train_timestep": 10})
     with pytest.raises(ValueError, match=f"did you mean '{name}'"):
         scheduler_from_config({"_class_name": name + "s"})
@@ -291,7 +413,9 @@ def test_samples_are_finite_at_the_edges_of_what_is_allowed(name):
         assert np.all(np.isfinite(draw(cls(num_train_timesteps=n, **grid), num_inference_steps=n)))
     if hasattr(cls, "sigma_max"):
         for low, high, dtype in ((1e-18, 1.1e-18, jnp.float32), (1e-6, 80.0, jnp.float16)):
-            assert np.all(np.isfinite(draw(cls(sigma_min=low, sigma_max=high), dtype, num_inference_steps=4)))
+            assert np.all(
+                np.isfinite(draw(cls(sigma_min=low, sigma_max=high), dtype, num_inference_steps=4))
+            )
 
 
 @EVERY
@@ -305,6 +429,8 @@ def test_editing_at_a_low_level_does_not_overflow_float16(name):
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_thresholding_scales_each_sample_by_its_own_quantile(rank):
     x = 3 * np.random.default_rng(rank).normal(size=(3, 5, 2, 4)[:rank]).astype(np.float32)
-    limit = np.clip(np.quantile(np.abs(x).reshape(3, -1), 0.9, axis=1), 1, 2.5).reshape(-1, *[1] * (rank - 1))
+    limit = np.clip(np.quantile(np.abs(x).reshape(3, -1), 0.9, axis=1), 1, 2.5).reshape(
+        -1, *[1] * (rank - 1)
+    )
     actual = dynamic_threshold(jnp.asarray(x), 0.9, 2.5)
     np.testing.assert_allclose(actual, np.clip(x, -limit, limit) / limit, rtol=1e-6)

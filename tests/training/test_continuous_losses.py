@@ -44,7 +44,10 @@ def edm_gaussian_teacher(variance, x, t):
 
 
 def tiny(params, x, t, xp=jnp):
-    return xp.tanh(params["a"] * x + params["b"][None] + 0.3 * xp.sin(2 * t)[:, None] * x[:, ::-1]) + params["shift"]
+    return (
+        xp.tanh(params["a"] * x + params["b"][None] + 0.3 * xp.sin(2 * t)[:, None] * x[:, ::-1])
+        + params["shift"]
+    )
 
 
 def tiny_params(count):
@@ -96,17 +99,36 @@ def test_scm_tangents_equal_finite_differences(step, teacher):
 def gaussian(scheduler):
     """The exact student, its parameters, the exact teacher and its parameters, for N(0, STD^2)."""
     if scheduler is TRIGFLOW:
-        return trigflow_gaussian, jnp.float32(STD**2), trigflow_gaussian_teacher, jnp.float32(STD**2)
-    return *testing.gaussian_consistency_model(EDM, 0.0, STD), edm_gaussian_teacher, jnp.float32(STD**2)
+        return (
+            trigflow_gaussian,
+            jnp.float32(STD**2),
+            trigflow_gaussian_teacher,
+            jnp.float32(STD**2),
+        )
+    return (
+        *testing.gaussian_consistency_model(EDM, 0.0, STD),
+        edm_gaussian_teacher,
+        jnp.float32(STD**2),
+    )
 
 
 @pytest.mark.parametrize("scheduler", [EDM, TRIGFLOW])
 def test_scm_distillation_vanishes_at_the_exact_consistency_function(scheduler):
     network, params, teacher, teacher_params = gaussian(scheduler)
-    config = losses.LossConfig(scheduler, 1000, p_mean=0.0, p_std=1.5, tangent_warmup=1, teacher_fn=teacher)
+    config = losses.LossConfig(
+        scheduler, 1000, p_mean=0.0, p_std=1.5, tangent_warmup=1, teacher_fn=teacher
+    )
 
     def loss(params, scale):
-        args = (KEY, network, params, (params, scale * teacher_params), data(512), jnp.int32(9), config)
+        args = (
+            KEY,
+            network,
+            params,
+            (params, scale * teacher_params),
+            data(512),
+            jnp.int32(9),
+            config,
+        )
         return losses.scm_distillation_loss(*args)[0]
 
     value, gradient = jax.value_and_grad(loss)(params, 1.0)
@@ -120,7 +142,9 @@ def test_scm_distillation_vanishes_at_the_exact_consistency_function(scheduler):
 def test_scm_training_is_stationary_at_the_exact_consistency_function(scheduler):
     """Without a teacher the tangent is right on average alone; not normalised, so that averages are kept."""
     network, params, *_ = gaussian(scheduler)
-    config = losses.LossConfig(scheduler, 1000, p_mean=0.0, p_std=1.0, tangent_warmup=1, tangent_c=1e6)
+    config = losses.LossConfig(
+        scheduler, 1000, p_mean=0.0, p_std=1.0, tangent_warmup=1, tangent_c=1e6
+    )
 
     def gradient(std):
         moved = jax.tree.map(lambda p: p, params)
@@ -130,7 +154,9 @@ def test_scm_training_is_stationary_at_the_exact_consistency_function(scheduler)
             moved = {**moved, "std": jnp.float32(std)}
         f = jax.jit(
             jax.grad(
-                lambda p: losses.scm_training_loss(KEY, network, p, moved, data(200_000, 1), jnp.int32(9), config)[0]
+                lambda p: losses.scm_training_loss(
+                    KEY, network, p, moved, data(200_000, 1), jnp.int32(9), config
+                )[0]
             )
         )
         return 1e6 * float(f(moved) if scheduler is TRIGFLOW else f(moved)["std"])
@@ -156,7 +182,9 @@ def test_the_closed_form_has_no_tangent_along_its_path():
 def test_trigflow_and_edm_are_the_same_function():
     x, sigma = jax.random.normal(KEY, (5, 3)), jnp.array([0.01, 0.2, 1.0, 10.0, 70.0])
     network = trigflow_network(edm_gaussian_teacher, EDM, edm_denoiser)
-    as_trigflow = edm_denoiser(lambda p, x, t: network(p, 0.5 * x, t), jnp.float32(0.3), TRIGFLOW, x, sigma)
+    as_trigflow = edm_denoiser(
+        lambda p, x, t: network(p, 0.5 * x, t), jnp.float32(0.3), TRIGFLOW, x, sigma
+    )
     expected = edm_denoiser(edm_gaussian_teacher, jnp.float32(0.3), EDM, x, sigma)
     np.testing.assert_allclose(as_trigflow, expected, rtol=1e-4, atol=1e-5)
     # sampling with the scheduler is the same preconditioning
@@ -182,14 +210,17 @@ def test_discrete_training_tends_to_the_continuous_loss():
 
     def gradient(loss, scales=2):
         config = losses.LossConfig(scheduler, 1, metric="l2", s0=scales, s1=scales)
-        grads = jax.jit(jax.grad(lambda p: loss(KEY, network, p, params, data(400_000, 1), jnp.int32(0), config)[0]))(
-            params
-        )
+        grads = jax.jit(
+            jax.grad(
+                lambda p: loss(KEY, network, p, params, data(400_000, 1), jnp.int32(0), config)[0]
+            )
+        )(params)
         return np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
 
     limit = gradient(losses.continuous_training_loss)
     errors = [
-        np.linalg.norm((n - 1) * gradient(losses.consistency_training_loss, n) - limit) / np.linalg.norm(limit)
+        np.linalg.norm((n - 1) * gradient(losses.consistency_training_loss, n) - limit)
+        / np.linalg.norm(limit)
         for n in (5, 20, 320)
     ]
     assert errors[0] > 2 * errors[1] and errors[2] < 0.03, errors
@@ -201,7 +232,9 @@ def test_continuous_distillation_vanishes_at_the_exact_consistency_function():
 
     def loss(scale):
         fixed = (params, scale * teacher_params)
-        return losses.continuous_distillation_loss(KEY, network, params, fixed, data(512), jnp.int32(0), config)[0]
+        return losses.continuous_distillation_loss(
+            KEY, network, params, fixed, data(512), jnp.int32(0), config
+        )[0]
 
     assert loss(1.0) < 1e-5 * loss(1.5)
 
@@ -215,7 +248,9 @@ def test_adaptive_weights_settle_where_every_level_counts_the_same():
     params = losses.with_level_weight(None)
     np.testing.assert_array_equal(weigh_levels(params, error, sigma), error)  # w starts at 0
     weight = params.level_weight
-    gradient = jax.jit(jax.grad(lambda w: weigh_levels(losses.Weighted(None, w), error, sigma).mean()))
+    gradient = jax.jit(
+        jax.grad(lambda w: weigh_levels(losses.Weighted(None, w), error, sigma).mean())
+    )
     for _ in range(2000):
         weight -= 0.05 * gradient(weight)
     weighted = weigh_levels(losses.Weighted(None, weight), error, sigma)

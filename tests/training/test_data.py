@@ -21,13 +21,18 @@ class Numbers:
     """Somebody's own source: record i is the number i."""
 
     def __init__(self, count, **changed):
-        self.count, self.changed = count, {int(name[1:]): record for name, record in changed.items()}
+        self.count, self.changed = (
+            count,
+            {int(name[1:]): record for name, record in changed.items()},
+        )
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, index):
-        return self.changed.get(index, {"data": np.full(2, index, np.float32), "class_labels": index % 3})
+        return self.changed.get(
+            index, {"data": np.full(2, index, np.float32), "class_labels": index % 3}
+        )
 
 
 def take(iterator, count):
@@ -49,7 +54,9 @@ def assert_equal(batches, others):
 def test_epochs_are_permutations_that_differ():
     orders = []
     for seed in range(3):
-        read = numbers(take(data.batches(Numbers(50), 20, seed=seed), 10))  # batches of 20 span epochs of 50
+        read = numbers(
+            take(data.batches(Numbers(50), 20, seed=seed), 10)
+        )  # batches of 20 span epochs of 50
         epochs = [read[i : i + 50] for i in range(0, 200, 50)]
         assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
         orders += map(tuple, epochs)
@@ -59,7 +66,8 @@ def test_epochs_are_permutations_that_differ():
 @pytest.mark.parametrize("start", [1, 2, 7, 40])
 def test_resumed_batches_are_those_of_an_uninterrupted_run(start):
     source = data.Arrays(
-        np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1), np.uint8), np.arange(10, dtype=np.int32)
+        np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1), np.uint8),
+        np.arange(10, dtype=np.int32),
     )
     straight = take(data.batches(source, 4, seed=3, flip=True), start + 3)
     assert_equal(take(data.batches(source, 4, seed=3, flip=True, start=start), 3), straight[start:])
@@ -72,7 +80,8 @@ def test_any_number_of_processes_shares_the_same_batches(count):
         options = {"seed": 0, "start": 5, "flip": flip}
         whole = take(data.batches(source, 12, **options), 4)
         shares = [
-            take(data.batches(source, 12, process_index=i, process_count=count, **options), 4) for i in range(count)
+            take(data.batches(source, 12, process_index=i, process_count=count, **options), 4)
+            for i in range(count)
         ]
         assert all(len(batch["data"]) == 12 // count for share in shares for batch in share)
         joined = [
@@ -98,17 +107,24 @@ def test_batches_hold_what_the_records_hold():
 
 def test_about_half_of_the_images_are_mirrored_and_every_epoch_others():
     """64 images twice: each count is beyond 5 sigma of 32 once in a million."""
-    images = np.stack([np.arange(12, dtype=np.float32).reshape(2, 2, 3) + 12 * i for i in range(64)])
+    images = np.stack(
+        [np.arange(12, dtype=np.float32).reshape(2, 2, 3) + 12 * i for i in range(64)]
+    )
     epochs = []
     for batch in take(data.batches(data.Arrays(images), 64, seed=0, flip=True), 2):
         index = batch["data"].min((1, 2, 3)).astype(int) // 12
         flipped = np.array(
-            [not np.array_equal(image, images[i]) for image, i in zip(batch["data"], index, strict=True)]
+            [
+                not np.array_equal(image, images[i])
+                for image, i in zip(batch["data"], index, strict=True)
+            ]
         )
         np.testing.assert_array_equal(batch["data"][flipped], images[index[flipped], :, ::-1])
         assert 12 <= flipped.sum() <= 52
         epochs.append((flipped, flipped[np.argsort(index)]))
-    assert not any(np.array_equal(*pair) for pair in zip(*epochs, strict=True))  # by place, by image
+    assert not any(
+        np.array_equal(*pair) for pair in zip(*epochs, strict=True)
+    )  # by place, by image
 
 
 def test_records_are_read_ahead_by_threads_that_end_with_the_iterator():
@@ -140,8 +156,14 @@ def test_records_are_read_ahead_by_threads_that_end_with_the_iterator():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"start": -1}, "start must be at least 0, got -1"),
-        ({"process_count": 3, "process_index": 0}, "batch_size 10 does not divide over 3 processes"),
-        ({"process_count": 2, "process_index": 2}, "process_index must be from 0 to 1 for 2 processes, got 2"),
+        (
+            {"process_count": 3, "process_index": 0},
+            "batch_size 10 does not divide over 3 processes",
+        ),
+        (
+            {"process_count": 2, "process_index": 2},
+            "process_index must be from 0 to 1 for 2 processes, got 2",
+        ),
     ],
 )
 def test_wrong_options_are_refused_at_once(options, message):
@@ -152,16 +174,40 @@ def test_wrong_options_are_refused_at_once(options, message):
 @pytest.mark.parametrize(
     "record, message",
     [
-        ({"data": np.array([0, np.nan], np.float32), "class_labels": 0}, "record 5 of the data is not finite"),
-        ({"data": np.array([np.inf, 0], np.float32), "class_labels": 0}, "record 5 of the data is not finite"),
-        ({"data": np.zeros(2, np.float32), "class_labels": 3}, "record 5 .* label 3; .* below num_classes 3"),
-        ({"data": np.zeros(2, np.float32), "class_labels": -1}, "record 5 .* label -1; labels must be 0 or more"),
+        (
+            {"data": np.array([0, np.nan], np.float32), "class_labels": 0},
+            "record 5 of the data is not finite",
+        ),
+        (
+            {"data": np.array([np.inf, 0], np.float32), "class_labels": 0},
+            "record 5 of the data is not finite",
+        ),
+        (
+            {"data": np.zeros(2, np.float32), "class_labels": 3},
+            "record 5 .* label 3; .* below num_classes 3",
+        ),
+        (
+            {"data": np.zeros(2, np.float32), "class_labels": -1},
+            "record 5 .* label -1; labels must be 0 or more",
+        ),
         ({"data": np.zeros(2, np.float32)}, r"record 5 .* \['data'\], "),
-        ({"data": np.zeros(3, np.float32), "class_labels": 0}, r"record 5 .* data float32\[3\], but .* float32\[2\]"),
-        ({"data": np.zeros(2, np.uint8), "class_labels": 0}, r"record 5 .* data uint8\[2\], but .* float32\[2\]"),
-        ({"data": np.zeros(2, np.float32), "class_labels": 0.5}, r"record 5 .* class_labels float64\[\], but .* int64"),
+        (
+            {"data": np.zeros(3, np.float32), "class_labels": 0},
+            r"record 5 .* data float32\[3\], but .* float32\[2\]",
+        ),
+        (
+            {"data": np.zeros(2, np.uint8), "class_labels": 0},
+            r"record 5 .* data uint8\[2\], but .* float32\[2\]",
+        ),
+        (
+            {"data": np.zeros(2, np.float32), "class_labels": 0.5},
+            r"record 5 .* class_labels float64\[\], but .* int64",
+        ),
         ({"class_labels": 0}, 'record 5 of the data must be a mapping with "data", got dict'),
-        (np.zeros(2, np.float32), 'record 5 of the data must be a mapping with "data", got ndarray'),
+        (
+            np.zeros(2, np.float32),
+            'record 5 of the data must be a mapping with "data", got ndarray',
+        ),
     ],
 )
 def test_bad_records_are_named(record, message):
@@ -176,9 +222,18 @@ def test_bad_records_are_named(record, message):
     "record, message",
     [
         ({"data": np.zeros(2, np.int32)}, "record 0 of the data is int32; give pixels as uint8"),
-        ({"data": np.zeros(2, np.float32), "class_labels": 0.5}, "record 0 .* one integer label, got float64"),
-        ({"data": np.zeros(2, np.float32), "class_labels": np.eye(3, dtype=int)[0]}, r"record 0 .* got int64\(3,\)"),
-        ({"data": np.zeros(2, np.float32), "class_labels": -1}, "record 0 .* label -1; labels must be 0 or more"),
+        (
+            {"data": np.zeros(2, np.float32), "class_labels": 0.5},
+            "record 0 .* one integer label, got float64",
+        ),
+        (
+            {"data": np.zeros(2, np.float32), "class_labels": np.eye(3, dtype=int)[0]},
+            r"record 0 .* got int64\(3,\)",
+        ),
+        (
+            {"data": np.zeros(2, np.float32), "class_labels": -1},
+            "record 0 .* label -1; labels must be 0 or more",
+        ),
     ],
 )
 def test_data_that_is_wrong_throughout(record, message):
@@ -187,7 +242,9 @@ def test_data_that_is_wrong_throughout(record, message):
 
 
 def test_flip_is_for_images():
-    with pytest.raises(ValueError, match=r"flip needs images \[H, W, C\], got data of shape \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"flip needs images \[H, W, C\], got data of shape \(2,\)"
+    ):
         next(data.batches(Numbers(4), 2, seed=0, flip=True))
 
 
@@ -199,7 +256,11 @@ def test_without_grain_it_says_what_to_install(monkeypatch):
 
 def write_idx(path, array, opener=open):
     with opener(path, "wb") as file:
-        file.write(bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes())
+        file.write(
+            bytes([0, 0, 8, array.ndim])
+            + struct.pack(f">{array.ndim}I", *array.shape)
+            + array.tobytes()
+        )
 
 
 def contents(source):
@@ -239,14 +300,23 @@ def test_npz_files_of_floats_are_taken_as_they_are(tmp_path):
     "arrays, message",
     [
         ({"pictures": IMAGES}, r"neither 'x_train' nor 'images' nor 'arr_0', but \['pictures'\]"),
-        ({"images": IMAGES.astype(np.int64)}, r"u8\[N, H, W\(, C\)\] or floats \[N, ...\], got int64\[2, 3, 4\]"),
+        (
+            {"images": IMAGES.astype(np.int64)},
+            r"u8\[N, H, W\(, C\)\] or floats \[N, ...\], got int64\[2, 3, 4\]",
+        ),
         ({"images": IMAGES[:0]}, r"got uint8\[0, 3, 4\]"),
         ({"images": IMAGES[0]}, r"got uint8\[3, 4\]"),
         ({"images": IMAGES}, "images of 4x3, but 8x8 are wanted"),
         ({"images": np.array([[0, 1], [2, np.nan], [np.inf, 0]])}, "sample 1 is not finite"),
         ({"images": np.array([[0, 1], [2, 1e300]])}, "sample 1 is not finite in float32"),
-        ({"images": np.ones((2, 2)), "labels": np.array([1, 2, 3])}, r"each of 2 samples, got int64\[3\]"),
-        ({"images": np.ones((2, 2)), "labels": np.array([0.5, 1])}, r"an integer label for each .* got float64\[2\]"),
+        (
+            {"images": np.ones((2, 2)), "labels": np.array([1, 2, 3])},
+            r"each of 2 samples, got int64\[3\]",
+        ),
+        (
+            {"images": np.ones((2, 2)), "labels": np.array([0.5, 1])},
+            r"an integer label for each .* got float64\[2\]",
+        ),
         ({"images": np.array([None, None])}, "is not an .npz that can be read: Object arrays"),
     ],
 )
@@ -301,7 +371,9 @@ def test_a_folder_of_pictures(tmp_path):
 
 
 def test_folders_of_pictures_are_classes(tmp_path):
-    for level, name in enumerate(("dog/2.png", "dog/1.png", "cat/old/3.png", ".trash/0.png", "cat/.trash/0.png")):
+    for level, name in enumerate(
+        ("dog/2.png", "dog/1.png", "cat/old/3.png", ".trash/0.png", "cat/.trash/0.png")
+    ):
         picture(tmp_path / name, level)
     (tmp_path / "README.txt").write_text("cats and dogs")
     source = data.open_source(tmp_path, 4)
@@ -309,7 +381,11 @@ def test_folders_of_pictures_are_classes(tmp_path):
     assert isinstance(source, data.Pictures) and source.classes == ["cat", "dog"]
     assert images[:, 0, 0, 0].tolist() == [2, 1, 0] and labels == [0, 1, 1]
     batch = next(data.batches(source, 3, seed=0, num_classes=2))
-    assert batch["data"].shape == (3, 4, 4, 3) and sorted(batch["class_labels"].tolist()) == [0, 1, 1]
+    assert batch["data"].shape == (3, 4, 4, 3) and sorted(batch["class_labels"].tolist()) == [
+        0,
+        1,
+        1,
+    ]
     with pytest.raises(ValueError, match="label 1; labels must be 0 or more, below num_classes 1"):
         next(data.batches(source, 3, seed=0, num_classes=1))
 
@@ -324,7 +400,9 @@ def test_pictures_are_read_only_when_they_are_wanted_and_a_broken_one_is_named(t
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(ValueError, match="must hold pictures .*, or a folder of them for each class"):
+    with pytest.raises(
+        ValueError, match="must hold pictures .*, or a folder of them for each class"
+    ):
         data.open_source(tmp_path, 4)
     picture(tmp_path / "cat" / "a.png", 0)
     with pytest.raises(ValueError, match="needs a size"):
@@ -335,7 +413,9 @@ def test_bad_folders(tmp_path):
     with pytest.raises(ValueError, match="dog is a class without pictures .*; remove it"):
         data.open_source(tmp_path, 4)
     picture(tmp_path / "b.png", 0)
-    with pytest.raises(ValueError, match="pictures beside folders of pictures.*move .*b.png into one"):
+    with pytest.raises(
+        ValueError, match="pictures beside folders of pictures.*move .*b.png into one"
+    ):
         data.open_source(tmp_path, 4)
 
 

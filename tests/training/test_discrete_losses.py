@@ -41,7 +41,11 @@ def drawn(scales):
     level_key, noise_key = jax.random.split(KEY)
     index = np.asarray(jax.random.randint(level_key, (16,), 0, scales - 1))
     levels = grid(scales)
-    return levels[index], levels[index + 1], np.asarray(jax.random.normal(noise_key, (16, 3)), np.float64)
+    return (
+        levels[index],
+        levels[index + 1],
+        np.asarray(jax.random.normal(noise_key, (16, 3)), np.float64),
+    )
 
 
 def l2(a, b):
@@ -67,7 +71,10 @@ def distillation_reference(params, scales, solver):
     earlier = noisy + gap * first
     if solver == "heun":
         earlier = noisy + gap * (first + slope(earlier, lower)) / 2
-    estimate, target = denoise(params, noisy, higher, 0.002), denoise(wide(TARGET), earlier, lower, 0.002)
+    estimate, target = (
+        denoise(params, noisy, higher, 0.002),
+        denoise(wide(TARGET), earlier, lower, 0.002),
+    )
     return l2(estimate, target)
 
 
@@ -100,7 +107,12 @@ def check(loss, config, fixed, reference):
 def test_consistency_training_and_its_gradient(scales):
     config = losses.LossConfig(SCHEDULER, 100, s0=scales, s1=scales, metric="l2")
     # At step 0 the grid has s0 levels.
-    check(losses.consistency_training_loss, config, TARGET, lambda params: training_reference(params, scales))
+    check(
+        losses.consistency_training_loss,
+        config,
+        TARGET,
+        lambda params: training_reference(params, scales),
+    )
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
@@ -162,25 +174,36 @@ def test_progressive_distillation_wants_two_steps_in_one():
         config = dataclasses.replace(config, teacher_fn=gaussian_teacher)
         args = (KEY, student, None, (None, jnp.float32(variance)), DATA, jnp.int32(0), config)
         expected = np.mean(np.maximum(1 / high**2, 1)) * shift**2
-        assert losses.progressive_distillation_loss(*args)[0] == pytest.approx(expected, rel=2e-3, abs=1e-5)
+        assert losses.progressive_distillation_loss(*args)[0] == pytest.approx(
+            expected, rel=2e-3, abs=1e-5
+        )
 
 
 def test_improved_training_weighs_by_the_gap_and_draws_lognormal_pairs():
-    scales, config = 11, losses.LossConfig(SCHEDULER, 100, p_mean=-1.1, p_std=2.0, s0=10, s1=80, huber_c=0.1)
+    scales, config = (
+        11,
+        losses.LossConfig(SCHEDULER, 100, p_mean=-1.1, p_std=2.0, s0=10, s1=80, huber_c=0.1),
+    )
     seen = []
 
     def spy(estimate, target):
         seen.append((estimate, target))
         return losses.pseudo_huber(estimate - target, 0.1)
 
-    plain = losses.improved_consistency_loss(KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config)[0]
+    plain = losses.improved_consistency_loss(
+        KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config
+    )[0]
     config = dataclasses.replace(config, metric=spy)
-    loss, metrics = losses.improved_consistency_loss(KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config)
+    loss, metrics = losses.improved_consistency_loss(
+        KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config
+    )
     assert plain == loss and metrics["num_scales"] == scales
     level_key, noise_key = jax.random.split(KEY)
     from cmjax.training.discretization import lognormal_index
 
-    index = np.asarray(lognormal_index(level_key, 16, -1.1, 2.0, jnp.int32(scales), 0.002, 80.0, 7.0))
+    index = np.asarray(
+        lognormal_index(level_key, 16, -1.1, 2.0, jnp.int32(scales), 0.002, 80.0, 7.0)
+    )
     higher, lower = grid(scales)[index], grid(scales)[index + 1]
     noise = np.asarray(jax.random.normal(noise_key, (16, 3)), np.float64)
     estimate = denoise(wide(PARAMS), DATA["data"] + higher[:, None] * noise, higher, 0.002)
@@ -225,21 +248,28 @@ def test_grids_that_cannot_grow():
             loss(KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config)
     config = dataclasses.replace(config, s0=1, s1=1)
     with pytest.raises(ValueError, match="s1 must be at least 2 for this loss, got 1"):
-        losses.consistency_distillation_loss(KEY, network, PARAMS, (TARGET, TEACHER), DATA, jnp.int32(0), config)
-    value = losses.consistency_training_loss(KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config)[0]
+        losses.consistency_distillation_loss(
+            KEY, network, PARAMS, (TARGET, TEACHER), DATA, jnp.int32(0), config
+        )
+    value = losses.consistency_training_loss(
+        KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config
+    )[0]
     assert np.isfinite(value)
 
 
 def test_schedulers_without_a_preconditioning_of_ours_are_refused():
     with pytest.raises(
-        ValueError, match="scheduler must be a CMStochasticIterativeScheduler or an SCMScheduler, got LCM"
+        ValueError,
+        match="scheduler must be a CMStochasticIterativeScheduler or an SCMScheduler, got LCM",
     ):
         losses.LossConfig(LCMScheduler(), 100)
 
 
 def test_angles_have_no_grid():
     config = losses.LossConfig(SCMScheduler(), 100)
-    with pytest.raises(ValueError, match="scheduler must be a CMStochasticIterativeScheduler for this loss"):
+    with pytest.raises(
+        ValueError, match="scheduler must be a CMStochasticIterativeScheduler for this loss"
+    ):
         losses.consistency_training_loss(KEY, network, PARAMS, TARGET, DATA, jnp.int32(0), config)
 
 

@@ -46,12 +46,19 @@ def test_improved_training_draws_levels_by_the_mass_between_them():
 
 def test_tangents_warm_up_linearly():
     # Lu & Song 2024, section 4.2: r = min(1, k / H), H = 10,000.
-    assert [float(d.tangent_warmup(jnp.int32(k))) for k in (0, 2500, 10_000, 50_000)] == [0, 0.25, 1, 1]
+    assert [float(d.tangent_warmup(jnp.int32(k))) for k in (0, 2500, 10_000, 50_000)] == [
+        0,
+        0.25,
+        1,
+        1,
+    ]
 
 
 def test_target_decay_is_mu0_at_the_start_and_tends_to_one():
     assert d.consistency_ema_decay(jnp.int32(2), 2, 0.9) == pytest.approx(0.9, rel=1e-6)
-    assert d.consistency_ema_decay(jnp.int32(150), 2, 0.9) == pytest.approx(np.exp(2 * np.log(0.9) / 150), rel=1e-6)
+    assert d.consistency_ema_decay(jnp.int32(150), 2, 0.9) == pytest.approx(
+        np.exp(2 * np.log(0.9) / 150), rel=1e-6
+    )
 
 
 def test_the_edges_of_the_schedules():
@@ -74,8 +81,16 @@ def test_easy_ratio_follows_its_equation_and_closes_the_gap():
     for step, stage in ((0, 1.0), (100, 2.0), (150, 2.5), (700, 8.0)):
         n = 1 + 8 / (1 + np.exp(np.asarray(t, np.float64)))
         expected = np.asarray(t) * np.clip(1 - n / 2**stage, 0, 1)
-        np.testing.assert_allclose(d.easy_consistency_level(t, jnp.int32(step), 100), expected, rtol=1e-4, atol=1e-6)
-    ratios = [float(d.easy_consistency_level(t, jnp.int32(k), 100)[3] / t[3]) for k in (0, 100, 300, 1500)]
-    assert ratios == sorted(ratios) and ratios[0] == pytest.approx(0.5, abs=1e-3) and ratios[-1] > 0.9999
+        np.testing.assert_allclose(
+            d.easy_consistency_level(t, jnp.int32(step), 100), expected, rtol=1e-4, atol=1e-6
+        )
+    ratios = [
+        float(d.easy_consistency_level(t, jnp.int32(k), 100)[3] / t[3]) for k in (0, 100, 300, 1500)
+    ]
+    assert (
+        ratios == sorted(ratios)
+        and ratios[0] == pytest.approx(0.5, abs=1e-3)
+        and ratios[-1] > 0.9999
+    )
     # at the first stage low noise is compared with the data itself
     assert d.easy_consistency_level(t, jnp.int32(0), 100)[0] == 0

@@ -32,9 +32,9 @@ def data(count, dimension=4):
 
 def test_denoising_loss_is_least_at_the_exact_denoiser():
     def loss(scale):
-        return losses.denoising_loss(KEY, gaussian_denoiser, scale * STD**2, None, data(100_000), jnp.int32(0), CONFIG)[
-            0
-        ]
+        return losses.denoising_loss(
+            KEY, gaussian_denoiser, scale * STD**2, None, data(100_000), jnp.int32(0), CONFIG
+        )[0]
 
     values = [float(loss(jnp.float32(s))) for s in (0.95, 1.0, 1.05)]
     assert values[1] < values[0] and values[1] < values[2]
@@ -43,8 +43,12 @@ def test_denoising_loss_is_least_at_the_exact_denoiser():
 def test_denoising_weight_makes_the_untrained_loss_one():
     # D = c_skip x has weighted error 1 at every level when the data's std is sigma_data (Karras et al., app. B.6).
     batch = {"data": 0.5 * jax.random.normal(jax.random.key(5), (50_000, 4))}
-    loss, _ = losses.denoising_loss(KEY, lambda p, x, t: 0 * x, None, None, batch, jnp.int32(0), CONFIG)
-    assert loss == pytest.approx(1, abs=0.02)  # six standard errors of sqrt(2 / 200,000): a false alarm in 5e8
+    loss, _ = losses.denoising_loss(
+        KEY, lambda p, x, t: 0 * x, None, None, batch, jnp.int32(0), CONFIG
+    )
+    assert loss == pytest.approx(
+        1, abs=0.02
+    )  # six standard errors of sqrt(2 / 200,000): a false alarm in 5e8
 
 
 @pytest.mark.parametrize("name", ["consistency_training_loss", "easy_consistency_loss"])
@@ -61,8 +65,12 @@ def test_consistency_losses_fall_towards_the_consistency_function_as_levels_clos
         return (params * datum - c_skip * noisy) / jnp.maximum(c_out, 1e-9)
 
     for step in (0, 500, 1000):
-        exact = loss(KEY, network, jnp.float32(1), jnp.float32(1), batch, jnp.int32(step), CONFIG)[0]
-        wrong = loss(KEY, network, jnp.float32(1.5), jnp.float32(1), batch, jnp.int32(step), CONFIG)[0]
+        exact = loss(KEY, network, jnp.float32(1), jnp.float32(1), batch, jnp.int32(step), CONFIG)[
+            0
+        ]
+        wrong = loss(
+            KEY, network, jnp.float32(1.5), jnp.float32(1), batch, jnp.int32(step), CONFIG
+        )[0]
         assert np.isfinite(exact) and exact < 0.05 * wrong
 
 
@@ -71,19 +79,33 @@ def test_distillation_is_at_its_fixed_point_for_the_exact_consistency_function()
     student, student_params = testing.gaussian_consistency_model(SCHEDULER, 0.0, STD)
 
     def loss(scales):
-        config = losses.LossConfig(SCHEDULER, 1000, s1=scales, huber_c=0.0, teacher_fn=gaussian_denoiser)
+        config = losses.LossConfig(
+            SCHEDULER, 1000, s1=scales, huber_c=0.0, teacher_fn=gaussian_denoiser
+        )
         teacher = jnp.float32(STD**2)
-        args = (KEY, student, student_params, (student_params, teacher), data(4096), jnp.int32(0), config)
+        args = (
+            KEY,
+            student,
+            student_params,
+            (student_params, teacher),
+            data(4096),
+            jnp.int32(0),
+            config,
+        )
         return float(losses.consistency_distillation_loss(*args)[0])
 
     coarse, middle, fine = loss(10), loss(20), loss(40)
     assert coarse < 0.2
-    assert coarse / middle > 4 and middle / fine > 4  # order 2 over the whole grid is order 3 a step
+    assert (
+        coarse / middle > 4 and middle / fine > 4
+    )  # order 2 over the whole grid is order 3 a step
 
 
 def test_guidance_extrapolates_the_denoised_images():
     x, sigma = data(8)["data"], jnp.linspace(0.1, 40, 8)
-    good, weak = (edm_denoiser(gaussian_denoiser, jnp.float32(p), SCHEDULER, x, sigma) for p in (0.5, 0.3))
+    good, weak = (
+        edm_denoiser(gaussian_denoiser, jnp.float32(p), SCHEDULER, x, sigma) for p in (0.5, 0.3)
+    )
     for scale in (1, 2, 3.5):
         network = guided(gaussian_denoiser, scale)
         both = edm_denoiser(network, (jnp.float32(0.5), jnp.float32(0.3)), SCHEDULER, x, sigma)
@@ -107,7 +129,11 @@ def test_conditioning_reaches_the_network():
         return x * class_labels[:, None].astype(x.dtype)
 
     batch = {**data(8), "class_labels": jnp.arange(8)}
-    for loss in (losses.denoising_loss, losses.consistency_training_loss, losses.easy_consistency_loss):
+    for loss in (
+        losses.denoising_loss,
+        losses.consistency_training_loss,
+        losses.easy_consistency_loss,
+    ):
         args = (KEY, network, None, None)
         a = loss(*args, batch, jnp.int32(3), CONFIG)[0]
         b = loss(*args, {**batch, "class_labels": jnp.zeros(8, jnp.int32)}, jnp.int32(3), CONFIG)[0]
@@ -117,7 +143,9 @@ def test_conditioning_reaches_the_network():
 def test_levels_are_lognormal_or_uniform_on_the_karras_grid():
     # Standard errors are 0.0038, 0.0027 and at most 0.0016: six of them or more, a false alarm in 5e8.
     lognormal = np.log(losses.draw_levels(KEY, 100_000, CONFIG))
-    assert lognormal.mean() == pytest.approx(-1.2, abs=0.03) and lognormal.std() == pytest.approx(1.2, abs=0.03)
+    assert lognormal.mean() == pytest.approx(-1.2, abs=0.03) and lognormal.std() == pytest.approx(
+        1.2, abs=0.03
+    )
     config = losses.LossConfig(SCHEDULER, 1000, uniform_fraction=1.0)
     sigma = np.asarray(losses.draw_levels(KEY, 100_000, config), np.float64)
     ramp = (sigma ** (1 / 7) - 80 ** (1 / 7)) / (0.002 ** (1 / 7) - 80 ** (1 / 7))
@@ -129,7 +157,9 @@ def test_levels_are_lognormal_or_uniform_on_the_karras_grid():
 def test_pseudo_huber_is_quadratic_near_zero_and_the_norm_far_away():
     error = jnp.array([[3.0, 4.0]])
     assert losses.pseudo_huber(error, 0.0)[0] == pytest.approx(5)
-    assert losses.pseudo_huber(1e-3 * error, 1.0)[0] == pytest.approx(25e-6 / (2 * 2**0.5), rel=0.02)
+    assert losses.pseudo_huber(1e-3 * error, 1.0)[0] == pytest.approx(
+        25e-6 / (2 * 2**0.5), rel=0.02
+    )
     for c in (0.01, 0.0):
         gradient = jax.grad(lambda e, c=c: losses.pseudo_huber(e, c).sum())(jnp.zeros((1, 2)))
         np.testing.assert_array_equal(gradient, [[0, 0]])
@@ -139,7 +169,15 @@ def test_easy_consistency_stays_finite_when_levels_meet():
     config = losses.LossConfig(SCHEDULER, total_steps=1000, stages=8.0, q=256.0, huber_c=0.0)
 
     def value(params):
-        args = (KEY, lambda p, x, t: p * jnp.tanh(x), params, params, data(64), jnp.int32(1000), config)
+        args = (
+            KEY,
+            lambda p, x, t: p * jnp.tanh(x),
+            params,
+            params,
+            data(64),
+            jnp.int32(1000),
+            config,
+        )
         return losses.easy_consistency_loss(*args)[0]
 
     loss, gradient = jax.value_and_grad(value)(jnp.float32(0.3))

@@ -17,7 +17,9 @@ from cmjax.training.checkpointing import Checkpoints
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 CONFIG = losses.LossConfig(SCHEDULER, total_steps=100)
 OPTIMIZER = optax.adam(1e-2)
-BATCH = {"data": np.linspace(0.8, 1, 64, dtype=np.float32).reshape(32, 2)}  # far from zero: the bias can learn it
+BATCH = {
+    "data": np.linspace(0.8, 1, 64, dtype=np.float32).reshape(32, 2)
+}  # far from zero: the bias can learn it
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,9 @@ def network(params, x, t):
 
 def make(loss=losses.denoising_loss, **options):
     train_step = trainer.make_train_step(loss, network, OPTIMIZER, CONFIG, **options)
-    return train_step, train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(2)})
+    return train_step, train_step.init(
+        jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(2)}
+    )
 
 
 def run(train_step, state, steps):
@@ -75,7 +79,9 @@ def test_averages_follow_their_ramps():
 
 
 def test_a_moving_target_is_what_the_loss_compares_with():
-    recipe = losses.Recipe(losses.consistency_training_loss, {}, lambda step, config: jnp.float32(0.75))
+    recipe = losses.Recipe(
+        losses.consistency_training_loss, {}, lambda step, config: jnp.float32(0.75)
+    )
     train_step, state = make(recipe)
     expected = 0.0
     for _ in range(5):
@@ -88,7 +94,9 @@ def test_accumulation_takes_the_mean_over_parts_of_the_batch():
     """With a loss that draws nothing, the parts' mean is the whole's."""
 
     def loss(key, apply_fn, params, target, batch, step, config):
-        value = jnp.mean(jnp.square(params["gain"] - batch["data"])) + jnp.sum(jnp.square(params["bias"] - 1))
+        value = jnp.mean(jnp.square(params["gain"] - batch["data"])) + jnp.sum(
+            jnp.square(params["bias"] - 1)
+        )
         return value, {"loss": value}
 
     whole, whole_metrics = run(*make(loss), 3)
@@ -136,8 +144,14 @@ def test_bfloat16_is_the_networks_alone():
 def test_adaptive_weights_are_trained_with_the_network():
     config = dataclasses.replace(CONFIG, adaptive_weight=True)
     train_step = trainer.make_train_step("sct", network, OPTIMIZER, config)
-    state, _ = run(train_step, train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(2)}), 3)
-    assert isinstance(state.params, losses.Weighted) and np.all(np.isfinite(state.params.level_weight))
+    state, _ = run(
+        train_step,
+        train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(2)}),
+        3,
+    )
+    assert isinstance(state.params, losses.Weighted) and np.all(
+        np.isfinite(state.params.level_weight)
+    )
     assert np.any(state.params.level_weight != 0)
 
 
@@ -158,22 +172,33 @@ def test_mistakes(options, message):
 
 def test_only_scm_weighs_levels():
     config = dataclasses.replace(CONFIG, adaptive_weight=True)
-    with pytest.raises(ValueError, match="adaptive_weight is for the sCM losses, and 'ect' is not one"):
+    with pytest.raises(
+        ValueError, match="adaptive_weight is for the sCM losses, and 'ect' is not one"
+    ):
         trainer.make_train_step("ect", network, OPTIMIZER, config)
 
 
 def test_batches_must_divide():
     train_step, state = make(mesh=trainer.data_mesh(jax.devices()[:3]))
-    with pytest.raises(ValueError, match=r"batch\['data'\] has 32 samples, which 3 devices x accumulate=1"):
+    with pytest.raises(
+        ValueError, match=r"batch\['data'\] has 32 samples, which 3 devices x accumulate=1"
+    ):
         train_step(state, BATCH)
 
 
 @pytest.mark.parametrize("loss, weighted", [("ct", False), ("sct", True)])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, loss, weighted):
     train_step = trainer.make_train_step(
-        loss, network, OPTIMIZER, dataclasses.replace(CONFIG, adaptive_weight=weighted), ema_decays=(0.9, 0.1)
+        loss,
+        network,
+        OPTIMIZER,
+        dataclasses.replace(CONFIG, adaptive_weight=weighted),
+        ema_decays=(0.9, 0.1),
     )
-    start = lambda: train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(2)})  # noqa: E731
+    def start():
+        params = {"gain": jnp.float32(0), "bias": jnp.zeros(2)}
+        return train_step.init(jax.random.key(0), params)
+
     straight, history = run(train_step, start(), 10)
     state, first = run(train_step, start(), 4)
     with Checkpoints(tmp_path) as checkpoints:
@@ -217,8 +242,12 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         checkpoints.save(state)
         checkpoints.wait()
         other = train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(3)})
-        with pytest.raises(ValueError, match=r"another run: ema/0/bias has shape \(2,\).*has shape \(3,\)"):
+        with pytest.raises(
+            ValueError, match=r"another run: ema/0/bias has shape \(2,\).*has shape \(3,\)"
+        ):
             checkpoints.restore(other)
-        with pytest.raises(ValueError, match="another run: target/bias has shape .* and is missing in this one"):
+        with pytest.raises(
+            ValueError, match="another run: target/bias has shape .* and is missing in this one"
+        ):
             checkpoints.restore(make("ict")[1])
         assert checkpoints.latest() == 0

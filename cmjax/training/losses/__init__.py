@@ -51,14 +51,18 @@ class Recipe:
 
     loss: Loss
     defaults: Mapping[str, Any]  # the paper's fields of LossConfig, on CIFAR-10
-    target_decay: TargetDecay | None = None  # decay of the target's moving average; None: the parameters themselves
+    target_decay: TargetDecay | None = (
+        None  # decay of the target's moving average; None: the parameters themselves
+    )
     distils: bool = False  # whether it needs a teacher
     weighs_levels: bool = False  # whether it can weigh levels adaptively
 
 
 def _growing_decay(step, config):
     return consistency_ema_decay(
-        consistency_num_scales(step, config.total_steps, config.s0, config.s1), config.s0, config.mu0
+        consistency_num_scales(step, config.total_steps, config.s0, config.s1),
+        config.s0,
+        config.mu0,
     )
 
 
@@ -71,7 +75,9 @@ _SCM = {"p_mean": -1.0, "p_std": 1.4, "adaptive_weight": True}
 RECIPES = {
     "denoising": Recipe(denoising_loss, {}),
     "progressive": Recipe(progressive_distillation_loss, {"s1": 512}, distils=True),
-    "cd": Recipe(consistency_distillation_loss, {"s1": 18, "mu0": 0.0}, _constant_decay, distils=True),
+    "cd": Recipe(
+        consistency_distillation_loss, {"s1": 18, "mu0": 0.0}, _constant_decay, distils=True
+    ),
     "ct": Recipe(consistency_training_loss, {"s0": 2, "s1": 150, "mu0": 0.9}, _growing_decay),
     "ict": Recipe(improved_consistency_loss, {"p_mean": -1.1, "p_std": 2.0, "s0": 10, "s1": 1280}),
     "ect": Recipe(easy_consistency_loss, _ECT),

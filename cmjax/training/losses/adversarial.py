@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cmjax.arrays import combine
 from cmjax.parametrization import consistency_function
-from cmjax.schedulers.base import combine
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import Loss, split
 
@@ -57,32 +57,43 @@ def adversarial_loss(
     def adversarial(key, apply_fn, params, fixed, batch, step, config):
         sigma_min, sigma_max, rho = config.grid
         if not sigma_min < lowest < sigma_max:
-            raise ValueError(f"lowest must be a noise level between {sigma_min} and {sigma_max}, got {lowest}")
+            raise ValueError(
+                f"lowest must be a noise level between {sigma_min} and {sigma_max}, got {lowest}"
+            )
         data, cond = split(batch)
         inner_key, level_key, noise_key, *blur_keys = jax.random.split(key, 5)
         count = data.shape[0]
         ramp = jnp.where(jnp.arange(count) < count // 2, 0, jax.random.uniform(level_key, (count,)))
         sigma = karras_sigmas(ramp, lowest, sigma_max, rho)
         noisy = combine((1, data), (sigma, jax.random.normal(noise_key, data.shape)))
-        made = consistency_function(apply_fn, params.network, config.scheduler, noisy, sigma, **cond)
+        made = consistency_function(
+            apply_fn, params.network, config.scheduler, noisy, sigma, **cond
+        )
         made = jnp.clip(made, -1, 1) if config.scheduler.clip_denoised else made
         real, made = (
-            x + instance_noise * jax.random.normal(k, x.shape) for x, k in zip((data, made), blur_keys, strict=True)
+            x + instance_noise * jax.random.normal(k, x.shape)
+            for x, k in zip((data, made), blur_keys, strict=True)
         )
 
         def judge(judge_params, x):
             return judge_fn(judge_params, x, **cond)
 
         still = jax.lax.stop_gradient
-        deceiving = jnp.mean(jax.nn.softplus(judge(still(params.judge), real) - judge(still(params.judge), made)))
+        deceiving = jnp.mean(
+            jax.nn.softplus(judge(still(params.judge), real) - judge(still(params.judge), made))
+        )
         of_real, pull = jax.vjp(lambda x: judge(params.judge, x), real)
         (slope,) = pull(jnp.ones_like(of_real))
         gap = of_real - judge(params.judge, still(made))
-        judge_loss = jnp.mean(jax.nn.softplus(-gap)) + penalty / 2 * jnp.sum(jnp.square(slope)) / count
+        judge_loss = (
+            jnp.mean(jax.nn.softplus(-gap)) + penalty / 2 * jnp.sum(jnp.square(slope)) / count
+        )
 
         network_loss = weight * deceiving
         if inner is not None:
-            network_loss += inner(inner_key, apply_fn, params.network, _networks(fixed), batch, step, config)[0]
+            network_loss += inner(
+                inner_key, apply_fn, params.network, _networks(fixed), batch, step, config
+            )[0]
         metrics = {"loss": network_loss, "judge_loss": judge_loss, "gap": jnp.mean(gap)}
         return network_loss + judge_loss, metrics
 

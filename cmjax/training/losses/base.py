@@ -7,10 +7,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cmjax.arrays import ApplyFn, combine
 from cmjax.configs import check_options
-from cmjax.models.adapters import ApplyFn
 from cmjax.parametrization import edm_denoiser
-from cmjax.schedulers.base import combine
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.schedulers.scm import SCMScheduler
@@ -87,7 +86,9 @@ class LossConfig:
     def __post_init__(self):
         if not isinstance(self.scheduler, CMStochasticIterativeScheduler | SCMScheduler):
             name = type(self.scheduler).__name__
-            raise ValueError(f"scheduler must be a CMStochasticIterativeScheduler or an SCMScheduler, got {name}")
+            raise ValueError(
+                f"scheduler must be a CMStochasticIterativeScheduler or an SCMScheduler, got {name}"
+            )
         check_options(dataclasses.replace(self, metric="l2") if callable(self.metric) else self)
 
     @property
@@ -99,7 +100,9 @@ class LossConfig:
         """
         s = self.scheduler
         if isinstance(s, SCMScheduler):
-            raise ValueError("scheduler must be a CMStochasticIterativeScheduler for this loss, got SCMScheduler")
+            raise ValueError(
+                "scheduler must be a CMStochasticIterativeScheduler for this loss, got SCMScheduler"
+            )
         return s.sigma_min, s.sigma_max, s.rho
 
     def check_scales(self, least: int) -> None:
@@ -129,7 +132,9 @@ def mean_square(error: jax.Array) -> jax.Array:
 
 
 METRICS = {
-    "l1": lambda error, c: jnp.mean(jnp.abs(error.astype(jnp.float32)), axis=tuple(range(1, error.ndim))),
+    "l1": lambda error, c: jnp.mean(
+        jnp.abs(error.astype(jnp.float32)), axis=tuple(range(1, error.ndim))
+    ),
     "l2": lambda error, c: mean_square(error),
     "pseudo_huber": pseudo_huber,
 }
@@ -159,11 +164,15 @@ def draw_levels(key: jax.Array, count: int, config: LossConfig) -> jax.Array:
     return jnp.clip(jnp.where(choose, uniform, lognormal), 1.1 * config.grid[0], config.grid[1])
 
 
-def teacher_slope(config: LossConfig, apply_fn: ApplyFn, params: Any, cond: Mapping[str, jax.Array]):
+def teacher_slope(
+    config: LossConfig, apply_fn: ApplyFn, params: Any, cond: Mapping[str, jax.Array]
+):
     """Returns `(x, sigma) -> dx/dsigma` of the teacher's probability-flow ODE (Karras et al. 2022, equation 3)."""
 
     def slope(x, sigma):
-        denoised = edm_denoiser(config.teacher_fn or apply_fn, params, config.scheduler, x, sigma, **cond)
+        denoised = edm_denoiser(
+            config.teacher_fn or apply_fn, params, config.scheduler, x, sigma, **cond
+        )
         return combine((1 / sigma, x), (-1 / sigma, denoised))
 
     return slope
@@ -202,7 +211,11 @@ def weigh_levels(params: Any, error: jax.Array, sigma: jax.Array) -> jax.Array:
     """Returns `exp(w) error - w` at the levels f32[B], or the errors f32[B] as they are if nothing weighs them."""
     if not isinstance(params, Weighted):
         return error
-    angles = jnp.log(sigma)[:, None] * jnp.arange(1, FREQUENCIES + 1, dtype=jnp.float32)[None, :] / 4
-    features = jnp.concatenate([jnp.ones_like(angles[:, :1]), jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    angles = (
+        jnp.log(sigma)[:, None] * jnp.arange(1, FREQUENCIES + 1, dtype=jnp.float32)[None, :] / 4
+    )
+    features = jnp.concatenate(
+        [jnp.ones_like(angles[:, :1]), jnp.cos(angles), jnp.sin(angles)], axis=-1
+    )
     w = features @ params.level_weight
     return jnp.exp(w) * error - w

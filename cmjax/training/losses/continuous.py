@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from cmjax.models.adapters import ApplyFn
+from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
-from cmjax.schedulers.base import combine
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.discretization import tangent_warmup
 from cmjax.training.losses.base import (
@@ -22,7 +21,13 @@ from cmjax.training.losses.base import (
 
 
 def continuous_training_loss(
-    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params,
+    target_params,
+    batch: Batch,
+    step: jax.Array,
+    config: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
     """Consistency training between infinitely close levels (Song et al. 2023, theorem 6), with the l2 metric.
 
@@ -30,11 +35,19 @@ def continuous_training_loss(
     pseudo-objective is for; the value is written as a square, `|f - f_target + df_target/du|^2`, of that gradient.
     """
     del step
-    return _continuous(key, apply_fn, params, target_params, batch, config, lambda x, sigma, noise: noise)
+    return _continuous(
+        key, apply_fn, params, target_params, batch, config, lambda x, sigma, noise: noise
+    )
 
 
 def continuous_distillation_loss(
-    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params,
+    target_params,
+    batch: Batch,
+    step: jax.Array,
+    config: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
     """As `continuous_training_loss`, along the teacher's ODE (Song et al. 2023, theorem 5).
 
@@ -42,11 +55,19 @@ def continuous_distillation_loss(
     """
     del step
     slope = teacher_slope(config, apply_fn, target_params[1], split(batch)[1])
-    return _continuous(key, apply_fn, params, target_params[0], batch, config, lambda x, sigma, _: slope(x, sigma))
+    return _continuous(
+        key, apply_fn, params, target_params[0], batch, config, lambda x, sigma, _: slope(x, sigma)
+    )
 
 
 def scm_training_loss(
-    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params,
+    target_params,
+    batch: Batch,
+    step: jax.Array,
+    config: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
     """Simplified continuous-time consistency training, sCT (Lu & Song 2024, Algorithm 1).
 
@@ -57,7 +78,13 @@ def scm_training_loss(
 
 
 def scm_distillation_loss(
-    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params,
+    target_params,
+    batch: Batch,
+    step: jax.Array,
+    config: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
     """Simplified continuous-time consistency distillation, sCD (Lu & Song 2024, Algorithm 1).
 
@@ -88,7 +115,9 @@ def _continuous(key, apply_fn, params, target_params, batch, config, slope):
         return consistency_function(apply_fn, params, scheduler, x, sigma, **cond)
 
     along = combine((rate, slope(noisy, sigma, noise)))
-    value, tangent = jax.jvp(lambda x, sigma: f(target_params, x, sigma), (noisy, sigma), (along, rate))
+    value, tangent = jax.jvp(
+        lambda x, sigma: f(target_params, x, sigma), (noisy, sigma), (along, rate)
+    )
     target = jax.lax.stop_gradient(value - tangent)
     loss = jnp.mean(mean_square(f(params, noisy, sigma) - target))
     return loss, {"loss": loss}
@@ -107,7 +136,9 @@ def _scm(key, apply_fn, params, target_params, batch, step, config, slope):
     network = trigflow_network(apply_fn, config.scheduler, consistency_function)
     # All of cos t sin t dF/dt in one product, whose factors stay bounded (section 4.2, JVP rearrangement).
     value, tangent = jax.jvp(
-        lambda x, t: network(unweighted(target_params), x, t, **cond), (x, t), (combine((cos * sin, dx)), cos * sin)
+        lambda x, t: network(unweighted(target_params), x, t, **cond),
+        (x, t),
+        (combine((cos * sin, dx)), cos * sin),
     )
     warmup = tangent_warmup(step, config.tangent_warmup)
     g = combine(

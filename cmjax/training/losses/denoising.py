@@ -3,15 +3,28 @@
 import jax
 import jax.numpy as jnp
 
-from cmjax.models.adapters import ApplyFn
+from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import edm_denoiser
-from cmjax.schedulers.base import combine
 from cmjax.training.discretization import adjacent_levels
-from cmjax.training.losses.base import Batch, LossConfig, Metrics, draw_levels, mean_square, split, teacher_slope
+from cmjax.training.losses.base import (
+    Batch,
+    LossConfig,
+    Metrics,
+    draw_levels,
+    mean_square,
+    split,
+    teacher_slope,
+)
 
 
 def denoising_loss(
-    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params,
+    target_params,
+    batch: Batch,
+    step: jax.Array,
+    config: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
     """EDM's denoising score matching, weighted to unit output scale (Karras et al. 2022, equation 8).
 
@@ -23,13 +36,21 @@ def denoising_loss(
     sigma = draw_levels(level_key, data.shape[0], config)
     noisy = combine((1, data), (sigma, jax.random.normal(noise_key, data.shape)))
     error = edm_denoiser(apply_fn, params, scheduler, noisy, sigma, **cond) - data
-    weight = (jnp.square(sigma) + scheduler.sigma_data**2) / jnp.square(sigma * scheduler.sigma_data)
+    weight = (jnp.square(sigma) + scheduler.sigma_data**2) / jnp.square(
+        sigma * scheduler.sigma_data
+    )
     loss = jnp.mean(weight * mean_square(error))
     return loss, {"loss": loss}
 
 
 def progressive_distillation_loss(
-    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params,
+    target_params,
+    batch: Batch,
+    step: jax.Array,
+    config: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
     """One DDIM step of the student does two of the teacher (Salimans & Ho 2022, Algorithm 2).
 
@@ -52,6 +73,8 @@ def progressive_distillation_loss(
     end = combine((1, halfway), (low - middle, slope(halfway, middle)))
     # The x0 that takes one Euler step from `noisy` to `end` (appendix G there).
     target = combine((high / (high - low), end), (-low / (high - low), noisy))
-    error = edm_denoiser(apply_fn, params, scheduler, noisy, high, **cond) - jax.lax.stop_gradient(target)
+    error = edm_denoiser(apply_fn, params, scheduler, noisy, high, **cond) - jax.lax.stop_gradient(
+        target
+    )
     loss = jnp.mean(jnp.maximum(1 / jnp.square(high), 1) * mean_square(error))
     return loss, {"loss": loss}

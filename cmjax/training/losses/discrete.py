@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from cmjax.models.adapters import ApplyFn
+from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import consistency_function
-from cmjax.schedulers.base import combine
 from cmjax.training.discretization import (
     adjacent_levels,
     consistency_num_scales,
@@ -13,11 +12,25 @@ from cmjax.training.discretization import (
     easy_consistency_level,
     lognormal_index,
 )
-from cmjax.training.losses.base import Batch, LossConfig, Metrics, distance, draw_levels, split, teacher_slope
+from cmjax.training.losses.base import (
+    Batch,
+    LossConfig,
+    Metrics,
+    distance,
+    draw_levels,
+    split,
+    teacher_slope,
+)
 
 
 def consistency_distillation_loss(
-    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params,
+    target_params,
+    batch: Batch,
+    step: jax.Array,
+    config: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
     """Consistency distillation with one step of the teacher's ODE, Heun's or Euler's (Song et al. 2023, Algorithm 2).
 
@@ -31,7 +44,9 @@ def consistency_distillation_loss(
     level_key, noise_key = jax.random.split(key)
     higher, lower = _uniform_pair(level_key, data.shape[0], jnp.int32(config.s1), config)
     noisy = combine((1, data), (higher, jax.random.normal(noise_key, data.shape)))
-    earlier = ode_step(config, teacher_slope(config, apply_fn, teacher_params, cond), noisy, higher, lower)
+    earlier = ode_step(
+        config, teacher_slope(config, apply_fn, teacher_params, cond), noisy, higher, lower
+    )
     target = consistency_function(apply_fn, target_params, config.scheduler, earlier, lower, **cond)
     estimate = consistency_function(apply_fn, params, config.scheduler, noisy, higher, **cond)
     loss = jnp.mean(distance(config, estimate, target))
@@ -39,19 +54,35 @@ def consistency_distillation_loss(
 
 
 def consistency_training_loss(
-    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params,
+    target_params,
+    batch: Batch,
+    step: jax.Array,
+    config: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
     """Consistency training on adjacent levels of a growing grid (Song et al. 2023, Algorithm 3)."""
     config.check_scales(config.s0)
     level_key, noise_key = jax.random.split(key)
     num_scales = consistency_num_scales(step, config.total_steps, config.s0, config.s1)
     higher, lower = _uniform_pair(level_key, batch["data"].shape[0], num_scales, config)
-    loss = jnp.mean(_consistency_distance(noise_key, apply_fn, params, target_params, batch, higher, lower, config))
+    loss = jnp.mean(
+        _consistency_distance(
+            noise_key, apply_fn, params, target_params, batch, higher, lower, config
+        )
+    )
     return loss, {"loss": loss, "num_scales": num_scales}
 
 
 def improved_consistency_loss(
-    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params,
+    target_params,
+    batch: Batch,
+    step: jax.Array,
+    config: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
     """Improved consistency training, iCT (Song & Dhariwal 2023, table 1).
 
@@ -65,13 +96,21 @@ def improved_consistency_loss(
     grid = num_scales, *config.grid
     index = lognormal_index(level_key, count, config.p_mean, config.p_std, *grid)
     higher, lower = adjacent_levels(index, *grid)
-    errors = _consistency_distance(noise_key, apply_fn, params, target_params, batch, higher, lower, config)
+    errors = _consistency_distance(
+        noise_key, apply_fn, params, target_params, batch, higher, lower, config
+    )
     loss = jnp.mean(errors / (higher - lower))
     return loss, {"loss": loss, "num_scales": num_scales}
 
 
 def easy_consistency_loss(
-    key: jax.Array, apply_fn: ApplyFn, params, target_params, batch: Batch, step: jax.Array, config: LossConfig
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params,
+    target_params,
+    batch: Batch,
+    step: jax.Array,
+    config: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
     """Easy consistency tuning: from a denoiser to a consistency model by r/t -> 1 (Geng et al. 2024).
 
@@ -86,7 +125,9 @@ def easy_consistency_loss(
     return loss, {"loss": loss, "ratio": jnp.mean(r / t)}
 
 
-def ode_step(config: LossConfig, slope, x: jax.Array, sigma: jax.Array, lower: jax.Array) -> jax.Array:
+def ode_step(
+    config: LossConfig, slope, x: jax.Array, sigma: jax.Array, lower: jax.Array
+) -> jax.Array:
     """Returns x `[B, ...]` moved from the levels sigma to lower, f32[B], along `slope` (Karras et al. 2022, Alg. 1)."""
     gap, first = lower - sigma, slope(x, sigma)
     euler = combine((1, x), (gap, first))

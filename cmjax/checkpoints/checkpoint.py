@@ -7,7 +7,7 @@ import os
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,67 +15,20 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from cmjax.arrays import ApplyFn
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.configs import Config
-from cmjax.models import DiT, DiTConfig, UNet2D, UNet2DConfig, from_nnx
-from cmjax.models.adapters import ApplyFn
-from cmjax.parametrization import adapt, consistency_function, edm_denoiser
-from cmjax.schedulers import ODE_SOLVERS, scheduler_from_config
+from cmjax.model import Model
+from cmjax.models import DiTConfig, UNet2DConfig, from_nnx
+from cmjax.models.registry import ARCHITECTURES, network_name
+from cmjax.schedulers import scheduler_from_config
 from cmjax.schedulers.base import Scheduler
 
 LARGEST_JSON = 16 * 2**20  # bytes
 DEEPEST_JSON = 10  # levels
-ARCHITECTURES = {"UNet2D": (UNet2D, UNet2DConfig), "DiT": (DiT, DiTConfig)}
 
 # From a parameter's name and number of axes to its name in the file, and the axes it is stored with.
 Layout = Callable[[str, int], tuple[str, tuple[int, ...]]]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A network with its parameters, and the sampler it was trained for. A pytree whose leaves are `params`.
-
-    Attributes:
-        apply_fn: `(params, x, t, **cond) -> model_output`.
-        params: of the network.
-        scheduler: that the network is for.
-        config: the network's config dataclass.
-        trained_for: None, or where the network is adapted to `scheduler` the one that it was trained for.
-    """
-
-    apply_fn: ApplyFn = dataclasses.field(metadata={"static": True})
-    params: Any
-    scheduler: Scheduler = dataclasses.field(metadata={"static": True})
-    config: Any = dataclasses.field(metadata={"static": True})
-    trained_for: Scheduler | None = dataclasses.field(default=None, metadata={"static": True})
-
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one sample."""
-        return (self.config.sample_size, self.config.sample_size, self.config.out_channels)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, or None for an unconditional model."""
-        return self.config.num_class_embeds
-
-    def with_scheduler(self, scheduler: Scheduler) -> Self:
-        """Returns the model to be sampled with another scheduler, its network adapted to it.
-
-        A network of consistency models is taken for a denoiser by the solvers of the probability-flow ODE.
-
-        Args:
-            scheduler: of the kind the model was trained for, or any for a model of CMStochasticIterativeScheduler.
-
-        Raises:
-            ValueError: if the network cannot be adapted to the scheduler.
-        """
-        if type(scheduler) is type(self.scheduler):
-            return dataclasses.replace(self, scheduler=scheduler)
-        denoiser = edm_denoiser if type(scheduler).__name__ in ODE_SOLVERS else consistency_function
-        apply_fn = adapt(self.apply_fn, cast(Any, self.scheduler), cast(Any, scheduler), denoiser)
-        return dataclasses.replace(self, apply_fn=apply_fn, scheduler=scheduler, trained_for=self.scheduler)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +77,19 @@ class Checkpoint:
             with np.errstate(over="ignore", invalid="ignore"):
                 values[...] = stored.read().transpose(np.argsort(axes))
             if not np.isfinite(values).all():
-                why = f"too large for {wanted}" if np.isfinite(stored.read()).all() else "that are not finite"
+                why = (
+                    f"too large for {wanted}"
+                    if np.isfinite(stored.read()).all()
+                    else "that are not finite"
+                )
                 raise ValueError(f"{self.files[0]}: tensor {stored_name} has values {why}")
             leaves.append(jax.device_put(values))
-        return Model(apply_fn, jax.tree.unflatten(jax.tree.structure(abstract), leaves), self.scheduler, self.config)
+        return Model(
+            apply_fn,
+            jax.tree.unflatten(jax.tree.structure(abstract), leaves),
+            self.scheduler,
+            self.config,
+        )
 
     def check(self) -> tuple[ApplyFn, Any]:
         """Compares the tensors with those of the network, without reading them.
@@ -139,8 +101,12 @@ class Checkpoint:
             ValueError: listing tensors that are missing, unexpected, misshapen or not of floating-point numbers.
         """
         blocks = self.config.num_blocks
-        if blocks > max(len(self.tensors), 256):  # making the network of a damaged config could take minutes
-            raise ValueError(f"{self.files[0]} has {len(self.tensors)} tensors, but the config has {blocks} blocks")
+        if blocks > max(
+            len(self.tensors), 256
+        ):  # making the network of a damaged config could take minutes
+            raise ValueError(
+                f"{self.files[0]} has {len(self.tensors)} tensors, but the config has {blocks} blocks"
+            )
         try:
             apply_fn, abstract = _abstract_network(self.config)
         except ValueError as error:
@@ -151,7 +117,11 @@ class Checkpoint:
             wanted[stored_name] = tuple(leaf.shape[axis] for axis in axes)
         have = self.tensors
         problems = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in have]
-        problems += [f"unexpected {name} {tensor.shape}" for name, tensor in have.items() if name not in wanted]
+        problems += [
+            f"unexpected {name} {tensor.shape}"
+            for name, tensor in have.items()
+            if name not in wanted
+        ]
         problems += [
             f"misshapen {name}: {have[name].shape} in the file, {shape} in the network"
             for name, shape in wanted.items()
@@ -193,19 +163,10 @@ def _abstract_network(config: Any) -> tuple[ApplyFn, Any]:
 def flat(params: Any) -> dict[str, Any]:
     """Returns the leaves by their dotted names, in the order of the tree."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): x for path, x in leaves}
-
-
-def network_name(config: Any) -> str:
-    """Returns the name of the network that `config` describes.
-
-    Raises:
-        ValueError: if it is not one of cmjax's own.
-    """
-    name = next((name for name, (_, kind) in ARCHITECTURES.items() if type(config) is kind), None)
-    if name is None:
-        raise ValueError(f"model.config must be the config of one of {list(ARCHITECTURES)}, got {config!r}")
-    return name
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): x
+        for path, x in leaves
+    }
 
 
 def read_config(path: Path, build: Callable[[dict[str, Any]], Config]) -> Config:
@@ -231,16 +192,26 @@ def read_json(path: Path) -> dict[str, Any]:
     if not os.path.exists(path):
         raise ValueError(f"{path.parent} is not a whole model: it has no {path.name}")
     if not path.is_file() or path.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"{path} is not JSON of a model: it is not a file, or larger than {LARGEST_JSON} bytes")
+        raise ValueError(
+            f"{path} is not JSON of a model: it is not a file, or larger than {LARGEST_JSON} bytes"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: also a number of thousands of digits
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
     values = [content]
     for _ in range(DEEPEST_JSON):
-        inside = [list(v.values()) if isinstance(v, dict) else v for v in values if isinstance(v, (dict, list))]
+        inside = [
+            list(v.values()) if isinstance(v, dict) else v
+            for v in values
+            if isinstance(v, (dict, list))
+        ]
         values = [value for part in inside for value in part]
     if values:
         raise ValueError(f"{path} is nested more than {DEEPEST_JSON} deep, which no model needs")
