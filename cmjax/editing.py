@@ -1,7 +1,7 @@
-"""Zero-shot editing (Song et al. 2023, appendix D): the one loop, under a constraint or from another start.
+"""Zero-shot editing (Song et al. 2023, appendix D).
 
-`edit` is Algorithm 4, with the constraints of `cmjax.constraints`, which are here too. Arguments common to all
-functions are explained at `edit`.
+The same loop as for sampling, under a constraint or from another start. `edit` is Algorithm 4; the
+constraints of `cmjax.constraints` can be imported from here too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,18 +32,22 @@ from cmjax.sampling import sample
 from cmjax.schedulers.base import Scheduler
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
-STROKE_SIGMAS = (
-    5.38,
-    2.24,
-)  # appendix D, for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40
+# Of appendix D, for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40.
+STROKE_SIGMAS = (5.38, 2.24)
 
 
 def editing_timesteps(num_train_timesteps: int) -> np.ndarray:
-    """Returns the paper's levels for inpainting, colourisation and super-resolution: indices `[N-2, ..., 0]`.
+    """Returns the paper's levels for constrained editing: indices `[N-2, ..., 0]`.
 
-    Appendix D takes all N levels of the training grid, N = 40. The last is sigma_min, where f is the identity, so
-    N - 1 network calls remain: as many as in OpenAI's CIFAR-10 editing notebook (N = 18). Their PyTorch code, which
-    takes the levels as an argument, publishes none.
+    Appendix D takes all N levels of the training grid, N = 40. The last is sigma_min, where f is
+    the identity, so N - 1 network calls remain: as many as in OpenAI's CIFAR-10 editing notebook
+    (N = 18). Their PyTorch code, which takes the levels as an argument, publishes none.
+
+    Args:
+        num_train_timesteps: number N of levels of the training grid.
+
+    Raises:
+        ValueError: for fewer than 2 levels.
     """
     if not is_int(num_train_timesteps, 2):
         raise ValueError(
@@ -69,18 +73,19 @@ def edit(
 ) -> Any:
     """Samples under a constraint (Song et al. 2023, Algorithm 4).
 
-    Starts from what is known, zero elsewhere, plus noise of the first level. The constraint applies to every x0
-    estimate after clipping, so results leave [-1, 1] where it takes them.
+    Starts from what is known, zero elsewhere, plus noise of the first level. The constraint applies
+    to every x0 estimate after clipping, so results leave [-1, 1] where it takes them.
 
     Args:
-        key: one key, from which sample *i* draws by `fold_in(key, first_index + i)`, or one per sample `[B]`.
+        key: one key, from which sample *i* draws by `fold_in(key, first_index + i)`, or one per
+            sample `[B]`.
         apply_fn: `(params, x, t, **cond) -> model_output`.
         params: of the network.
         scheduler: the sampler.
         constraint: x0 -> x0.
         shape: of the result, `(B, ...)`.
-        num_inference_steps: number of steps. At most one of this and the next two; none means the paper's
-            `editing_timesteps`, N - 1 network calls.
+        num_inference_steps: number of steps. At most one of this and the next two; none means the
+            paper's `editing_timesteps`, N - 1 network calls.
         timesteps: the levels as training indices.
         sigmas: the levels as noise levels.
         first_index: global index of the first sample of this batch.
@@ -91,7 +96,8 @@ def edit(
         The samples, `dtype[shape]`; with `return_trajectory` the pair (samples, trajectory).
 
     Raises:
-        ValueError: for misuse that can be seen while tracing; it names the argument and the way out.
+        ValueError: for misuse that can be seen while tracing; it names the argument and the way
+            out.
     """
     check_callable(constraint=constraint)
     levels = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
@@ -99,20 +105,17 @@ def edit(
         levels["timesteps"] = editing_timesteps(scheduler.num_train_timesteps)
     state = scheduler.set_timesteps(**levels)
     known = constraint(jnp.zeros(tuple(shape), dtype))
-    start = {
-        "state": state,
-        "init": _noised(key, scheduler, state, known, first_index),
-        "first_index": first_index,
-    }
     return sample(
         key,
         apply_fn,
         params,
         scheduler,
         shape,
+        state=state,
+        init=_noised(key, scheduler, state, known, first_index),
+        first_index=first_index,
         constrain=constraint,
         dtype=dtype,
-        **start,
         **options,
     )
 
@@ -128,18 +131,26 @@ def stroke_to_image(
     first_index: int | jax.Array = 0,
     **options: Any,
 ) -> Any:
-    """Makes a picture of a sketch: noise of level `sigmas[0]` on `image`, then `restore` (SDEdit, Meng et al. 2022).
+    """Makes a picture of a sketch (SDEdit, Meng et al. 2022).
 
-    The higher the first level, the freer the model. `image` is `[B, ...]` floats; options such as `constrain` are
-    those of `cmjax.sample`, and so is what is returned.
+    Adds noise of level `sigmas[0]` to the sketch, then calls `restore`. The higher the first level,
+    the freer the model.
+
+    Args:
+        key: one key, or one per sample `[B]`, as for `cmjax.sample`.
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        params: of the network.
+        scheduler: the sampler.
+        image: the sketches, floats `[B, ...]`.
+        sigmas: noise levels, descending.
+        first_index: global index of the first sample of this batch.
+        **options: of `cmjax.sample`, such as `cond` and `constrain`.
+
+    Returns:
+        What `cmjax.sample` returns.
     """
-    noisy = _noised(
-        key,
-        scheduler,
-        scheduler.set_timesteps(sigmas=sigmas),
-        as_floats("image", image),
-        first_index,
-    )
+    state = scheduler.set_timesteps(sigmas=sigmas)
+    noisy = _noised(key, scheduler, state, as_floats("image", image), first_index)
     return restore(
         key, apply_fn, params, scheduler, noisy, sigmas, first_index=first_index, **options
     )
@@ -154,10 +165,21 @@ def restore(
     sigmas: Any,
     **options: Any,
 ) -> Any:
-    """Removes noise in several steps: `denoise` at `sigmas[0]`, then noise of each lower level, removed in turn.
+    """Removes noise in several steps.
 
-    `noisy` is `[B, ...]` floats, clean samples plus noise of standard deviation `sigmas[0]`; options such as
-    `constrain` are those of `cmjax.sample`, and so is what is returned.
+    `denoise` at `sigmas[0]`, then noise of each lower level is added and removed in turn.
+
+    Args:
+        key: one key, or one per sample `[B]`, as for `cmjax.sample`.
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        params: of the network.
+        scheduler: the sampler.
+        noisy: clean samples plus noise of standard deviation `sigmas[0]`, floats `[B, ...]`.
+        sigmas: noise levels, descending.
+        **options: of `cmjax.sample`, such as `cond` and `constrain`.
+
+    Returns:
+        What `cmjax.sample` returns.
     """
     x = as_floats("noisy", noisy)
     return sample(
@@ -176,8 +198,16 @@ def denoise(
 ) -> jax.Array:
     """Removes noise in one network call: `f(noisy, sigma)`, clipped if the scheduler clips.
 
-    `noisy` is `[B, ...]` floats; `sigma` is the standard deviation of its noise, a number or one per sample `[B]`;
-    `cond` is as for `cmjax.sample`.
+    Args:
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        params: of the network.
+        scheduler: the sampler.
+        noisy: clean samples plus noise, floats `[B, ...]`.
+        sigma: the standard deviation of the noise, a number or one per sample `[B]`.
+        cond: per-sample conditioning, as for `cmjax.sample`.
+
+    Returns:
+        The samples, `[B, ...]`, in the dtype of `noisy`.
 
     Raises:
         ValueError: for levels outside `[sigma_min, sigma_max]` or of another shape.
@@ -188,10 +218,8 @@ def denoise(
             f"sigma must be a number or one per sample {x.shape[:1]}, got shape {np.shape(sigma)}"
         )
     known = concrete(sigma)
-    if known is not None:
-        scheduler.set_timesteps(
-            sigmas=np.unique(known.astype(np.float32))[::-1]
-        )  # raises for levels out of range
+    if known is not None:  # raises for levels out of range
+        scheduler.set_timesteps(sigmas=np.unique(known.astype(np.float32))[::-1])
     levels = jnp.broadcast_to(jnp.asarray(sigma).astype(jnp.float32), x.shape[:1])
     x0 = consistency_function(apply_fn, params, scheduler, x, levels, **(cond or {}))
     return jnp.clip(x0, -1, 1) if scheduler.clip_denoised else x0
@@ -207,29 +235,49 @@ def interpolate(
     *,
     cond: Mapping[str, Any] | None = None,
 ) -> jax.Array:
-    """Makes the samples `[B, ...]` at `fractions` `[B]` of the way between two one-step samples, one call each.
+    """Makes samples on the way between two one-step samples, one network call each.
 
-    `first` and `second` are their standard normal noises `[...]`: that of sample *i* of a key is
-    `cmjax.random.level_noise(cmjax.random.sample_keys(key, 1, i), 0, (1, ...))[0]`. `cond` is as for `cmjax.sample`.
+    Args:
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        params: of the network.
+        scheduler: the sampler.
+        first: the standard normal noise `[...]` of one sample. That of sample *i* of a key is
+            `cmjax.random.level_noise(cmjax.random.sample_keys(key, 1, i), 0, (1, ...))[0]`.
+        second: the noise of the other sample.
+        fractions: `[B]`, how far on the way each is; 0 is the first, 1 the second.
+        cond: per-sample conditioning, as for `cmjax.sample`.
+
+    Returns:
+        The samples, `[B, ...]`.
 
     Raises:
         ValueError: for noises of different shapes, or fractions that are not a list.
     """
     if np.ndim(fractions) != 1:
         raise ValueError(f"fractions must be a list of numbers in [0, 1], got {fractions!r}")
-    a, b = as_floats("first", first), as_floats("second", second)
-    noise = jax.vmap(slerp, in_axes=(None, None, 0))(a, b, jnp.asarray(fractions))
+    first = as_floats("first", first)
+    second = as_floats("second", second)
+    noise = jax.vmap(slerp, in_axes=(None, None, 0))(first, second, jnp.asarray(fractions))
     sigma = scheduler.init_noise_sigma
     return denoise(apply_fn, params, scheduler, combine((sigma, noise)), sigma, cond=cond)
 
 
 def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array:
-    """Returns `(sin((1 - a) psi) first + sin(a psi) second) / sin psi`, psi being the angle between the arrays.
+    """Interpolates spherically, which keeps normal noise normal (Song et al. 2023, appendix D).
 
-    Keeps normal noise normal (Song et al. 2023, appendix D). Straight for parallel arrays, where it would be 0 / 0.
+    `(sin((1 - a) psi) first + sin(a psi) second) / sin psi`, psi being the angle between the
+    arrays; in a straight line for parallel ones, where that would be 0 / 0.
+
+    Args:
+        first: any array.
+        second: another one of its shape.
+        fraction: a, 0 for the first and 1 for the second.
     """
     check_shapes(first=first, second=second)
-    u, v = (jnp.ravel(at_least_float32(x)) for x in (first, second))
+    u = jnp.ravel(at_least_float32(first))
+    v = jnp.ravel(at_least_float32(second))
+
+    # The angle; of parallel arrays any, since it is not used.
     cosine = jnp.sum(u * v) / jnp.sqrt(jnp.sum(jnp.square(u)) * jnp.sum(jnp.square(v)))
     parallel = jnp.abs(cosine) > 1 - 1e-6
     psi = jnp.arccos(jnp.where(parallel, 0, cosine))
@@ -242,6 +290,7 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
 
 
 def _noised(key, scheduler, state, image, first_index):
+    """The images with the noise that these samples begin with."""
     if not image.ndim:
         raise ValueError("samples must be (B, ...), got shape (); a single one is (1, ...)")
     keys = sample_keys(key, image.shape[0], first_index)

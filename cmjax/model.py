@@ -1,14 +1,13 @@
 """A network with its parameters and the sampler it was trained for."""
 
 import dataclasses
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import jax
 
 from cmjax.arrays import ApplyFn
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
-from cmjax.schedulers import ODE_SOLVERS
-from cmjax.schedulers.base import Scheduler
+from cmjax.schedulers import Scheduler
 
 
 @jax.tree_util.register_dataclass
@@ -53,8 +52,8 @@ class Model:
         """
         if type(scheduler) is type(self.scheduler):
             return dataclasses.replace(self, scheduler=scheduler)
-        denoiser = edm_denoiser if type(scheduler).__name__ in ODE_SOLVERS else consistency_function
-        apply_fn = adapt(self.apply_fn, cast(Any, self.scheduler), cast(Any, scheduler), denoiser)
+        denoiser = edm_denoiser if scheduler.solves_ode else consistency_function
+        apply_fn = adapt(self.apply_fn, self.scheduler, scheduler, denoiser)
         return dataclasses.replace(
             self, apply_fn=apply_fn, scheduler=scheduler, trained_for=self.scheduler
         )

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+
+from cmjax.arrays import concrete
 
 
 def as_key(key: jax.Array) -> jax.Array:
@@ -30,18 +33,39 @@ def as_key(key: jax.Array) -> jax.Array:
     return key
 
 
+def sample_index(index: int | jax.Array) -> jax.Array | np.uint32:
+    """Returns the global index of a sample, u32[]; traced values are taken on trust.
+
+    Raises:
+        ValueError: unless it is an integer from 0 to 2^32 - 1.
+    """
+    known = concrete(index)
+    if known is None:
+        if not jnp.issubdtype(index.dtype, jnp.integer):
+            raise ValueError(f"first_index must be an integer, got {index.dtype}")
+        return index.astype(jnp.uint32)
+    if known.shape or not np.issubdtype(known.dtype, np.integer) or not 0 <= known < 2**32:
+        raise ValueError(f"first_index must be an integer from 0 to 2^32 - 1, got {index!r}")
+    return np.uint32(known)
+
+
 def sample_keys(key: jax.Array, batch: int, first_index: int | jax.Array = 0) -> jax.Array:
     """Returns one key per sample, `[batch]`.
 
     One key gives sample *i* the key `fold_in(key, first_index + i)`; keys that are already one per
     sample are returned as they are.
 
+    Args:
+        key: one key, or one per sample `[batch]`.
+        batch: number of samples.
+        first_index: global index of the first of them, from 0 to 2^32 - 1.
+
     Raises:
         ValueError: if `key` is not a key, or holds a number of keys other than `batch`.
     """
     key = as_key(key)
     if key.ndim == 0:
-        indices = jnp.arange(batch, dtype=jnp.uint32) + jnp.asarray(first_index).astype(jnp.uint32)
+        indices = jnp.arange(batch, dtype=jnp.uint32) + sample_index(first_index)
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
     if key.shape[0] != batch:
         raise ValueError(

@@ -1,20 +1,30 @@
 """The sampling loop (Song et al. 2023, Algorithm 1): one `lax.scan` over any scheduler."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
-from cmjax.arrays import check_shapes, concrete
-from cmjax.random import level_noise, sample_keys
-from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
+from cmjax.arrays import ApplyFn, as_pytree, concrete
+from cmjax.random import as_key, sample_index, sample_keys
+from cmjax.schedulers.base import (
+    Constraint,
+    Scheduler,
+    SchedulerState,
+    StepOutput,
+    check_sample_shape,
+)
+
+_PROGRAMS = 64  # compiled loops to keep, for calls outside of `jax.jit`
 
 
 def sample(
     key: jax.Array,
-    apply_fn: Callable[..., jax.Array],
+    apply_fn: ApplyFn,
     params: Any,
     scheduler: Scheduler,
     shape: Sequence[int],
@@ -24,8 +34,8 @@ def sample(
     sigmas: Any = None,
     state: SchedulerState | None = None,
     cond: Mapping[str, Any] | None = None,
-    init: jax.Array | None = None,
-    constrain: Callable[[jax.Array], jax.Array] | None = None,
+    init: ArrayLike | None = None,
+    constrain: Constraint | None = None,
     first_index: int | jax.Array = 0,
     return_trajectory: bool = False,
     callback: Callable[[Any, StepOutput], None] | None = None,
@@ -33,21 +43,28 @@ def sample(
 ) -> Any:
     """Generates a batch of samples; a pure function to be jitted, vmapped or sharded as you like.
 
+    Called outside of `jax.jit` it compiles its loop, and keeps the program for the next call with
+    the same `apply_fn`, scheduler, shapes and options. What `apply_fn` closes over is fixed then.
+
     Args:
-        key: one key, from which sample *i* draws by `fold_in(key, first_index + i)`, or one per sample `[B]`.
+        key: one key, from which sample *i* draws by `fold_in(key, first_index + i)`, or one per
+            sample `[B]`.
         apply_fn: `(params, x, t, **cond) -> model_output`, with x `[B, ...]` and t f32[B].
         params: of the network.
         scheduler: the sampler.
         shape: of the result, `(B, ...)`; images are `(B, H, W, C)`.
-        num_inference_steps: number of steps. At most one of this and the next three; none means one step.
-        timesteps: the levels as training indices.
+        num_inference_steps: number of steps. At most one of this and the next three; none means one
+            step.
+        timesteps: the levels as what the network is told at each.
         sigmas: the levels as noise levels.
         state: the levels as a state at its first step, from `scheduler.set_timesteps`.
-        cond: per-sample arrays, leading axis B, handed to `apply_fn` by name, such as `class_labels`.
+        cond: conditioning, handed to `apply_fn` by name, such as `class_labels`: any pytrees of
+            arrays whose leading axis is B; None is passed on as it is.
         init: samples already at the first noise level, `[B, ...]`, instead of noise.
         constrain: x0 -> x0, applied to every x0 estimate (editing).
-        first_index: global index of the first sample of this batch.
-        return_trajectory: also return `StepOutput(prev_sample, denoised)` of every step, `[N, B, ...]`.
+        first_index: global index of the first sample of this batch, from 0 to 2^32 - 1.
+        return_trajectory: also return `StepOutput(prev_sample, denoised)` of every step,
+            `[N, B, ...]`.
         callback: called on the host as `callback(step_index, StepOutput)` after every step.
         dtype: of the samples; noise levels and the network's time stay float32.
 
@@ -55,63 +72,100 @@ def sample(
         The samples, `dtype[shape]`; with `return_trajectory` the pair (samples, trajectory).
 
     Raises:
-        ValueError: for misuse that can be seen while tracing; it names the argument and the way out.
+        ValueError: for misuse that can be seen while tracing; it names the argument and the way
+            out.
     """
     shape = tuple(shape)
-    cond = _checked_cond(cond, shape)
-    state = _initial_state(scheduler, num_inference_steps, timesteps, sigmas, state)
-    keys = sample_keys(key, shape[0], first_index)
-    if init is None:
-        x = scheduler.init_sample(state, level_noise(keys, 0, shape, dtype))
-    else:
-        x = jnp.asarray(init).astype(dtype)
-        if x.shape != shape:
-            raise ValueError(f"init has shape {x.shape}, but the samples are to be {shape}")
-    start = (scheduler.prepare(state, x), x)
-
-    def step(carry, _):
-        state, x = carry
-        times = [jnp.broadcast_to(t, shape[:1]) for t in scheduler.time_inputs(state)]
-        model_output = apply_fn(params, scheduler.scale_input(state, x), *times, **cond)
-        denoised = scheduler.denoise(state, model_output, x)
-        if constrain is not None:
-            estimate, denoised = denoised, constrain(denoised)
-            check_shapes(constrained=denoised, denoised=estimate)
-        noise = level_noise(keys, state.step_index + 1, shape, dtype)
-        next_state, x = scheduler.advance(state, x, denoised, noise)
-        output = StepOutput(x, denoised)
-        if callback is not None:
-            jax.debug.callback(callback, state.step_index, output)
-        return (next_state, x), output if return_trajectory else None
-
-    (_, x), trajectory = jax.lax.scan(step, start, length=state.num_steps)
-    return (x, trajectory) if return_trajectory else x
-
-
-def _initial_state(scheduler, num_inference_steps, timesteps, sigmas, state) -> SchedulerState:
+    check_sample_shape(shape)
     levels = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
-    given = [name for name, value in {**levels, "state": state}.items() if value is not None]
-    if len(given) > 1:
+    state, steps = _parse_levels(scheduler, levels, state)
+    inputs = {
+        "key": as_key(key),
+        "params": params,
+        "state": state,
+        "cond": _parse_cond(cond, shape[0]),
+        "init": _parse_init(init, shape, dtype),
+        "constrain": None if constrain is None else as_pytree(constrain),
+        "first_index": sample_index(first_index),
+    }
+    options = (steps, shape, np.dtype(dtype), return_trajectory, callback)
+    structure = jax.tree.structure(inputs["constrain"])
+    return _compiled(apply_fn, scheduler, options, structure)(**inputs)
+
+
+@functools.lru_cache(_PROGRAMS)
+def _compiled(apply_fn, scheduler, options, structure):
+    """The jitted loop. Inlined, so that under the caller's own `jit` it is as if it were not."""
+    del structure  # part of the key alone, so that a program goes when its constraint's does
+    steps, shape, dtype, return_trajectory, callback = options
+
+    def loop(key, params, state, cond, init, constrain, first_index):
+        keys = sample_keys(key, shape[0], first_index)
+        if state is None:
+            state = scheduler.set_timesteps(steps)
+        if init is None:
+            start = scheduler.init(keys, state, shape, dtype)
+        else:
+            start = scheduler.prepare(state, init), init
+
+        def step(carry, _):
+            state, x = carry
+            model_output = scheduler.predict(apply_fn, params, state, x, **cond)
+            next_state, output = scheduler.step(keys, state, model_output, x, constrain=constrain)
+            if callback is not None:
+                jax.debug.callback(callback, state.step_index, output)
+            return (next_state, output.prev_sample), output if return_trajectory else None
+
+        (_, x), trajectory = jax.lax.scan(step, start, length=state.num_steps)
+        return (x, trajectory) if return_trajectory else x
+
+    return jax.jit(loop, inline=True)
+
+
+def _parse_levels(scheduler, levels, state):
+    """The levels as a state, or as a number of steps, from at most one argument."""
+    given = {name: value for name, value in levels.items() if value is not None}
+    if len(given) + (state is not None) > 1:
+        names = [*given, *(["state"] if state is not None else [])]
         raise ValueError(
-            f"give at most one of num_inference_steps, timesteps, sigmas and state, got {given}"
+            f"give at most one of num_inference_steps, timesteps, sigmas and state, got {names}"
         )
     if state is None:
-        return scheduler.set_timesteps(**levels) if given else scheduler.set_timesteps(1)
+        if not given or "num_inference_steps" in given:
+            return None, given.get("num_inference_steps", 1)
+        return scheduler.set_timesteps(**given), None
     index = concrete(state.step_index)
     if index is not None and index != 0:
         raise ValueError(
-            f"state is at step {index}, but sample() takes all steps; pass a state from set_timesteps"
+            f"state is at step {index}, but sample() takes all steps; "
+            "pass a state from set_timesteps"
         )
-    return state
+    return state, None
 
 
-def _checked_cond(cond, shape) -> dict[str, jax.Array]:
-    if not shape or any(size < 1 for size in shape):
-        raise ValueError(f"shape must be (B, ...) with sizes of at least 1, got {shape}")
-    cond = {name: jnp.asarray(value) for name, value in (cond or {}).items()}
-    for name, value in cond.items():
-        if value.shape[:1] != shape[:1]:
-            raise ValueError(
-                f"cond[{name!r}] must have the leading axis of the batch, {shape[0]}, got {value.shape}"
-            )
-    return cond
+def _parse_init(init, shape, dtype):
+    if init is None:
+        return None
+    x = jnp.asarray(init).astype(dtype)
+    if x.shape != shape:
+        raise ValueError(f"init has shape {x.shape}, but the samples are to be {shape}")
+    return x
+
+
+def _parse_cond(cond, batch):
+    """The conditioning as trees of arrays `[B, ...]`; lists of plain numbers are arrays."""
+
+    def parse(name, value):
+        leaves = jax.tree.leaves(value)
+        if leaves and all(isinstance(leaf, (bool, int, float)) for leaf in leaves):
+            value = np.asarray(value)
+        value = jax.tree.map(jnp.asarray, value)
+        for leaf in jax.tree.leaves(value):
+            if leaf.shape[:1] != (batch,):
+                raise ValueError(
+                    f"cond[{name!r}] must have the leading axis of the batch, {batch}, "
+                    f"got {leaf.shape}"
+                )
+        return value
+
+    return {name: parse(name, value) for name, value in (cond or {}).items()}

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cmjax.arrays import combine
-from cmjax.parametrization import consistency_function
+from cmjax.arrays import ApplyFn, combine
+from cmjax.parametrization import Parametrization, consistency_function
 from cmjax.random import level_noise, sample_keys
 from cmjax.sampling import sample
 from cmjax.schedulers import SCHEDULERS, scheduler_from_config
@@ -29,40 +29,62 @@ from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 _SHAPE = (4, 3, 2)  # samples of no particular meaning
 
 
+def network_of(parametrization: Parametrization, x0_fn: Callable[..., jax.Array]) -> ApplyFn:
+    """Returns the network whose x0 estimates are those of a function.
+
+    With a function that is known in closed form this is a network that makes no mistakes: what
+    samples then differ by is the sampler's doing.
+
+    Args:
+        parametrization: of the network; a scheduler's is `scheduler.parametrization`.
+        x0_fn: `(params, x, sigma, **cond) -> x0`, for one sample `x = x0 + sigma z`, `[...]`, at
+            the noise level sigma, f32[].
+
+    Returns:
+        `(params, x, t, **cond) -> model_output`, for batches.
+    """
+
+    def one(params, scaled, time, cond):
+        alpha, sigma = parametrization.path(time)
+        c_in, c_skip, c_out = parametrization.scalings(alpha, sigma)
+        x = scaled.astype(jnp.float32) / c_in
+        x0 = x0_fn(params, x / alpha, sigma / alpha, **cond)
+
+        # x0 = c_skip x + c_out F, solved for F. Where c_out is 0, F does not matter.
+        known = jnp.abs(c_out) > 1e-6
+        output = (x0 - c_skip * x) / jnp.where(known, c_out, 1)
+        return output.astype(scaled.dtype)
+
+    def apply_fn(params, x, t, **cond):
+        return jax.vmap(one, in_axes=(None, 0, 0, 0))(params, x, t, cond)
+
+    return apply_fn
+
+
 def gaussian_consistency_model(
     scheduler: CMStochasticIterativeScheduler, mean: Any = 0.0, std: Any = 0.5
-) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
+) -> tuple[ApplyFn, dict[str, jax.Array]]:
     """Returns `(apply_fn, params)`, the exact consistency model of data distributed N(mean, std^2).
 
     The probability-flow ODE keeps `(x - mean) / sqrt(std^2 + sigma^2)` constant, hence
-    `f(x, sigma) = mean + sqrt((std^2 + sigma_min^2) / (std^2 + sigma^2)) (x - mean)`. The model output is
-    what the scheduler's preconditioning turns into that f. Samples have mean `mean` and variance
-    `std^2 + sigma_min^2` at any number of steps; use a scheduler with `clip_denoised=False`.
+    `f(x, sigma) = mean + sqrt((std^2 + sigma_min^2) / (std^2 + sigma^2)) (x - mean)`. Samples have
+    mean `mean` and variance `std^2 + sigma_min^2` at any number of steps; use a scheduler with
+    `clip_denoised=False`.
 
     Args:
-        scheduler: whose preconditioning to undo.
+        scheduler: that the network is for.
         mean: of the data; a number, or an array that broadcasts against one sample.
         std: of the data, likewise.
     """
+
+    def consistency(params, x, sigma):
+        mean = jnp.broadcast_to(params["mean"], x.shape)
+        variance = jnp.square(jnp.broadcast_to(params["std"], x.shape))
+        final = variance + scheduler.sigma_min**2
+        return mean + jnp.sqrt(final / (variance + jnp.square(sigma))) * (x - mean)
+
     params = {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(std, jnp.float32)}
-
-    def apply_fn(params, x, t):
-        def one(x, t):
-            sigma = jnp.exp(t / 250)
-            noisy = x.astype(jnp.float32) / scheduler.get_input_scaling(sigma)
-            mean, std = (jnp.broadcast_to(params[name], x.shape) for name in ("mean", "std"))
-            shrink = jnp.sqrt(
-                (jnp.square(std) + scheduler.sigma_min**2) / (jnp.square(std) + jnp.square(sigma))
-            )
-            c_skip, c_out = scheduler.get_scalings_for_boundary_condition(sigma)
-            safe = jnp.where(
-                c_out > 1e-6, c_out, 1
-            )  # at sigma_min the model output does not matter
-            return ((mean + shrink * (noisy - mean) - c_skip * noisy) / safe).astype(x.dtype)
-
-        return jax.vmap(one)(x, t)
-
-    return apply_fn, params
+    return network_of(scheduler.parametrization, consistency), params
 
 
 def assert_scheduler_contract(scheduler: Scheduler, num_steps: int = 3) -> None:
@@ -76,6 +98,7 @@ def assert_scheduler_contract(scheduler: Scheduler, num_steps: int = 3) -> None:
     assert_threads_agree(scheduler, num_steps)
     assert_batch_invariant(_network, None, scheduler, _SHAPE, num_inference_steps=num_steps)
     assert_step_equals_sample(scheduler, num_steps)
+    assert_bare_sample_compiles_once(scheduler, num_steps)
     assert_differentiable(scheduler, num_steps)
 
 
@@ -200,18 +223,36 @@ def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
     """A loop over `step` gives what `cmjax.sample` gives for the same key."""
     key = jax.random.key(3)
     expected = sample(key, _network, None, scheduler, _SHAPE, num_inference_steps=num_steps)
-    state = scheduler.set_timesteps(num_steps)
-    x = scheduler.init_sample(state, level_noise(sample_keys(key, _SHAPE[0]), 0, _SHAPE))
-    state = scheduler.prepare(state, x)
+    state, x = scheduler.init(key, _set_timesteps(scheduler, num_steps), _SHAPE)
     for _ in range(state.num_steps):
         state, output = _one_step(scheduler, key, state, x)
         x = output.prev_sample
     chex.assert_trees_all_close(x, expected, rtol=1e-5, atol=1e-5)
 
 
+def assert_bare_sample_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
+    """`cmjax.sample` outside of `jax.jit` traces a network once, whatever the key and parameters."""
+    traces = []
+
+    def network(gain, x, *times):
+        traces.append(1)
+        return gain * _network(None, x, *times)
+
+    counts = []
+    for seed in range(3):
+        gain = jnp.float32(seed)
+        options = {"num_inference_steps": num_steps, "first_index": seed}
+        sample(jax.random.key(seed), network, gain, scheduler, _SHAPE, **options)
+        counts.append(len(traces))
+    assert counts[0] == counts[-1], f"traced {counts} times after each of three calls"
+
+
 def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """Gradients of a whole run are finite, by the network in reverse and forward mode, by `state.sigmas` in reverse."""
-    state = scheduler.set_timesteps(num_steps)
+    """Gradients of a whole run are finite, by the network and by the noise levels.
+
+    By the network in reverse and in forward mode, which agree, and by `state.sigmas` in reverse.
+    """
+    state = _set_timesteps(scheduler, num_steps)
 
     def run(gain, sigmas):
         def network(gain, x, *times):
@@ -382,13 +423,14 @@ def _network(params: None, x: jax.Array, *times: jax.Array) -> jax.Array:
 def _start(
     scheduler: Scheduler, num_steps: int, dtype: Any = jnp.float32
 ) -> tuple[SchedulerState, jax.Array]:
-    state = scheduler.set_timesteps(num_steps)
-    x = scheduler.init_sample(
-        state, level_noise(sample_keys(jax.random.key(7), _SHAPE[0]), 0, _SHAPE, dtype)
-    )
-    return scheduler.prepare(state, x), x
+    state = _set_timesteps(scheduler, num_steps)
+    return scheduler.init(jax.random.key(7), state, _SHAPE, dtype)
+
+
+def _set_timesteps(scheduler: Scheduler, num_steps: int) -> SchedulerState:
+    """One compiled program, where eagerly each operation would be compiled on its own."""
+    return jax.jit(lambda: scheduler.set_timesteps(num_steps))()
 
 
 def _one_step(scheduler: Scheduler, key: jax.Array, state: SchedulerState, x: jax.Array) -> Any:
-    times = [jnp.broadcast_to(t, x.shape[:1]) for t in scheduler.time_inputs(state)]
-    return scheduler.step(key, state, _network(None, scheduler.scale_input(state, x), *times), x)
+    return scheduler.step(key, state, scheduler.predict(_network, None, state, x), x)

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 import cmjax
+from cmjax import testing
 from cmjax.parametrization import adapt, edm_denoiser
-from cmjax.schedulers import SCHEDULERS, CTMScheduler, EDMHeunScheduler, LCMScheduler, SCMScheduler
+from cmjax.schedulers import (
+    SCHEDULERS,
+    CTMScheduler,
+    EDMEulerScheduler,
+    EDMHeunScheduler,
+    LCMScheduler,
+    SCMScheduler,
+)
 from cmjax.testing import gaussian_consistency_model
 
 MEAN, STD = 0.3, 0.5
@@ -18,13 +26,12 @@ TARGETS = [
 ]
 
 
-def denoiser_network(params, x, t):
-    """EDM's F of the exact denoiser of N(MEAN, STD^2)."""
-    sigma = jnp.exp(t / 250).reshape(-1, 1)
-    noisy = x / EDM.get_input_scaling(sigma)
-    denoised = (STD**2 * noisy + sigma**2 * MEAN) / (STD**2 + sigma**2)
-    c_skip, c_out = EDM.get_scalings(sigma)
-    return (denoised - c_skip * noisy) / c_out
+def exact_denoiser(params, x, sigma):
+    """The mean of x0 given x, for data distributed N(MEAN, STD^2)."""
+    return (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
+
+
+denoiser_network = testing.network_of(EDM.parametrization.without_boundary(), exact_denoiser)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -75,16 +82,45 @@ def test_with_scheduler_keeps_the_network_of_the_same_kind():
     assert model.with_scheduler(EDMHeunScheduler()).apply_fn is not model.apply_fn
 
 
+class UsersOwnSolver(EDMHeunScheduler):
+    """A solver that somebody derived, under a name of their own."""
+
+
+def test_a_subclass_of_a_solver_takes_the_network_as_a_denoiser_too():
+    model = cmjax.load()
+    cond = {"class_labels": jnp.arange(2)}
+
+    def draw(scheduler):
+        adapted = model.with_scheduler(scheduler)
+        options = {"num_inference_steps": 2, "cond": cond}
+        return cmjax.sample(
+            jax.random.key(0), adapted.apply_fn, model.params, scheduler, (2, 28, 28, 1), **options
+        )
+
+    np.testing.assert_array_equal(draw(UsersOwnSolver()), draw(EDMHeunScheduler()))
+
+
+@pytest.mark.parametrize("name", [*TARGETS, "CMStochasticIterativeScheduler"])
+def test_a_network_of_any_kind_is_adapted(name):
+    source = SCHEDULERS[name]()
+    network = testing.network_of(source.parametrization.without_boundary(), exact_denoiser)
+    target = EDMEulerScheduler()
+    adapted = adapt(network, source, target, edm_denoiser)
+    x = jnp.linspace(-2, 2, 6).reshape(2, 3)
+    for sigma in (0.3, 1.0, 5.0):
+        levels = jnp.full(2, sigma)
+        x0 = edm_denoiser(adapted, None, target, x, levels)
+        np.testing.assert_allclose(x0, exact_denoiser(None, x, sigma), atol=3e-3)
+
+
 @pytest.mark.parametrize("name", TWO_TIMES)
 def test_a_network_told_one_time_is_not_adapted_to_two(name):
-    with pytest.raises(ValueError, match=f"{name} needs a network of its own"):
+    with pytest.raises(ValueError, match=f"target is a {name}, .* need a network of their own"):
         cmjax.load().with_scheduler(SCHEDULERS[name]())
 
 
-def test_a_network_of_other_levels_is_not_adapted():
-    with pytest.raises(
-        ValueError, match="must be of a CMStochasticIterativeScheduler, got CTMScheduler"
-    ):
+def test_a_network_told_two_times_is_not_adapted():
+    with pytest.raises(ValueError, match="source is a CTMScheduler"):
         adapt(denoiser_network, CTMScheduler(), LCMScheduler())
 
 

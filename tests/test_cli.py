@@ -192,7 +192,7 @@ def test_labels_and_seed_matter(arrays):
 
 @pytest.mark.parametrize("levels", [("--timesteps", "20,0"), ("--sigmas", "80.0, {}")])
 def test_three_ways_to_say_the_levels(arrays, levels):
-    sigma = cmjax.CMStochasticIterativeScheduler().grid()[20]
+    sigma = cmjax.CMStochasticIterativeScheduler().training_sigmas()[20]
     made = arrays("--num", "3", *(level.format(sigma) for level in levels))
     assert_same(made["images"], arrays("--num", "3", "--steps", "2")["images"])
 

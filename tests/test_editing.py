@@ -363,9 +363,11 @@ def test_levels_by_default_are_the_papers():
     assert len(trajectory.denoised) == 39
     state = SCHEDULER.set_timesteps(timesteps=editing.editing_timesteps(40))
     np.testing.assert_allclose(
-        state.sigmas, SCHEDULER.grid(), rtol=1e-6
+        state.sigmas, SCHEDULER.training_sigmas(), rtol=1e-6
     )  # all 40, sigma_min being the end
-    np.testing.assert_allclose(SCHEDULER.grid()[[16, 20]], editing.STROKE_SIGMAS, atol=0.005)
+    np.testing.assert_allclose(
+        SCHEDULER.training_sigmas()[[16, 20]], editing.STROKE_SIGMAS, atol=0.005
+    )
 
 
 # Truth, on Gaussian data.
@@ -375,14 +377,13 @@ def correlated_gaussian_model(scheduler, covariance):
     """The exact consistency model of N(0, covariance): along each eigenvector as in one dimension."""
     variances, axes = np.linalg.eigh(covariance)
 
-    def apply_fn(params, x, t):
-        sigma = jnp.exp(t / 250)[:, None]
-        c_skip, c_out = scheduler.get_scalings_for_boundary_condition(sigma)
-        noisy = x / scheduler.get_input_scaling(sigma)
-        shrink = jnp.sqrt((variances + scheduler.sigma_min**2)[None] / (variances[None] + sigma**2))
-        return ((noisy @ axes * shrink) @ axes.T - c_skip * noisy) / c_out
+    def consistency(params, x, sigma):
+        shrink = jnp.sqrt((variances + scheduler.sigma_min**2) / (variances + sigma**2))
+        return (x @ axes * shrink) @ axes.T
 
-    return apply_fn, partial(shrinking, scheduler.sigma_min, variances, axes)
+    return testing.network_of(scheduler.parametrization, consistency), partial(
+        shrinking, scheduler.sigma_min, variances, axes
+    )
 
 
 def shrinking(sigma_min, variances, axes, sigma):
@@ -528,8 +529,8 @@ def test_conditioning_reaches_every_function():
 
 _run = partial(edit, KEY, network, None, SCHEDULER)
 MISUSE = {
-    "8-bit mask": (lambda: inpaint(IMAGE, np.full(SHAPE, 255)), "known must be in.*255"),
-    "NaN in the mask": (lambda: inpaint(IMAGE, np.full(SHAPE, np.nan)), "known must be in"),
+    "8-bit mask": (lambda: inpaint(IMAGE, np.full(SHAPE, 255)), "mask must be in.*255"),
+    "NaN in the mask": (lambda: inpaint(IMAGE, np.full(SHAPE, np.nan)), "mask must be in"),
     "8-bit image": (
         lambda: inpaint(np.zeros(SHAPE, np.uint8), KNOWN),
         "image must hold floats.*uint8.*127.5",

@@ -335,7 +335,7 @@ def test_a_network_of_the_wrong_output_shape():
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_deterministic_sampler_leaves_its_noise_alone_and_others_use_it(name):
-    scheduler, x = SCHEDULERS[name](), jnp.ones((2, 3))
-    state = scheduler.prepare(scheduler.set_timesteps(3), x)
+    scheduler = SCHEDULERS[name]()
+    state, x = scheduler.init(KEY, scheduler.set_timesteps(3), (2, 3))
     _, next_sample = scheduler.advance(state, x, x / 2, jnp.full_like(x, jnp.nan))
-    assert bool(jnp.isnan(next_sample).all()) == scheduler.stochastic
+    assert bool(jnp.isnan(next_sample).all()) == (state.weights.noise is not None)

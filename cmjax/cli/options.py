@@ -217,13 +217,13 @@ def _scheduler(
 ) -> "Scheduler":
     """Returns the scheduler of that name, with the noise levels that the model was trained for unless they are set."""
     from cmjax.configs import did_you_mean
-    from cmjax.schedulers import SCHEDULERS, on_levels_of
+    from cmjax.schedulers import SCHEDULERS, scheduler_like
 
     name = name or type(trained_for).__name__
     if name not in SCHEDULERS:
         raise ValueError(f"--scheduler: there is no {name!r}{did_you_mean(name, list(SCHEDULERS))}")
     try:
-        return on_levels_of(trained_for, name, **settings)
+        return scheduler_like(trained_for, name, **settings)
     except ValueError as error:
         raise ValueError(f"--set: {error}") from None
 

@@ -5,46 +5,53 @@ from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.ddim import DDIMScheduler
+from cmjax.schedulers.discrete import DiscreteScheduler
+from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.dpm2 import EDMDPM2Scheduler, KDPM2DiscreteScheduler
 from cmjax.schedulers.dpm_multistep import EDMDPMSolverMultistepScheduler
+from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
+from cmjax.schedulers.flow import FlowScheduler
 from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
-from cmjax.schedulers.registry import (
-    FEW_STEP,
-    ODE_SOLVERS,
-    SCHEDULERS,
-    on_levels_of,
-    scheduler_from_config,
-)
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.registry import SCHEDULERS, scheduler_from_config, scheduler_like
 from cmjax.schedulers.scm import SCMScheduler
+from cmjax.schedulers.table import Memory, TableScheduler, TableState, Weights
 from cmjax.schedulers.tcd import TCDScheduler
 
 __all__ = [
-    "FEW_STEP",
-    "ODE_SOLVERS",
     "SCHEDULERS",
     "CMStochasticIterativeScheduler",
     "CTMScheduler",
     "DDIMScheduler",
+    "DiscreteScheduler",
+    "DiscreteSigmasScheduler",
     "EDMDPM2Scheduler",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerAncestralScheduler",
     "EDMEulerScheduler",
     "EDMHeunScheduler",
+    "EDMScheduler",
     "EulerAncestralDiscreteScheduler",
     "FlowMapEulerDiscreteScheduler",
     "FlowMatchLCMScheduler",
+    "FlowScheduler",
     "HeunDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "Levels",
+    "Memory",
     "SCMScheduler",
     "Scheduler",
     "SchedulerState",
     "StepOutput",
     "TCDScheduler",
-    "on_levels_of",
+    "TableScheduler",
+    "TableState",
+    "Weights",
     "scheduler_from_config",
+    "scheduler_like",
 ]

@@ -1,31 +1,35 @@
 """Ancestral sampling with Euler steps (k-diffusion; Song et al. 2021, appendix F)."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
-from cmjax.schedulers.linear import LinearState, root_of_difference, rows
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.table import Weights, root_of_difference
 
 
-def ancestral(sigmas: jax.Array, eta: float = 1.0) -> jax.Array:
-    """Weights [n, 3] of Euler steps to a level below the next one, and fresh noise up to it.
+def ancestral_weights(sigmas: jax.Array, eta: float = 1.0) -> Weights:
+    """Returns the table of Euler steps to a level below the next one, and fresh noise up to it.
 
     Args:
-        sigmas: [n+1], noise levels.
-        eta: share of fresh noise: 1 is that of the reverse of the forward process, 0 is Euler's method.
+        sigmas: f32[n+1], noise levels.
+        eta: share of fresh noise: 1 is that of the reverse of the forward process, 0 is Euler's
+            method.
     """
-    high, low = sigmas[:-1], sigmas[1:]
-    share = (
-        jnp.full_like(high, eta).at[-1].set(0)
-    )  # no noise at the end, also where that is above 0
+    high = sigmas[:-1]
+    low = sigmas[1:]
+    share = jnp.full_like(high, eta).at[-1].set(0)  # no noise at the end, also where it is above 0
+
+    # up = eta sigma' sqrt(sigma^2 - sigma'^2) / sigma.
     up = share * low * root_of_difference(high, low) / high
-    # sqrt(low^2 - up^2), without the difference of almost equal numbers that it is where low is far below high.
+
+    # down = sqrt(sigma'^2 - up^2), without the difference of almost equal numbers that it is where
+    # sigma' is far below sigma.
     down = low * jnp.sqrt((1 - share) * (1 + share) + jnp.square(share * low / high))
-    return rows(1.0, down, up)
+    return Weights(x0=1.0, eps=down, noise=up)
 
 
 @jax.tree_util.register_static
@@ -33,32 +37,50 @@ def ancestral(sigmas: jax.Array, eta: float = 1.0) -> jax.Array:
 class EDMEulerAncestralScheduler(EDMScheduler):
     """Ancestral sampling on EDM noise levels.
 
-    Attributes:
-        eta: share of fresh noise, in [0, 1].
+    The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
 
-    Others as in `EDMScheduler`.
+    Attributes:
+        sigma_min: lowest noise level at which the network is called.
+        sigma_max: highest noise level, where sampling starts.
+        sigma_data: standard deviation of the data.
+        sigma_schedule: levels between: "karras" (equation 5) or "exponential".
+        prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
+        rho: curvature of the levels.
+        final_sigmas_type: sampling ends at "zero" or at "sigma_min".
+        eta: share of fresh noise, in [0, 1].
     """
 
     eta: float = 1.0
 
     _domains = {"eta": (0.0, 1.0)}
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; arguments and errors as in `EDMScheduler.levels`."""
-        levels = self.levels(num_inference_steps, timesteps, sigmas)
-        return self.solver_state(levels, ancestral(levels, self.eta))
+    def weights(self, levels: Levels) -> Weights:
+        """Euler steps, then noise."""
+        return ancestral_weights(levels.sigmas, self.eta)
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class EulerAncestralDiscreteScheduler(DiscreteSigmasScheduler):
-    """Ancestral sampling for models with discrete times. Attributes as in `DiscreteSigmasScheduler`."""
+    """Ancestral sampling for models with discrete times.
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; arguments and errors as in `levels`."""
-        times, levels = self.levels(num_inference_steps, timesteps, sigmas)
-        return self.new_state(times, jnp.ones_like(levels), levels, ancestral(levels))
+    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
+    `DiscreteSigmasScheduler` takes.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+        timestep_spacing: "linspace", "leading" or "trailing".
+        steps_offset: added to "leading" times.
+        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
+        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
+        use_exponential_sigmas: or equal steps of log sigma.
+    """
+
+    def weights(self, levels: Levels) -> Weights:
+        """Euler steps, then noise."""
+        return ancestral_weights(levels.sigmas)

@@ -1,52 +1,65 @@
 """Gamma sampling of consistency trajectory models (Kim et al. 2023, arXiv 2310.02279)."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from cmjax.parametrization import EDM
+from cmjax.parametrization.edm import CONSISTENCY_TIME_FACTOR
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
-from cmjax.schedulers.linear import LinearState, root_of_difference, rows
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.table import TableState, Weights, root_of_difference
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class CTMScheduler(CMStochasticIterativeScheduler):
-    """Sampler of networks that jump from any noise level to any lower one (Kim et al. 2023, Algorithm 3).
+    """Sampler of networks that jump from any noise level to any lower one.
 
-    `G(x, t, s) = (s / t) x + (1 - s / t) g(x, t, s)`, with `g = c_skip x + c_out F` by EDM's scalings; the network is
-    told t and s. Each step jumps to `s^2 = sigma_min^2 + (1 - gamma^2) (t'^2 - sigma_min^2)` and adds noise to reach
-    t'. With sigma_min = 0 that is the paper's `s = sqrt(1 - gamma^2) t'`; measured from sigma_min, where sampling ends,
-    gamma = 1 is consistency sampling exactly.
+    `G(x, t, s) = (s / t) x + (1 - s / t) g(x, t, s)`, with `g = c_skip x + c_out F` by EDM's
+    scalings (Kim et al. 2023, Algorithm 3). Each step jumps to the level s with
+    `s^2 = sigma_min^2 + (1 - gamma^2) (t'^2 - sigma_min^2)` and adds noise to reach t'. With
+    sigma_min = 0 that is the paper's `s = sqrt(1 - gamma^2) t'`; measured from sigma_min, where
+    sampling ends, gamma = 1 is consistency sampling exactly.
+
+    The network is told two times, `250 log(t)` and `250 log(s)`. `set_timesteps` takes what that of
+    `CMStochasticIterativeScheduler` takes.
 
     Attributes:
+        num_train_timesteps: number N of levels of the training grid.
+        sigma_min: lowest noise level, where sampling ends.
+        sigma_max: highest noise level, where sampling starts.
+        sigma_data: standard deviation of the data (EDM).
+        s_noise: factor on the noise added between steps; 1 is the algorithm.
+        rho: curvature of the level grid.
+        clip_denoised: clip x0 estimates to [-1, 1].
+        timestep_spacing: how `num_inference_steps` picks from the grid: "linspace" (rounded,
+            equally spaced) or "leading" (the integer stride of diffusers).
         gamma: share of fresh noise: 0 adds none, 1 is consistency sampling.
 
-    Others as in `CMStochasticIterativeScheduler`.
+    Raises:
+        ValueError: for values outside their domain, or `sigma_min >= sigma_max`.
     """
 
     gamma: float = 0.0
 
+    num_times = 2
     _domains = {"gamma": (0.0, 1.0)}
 
     @property
-    def stochastic(self) -> bool:
-        """Whether steps add fresh noise."""
-        return self.gamma > 0
+    def parametrization(self) -> EDM:
+        """EDM's, without a boundary: G is the identity where s = t, whatever g is."""
+        return EDM(self.sigma_data, time_factor=CONSISTENCY_TIME_FACTOR)
 
-    def weights(self, sigmas: jax.Array) -> jax.Array:
-        """Rows of `x' = G(x, t, s) + gamma sqrt(t'^2 - sigma_min^2) z`, where G is `g + s eps`."""
-        span = root_of_difference(sigmas[1:], self.sigma_min)
+    def weights(self, levels: Levels) -> Weights:
+        """`x' = G(x, t, s) + gamma sqrt(t'^2 - sigma_min^2) z`, where G is `g + s eps`."""
+        span = root_of_difference(levels.sigmas[1:], self.sigma_min)
         target = jnp.sqrt(self.sigma_min**2 + (1 - self.gamma**2) * jnp.square(span))
-        return rows(1.0, target, self.s_noise * self.gamma * span)
+        fresh = self.s_noise * self.gamma * span
+        return Weights(x0=1.0, eps=target, noise=fresh if self.gamma > 0 else None)
 
-    def time_inputs(self, state: LinearState) -> tuple[jax.Array, ...]:
+    def time_inputs(self, state: TableState) -> tuple[jax.Array, ...]:
         """Returns the network's times of t and of s, f32[] each."""
-        return state.timesteps[state.step_index], self.sigma_to_t(
-            state.weights[state.step_index, 1]
-        )
-
-    def preconditioning(self, alphas: jax.Array, sigmas: jax.Array) -> tuple[Any, Any, Any]:
-        """Returns EDM's (c_in, c_skip, c_out), of the shape of `sigmas`."""
-        return self.get_input_scaling(sigmas), *self.get_scalings(sigmas)
+        target = state.weights.eps[state.step_index]
+        return state.timesteps[state.step_index], self.parametrization.time(target)

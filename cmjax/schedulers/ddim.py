@@ -6,58 +6,94 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.schedulers.bounded import BoundedDiscreteScheduler
-from cmjax.schedulers.discrete import noise_between
-from cmjax.schedulers.linear import LinearState, rows
+from cmjax.schedulers.bounds import BOUND_DOMAINS, bounded
+from cmjax.schedulers.discrete import DiscreteScheduler, noise_between, training_times
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.table import TableState, Weights
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class DDIMScheduler(BoundedDiscreteScheduler):
+class DDIMScheduler(DiscreteScheduler):
     """The implicit sampler of models with discrete times (Song, Meng and Ermon 2020, equation 12).
 
+    Without `use_clipped_model_output`, the default of the reference, `denoise` returns the estimate
+    as it is, and `advance` bounds it.
+
+    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
+    number of times spaced by `timestep_spacing`, or as `timesteps` whole training times.
+
     Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+        rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
+        timestep_spacing: "linspace" (first and last time included), "leading" (integer stride) or
+            "trailing".
+        steps_offset: added to "leading" times.
+        set_alpha_to_one: end without noise, rather than at training time 0.
+        clip_sample: clip x0 estimates.
+        clip_sample_range: to plus or minus this.
+        thresholding: scale x0 estimates that leave [-1, 1], instead of clipping (Saharia et al.
+            2022, section 2.3).
+        dynamic_thresholding_ratio: quantile of |x0| of a sample that is scaled to 1, if it is
+            larger.
+        sample_max_value: and at most this.
         eta: share of fresh noise: 0 follows the probability-flow ODE, 1 has the variance of DDPM.
         use_clipped_model_output: take the direction, too, from the clipped x0 estimate.
-
-    Others as in `BoundedDiscreteScheduler`. Without `use_clipped_model_output`, the default of the reference, `denoise`
-    returns the estimate as it is, and `advance` bounds it.
     """
 
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
     clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
     eta: float = 0.0
     use_clipped_model_output: bool = False
 
-    _domains = {"eta": (0.0, 1.0)}
+    solves_ode = True
+    _domains = {**BOUND_DOMAINS, "eta": (0.0, 1.0)}
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether steps add fresh noise."""
-        return self.eta > 0
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the levels of training times, and of the end."""
+        times = training_times(self, name, value)
+        ends = [jnp.ones(1, jnp.float32), jnp.zeros(1, jnp.float32)]
+        if not self.set_alpha_to_one:
+            ends = self.parametrization.path(jnp.zeros(1, jnp.float32))
+        alphas, sigmas = map(jnp.append, self.parametrization.path(times), ends)
+        return Levels(times, alphas, sigmas)
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; give exactly one of the number of steps and training times.
+    def weights(self, levels: Levels) -> Weights:
+        """Equation 12: `x' = alpha' x0 + sqrt(sigma'^2 - up^2) eps + up z`."""
+        alpha = levels.alphas[:-1]
+        sigma = levels.sigmas[:-1]
+        next_alpha = levels.alphas[1:]
+        next_sigma = levels.sigmas[1:]
+        share = jnp.full_like(levels.times, self.eta)
+        share = share.at[-1].set(0)  # no noise at the end, also where that is training time 0
 
-        Raises:
-            ValueError: for neither or both, or for times that are not descending integers of the training.
-        """
-        times = self.times(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
-        alphas, sigmas = map(jnp.append, self.path(times), self.final_levels())
-        share = (
-            jnp.full_like(times, self.eta).at[-1].set(0)
-        )  # no noise at the end, also where that is training time 0
         # Equation 16: up^2 = eta^2 (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2).
-        drop = noise_between((alphas[1:], sigmas[1:]), (alphas[:-1], sigmas[:-1]))
-        up = share * sigmas[1:] / sigmas[:-1] * drop / alphas[1:]
-        # sqrt(sigma'^2 - up^2), without the difference of almost equal numbers that it is where there is little signal.
-        signal = share * alphas[:-1] * sigmas[1:] / (alphas[1:] * sigmas[:-1])
-        down = sigmas[1:] * jnp.sqrt((1 - share) * (1 + share) + jnp.square(signal))
-        return self.new_state(times, alphas, sigmas, rows(alphas[1:], down, up))
+        drop = noise_between((next_alpha, next_sigma), (alpha, sigma))
+        up = share * next_sigma / sigma * drop / next_alpha
 
-    def denoise(self, state: LinearState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
-        """Returns the x0 estimate, `[B, ...]`; bounded here only with `use_clipped_model_output`."""
+        # sqrt(sigma'^2 - up^2), without the difference of almost equal numbers that it is where
+        # there is little signal.
+        signal = share * alpha * next_sigma / (next_alpha * sigma)
+        down = next_sigma * jnp.sqrt((1 - share) * (1 + share) + jnp.square(signal))
+        return Weights(x0=next_alpha, eps=down, noise=up if self.eta > 0 else None)
+
+    def bound(self, denoised: jax.Array) -> jax.Array:
+        """Returns the x0 estimate thresholded or clipped, if so configured."""
+        return bounded(self, denoised)
+
+    def denoise(self, state: TableState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+        """Returns the x0 estimate, `[B, ...]`; bounded here with `use_clipped_model_output`."""
         if self.use_clipped_model_output:
             return super().denoise(state, model_output, sample)
         return self.estimate(state, model_output, sample)

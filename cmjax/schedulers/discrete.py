@@ -1,4 +1,4 @@
-"""What samplers of models with a thousand discrete times share: times, spacings, prediction types."""
+"""What samplers of models with a thousand discrete training times share (Ho et al. 2020)."""
 
 import dataclasses
 from typing import Any
@@ -7,32 +7,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import concrete
 from cmjax.configs import is_finite
-from cmjax.schedulers.betas import BETA_SCHEDULES, signal_variances
-from cmjax.schedulers.levels import check_count, descending, exactly_one
-from cmjax.schedulers.linear import LinearScheduler, root_of_difference
+from cmjax.parametrization import Discrete
+from cmjax.parametrization.betas import BETA_SCHEDULES
+from cmjax.parametrization.discrete import PREDICTION_TYPES
+from cmjax.schedulers.levels import check_num_steps, parse_levels
+from cmjax.schedulers.table import TableScheduler, root_of_difference
 
 SPACINGS = ("linspace", "leading", "trailing")
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+DISCRETE_DOMAINS = {
+    "num_train_timesteps": (1, 1_000_000),
+    "beta_start": (1e-12, 0.999),
+    "beta_end": (1e-12, 0.999),
+    "beta_schedule": BETA_SCHEDULES,
+    "prediction_type": PREDICTION_TYPES,
+    "timestep_spacing": SPACINGS,
+    "steps_offset": (0, 1_000_000),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscreteScheduler(LinearScheduler):
-    """A sampler of a model trained at times 0..N-1 of a beta schedule (Ho et al. 2020), variance-preserving.
+class DiscreteScheduler(TableScheduler):
+    """A sampler of a model trained at times 0..N-1 of a beta schedule, variance-preserving.
 
-    The sample is `alpha x0 + sigma z` with `alpha^2 + sigma^2 = 1`.
+    The sample is `alpha x0 + sigma z` with `alpha^2 + sigma^2 = 1`; the network is told a training
+    time, 0..N-1.
 
     Attributes:
         num_train_timesteps: number N of training times.
         beta_start: the first beta.
         beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear" (of Stable Diffusion), "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule.
-        prediction_type: what the network returns: "epsilon" (the noise), "sample" (x0), or "v_prediction"
-            (`alpha z - sigma x0`, Salimans and Ho 2022).
-        timestep_spacing: "linspace" (first and last time included), "leading" (integer stride) or "trailing".
-        steps_offset: added to "leading" times.
+        beta_schedule: "linear", "scaled_linear" (of Stable Diffusion), "squaredcos_cap_v2" or
+            "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon" (the noise), "sample" (x0), or
+            "v_prediction" (`alpha z - sigma x0`, Salimans and Ho 2022).
         rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
 
     Raises:
@@ -45,122 +54,130 @@ class DiscreteScheduler(LinearScheduler):
     beta_schedule: str = "linear"
     trained_betas: tuple[float, ...] | None = None
     prediction_type: str = "epsilon"
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0
     rescale_betas_zero_snr: bool = False
 
-    _domains = {
-        "num_train_timesteps": (1, 1_000_000),
-        "beta_start": (1e-12, 0.999),
-        "beta_end": (1e-12, 0.999),
-        "beta_schedule": BETA_SCHEDULES,
-        "prediction_type": PREDICTION_TYPES,
-        "timestep_spacing": SPACINGS,
-        "steps_offset": (0, 1_000_000),
-    }
+    _domains = DISCRETE_DOMAINS
 
     def __post_init__(self):
         super().__post_init__()
-        betas, n = self.trained_betas, self.num_train_timesteps
-        if betas is not None and not (
-            isinstance(betas, tuple)
-            and len(betas) == n
-            and all(is_finite(beta) and 0 < beta < 1 for beta in betas)
-        ):
-            raise ValueError(
-                f"trained_betas must be a tuple of {n} numbers between 0 and 1, got {betas!r}"
-            )
+        check_betas(self.trained_betas, self.num_train_timesteps)
+
+    @property
+    def parametrization(self) -> Discrete:
+        """The variance-preserving path of the betas."""
+        return Discrete(*network_options(self))
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The lowest and highest sigma / alpha of the training times."""
+        ratios = self.parametrization.training_ratios()
+        return float(ratios[0]), float(ratios[-1])
 
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial noise, 1."""
         return 1.0
 
-    def signal_variances(self) -> np.ndarray:
-        """Returns alpha^2 at every training time, f64[num_train_timesteps]."""
-        return signal_variances(
-            self.num_train_timesteps,
-            self.beta_start,
-            self.beta_end,
-            self.beta_schedule,
-            self.trained_betas,
-            self.rescale_betas_zero_snr,
+
+def network_options(scheduler: Any) -> tuple[Any, ...]:
+    """Returns the fields of `Discrete`, in their order, that a scheduler has too."""
+    return tuple(getattr(scheduler, field.name) for field in dataclasses.fields(Discrete))
+
+
+def check_betas(betas: Any, num: int) -> None:
+    """Raises ValueError unless `trained_betas` is None or a tuple of `num` numbers in (0, 1)."""
+    if betas is None:
+        return
+    valid = isinstance(betas, tuple) and len(betas) == num
+    if not valid or not all(is_finite(beta) and 0 < beta < 1 for beta in betas):
+        raise ValueError(
+            f"trained_betas must be a tuple of {num} numbers between 0 and 1, got {betas!r}"
         )
 
-    def path(self, times: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (alpha, sigma) at training times, whole numbers of any dtype, of their shape."""
-        variance, index = self.signal_variances(), jnp.asarray(times).astype(jnp.int32)
-        alphas, sigmas = (
-            jnp.asarray(np.sqrt(v), jnp.float32)[index] for v in (variance, 1 - variance)
+
+def training_times(scheduler: Any, name: str, value: Any) -> jax.Array:
+    """Returns f32[N] training times, descending, as `set_timesteps` of a scheduler was asked.
+
+    Args:
+        scheduler: with `num_train_timesteps`, `timestep_spacing`, `steps_offset`.
+        name: "num_inference_steps", for spaced times, or "timesteps", for those written down.
+        value: of the argument of that name.
+
+    Raises:
+        ValueError: for sigmas, or an invalid value.
+    """
+    if name != "num_inference_steps":
+        return explicit_times(scheduler, name, value)
+    last = scheduler.num_train_timesteps - 1
+    n = check_num_steps(value, last + 1, "num_train_timesteps")
+    times = spaced_times(scheduler, n)
+    if times[0] > last:
+        raise ValueError(
+            f"steps_offset={scheduler.steps_offset} leads beyond the last training time {last}"
         )
-        return alphas, sigmas
+    return explicit_times(scheduler, "timesteps", times.astype(int))
 
-    def preconditioning(self, alphas: jax.Array, sigmas: jax.Array) -> tuple[Any, Any, Any]:
-        """Returns (c_in, c_skip, c_out) of the prediction type; the network sees the sample as it is."""
-        if self.prediction_type == "epsilon":
-            return 1.0, 1 / alphas, -sigmas / alphas
-        return (1.0, 0.0, 1.0) if self.prediction_type == "sample" else (1.0, alphas, -sigmas)
 
-    def times(
-        self, n: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> jax.Array:
-        """Returns f32[N] training times, descending: n spaced ones, or those written down.
+def explicit_times(scheduler: Any, name: str, value: Any) -> jax.Array:
+    """Returns f32[N] training times that were written down, descending.
 
-        Raises:
-            ValueError: unless exactly one of n and timesteps is given, and valid.
-        """
-        if sigmas is not None:
-            raise ValueError(
-                f"{type(self).__name__} takes timesteps=[999, ...] (training times), not sigmas"
-            )
-        exactly_one(num_inference_steps=n, timesteps=timesteps)
-        last = self.num_train_timesteps - 1
-        if timesteps is None:
-            times = self._spaced(check_count(n, last + 1, "num_train_timesteps"))
-            if times[0] > last:
-                raise ValueError(
-                    f"steps_offset={self.steps_offset} leads beyond the last training time {last}"
-                )
-        else:
-            times = descending("timesteps", timesteps, 0, last, integers=True)
-        first = concrete(times)
-        if first is not None and self.prediction_type == "epsilon":
-            signal = DiscreteScheduler.signal_variances(self)[int(first[0])] ** 0.5
-            if np.float32(signal) == 0:
-                cause = (
-                    "rescale_betas_zero_snr"
-                    if self.rescale_betas_zero_snr
-                    else f"beta_end={self.beta_end}"
-                )
-                raise ValueError(
-                    f"{cause} leaves no signal at training time {int(first[0])}, where the noise (prediction_type="
-                    "'epsilon') says nothing of the image; use 'v_prediction', 'sample', or lower timesteps"
-                )
-        return jnp.asarray(times, jnp.float32)
+    Raises:
+        ValueError: for sigmas, or an invalid value.
+    """
+    if name == "sigmas":
+        kind = type(scheduler).__name__
+        raise ValueError(f"{kind} takes timesteps=[999, ...] (training times), not sigmas")
+    times = parse_levels(name, value, 0, scheduler.num_train_timesteps - 1, integers=True)
+    check_signal(scheduler, value)
+    return times
 
-    def _spaced(self, n: int) -> np.ndarray:
-        total = self.num_train_timesteps
-        if self.timestep_spacing == "linspace":
-            return self._linspace(n).round()
-        if self.timestep_spacing == "leading":
-            return (np.arange(n) * (total // n))[::-1] + self.steps_offset
-        return np.round(total - np.arange(n) * total / n) - 1
 
-    def _linspace(self, n: int) -> np.ndarray:
-        last = self.num_train_timesteps - 1
-        return (
-            np.linspace(0, last, n)[::-1] if n > 1 else np.array([float(last)])
-        )  # a single step starts with noise
+def check_signal(scheduler: Any, times: Any) -> None:
+    """Raises ValueError where a network that predicts noise would be called at pure noise."""
+    if scheduler.prediction_type != "epsilon" or isinstance(times, jax.core.Tracer):
+        return
+    first = int(np.asarray(times)[0])
+    variances = Discrete(*network_options(scheduler)).signal_variances()
+    if np.float32(variances[first] ** 0.5) == 0:
+        cause = f"beta_end={scheduler.beta_end}"
+        if scheduler.rescale_betas_zero_snr:
+            cause = "rescale_betas_zero_snr"
+        raise ValueError(
+            f"{cause} leaves no signal at training time {first}, where the noise "
+            "(prediction_type='epsilon') says nothing of the image; use 'v_prediction', 'sample', "
+            "or lower timesteps"
+        )
+
+
+def spaced_times(scheduler: Any, n: int) -> np.ndarray:
+    """Returns f64[n] whole training times, descending, by `timestep_spacing` and `steps_offset`."""
+    total = scheduler.num_train_timesteps
+    if scheduler.timestep_spacing == "linspace":
+        return linspace_times(total, n).round()
+    if scheduler.timestep_spacing == "leading":
+        return (np.arange(n) * (total // n))[::-1] + float(scheduler.steps_offset)
+    return np.round(total - np.arange(n) * total / n) - 1
+
+
+def linspace_times(total: int, n: int) -> np.ndarray:
+    """Returns f64[n] equally spaced times from `total - 1` to 0; a single one is the noisiest."""
+    if n == 1:
+        return np.array([float(total - 1)])
+    return np.linspace(0, total - 1, n)[::-1]
 
 
 def noise_between(low: tuple[jax.Array, jax.Array], high: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Returns sqrt(alpha_low^2 - alpha_high^2), given two levels (alpha, sigma) with alpha^2 + sigma^2 = 1.
+    """Returns sqrt(alpha_low^2 - alpha_high^2) of two levels (alpha, sigma) of this path.
 
-    It is sqrt(sigma_high^2 - sigma_low^2) too; the difference of the smaller numbers is the one that rounding spares.
+    It is sqrt(sigma_high^2 - sigma_low^2) too, since alpha^2 + sigma^2 = 1; the difference of the
+    smaller numbers is the one that rounding spares.
+
+    Args:
+        low: the level of less noise.
+        high: the level of more noise.
     """
-    (alpha_low, sigma_low), (alpha_high, sigma_high) = low, high
-    by_signal, by_noise = (
-        root_of_difference(alpha_low, alpha_high),
-        root_of_difference(sigma_high, sigma_low),
-    )
+    alpha_low, sigma_low = low
+    alpha_high, sigma_high = high
+    by_signal = root_of_difference(alpha_low, alpha_high)
+    by_noise = root_of_difference(sigma_high, sigma_low)
     return jnp.where(sigma_high < alpha_low, by_noise, by_signal)

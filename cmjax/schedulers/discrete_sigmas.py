@@ -5,128 +5,143 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cmjax.arrays import combine
-from cmjax.schedulers.discrete import DiscreteScheduler
-from cmjax.schedulers.levels import descending, exactly_one, exponential_sigmas, karras_sigmas, ramp
-from cmjax.schedulers.linear import LinearState
-
-_RHO = 7.0  # of the levels that replace those of the training times, as in the reference
-_ZERO_SNR = (
-    2.0**-24
-)  # alpha^2 of the last training time where zero SNR would make sigma infinite, as in the reference
-_SMALLEST = 1e-30  # alpha^2 where large betas leave no signal; float32 holds sigma^2
+from cmjax.parametrization import DiscreteExploding
+from cmjax.schedulers.base import FileOption
+from cmjax.schedulers.discrete import (
+    DISCRETE_DOMAINS,
+    check_betas,
+    check_signal,
+    linspace_times,
+    network_options,
+    training_times,
+)
+from cmjax.schedulers.levels import (
+    Levels,
+    append_zero,
+    check_num_steps,
+    exploding_levels,
+    parse_levels,
+    respaced,
+)
+from cmjax.schedulers.table import TableScheduler, TableState
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscreteSigmasScheduler(DiscreteScheduler):
-    """A sampler of a model with discrete times, run on samples `x0 + sigma z`: variance-exploding.
+class DiscreteSigmasScheduler(TableScheduler):
+    """A solver for a model with discrete times, on samples `x0 + sigma z`: variance-exploding.
 
-    The level of a training time is `sqrt(1 - alpha^2) / alpha`; levels between two of them have times between.
+    The level of a training time is `sqrt(1 - alpha^2) / alpha`; levels between two of them have
+    times between. The network is told a training time, 0..N-1.
+
+    `set_timesteps` takes as `num_inference_steps` a number of solver steps, spaced by
+    `timestep_spacing`; as `timesteps` whole training times; as `sigmas` any levels between those of
+    the first and last training time. Sampling ends at 0.
 
     Attributes:
-        use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the same ends.
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear" (of Stable Diffusion), "squaredcos_cap_v2" or
+            "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon" (the noise), "sample" (x0), or
+            "v_prediction" (`alpha z - sigma x0`, Salimans and Ho 2022).
+        timestep_spacing: "linspace" (first and last time included), "leading" (integer stride) or
+            "trailing".
+        steps_offset: added to "leading" times.
+        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
+        use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the
+            same ends.
         use_exponential_sigmas: or by equal steps of log sigma.
-        use_beta_sigmas: not supported.
 
-    Others as in `DiscreteScheduler`.
+    Raises:
+        ValueError: for values outside their domain.
     """
 
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    prediction_type: str = "epsilon"
     timestep_spacing: str = "linspace"
+    steps_offset: int = 0
+    rescale_betas_zero_snr: bool = False
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
 
-    _unsupported = {
-        "use_beta_sigmas": "use_karras_sigmas, use_exponential_sigmas, or sigmas=[...] in set_timesteps"
+    solves_ode = True
+    _domains = DISCRETE_DOMAINS
+    _file_options = {
+        "use_beta_sigmas": FileOption(
+            False,
+            hint="use_karras_sigmas, use_exponential_sigmas, or sigmas=[...] in set_timesteps",
+        )
     }
 
     def __post_init__(self):
         super().__post_init__()
-        if self.use_karras_sigmas and self.use_exponential_sigmas:
-            raise ValueError("use_karras_sigmas and use_exponential_sigmas exclude each other")
+        check_betas(self.trained_betas, self.num_train_timesteps)
+        check_one_grid(self)
 
-    def signal_variances(self) -> np.ndarray:
-        """Returns alpha^2 at every training time, f64[num_train_timesteps], none of them 0."""
-        return np.maximum(
-            super().signal_variances(), _ZERO_SNR if self.rescale_betas_zero_snr else _SMALLEST
-        )
+    @property
+    def parametrization(self) -> DiscreteExploding:
+        """The training times of the betas as noise levels."""
+        return DiscreteExploding(*network_options(self))
 
-    def training_sigmas(self) -> np.ndarray:
-        """Returns the noise level of every training time, f64[num_train_timesteps], ascending."""
-        variance = self.signal_variances()
-        return np.sqrt((1 - variance) / variance)
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The noise levels of the first and last training time."""
+        ratios = self.parametrization.training_ratios()
+        return float(ratios[0]), float(ratios[-1])
 
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial noise at the last training time."""
-        return self._first_sigma(float(self.training_sigmas()[-1]))
+        return self._first_scale(self.sigma_range[1])
 
-    def init_sample(self, state: LinearState, noise: jax.Array) -> jax.Array:
+    def init_sample(self, state: TableState, noise: jax.Array) -> jax.Array:
         """Returns the sample at the state's first level, from standard normal noise `[B, ...]`."""
-        return combine((self._first_sigma(state.sigma), noise))
+        return combine((self._first_scale(state.sigma), noise))
 
-    def _first_sigma(self, sigma):
+    def _first_scale(self, sigma):
+        """Data and noise together with "leading" times, noise alone otherwise, as the reference."""
         return (sigma**2 + 1) ** 0.5 if self.timestep_spacing == "leading" else sigma
 
-    def levels(self, n: int | None, timesteps: Any, sigmas: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns training times f32[n] and noise levels f32[n + 1] down to 0, from exactly one argument.
-
-        Raises:
-            ValueError: unless exactly one is given, and valid.
-        """
-        name, value = exactly_one(num_inference_steps=n, timesteps=timesteps, sigmas=sigmas)
-        table = self.training_sigmas()
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the noise levels of the solver's steps, and then 0."""
         replaced = self.use_karras_sigmas or self.use_exponential_sigmas
         if name == "timesteps" and replaced:
             raise ValueError(
-                "timesteps have levels of their own: leave out use_karras_sigmas, or give sigmas"
+                "timesteps have levels of their own: leave out use_karras_sigmas and "
+                "use_exponential_sigmas, or give sigmas"
             )
         if name == "sigmas":
-            levels = descending("sigmas", value, table[0], table[-1])
-            times = self.sigma_to_t(levels)
+            sigmas = parse_levels(name, value, *self.sigma_range)
+            times = self.parametrization.time(sigmas)
         else:
-            times = self.times(n, timesteps=timesteps)
-            levels = self.path(times)[1]
+            times = self._times(name, value)
+            _, sigmas = self.parametrization.path(times)
         if name == "num_inference_steps" and replaced:
-            first, last, steps = levels[0], levels[-1], jnp.asarray(ramp(len(levels)), jnp.float32)
-            karras = self.use_karras_sigmas
-            levels = (
-                karras_sigmas(steps, last, first, _RHO)
-                if karras
-                else exponential_sigmas(steps, last, first)
+            sigmas = respaced(
+                sigmas, karras=self.use_karras_sigmas, exponential=self.use_exponential_sigmas
             )
-            times = self.sigma_to_t(levels)
-        return times, jnp.append(levels, jnp.zeros(1, levels.dtype))
+            times = self.parametrization.time(sigmas)
+        return exploding_levels(self.parametrization, append_zero(sigmas), times)
 
-    def sigma_to_t(self, sigma: jax.Array) -> jax.Array:
-        """Returns training times, interpolated in log sigma, of the shape of `sigma`."""
-        table = np.log(self.training_sigmas())
-        return jnp.interp(
-            jnp.log(sigma),
-            jnp.asarray(table, jnp.float32),
-            jnp.arange(len(table), dtype=jnp.float32),
-        )
+    def _times(self, name, value):
+        """Training times, f32[n]; those of "linspace" are not rounded."""
+        if name != "num_inference_steps" or self.timestep_spacing != "linspace":
+            return training_times(self, name, value)
+        total = self.num_train_timesteps
+        times = linspace_times(total, check_num_steps(value, total, "num_train_timesteps"))
+        check_signal(self, times)
+        return jnp.asarray(times, jnp.float32)
 
-    def path(self, times: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (1, sigma) at training times, between whole ones interpolated, of their shape."""
-        table = jnp.asarray(self.training_sigmas(), jnp.float32)
-        sigmas = jnp.interp(times, jnp.arange(len(table), dtype=jnp.float32), table)
-        return jnp.ones_like(sigmas), sigmas
 
-    def preconditioning(self, alphas: jax.Array, sigmas: jax.Array) -> tuple[Any, Any, Any]:
-        """Returns (c_in, c_skip, c_out) of the prediction type; the network sees a sample of variance 1."""
-        c_in = 1 / jnp.sqrt(jnp.square(sigmas) + 1)
-        if self.prediction_type == "epsilon":
-            return c_in, 1.0, -sigmas
-        return (
-            (c_in, 0.0, 1.0)
-            if self.prediction_type == "sample"
-            else (c_in, c_in * c_in, -sigmas * c_in)
-        )
-
-    def _spaced(self, n: int) -> np.ndarray:
-        if self.timestep_spacing == "linspace":
-            return self._linspace(n)
-        return super()._spaced(n)
+def check_one_grid(scheduler: Any) -> None:
+    """Raises ValueError if both Karras and exponential levels are asked for."""
+    if scheduler.use_karras_sigmas and scheduler.use_exponential_sigmas:
+        raise ValueError("use_karras_sigmas and use_exponential_sigmas exclude each other")

@@ -1,71 +1,131 @@
-"""DPM-Solver-2, the midpoint method in log sigma: second order, two network calls a step (Lu et al. 2022)."""
+"""DPM-Solver-2, the midpoint method in log sigma: second order, two network calls a step."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
-from cmjax.schedulers.edm import ChurnedEDMScheduler
-from cmjax.schedulers.linear import LinearState, interleave, rows
+from cmjax.schedulers.edm import Churn, EDMScheduler, churn
+from cmjax.schedulers.levels import Levels, exploding_levels
+from cmjax.schedulers.table import Weights, alternate, interleave
 
 
-def midpoint(raised: jax.Array, sigmas: jax.Array, up: Any = 0.0) -> tuple[jax.Array, jax.Array]:
-    """Middle levels f32[n] and weights [2n-1, 5] of the midpoint method, the last step being Euler's.
+def middle_sigmas(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
+    """Returns the geometric mean of where each step starts and ends, f32[n].
 
-    Even calls go from `raised[i]` to the geometric mean of it and `sigmas[i+1]`; odd ones go back, and all the way with
-    the slope from there (Lu et al. 2022, DPM-Solver-2 with r = 1/2; Karras et al. 2022, appendix D).
+    The last step has no middle: it goes to its end in one call (Lu et al. 2022, DPM-Solver-2 with
+    r = 1/2; Karras et al. 2022, appendix D).
 
     Args:
-        raised: [n+1], where each step starts from.
-        sigmas: [n+1], where the steps before it ended.
-        up: [n], noise added after each step.
+        raised: f32[n+1], where each step starts from.
+        sigmas: f32[n+1], where the steps before it ended.
     """
-    start, end = raised[:-1], sigmas[1:]
-    middle = jnp.sqrt(start * end).at[-1].set(end[-1])  # the last half step is the whole one
-    return middle, interleave(
-        rows(1.0, middle, 0.0, 0.0, 0.0), rows(0.0, end - start, up, 0.0, 1.0)
-    )
+    # Not of the last step, which may end at 0, where the root has no slope.
+    return jnp.append(jnp.sqrt(raised[:-2] * sigmas[1:-1]), sigmas[-1:])
+
+
+def midpoint_weights(
+    raised: jax.Array, sigmas: jax.Array, noise: jax.Array | None = None
+) -> Weights:
+    """Returns the table of the midpoint method, whose last step is Euler's: 2n - 1 rows.
+
+    Args:
+        raised: f32[n+1], where each step starts from.
+        sigmas: f32[n+1], where the steps before it ended.
+        noise: f32[n], added after each step, or None.
+    """
+    start = raised[:-1]
+    end = sigmas[1:]
+
+    # The first call goes to the middle by Euler's method.
+    predict = Weights(x0=1.0, eps=middle_sigmas(raised, sigmas))
+
+    # The second goes back and all the way with the slope from there, x' = x + (end - start) d'.
+    correct = Weights(x0=0.0, eps=end - start, noise=noise, last_sample=1.0)
+    return alternate(predict, correct, len(start))
+
+
+def midpoint_calls(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
+    """Returns the noise levels f32[2n] of the calls and the end: where steps start, and middles.
+
+    Args:
+        raised: f32[n+1], where each step starts from.
+        sigmas: f32[n+1], where the steps before it ended.
+    """
+    return jnp.append(interleave(raised[:-1], middle_sigmas(raised, sigmas)), sigmas[-1:])
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class EDMDPM2Scheduler(ChurnedEDMScheduler):
-    """DPM-Solver-2 on EDM noise levels: n steps take 2n - 1 network calls. Attributes as in `ChurnedEDMScheduler`."""
+class EDMDPM2Scheduler(EDMScheduler):
+    """DPM-Solver-2 on EDM noise levels (Lu et al. 2022): n steps take 2n - 1 network calls.
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; arguments, of steps, and errors as in `EDMScheduler.levels`."""
-        levels = self.levels(num_inference_steps, timesteps, sigmas)
-        raised, up = self.churn(levels)
-        middle, weights = midpoint(raised, levels, up)
-        return self.solver_state(jnp.append(interleave(raised[:-1], middle), levels[-1:]), weights)
+    The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
+
+    Attributes:
+        sigma_min: lowest noise level at which the network is called.
+        sigma_max: highest noise level, where sampling starts.
+        sigma_data: standard deviation of the data.
+        sigma_schedule: levels between: "karras" (equation 5) or "exponential".
+        prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
+        rho: curvature of the levels.
+        final_sigmas_type: sampling ends at "zero" or at "sigma_min".
+        s_churn: noise added before steps, spread over all; 0 is the deterministic solver.
+        s_tmin: lowest level that is raised by it.
+        s_tmax: highest level that is raised by it.
+        s_noise: factor on the added noise.
+    """
+
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = 1e18
+    s_noise: float = 1.0
+
+    def calls(self, levels: Levels) -> Levels:
+        """Each step calls the network where it starts, and in its middle."""
+        raised = churn(self, levels.sigmas).raised
+        return exploding_levels(self.parametrization, midpoint_calls(raised, levels.sigmas))
+
+    def weights(self, levels: Levels) -> Weights:
+        """The midpoint method, and the noise that raises the next level."""
+        added: Churn = churn(self, levels.sigmas)
+        return midpoint_weights(added.raised, levels.sigmas, added.noise)
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
-    """DPM-Solver-2 for models with discrete times: n steps take 2n - 1 network calls.
+    """DPM-Solver-2 for models with discrete times (Lu et al. 2022): n steps take 2n - 1 calls.
 
-    Attributes as in `DiscreteSigmasScheduler`.
+    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
+    `DiscreteSigmasScheduler` takes.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+        timestep_spacing: "linspace", "leading" or "trailing".
+        steps_offset: added to "leading" times.
+        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
+        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
+        use_exponential_sigmas: or equal steps of log sigma.
     """
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether steps add fresh noise."""
-        return False
+    def calls(self, levels: Levels) -> Levels:
+        """Each step calls the network where it starts, and in its middle."""
+        middle = middle_sigmas(levels.sigmas, levels.sigmas)
+        middle_times = self.parametrization.time(jnp.where(middle > 0, middle, 1))
+        times = interleave(levels.times, middle_times)
+        sigmas = midpoint_calls(levels.sigmas, levels.sigmas)
+        return exploding_levels(self.parametrization, sigmas, times)
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; arguments, of steps, and errors as in `levels`."""
-        times, levels = self.levels(num_inference_steps, timesteps, sigmas)
-        middle, weights = midpoint(levels, levels)
-        times = interleave(times, self.sigma_to_t(jnp.where(middle > 0, middle, 1)))
-        calls = jnp.append(interleave(levels[:-1], middle), levels[-1:])
-        return self.new_state(times, jnp.ones_like(calls), calls, weights)
+    def weights(self, levels: Levels) -> Weights:
+        """The midpoint method."""
+        return midpoint_weights(levels.sigmas, levels.sigmas)

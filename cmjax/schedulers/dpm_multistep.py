@@ -1,14 +1,14 @@
 """DPM-Solver++ 2M: second order with one network call a step (Lu et al. 2022, arXiv 2211.01095)."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cmjax.schedulers.bounded import dynamic_threshold
+from cmjax.schedulers.bounds import dynamic_threshold
 from cmjax.schedulers.edm import EDMScheduler
-from cmjax.schedulers.linear import LinearState, root_of_difference, rows
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.table import Weights, root_of_difference
 
 _FEW_STEPS = 15  # below, the reference ends with lower orders
 
@@ -18,19 +18,29 @@ _FEW_STEPS = 15  # below, the reference ends with lower orders
 class EDMDPMSolverMultistepScheduler(EDMScheduler):
     """DPM-Solver++ on EDM noise levels (Lu et al. 2022, Algorithm 2).
 
-    The second order comes from the x0 estimate of the step before.
+    The second order comes from the x0 estimate of the step before. A last step to sigma = 0 is of
+    the first order always.
+
+    The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
 
     Attributes:
+        sigma_min: lowest noise level at which the network is called.
+        sigma_max: highest noise level, where sampling starts.
+        sigma_data: standard deviation of the data.
+        sigma_schedule: levels between: "karras" (equation 5) or "exponential".
+        prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
+        rho: curvature of the levels.
+        final_sigmas_type: sampling ends at "zero" or at "sigma_min".
         solver_order: 1 or 2.
         thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
-        dynamic_thresholding_ratio: quantile of |x0| of a sample that is scaled to 1, if it is larger.
+        dynamic_thresholding_ratio: quantile of |x0| of a sample that is scaled to 1, if it is
+            larger.
         sample_max_value: and at most this.
-        algorithm_type: "dpmsolver++", or "sde-dpmsolver++" with fresh noise at every step but the last.
+        algorithm_type: "dpmsolver++", or "sde-dpmsolver++" with fresh noise at every step but the
+            last.
         solver_type: "midpoint" or "heun" form of the second order.
         lower_order_final: end with a first-order step in runs of fewer than 15 steps.
-        euler_at_final: in all runs.
-
-    Others as in `EDMScheduler`. A last step to sigma = 0 is of the first order always.
+        euler_at_final: end with a first-order step in all runs.
     """
 
     solver_order: int = 2
@@ -50,51 +60,51 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
         "solver_type": ("midpoint", "heun"),
     }
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether steps add fresh noise."""
-        return self.algorithm_type == "sde-dpmsolver++"
-
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; arguments and errors as in `EDMScheduler.levels`."""
-        levels = self.levels(num_inference_steps, timesteps, sigmas)
-        return self.solver_state(levels, self._weights(levels))
-
     def bound(self, denoised: jax.Array) -> jax.Array:
         """Returns the x0 estimate, thresholded if so configured."""
         if not self.thresholding:
             return denoised
         return dynamic_threshold(denoised, self.dynamic_thresholding_ratio, self.sample_max_value)
 
-    def _weights(self, sigmas: jax.Array) -> jax.Array:
-        """Rows of `x' = a x + (1 - a) (x0 + c (x0 - x0_before)) + up z`, with `h = log(sigma / sigma')`.
+    def weights(self, levels: Levels) -> Weights:
+        """`x' = a x + (1 - a) (x0 + c (x0 - x0_before)) + up z`, with `h = log(sigma / sigma')`.
 
-        The ODE has a = exp(-h) = sigma' / sigma; the SDE has a = exp(-2h) and `up = sigma' sqrt(1 - a)`, but for the
-        last step, which adds no noise.
+        The ODE has a = exp(-h) = sigma' / sigma; the SDE has a = exp(-2h) and
+        `up = sigma' sqrt(1 - a)`, but for the last step, which adds no noise.
         """
-        n, noisy = len(sigmas) - 1, self.algorithm_type == "sde-dpmsolver++"
-        ratio = sigmas[1:] / sigmas[:-1]
-        steps = -jnp.log(jnp.where(ratio > 0, ratio, 1))
+        high = levels.sigmas[:-1]
+        low = levels.sigmas[1:]
+        n = len(high)
         index = jnp.arange(n)
-        sde = noisy & (index < n - 1)
-        a = jnp.where(sde, ratio * ratio, ratio)
-        up = jnp.where(sde, ratio * root_of_difference(sigmas[:-1], sigmas[1:]), 0)
-        exponent = jnp.where(sde, 2 * steps, steps)
-        moving = steps > 0
-        before = jnp.append(jnp.ones(1, steps.dtype), steps[:-1])
+        ratio = low / high
+        h = -jnp.log(jnp.where(ratio > 0, ratio, 1))
+
+        # a, and with it the noise and the exponent: h for the ODE, 2h for the SDE.
+        stochastic = self.algorithm_type == "sde-dpmsolver++"
+        adds_noise = stochastic & (index < n - 1)
+        a = jnp.where(adds_noise, ratio * ratio, ratio)
+        up = jnp.where(adds_noise, ratio * root_of_difference(high, low), 0)
+        exponent = jnp.where(adds_noise, 2 * h, h)
+
+        # (1 - a) c r, where r = h_before / h is the ratio of this step to the one before.
+        moving = h > 0
         if self.solver_type == "midpoint":
             second = (1 - a) / 2
         else:
             second = 1 - (1 - a) / jnp.where(moving, exponent, 1)
-        last_is_first = self.euler_at_final or self.final_sigmas_type == "zero"
-        last_is_first |= self.lower_order_final and n < _FEW_STEPS
-        order_two = (
-            (self.solver_order == 2)
-            & (index > 0)
-            & moving
-            & ((index < n - 1) | (not last_is_first))
+
+        # The first step has nothing to look back at; the last may be of the first order.
+        last_is_first_order = self.euler_at_final or self.final_sigmas_type == "zero"
+        last_is_first_order |= self.lower_order_final and n < _FEW_STEPS
+        not_last = (index < n - 1) | (not last_is_first_order)
+        second_order = (self.solver_order == 2) & (index > 0) & moving & not_last
+        before = jnp.append(jnp.ones(1, h.dtype), h[:-1])
+        back = jnp.where(second_order, second * h / before, 0)
+
+        # With x = x0 + sigma eps, a x + (1 - a) x0 is x0 + a sigma eps.
+        return Weights(
+            x0=1 + back,
+            eps=a * high,
+            noise=up if stochastic else None,
+            earlier_x0=(-back,),
         )
-        back = jnp.where(order_two, second * steps / before, 0)
-        return rows(1 + back, a * sigmas[:-1], up, -back, 0.0)

@@ -1,27 +1,47 @@
 """Euler's method on EDM noise levels (Karras et al. 2022)."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from cmjax.schedulers.edm import ChurnedEDMScheduler
-from cmjax.schedulers.linear import LinearState, rows
+from cmjax.schedulers.edm import EDMScheduler, churn
+from cmjax.schedulers.levels import Levels, exploding_levels
+from cmjax.schedulers.table import Weights
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class EDMEulerScheduler(ChurnedEDMScheduler):
-    """Euler steps along the probability-flow ODE (Karras et al. 2022, Algorithms 1 and 2 without the correction).
+class EDMEulerScheduler(EDMScheduler):
+    """Euler steps along the probability-flow ODE: `x' = x + (sigma' - sigma) (x - x0) / sigma`.
 
-    `x' = x + (sigma' - sigma) (x - x0) / sigma`. With `s_churn`, noise is added before the network is called, as in
-    the paper; the reference calls the network first. Attributes as in `ChurnedEDMScheduler`.
+    Algorithms 1 and 2 of Karras et al. 2022 without the correction. With `s_churn`, noise is added
+    before the network is called, as in the paper; diffusers calls the network first.
+
+    The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
+
+    Attributes:
+        sigma_min: lowest noise level at which the network is called.
+        sigma_max: highest noise level, where sampling starts.
+        sigma_data: standard deviation of the data.
+        sigma_schedule: levels between: "karras" (equation 5) or "exponential".
+        prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
+        rho: curvature of the levels.
+        final_sigmas_type: sampling ends at "zero" or at "sigma_min".
+        s_churn: noise added before steps, spread over all; 0 is the deterministic Algorithm 1.
+        s_tmin: lowest level that is raised by it.
+        s_tmax: highest level that is raised by it.
+        s_noise: factor on the added noise.
     """
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; arguments and errors as in `EDMScheduler.levels`."""
-        levels = self.levels(num_inference_steps, timesteps, sigmas)
-        raised, up = self.churn(levels)
-        return self.solver_state(raised, rows(1.0, levels[1:], up))
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = 1e18
+    s_noise: float = 1.0
+
+    def calls(self, levels: Levels) -> Levels:
+        """The network is called at the raised levels."""
+        return exploding_levels(self.parametrization, churn(self, levels.sigmas).raised)
+
+    def weights(self, levels: Levels) -> Weights:
+        """`x' = x0 + sigma' eps`, and the noise that raises the next level."""
+        return Weights(x0=1.0, eps=levels.sigmas[1:], noise=churn(self, levels.sigmas).noise)

@@ -6,18 +6,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.schedulers.levels import check_count, descending, exactly_one, ramp
-from cmjax.schedulers.linear import LinearScheduler
+from cmjax.parametrization import FlowMatching
+from cmjax.schedulers.levels import Levels, append_zero, check_num_steps, parse_levels, ramp
+from cmjax.schedulers.table import TableScheduler
+
+_SIGMA_RANGE = (1e-6, 1e6)  # of sigma / (1 - sigma); at sigma = 1 it would be infinite
 
 
 def shifted(sigmas: Any, shift: float) -> Any:
-    """Returns flow times moved towards noise: `s t / (1 + (s - 1) t)` (Esser et al. 2024, equation 23)."""
+    """Returns flow times moved towards noise, `s t / (1 + (s - 1) t)`.
+
+    Equation 23 of Esser et al. 2024.
+    """
     return sigmas / (sigmas + (1 - sigmas) / shift)  # 1 stays 1 exactly, not above it
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowScheduler(LinearScheduler):
-    """A sampler of flow matching: `x = (1 - sigma) x0 + sigma z`; the network returns `z - x0`, told N sigma.
+class FlowScheduler(TableScheduler):
+    """A sampler of flow matching: `x = (1 - sigma) x0 + sigma z`; the network returns `z - x0`.
+
+    The network is told `N sigma`. `set_timesteps` takes as `num_inference_steps` a number of
+    levels, equally spaced before they are shifted; as `timesteps` N times the levels before the
+    shift; as `sigmas` the levels before the shift, in (0, 1]. Sampling ends at 0.
 
     Attributes:
         num_train_timesteps: number N.
@@ -30,35 +40,44 @@ class FlowScheduler(LinearScheduler):
     _domains = {"num_train_timesteps": (1, 1_000_000), "shift": (1e-6, 1e6)}
 
     @property
+    def parametrization(self) -> FlowMatching:
+        """The straight path."""
+        return FlowMatching(self.num_train_timesteps)
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The lowest and highest `sigma / (1 - sigma)`."""
+        return _SIGMA_RANGE
+
+    @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial noise, 1."""
         return 1.0
 
-    def path(self, times: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (1 - sigma, sigma) at what the network is told, of its shape."""
-        return 1 - times / self.num_train_timesteps, times / self.num_train_timesteps
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the shifted levels, and then 0."""
+        unshifted = self.unshifted_sigmas(name, value)
+        return self.levels_of(shifted(unshifted, self.shift))
 
-    def preconditioning(self, alphas: jax.Array, sigmas: jax.Array) -> tuple[Any, Any, Any]:
-        """Returns (c_in, c_skip, c_out) = (1, 1, -sigma)."""
-        return 1.0, 1.0, -sigmas
+    def unshifted_sigmas(self, name: str, value: Any, lowest: float | None = None) -> jax.Array:
+        """Returns the noise levels before the shift, f32[n].
 
-    def levels(
-        self, n: int | None, timesteps: Any, sigmas: Any, lowest: float | None = None
-    ) -> jax.Array:
-        """Returns the noise levels before the shift, f32[n], from exactly one argument: n from 1 to `lowest`, or 1/n.
+        Args:
+            name: which argument of `set_timesteps` was given.
+            value: its value.
+            lowest: the last of n spaced levels, which begin at 1; None for 1/n.
 
         Raises:
-            ValueError: unless exactly one is given, and valid.
+            ValueError: for an invalid value.
         """
-        name, value = exactly_one(num_inference_steps=n, timesteps=timesteps, sigmas=sigmas)
         if name == "num_inference_steps":
-            n = check_count(value, self.num_train_timesteps, "num_train_timesteps")
+            n = check_num_steps(value, self.num_train_timesteps, "num_train_timesteps")
             lowest = 1 / n if lowest is None else lowest
             return jnp.asarray(1 - (1 - lowest) * ramp(n), jnp.float32)
         scale = 1 if name == "sigmas" else self.num_train_timesteps
-        return descending(name, value, 1e-6 * scale, scale) / scale
+        return parse_levels(name, value, 1e-6 * scale, scale) / scale
 
-    def ending_at_zero(self, levels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns (times, alphas, sigmas) of a run over these noise levels and then 0, for `new_state`."""
-        sigmas = jnp.append(levels, jnp.zeros(1, levels.dtype))
-        return levels * self.num_train_timesteps, 1 - sigmas, sigmas
+    def levels_of(self, sigmas: jax.Array) -> Levels:
+        """Returns the levels of a run over the noise levels f32[N], and then 0."""
+        ending = append_zero(sigmas)
+        return Levels(sigmas * self.num_train_timesteps, 1 - ending, ending)

@@ -1,4 +1,4 @@
-"""Consistency sampling of flow-matching models: FLUX, SD3 and others, distilled (Luo et al. 2023)."""
+"""Consistency sampling of distilled flow-matching models, such as FLUX and SD3."""
 
 import dataclasses
 from typing import Any
@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.configs import is_finite
+from cmjax.schedulers.base import FileOption
+from cmjax.schedulers.discrete_sigmas import check_one_grid
 from cmjax.schedulers.flow import FlowScheduler, shifted
-from cmjax.schedulers.levels import exponential_sigmas, karras_sigmas, ramp
-from cmjax.schedulers.linear import LinearState, rows
+from cmjax.schedulers.levels import Levels, respaced
+from cmjax.schedulers.table import Weights
 
-_UPSCALE_MODES = ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact")
-_RHO = 7.0  # of `use_karras_sigmas`, as in the reference
+_UPSCALE_MODES = ("nearest", "linear", "bilinear", "trilinear", "area", "nearest-exact")
 
 
 @jax.tree_util.register_static
@@ -20,87 +21,80 @@ _RHO = 7.0  # of `use_karras_sigmas`, as in the reference
 class FlowMatchLCMScheduler(FlowScheduler):
     """Consistency sampling of flow-matching models: `x' = (1 - sigma') x0 + sigma' z`.
 
+    The network is told `N sigma`. `set_timesteps` takes as `num_inference_steps` a number of
+    levels, equally spaced before they are shifted; as `timesteps` N times the levels before the
+    shift; as `sigmas` the levels before the shift, in (0, 1]. With explicit timesteps diffusers
+    shifts the levels but not what the network is told; here both.
+
     Attributes:
-        shift_terminal: stretch the shifted levels so that the lowest is this.
-        use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the same ends.
+        num_train_timesteps: number N.
+        shift: of the levels towards noise (Esser et al. 2024, equation 23); 1 is none.
+        shift_terminal: stretch the shifted levels so that the lowest is this; None not to.
+        use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the
+            same ends.
         use_exponential_sigmas: or by equal steps of log sigma.
 
-    `num_train_timesteps` and `shift` as in `FlowScheduler`; the rest is there to read diffusers' files, and must keep
-    its default or is of no effect. With explicit timesteps the reference shifts the levels but not what the network is
-    told; here both.
-
     Raises:
-        ValueError: for values outside their domain, or options that are not supported.
+        ValueError: for values outside their domain.
     """
 
-    use_dynamic_shifting: bool = False
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 4096
-    invert_sigmas: bool = False
     shift_terminal: float | None = None
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
-    time_shift_type: str = "exponential"
-    scale_factors: tuple[float, ...] | None = None
-    upscale_mode: str = "bicubic"
 
-    _domains = {
-        "time_shift_type": ("exponential", "linear"),
-        "upscale_mode": _UPSCALE_MODES,
-        **dict.fromkeys(("base_shift", "max_shift"), (-1e6, 1e6)),
-        **dict.fromkeys(("base_image_seq_len", "max_image_seq_len"), (1, 2**31 - 1)),
-    }
-    _unsupported = {
-        "use_dynamic_shifting": "set shift=exp(mu), which is the same",
-        "invert_sigmas": "it is of other models, which are told how much signal there is",
-        "use_beta_sigmas": "use_karras_sigmas, use_exponential_sigmas, or sigmas=[...] in set_timesteps",
-        "scale_factors": "the samples of a run have one size; call sample() per size, with init=",
+    _file_options = {
+        "base_shift": FileOption(0.5, numbers=(-1e6, 1e6)),
+        "max_shift": FileOption(1.15, numbers=(-1e6, 1e6)),
+        "base_image_seq_len": FileOption(256, numbers=(1, 2**31 - 1)),
+        "max_image_seq_len": FileOption(4096, numbers=(1, 2**31 - 1)),
+        "time_shift_type": FileOption("exponential", values=("linear",)),
+        "upscale_mode": FileOption("bicubic", values=_UPSCALE_MODES),
+        "use_dynamic_shifting": FileOption(False, hint="set shift=exp(mu), which is the same"),
+        "invert_sigmas": FileOption(
+            False, hint="it is for other models, which are told how much signal there is"
+        ),
+        "use_beta_sigmas": FileOption(
+            False,
+            hint="use_karras_sigmas, use_exponential_sigmas, or sigmas=[...] in set_timesteps",
+        ),
+        "scale_factors": FileOption(
+            None, hint="the samples of a run have one size; call sample() per size, with init="
+        ),
     }
 
     def __post_init__(self):
         super().__post_init__()
-        if self.use_karras_sigmas and self.use_exponential_sigmas:
-            raise ValueError("use_karras_sigmas and use_exponential_sigmas exclude each other")
-        if self.shift_terminal is not None and not (
-            is_finite(self.shift_terminal) and 0 < self.shift_terminal < 1
-        ):
+        check_one_grid(self)
+        terminal = self.shift_terminal
+        if terminal is not None and not (is_finite(terminal) and 0 < terminal < 1):
             raise ValueError(
-                f"shift_terminal must be a number between 0 and 1, or null, got {self.shift_terminal!r}"
+                f"shift_terminal must be a number between 0 and 1, or null, got {terminal!r}"
             )
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; give exactly one argument.
-
-        Args:
-            num_inference_steps: number of levels, equally spaced before they are shifted.
-            timesteps: or N times the levels before the shift, descending.
-            sigmas: or the levels before the shift, descending, in (0, 1].
-
-        Raises:
-            ValueError: if not exactly one is given, or for values that break the rules above.
-        """
-        lowest = shifted(
-            1 / self.num_train_timesteps, self.shift
-        )  # so, and shifted again, in the reference
-        levels = shifted(self.levels(num_inference_steps, timesteps, sigmas, lowest), self.shift)
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the shifted levels, and then 0."""
+        # The lowest level of spaced ones is shifted twice, as in the reference.
+        lowest = shifted(1 / self.num_train_timesteps, self.shift)
+        sigmas = shifted(self.unshifted_sigmas(name, value, lowest), self.shift)
         if self.shift_terminal is not None:
-            low = levels[-1]
-            # 1 - (1 - levels) (1 - shift_terminal) / (1 - low), written so that low results lose nothing to rounding.
-            stretched = (levels - low + self.shift_terminal * (1 - levels)) / jnp.where(
-                low < 1, 1 - low, 1
-            )
-            levels = jnp.where(
-                low < 1, stretched, levels
-            )  # a single level, pure noise, has nothing to stretch
-        first, last, steps = levels[0], levels[-1], jnp.asarray(ramp(len(levels)), jnp.float32)
-        if self.use_karras_sigmas:
-            levels = karras_sigmas(steps, last, first, _RHO)
-        elif self.use_exponential_sigmas:
-            levels = exponential_sigmas(steps, last, first)
-        times, alphas, sigmas = self.ending_at_zero(levels)
-        return self.new_state(times, alphas, sigmas, rows(alphas[1:], 0.0, sigmas[1:]))
+            sigmas = _stretched(sigmas, self.shift_terminal)
+        sigmas = respaced(
+            sigmas, karras=self.use_karras_sigmas, exponential=self.use_exponential_sigmas
+        )
+        return self.levels_of(sigmas)
+
+    def weights(self, levels: Levels) -> Weights:
+        """`x' = (1 - sigma') x0 + sigma' z`."""
+        return Weights(x0=levels.alphas[1:], eps=0.0, noise=levels.sigmas[1:])
+
+
+def _stretched(sigmas: jax.Array, terminal: float) -> jax.Array:
+    """Levels f32[N] from 1 down, stretched so that the lowest is `terminal`."""
+    low = sigmas[-1]
+
+    # 1 - (1 - sigmas) (1 - terminal) / (1 - low), written so that small results lose nothing to
+    # rounding.
+    stretched = (sigmas - low + terminal * (1 - sigmas)) / jnp.where(low < 1, 1 - low, 1)
+
+    # A single level, pure noise, has nothing to stretch.
+    return jnp.where(low < 1, stretched, sigmas)

@@ -1,49 +1,88 @@
-"""Heun's method: second order, two network calls a step."""
+"""Heun's method: second order, two network calls a step (Karras et al. 2022, Algorithm 2)."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
-from cmjax.schedulers.edm import ChurnedEDMScheduler
-from cmjax.schedulers.linear import LinearState, interleave, rows
+from cmjax.schedulers.edm import Churn, EDMScheduler, churn
+from cmjax.schedulers.levels import Levels, exploding_levels
+from cmjax.schedulers.table import Weights, alternate, interleave
 
 
-def heun(raised: jax.Array, sigmas: jax.Array, up: Any = 0.0) -> jax.Array:
-    """Weights [2n-1, 5] of Heun's method (Karras et al. 2022, Algorithm 2), the last step being Euler's.
-
-    Even calls go from `raised[i]` to `sigmas[i+1]`; odd ones go back, and again with the mean of both slopes.
+def heun_calls(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
+    """Returns the noise levels f32[2n] of the calls and the end: where steps start, and arrive.
 
     Args:
-        raised: [n+1], where each step starts from.
-        sigmas: [n+1], where the steps before it ended.
-        up: [n], noise added after each step.
+        raised: f32[n+1], where each step starts from.
+        sigmas: f32[n+1], where the steps before it ended.
     """
-    start, end = raised[:-1], sigmas[1:]
+    return jnp.append(interleave(raised[:-1], sigmas[1:]), sigmas[-1:])
+
+
+def heun_weights(raised: jax.Array, sigmas: jax.Array, noise: jax.Array | None = None) -> Weights:
+    """Returns the table of Heun's method, whose last step is Euler's: 2n - 1 rows.
+
+    Args:
+        raised: f32[n+1], where each step starts from.
+        sigmas: f32[n+1], where the steps before it ended.
+        noise: f32[n], added after each step, or None.
+    """
+    start = raised[:-1]
+    end = sigmas[1:]
     half = (end - start) / 2
-    return interleave(
-        rows(1.0, end, 0.0, 0.0, 0.0), rows(0.0, half, up, -half / start, 1 + half / start)
+
+    # The first call goes from `start` to `end` by Euler's method.
+    predict = Weights(x0=1.0, eps=end)
+
+    # The second goes back and again with the mean of both slopes, x' = x + half (d + d'), where
+    # d = (x - x0) / start is that of the call before, and d' is eps.
+    correct = Weights(
+        x0=0.0,
+        eps=half,
+        noise=noise,
+        earlier_x0=(-half / start,),
+        last_sample=1 + half / start,
     )
+    return alternate(predict, correct, len(start))
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class EDMHeunScheduler(ChurnedEDMScheduler):
-    """EDM's own sampler (Karras et al. 2022, Algorithms 1 and 2): n steps take 2n - 1 network calls.
+class EDMHeunScheduler(EDMScheduler):
+    """EDM's own sampler (Karras et al. 2022, Algorithms 1 and 2): n steps take 2n - 1 calls.
 
-    Attributes as in `ChurnedEDMScheduler`.
+    The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
+
+    Attributes:
+        sigma_min: lowest noise level at which the network is called.
+        sigma_max: highest noise level, where sampling starts.
+        sigma_data: standard deviation of the data.
+        sigma_schedule: levels between: "karras" (equation 5) or "exponential".
+        prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
+        rho: curvature of the levels.
+        final_sigmas_type: sampling ends at "zero" or at "sigma_min".
+        s_churn: noise added before steps, spread over all; 0 is the deterministic Algorithm 1.
+        s_tmin: lowest level that is raised by it.
+        s_tmax: highest level that is raised by it.
+        s_noise: factor on the added noise.
     """
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; arguments, of steps, and errors as in `EDMScheduler.levels`."""
-        levels = self.levels(num_inference_steps, timesteps, sigmas)
-        raised, up = self.churn(levels)
-        calls = jnp.append(interleave(raised[:-1], levels[1:]), levels[-1:])
-        return self.solver_state(calls, heun(raised, levels, up))
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = 1e18
+    s_noise: float = 1.0
+
+    def calls(self, levels: Levels) -> Levels:
+        """Each step calls the network where it starts, and where it arrives."""
+        raised = churn(self, levels.sigmas).raised
+        return exploding_levels(self.parametrization, heun_calls(raised, levels.sigmas))
+
+    def weights(self, levels: Levels) -> Weights:
+        """Heun's method, and the noise that raises the next level."""
+        added: Churn = churn(self, levels.sigmas)
+        return heun_weights(added.raised, levels.sigmas, added.noise)
 
 
 @jax.tree_util.register_static
@@ -51,11 +90,23 @@ class EDMHeunScheduler(ChurnedEDMScheduler):
 class HeunDiscreteScheduler(DiscreteSigmasScheduler):
     """Heun's method for models with discrete times: n steps take 2n - 1 network calls.
 
+    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
+    `DiscreteSigmasScheduler` takes.
+
     Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+        timestep_spacing: "linspace", "leading" or "trailing".
+        steps_offset: added to "leading" times.
+        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
+        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
+        use_exponential_sigmas: or equal steps of log sigma.
         clip_sample: clip x0 estimates.
         clip_sample_range: to plus or minus this.
-
-    Others as in `DiscreteSigmasScheduler`.
     """
 
     beta_start: float = 0.00085
@@ -70,16 +121,13 @@ class HeunDiscreteScheduler(DiscreteSigmasScheduler):
         limit = self.clip_sample_range
         return jnp.clip(denoised, -limit, limit) if self.clip_sample else denoised
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether steps add fresh noise."""
-        return False
+    def calls(self, levels: Levels) -> Levels:
+        """Each step calls the network where it starts, and where it arrives."""
+        arrivals = jnp.append(levels.times[1:], levels.times[-1:])  # the last step arrives once
+        times = interleave(levels.times, arrivals)
+        sigmas = heun_calls(levels.sigmas, levels.sigmas)
+        return exploding_levels(self.parametrization, sigmas, times)
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; arguments, of steps, and errors as in `levels`."""
-        times, levels = self.levels(num_inference_steps, timesteps, sigmas)
-        times = interleave(times, jnp.append(times[1:], times[-1:]))
-        calls = jnp.append(interleave(levels[:-1], levels[1:]), levels[-1:])
-        return self.new_state(times, jnp.ones_like(calls), calls, heun(levels, levels))
+    def weights(self, levels: Levels) -> Weights:
+        """Heun's method."""
+        return heun_weights(levels.sigmas, levels.sigmas)

@@ -9,76 +9,70 @@ import numpy as np
 
 from cmjax.arrays import combine
 from cmjax.configs import is_finite
-from cmjax.schedulers.bounded import BoundedDiscreteScheduler
-from cmjax.schedulers.levels import check_count
-from cmjax.schedulers.linear import LinearState, rows
+from cmjax.schedulers.base import FileOption
+from cmjax.schedulers.bounds import BOUND_DOMAINS, bounded
+from cmjax.schedulers.discrete import SPACINGS, DiscreteScheduler, explicit_times
+from cmjax.schedulers.levels import Levels, append_zero, check_num_steps
+from cmjax.schedulers.table import TableState, Weights
 
 _SIGMA_DATA = 0.5  # of the boundary condition; fixed in the paper's code
+DISTILLED_DOMAINS = {**BOUND_DOMAINS, "original_inference_steps": (1, 1_000_000)}
+DISTILLED_FILE_OPTIONS = {
+    "timestep_spacing": FileOption("leading", values=SPACINGS),
+    "steps_offset": FileOption(0, numbers=(0, 1_000_000)),
+    "set_alpha_to_one": FileOption(True, values=(False,)),
+}
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class DistilledScheduler(BoundedDiscreteScheduler):
-    """Training times of a model that was distilled on a coarse grid of them: LCM and TCD.
+class LCMScheduler(DiscreteScheduler):
+    """Sampler of latent consistency models (Luo et al. 2023, Algorithm 3).
+
+    `x' = alpha' f(x, t) + sigma' z`, where `f = c_skip(t) x + c_out(t) x0` keeps the boundary
+    condition. Sampling ends at f(x, t).
+
+    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
+    number of times from the grid of `original_inference_steps`, or as `timesteps` whole training
+    times; its own `strength` starts lower on that grid.
 
     Attributes:
-        original_inference_steps: number of times on the grid that the model was distilled on; the steps
-            of a run are taken from it.
-        timestep_scaling: factor on t in LCM's boundary condition; of no effect on TCD, whose configs in diffusers
-            have it too.
-
-    Others as in `BoundedDiscreteScheduler`; `timestep_spacing` and `steps_offset` have no effect, as in the
-    reference.
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+        rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
+        clip_sample: clip x0 estimates.
+        clip_sample_range: to plus or minus this.
+        thresholding: scale x0 estimates that leave [-1, 1], instead of clipping (Saharia et al.
+            2022, section 2.3).
+        dynamic_thresholding_ratio: quantile of |x0| of a sample that is scaled to 1, if it is
+            larger.
+        sample_max_value: and at most this.
+        original_inference_steps: number of times on the grid that the model was distilled on; the
+            steps of a run are taken from it.
+        timestep_scaling: factor on t in the boundary condition.
     """
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
+    clip_sample: bool = False
+    clip_sample_range: float = 1.0
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
 
-    _domains = {"original_inference_steps": (1, 1_000_000), "timestep_scaling": (1e-6, 1e6)}
+    _domains = {**DISTILLED_DOMAINS, "timestep_scaling": (1e-6, 1e6)}
+    _file_options = DISTILLED_FILE_OPTIONS
 
     def __post_init__(self):
         super().__post_init__()
-        if self.original_inference_steps > self.num_train_timesteps:
-            raise ValueError(
-                f"original_inference_steps {self.original_inference_steps} must be at most num_train_timesteps "
-                f"{self.num_train_timesteps}"
-            )
-
-    def distilled_times(self, n: int | None, strength: float, **levels: Any) -> jax.Array:
-        """Returns f32[N] training times: n of the distilled ones, the noisiest at `strength` of the way, or `levels`.
-
-        Raises:
-            ValueError: for more steps than there are on the grid, or a strength outside of (0, 1].
-        """
-        if not is_finite(strength) or not 0 < strength <= 1:
-            raise ValueError(f"strength must be a number above 0 and at most 1, got {strength!r}")
-        if n is None or any(value is not None for value in levels.values()):
-            if strength != 1:
-                raise ValueError(
-                    "strength shortens num_inference_steps; with timesteps, start the list lower instead"
-                )
-            return self.times(n, **levels)
-        stride = self.num_train_timesteps // self.original_inference_steps
-        grid = np.arange(int(self.original_inference_steps * strength), 0, -1) * stride - 1
-        n = check_count(n, len(grid), "original_inference_steps * strength")
-        return self.times(
-            timesteps=grid[np.floor(np.linspace(0, len(grid), n, endpoint=False)).astype(int)]
-        )
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class LCMScheduler(DistilledScheduler):
-    """Sampler of latent consistency models (Luo et al. 2023, Algorithm 3).
-
-    `x' = alpha' f(x, t) + sigma' z`, where `f = c_skip(t) x + c_out(t) x0` keeps the boundary condition.
-
-    Attributes as in `DistilledScheduler`. Sampling ends at f(x, t), whatever `set_alpha_to_one` says, as in the
-    reference.
-    """
+        check_original_steps(self)
 
     def set_timesteps(
         self,
@@ -87,32 +81,45 @@ class LCMScheduler(DistilledScheduler):
         timesteps: Any = None,
         sigmas: Any = None,
         strength: float = 1.0,
-    ) -> LinearState:
-        """Returns the state at the start of a run; give exactly one of the number of steps and training times.
+    ) -> TableState:
+        """Returns the state at the start of a run, as `TableScheduler.set_timesteps`.
 
         Args:
             num_inference_steps: number of times from the grid of `original_inference_steps`.
-            timesteps: training times, descending.
+            timesteps: or training times, in strictly descending order.
             sigmas: not supported.
-            strength: start at this share of the grid, from a noised image: `add_noise(state, image, noise)`.
+            strength: with `num_inference_steps`, start at this share of the grid, from a noised
+                image: `add_noise(state, image, noise)`.
 
         Raises:
-            ValueError: for neither or both, or for values that break the rules above.
+            ValueError: if not exactly one is given, or for values that break these rules.
         """
-        times = self.distilled_times(
-            num_inference_steps, strength, timesteps=timesteps, sigmas=sigmas
-        )
-        alphas, sigmas = self.path(times)
-        alphas, sigmas = (
-            jnp.append(alphas, jnp.ones(1, alphas.dtype)),
-            jnp.append(sigmas, jnp.zeros(1, sigmas.dtype)),
-        )
-        return self.new_state(times, alphas, sigmas, rows(alphas[1:], 0.0, sigmas[1:]))
+        if strength != 1:
+            given = {"timesteps": timesteps, "sigmas": sigmas}
+            timesteps = starting_lower(self, num_inference_steps, strength, **given)
+            num_inference_steps = None
+        return super().set_timesteps(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
 
-    def denoise(self, state: LinearState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
-        """Returns f(x, t), `[B, ...]`: the x0 estimate, bounded if so configured, under the boundary condition."""
-        c_skip, c_out = self.get_scalings_for_boundary_condition(state.timesteps[state.step_index])
-        return combine((c_out, super().denoise(state, model_output, sample)), (c_skip, sample))
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the levels of training times, and then 0."""
+        times = distilled_times(self, name, value)
+        alphas, sigmas = self.parametrization.path(times)
+        return Levels(times, jnp.append(alphas, jnp.ones(1, alphas.dtype)), append_zero(sigmas))
+
+    def weights(self, levels: Levels) -> Weights:
+        """`x' = alpha' f(x, t) + sigma' z`."""
+        return Weights(x0=levels.alphas[1:], eps=0.0, noise=levels.sigmas[1:])
+
+    def bound(self, denoised: jax.Array) -> jax.Array:
+        """Returns the x0 estimate thresholded or clipped, if so configured."""
+        return bounded(self, denoised)
+
+    def denoise(self, state: TableState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+        """Returns f(x, t), `[B, ...]`: the bounded x0 estimate under the boundary condition."""
+        time = state.timesteps[state.step_index]
+        c_skip, c_out = self.get_scalings_for_boundary_condition(time)
+        denoised = super().denoise(state, model_output, sample)
+        return combine((c_out, denoised), (c_skip, sample))
 
     def get_scalings_for_boundary_condition(
         self, timestep: jax.Array
@@ -121,3 +128,59 @@ class LCMScheduler(DistilledScheduler):
         t = timestep * self.timestep_scaling
         total = jnp.square(t) + _SIGMA_DATA**2
         return _SIGMA_DATA**2 / total, t / jnp.sqrt(total)
+
+
+def check_original_steps(scheduler: Any) -> None:
+    """Raises ValueError unless the distilled grid fits into the training times."""
+    if scheduler.original_inference_steps > scheduler.num_train_timesteps:
+        raise ValueError(
+            f"original_inference_steps {scheduler.original_inference_steps} must be at most "
+            f"num_train_timesteps {scheduler.num_train_timesteps}"
+        )
+
+
+def distilled_times(scheduler: Any, name: str, value: Any) -> jax.Array:
+    """Returns f32[N] training times: some of the distilled ones, or those written down.
+
+    Args:
+        scheduler: with `num_train_timesteps` and `original_inference_steps`.
+        name: which argument of `set_timesteps` was given.
+        value: its value.
+
+    Raises:
+        ValueError: for sigmas, more steps than there are on the grid, or invalid times.
+    """
+    if name == "num_inference_steps":
+        return explicit_times(scheduler, "timesteps", _from_grid(scheduler, value, 1.0))
+    return explicit_times(scheduler, name, value)
+
+
+def starting_lower(
+    scheduler: Any, num_inference_steps: int | None, strength: float, **others: Any
+) -> np.ndarray:
+    """Returns i64[N] times of the distilled grid, the noisiest at `strength` of the way.
+
+    Args:
+        scheduler: with `num_train_timesteps` and `original_inference_steps`.
+        num_inference_steps: number N of steps.
+        strength: in (0, 1].
+        **others: the other arguments of `set_timesteps`, which strength excludes.
+
+    Raises:
+        ValueError: for a strength outside (0, 1], or without `num_inference_steps`.
+    """
+    if not is_finite(strength) or not 0 < strength <= 1:
+        raise ValueError(f"strength must be a number above 0 and at most 1, got {strength!r}")
+    if num_inference_steps is None or any(value is not None for value in others.values()):
+        raise ValueError(
+            "strength shortens num_inference_steps; with timesteps, start the list lower instead"
+        )
+    return _from_grid(scheduler, num_inference_steps, strength)
+
+
+def _from_grid(scheduler, n, strength):
+    """The reference's choice of n times from the grid, i64[n], descending."""
+    stride = scheduler.num_train_timesteps // scheduler.original_inference_steps
+    grid = np.arange(int(scheduler.original_inference_steps * strength), 0, -1) * stride - 1
+    n = check_num_steps(n, len(grid), "original_inference_steps * strength")
+    return grid[np.floor(np.linspace(0, len(grid), n, endpoint=False)).astype(int)]

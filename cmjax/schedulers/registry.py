@@ -1,4 +1,4 @@
-"""The samplers by name. A new one is a file and a line in `FEW_STEP` or `ODE_SOLVERS`."""
+"""The samplers by name. A new one is a file, an import and a line in `SCHEDULERS` here."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,32 +20,29 @@ from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.tcd import TCDScheduler
 
-
-def _by_name(*classes: type[Scheduler]) -> dict[str, type[Scheduler]]:
-    return {cls.__name__: cls for cls in classes}
-
-
-FEW_STEP = _by_name(
-    CMStochasticIterativeScheduler,
-    CTMScheduler,
-    SCMScheduler,
-    LCMScheduler,
-    TCDScheduler,
-    FlowMatchLCMScheduler,
-    FlowMapEulerDiscreteScheduler,
-)
-ODE_SOLVERS = _by_name(
-    DDIMScheduler,
-    EDMEulerScheduler,
-    EDMEulerAncestralScheduler,
-    EDMHeunScheduler,
-    EDMDPM2Scheduler,
-    EDMDPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler,
-)
-SCHEDULERS = FEW_STEP | ODE_SOLVERS
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    scheduler.__name__: scheduler
+    for scheduler in (
+        # Consistency models and flow maps, in a few steps.
+        CMStochasticIterativeScheduler,
+        CTMScheduler,
+        SCMScheduler,
+        LCMScheduler,
+        TCDScheduler,
+        FlowMatchLCMScheduler,
+        FlowMapEulerDiscreteScheduler,
+        # Solvers of the probability-flow ODE.
+        DDIMScheduler,
+        EDMEulerScheduler,
+        EDMEulerAncestralScheduler,
+        EDMHeunScheduler,
+        EDMDPM2Scheduler,
+        EDMDPMSolverMultistepScheduler,
+        EulerAncestralDiscreteScheduler,
+        HeunDiscreteScheduler,
+        KDPM2DiscreteScheduler,
+    )
+}
 
 
 def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
@@ -55,7 +52,8 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
         config: `scheduler.to_config()`, or the content of a diffusers `scheduler_config.json`.
 
     Raises:
-        ValueError: if `_class_name` is missing or unknown, or an option is unknown or out of its domain.
+        ValueError: if `_class_name` is missing or unknown, or an option is unknown or out of its
+            domain.
     """
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in SCHEDULERS:
@@ -63,19 +61,19 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
     return SCHEDULERS[name].from_config(config)
 
 
-def on_levels_of(trained_for: Scheduler, name: str, **options: Any) -> Scheduler:
+def scheduler_like(reference: Scheduler, name: str, **options: Any) -> Scheduler:
     """Builds the scheduler of that name with the noise levels and the data's scale of another.
 
     Args:
-        trained_for: whose sigma_min, sigma_max, sigma_data and rho are taken, as far as both have them; all its
-            options if it is of that name itself.
+        reference: whose sigma_min, sigma_max, sigma_data and rho are taken, as far as both have
+            them; all its options if it is of that name itself.
         name: of the new one, one of `SCHEDULERS`.
         **options: of the new one, over these.
 
     Raises:
         ValueError: if the name or an option is unknown, or a value is out of its domain.
     """
-    known = trained_for.to_config()
+    known = reference.to_config()
     if name in SCHEDULERS and name != known["_class_name"]:
         fields = {field.name for field in dataclasses.fields(cast(Any, SCHEDULERS[name]))}
         shared = fields & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()

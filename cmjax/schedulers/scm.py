@@ -1,4 +1,4 @@
-"""Continuous-time consistency models in the TrigFlow parametrisation (Lu and Song 2024, arXiv 2410.11081)."""
+"""Sampling of continuous-time consistency models (Lu and Song 2024, arXiv 2410.11081)."""
 
 import dataclasses
 import math
@@ -8,82 +8,79 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.schedulers.levels import check_count, descending, exactly_one
-from cmjax.schedulers.linear import LinearScheduler, LinearState, rows
+from cmjax.parametrization import TrigFlow
+from cmjax.schedulers.base import FileOption
+from cmjax.schedulers.levels import Levels, check_num_steps, parse_levels
+from cmjax.schedulers.table import TableScheduler, Weights
 
-MAX_ANGLE = float(
-    np.nextafter(np.float32(math.pi / 2), np.float32(0))
-)  # float32's pi/2 is above pi/2
+MAX_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))  # float32's is above pi/2
 _MIDDLE_ANGLE = 1.3  # of two steps; tuned in the paper, and the reference's default
+_MOST_STEPS = 1_000_000
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class SCMScheduler(LinearScheduler):
-    """Multistep sampling with angles for noise levels: `x = cos(t) x0 + sin(t) sigma_data z` (section 3).
+class SCMScheduler(TableScheduler):
+    """Multistep sampling with angles for noise levels: `x = cos(t) x0 + sin(t) sigma_data z`.
 
-    The network sees `x / sigma_data` and the angle t, and `x0 = cos(t) x - sin(t) sigma_data F`. EDM's noise level is
-    `sigma_data tan(t)`.
+    The network sees `x / sigma_data`, and `x0 = cos(t) x - sin(t) sigma_data F` (section 3). EDM's
+    noise level is `sigma_data tan(t)`. Samples have the scale of the data, where in diffusers the
+    caller divides by sigma_data.
+
+    The network is told the angle t. `set_timesteps` takes as `num_inference_steps` a number of
+    steps: two are at pi/2 and 1.3, any other number is equally spaced from pi/2 to 0; as
+    `timesteps` angles in (0, pi/2]; as `sigmas` EDM's noise levels. Sampling ends at angle 0, which
+    is not among them.
 
     Attributes:
-        num_train_timesteps: the largest number of steps; of no other effect, as in the reference.
-        prediction_type: "trigflow".
-        sigma_data: standard deviation of the data. Samples have the scale of the data, where in the reference the
-            caller divides by sigma_data.
+        sigma_data: standard deviation of the data.
 
     Raises:
         ValueError: for values outside their domain.
     """
 
-    num_train_timesteps: int = 1000
-    prediction_type: str = "trigflow"
     sigma_data: float = 0.5
 
-    _domains = {"num_train_timesteps": (1, 1_000_000), "sigma_data": (1e-18, 1e18)}
+    _domains = {"sigma_data": (1e-18, 1e18)}
+    _file_options = {
+        "num_train_timesteps": FileOption(1000, numbers=(1, 1_000_000)),
+        "prediction_type": FileOption("trigflow"),
+    }
+
+    @property
+    def parametrization(self) -> TrigFlow:
+        """TrigFlow's."""
+        return TrigFlow(self.sigma_data)
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """EDM's noise levels of the angles from 0 up to the largest below pi/2."""
+        return 0.0, self.sigma_data * math.tan(MAX_ANGLE)
 
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial noise, `sigma_data`."""
         return self.sigma_data
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
-    ) -> LinearState:
-        """Returns the state at the start of a run; give exactly one argument.
-
-        Args:
-            num_inference_steps: two steps are at pi/2 and 1.3; any other number is equally spaced from pi/2 to 0.
-            timesteps: angles in (0, pi/2], descending. The end, 0, is not among them.
-            sigmas: EDM noise levels instead of angles, `t = arctan(sigma / sigma_data)`.
-
-        Raises:
-            ValueError: if not exactly one is given, or for values that break the rules above.
-        """
-        name, value = exactly_one(
-            num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas
-        )
-        if name == "num_inference_steps":
-            n = check_count(value, self.num_train_timesteps, "num_train_timesteps")
-            angles = (
-                np.array([math.pi / 2, _MIDDLE_ANGLE])
-                if n == 2
-                else np.linspace(math.pi / 2, 0, n + 1)[:-1]
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the levels of angles, and then of angle 0."""
+        if name == "timesteps":
+            what = "timesteps (angles, pi/2 being 1.5707964)"
+            times = parse_levels(what, value, 1e-6, math.pi / 2)
+        elif name == "sigmas":
+            times = self.parametrization.time(
+                parse_levels(name, value, 1e-6 * self.sigma_data, 1e18)
             )
-            times = jnp.asarray(angles, jnp.float32)
-        elif name == "timesteps":
-            times = descending("timesteps (angles, pi/2 being 1.5707964)", value, 1e-6, math.pi / 2)
         else:
-            times = jnp.arctan(
-                descending("sigmas", value, 1e-6 * self.sigma_data, 1e18) / self.sigma_data
-            )
+            n = check_num_steps(value, _MOST_STEPS, "the most")
+            angles = np.linspace(math.pi / 2, 0, n + 1)[:-1]
+            if n == 2:
+                angles = np.array([math.pi / 2, _MIDDLE_ANGLE])
+            times = jnp.asarray(angles, jnp.float32)
         times = jnp.minimum(times, MAX_ANGLE)
-        alphas, sigmas = self.path(jnp.append(times, jnp.zeros(1, times.dtype)))
-        return self.new_state(times, alphas, sigmas, rows(alphas[1:], 0.0, sigmas[1:]))
+        alphas, sigmas = self.parametrization.path(jnp.append(times, jnp.zeros(1, times.dtype)))
+        return Levels(times, alphas, sigmas)
 
-    def path(self, times: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (cos t, sigma_data sin t)."""
-        return jnp.cos(times), self.sigma_data * jnp.sin(times)
-
-    def preconditioning(self, alphas: jax.Array, sigmas: jax.Array) -> tuple[Any, Any, Any]:
-        """Returns (c_in, c_skip, c_out) = (1 / sigma_data, cos t, -sigma_data sin t)."""
-        return 1 / self.sigma_data, alphas, -sigmas
+    def weights(self, levels: Levels) -> Weights:
+        """`x' = cos(t') x0 + sin(t') sigma_data z`."""
+        return Weights(x0=levels.alphas[1:], eps=0.0, noise=levels.sigmas[1:])

@@ -8,30 +8,75 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.configs import is_finite
-from cmjax.schedulers.discrete import noise_between
-from cmjax.schedulers.lcm import DistilledScheduler
-from cmjax.schedulers.linear import LinearState, rows
+from cmjax.schedulers.base import FileOption
+from cmjax.schedulers.bounds import bounded
+from cmjax.schedulers.discrete import DiscreteScheduler, noise_between
+from cmjax.schedulers.lcm import (
+    DISTILLED_DOMAINS,
+    DISTILLED_FILE_OPTIONS,
+    check_original_steps,
+    distilled_times,
+    starting_lower,
+)
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.table import TableState, Weights
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class TCDScheduler(DistilledScheduler):
-    """Strategic stochastic sampling of trajectory consistency models (Zheng et al. 2024, Algorithm 4).
+class TCDScheduler(DiscreteScheduler):
+    """Strategic stochastic sampling of trajectory consistency models.
 
-    Each step goes along the trajectory to a time s below the next one, `s = floor((1 - eta) t')`, then adds fresh
-    noise to reach t'. Sampling ends at training time 0.
+    Each step goes along the trajectory to a time s below the next one, `s = floor((1 - eta) t')`,
+    then adds fresh noise to reach t' (Zheng et al. 2024, Algorithm 4). Sampling ends at training
+    time 0. In diffusers eta is an argument of `step`, `denoised` is the sample at s where here it
+    is the x0 estimate, and the options that bound x0 are of no effect, where here they are obeyed.
+
+    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
+    number of times from the grid of `original_inference_steps`, or as `timesteps` whole training
+    times; its own `strength` starts lower on that grid.
 
     Attributes:
-        eta: gamma in the paper, in [0, 1], one for all steps or one per step: 0 adds no noise, 1 all of it.
-
-    Others as in `DistilledScheduler`. In the reference eta is an argument of `step`, `denoised` is the sample at s
-    where here it is the x0 estimate, and the options that bound x0 are of no effect, where here they are obeyed.
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+        rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
+        clip_sample: clip x0 estimates.
+        clip_sample_range: to plus or minus this.
+        thresholding: scale x0 estimates that leave [-1, 1], instead of clipping (Saharia et al.
+            2022, section 2.3).
+        dynamic_thresholding_ratio: quantile of |x0| of a sample that is scaled to 1, if it is
+            larger.
+        sample_max_value: and at most this.
+        original_inference_steps: number of times on the grid that the model was distilled on; the
+            steps of a run are taken from it.
+        eta: gamma in the paper, in [0, 1], one for all steps or one per step: 0 adds no noise, 1
+            all of it.
     """
 
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    clip_sample: bool = False
+    clip_sample_range: float = 1.0
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+    original_inference_steps: int = 50
     eta: float | tuple[float, ...] = 0.3
+
+    _domains = DISTILLED_DOMAINS
+    _file_options = {
+        **DISTILLED_FILE_OPTIONS,
+        "timestep_scaling": FileOption(10.0, numbers=(1e-6, 1e6)),
+    }
 
     def __post_init__(self):
         super().__post_init__()
+        check_original_steps(self)
         etas = self.eta if isinstance(self.eta, tuple) else (self.eta,)
         if not etas or not all(is_finite(eta) and 0 <= eta <= 1 for eta in etas):
             raise ValueError(
@@ -45,23 +90,51 @@ class TCDScheduler(DistilledScheduler):
         timesteps: Any = None,
         sigmas: Any = None,
         strength: float = 1.0,
-    ) -> LinearState:
-        """Returns the state at the start of a run; arguments and errors as for `LCMScheduler`.
+    ) -> TableState:
+        """Returns the state at the start of a run, as `TableScheduler.set_timesteps`.
+
+        Args:
+            num_inference_steps: number of times from the grid of `original_inference_steps`.
+            timesteps: or training times, in strictly descending order.
+            sigmas: not supported.
+            strength: with `num_inference_steps`, start at this share of the grid, from a noised
+                image: `add_noise(state, image, noise)`.
 
         Raises:
-            ValueError: also if eta is a tuple of another length than the run.
+            ValueError: if not exactly one is given, for values that break these rules, or if eta is
+                a tuple of another length than the run.
         """
-        times = self.distilled_times(
-            num_inference_steps, strength, timesteps=timesteps, sigmas=sigmas
-        )
-        if isinstance(self.eta, tuple) and len(self.eta) != len(times):
-            raise ValueError(f"eta has {len(self.eta)} entries, but the run has {len(times)} steps")
-        ends = jnp.append(times, jnp.zeros(1, times.dtype))
-        alphas, sigmas = self.path(ends)
-        # Rounded once: float32's 1 - 0.8 is below 0.2, and a fifth of 350 must be 70.
+        if strength != 1:
+            given = {"timesteps": timesteps, "sigmas": sigmas}
+            timesteps = starting_lower(self, num_inference_steps, strength, **given)
+            num_inference_steps = None
+        return super().set_timesteps(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the levels of training times, and of training time 0."""
+        times = distilled_times(self, name, value)
+        alphas, sigmas = self.parametrization.path(jnp.append(times, jnp.zeros(1, times.dtype)))
+        return Levels(times, alphas, sigmas)
+
+    def weights(self, levels: Levels) -> Weights:
+        """Equation 21: `x' = (alpha' / alpha_s) x_s + sqrt(1 - (alpha' / alpha_s)^2) z`."""
+        n = len(levels.times)
+        if isinstance(self.eta, tuple) and len(self.eta) != n:
+            raise ValueError(f"eta has {len(self.eta)} entries, but the run has {n} steps")
+
+        # s = floor((1 - eta) t'). 1 - eta is rounded to float32 once: float32's 1 - 0.8 is below
+        # 0.2, and a fifth of 350 must be 70.
+        next_times = jnp.append(levels.times[1:], jnp.zeros(1, levels.times.dtype))
         kept = jnp.asarray(1 - np.asarray(self.eta, np.float64), jnp.float32)
-        alpha_s, sigma_s = self.path(jnp.floor(kept * ends[1:]))
-        # Equation 21: x' = (alpha' / alpha_s) x_s + sqrt(1 - (alpha' / alpha_s)^2) z.
-        down = alphas[1:] / alpha_s * sigma_s
-        up = noise_between((alpha_s, sigma_s), (alphas[1:], sigmas[1:])) / alpha_s
-        return self.new_state(times, alphas, sigmas, rows(alphas[1:], down, up))
+        alpha_s, sigma_s = self.parametrization.path(jnp.floor(kept * next_times))
+
+        # x_s = alpha_s x0 + sigma_s eps.
+        next_alpha = levels.alphas[1:]
+        next_sigma = levels.sigmas[1:]
+        down = next_alpha / alpha_s * sigma_s
+        up = noise_between((alpha_s, sigma_s), (next_alpha, next_sigma)) / alpha_s
+        return Weights(x0=next_alpha, eps=down, noise=up)
+
+    def bound(self, denoised: jax.Array) -> jax.Array:
+        """Returns the x0 estimate thresholded or clipped, if so configured."""
+        return bounded(self, denoised)

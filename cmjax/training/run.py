@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 import cmjax
 from cmjax.files import replacing
+from cmjax.guidance import autoguidance as guided
 from cmjax.images import save_grid, to_uint8
 from cmjax.interrupts import interruptible
 from cmjax.model import Model
 from cmjax.models import compute_in, from_nnx
 from cmjax.models.registry import ARCHITECTURES
-from cmjax.parametrization import guided
-from cmjax.schedulers import SCMScheduler, on_levels_of
+from cmjax.schedulers import SCMScheduler, scheduler_like
 from cmjax.training import data
 from cmjax.training.checkpointing import Checkpoints
 from cmjax.training.config import TrainConfig
@@ -329,7 +329,7 @@ def _picture(run, state, path):
         return  # no solver here takes a denoiser in TrigFlow's terms
     if name in solvers:
         solver, steps = solvers[name]
-        model, calls = model.with_scheduler(on_levels_of(s, solver)), (steps,)
+        model, calls = model.with_scheduler(scheduler_like(s, solver)), (steps,)
     cond = {"class_labels": jnp.arange(10) % model.num_classes} if model.num_classes else {}
     shape = (10, *model.sample_shape)
     rows = [

@@ -17,7 +17,7 @@ SCHEDULER = CMStochasticIterativeScheduler()
 
 
 def test_grid_is_karras_equation_5():
-    grid = SCHEDULER.grid()
+    grid = SCHEDULER.training_sigmas()
     assert grid[0] == pytest.approx(80) and grid[-1] == pytest.approx(0.002)
     i = 22
     expected = (80 ** (1 / 7) + i / 39 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
@@ -27,7 +27,9 @@ def test_grid_is_karras_equation_5():
 def test_state_of_the_papers_two_step_schedule():
     # ts=0,22,39 of openai/consistency_models; [22, 0] in diffusers.
     state = SCHEDULER.set_timesteps(timesteps=[22, 0])
-    np.testing.assert_allclose(state.sigmas, [80, SCHEDULER.grid()[22], 0.002], rtol=1e-6)
+    np.testing.assert_allclose(
+        state.sigmas, [80, SCHEDULER.training_sigmas()[22], 0.002], rtol=1e-6
+    )
     np.testing.assert_allclose(state.timesteps, 250 * np.log(state.sigmas[:2]), rtol=1e-6)
     assert (state.sigmas.dtype, state.timesteps.dtype, state.step_index.dtype) == (
         jnp.float32,
@@ -44,13 +46,15 @@ def test_linspace_covers_the_grid_without_repeats(total, data):
     scheduler = CMStochasticIterativeScheduler(num_train_timesteps=total)
     sigmas = np.asarray(scheduler.set_timesteps(n).sigmas[:-1])
     indices = np.round(np.arange(n) * total / n).astype(int)
-    np.testing.assert_allclose(sigmas, scheduler.grid()[indices], rtol=1e-6)
+    np.testing.assert_allclose(sigmas, scheduler.training_sigmas()[indices], rtol=1e-6)
     assert np.all(np.diff(sigmas) < 0) and sigmas[0] == pytest.approx(80)
 
 
 def test_leading_is_the_integer_stride_that_truncates():
     leading = dataclasses.replace(SCHEDULER, timestep_spacing="leading")
-    assert leading.set_timesteps(21).sigmas[-2] == pytest.approx(SCHEDULER.grid()[20], rel=1e-6)
+    assert leading.set_timesteps(21).sigmas[-2] == pytest.approx(
+        SCHEDULER.training_sigmas()[20], rel=1e-6
+    )
     assert SCHEDULER.set_timesteps(21).sigmas[-2] < 0.004  # linspace reaches the low levels
 
 

@@ -18,6 +18,7 @@ from cmjax.schedulers import (
     TCDScheduler,
 )
 from cmjax.schedulers.discrete import DiscreteScheduler
+from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.flow import FlowScheduler
 
 MIXTURE = (0.3, -1.0, 0.4), (0.7, 0.8, 0.25)  # weight, mean, standard deviation of each Gaussian
@@ -45,12 +46,12 @@ def gaussian_flow(x, start, end=(1.0, 0.0)):
 
 
 def convention(scheduler, alpha, sigma):
-    """What samples are divided by for the network, and what it predicts, by the papers, not by `preconditioning`."""
+    """What samples are divided by for the network, and what it predicts, by the papers, not `scalings`."""
     if isinstance(scheduler, FlowScheduler):
         return 1, lambda x, x0, eps: eps - x0
     if isinstance(scheduler, SCMScheduler):
         return scheduler.sigma_data, lambda x, x0, eps: (alpha * x - x0) / sigma
-    if isinstance(scheduler, DiscreteScheduler):
+    if isinstance(scheduler, (DiscreteScheduler, DiscreteSigmasScheduler)):
         size = jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
         predictions = {
             "epsilon": lambda x, x0, eps: eps,
@@ -67,7 +68,7 @@ def network(scheduler, estimate):
     """The network of `estimate(x, (alpha, sigma), *later times)` of x0."""
 
     def apply_fn(params, scaled, t, *later):
-        alpha, sigma = scheduler.path(t[0])
+        alpha, sigma = scheduler.parametrization.path(t[0])
         size, prediction = convention(scheduler, alpha, sigma)
         x = size * scaled
         x0 = estimate(x, (alpha, sigma), *(time[0] for time in later))
@@ -306,7 +307,7 @@ def test_ctm_with_the_exact_jump_draws_gaussian_data_for_any_gamma_and_number_of
     state = start(scheduler, num_inference_steps=n)
     x = run(
         scheduler,
-        lambda x, levels, s: jump_as_x0(x, levels, scheduler.path(s)),
+        lambda x, levels, s: jump_as_x0(x, levels, scheduler.parametrization.path(s)),
         state,
         draws(state, GAUSSIAN),
     )
@@ -323,8 +324,8 @@ def test_tcd_with_the_exact_jump_draws_gaussian_data_for_any_eta(eta, n):
 
     def x0(x, levels):  # TCD's networks learn where to; this one looks it up
         here = jnp.argmin(jnp.abs(state.sigmas[:-1] - levels[1]))
-        return jump_as_x0(x, levels, scheduler.path(arrivals[here]))
+        return jump_as_x0(x, levels, scheduler.parametrization.path(arrivals[here]))
 
     x = run(scheduler, x0, state, draws(state, GAUSSIAN))
-    alpha, sigma = scheduler.path(jnp.int32(0))
+    alpha, sigma = scheduler.parametrization.path(jnp.int32(0))
     assert_mean_and_variance(x, alpha * MEAN, (alpha * STD) ** 2 + sigma**2)

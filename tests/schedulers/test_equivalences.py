@@ -50,8 +50,8 @@ def network(scheduler, x0=estimate):
     """The network of `x0(data, x, alpha, sigma, *later times)` for a scheduler."""
 
     def apply_fn(data, scaled, t, *later):
-        alpha, sigma = scheduler.path(t[0])
-        c_in, c_skip, c_out = scheduler.preconditioning(alpha, sigma)
+        alpha, sigma = scheduler.parametrization.path(t[0])
+        c_in, c_skip, c_out = scheduler.parametrization.scalings(alpha, sigma)
         x = scaled / c_in
         return (x0(data, x, alpha, sigma, *(time[0] for time in later)) - c_skip * x) / c_out
 
@@ -121,7 +121,7 @@ def test_an_euler_step_is_the_same_on_all_three_paths(seed, data, times):
     # The probability-flow ODE of x / alpha in sigma / alpha is one for every path: variance-preserving (DDIM without
     # noise), variance-exploding (EDM), and straight (flow matching, with networks that do not look where they go).
     ddim = schedulers.DDIMScheduler(clip_sample=False)
-    alpha, sigma = (np.asarray(level) for level in ddim.path(times))
+    alpha, sigma = (np.asarray(level) for level in ddim.parametrization.path(times))
     z = noise(seed)
     levels, straight = sigma / alpha, sigma / (alpha + sigma)
     alphas, vp = run(ddim, seed, data, sigma[0] * z, timesteps=times)
@@ -143,7 +143,7 @@ def estimate_anywhere(data, x, alpha, sigma, r):
 @holds(**PROPERTIES, times=TIMES, eta=st.sampled_from([0.4, 1.0]))
 def test_ddim_is_ancestral_sampling_with_the_same_share_of_noise(seed, data, times, eta):
     ddim = schedulers.DDIMScheduler(clip_sample=False, eta=eta, prediction_type="v_prediction")
-    alpha, sigma = (np.asarray(level) for level in ddim.path(times))
+    alpha, sigma = (np.asarray(level) for level in ddim.parametrization.path(times))
     z = noise(seed)
     alphas, vp = run(ddim, seed, data, sigma[0] * z, timesteps=times)
     ancestral = schedulers.EDMEulerAncestralScheduler(**EDM, eta=eta)
@@ -187,7 +187,7 @@ def test_solvers_of_discrete_times_are_those_of_edm_at_their_levels(
     discrete, edm, seed, data, times
 ):
     discrete, edm = SCHEDULERS[discrete](), SCHEDULERS[edm](**EDM)
-    levels = np.asarray(discrete.path(np.float32(times))[1])
+    levels = np.asarray(discrete.parametrization.path(np.float32(times))[1])
     init = levels[0] * noise(seed)
     _, expected = run(edm, seed, data, init, sigmas=levels)
     _, x = run(discrete, seed, data, init, timesteps=times)

@@ -8,13 +8,14 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmjax.schedulers import SCHEDULERS, scheduler_from_config
+from cmjax.schedulers import SCHEDULERS, Weights, scheduler_from_config
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from tests.schedulers.test_consistency_goldens import FLOAT32, RTOL, assert_close
@@ -78,7 +79,7 @@ def assert_step_reproduced(scheduler, state, case, row):
         ours = scheduler.add_noise(state, jnp.asarray(output), jnp.asarray(noise))
         assert_close(ours, noisy, np.abs(output) + state.sigma * np.abs(noise), "add_noise")
 
-    _, c_skip, c_out = np.float64(state.scalings[row])
+    _, c_skip, c_out = (np.float64(column[row]) for column in state.scalings)
     x0_scale = np.abs(c_skip * x) + np.abs(c_out * output)
     if name == "LCMScheduler":
         x0_scale = x0_scale + np.abs(x)  # of which it adds a share
@@ -87,24 +88,21 @@ def assert_step_reproduced(scheduler, state, case, row):
         assert_close(scheduler.bound_last(denoised), x0, x0_scale, "denoise")
 
     eps_scale = (np.abs(x) + np.float64(state.alpha) * x0_scale) / np.float64(state.sigma)
-    terms = [x0_scale, eps_scale, np.abs(noise), *map(np.abs, state.history)]
-    scale = sum(
-        np.abs(np.float64(weight)) * term
-        for weight, term in zip(state.weights[row], terms, strict=True)
-    )
+    fresh = None if state.weights.noise is None else np.abs(noise)
+    sizes = Weights(x0_scale, eps_scale, fresh, *jax.tree.map(np.abs, state.memory))
+    columns = [np.float64(column[row]) for column in jax.tree.leaves(state.weights)]
+    terms = zip(columns, jax.tree.leaves(sizes), strict=True)
+    scale = sum(np.abs(weight) * size for weight, size in terms)
     if isinstance(scheduler, (EDMScheduler, DiscreteSigmasScheduler)):
-        scale = scale + 8 * FLOAT32 / RTOL * np.abs(
-            x
-        )  # diffusers adds to it what is to be removed: it is rounded
+        # diffusers adds to it what is to be removed: it is rounded.
+        scale = scale + 8 * FLOAT32 / RTOL * np.abs(x)
     state, ours = scheduler.advance(state, sample, denoised, jnp.asarray(noise))
     if (
         name == "EDMDPMSolverMultistepScheduler"
         and last
         and scheduler.final_sigmas_type == "sigma_min"
     ):
-        after = (
-            x  # already there; diffusers divides one rounding error by another, and may have NaN
-        )
+        after = x  # already there; diffusers divides one rounding error by another: NaN, maybe
     assert_close(ours, after, scale, "advance")
     return state
 

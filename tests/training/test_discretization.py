@@ -70,7 +70,7 @@ def test_the_edges_of_the_schedules():
 def test_adjacent_levels_are_neighbours_on_the_grid():
     from cmjax import CMStochasticIterativeScheduler
 
-    grid = CMStochasticIterativeScheduler(num_train_timesteps=18).grid()
+    grid = CMStochasticIterativeScheduler(num_train_timesteps=18).training_sigmas()
     higher, lower = d.adjacent_levels(jnp.arange(17), jnp.int32(18), 0.002, 80.0, 7.0)
     np.testing.assert_allclose(higher, grid[:-1], rtol=2e-5)
     np.testing.assert_allclose(lower, grid[1:], rtol=2e-5)

@@ -9,7 +9,8 @@ import pytest
 
 import cmjax
 from cmjax import testing
-from cmjax.parametrization import consistency_function, edm_denoiser, guided
+from cmjax.guidance import autoguidance
+from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.training import losses
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
@@ -107,7 +108,7 @@ def test_guidance_extrapolates_the_denoised_images():
         edm_denoiser(gaussian_denoiser, jnp.float32(p), SCHEDULER, x, sigma) for p in (0.5, 0.3)
     )
     for scale in (1, 2, 3.5):
-        network = guided(gaussian_denoiser, scale)
+        network = autoguidance(gaussian_denoiser, scale)
         both = edm_denoiser(network, (jnp.float32(0.5), jnp.float32(0.3)), SCHEDULER, x, sigma)
         np.testing.assert_allclose(both, weak + scale * (good - weak), rtol=1e-4, atol=1e-5)
 

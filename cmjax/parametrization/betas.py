@@ -17,7 +17,9 @@ def signal_variances(
     trained: tuple[float, ...] | None,
     zero_snr: bool,
 ) -> np.ndarray:
-    """Returns alpha^2 at each training time, f64[num]: the cumulative products of 1 - beta (Ho et al. 2020).
+    """Returns alpha^2 at each training time, f64[num].
+
+    These are the cumulative products of 1 - beta (Ho et al. 2020).
 
     Args:
         num: number of training times.
@@ -34,14 +36,12 @@ def signal_variances(
     elif schedule == "scaled_linear":
         betas = np.linspace(start**0.5, end**0.5, num) ** 2
     else:
-        log_signal = {
-            "squaredcos_cap_v2": lambda t: (
-                2 * np.log(np.cos((t + 0.008) / 1.008 * math.pi / 2))
-            ),  # Nichol 2021, eq. 17
-            "exp": lambda t: -12.0 * t,
-        }[schedule]
-        edges = log_signal(np.arange(num + 1) / num)
-        betas = np.minimum(-np.expm1(np.diff(edges)), 0.999)
+        t = np.arange(num + 1) / num
+        if schedule == "squaredcos_cap_v2":  # Nichol and Dhariwal 2021, equation 17
+            log_signal = 2 * np.log(np.cos((t + 0.008) / 1.008 * math.pi / 2))
+        else:
+            log_signal = -12.0 * t
+        betas = np.minimum(-np.expm1(np.diff(log_signal)), 0.999)
     alphas = np.cumprod(1 - betas) ** 0.5
     if zero_snr and num > 1:
         alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])

@@ -1,0 +1,120 @@
+"""Networks with a thousand discrete training times (Ho et al. 2020)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.parametrization.base import NoiseLevel, Parametrization, Scalings
+from cmjax.parametrization.betas import signal_variances
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+_ZERO_SNR = 2.0**-24  # alpha^2 where zero SNR would make sigma / alpha infinite, as the reference
+_SMALLEST = 1e-30  # alpha^2 where large betas leave no signal; float32 holds its inverse
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete(Parametrization):
+    """The variance-preserving path: `x = alpha x0 + sigma z` with `alpha^2 + sigma^2 = 1`.
+
+    The network is told a training time, 0..N-1, and sees the sample as it is.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: how betas grow, one of `betas.BETA_SCHEDULES`.
+        trained_betas: betas that replace the schedule, or None.
+        rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
+        prediction_type: what the network returns: "epsilon" (the noise z), "sample" (x0), or
+            "v_prediction" (`alpha z - sigma x0`, Salimans and Ho 2022).
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    rescale_betas_zero_snr: bool = False
+    prediction_type: str = "epsilon"
+
+    def signal_variances(self) -> np.ndarray:
+        """Returns alpha^2 at every training time, f64[N]."""
+        return signal_variances(
+            self.num_train_timesteps,
+            self.beta_start,
+            self.beta_end,
+            self.beta_schedule,
+            self.trained_betas,
+            self.rescale_betas_zero_snr,
+        )
+
+    def training_ratios(self) -> np.ndarray:
+        """Returns sigma / alpha at every training time, f64[N], ascending and finite."""
+        least = _ZERO_SNR if self.rescale_betas_zero_snr else _SMALLEST
+        variances = np.maximum(self.signal_variances(), least)
+        return np.sqrt((1 - variances) / variances)
+
+    def level(self, ratio: jax.Array) -> NoiseLevel:
+        """Returns time, alpha and sigma where sigma / alpha is `ratio`."""
+        alpha = 1 / jnp.sqrt(1 + jnp.square(ratio))
+        return NoiseLevel(self.time(ratio), alpha, ratio * alpha)
+
+    def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (alpha, sigma) at training times, whole numbers of any dtype, of their shape."""
+        index = jnp.asarray(time).astype(jnp.int32)
+        variances = self.signal_variances()
+        alphas = jnp.asarray(np.sqrt(variances), jnp.float32)
+        sigmas = jnp.asarray(np.sqrt(1 - variances), jnp.float32)
+        return alphas[index], sigmas[index]
+
+    def time(self, ratio: jax.Array) -> jax.Array:
+        """Returns training times, between whole ones, interpolated in log(sigma / alpha)."""
+        known = jnp.asarray(np.log(self.training_ratios()), jnp.float32)
+        return jnp.interp(jnp.log(ratio), known, jnp.arange(len(known), dtype=jnp.float32))
+
+    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+        """Returns (c_in, c_skip, c_out) of the prediction type."""
+        if self.prediction_type == "epsilon":
+            return Scalings(1.0, 1 / alpha, -sigma / alpha)
+        if self.prediction_type == "sample":
+            return Scalings(1.0, 0.0, 1.0)
+        return Scalings(1.0, alpha, -sigma)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscreteExploding(Discrete):
+    """The same networks on samples `x = x0 + sigma z`, as ODE solvers want them.
+
+    The noise level of a training time is `sqrt(1 - alpha^2) / alpha`; the network sees a sample of
+    variance 1, and is told times between training times for levels between theirs.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: how betas grow, one of `betas.BETA_SCHEDULES`.
+        trained_betas: betas that replace the schedule, or None.
+        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+    """
+
+    def level(self, ratio: jax.Array) -> NoiseLevel:
+        """Returns time, alpha = 1 and sigma = `ratio`, of its shape."""
+        return NoiseLevel(self.time(ratio), jnp.ones_like(ratio), ratio)
+
+    def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (1, sigma) at training times, interpolated between whole ones, of their shape."""
+        known = jnp.asarray(self.training_ratios(), jnp.float32)
+        sigmas = jnp.interp(time, jnp.arange(len(known), dtype=jnp.float32), known)
+        return jnp.ones_like(sigmas), sigmas
+
+    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+        """Returns (c_in, c_skip, c_out) of the prediction type."""
+        c_in = 1 / jnp.sqrt(jnp.square(sigma) + 1)
+        if self.prediction_type == "epsilon":
+            return Scalings(c_in, 1.0, -sigma)
+        if self.prediction_type == "sample":
+            return Scalings(c_in, 0.0, 1.0)
+        return Scalings(c_in, c_in * c_in, -sigma * c_in)

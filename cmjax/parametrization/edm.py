@@ -1,0 +1,61 @@
+"""Networks on EDM's noise levels: denoisers and consistency models."""
+
+import dataclasses
+import math
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.parametrization.base import NoiseLevel, Parametrization, Scalings
+
+EDM_TIME_FACTOR = 0.25  # c_noise = log(sigma) / 4 (Karras et al. 2022, table 1)
+CONSISTENCY_TIME_FACTOR = 250.0  # 1000 log(sigma) / 4 (openai/consistency_models)
+
+
+@dataclasses.dataclass(frozen=True)
+class EDM(Parametrization):
+    """The path `x = x0 + sigma z`, with the scalings of Karras et al. 2022, table 1.
+
+    With a boundary, x0 is x itself at that noise level: `f(x, boundary) = x`, as consistency models
+    want it (Song et al. 2023, appendix C). Without one, x0 is a denoiser's estimate.
+
+    Attributes:
+        sigma_data: standard deviation of the data.
+        boundary: noise level at which the network's x0 is x itself; 0 for a denoiser.
+        time_factor: the network is told `time_factor log(sigma)`: 0.25 in EDM, 250 in the released
+            consistency models.
+        sign: 1, or -1 for a network that returns the negative of EDM's.
+    """
+
+    sigma_data: float = 0.5
+    boundary: float = 0.0
+    time_factor: float = EDM_TIME_FACTOR
+    sign: int = 1
+
+    def level(self, ratio: jax.Array) -> NoiseLevel:
+        """Returns time, alpha = 1 and sigma = `ratio`, of its shape."""
+        return NoiseLevel(self.time(ratio), jnp.ones_like(ratio), ratio)
+
+    def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (1, sigma), of the shape of `time`."""
+        return jnp.ones_like(time), jnp.exp(time / self.time_factor)
+
+    def time(self, ratio: jax.Array) -> jax.Array:
+        """Returns `time_factor log(sigma)`; sigma = 0 counts as 1e-44, as in the reference."""
+        # 1e-44 is subnormal in float32 and flushed to zero on many devices, so it is not added.
+        positive = jnp.where(ratio > 0, ratio, 1)
+        return self.time_factor * jnp.where(ratio > 0, jnp.log(positive), math.log(1e-44))
+
+    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+        """Returns (c_in, c_skip, c_out), of the shape of `sigma`."""
+        del alpha
+        distance = sigma - self.boundary
+        c_in = 1 / jnp.sqrt(jnp.square(sigma) + self.sigma_data**2)
+        c_skip = self.sigma_data**2 / (jnp.square(distance) + self.sigma_data**2)
+        c_out = self.sign * distance * self.sigma_data * c_in
+        return Scalings(c_in, c_skip, c_out)
+
+    def without_boundary(self) -> Self:
+        """Returns the parametrization of the denoiser that the same network is."""
+        return dataclasses.replace(self, boundary=0.0)

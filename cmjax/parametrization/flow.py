@@ -1,0 +1,32 @@
+"""Networks of flow matching (Lipman et al. 2023; Esser et al. 2024)."""
+
+import dataclasses
+
+import jax
+
+from cmjax.parametrization.base import NoiseLevel, Parametrization, Scalings
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowMatching(Parametrization):
+    """The straight path `x = (1 - sigma) x0 + sigma z`; the network returns the velocity `z - x0`.
+
+    Attributes:
+        num_train_timesteps: number N; the network is told `N sigma`.
+    """
+
+    num_train_timesteps: int = 1000
+
+    def level(self, ratio: jax.Array) -> NoiseLevel:
+        """Returns time, alpha and sigma where `sigma / (1 - sigma)` is `ratio`."""
+        sigma = ratio / (1 + ratio)
+        return NoiseLevel(sigma * self.num_train_timesteps, 1 - sigma, sigma)
+
+    def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (1 - sigma, sigma), of the shape of `time`."""
+        sigma = time / self.num_train_timesteps
+        return 1 - sigma, sigma
+
+    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+        """Returns (1, 1, -sigma): `x0 = x - sigma F`."""
+        return Scalings(1.0, 1.0, -sigma)

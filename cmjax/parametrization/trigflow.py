@@ -1,0 +1,34 @@
+"""Networks in the TrigFlow parametrization (Lu and Song 2024, arXiv 2410.11081)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.parametrization.base import NoiseLevel, Parametrization, Scalings
+
+
+@dataclasses.dataclass(frozen=True)
+class TrigFlow(Parametrization):
+    """The path `x = cos(t) x0 + sin(t) sigma_data z`; the network is told the angle t (section 3).
+
+    The network sees `x / sigma_data`, and `x0 = cos(t) x - sin(t) sigma_data F`.
+
+    Attributes:
+        sigma_data: standard deviation of the data.
+    """
+
+    sigma_data: float = 0.5
+
+    def level(self, ratio: jax.Array) -> NoiseLevel:
+        """Returns the angle `arctan(ratio / sigma_data)` and its (alpha, sigma)."""
+        angle = jnp.arctan(ratio / self.sigma_data)
+        return NoiseLevel(angle, *self.path(angle))
+
+    def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (cos t, sigma_data sin t), of the shape of `time`."""
+        return jnp.cos(time), self.sigma_data * jnp.sin(time)
+
+    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+        """Returns (1 / sigma_data, cos t, -sigma_data sin t)."""
+        return Scalings(1 / self.sigma_data, alpha, -sigma)

@@ -1,0 +1,46 @@
+"""Keeping x0 estimates in range, for samplers with diffusers' options `clip_sample` and so on."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+BOUND_DOMAINS = {
+    "clip_sample_range": (1e-6, 1e6),
+    "dynamic_thresholding_ratio": (0.0, 1.0),
+    "sample_max_value": (1.0, 1e6),
+}
+
+
+def bounded(scheduler: Any, denoised: jax.Array) -> jax.Array:
+    """Returns x0 estimates `[B, ...]` thresholded or clipped, as a scheduler's options say.
+
+    Args:
+        scheduler: with the fields `clip_sample`, `clip_sample_range`, `thresholding`,
+            `dynamic_thresholding_ratio` and `sample_max_value`.
+        denoised: x0 estimates, `[B, ...]`.
+    """
+    if scheduler.thresholding:
+        ratio = scheduler.dynamic_thresholding_ratio
+        return dynamic_threshold(denoised, ratio, scheduler.sample_max_value)
+    if scheduler.clip_sample:
+        limit = scheduler.clip_sample_range
+        return jnp.clip(denoised, -limit, limit)
+    return denoised
+
+
+def dynamic_threshold(x: jax.Array, ratio: float, largest: float) -> jax.Array:
+    """Scales each sample `[B, ...]` down to [-1, 1] by a quantile of |x|.
+
+    Saharia et al. 2022, section 2.3.
+
+    Args:
+        x: x0 estimates, `[B, ...]`.
+        ratio: the quantile, in [0, 1].
+        largest: the most that a sample is divided by.
+    """
+    wide = x.astype(jnp.float32)
+    magnitude = jnp.abs(wide).reshape(x.shape[0], -1)
+    limit = jnp.clip(jnp.quantile(magnitude, ratio, axis=-1), 1, largest)
+    limit = limit.reshape(-1, *[1] * (x.ndim - 1))
+    return (jnp.clip(wide, -limit, limit) / limit).astype(x.dtype)
