@@ -44,7 +44,8 @@ def sample_index(index: int | jax.Array) -> jax.Array | np.uint32:
         if not jnp.issubdtype(index.dtype, jnp.integer):
             raise ValueError(f"first_index must be an integer, got {index.dtype}")
         return index.astype(jnp.uint32)
-    if known.shape or not np.issubdtype(known.dtype, np.integer) or not 0 <= known < 2**32:
+    is_integer = known.shape == () and np.issubdtype(known.dtype, np.integer)
+    if not is_integer or not 0 <= known < 2**32:
         raise ValueError(f"first_index must be an integer from 0 to 2^32 - 1, got {index!r}")
     return np.uint32(known)
 

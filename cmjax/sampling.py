@@ -90,14 +90,17 @@ def sample(
     }
     options = (steps, shape, np.dtype(dtype), return_trajectory, callback)
     structure = jax.tree.structure(inputs["constrain"])
-    return _compiled(apply_fn, scheduler, options, structure)(**inputs)
+    try:
+        program = _compiled(apply_fn, scheduler, *options, structure)
+    except TypeError:  # something that cannot be hashed
+        program = _compiled.__wrapped__(apply_fn, scheduler, *options, structure)
+    return program(**inputs)
 
 
-@functools.lru_cache(_PROGRAMS)
-def _compiled(apply_fn, scheduler, options, structure):
+@functools.lru_cache(_PROGRAMS, typed=True)
+def _compiled(apply_fn, scheduler, steps, shape, dtype, return_trajectory, callback, structure):
     """The jitted loop. Inlined, so that under the caller's own `jit` it is as if it were not."""
-    del structure  # part of the key alone, so that a program goes when its constraint's does
-    steps, shape, dtype, return_trajectory, callback = options
+    del structure  # of the constraint: part of the key, so that programs go when constraints do
 
     def loop(key, params, state, cond, init, constrain, first_index):
         keys = sample_keys(key, shape[0], first_index)

@@ -220,13 +220,16 @@ def assert_threads_agree(scheduler: Scheduler, num_steps: int = 3, threads: int 
 
 
 def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """A loop over `step` gives what `cmjax.sample` gives for the same key."""
+    """`cmjax.sample` gives what its parts give, called one by one with the noise of each level."""
     key = jax.random.key(3)
     expected = sample(key, _network, None, scheduler, _SHAPE, num_inference_steps=num_steps)
-    state, x = scheduler.init(key, _set_timesteps(scheduler, num_steps), _SHAPE)
-    for _ in range(state.num_steps):
-        state, output = _one_step(scheduler, key, state, x)
-        x = output.prev_sample
+    keys = sample_keys(key, _SHAPE[0])
+    state = _set_timesteps(scheduler, num_steps)
+    x = scheduler.init_sample(state, level_noise(keys, 0, _SHAPE))
+    state = scheduler.prepare(state, x)
+    for i in range(state.num_steps):
+        denoised = scheduler.denoise(state, scheduler.predict(_network, None, state, x), x)
+        state, x = scheduler.advance(state, x, denoised, level_noise(keys, i + 1, _SHAPE))
     chex.assert_trees_all_close(x, expected, rtol=1e-5, atol=1e-5)
 
 

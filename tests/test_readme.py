@@ -12,13 +12,15 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_programs_run():
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
-    assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 10
+    assert len(blocks) == 3
+    assert all(len(block.splitlines()) <= 10 for block in blocks)
     namespace = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in blocks:
             exec(block, namespace)  # noqa: S102
-    # the loop by hand ends where sample() does
+    assert namespace["digits"].shape == (10, 28, 28, 1)
+
+    # The loop by hand ends where sample() does.
     np.testing.assert_allclose(namespace["x"], namespace["points"], rtol=1e-4, atol=1e-4)
 
 

@@ -339,3 +339,57 @@ def test_a_deterministic_sampler_leaves_its_noise_alone_and_others_use_it(name):
     state, x = scheduler.init(KEY, scheduler.set_timesteps(3), (2, 3))
     _, next_sample = scheduler.advance(state, x, x / 2, jnp.full_like(x, jnp.nan))
     assert bool(jnp.isnan(next_sample).all()) == (state.weights.noise is not None)
+
+
+def test_conditioning_is_any_tree_of_arrays():
+    observation = {"left": jnp.arange(2.0), "right": (jnp.ones((2, 3)), None)}
+    seen = []
+
+    def conditioned(params, x, t, observation, labels, nothing):
+        seen.append((jax.tree.structure(observation), labels.shape, nothing))
+        return network(params, x, t) + observation["left"][:, None] * observation["right"][0]
+
+    cond = {"observation": observation, "labels": [3, 1], "nothing": None}
+    made = cmjax.sample(KEY, conditioned, PARAMS, SCHEDULER, (2, 3), cond=cond)
+    plain = cmjax.sample(KEY, network, PARAMS, SCHEDULER, (2, 3))
+    assert seen[0] == (jax.tree.structure(observation), (2,), None)
+    np.testing.assert_array_equal(made[0], plain[0])
+    assert not np.array_equal(made[1], plain[1])
+
+
+def test_a_pair_whose_length_is_the_batch_is_no_array():
+    pair = (jnp.ones(3), jnp.ones(3))
+    with pytest.raises(
+        ValueError, match=r"cond\['pair'\] must have the leading axis.*2, got \(3,\)"
+    ):
+        cmjax.sample(KEY, network, PARAMS, SCHEDULER, (2, 3), cond={"pair": pair})
+
+
+@pytest.mark.parametrize("index", [-1, 2**32, 2.7, np.nan, "3", True, [1]])
+def test_first_index_is_an_integer_of_32_bits(index):
+    with pytest.raises(ValueError, match="first_index must be an integer from 0 to 2"):
+        cmjax.sample(KEY, network, PARAMS, SCHEDULER, (2, 3), first_index=index)
+
+
+def test_first_index_has_its_whole_range():
+    last = 2**32 - 1
+    made = cmjax.sample(KEY, network, PARAMS, SCHEDULER, (1, 3), first_index=last)
+    expected = cmjax.sample(jax.random.fold_in(KEY, last)[None], network, PARAMS, SCHEDULER, (1, 3))
+    np.testing.assert_array_equal(made, expected)
+
+
+@pytest.mark.parametrize("made", [(1, 2), {"x": 1}, None])
+def test_a_network_that_returns_no_array(made):
+    with pytest.raises(ValueError, match="apply_fn must return one array"):
+        cmjax.sample(KEY, lambda params, x, t: made, PARAMS, SCHEDULER, (2, 3))
+
+
+def test_a_network_that_cannot_be_hashed_is_called_all_the_same():
+    class Callable:
+        __hash__ = None
+
+        def __call__(self, params, x, t):
+            return network(params, x, t)
+
+    made = cmjax.sample(KEY, Callable(), PARAMS, SCHEDULER, (2, 3))
+    np.testing.assert_array_equal(made, cmjax.sample(KEY, network, PARAMS, SCHEDULER, (2, 3)))

@@ -47,8 +47,8 @@ def looks_at_values(self, state, model_output, sample):
     return Base.denoise(self, state, model_output, sample)
 
 
-def ignores_key(self, key, state, model_output, sample):
-    return Base.step(self, jax.random.key(9), state, model_output, sample)
+def ignores_key(self, key, *args, **options):
+    return Base.step(self, jax.random.key(9), *args, **options)
 
 
 def changes_a_dtype(self, state, sample, denoised, noise):
@@ -170,7 +170,8 @@ def widened(self, state, model_output, sample):
 
 
 def test_boundary_check_catches_plain_edm_scalings():
-    scheduler = broken(get_scalings_for_boundary_condition=Base.get_scalings)
+    plain = property(lambda self: Base.parametrization.fget(self).without_boundary())
+    scheduler = broken(parametrization=plain)
     with pytest.raises(AssertionError):
         testing.assert_boundary_condition(testing._network, None, scheduler, (3, 2))
     testing.assert_boundary_condition(testing._network, None, Base(), (3, 2))

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from cmjax.arrays import ApplyFn, check_shapes, combine, concrete
-from cmjax.configs import did_you_mean, from_json, is_finite
+from cmjax.configs import did_you_mean, from_json, is_finite, is_int
 from cmjax.random import level_noise, sample_keys
 
 
@@ -279,7 +279,7 @@ class Scheduler(abc.ABC, Generic[State]):
 
 def check_sample_shape(shape: Sequence[int]) -> None:
     """Raises ValueError unless `shape` is `(B, ...)` with sizes of at least 1."""
-    if not shape or any(size < 1 for size in shape):
+    if not shape or not all(is_int(size, 1) for size in shape):
         raise ValueError(
             f"shape must be (B, ...) with sizes of at least 1, got {tuple(shape)}; "
             "a single sample is (1, ...)"

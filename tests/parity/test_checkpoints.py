@@ -47,7 +47,7 @@ def test_images_of_the_pipeline(pipeline, tmp_path, monkeypatch, timesteps):
     shape = (2, 8, 8, 3)
     noises = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
     monkeypatch.setattr(
-        "cmjax.sampling.level_noise", lambda keys, level, *_: jnp.asarray(noises)[level]
+        "cmjax.schedulers.base.level_noise", lambda keys, level, *_: jnp.asarray(noises)[level]
     )
     theirs = iter([torch.from_numpy(noise).permute(0, 3, 1, 2) for noise in noises])
     module = "diffusers.schedulers.scheduling_consistency_models.randn_tensor"
