@@ -6,7 +6,9 @@
 2. One step of the scheduler, `scale_input` and `step` with its noise, jitted, against diffusers'
    `scale_model_input` and `step`, on the same arrays in turn; large arrays (arithmetic) and tiny
    ones (Python overhead).
-3. Number of traces and compile time against N.
+3. `cmjax.sample` called bare, outside of `jax.jit`, over the same call in the caller's own `jit`, in
+   turn, after both have compiled; ratio of medians.
+4. Number of traces and compile time against N.
 """
 
 import statistics
@@ -108,6 +110,34 @@ def step_against_diffusers(shape, repeats):
     )
 
 
+def bare_over_jitted(batch, steps, channels, repeats):
+    config = UNet2DConfig(
+        28, 1, 1, block_out_channels=channels, norm_num_groups=16, patch_size=2, layers_per_block=1
+    )
+    apply_fn, params = from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
+    key = jax.random.key(0)
+
+    def bare():
+        return cmjax.sample(
+            key, apply_fn, params, SCHEDULER, (batch, 28, 28, 1), num_inference_steps=steps
+        )
+
+    jitted = jax.jit(
+        lambda key, params: cmjax.sample(
+            key, apply_fn, params, SCHEDULER, (batch, 28, 28, 1), num_inference_steps=steps
+        )
+    )
+    bare_time, jitted_time = in_turn(
+        lambda: bare().block_until_ready(),
+        lambda: jitted(key, params).block_until_ready(),
+        repeats=repeats,
+    )
+    click.echo(
+        f"batch {batch:>3}, {steps} steps: bare {bare_time * 1e3:7.2f} ms, in jit "
+        f"{jitted_time * 1e3:7.2f} ms, ratio {bare_time / jitted_time:.3f}"
+    )
+
+
 def traces_and_compile_time(steps):
     traces = []
     key = jax.random.key(0)
@@ -142,6 +172,10 @@ def main(repeats):
             step_against_diffusers(shape, 20 * repeats if np.prod(shape) < 1e5 else repeats)
     except ImportError as error:
         click.echo(f"skipped: {error}")
+    click.echo("\nsample() called bare, over the same in the caller's own jit")
+    bare_over_jitted(1, 1, (16, 16), 10 * repeats)
+    bare_over_jitted(64, 1, (64, 96), repeats)
+    bare_over_jitted(64, 4, (64, 96), repeats)
     click.echo("\ntraces and compile time")
     for steps in (1, 2, 8, 32):
         traces_and_compile_time(steps)
