@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cmjax.configs import check_options, is_int
+from cmjax.configs import check_options
 from cmjax.models import layers
 
 TIME_FEATURES = 256
@@ -52,15 +52,12 @@ class DiTConfig:
         "num_attention_heads": (1, 1024),
         "attention_head_dim": (1, 65536),
         "mlp_ratio": (0.01, 1000.0),
+        "num_class_embeds": (1, None),
         "time_scale": (0.0, 1e6),
     }
 
     def __post_init__(self):
         check_options(self)
-        if self.num_class_embeds is not None and not is_int(self.num_class_embeds, 1):
-            raise ValueError(
-                f"num_class_embeds must be a positive integer or null, got {self.num_class_embeds!r}"
-            )
         if self.sample_size % self.patch_size:
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}"
