@@ -1,0 +1,53 @@
+"""The public names for type checkers and editors; `__init__.py` imports them when used."""
+
+from cmjax import arrays as arrays
+from cmjax import checkpoints as checkpoints
+from cmjax import cli as cli
+from cmjax import configs as configs
+from cmjax import constraints as constraints
+from cmjax import editing as editing
+from cmjax import evaluation as evaluation
+from cmjax import files as files
+from cmjax import generation as generation
+from cmjax import guidance as guidance
+from cmjax import images as images
+from cmjax import interrupts as interrupts
+from cmjax import labels as labels
+from cmjax import model as model
+from cmjax import models as models
+from cmjax import parametrization as parametrization
+from cmjax import random as random
+from cmjax import registry as registry
+from cmjax import sampling as sampling
+from cmjax import schedulers as schedulers
+from cmjax import testing as testing
+from cmjax import training as training
+from cmjax.checkpoints import load as load
+from cmjax.checkpoints import save as save
+from cmjax.model import Model as Model
+from cmjax.models import from_linen as from_linen
+from cmjax.models import from_nnx as from_nnx
+from cmjax.registry import register as register
+from cmjax.sampling import sample as sample
+from cmjax.schedulers import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
+from cmjax.schedulers import CTMScheduler as CTMScheduler
+from cmjax.schedulers import DDIMScheduler as DDIMScheduler
+from cmjax.schedulers import EDMDPM2Scheduler as EDMDPM2Scheduler
+from cmjax.schedulers import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
+from cmjax.schedulers import EDMEulerAncestralScheduler as EDMEulerAncestralScheduler
+from cmjax.schedulers import EDMEulerScheduler as EDMEulerScheduler
+from cmjax.schedulers import EDMHeunScheduler as EDMHeunScheduler
+from cmjax.schedulers import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
+from cmjax.schedulers import FlowMapEulerDiscreteScheduler as FlowMapEulerDiscreteScheduler
+from cmjax.schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
+from cmjax.schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
+from cmjax.schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
+from cmjax.schedulers import LCMScheduler as LCMScheduler
+from cmjax.schedulers import Scheduler as Scheduler
+from cmjax.schedulers import SchedulerState as SchedulerState
+from cmjax.schedulers import SCMScheduler as SCMScheduler
+from cmjax.schedulers import StepOutput as StepOutput
+from cmjax.schedulers import TCDScheduler as TCDScheduler
+from cmjax.schedulers import scheduler_from_config as scheduler_from_config
+
+__version__: str
