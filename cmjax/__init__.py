@@ -7,7 +7,7 @@ Everything public is an attribute of this package, and is imported when it is fi
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+from cmjax.version import __version__ as __version__
 
 _SUBMODULES = (
     "arrays",
@@ -32,6 +32,7 @@ _SUBMODULES = (
     "schedulers",
     "testing",
     "training",
+    "version",
 )
 
 # submodule -> the names of it that are public here too
@@ -66,7 +67,7 @@ _EXPORTS = {
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = sorted([*_HOMES, *_SUBMODULES])
+__all__ = sorted([*_HOMES, *_SUBMODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

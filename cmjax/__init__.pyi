@@ -22,6 +22,7 @@ from cmjax import sampling as sampling
 from cmjax import schedulers as schedulers
 from cmjax import testing as testing
 from cmjax import training as training
+from cmjax import version as version
 from cmjax.checkpoints import load as load
 from cmjax.checkpoints import save as save
 from cmjax.model import Model as Model
@@ -49,5 +50,4 @@ from cmjax.schedulers import SCMScheduler as SCMScheduler
 from cmjax.schedulers import StepOutput as StepOutput
 from cmjax.schedulers import TCDScheduler as TCDScheduler
 from cmjax.schedulers import scheduler_from_config as scheduler_from_config
-
-__version__: str
+from cmjax.version import __version__ as __version__

@@ -1,6 +1,5 @@
 """Networks and schedulers of your own, known by name to files, training and the command line."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -104,7 +103,7 @@ def _register_scheduler(cls: Any, name: str | None) -> None:
     name = name or _importable_name(cls)
     if not _is_scheduler(cls):
         raise ValueError(f"scheduler {name!r} must be a subclass of Scheduler, got {cls!r:.200}")
-    if cls.__hash__ is None or not dataclasses.is_dataclass(cls):
+    if cls.__hash__ is None or not hasattr(cls, "__dataclass_fields__"):
         raise ValueError(f"scheduler {name!r} must be a frozen dataclass; decorate it as one")
     if name in _BUILT_IN:
         raise ValueError(f"name {name!r} is taken by a scheduler of cmjax; choose another")

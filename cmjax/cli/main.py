@@ -2,9 +2,9 @@
 
 import click
 
-from cmjax import __version__
 from cmjax.cli import checkpoints, edit, generate, sample, train
 from cmjax.cli.group import OneLineErrors
+from cmjax.version import __version__
 
 
 @click.group(

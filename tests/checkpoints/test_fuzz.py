@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cmjax.checkpoints import checkpoint as models
 from cmjax.checkpoints import open_checkpoint, openai
 from cmjax.checkpoints.tensors import StoredTensor
-from tests.checkpoints import tiny
-from tests.checkpoints import torch_zip as tz
+from tests.support import checkpoints as tiny
+from tests.support import torch_zip as tz
 
 MEMORY = 64 * 2**20  # bytes; the files have some kB
 COUNTS = {}  # what became of the files, for whoever wants to know: pytest -s
