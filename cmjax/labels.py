@@ -69,14 +69,14 @@ def describe_classes(num_classes: int | None, class_names: Sequence[str] | None)
 
 def _as_list(labels: Any) -> list[Any]:
     """Returns one label, an array of them or a sequence of them as a list."""
-    if isinstance(labels, str) or np.ndim(labels) == 0:
+    if isinstance(labels, str):
         return [labels]
-    if not isinstance(labels, jax.Array):
-        return list(labels)
-    known = concrete(labels)
-    if known is None:
-        raise ValueError("labels: traced ones go into cond={'class_labels': labels}")
-    return known.reshape(-1).tolist()
+    if isinstance(labels, (jax.Array, np.ndarray)):
+        known = concrete(labels)
+        if known is None:
+            raise ValueError("labels: traced ones go into cond={'class_labels': labels}")
+        return known.reshape(-1).tolist()
+    return list(labels) if isinstance(labels, Sequence) else [labels]
 
 
 def _class_index(label: Any, num_classes: int, names: Sequence[str]) -> int:

@@ -71,8 +71,8 @@ def open_pipeline(path: Path) -> Checkpoint:
     unet = parts.get("unet")
     if not isinstance(unet, list) or unet[-1:] != [NETWORK]:
         raise ValueError(
-            f"{path / INDEX}: the unet must be a {NETWORK}, got {unet!r:.200}; cmjax reads no other "
-            "network"
+            f"{path / INDEX}: the unet must be a {NETWORK}, got {unet!r:.200}; cmjax reads no "
+            "other network"
         )
     checkpoint = open_unet(path / "unet")
     return dataclasses.replace(

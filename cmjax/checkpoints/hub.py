@@ -24,8 +24,8 @@ def download(source: str) -> Path:
     """Downloads the files of a model into huggingface_hub's cache, unless they are there already.
 
     Args:
-        source: `owner/name` or `owner/name@revision`. Token, cache folder and offline mode are those
-            of huggingface_hub: `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`.
+        source: `owner/name` or `owner/name@revision`. Token, cache folder and offline mode are
+            those of huggingface_hub: `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`.
 
     Returns:
         The folder in the cache.
@@ -35,7 +35,7 @@ def download(source: str) -> Path:
     """
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ValueError(
-            f"model {source!r} does not exist; give a folder, a .pt file, or a hub id owner/name"
+            f"model {source!r} is not there; give a folder, a .pt file, or a hub id owner/name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

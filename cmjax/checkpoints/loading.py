@@ -39,8 +39,8 @@ def load(
     """Loads a model, detecting its format.
 
     Args:
-        source: a cmjax folder, the folder of a training run, a diffusers pipeline or UNet folder, an
-            OpenAI `.pt` file, or the id of a pipeline or cmjax folder on the Hugging Face hub
+        source: a cmjax folder, the folder of a training run, a diffusers pipeline or UNet folder,
+            an OpenAI `.pt` file, or the id of a pipeline or cmjax folder on the Hugging Face hub
             (`owner/name`, optionally `owner/name@revision`); None is the bundled digits model.
         dtype: dtype of the parameters; None is float32. The network computes in the dtype of its
             input.
@@ -111,8 +111,8 @@ def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = 
         adapted = type(model.scheduler).__name__
         own = type(model.trained_for).__name__
         raise ValueError(
-            f"model is adapted to {adapted}, which files do not store; save the {own} model that it "
-            "was made of"
+            f"model is adapted to {adapted}, which files do not store; save the {own} model that "
+            "it was made of"
         )
     path = Path(path)
     if path.is_dir():

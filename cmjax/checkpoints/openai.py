@@ -1,8 +1,8 @@
-"""OpenAI's original `.pt` files (openai/consistency_models): a state dict, and nothing about the network.
+"""OpenAI's original `.pt` files (openai/consistency_models): a state dict without a config.
 
 The network is inferred from the tensors. What they leave open is taken from the released models:
-attention heads of 64 channels, 32 groups in every normalisation, and attention from 32x32 down, which
-gives the image size.
+attention heads of 64 channels, 32 groups in every normalisation, and attention from 32x32 down,
+which gives the image size.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ from cmjax.checkpoints.torch_file import open_torch
 from cmjax.models import PRESETS, UNet2DConfig
 from cmjax.schedulers import CMStochasticIterativeScheduler
 
-# Levels that the released models were trained with (scripts/launch.sh there): distilled ones with 40,
-# the others with end_scales + 1.
+# Levels that the released models were trained with (scripts/launch.sh there): distilled ones with
+# 40, the others with end_scales + 1.
 NUM_TRAIN_TIMESTEPS = {
     "cd_imagenet64_l2": 40,
     "cd_imagenet64_lpips": 40,
@@ -55,7 +55,7 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
     """Opens an OpenAI file.
 
     Args:
-        path: the `.pt` file. The number of noise levels follows from the names of the released files.
+        path: the `.pt` file. The names of the released files give the number of noise levels.
         config: of the network, or the name of a preset; None infers it from the tensors.
 
     Raises:
@@ -158,7 +158,7 @@ def module_names(config: UNet2DConfig) -> dict[str, str]:
     }
     layers = config.layers_per_block
     for level in range(len(config.block_out_channels)):
-        # OpenAI counts the blocks of all resolutions together; input block 0 is the first convolution.
+        # OpenAI counts the blocks of all resolutions together; input block 0 is a convolution.
         down = f"down_blocks.{level}"
         start = 1 + level * (layers + 1)
         for i in range(layers):

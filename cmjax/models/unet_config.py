@@ -44,13 +44,13 @@ class UNet2DConfig:
             as norm_num_groups with "default" time conditioning, and no normalisation at all with
             "scale_shift".
         norm_eps: epsilon of every normalisation.
-        resnet_time_scale_shift: "default" adds the time embedding in a residual block, "scale_shift"
-            modulates the second normalisation with it.
+        resnet_time_scale_shift: "default" adds the time embedding in a residual block,
+            "scale_shift" modulates the second normalisation with it.
         num_class_embeds: number of classes; None for an unconditional model.
         flip_sin_to_cos: cosines before sines in the time embedding.
         freq_shift: of the time embedding's frequencies.
-        time_scale: factor on the time before its embedding. cmjax's own: 1 is diffusers; 0.01 makes the
-            embedding smooth in log sigma, which learns faster and suits forward-mode training.
+        time_scale: factor on the time before its embedding. cmjax's own: 1 is diffusers; 0.01 makes
+            the embedding smooth in log sigma, which learns faster and suits forward-mode training.
         patch_size: the network works on patch_size x patch_size patches folded into channels.
             cmjax's own.
     """

