@@ -1,29 +1,86 @@
-"""Few-step generation for JAX: consistency models as small pure functions."""
+"""Few-step generation for JAX: consistency models as small pure functions.
 
-from cmjax.checkpoints import load, save
-from cmjax.model import Model
-from cmjax.models.adapters import from_linen, from_nnx
-from cmjax.sampling import sample
-from cmjax.schedulers import (
-    CMStochasticIterativeScheduler,
-    Scheduler,
-    SchedulerState,
-    StepOutput,
-    scheduler_from_config,
+Everything public is an attribute of this package, and is imported when it is first used.
+`__init__.pyi` says the same to type checkers and editors; a test compares the two.
+"""
+
+import importlib
+from typing import Any
+
+from cmjax.version import __version__ as __version__
+
+_SUBMODULES = (
+    "arrays",
+    "checkpoints",
+    "cli",
+    "configs",
+    "constraints",
+    "editing",
+    "evaluation",
+    "files",
+    "generation",
+    "guidance",
+    "images",
+    "interrupts",
+    "labels",
+    "model",
+    "models",
+    "parametrization",
+    "random",
+    "registry",
+    "sampling",
+    "schedulers",
+    "testing",
+    "training",
+    "version",
 )
 
-__version__ = "0.1.0"
+# submodule -> the names of it that are public here too
+_EXPORTS = {
+    "checkpoints": ("load", "save"),
+    "model": ("Model",),
+    "models": ("from_linen", "from_nnx"),
+    "registry": ("register",),
+    "sampling": ("sample",),
+    "schedulers": (
+        "CMStochasticIterativeScheduler",
+        "CTMScheduler",
+        "DDIMScheduler",
+        "EDMDPM2Scheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "EDMEulerAncestralScheduler",
+        "EDMEulerScheduler",
+        "EDMHeunScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "FlowMapEulerDiscreteScheduler",
+        "FlowMatchLCMScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LCMScheduler",
+        "SCMScheduler",
+        "Scheduler",
+        "SchedulerState",
+        "StepOutput",
+        "TCDScheduler",
+        "scheduler_from_config",
+    ),
+}
+_HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = [
-    "CMStochasticIterativeScheduler",
-    "Model",
-    "Scheduler",
-    "SchedulerState",
-    "StepOutput",
-    "from_linen",
-    "from_nnx",
-    "load",
-    "sample",
-    "save",
-    "scheduler_from_config",
-]
+__all__ = sorted([*_HOMES, *_SUBMODULES])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used (PEP 562)."""
+    if name in _SUBMODULES:
+        return importlib.import_module(f"cmjax.{name}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"cmjax.{_HOMES[name]}"), name)
+        globals()[name] = value  # so that this function is not asked again
+        return value
+    raise AttributeError(f"module 'cmjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -2,105 +2,203 @@
 
 import dataclasses
 import difflib
+import functools
+import importlib
 import sys
+import types
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 Config = TypeVar("Config")
-LARGEST = 2**31 - 1  # integer in a file: larger ones overflow here and there
+LARGEST = 2**31 - 1  # integer in a file: larger ones overflow in JAX's and NumPy's int32
 
 
 def from_json(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """Builds a configuration dataclass from a JSON object; lists become tuples.
 
     Raises:
-        ValueError: for an option that the dataclass does not have, a missing one that it needs, or a huge integer.
+        ValueError: for an option that the dataclass does not have, a missing one that it needs, or
+            an integer beyond 32 bits.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in fields:
-            raise ValueError(
-                f"{cls.__name__} has no option {name!r}{did_you_mean(name, list(fields))}"
-            )
     for name, value in values.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and abs(number) > LARGEST:
-                raise ValueError(
-                    f"{name} has a number of {number.bit_length()} bits, which no model needs"
-                )
+        if name not in fields:
+            hint = did_you_mean(name, list(fields))
+            raise ValueError(f"{cls.__name__} has no option {name!r}{hint}")
+        _check_size(name, value)
     for name, field in fields.items():
-        if name not in values and field.default is dataclasses.MISSING:
+        optional = (
+            field.default is not dataclasses.MISSING
+            or field.default_factory is not dataclasses.MISSING
+        )
+        if name not in values and not optional:
             raise ValueError(f"{cls.__name__} needs the option {name!r}")
-    return cls(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-    )
+    arguments = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return cls(**arguments)
+
+
+def _check_size(name: str, value: Any) -> None:
+    """Checks that `value`, or every item of a list, fits in 32 bits if it is an integer."""
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if isinstance(item, int) and abs(item) > LARGEST:
+            bits = item.bit_length()
+            raise ValueError(f"{name} has a number of {bits} bits, which no model needs")
+
+
+def import_by_name(text: str, what: str) -> Any:
+    """Imports what a text such as "package.module:Name" names.
+
+    Importing a module runs it: the text must come from the user, never from a downloaded file.
+
+    Args:
+        text: the module's name, a colon, and the name of something in it.
+        what: what it is for, such as "network"; errors begin with it.
+
+    Raises:
+        ValueError: if `text` has another form, or there is no such module or no such name in it.
+    """
+    module_name, _, name = text.partition(":")
+    if not module_name or not name:
+        raise ValueError(f"{what} {text!r} must be like 'package.module:Name'")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            raise ValueError(
+                f"{what} {text!r}: there is no module {missing!r}; "
+                "install it, or put its folder on PYTHONPATH"
+            ) from None
+        raise ValueError(f"{what} {text!r}: {module_name} needs {missing!r}") from error
+    except Exception as error:  # anything may go wrong in a module of somebody else's
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{what} {text!r}: importing {module_name} failed: {why}") from error
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [known for known in vars(found) if not known.startswith("_")]
+            hint = did_you_mean(part, public)
+            raise ValueError(f"{what} {text!r}: {module_name} has no {part!r}{hint}")
+        found = getattr(found, part)
+    return found
 
 
 def did_you_mean(name: Any, known: list[str]) -> str:
     """Returns the end of an error message: the known name closest to `name`, or all of them."""
     close = difflib.get_close_matches(str(name), known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(known)}"
 
 
-def is_int(value: Any, low: int) -> bool:
-    """Whether `value` is an integer of at least `low`; True and False are not."""
-    return (
-        isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= low)
-    )
+def is_int(value: Any, low: float | None = None, high: float | None = None) -> bool:
+    """Whether `value` is an integer, not a boolean, from `low` to `high`; None is no bound."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        return False
+    return _within(value, low, high)
 
 
-def is_finite(value: Any) -> bool:
-    """Whether `value` is a finite real number; True and False are not."""
-    return (
-        isinstance(value, (int, float, np.integer, np.floating))
-        and not isinstance(value, bool)
-        and bool(abs(value) <= sys.float_info.max)  # math.isfinite raises for integers beyond
-    )
+def is_finite(value: Any, low: float | None = None, high: float | None = None) -> bool:
+    """Whether `value` is a finite number, not a boolean, from `low` to `high`; None is no bound."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    largest = sys.float_info.max  # math.isfinite raises for integers that are larger
+    return bool(-largest <= value <= largest) and _within(value, low, high)
+
+
+def _within(value: Any, low: float | None, high: float | None) -> bool:
+    return bool((low is None or value >= low) and (high is None or value <= high))
 
 
 def check_options(config: Any) -> None:
-    """Checks the fields of a configuration by the type of their defaults, and by what its classes say of them.
+    """Checks the fields of a configuration against their annotations and their domains.
 
-    A class may have `_domains`, for a field the strings it may be or its lowest and highest number, and
-    `_unsupported`, for a field that must keep its default the way out.
+    The class declares domains in `_domains`, a mapping from the name of a field to
+
+    * the allowed strings, for `str` and `tuple[str, ...]`; without them a `str` has to keep its
+      default;
+    * the lowest and highest number, for `int`, `float` and tuples of them; None is no bound.
+
+    Fields of `bool` need no domain; other fields without one are not checked. `X | None` allows
+    None too. `_unsupported` maps a field that must keep its default to a hint for the error.
 
     Args:
-        config: an instance of a dataclass whose fields have defaults; ones of other types are not checked.
+        config: an instance of a dataclass.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    domains, unsupported = (
-        {
-            name: value
-            for cls in reversed(type(config).__mro__)
-            for name, value in vars(cls).get(table, {}).items()
-        }
-        for table in ("_domains", "_unsupported")
-    )
+    cls = type(config)
+    domains = _inherited(cls, "_domains")
+    unsupported = _inherited(cls, "_unsupported")
+    hints = _type_hints(cls)
     for field in dataclasses.fields(config):
-        name, value, default = field.name, getattr(config, field.name), field.default
-        if name in unsupported and value != default:
+        name = field.name
+        value = getattr(config, name)
+        if name in unsupported and value != field.default:
             raise ValueError(f"{name}={value!r} is not supported; {unsupported[name]}")
-        if isinstance(default, bool):
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} must be true or false, got {value!r}")
-        elif isinstance(default, str):
-            allowed = domains.get(name, (default,))
-            if value not in allowed:
-                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
-        elif name in domains:
-            low, high = domains[name]
-            integer = isinstance(default, int)
-            if (
-                not (is_int(value, low) if integer else is_finite(value) and value >= low)
-                or value > high
-            ):
-                raise ValueError(
-                    f"{name} must be {'an integer' if integer else 'a number'} from {low:g} to {high:g}, got {value!r}"
-                )
+        domain = domains.get(name)
+        if domain is None and hints[name] is str:
+            domain = (field.default,)
+        if not _fits(value, hints[name], domain):
+            raise ValueError(f"{name} must be {_words(hints[name], domain)}, got {value!r:.1000}")
+
+
+def _fits(value: Any, hint: Any, domain: Any) -> bool:
+    """Whether `value` is of the type `hint`, and within the domain."""
+    if hint is bool:
+        return isinstance(value, bool)
+    if domain is None:
+        return True
+    if _optional(hint):
+        return value is None or _fits(value, get_args(hint)[0], domain)
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        return isinstance(value, tuple) and all(_fits(each, item, domain) for each in value)
+    if hint is str:
+        return value in domain
+    if hint is int:
+        return is_int(value, *domain)
+    return is_finite(value, *domain)
+
+
+def _words(hint: Any, domain: Any) -> str:
+    """Returns what `_fits` asks for, in words."""
+    if hint is bool:
+        return "true or false"
+    if _optional(hint):
+        return f"{_words(get_args(hint)[0], domain)}, or null"
+    if get_origin(hint) is tuple:
+        return f"a list, each item {_words(get_args(hint)[0], domain)}"
+    if hint is str:
+        return " or ".join(map(repr, domain))
+    kind = "an integer" if hint is int else "a number"
+    low, high = domain
+    if high is not None:
+        return f"{kind} from {low:g} to {high:g}"
+    if low is not None:
+        return f"{kind} of at least {low:g}"
+    return "an integer" if hint is int else "a finite number"
+
+
+def _optional(hint: Any) -> bool:
+    """Whether `hint` is `X | None`."""
+    return get_origin(hint) in (types.UnionType, Union) and get_args(hint)[1] is type(None)
+
+
+def _inherited(cls: type, table: str) -> dict[str, Any]:
+    """Returns the entries of a class-level table, those of derived classes over those of bases."""
+    merged: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        merged.update(vars(base).get(table, {}))
+    return merged
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)

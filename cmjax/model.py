@@ -1,26 +1,37 @@
 """A network with its parameters and the sampler it was trained for."""
 
 import dataclasses
+from collections import Counter
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from cmjax.arrays import ApplyFn
+from cmjax.configs import is_int
+from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
+from cmjax.models.registry import sample_shape
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
+from cmjax.sampling import sample
 from cmjax.schedulers import Scheduler
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
-    """A network with its parameters, and the sampler it was trained for. A pytree whose leaves are `params`.
+    """A network with its parameters, and the sampler it was trained for.
+
+    A pytree whose leaves are `params`; everything else is static.
 
     Attributes:
         apply_fn: `(params, x, t, **cond) -> model_output`.
-        params: of the network.
-        scheduler: that the network is for.
+        params: the parameters of the network, a pytree of arrays.
+        scheduler: the sampler that the network is for.
         config: the network's config dataclass.
-        trained_for: None, or where the network is adapted to `scheduler` the one that it was trained for.
+        trained_for: the scheduler that the network was trained for, where it is adapted to
+            another one; None where it is not.
+        class_names: one name per class, or None where the classes have no names.
     """
 
     apply_fn: ApplyFn = dataclasses.field(metadata={"static": True})
@@ -28,24 +39,102 @@ class Model:
     scheduler: Scheduler = dataclasses.field(metadata={"static": True})
     config: Any = dataclasses.field(metadata={"static": True})
     trained_for: Scheduler | None = dataclasses.field(default=None, metadata={"static": True})
+    class_names: tuple[str, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __post_init__(self):
+        if self.class_names is not None:
+            check_class_names(self.class_names, self.num_classes)
 
     @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one sample."""
-        return (self.config.sample_size, self.config.sample_size, self.config.out_channels)
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, `(H, W, C)` for images.
+
+        Raises:
+            ValueError: if the config does not say it.
+        """
+        return sample_shape(self.config)
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes, or None for an unconditional model."""
-        return self.config.num_class_embeds
+        return getattr(self.config, "num_class_embeds", None)
+
+    def sample(
+        self,
+        key: jax.Array,
+        num: int,
+        *,
+        labels: Labels = None,
+        num_inference_steps: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Generates samples with the model's own scheduler.
+
+        Args:
+            key: one key, from which sample *i* draws by `fold_in(key, first_index + i)`, or one per
+                sample `[num]`.
+            num: number of samples.
+            labels: classes to ask for, for a model that has them: a number, a name of
+                `class_names`, or several of these, repeated in turn. None asks for all classes in
+                turn, unless `cond` has `class_labels`.
+            num_inference_steps: number of steps; None means one, unless `options` say otherwise.
+            **options: further arguments of `cmjax.sample`, such as `timesteps` or `cond`.
+
+        Returns:
+            The samples, `[num, *sample_shape]`, images in [-1, 1]; with `return_trajectory=True`
+            the pair (samples, trajectory).
+
+        Raises:
+            ValueError: for labels that the model does not have, and as `cmjax.sample`.
+        """
+        if not is_int(num, 1):
+            raise ValueError(f"num must be a positive integer, got {num!r}")
+        cond = dict(options.pop("cond", None) or {})
+        if "class_labels" in cond and labels is not None:
+            raise ValueError("labels and cond['class_labels'] exclude each other; give one")
+        if "class_labels" not in cond and (classes := self.class_indices(labels)) is not None:
+            # Sample i asks for the same class, however many samples are made at a time.
+            first_index = jnp.asarray(options.get("first_index", 0)).astype(jnp.uint32)
+            indices = first_index + jnp.arange(num, dtype=jnp.uint32)
+            turn = indices % jnp.uint32(len(classes))
+            cond["class_labels"] = jnp.asarray(classes, jnp.int32)[turn]
+        return sample(
+            key,
+            self.apply_fn,
+            self.params,
+            self.scheduler,
+            (num, *self.sample_shape),
+            num_inference_steps=num_inference_steps,
+            cond=cond,
+            **options,
+        )
+
+    def class_indices(self, labels: Labels = None) -> list[int] | None:
+        """Returns the numbers of classes that are given by number or name.
+
+        Args:
+            labels: a number, a name of `class_names`, or several of these; None is all classes.
+
+        Returns:
+            The numbers, as `class_labels` has them; None for a model without classes.
+
+        Raises:
+            ValueError: if the model has no such class, or no classes at all.
+        """
+        return class_indices(labels, self.num_classes, self.class_names)
+
+    def class_name(self, index: int) -> str:
+        """Returns the name of a class, or its number where the classes have no names."""
+        return str(index) if self.class_names is None else self.class_names[index]
 
     def with_scheduler(self, scheduler: Scheduler) -> Self:
         """Returns the model to be sampled with another scheduler, its network adapted to it.
 
-        A network of consistency models is taken for a denoiser by the solvers of the probability-flow ODE.
+        Solvers of the probability-flow ODE take a network of consistency models for a denoiser.
 
         Args:
-            scheduler: of the kind the model was trained for, or any for a model of CMStochasticIterativeScheduler.
+            scheduler: of the kind the model was trained for, or any for a model of
+                CMStochasticIterativeScheduler.
 
         Raises:
             ValueError: if the network cannot be adapted to the scheduler.
@@ -57,3 +146,26 @@ class Model:
         return dataclasses.replace(
             self, apply_fn=apply_fn, scheduler=scheduler, trained_for=self.scheduler
         )
+
+    def __repr__(self) -> str:
+        """Describes the model in a few lines, without its arrays."""
+        try:
+            shape = "x".join(map(str, self.sample_shape))
+        except ValueError:
+            shape = "of unknown shape"
+        rows = {
+            "network": f"{type(self.config).__name__.removesuffix('Config')}, {self._parameters()}",
+            "samples": f"{shape}, {describe_classes(self.num_classes, self.class_names)}",
+            "scheduler": repr(self.scheduler),
+        }
+        if self.trained_for is not None:
+            rows["trained_for"] = repr(self.trained_for)
+        lines = [f"    {name}: {text}," for name, text in rows.items()]
+        return "\n".join(["Model(", *lines, ")"])
+
+    def _parameters(self) -> str:
+        leaves = [leaf for leaf in jax.tree.leaves(self.params) if hasattr(leaf, "shape")]
+        count = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+        dtypes = Counter(str(leaf.dtype) for leaf in leaves)
+        kinds = " and ".join(name for name, _ in dtypes.most_common())
+        return f"{count:,} parameters, {kinds or 'no arrays'}"

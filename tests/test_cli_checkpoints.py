@@ -1,15 +1,16 @@
 """`cmjax info` and `cmjax convert`."""
 
-import jax
+import re
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from flax import nnx
 from safetensors.numpy import load_file
 
 import cmjax
 from cmjax import cli
-from cmjax.models import UNet2D, UNet2DConfig
+from cmjax.models import UNet2DConfig
+from tests.support import networks
 
 CONFIG = UNet2DConfig(
     sample_size=4,
@@ -24,12 +25,10 @@ CONFIG = UNet2DConfig(
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    apply_fn, params = cmjax.from_nnx(UNet2D(CONFIG, rngs=nnx.Rngs(0)))
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params)
     scheduler = cmjax.CMStochasticIterativeScheduler(
         num_train_timesteps=18, timestep_spacing="leading"
     )
-    cmjax.save("model", cmjax.Model(apply_fn, params, scheduler, CONFIG))
+    cmjax.save("model", networks.model(CONFIG, scheduler))
     return tmp_path / "model"
 
 
@@ -47,18 +46,24 @@ def test_info_says_what_a_model_is(folder):
     said = ok("info", folder).stdout
     tensors = load_file(folder / "model.safetensors")
     count = sum(tensor.size for tensor in tensors.values())
+    assert re.search(r"^network +UNet2D$", said, re.MULTILINE)
     for fragment in (
         "cmjax folder",
         "4x4x3, 3 classes",
         f"{count:,} parameters in {len(tensors)} tensors",
         f"{len(tensors)} x float32",
-        "UNet2D",
         "block_out_channels       8, 8",
         "num_train_timesteps      18",
         "sigma_max                80.0",
         f"{(folder / 'model.safetensors').stat().st_size / 1000:.4g} kB",
     ):
         assert fragment in said
+
+
+def test_info_names_the_network(tmp_path):
+    cmjax.save(tmp_path / "dit", networks.model(networks.DIT))
+    said = ok("info", tmp_path / "dit").stdout
+    assert re.search(r"^network +DiT$", said, re.MULTILINE)
 
 
 def test_info_of_the_bundled_model():

@@ -17,7 +17,7 @@ import pytest
 import cmjax
 from cmjax import files
 from cmjax.files import replacing, replacing_folder
-from tests.checkpoints import tiny
+from tests.support import checkpoints as tiny
 
 try:
     import resource
@@ -168,7 +168,7 @@ def test_a_killed_process_leaves_the_old_or_the_new(tmp_path):
     code = """
         import sys
         import cmjax
-        from tests.checkpoints import tiny
+        from tests.support import checkpoints as tiny
         models = tiny.model(0), tiny.model(1)
         while True:
             for model in models:

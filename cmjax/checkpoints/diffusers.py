@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.checkpoints import checkpoint as models
-from cmjax.checkpoints.checkpoint import Checkpoint
+from cmjax.checkpoints.checkpoint import Checkpoint, flatten_named
+from cmjax.checkpoints.json_files import (
+    read_class_names,
+    read_config,
+    read_json,
+    read_scheduler,
+    write_class_names,
+    write_json,
+)
 from cmjax.checkpoints.tensors import StoredTensor, by_name, open_safetensors, write_safetensors
 from cmjax.checkpoints.torch_file import open_torch
 from cmjax.configs import from_json
@@ -18,18 +25,23 @@ from cmjax.models import UNet2DConfig
 from cmjax.models.registry import network_name
 from cmjax.schedulers import CMStochasticIterativeScheduler
 
-INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
-SAFETENSORS, TORCH = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
-NETWORK, PIPELINE = "UNet2DModel", "ConsistencyModelPipeline"
+INDEX = "model_index.json"
+CONFIG = "config.json"
+SCHEDULER_CONFIG = "scheduler_config.json"
+SAFETENSORS = "diffusion_pytorch_model.safetensors"
+TORCH = "diffusion_pytorch_model.bin"
+NETWORK = "UNet2DModel"
+PIPELINE = "ConsistencyModelPipeline"
+VERSION = "0.36.0"  # of diffusers, whose files these are
 
-# What an option that a file leaves out means (diffusers 0.36, UNet2DModel); sample_size has no default.
+# Defaults of options that a file leaves out (diffusers 0.36, UNet2DModel); sample_size has none.
 DEFAULTS = {
     "down_block_types": ["DownBlock2D"] + ["AttnDownBlock2D"] * 3,
     "up_block_types": ["AttnUpBlock2D"] * 3 + ["UpBlock2D"],
     "block_out_channels": [224, 448, 672, 896],
     "attention_head_dim": 8,
 }
-# Options that our network does not have, and the only values with which they change nothing.
+# Options that cmjax's network does not have, and the only values with which they change nothing.
 FIXED = {
     "time_embedding_type": ("positional",),
     "time_embedding_dim": (None,),
@@ -42,39 +54,47 @@ FIXED = {
     "class_embed_type": (None,),
     "num_train_timesteps": (None,),
 }
-OURS = {"time_scale": 1.0, "patch_size": 1}  # and options of ours that diffusers does not have
+# Options that diffusers does not have, and the values with which they change nothing.
+OWN_OPTIONS = {"time_scale": 1.0, "patch_size": 1}
+# Names of attention's layers before diffusers 0.17, and since.
 OLD_NAMES = {
     "query": "to_q",
     "key": "to_k",
     "value": "to_v",
     "proj_attn": "to_out.0",
-}  # attention before 0.17
+}
 
 
 def open_pipeline(path: Path) -> Checkpoint:
     """Opens a pipeline folder: `model_index.json`, `unet/`, `scheduler/`."""
-    parts = models.read_json(path / INDEX)
+    parts = read_json(path / INDEX)
     unet = parts.get("unet")
     if not isinstance(unet, list) or unet[-1:] != [NETWORK]:
         raise ValueError(
-            f"{path / INDEX}: the unet must be a {NETWORK}, got {unet!r:.200}; cmjax reads no other network"
+            f"{path / INDEX}: the unet must be a {NETWORK}, got {unet!r:.200}; cmjax reads no "
+            "other network"
         )
     checkpoint = open_unet(path / "unet")
-    scheduler = models.read_scheduler(path / "scheduler" / SCHEDULER_CONFIG)
-    return dataclasses.replace(checkpoint, kind="diffusers pipeline", scheduler=scheduler, note="")
+    return dataclasses.replace(
+        checkpoint,
+        kind="diffusers pipeline",
+        scheduler=read_scheduler(path / "scheduler" / SCHEDULER_CONFIG),
+        note="",
+        class_names=read_class_names(path, checkpoint.config.num_class_embeds),
+    )
 
 
 def open_unet(path: Path) -> Checkpoint:
-    """Opens a network folder; it says nothing of a scheduler, so that of the released models is assumed."""
-    config = models.read_config(path / CONFIG, config_from_diffusers)
+    """Opens a network folder; it names no scheduler, so that of the released models is assumed."""
+    config = read_config(path / CONFIG, config_from_diffusers)
     files, tensors = _weights(path)
     return Checkpoint(
-        "diffusers UNet",
-        files,
-        config,
-        CMStochasticIterativeScheduler(timestep_spacing="leading"),
-        by_name(path, ((_renamed(name), tensor) for name, tensor in tensors.items())),
-        layout,
+        kind="diffusers UNet",
+        files=files,
+        config=config,
+        scheduler=CMStochasticIterativeScheduler(timestep_spacing="leading"),
+        tensors=by_name(path, ((_renamed(name), tensor) for name, tensor in tensors.items())),
+        layout=layout,
         note="the folder names no scheduler: the default of 40 levels is assumed",
     )
 
@@ -88,7 +108,8 @@ def write(folder: Path, model: Model) -> None:
     if not isinstance(model.config, UNet2DConfig):
         name = network_name(model.config)
         raise ValueError(
-            f"a {PIPELINE} takes a {NETWORK}, which a {name} cannot be written as; save it as cmjax's own"
+            f"a {PIPELINE} takes a {NETWORK}, which a {name} cannot be written as; save it as "
+            "cmjax's own"
         )
     scheduler = model.scheduler
     if type(scheduler) is not CMStochasticIterativeScheduler:
@@ -98,52 +119,50 @@ def write(folder: Path, model: Model) -> None:
     (folder / "unet").mkdir()
     (folder / "scheduler").mkdir()
     parts = {"scheduler": ["diffusers", type(scheduler).__name__], "unet": ["diffusers", NETWORK]}
-    models.write_json(
-        folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": "0.36.0", **parts}
-    )
-    models.write_json(folder / "unet" / CONFIG, config_to_diffusers(model.config))
+    write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts})
+    write_class_names(folder, model)
+    write_json(folder / "unet" / CONFIG, config_to_diffusers(model.config))
     config = scheduler.to_config()
     del config["timestep_spacing"]  # diffusers has one only
-    models.write_json(folder / "scheduler" / SCHEDULER_CONFIG, config)
+    write_json(folder / "scheduler" / SCHEDULER_CONFIG, config)
     tensors = {}
-    for name, value in models.flat(model.params).items():
+    for name, value in flatten_named(model.params).items():
         stored_name, axes = layout(name, value.ndim)
         tensors[stored_name] = np.ascontiguousarray(np.asarray(value).transpose(axes))
     write_safetensors(folder / "unet" / SAFETENSORS, tensors, metadata={"format": "pt"})
 
 
 def layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
-    """Names and axes of PyTorch: convolutions are stored [out, in, height, width], dense layers [out, in]."""
-    axes = {("kernel", 4): (3, 2, 0, 1), ("kernel", 2): (1, 0)}.get(
-        (name.rpartition(".")[2], ndim), range(ndim)
-    )
-    return re.sub(r"(kernel|scale|embedding)$", "weight", name), tuple(axes)
+    """Returns PyTorch's name of a parameter, and its order of axes there."""
+    axes = tuple(range(ndim))
+    if name.endswith("kernel") and ndim == 4:
+        axes = (3, 2, 0, 1)  # convolutions are stored [out, in, height, width]
+    elif name.endswith("kernel") and ndim == 2:
+        axes = (1, 0)  # dense layers are stored [out, in]
+    return re.sub(r"(kernel|scale|embedding)$", "weight", name), axes
 
 
 def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
     """Reads the content of a `UNet2DModel`'s `config.json`.
 
     Raises:
-        ValueError: naming an option that is unknown, or has a value that our network does not support.
+        ValueError: naming an option that is unknown, or has a value that `UNet2D` does not support.
     """
     if content.get("_class_name") != NETWORK:
         raise ValueError(f"_class_name is {content.get('_class_name')!r}; cmjax reads a {NETWORK}")
-    values = {
-        **DEFAULTS,
-        **{name: value for name, value in content.items() if not name.startswith("_")},
-    }
+    values = dict(DEFAULTS)
+    values.update((name, value) for name, value in content.items() if not name.startswith("_"))
     for name, supported in FIXED.items():
         value = values.pop(name, supported[0])
+        # JSON's true is not 1.
         if not any(
             value == one and isinstance(value, bool) == isinstance(one, bool) for one in supported
         ):
-            hint = (
-                "; for sampling set it to 0: it plays a part in training alone"
-                if name == "dropout"
-                else ""
-            )
+            hint = ""
+            if name == "dropout":
+                hint = "; for sampling set it to 0: only training uses it"
             raise ValueError(f"{name} {value!r} is not supported, only {supported[0]!r}{hint}")
-    for name in OURS:
+    for name in OWN_OPTIONS:
         if name in values:
             raise ValueError(f"{NETWORK} has no option {name!r}")
     size = values.get("sample_size")
@@ -152,9 +171,7 @@ def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
     elif isinstance(size, list):
         raise ValueError(f"sample_size {size} is not supported, only squares")
     elif size is None:
-        raise ValueError(
-            "sample_size is not said; write the images' height and width into the file"
-        )
+        raise ValueError("sample_size is missing; write the images' height and width into the file")
     return from_json(UNet2DConfig, values)
 
 
@@ -165,24 +182,25 @@ def config_to_diffusers(config: UNet2DConfig) -> dict[str, Any]:
         ValueError: naming an option that diffusers does not have.
     """
     values = dataclasses.asdict(config)
-    for name, neutral in OURS.items():
+    for name, neutral in OWN_OPTIONS.items():
         if values.pop(name) != neutral:
             raise ValueError(
                 f"{name} {getattr(config, name)} is cmjax's own; diffusers has {neutral} only"
             )
     fixed = {name: supported[0] for name, supported in FIXED.items()}
-    return {"_class_name": NETWORK, "_diffusers_version": "0.36.0", **values, **fixed}
+    return {"_class_name": NETWORK, "_diffusers_version": VERSION, **values, **fixed}
 
 
 def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
-    """The tensors of a folder: safetensors, else the shards that an index lists, else `.bin`."""
+    """Lists the tensors of a folder: safetensors, else the shards of an index, else `.bin`."""
     index = path / f"{SAFETENSORS}.index.json"
     if (path / SAFETENSORS).exists():
         return (path / SAFETENSORS,), open_safetensors(path / SAFETENSORS)
     if index.exists():
-        shards = models.read_json(index).get("weight_map")
+        shards = read_json(index).get("weight_map")
+        # A name with a folder in it could lead to any file of the machine.
         if not isinstance(shards, dict) or not all(
-            isinstance(s, str) and Path(s).name == s for s in shards.values()
+            isinstance(shard, str) and Path(shard).name == shard for shard in shards.values()
         ):
             raise ValueError(
                 f"{index}: weight_map must map names of tensors to names of files in the folder"
@@ -197,10 +215,9 @@ def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
 
 
 def _renamed(name: str) -> str:
+    """Returns the name that a tensor has since diffusers 0.17."""
     module, _, leaf = name.rpartition(".")
     parent, _, last = module.rpartition(".")
-    return (
-        f"{parent}.{OLD_NAMES[last]}.{leaf}"
-        if "attentions." in parent and last in OLD_NAMES
-        else name
-    )
+    if "attentions." in parent and last in OLD_NAMES:
+        return f"{parent}.{OLD_NAMES[last]}.{leaf}"
+    return name

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from cmjax.checkpoints import diffusers, native
+from cmjax.checkpoints.json_files import CLASS_NAMES
 
 CONFIGS = [
+    CLASS_NAMES,
     diffusers.INDEX,
     "unet/config.json",
     "scheduler/scheduler_config.json",
@@ -12,21 +14,18 @@ CONFIGS = [
     native.SCHEDULER_CONFIG,
 ]
 FOLDERS = ("", "unet/")
-SAFE = [native.WEIGHTS] + [
-    f"{f}{n}"
-    for f in FOLDERS
-    for n in (diffusers.SAFETENSORS, f"{diffusers.SAFETENSORS}.index.json")
-]
+SAFETENSORS = [f"{folder}{diffusers.SAFETENSORS}" for folder in FOLDERS]
+INDICES = [f"{name}.index.json" for name in SAFETENSORS]
 SHARDS = [f"{folder}diffusion_pytorch_model-*.safetensors" for folder in FOLDERS]
 TORCH = [f"{folder}{diffusers.TORCH}" for folder in FOLDERS]
 
 
 def download(source: str) -> Path:
-    """Brings the files of a model into huggingface_hub's cache, which holds them from then on.
+    """Downloads the files of a model into huggingface_hub's cache, unless they are there already.
 
     Args:
-        source: `owner/name` or `owner/name@revision`. Token, cache folder and offline mode are those of
-            huggingface_hub: `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`.
+        source: `owner/name` or `owner/name@revision`. Token, cache folder and offline mode are
+            those of huggingface_hub: `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`.
 
     Returns:
         The folder in the cache.
@@ -42,20 +41,16 @@ def download(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo, _, revision = source.partition("@")
+    wanted = [*CONFIGS, native.WEIGHTS, *SAFETENSORS, *INDICES, *SHARDS]
     try:
-        folder = Path(
-            snapshot_download(
-                repo, revision=revision or None, allow_patterns=[*CONFIGS, *SAFE, *SHARDS]
-            )
-        )
-        if not any(
-            folder.rglob("*.safetensors")
-        ):  # the same weights a second time, where there is nothing better
+        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
+        # Most repositories hold the same weights as .bin too; only take those where they are alone.
+        if not any(folder.rglob("*.safetensors")):
             snapshot_download(repo, revision=revision or None, allow_patterns=TORCH)
     except LocalEntryNotFoundError:
         raise ValueError(
-            f"model {source!r} is neither a folder, nor in the hub's cache, nor is the hub reachable"
-            " (offline, or HF_HUB_OFFLINE is set)"
+            f"model {source!r} is neither a folder nor in the hub's cache, and the hub is not "
+            "reachable (offline, or HF_HUB_OFFLINE is set)"
         ) from None
     except (HfHubHTTPError, HFValidationError) as error:
         raise ValueError(

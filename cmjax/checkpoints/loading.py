@@ -1,4 +1,4 @@
-"""Loading and saving models, whatever the kind of file."""
+"""Loading and saving models of any kind."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Literal
 from jax.typing import DTypeLike
 
 from cmjax.checkpoints import diffusers, hub, native, openai
-from cmjax.checkpoints.checkpoint import Checkpoint, read_json
+from cmjax.checkpoints.checkpoint import Checkpoint
+from cmjax.checkpoints.json_files import CLASS_NAMES, read_json
 from cmjax.configs import did_you_mean
 from cmjax.files import replacing_folder
 from cmjax.model import Model
@@ -16,6 +17,7 @@ from cmjax.models.registry import ARCHITECTURES
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
 PARTS = (
+    CLASS_NAMES,
     native.CONFIG,
     native.SCHEDULER_CONFIG,
     native.WEIGHTS,
@@ -23,6 +25,7 @@ PARTS = (
     "unet",
     "scheduler",
 )
+RUN_MODEL = "model"  # folder of the model in the folder of a training run
 WRITERS = {"cmjax": native.write, "diffusers": diffusers.write}
 
 
@@ -31,15 +34,20 @@ def load(
     *,
     dtype: DTypeLike | None = None,
     config: UNet2DConfig | str | None = None,
+    trust: bool = False,
 ) -> Model:
-    """Loads a model; what kind it is, is seen by looking at it.
+    """Loads a model, detecting its format.
 
     Args:
-        source: a cmjax folder, a diffusers pipeline or UNet folder, an OpenAI `.pt` file, or the id of a pipeline
-            or cmjax folder on the Hugging Face hub (`owner/name`, optionally `owner/name@revision`); None is the
-            bundled digits model.
-        dtype: of the parameters; None is float32. The network computes in the dtype of its input.
-        config: of an OpenAI file's network, or the name of a preset; None infers it. Others say it themselves.
+        source: a cmjax folder, the folder of a training run, a diffusers pipeline or UNet folder,
+            an OpenAI `.pt` file, or the id of a pipeline or cmjax folder on the Hugging Face hub
+            (`owner/name`, optionally `owner/name@revision`); None is the bundled digits model.
+        dtype: dtype of the parameters; None is float32. The network computes in the dtype of its
+            input.
+        config: the network of an OpenAI file, or the name of a preset; None infers it. Other
+            formats name their network themselves.
+        trust: whether a cmjax folder may name a network or scheduler that is neither part of cmjax
+            nor registered (`cmjax.register`); it is then imported, which runs its module.
 
     Returns:
         `Model(apply_fn, params, scheduler, config)`.
@@ -47,27 +55,39 @@ def load(
     Raises:
         ValueError: if there is no such model, or it is not one that cmjax reads.
     """
-    return open_checkpoint(source, config=config).load(dtype=dtype)
+    return open_checkpoint(source, config=config, trust=trust).load(dtype=dtype)
 
 
 def open_checkpoint(
-    source: str | Path | None = None, *, config: UNet2DConfig | str | None = None
+    source: str | Path | None = None,
+    *,
+    config: UNet2DConfig | str | None = None,
+    trust: bool = False,
 ) -> Checkpoint:
-    """Opens a model without reading its tensors; the arguments and errors are those of `load`."""
+    """Opens a model without reading its tensors; arguments and errors are those of `load`."""
     path = BUNDLED if source is None else Path(source)
-    if os.path.isfile(path):  # of os.path, to which a name that is too long is just not there
+    # os.path says False of a name that is too long or odd, where Path raises an error.
+    if os.path.isfile(path):
         return openai.open_file(path, config)
     if config is not None:
-        raise ValueError(f"config is for OpenAI files, which do not say their own; {path} does")
+        raise ValueError(
+            f"config is for OpenAI files, which do not name their network; {path} does"
+        )
     if not os.path.exists(path):
         path = hub.download(str(source))
     if (path / diffusers.INDEX).exists():
         return diffusers.open_pipeline(path)
-    name = read_json(path / native.CONFIG).get("_class_name")
+    content = read_json(path / native.CONFIG)
+    name = content.get("_class_name")
+    if name is None and (path / RUN_MODEL).is_dir():
+        path = path / RUN_MODEL
+        name = read_json(path / native.CONFIG).get("_class_name")
+    elif name is None and {"run", "loss"} <= content.keys():
+        raise ValueError(f"{path} is a training run that has not saved its first model yet")
     if name == diffusers.NETWORK:
         return diffusers.open_unet(path)
-    if isinstance(name, str) and name in ARCHITECTURES:
-        return native.open_folder(path)
+    if isinstance(name, str) and (name in ARCHITECTURES or ":" in name):
+        return native.open_folder(path, trust=trust)
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
     raise ValueError(f"{path / native.CONFIG}: _class_name is {name!r:.200}{hint}")
 
@@ -77,29 +97,29 @@ def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = 
 
     Args:
         path: the folder, made if need be, and replaced if it is a model's.
-        model: with the config of one of cmjax's own networks.
-        to: "cmjax", or "diffusers" for a folder that `ConsistencyModelPipeline.from_pretrained` opens.
+        model: a model whose network is one of cmjax's own, or registered (`cmjax.register`).
+        to: "cmjax", or "diffusers" for a folder that `ConsistencyModelPipeline.from_pretrained`
+            opens.
 
     Raises:
-        ValueError: if `model.config` is not such a config or has options that diffusers does not have, if `path`
-            holds other files, or if the network is adapted to another scheduler.
+        ValueError: if the network is not known or has options that diffusers does not have, if
+            `path` holds other files, or if the network is adapted to another scheduler.
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
     if model.trained_for is not None:
-        adapted, own = type(model.scheduler).__name__, type(model.trained_for).__name__
+        adapted = type(model.scheduler).__name__
+        own = type(model.trained_for).__name__
         raise ValueError(
-            f"model is adapted to {adapted}, which files cannot say; save the one of {own} it was made of"
+            f"model is adapted to {adapted}, which files do not store; save the {own} model that "
+            "it was made of"
         )
     path = Path(path)
-    others = (
-        sorted(file.name for file in path.iterdir() if file.name not in PARTS)
-        if path.is_dir()
-        else []
-    )
-    if others:
-        raise ValueError(
-            f"{path} holds other files than a model's, such as {others[0]}; give another name"
-        )
+    if path.is_dir():
+        others = sorted(file.name for file in path.iterdir() if file.name not in PARTS)
+        if others:
+            raise ValueError(
+                f"{path} holds other files than a model's, such as {others[0]}; give another name"
+            )
     with replacing_folder(path) as folder:
         WRITERS[to](folder, model)

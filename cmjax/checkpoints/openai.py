@@ -1,7 +1,8 @@
-"""OpenAI's original `.pt` files (openai/consistency_models): a state dict, and nothing about the network.
+"""OpenAI's original `.pt` files (openai/consistency_models): a state dict without a config.
 
-The network is inferred from the tensors. What they cannot tell is taken from the released models: attention heads of
-64 channels, 32 groups in every normalisation, and attention from 32x32 down, which gives the image size.
+The network is inferred from the tensors. What they leave open is taken from the released models:
+attention heads of 64 channels, 32 groups in every normalisation, and attention from 32x32 down,
+which gives the image size.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,20 +15,25 @@ from cmjax.checkpoints.torch_file import open_torch
 from cmjax.models import PRESETS, UNet2DConfig
 from cmjax.schedulers import CMStochasticIterativeScheduler
 
-# Levels that the released models were trained with (scripts/launch.sh there): cd with 40, ct with end_scales + 1.
+# Levels that the released models were trained with (scripts/launch.sh there): distilled ones with
+# 40, the others with end_scales + 1.
 NUM_TRAIN_TIMESTEPS = {
-    **{
-        f"cd_{data}_{metric}": 40
-        for data in ("imagenet64", "bedroom256", "cat256")
-        for metric in ("l2", "lpips")
-    },
+    "cd_imagenet64_l2": 40,
+    "cd_imagenet64_lpips": 40,
+    "cd_bedroom256_l2": 40,
+    "cd_bedroom256_lpips": 40,
+    "cd_cat256_l2": 40,
+    "cd_cat256_lpips": 40,
     "ct_imagenet64": 201,
     "ct_bedroom256": 151,
     "ct_cat256": 151,
 }
 TEACHERS = ("edm_imagenet64_ema", "edm_bedroom256_ema", "edm_cat256_ema")
-HEAD_DIM, GROUPS, LARGEST_ATTENTION = 64, 32, 32
+HEAD_DIM = 64
+GROUPS = 32
+LARGEST_ATTENTION = 32  # pixels, height and width
 
+# cmjax's and diffusers' names of the layers in a block -> OpenAI's
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -49,7 +55,7 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
     """Opens an OpenAI file.
 
     Args:
-        path: of the `.pt` file. The names of the released files tell the number of noise levels.
+        path: the `.pt` file. The names of the released files give the number of noise levels.
         config: of the network, or the name of a preset; None infers it from the tensors.
 
     Raises:
@@ -62,27 +68,28 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
     tensors = open_torch(path)
     if "input_blocks.0.0.weight" not in tensors:
         raise ValueError(
-            f"{path} is not a checkpoint of OpenAI's network: it has no tensor input_blocks.0.0.weight"
+            f"{path} is not a checkpoint of OpenAI's network: it has no tensor "
+            "input_blocks.0.0.weight"
         )
     try:
         config = config or infer_config(tensors)
         renamed = _as_diffusers(tensors, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    levels = NUM_TRAIN_TIMESTEPS.get(path.stem, 40)
+    note = ""
     if path.stem in TEACHERS:
-        note = "an EDM diffusion model, a teacher; sample it with --scheduler EDMHeunScheduler --steps 40"
+        note = "an EDM diffusion model, a teacher; sample it by an EDMHeunScheduler in 40 steps"
     elif path.stem not in NUM_TRAIN_TIMESTEPS:
         note = "the file's name is not of a released model: 40 noise levels are assumed"
-    else:
-        note = ""
     return Checkpoint(
-        "OpenAI file",
-        (path,),
-        config,
-        CMStochasticIterativeScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS.get(path.stem, 40)),
-        renamed,
-        diffusers.layout,
-        note,
+        kind="OpenAI file",
+        files=(path,),
+        config=config,
+        scheduler=CMStochasticIterativeScheduler(num_train_timesteps=levels),
+        tensors=renamed,
+        layout=diffusers.layout,
+        note=note,
     )
 
 
@@ -95,19 +102,13 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
     try:
         blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("output_blocks.")}
         # The first output block with a resampling module behind it ends its resolution.
-        ends = [
-            i
-            for i in sorted(blocks)
-            for k in (1, 2)
-            if _resampler(tensors, f"output_blocks.{i}.{k}")
-        ]
+        ends = [i for i in sorted(blocks) if _ends_resolution(tensors, i)]
         layers = ends[0] if ends else len(blocks) - 1
         if layers < 1:
             raise ValueError("no residual blocks")
         levels = len(blocks) // (layers + 1)
-        first = [
-            1 + level * (layers + 1) for level in range(levels)
-        ]  # input block that starts each resolution
+        # Input blocks that start each resolution.
+        first = [1 + level * (layers + 1) for level in range(levels)]
         widths = [tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0] for i in first]
         attention = [f"input_blocks.{i}.1.qkv.weight" in tensors for i in first]
         resample = "conv" if f"input_blocks.{layers + 1}.0.op.weight" in tensors else "resnet"
@@ -121,7 +122,7 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         ) from None
     if not any(attention):
         raise ValueError(
-            "the image size cannot be told without attention layers; pass the network's config"
+            "the image size does not follow without attention layers; pass the network's config"
         )
     plain = {"conv": "{}Block2D", "resnet": "Resnet{}sampleBlock2D"}[resample]
     return UNet2DConfig(
@@ -143,7 +144,7 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
 
 
 def module_names(config: UNet2DConfig) -> dict[str, str]:
-    """Returns OpenAI's name of every module, by its name in diffusers and here."""
+    """Returns OpenAI's name of every module, by its name in diffusers and cmjax."""
     names = {
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
@@ -155,14 +156,18 @@ def module_names(config: UNet2DConfig) -> dict[str, str]:
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
     }
-    levels, layers = len(config.block_out_channels), config.layers_per_block
-    for level in range(levels):
-        down, start = f"down_blocks.{level}", 1 + level * (layers + 1)
+    layers = config.layers_per_block
+    for level in range(len(config.block_out_channels)):
+        # OpenAI counts the blocks of all resolutions together; input block 0 is a convolution.
+        down = f"down_blocks.{level}"
+        start = 1 + level * (layers + 1)
         for i in range(layers):
             names[f"{down}.resnets.{i}"] = f"input_blocks.{start + i}.0"
             names[f"{down}.attentions.{i}"] = f"input_blocks.{start + i}.1"
         names[f"{down}.downsamplers.0"] = f"input_blocks.{start + layers}.0"
-        up, start = f"up_blocks.{level}", level * (layers + 1)
+
+        up = f"up_blocks.{level}"
+        start = level * (layers + 1)
         for i in range(layers + 1):
             names[f"{up}.resnets.{i}"] = f"output_blocks.{start + i}.0"
             names[f"{up}.attentions.{i}"] = f"output_blocks.{start + i}.1"
@@ -174,7 +179,7 @@ def module_names(config: UNet2DConfig) -> dict[str, str]:
 def _as_diffusers(
     tensors: Mapping[str, StoredTensor], config: UNet2DConfig
 ) -> dict[str, StoredTensor]:
-    """Renames the tensors, and splits queries, keys and values; what has no place keeps OpenAI's name."""
+    """Renames the tensors, and splits queries, keys and values; unknown ones keep their names."""
     return by_name("the file", _renamed(tensors, config))
 
 
@@ -191,25 +196,30 @@ def _renamed(
         block, layer = ".".join(parts[:-1]), parts[-1]
         if block not in modules and len(parts) > 2:
             block, layer = ".".join(parts[:-2]), ".".join(parts[-2:])
-        ours, rows = modules.get(block), tensor.shape[0] if tensor.shape else 0
+        ours = modules.get(block)
+        rows = tensor.shape[0] if tensor.shape else 0
         if ours is not None and layer == "qkv" and rows and rows % 3 == 0:
             width = rows // 3
             for i, part in enumerate(("to_q", "to_k", "to_v")):
                 yield f"{ours}.{part}.{leaf}", tensor.rows(i * width, (i + 1) * width)
         elif ours is not None and (part := _part(layer)) is not None:
-            flat = (
-                "attentions" in ours and len(tensor.shape) > 1
-            )  # 1x1 convolutions there, dense layers here
-            yield f"{ours}.{part}.{leaf}", tensor.rows(0, rows) if flat else tensor
+            if "attentions" in ours and len(tensor.shape) > 1:
+                tensor = tensor.rows(0, rows)  # 1x1 convolutions there, dense layers here
+            yield f"{ours}.{part}.{leaf}", tensor
         else:
             yield name, tensor
 
 
 def _part(layer: str) -> str | None:
-    """Our name of a module within a block: of a residual block, an attention, or a resampling convolution."""
+    """Returns the name of a layer within a residual block, an attention or a resampling."""
     table = {theirs: ours for ours, theirs in {**RESNET, **ATTENTION}.items() if theirs != "qkv"}
     return {**table, "op": "conv", "conv": "conv"}.get(layer)
 
 
-def _resampler(tensors: Mapping[str, StoredTensor], module: str) -> bool:
-    return f"{module}.in_layers.0.weight" in tensors or f"{module}.conv.weight" in tensors
+def _ends_resolution(tensors: Mapping[str, StoredTensor], block: int) -> bool:
+    """Whether an output block has a resampling module, behind its attention or without one."""
+    for place in (1, 2):
+        module = f"output_blocks.{block}.{place}"
+        if f"{module}.in_layers.0.weight" in tensors or f"{module}.conv.weight" in tensors:
+            return True
+    return False

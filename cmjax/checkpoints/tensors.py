@@ -1,4 +1,4 @@
-"""Tensors in files: what they are is known at once, their values are read when asked for."""
+"""Tensors in files: shapes and dtypes are known at once, values are read when asked for."""
 
 import dataclasses
 import os
@@ -44,7 +44,7 @@ class StoredTensor:
         return StoredTensor(shape, self.dtype, lambda: self.read().transpose(axes))
 
     def rows(self, start: int, stop: int) -> "StoredTensor":
-        """Returns a part of the first axis, its trailing axes of length one dropped, still unread."""
+        """Returns a part of the first axis, without trailing axes of length one, still unread."""
         shape = (stop - start, *self.shape[1:])
         while len(shape) > 1 and shape[-1] == 1:
             shape = shape[:-1]
@@ -52,10 +52,13 @@ class StoredTensor:
 
 
 def check_file(path: Path) -> None:
-    """Raises a `ValueError` unless `path` is a file: opening a pipe would wait, and a device may have no end."""
-    if not os.path.exists(
-        path
-    ):  # of os.path, which knows no names that are too long or odd, only missing ones
+    """Checks that `path` is a file: opening a pipe would wait, and a device may have no end.
+
+    Raises:
+        ValueError: if it is not, or is missing.
+    """
+    # os.path says False of a name that is too long or odd, where Path raises an error.
+    if not os.path.exists(path):
         raise ValueError(f"{path.parent} has no {path.name}")
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
@@ -80,7 +83,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     check_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            slices = {name: file.get_slice(name) for name in file.keys()}
             headers = {
                 name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
             }
@@ -89,12 +92,13 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     for name, (_, dtype) in headers.items():
         if dtype not in SAFETENSORS_DTYPES:
             raise ValueError(
-                f"{path}: tensor {name} has dtype {dtype}; known are {', '.join(SAFETENSORS_DTYPES)}"
+                f"{path}: tensor {name} has dtype {dtype}; known are "
+                f"{', '.join(SAFETENSORS_DTYPES)}"
             )
 
     def reader(name):
         def read():
-            # Opened anew for each tensor, or the pages of those read before would stay in memory.
+            # Opened for each tensor, or the pages of those read before would stay in memory.
             with safe_open(path, framework="numpy") as file:
                 return file.get_tensor(name)
 

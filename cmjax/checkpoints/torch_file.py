@@ -1,10 +1,10 @@
-"""PyTorch's `.pt` and `.bin` files, read without PyTorch and without running anything that is in them.
+"""PyTorch's `.pt` and `.bin` files, read without PyTorch and without running what they contain.
 
-Such a file is a zip archive (PyTorch 1.6 and later): one pickle, which says how to build tensors, and the raw
-bytes of every storage, uncompressed. A pickle is a program for a small stack machine whose instructions can call
-any function. The machine here has only the instructions that a dictionary of tensors needs, it knows the six
-names below, and where a pickle says "call", it recognises the name and builds the tensor itself: no function is
-ever looked up or called.
+Such a file is a zip archive (PyTorch 1.6 and later): one pickle, which says how to build tensors,
+and the raw bytes of every storage, uncompressed. A pickle is a program for a small stack machine
+whose instructions can call any function. The machine here has only the instructions that a
+dictionary of tensors needs, it knows the names below, and where a pickle says "call", it recognises
+the name and builds the tensor itself: no function is ever looked up or called.
 """
 
 import dataclasses
@@ -34,9 +34,8 @@ STORAGES = {
 }
 LARGEST_PICKLE = 4 * 2**20  # bytes; that of the largest released model has under a tenth of one MiB
 MOST_AXES = 32
-MOST_SHARING = (
-    4  # a file's tensors may overlap and repeat values, but not grow to many times its size
-)
+# Tensors may overlap and repeat values, but claim at most this many times the size of the file.
+MOST_SHARING = 4
 ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -44,7 +43,8 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     """Lists the tensors of a `.pt` or `.bin` file that holds a state dict; only its pickle is read.
 
     Raises:
-        ValueError: if the file is damaged, holds something else, or its pickle asks for anything but tensors.
+        ValueError: if the file is damaged, holds something else, or its pickle asks for anything
+            but tensors.
     """
     check_file(path)
     try:
@@ -79,7 +79,8 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     claimed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in stored.values())
     if claimed > MOST_SHARING * path.stat().st_size + 2**20:
         raise ValueError(
-            f"{path}: its tensors claim {claimed} bytes by repeating values; save contiguous tensors"
+            f"{path}: its tensors claim {claimed} bytes by repeating values; save contiguous "
+            "tensors"
         )
     return stored
 
@@ -88,14 +89,17 @@ def _why(path: Path, error: Exception) -> str:
     try:
         with path.open("rb") as file:
             if file.read(1) == b"\x80":  # a bare pickle
-                return "it is a pickle without an archive, as before PyTorch 1.6; load and save it with a newer one"
+                return (
+                    "it is a pickle without an archive, as before PyTorch 1.6; load and save it "
+                    "with a newer one"
+                )
     except OSError:
         pass
     return str(error) or type(error).__name__
 
 
 def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The archive's files, which must be stored as they are and lie within it: nothing expands."""
+    """Returns the archive's files, which must be uncompressed and lie within it."""
     size = path.stat().st_size
     for entry in archive.infolist():
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
@@ -146,7 +150,10 @@ _MARK = object()
 
 
 class _Machine:
-    """The stack machine of pickles, without the means to call anything (`pickletools` says what opcodes do)."""
+    """The stack machine of pickles, without the means to call anything.
+
+    The module `pickletools` describes the instructions.
+    """
 
     def __init__(self):
         self.stack: list[Any] = []
@@ -156,7 +163,8 @@ class _Machine:
         """Returns what the program builds.
 
         Raises:
-            ValueError: for a name or an instruction that tensors do not need, or a program that makes no sense.
+            ValueError: for a name or an instruction that tensors do not need, or a malformed
+                program.
         """
         try:
             for opcode, argument, _ in pickletools.genops(io.BytesIO(program)):
@@ -165,9 +173,8 @@ class _Machine:
                 self._step(opcode.name, argument)
         except _RefusedError as error:
             raise ValueError(str(error)) from None
-        except (
-            Exception
-        ) as error:  # nothing of the file runs in here, so a failure can only be a malformed file
+        # Nothing of the file runs in here, so a failure can only be a malformed file.
+        except Exception as error:
             raise ValueError(
                 f"its pickle makes no sense ({type(error).__name__}: {str(error)[:200]})"
             ) from None
@@ -219,7 +226,7 @@ class _Machine:
                 function, arguments = self._take(2)
                 stack.append(self._built(function, arguments))
             case "BUILD":
-                self._take(1)  # attributes of a dictionary, such as _metadata: versions of modules
+                self._take(1)  # attributes of a dictionary, such as the versions of modules
                 self._top(dict)
             case _:
                 raise _RefusedError(
@@ -260,15 +267,15 @@ class _Machine:
     def _known(self, name: str) -> _Name:
         if name not in _STORAGE_NAMES and name not in _CALLS:
             raise _RefusedError(
-                f"its pickle asks for {_shown(name)}, which tensors do not need: refused, nothing was run"
+                f"its pickle asks for {_shown(name)}, which tensors do not need: refused, nothing "
+                "was run"
             )
         return _Name(name)
 
     def _set(self, items: list[Any]) -> None:
         names = items[::2]
-        if not all(
-            isinstance(name, str) for name in names
-        ):  # nothing else has a hash that is surely quick to compute
+        # Nothing else has a hash that is surely quick to compute.
+        if not all(isinstance(name, str) for name in names):
             raise _RefusedError(
                 "its pickle has a dictionary by something else than names; save model.state_dict()"
             )
@@ -297,27 +304,28 @@ class _RefusedError(Exception):
 
 
 def _shown(value: Any) -> str:
-    """A few words on what a pickle holds; the repr of a few nested tuples can have more characters than memory."""
+    """Returns a few words on a value of a pickle.
+
+    The repr of a few nested tuples can have more characters than there is memory.
+    """
     if isinstance(value, _Name):
         return value.name
     if isinstance(value, str):
         return value[:200]
-    words = (
-        [
-            _shown(item) if isinstance(item, (str, _Name)) else type(item).__name__
-            for item in value[:5]
-        ]
-        if isinstance(value, tuple)
-        else []
-    )
-    return f"({', '.join(words)})" if words else f"a {type(value).__name__}"
+    if not isinstance(value, tuple) or not value:
+        return f"a {type(value).__name__}"
+    words = []
+    for item in value[:5]:
+        words.append(_shown(item) if isinstance(item, (str, _Name)) else type(item).__name__)
+    return f"({', '.join(words)})"
 
 
 def _stored(
     path: Path, name: str, tensor: _Tensor, entries: dict[str, zipfile.ZipInfo], folder: str
 ) -> StoredTensor:
     """Checks that a tensor lies within its storage, and the storage within the file."""
-    storage, entry = tensor.storage, entries.get(f"{folder}data/{tensor.storage.key}")
+    storage = tensor.storage
+    entry = entries.get(f"{folder}data/{storage.key}")
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if not len(tensor.shape) == len(tensor.strides) <= MOST_AXES or not all(
         type(n) is int and 0 <= n < 2**63 for n in numbers
@@ -329,6 +337,8 @@ def _stored(
         raise ValueError(
             f"{path}: the storage of tensor {name} is missing or not of the size that it claims"
         )
+
+    # The place of the last value that the shape and the strides lead to.
     steps = [stride if n > 1 else 0 for n, stride in zip(tensor.shape, tensor.strides, strict=True)]
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, steps, strict=True))
     if math.prod(tensor.shape) and last >= storage.size:
@@ -337,14 +347,11 @@ def _stored(
     def read():
         with path.open("rb") as file:
             file.seek(entry.header_offset)
-            header = file.read(
-                30
-            )  # of the entry within the archive; its name and extra field follow
-            start = (
-                entry.header_offset
-                + 30
-                + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
-            )
+            # The entry's own header within the archive; its name and an extra field follow.
+            header = file.read(30)
+            name_length = int.from_bytes(header[26:28], "little")
+            extra_length = int.from_bytes(header[28:30], "little")
+            start = entry.header_offset + 30 + name_length + extra_length
             if header[:4] != ZIP_MAGIC or start + entry.file_size > path.stat().st_size:
                 raise ValueError(
                     f"{path}: the storage of tensor {name} is not where the archive says"

@@ -1,11 +1,14 @@
 """`cmjax convert` and `cmjax info`."""
 
+import collections
 import dataclasses
-import gc
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from cmjax.cli import options
 
 if TYPE_CHECKING:
     from cmjax.checkpoints import Checkpoint
@@ -30,13 +33,15 @@ PRESET = click.option(
 )
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the tensors.  [default: as they are]")
 @PRESET
+@options.trust
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def convert(
     source: str, destination: Path, to: str, dtype: str | None, config: str | None, quiet: bool
 ) -> None:
     """Writes the model SRC as the folder DST.
 
-    SRC is a cmjax folder, a diffusers pipeline or UNet folder, an OpenAI .pt file, or a hub id owner/name.
+    SRC is a cmjax folder, a diffusers pipeline or UNet folder, an OpenAI .pt file, or a hub id
+    owner/name.
 
     \b
     Examples:
@@ -44,10 +49,11 @@ def convert(
       cmjax convert runs/digits/model mine --to diffusers              your model for diffusers
       cmjax convert openai/diffusers-cd_cat256_l2 cat --dtype float16  half the size
     """  # noqa: D301
-    from cmjax.checkpoints import open_checkpoint, save
+    from cmjax.checkpoints import save
 
-    checkpoint = open_checkpoint(source, config=config)
-    save(destination, checkpoint.load(dtype=dtype, keep_dtypes=dtype is None), to=to)  # type: ignore[arg-type]
+    checkpoint = options.open_checkpoint(source, config)
+    model = checkpoint.load(dtype=dtype, keep_dtypes=dtype is None)
+    save(destination, model, to=to)  # type: ignore[arg-type]
     if not quiet:
         if checkpoint.note:
             click.echo(f"Note: {checkpoint.note}", err=True)
@@ -57,8 +63,9 @@ def convert(
 @click.command()
 @click.argument("source", metavar="[SRC]", required=False)
 @PRESET
+@options.trust
 def info(source: str | None, config: str | None) -> None:
-    """Says what the model SRC is.
+    """Describes the model SRC.
 
     Its tensors are not read. SRC is as for `cmjax convert`; left out, it is the bundled model.
 
@@ -68,63 +75,56 @@ def info(source: str | None, config: str | None) -> None:
       cmjax info cd_imagenet64_lpips.pt         one of OpenAI's files
       cmjax info openai/diffusers-cd_cat256_l2  one on the Hugging Face hub
     """  # noqa: D301
-    from cmjax.checkpoints import open_checkpoint
-
-    gc.disable()  # a fifth of the time, for a process that ends before there is garbage
-    checkpoint = open_checkpoint(source, config=config)
+    checkpoint = options.open_checkpoint(source, config)
     checkpoint.check()
-    network, scheduler = checkpoint.config, checkpoint.scheduler
-    shape = f"{network.sample_size}x{network.sample_size}x{network.out_channels}"
-    rows = [
-        ("kind", checkpoint.kind),
-        (
-            "samples",
-            f"{shape}, {f'{network.num_class_embeds} classes' if network.num_class_embeds else 'no classes'}",
-        ),
-        ("tensors", _parameters(checkpoint)),
-        ("dtypes", _dtypes(checkpoint)),
-        *[
-            (f"  {field.name}", getattr(network, field.name))
-            for field in dataclasses.fields(network)
-        ],
-        ("scheduler", type(scheduler).__name__),
-        *[
-            (f"  {name}", value)
-            for name, value in scheduler.to_config().items()
-            if not name.startswith("_")
-        ],
-        *[("file", f"{file} ({_size(file.stat().st_size)})") for file in checkpoint.files],
-    ]
-    rows.insert(4, ("network", "UNet2D"))
-    if checkpoint.note:
-        rows.append(("note", checkpoint.note))
+    rows = _rows(checkpoint)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            value = ", ".join(map(str, value))
         click.echo(f"{name:{width}}  {value}")
 
 
-def _parameters(checkpoint: "Checkpoint") -> str:
-    import math
+def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
+    """Returns names and values, in the order in which they are printed."""
+    from cmjax.labels import describe_classes
+    from cmjax.models.registry import network_name, sample_shape
+    from cmjax.registry import scheduler_to_config
 
+    config = checkpoint.config
+    shape = "x".join(map(str, sample_shape(config)))
+    classes = describe_classes(getattr(config, "num_class_embeds", None), checkpoint.class_names)
+    rows: list[tuple[str, Any]] = [
+        ("kind", checkpoint.kind),
+        ("samples", f"{shape}, {classes}"),
+        ("tensors", _parameters(checkpoint)),
+        ("dtypes", _dtypes(checkpoint)),
+        ("network", network_name(config)),
+    ]
+    for field in dataclasses.fields(config):
+        rows.append((f"  {field.name}", getattr(config, field.name)))
+    scheduler = scheduler_to_config(checkpoint.scheduler)
+    rows.append(("scheduler", scheduler["_class_name"]))
+    rows += [(f"  {name}", value) for name, value in scheduler.items() if name[0] != "_"]
+    rows += [("file", f"{file} ({_size(file.stat().st_size)})") for file in checkpoint.files]
+    if checkpoint.note:
+        rows.append(("note", checkpoint.note))
+    return rows
+
+
+def _parameters(checkpoint: "Checkpoint") -> str:
     count = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     return f"{count:,} parameters in {len(checkpoint.tensors)} tensors"
 
 
 def _dtypes(checkpoint: "Checkpoint") -> str:
-    import collections
-
-    return ", ".join(
-        f"{n} x {dtype}"
-        for dtype, n in collections.Counter(
-            str(tensor.dtype) for tensor in checkpoint.tensors.values()
-        ).most_common()
-    )
+    found = collections.Counter(str(tensor.dtype) for tensor in checkpoint.tensors.values())
+    return ", ".join(f"{count} x {dtype}" for dtype, count in found.most_common())
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.4g} {unit}"
-        count /= 1000  # type: ignore[assignment]
+        count /= 1000
     return f"{count:.4g} GB"

@@ -11,24 +11,22 @@ import click
 class OneLineErrors(click.Group):
     """A group whose every failure is one line on stderr and exit code 2; 130 when interrupted."""
 
-    def __call__(
-        self, *args: Any, **kwargs: Any
-    ) -> Any:  # as a program; `main` serves those who embed it
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs as a program; `main` is for those who embed it and handle Ctrl-C themselves."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, leave)
         return self.main(*args, **kwargs)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs["standalone_mode"] = False  # click would spread usage errors over several lines
+        # In its standalone mode click would spread usage errors over several lines.
+        kwargs["standalone_mode"] = False
         try:
             sys.exit(super().main(*args, **kwargs))
         except click.UsageError as error:
-            hint = (
-                ""
-                if isinstance(error, click.BadParameter) or error.ctx is None
-                else error.ctx.command_path
-            )
-            self._fail(error.format_message() + (hint and f" See {hint} --help."))
+            hint = ""
+            if error.ctx is not None and not isinstance(error, click.BadParameter):
+                hint = f" See {error.ctx.command_path} --help."
+            self._fail(error.format_message() + hint)
         except click.ClickException as error:
             self._fail(error.format_message())
 
@@ -58,8 +56,11 @@ _INTERRUPTED = "Interrupted; nothing unfinished was written."
 
 
 def leave(*_: Any) -> None:
-    """Ends the process: an exception gets lost, or aborts, where libraries call back into Python."""
-    os.write(
-        2, ("\n" * sys.stderr.isatty() + _INTERRUPTED + "\n").encode()
-    )  # below the ^C and the bar
+    """Ends the process at once.
+
+    A KeyboardInterrupt would be lost, or abort the process with a core dump, where a library calls
+    back into Python, as XLA does while it compiles.
+    """
+    below_the_bar = "\n" if sys.stderr.isatty() else ""
+    os.write(2, f"{below_the_bar}{_INTERRUPTED}\n".encode())
     os._exit(130)

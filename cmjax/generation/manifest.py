@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import cmjax
-from cmjax.checkpoints.checkpoint import flat
+from cmjax.checkpoints.checkpoint import flatten_named
 from cmjax.files import replacing
 from cmjax.generation.shards import Shards
 from cmjax.model import Model
@@ -55,7 +55,7 @@ def model_digest(model: Model) -> str:
     """Returns a digest of the network, its parameters and, if it is adapted, the scheduler that it was trained for."""
     network = repr((model.config, model.trained_for) if model.trained_for else model.config)
     digest = hashlib.blake2b(network.encode(), digest_size=16)
-    for name, leaf in flat(model.params).items():
+    for name, leaf in flatten_named(model.params).items():
         values = np.ascontiguousarray(leaf)
         digest.update(f"{name} {values.dtype} {values.shape}".encode())
         digest.update(values.reshape(-1).view(np.uint8).data)

@@ -15,8 +15,8 @@ def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
         module: any NNX module; put it in evaluation mode first if it has one.
 
     Returns:
-        `apply_fn(params, x, t, **cond)`, which merges the module inside jit, and `params`, the state of
-        its `nnx.Param` variables. Other variables are constants of `apply_fn`.
+        `apply_fn(params, x, t, **cond)`, which merges the module inside jit, and `params`, the
+        state of its `nnx.Param` variables. Other variables are constants of `apply_fn`.
     """
     graph, params, rest = nnx.split(module, nnx.Param, ...)
 
@@ -33,7 +33,7 @@ def from_linen(
 
     Args:
         module: any Linen module.
-        variables: what `module.init` returned, such as `{"params": ...}`.
+        variables: the result of `module.init`, such as `{"params": ...}`.
 
     Returns:
         `apply_fn(variables, x, t, **cond)` and `variables`.
@@ -46,13 +46,14 @@ def from_linen(
 
 
 def compute_in(apply_fn: ApplyFn, dtype: Any) -> ApplyFn:
-    """Returns the network computing in `dtype`, such as bfloat16, with parameters and output as they were.
+    """Returns a network that computes in `dtype`, such as bfloat16.
 
-    cmjax's networks compute in the dtype of their input, whatever their parameters'. Times stay float32.
+    The parameters, the output and the times keep their dtypes. cmjax's own networks compute in the
+    dtype of their input, whatever that of their parameters.
 
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.
-        dtype: what x is cast to.
+        dtype: the dtype that x is cast to.
     """
 
     def cast(params, x, t, **cond):

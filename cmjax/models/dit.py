@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cmjax.configs import check_options, is_int
+from cmjax.configs import check_options
 from cmjax.models import layers
 
 TIME_FEATURES = 256
@@ -15,7 +15,9 @@ TIME_FEATURES = 256
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
-    """What a `DiT` is made of; fields are named as in diffusers' `DiTTransformer2DModel`, the defaults are DiT-S/2.
+    """The configuration of a `DiT`; the defaults are DiT-S/2.
+
+    Fields are named as in diffusers' `DiTTransformer2DModel`.
 
     Attributes:
         sample_size: height and width of the images.
@@ -26,9 +28,11 @@ class DiTConfig:
         num_attention_heads: heads of each block.
         attention_head_dim: channels per head; the width is their product.
         mlp_ratio: width of the perceptrons' hidden layer over that of the tokens.
-        long_skips: join every block of the second half with its counterpart of the first (Bao et al. 2023, U-ViT).
+        long_skips: join every block of the second half with its counterpart of the first (Bao et
+            al. 2023, U-ViT).
         num_class_embeds: number of classes; None for an unconditional model.
-        time_scale: factor on the time before its embedding; 0.01 makes it smooth in log sigma, as for `UNet2D`.
+        time_scale: factor on the time before its embedding; 0.01 makes the embedding smooth in log
+            sigma, as for `UNet2D`.
     """
 
     sample_size: int = 32
@@ -52,23 +56,20 @@ class DiTConfig:
         "num_attention_heads": (1, 1024),
         "attention_head_dim": (1, 65536),
         "mlp_ratio": (0.01, 1000.0),
+        "num_class_embeds": (1, None),
         "time_scale": (0.0, 1e6),
     }
 
     def __post_init__(self):
         check_options(self)
-        if self.num_class_embeds is not None and not is_int(self.num_class_embeds, 1):
-            raise ValueError(
-                f"num_class_embeds must be a positive integer or null, got {self.num_class_embeds!r}"
-            )
         if self.sample_size % self.patch_size:
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}"
             )
         if self.width % 4:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} x attention_head_dim {self.attention_head_dim} "
-                "must be a multiple of 4, for the embedding of positions"
+                f"num_attention_heads {self.num_attention_heads} x attention_head_dim "
+                f"{self.attention_head_dim} must be a multiple of 4, for the embedding of positions"
             )
 
     @property
@@ -92,15 +93,17 @@ DIT_SIZES = {
 
 
 class DiT(nnx.Module):
-    """A transformer `(x, t, class_labels) -> model_output` for images `[B, H, W, C]` and times f32[B].
+    """A transformer `(x, t, class_labels) -> model_output`.
 
-    Every block's gates and the last layer start at zero, so that an untrained model is the skip connection alone.
+    It takes images `[B, H, W, C]` and times f32[B]. Every block's gates and the last layer start at
+    zero, so that an untrained model is the skip connection alone.
     """
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         """Makes the network with float32 parameters drawn from `rngs`."""
         self.config = config
-        width, folded = config.width, config.patch_size**2
+        width = config.width
+        folded = config.patch_size**2
         self.patch_embed = layers.linear(folded * config.in_channels, width, rngs=rngs)
         self.time_embedding = layers.TimestepEmbedding(TIME_FEATURES, width, rngs=rngs)
         classes = config.num_class_embeds
@@ -130,11 +133,16 @@ class DiT(nnx.Module):
         config = self.config
         layers.check_images(x, config.sample_size, config.in_channels)
         condition = jax.nn.silu(self._embed(t, class_labels)).astype(x.dtype)
-        side, joined = config.sample_size // config.patch_size, len(self.skips)
+
+        # Patches are the tokens.
+        side = config.sample_size // config.patch_size
         h = self.patch_embed(layers.space_to_depth(x, config.patch_size)).reshape(
             len(x), side * side, config.width
         )
         h = h + jnp.asarray(position_embedding(side, config.width), x.dtype)[None]
+
+        # With long skips, the last block takes what the first returned, and so on inwards.
+        joined = len(self.skips)
         kept: list[jax.Array] = []
         for i, block in enumerate(self.blocks):
             if i >= config.num_layers - joined:
@@ -144,6 +152,7 @@ class DiT(nnx.Module):
             h = block(h, condition)
             if i < joined:
                 kept.append(h)
+
         shift, scale = jnp.split(self.modulation(condition)[:, None], 2, axis=-1)
         h = self.proj_out(_modulated(h, shift, scale)).reshape(len(x), side, side, -1)
         return layers.depth_to_space(h, config.patch_size)
@@ -159,7 +168,8 @@ class _Block(nnx.Module):
     """Attention and a perceptron, both shifted, scaled and gated by the condition (adaLN-Zero)."""
 
     def __init__(self, config, *, rngs):
-        width, hidden = config.width, int(config.mlp_ratio * config.width)
+        width = config.width
+        hidden = int(config.mlp_ratio * width)
         self.heads = config.num_attention_heads
         self.modulation = _zero_linear(width, 6 * width, rngs)
         self.to_qkv = layers.linear(width, 3 * width, rngs=rngs)
@@ -182,16 +192,20 @@ class _Block(nnx.Module):
 
 
 def position_embedding(side: int, width: int) -> np.ndarray:
-    """Returns f32[side * side, width]: sines and cosines of each token's column, then of its row (section 3.2)."""
+    """Returns the embedding of the tokens' positions, f32[side * side, width] (section 3.2).
+
+    It has sines and cosines of each token's column, then of its row.
+    """
     frequencies = 10000.0 ** -(np.arange(width // 4) / (width // 4))
     angles = np.arange(side)[:, None] * frequencies[None]
     one = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
-    column, row = np.tile(one, (side, 1)), np.repeat(one, side, axis=0)
+    column = np.tile(one, (side, 1))
+    row = np.repeat(one, side, axis=0)
     return np.concatenate([column, row], axis=-1).astype(np.float32)
 
 
 def _modulated(h, shift, scale):
-    """Layer normalisation in float32 without parameters of its own, then the condition's."""
+    """Returns h normalised over channels, in float32, then scaled and shifted by the condition."""
     wide = h.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     normal = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)

@@ -1,4 +1,4 @@
-"""Layers the networks share. They compute in the dtype of their input, whatever the parameters' dtype."""
+"""Layers that the networks share; they compute in the dtype of their input."""
 
 import math
 from collections.abc import Callable
@@ -57,17 +57,23 @@ def sinusoidal_embedding(
     freq_shift: float = 0,
     max_period: float = 10000.0,
 ) -> jax.Array:
-    """Returns f32[B, features]: sines and cosines of the times f32[B] (Vaswani et al. 2017, section 3.5)."""
+    """Returns sines and cosines of the times f32[B], f32[B, features] (Vaswani et al. 2017, 3.5).
+
+    Args:
+        t: times, f32[B].
+        features: of the embedding; an odd number is filled up with a zero.
+        flip_sin_to_cos: cosines come first.
+        freq_shift: subtracted from the number of frequencies in the exponent's denominator.
+        max_period: the largest period, in units of t, over 2 pi.
+    """
     half = features // 2
     frequencies = jnp.exp(
         -math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
     )
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    parts = (
-        (jnp.cos(angles), jnp.sin(angles))
-        if flip_sin_to_cos
-        else (jnp.sin(angles), jnp.cos(angles))
-    )
+    parts = (jnp.sin(angles), jnp.cos(angles))
+    if flip_sin_to_cos:
+        parts = parts[::-1]
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, features % 2)))
 
 
@@ -97,7 +103,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def add_class_embedding(
     embedding: jax.Array, table: nnx.Embed | None, class_labels: jax.Array | None
 ) -> jax.Array:
-    """Returns the time's embedding f32[B, F] plus that of the classes i32[B], if the network has any.
+    """Returns the embedding f32[B, F] of the times, plus that of the classes i32[B] if any.
 
     Raises:
         ValueError: if labels are missing, or not wanted.
@@ -108,7 +114,8 @@ def add_class_embedding(
         return embedding
     if class_labels is None:
         raise ValueError(
-            f"the model has {table.num_embeddings} classes: pass cond={{'class_labels': i32[B]}} to say which"
+            f"the model has {table.num_embeddings} classes: say which by "
+            "cond={'class_labels': i32[B]}"
         )
     return embedding + table(class_labels).astype(jnp.float32)
 
@@ -119,7 +126,7 @@ class Attention(nnx.Module):
     def __init__(
         self, channels: int, head_dim: int, *, groups: int | None, epsilon: float, rngs: nnx.Rngs
     ):
-        """Makes attention with `channels // head_dim` heads; `groups` None leaves the normalisation out."""
+        """Makes attention with `channels // head_dim` heads; groups None: no normalisation."""
         if channels % head_dim:
             raise ValueError(
                 f"attention_head_dim {head_dim} does not divide the block's {channels} channels"
@@ -147,11 +154,12 @@ class Attention(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two normalised convolutions with the time embedding between them, and a residual (Ho et al. 2020).
+    """Two normalised convolutions with the time embedding between them, and a residual.
 
-    The embedding is added, or with `scale_shift` modulates the second normalisation (Dhariwal & Nichol 2021,
-    adaptive group normalisation). `resample` changes the resolution after the first normalisation, and of
-    the residual (BigGAN's up- and downsampling, ibid.).
+    The block of Ho et al. 2020. The embedding is added, or with `scale_shift` modulates the second
+    normalisation (Dhariwal & Nichol 2021, adaptive group normalisation). `resample` changes the
+    resolution after the first normalisation, and that of the residual (BigGAN's up- and
+    downsampling, ibid.).
     """
 
     def __init__(
@@ -166,7 +174,7 @@ class ResnetBlock(nnx.Module):
         resample: Callable[[jax.Array], jax.Array] | None = None,
         rngs: nnx.Rngs,
     ):
-        """Makes a block from `channels_in` to `channels_out`; the shortcut is a 1x1 convolution if they differ."""
+        """Makes a block; the shortcut is a 1x1 convolution where the numbers of channels differ."""
         self.scale_shift = scale_shift
         self.resample = resample
         self.norm1 = GroupNorm(channels_in, groups, epsilon, rngs=rngs)
@@ -182,7 +190,8 @@ class ResnetBlock(nnx.Module):
         """Maps `[B, H, W, channels_in]` and `[B, time_features]` to `[B, H', W', channels_out]`."""
         h = jax.nn.silu(self.norm1(x))
         if self.resample is not None:
-            x, h = self.resample(x), self.resample(h)
+            x = self.resample(x)
+            h = self.resample(h)
         h = self.conv1(h)
         condition = self.time_emb_proj(jax.nn.silu(embedding))[:, None, None, :]
         if self.scale_shift:
@@ -191,7 +200,9 @@ class ResnetBlock(nnx.Module):
         else:
             h = self.norm2(h + condition)
         h = self.conv2(jax.nn.silu(h))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return h + x
 
 
 class Downsample(nnx.Module):
@@ -233,7 +244,7 @@ def check_images(x: jax.Array, size: int, channels: int) -> None:
     """Checks that x is `[B, size, size, channels]`.
 
     Raises:
-        ValueError: if not.
+        ValueError: if it is not.
     """
     if x.ndim != 4 or x.shape[1:] != (size, size, channels):
         raise ValueError(f"x must be [B, {size}, {size}, {channels}], got {x.shape}")

@@ -1,23 +1,117 @@
-"""The networks that cmjax reads, writes and trains, by name."""
+"""The networks that cmjax reads, writes and trains, by name: its own, and those of its users."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import Any, get_type_hints
 
+from flax import nnx
+
+from cmjax.configs import did_you_mean, import_by_name
 from cmjax.models.dit import DiT, DiTConfig
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import UNet2DConfig
 
-ARCHITECTURES = {"UNet2D": (UNet2D, UNet2DConfig), "DiT": (DiT, DiTConfig)}
+# name -> (module, its config dataclass)
+ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
+    "UNet2D": (UNet2D, UNet2DConfig),
+    "DiT": (DiT, DiTConfig),
+}
+BUILT_IN = tuple(ARCHITECTURES)
+
+
+def network_class(name: Any, *, trust: bool = True) -> tuple[Callable[..., nnx.Module], type]:
+    """Returns the network of that name, and the class of its config.
+
+    Args:
+        name: "UNet2D", "DiT", a registered name, or "package.module:Name".
+        trust: whether a class that is not registered may be imported, which runs its module. Pass
+            False for a name that was read from somebody else's file.
+
+    Returns:
+        The module, to be made by `module(config, rngs=rngs)`, and its config dataclass.
+
+    Raises:
+        ValueError: if there is no such network, it is not one, or it may not be imported.
+    """
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    if not isinstance(name, str) or ":" not in name:
+        hint = did_you_mean(name, list(ARCHITECTURES))
+        raise ValueError(f"there is no network {name!r:.200}{hint}, or give 'package.module:Name'")
+    if not trust:
+        raise ValueError(
+            f"the network is {name!r:.200}, which is not part of cmjax; call cmjax.register with "
+            "it first, or import it by trust=True, which runs its module"
+        )
+    cls = import_by_name(name, "network")
+    if name not in ARCHITECTURES:  # the module may have registered it
+        register_network(cls, name=name)
+    return ARCHITECTURES[name]
+
+
+def register_network(cls: Any, config: type | None = None, *, name: str | None = None) -> None:
+    """Adds a network to the registry; see `cmjax.register`."""
+    name = name or f"{cls.__module__}:{cls.__qualname__}"
+    if not (isinstance(cls, type) and issubclass(cls, nnx.Module)):
+        raise ValueError(
+            f"network {name!r} must be a subclass of flax.nnx.Module, got {cls!r:.200}"
+        )
+    config = config or _annotated_config(cls)
+    if not dataclasses.is_dataclass(config) or config.__hash__ is None:
+        raise ValueError(f"the config of {name!r} must be a frozen dataclass, got {config!r:.200}")
+    if name in BUILT_IN:
+        raise ValueError(f"name {name!r} is taken by a network of cmjax; choose another")
+    for other, (_, taken) in ARCHITECTURES.items():
+        if taken is config and other != name:
+            raise ValueError(
+                f"{config.__name__} is the config of the network {other!r} already; give "
+                f"{cls.__name__} a config class of its own, a subclass for instance"
+            )
+    ARCHITECTURES[name] = (cls, config)
 
 
 def network_name(config: Any) -> str:
     """Returns the name of the network that `config` describes.
 
     Raises:
-        ValueError: if it is not one of cmjax's own.
+        ValueError: if it is not that of a registered network.
     """
-    name = next((name for name, (_, kind) in ARCHITECTURES.items() if type(config) is kind), None)
-    if name is None:
+    for name, (_, kind) in ARCHITECTURES.items():
+        if type(config) is kind:
+            return name
+    raise ValueError(
+        f"model.config must be the config of one of {', '.join(ARCHITECTURES)}, got "
+        f"{config!r:.200}; call cmjax.register with a network of your own first"
+    )
+
+
+def sample_shape(config: Any) -> tuple[int, ...]:
+    """Returns the shape of one sample of the network that `config` describes.
+
+    It is `config.sample_shape`, or else a square image of `sample_size` and `out_channels`.
+
+    Raises:
+        ValueError: if the config has none of these.
+    """
+    shape = getattr(config, "sample_shape", None)
+    if shape is not None:
+        return tuple(shape)
+    try:
+        return (config.sample_size, config.sample_size, config.out_channels)
+    except AttributeError:
         raise ValueError(
-            f"model.config must be the config of one of {list(ARCHITECTURES)}, got {config!r}"
-        )
-    return name
+            f"{type(config).__name__} does not say the shape of a sample; give it a property "
+            "sample_shape, or fields sample_size and out_channels for square images"
+        ) from None
+
+
+def _annotated_config(cls: type) -> type:
+    """Returns the class that annotates the argument `config` of a module's `__init__`."""
+    try:
+        return get_type_hints(cls.__init__)["config"]
+    except (KeyError, NameError) as error:
+        raise ValueError(
+            f"the config of {cls.__name__} is not known ({type(error).__name__}: {error}); write "
+            "def __init__(self, config: MyConfig, *, rngs: nnx.Rngs), MyConfig being a frozen "
+            "dataclass, or pass it to cmjax.register"
+        ) from None

@@ -12,9 +12,10 @@ from cmjax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet2DConfig
 
 
 class UNet2D(nnx.Module):
-    """A UNet `(x, t, class_labels) -> model_output` for images `[B, H, W, C]` and times f32[B].
+    """A UNet `(x, t, class_labels) -> model_output`.
 
-    The last convolution starts at zero, so that an untrained model is the skip connection alone.
+    It takes images `[B, H, W, C]` and times f32[B]. The last convolution starts at zero, so that an
+    untrained model is the skip connection alone.
     """
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):
@@ -29,6 +30,7 @@ class UNet2D(nnx.Module):
             None if classes is None else nnx.Embed(classes, config.time_features, rngs=rngs)
         )
 
+        # Channels of what the way down leaves for the way up.
         skips = [widths[0]]
         self.down_blocks = nnx.List([])
         for i, kind in enumerate(config.down_block_types):
@@ -38,6 +40,8 @@ class UNet2D(nnx.Module):
             )
             skips += [widths[i]] * (config.layers_per_block + (not last))
         self.mid_block = _MidBlock(config, widths[-1], rngs=rngs)
+
+        # The way up takes them, the last one first.
         channels = widths[-1]
         self.up_blocks = nnx.List([])
         for i, kind in enumerate(config.up_block_types):
@@ -74,7 +78,8 @@ class UNet2D(nnx.Module):
         config = self.config
         layers.check_images(x, config.sample_size, config.in_channels)
         embedding = self._embed(t, class_labels).astype(x.dtype)
-        x = 2 * x - 1 if config.center_input_sample else x
+        if config.center_input_sample:
+            x = 2 * x - 1
         h = self.conv_in(layers.space_to_depth(x, config.patch_size))
         skips = [h]
         for block in self.down_blocks:
@@ -99,7 +104,7 @@ class UNet2D(nnx.Module):
 
 
 class _DownBlock(nnx.Module):
-    """Residual blocks at one resolution, then a halving; appends what the way up needs to `skips`."""
+    """Residual blocks at one resolution, then a halving; appends its outputs to `skips`."""
 
     def __init__(self, config, kind, channels_in, channels, halve, *, rngs):
         attention, resampling = DOWN_BLOCKS[kind]
@@ -123,7 +128,8 @@ class _DownBlock(nnx.Module):
     def __call__(self, h, embedding, skips):
         for i, resnet in enumerate(self.resnets):
             h = resnet(h, embedding)
-            h = self.attentions[i](h) if self.attentions else h
+            if self.attentions:
+                h = self.attentions[i](h)
             skips.append(h)
         for downsampler in self.downsamplers:
             h = downsampler(h, embedding)
@@ -175,7 +181,8 @@ class _UpBlock(nnx.Module):
     def __call__(self, h, embedding, skips):
         for i, resnet in enumerate(self.resnets):
             h = resnet(jnp.concatenate([h, skips.pop()], axis=-1), embedding)
-            h = self.attentions[i](h) if self.attentions else h
+            if self.attentions:
+                h = self.attentions[i](h)
         for upsampler in self.upsamplers:
             h = upsampler(h, embedding)
         return h

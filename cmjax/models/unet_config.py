@@ -1,10 +1,11 @@
-"""What a `UNet2D` is made of."""
+"""The configuration of a `UNet2D`, and two presets."""
 
 import dataclasses
 
-from cmjax.configs import is_finite, is_int
+from cmjax.configs import check_options
 
-# block name -> (has attention, how it changes resolution; None: as downsample_type or upsample_type says)
+# block name -> (has attention, how it changes resolution)
+# None: as downsample_type or upsample_type says
 DOWN_BLOCKS = {
     "DownBlock2D": (False, "conv"),
     "ResnetDownsampleBlock2D": (False, "resnet"),
@@ -22,33 +23,36 @@ MOST_LAYERS = 64  # a damaged file could ask for billions
 
 @dataclasses.dataclass(frozen=True)
 class UNet2DConfig:
-    """What a `UNet2D` is made of; fields are named as in diffusers' `UNet2DModel`.
+    """The configuration of a `UNet2D`; fields are named as in diffusers' `UNet2DModel`.
 
     Attributes:
         sample_size: height and width of the images.
         in_channels: channels of the input.
         out_channels: channels of the output.
         center_input_sample: the input is in [0, 1]: map it to [-1, 1] first.
-        down_block_types: "DownBlock2D", "ResnetDownsampleBlock2D" or "AttnDownBlock2D" (with attention), one
-            per resolution.
-        up_block_types: "UpBlock2D", "ResnetUpsampleBlock2D" or "AttnUpBlock2D", one per resolution from the lowest.
+        down_block_types: "DownBlock2D", "ResnetDownsampleBlock2D" or "AttnDownBlock2D" (with
+            attention), one per resolution.
+        up_block_types: "UpBlock2D", "ResnetUpsampleBlock2D" or "AttnUpBlock2D", one per resolution
+            from the lowest.
         block_out_channels: channels per resolution.
         layers_per_block: residual blocks per resolution on the way down; one more on the way up.
         downsample_type: "conv" or "resnet": how an "AttnDownBlock2D" halves the resolution.
         upsample_type: "conv" or "resnet": how an "AttnUpBlock2D" doubles it.
         attention_head_dim: channels per attention head; None for a single head.
         norm_num_groups: groups of every normalisation.
-        attn_norm_num_groups: groups of the normalisation before the attention in the middle. None: as
-            norm_num_groups with "default" time conditioning, and no normalisation at all with "scale_shift".
+        attn_norm_num_groups: groups of the normalisation before the attention in the middle. None:
+            as norm_num_groups with "default" time conditioning, and no normalisation at all with
+            "scale_shift".
         norm_eps: epsilon of every normalisation.
-        resnet_time_scale_shift: "default" adds the time embedding in a residual block, "scale_shift"
-            modulates the second normalisation with it.
+        resnet_time_scale_shift: "default" adds the time embedding in a residual block,
+            "scale_shift" modulates the second normalisation with it.
         num_class_embeds: number of classes; None for an unconditional model.
         flip_sin_to_cos: cosines before sines in the time embedding.
         freq_shift: of the time embedding's frequencies.
-        time_scale: factor on the time before its embedding. cmjax's own: 1 is diffusers; 0.01 makes the
-            embedding smooth in log sigma, which learns faster and suits forward-mode training.
-        patch_size: the network works on patch_size x patch_size patches folded into channels. cmjax's own.
+        time_scale: factor on the time before its embedding. cmjax's own: 1 is diffusers; 0.01 makes
+            the embedding smooth in log sigma, which learns faster and suits forward-mode training.
+        patch_size: the network works on patch_size x patch_size patches folded into channels.
+            cmjax's own.
     """
 
     sample_size: int
@@ -72,33 +76,64 @@ class UNet2DConfig:
     time_scale: float = 1.0
     patch_size: int = 1
 
+    _domains = {
+        "sample_size": (1, None),
+        "in_channels": (1, None),
+        "out_channels": (1, None),
+        "down_block_types": tuple(DOWN_BLOCKS),
+        "up_block_types": tuple(UP_BLOCKS),
+        "block_out_channels": (1, None),
+        "layers_per_block": (1, MOST_LAYERS),
+        "downsample_type": RESAMPLING,
+        "upsample_type": RESAMPLING,
+        "attention_head_dim": (1, None),
+        "norm_num_groups": (1, None),
+        "attn_norm_num_groups": (1, None),
+        "norm_eps": (None, None),
+        "resnet_time_scale_shift": TIME_CONDITIONING,
+        "num_class_embeds": (1, None),
+        "freq_shift": (None, None),
+        "time_scale": (None, None),
+        "patch_size": (1, None),
+    }
+
     def __post_init__(self):
-        self._check_types()
-        for name, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            value = getattr(self, name)
-            if len(value) != len(self.block_out_channels) or not set(value) <= set(allowed):
+        check_options(self)
+        widths = self.block_out_channels
+        if not 1 <= len(widths) <= MOST_LAYERS:
+            raise ValueError(
+                f"block_out_channels must have 1 to {MOST_LAYERS} entries, got {len(widths)}"
+            )
+        for name in ("down_block_types", "up_block_types"):
+            kinds = getattr(self, name)
+            if len(kinds) != len(widths):
                 raise ValueError(
-                    f"{name} must name one of {tuple(allowed)} per entry of block_out_channels "
-                    f"{self.block_out_channels}, got {value}"
+                    f"{name} must have one entry per entry of block_out_channels, {len(widths)}, "
+                    f"got {len(kinds)}"
                 )
-        for channels in self.block_out_channels:
+
+        # Groups divide the channels that they normalise.
+        for channels in widths:
             if channels % self.norm_num_groups:
                 raise ValueError(
                     f"norm_num_groups {self.norm_num_groups} does not divide {channels} channels"
                 )
-        last = self.block_out_channels[-1]
-        if self.attn_norm_num_groups is not None and last % self.attn_norm_num_groups:
+        groups = self.attn_norm_num_groups
+        if groups is not None and widths[-1] % groups:
+            raise ValueError(f"attn_norm_num_groups {groups} does not divide {widths[-1]} channels")
+
+        # The time embedding divides by the number of its frequencies, less freq_shift.
+        if widths[0] < 2 or widths[0] // 2 == self.freq_shift:
             raise ValueError(
-                f"attn_norm_num_groups {self.attn_norm_num_groups} does not divide {last} channels"
+                f"freq_shift {self.freq_shift} leaves no frequencies for {widths[0]} channels"
             )
-        if self.block_out_channels[0] < 2 or self.block_out_channels[0] // 2 == self.freq_shift:
-            raise ValueError(
-                f"freq_shift {self.freq_shift} leaves no frequencies for {self.block_out_channels[0]} channels"
-            )
-        stride = self.patch_size * 2 ** (len(self.block_out_channels) - 1)
+
+        # Every resolution but the last halves the size.
+        stride = self.patch_size * 2 ** (len(widths) - 1)
         if self.sample_size % stride:
             raise ValueError(
-                f"sample_size {self.sample_size} is not a multiple of {stride}, the network's total stride"
+                f"sample_size {self.sample_size} is not a multiple of {stride}, "
+                "the network's total stride"
             )
 
     @property
@@ -113,55 +148,10 @@ class UNet2DConfig:
 
     @property
     def mid_attention_groups(self) -> int | None:
-        """Groups of the normalisation before the attention in the middle; None for no normalisation."""
+        """Groups of the normalisation before the middle attention; None for no normalisation."""
         if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
             return self.norm_num_groups
         return self.attn_norm_num_groups
-
-    def _check_types(self):
-        positive = (
-            "sample_size",
-            "in_channels",
-            "out_channels",
-            "layers_per_block",
-            "norm_num_groups",
-            "patch_size",
-        )
-        for name in positive:
-            if not is_int(getattr(self, name), 1):
-                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
-        for name in ("num_class_embeds", "attention_head_dim", "attn_norm_num_groups"):
-            if getattr(self, name) is not None and not is_int(getattr(self, name), 1):
-                raise ValueError(
-                    f"{name} must be a positive integer or null, got {getattr(self, name)!r}"
-                )
-        if self.layers_per_block > MOST_LAYERS:
-            raise ValueError(
-                f"layers_per_block must be at most {MOST_LAYERS}, got {self.layers_per_block}"
-            )
-        for name in ("norm_eps", "freq_shift", "time_scale"):
-            if not is_finite(getattr(self, name)):
-                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)!r}")
-        for name in ("flip_sin_to_cos", "center_input_sample"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        for name in ("downsample_type", "upsample_type"):
-            if getattr(self, name) not in RESAMPLING:
-                raise ValueError(f"{name} must be one of {RESAMPLING}, got {getattr(self, name)!r}")
-        if self.resnet_time_scale_shift not in TIME_CONDITIONING:
-            raise ValueError(
-                f"resnet_time_scale_shift must be one of {TIME_CONDITIONING}, got {self.resnet_time_scale_shift!r}"
-            )
-        for name in ("block_out_channels", "down_block_types", "up_block_types"):
-            value, item = getattr(self, name), int if name == "block_out_channels" else str
-            if not isinstance(value, tuple) or not value or not all(type(v) is item for v in value):
-                raise ValueError(f"{name} must be a list of {item.__name__}, got {value!r}")
-            if len(value) > MOST_LAYERS:
-                raise ValueError(
-                    f"{name} must have at most {MOST_LAYERS} entries, got {len(value)}"
-                )
-        if min(self.block_out_channels) < 1:
-            raise ValueError(f"block_out_channels must be positive, got {self.block_out_channels}")
 
 
 # The two architectures of the released models (openai/consistency_models, scripts/launch.sh).

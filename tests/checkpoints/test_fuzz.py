@@ -10,11 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmjax.checkpoints import checkpoint as models
-from cmjax.checkpoints import open_checkpoint, openai
+from cmjax.checkpoints import checkpoint, open_checkpoint, openai
 from cmjax.checkpoints.tensors import StoredTensor
-from tests.checkpoints import tiny
-from tests.checkpoints import torch_zip as tz
+from tests.support import checkpoints as tiny
+from tests.support import torch_zip as tz
 
 MEMORY = 64 * 2**20  # bytes; the files have some kB
 COUNTS = {}  # what became of the files, for whoever wants to know: pytest -s
@@ -39,9 +38,8 @@ def sources(tmp_path_factory):
 def one_network():
     """Making the network takes most of the time of a load, so it is made once a config."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            models, "_abstract_network", functools.lru_cache(64)(models._abstract_network)
-        )
+        made_once = functools.lru_cache(64)(checkpoint._abstract_network)
+        patch.setattr(checkpoint, "_abstract_network", made_once)
         yield
 
 

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 import cmjax
 from cmjax import cli
 from cmjax.checkpoints import diffusers, open_checkpoint
-from tests.checkpoints import tiny
-from tests.checkpoints import torch_zip as tz
+from tests.support import checkpoints as tiny
+from tests.support import torch_zip as tz
 
 
 @pytest.fixture(params=tiny.KINDS)

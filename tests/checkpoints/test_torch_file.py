@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cmjax.checkpoints.torch_file import LARGEST_PICKLE, STORAGES, open_torch
-from tests.checkpoints import torch_zip as tz
+from tests.support import torch_zip as tz
 
 PAIR = np.array([1.5, -2], np.float32)
 PAIR_STORAGE = tz.storage("FloatStorage", "0", 2)

@@ -1,5 +1,7 @@
 """The transformer: its contract, its derivative, and its checkpoints."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,35 +10,23 @@ import pytest
 from flax import nnx
 
 import cmjax
-from cmjax.models import DIT_SIZES, DiT, DiTConfig, from_nnx, layers
+from cmjax.models import DIT_SIZES, DiT, DiTConfig, layers
 from cmjax.models.dit import position_embedding
+from tests.support.networks import DIT, network
 
-SMALL = {
-    "sample_size": 8,
-    "num_layers": 4,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "num_class_embeds": 3,
-}
 X = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
 T, LABELS = jnp.array([-100.0, 250.0]), jnp.array([0, 2])
 
 
-def trained(**changes):
-    """A network whose zeros have been drawn anew, so that every part plays."""
-    config = DiTConfig(**{**SMALL, **changes})
-    apply_fn, params = from_nnx(DiT(config, rngs=nnx.Rngs(0)))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape)
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return config, apply_fn, jax.tree.unflatten(tree, moved)
+def drawn(**changes):
+    """A network whose parameters are drawn, so that every part of it matters."""
+    config = dataclasses.replace(DIT, **changes)
+    return config, *network(config)
 
 
 def test_an_untrained_network_returns_zero():
-    output = DiT(DiTConfig(**SMALL), rngs=nnx.Rngs(0))(X, T, LABELS)
+    config = dataclasses.replace(DIT, num_layers=1)
+    output = DiT(config, rngs=nnx.Rngs(0))(X, T, LABELS)
     np.testing.assert_array_equal(output, np.zeros_like(X))
 
 
@@ -44,10 +34,9 @@ def test_an_untrained_network_returns_zero():
     "changes", [{}, {"long_skips": True}, {"patch_size": 4, "out_channels": 6}]
 )
 def test_everything_it_is_told_matters(changes):
-    config, apply_fn, params = trained(**changes)
-    output = jax.jit(apply_fn)(params, X, T, class_labels=LABELS)
+    config, apply_fn, params = drawn(**changes)
+    output = apply_fn(params, X, T, class_labels=LABELS)
     assert output.shape == (2, 8, 8, config.out_channels) and output.dtype == jnp.float32
-    chex.assert_trees_all_close(output, apply_fn(params, X, T, class_labels=LABELS), atol=1e-5)
     for other in (
         apply_fn(params, X[:, ::-1], T, class_labels=LABELS),
         apply_fn(params, X, T + 50, class_labels=LABELS),
@@ -56,7 +45,11 @@ def test_everything_it_is_told_matters(changes):
         assert float(jnp.abs(output - other).max()) > 1e-3
     alone = apply_fn(params, X[1:], T[1:], class_labels=LABELS[1:])
     np.testing.assert_allclose(alone, output[1:], atol=1e-5)
-    gradient = jax.grad(lambda p: jnp.square(apply_fn(p, X, T, class_labels=LABELS)).sum())(params)
+
+    def loss(params):
+        return jnp.square(apply_fn(params, X, T, class_labels=LABELS)).sum()
+
+    gradient = jax.jit(jax.grad(loss))(params)
     used = {
         jax.tree_util.keystr(path): float(jnp.abs(g).max())
         for path, g in jax.tree_util.tree_leaves_with_path(gradient)
@@ -65,15 +58,13 @@ def test_everything_it_is_told_matters(changes):
 
 
 def test_long_skips_join_the_halves():
-    assert len(DiT(DiTConfig(**SMALL, long_skips=True), rngs=nnx.Rngs(0)).skips) == 2
-    assert (
-        len(DiT(DiTConfig(**{**SMALL, "num_layers": 5}, long_skips=True), rngs=nnx.Rngs(0)).skips)
-        == 2
-    )
+    for count, skips in ((4, 2), (5, 2)):
+        _, params = network(dataclasses.replace(DIT, num_layers=count, long_skips=True))
+        assert len(params["skips"]) == skips
 
 
 def test_bfloat16_in_bfloat16_out():
-    _, apply_fn, params = trained()
+    _, apply_fn, params = drawn()
     output = apply_fn(params, X.astype(jnp.bfloat16), T, class_labels=LABELS)
     exact = apply_fn(params, X, T, class_labels=LABELS)
     assert output.dtype == jnp.bfloat16
@@ -83,7 +74,7 @@ def test_bfloat16_in_bfloat16_out():
 
 
 def test_forward_mode_equals_finite_differences():
-    _, apply_fn, params = trained(num_class_embeds=None)
+    _, apply_fn, params = drawn(num_class_embeds=None)
     direction = jax.random.normal(jax.random.key(2), X.shape)
 
     def f(x, t):
@@ -129,29 +120,33 @@ def test_the_papers_sizes():
     "changes, message",
     [
         ({"patch_size": 3}, "patch_size 3 does not divide sample_size 8"),
-        ({"num_layers": 0}, "num_layers must be an integer from 1 to 512, got 0"),
+        ({"num_layers": 0}, "num_layers"),
         ({"num_attention_heads": 1, "attention_head_dim": 6}, "must be a multiple of 4"),
-        ({"num_class_embeds": 0}, "num_class_embeds must be a positive integer or null, got 0"),
-        ({"long_skips": 1}, "long_skips must be true or false, got 1"),
+        (
+            {"num_class_embeds": 0},
+            "num_class_embeds",
+        ),
+        ({"long_skips": 1}, "long_skips"),
     ],
 )
 def test_configs_that_make_no_network(changes, message):
     with pytest.raises(ValueError, match=message):
-        DiTConfig(**{**SMALL, **changes})
+        dataclasses.replace(DIT, **changes)
 
 
 def test_inputs_that_do_not_fit():
-    network = DiT(DiTConfig(**SMALL), rngs=nnx.Rngs(0))
+    apply_fn, params = network(DIT)
     with pytest.raises(ValueError, match=r"x must be \[B, 8, 8, 3\], got \(2, 4, 8, 3\)"):
-        network(X[:, :4], T, LABELS)
-    with pytest.raises(ValueError, match="the model has 3 classes"):
-        network(X, T)
+        apply_fn(params, X[:, :4], T, LABELS)
+    with pytest.raises(ValueError, match="3 classes"):
+        apply_fn(params, X, T)
+    apply_fn, params = network(dataclasses.replace(DIT, num_class_embeds=None))
     with pytest.raises(ValueError, match="unconditional model"):
-        DiT(DiTConfig(**{**SMALL, "num_class_embeds": None}), rngs=nnx.Rngs(0))(X, T, LABELS)
+        apply_fn(params, X, T, LABELS)
 
 
 def test_it_is_saved_loaded_and_sampled(tmp_path):
-    config, apply_fn, params = trained(long_skips=True)
+    config, apply_fn, params = drawn(long_skips=True)
     model = cmjax.Model(apply_fn, params, cmjax.CMStochasticIterativeScheduler(), config)
     cmjax.save(tmp_path / "dit", model)
     again = cmjax.load(tmp_path / "dit")

@@ -11,38 +11,21 @@ from flax import linen, nnx
 
 import cmjax
 from cmjax import testing
-from cmjax.models import UNet2D, UNet2DConfig, layers
+from cmjax.models import UNet2D, layers
+from tests.support import checkpoints
+from tests.support.networks import UNET, network
 
-SMALL = UNet2DConfig(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(8, 16),
-    layers_per_block=1,
-    attention_head_dim=8,
-    norm_num_groups=4,
-    patch_size=2,
-    num_class_embeds=3,
-)
 X, T, LABELS = jnp.ones((2, 8, 8, 1)), jnp.array([100.0, -900.0]), jnp.array([0, 2])
 
 
-def random_network(config=SMALL):
-    """A network with every parameter drawn; the zero output layer would hide what is before it."""
-    apply_fn, params = cmjax.from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return apply_fn, jax.tree.unflatten(tree, drawn)
-
-
 def test_starts_at_zero_so_that_samples_are_the_skip_connection():
-    apply_fn, params = cmjax.from_nnx(UNet2D(SMALL, rngs=nnx.Rngs(0)))
-    assert not np.any(apply_fn(params, X, T, class_labels=LABELS))
+    unet = UNet2D(checkpoints.CONFIG, rngs=nnx.Rngs(0))
+    assert not np.any(unet.conv_out.kernel[...]) and not np.any(unet.conv_out.bias[...])
+    assert np.any(unet.conv_in.kernel[...])
 
 
 def test_output_depends_on_everything_it_is_told():
-    apply_fn, params = random_network()
+    apply_fn, params = network()
     base = np.asarray(apply_fn(params, X, T, class_labels=LABELS))
     assert base.shape == X.shape and np.all(np.isfinite(base))
     for other in (
@@ -54,39 +37,26 @@ def test_output_depends_on_everything_it_is_told():
 
 
 def test_samples_of_a_network_do_not_depend_on_the_batch():
-    apply_fn, params = random_network()
-    labels = jnp.array([0, 1, 2, 0])
-    testing.assert_batch_invariant(
-        apply_fn,
-        params,
-        cmjax.CMStochasticIterativeScheduler(),
-        (4, 8, 8, 1),
-        num_inference_steps=2,
-        cond={"class_labels": labels},
-    )
-    testing.assert_device_invariant(
-        apply_fn,
-        params,
-        cmjax.CMStochasticIterativeScheduler(),
-        (4, 8, 8, 1),
-        cond={"class_labels": labels},
-    )
-    testing.assert_boundary_condition(
-        apply_fn, params, cmjax.CMStochasticIterativeScheduler(), (4, 8, 8, 1), class_labels=labels
-    )
+    model = checkpoints.model()  # every layer in the least size: each batch is compiled for
+    network = (model.apply_fn, model.params, model.scheduler, (4, *model.sample_shape))
+    labels = jnp.array([0, 1, 1, 0])
+    cond = {"class_labels": labels}
+    testing.assert_batch_invariant(*network, num_inference_steps=2, cond=cond)
+    testing.assert_device_invariant(*network, cond=cond)
+    testing.assert_boundary_condition(*network, class_labels=labels)
 
 
 @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_computes_in_the_dtype_of_its_input_whatever_the_parameters(dtype, param_dtype):
-    apply_fn, params = random_network()
+    apply_fn, params = network()
     expected = apply_fn(params, X, T, class_labels=LABELS)
     params = jax.tree.map(lambda p: p.astype(param_dtype), params)
     actual = apply_fn(params, X.astype(dtype), T, class_labels=LABELS)
     chex.assert_type(actual, dtype)
     if dtype == param_dtype == jnp.float32:
         chex.assert_trees_all_equal(actual, expected)
-    # bfloat16 has 8 bits; over some twenty layers with unit-scale activations a few percent accumulate
+    # bfloat16 has 8 bits; over some twenty layers a few percent accumulate
     scale = float(jnp.std(expected))
     np.testing.assert_allclose(np.asarray(actual, np.float32), expected, atol=0.15 * scale + 1e-6)
 
@@ -114,7 +84,7 @@ def test_sinusoidal_embedding(features, flip):
 
 
 def test_forward_mode_derivative_equals_finite_differences():
-    apply_fn, params = random_network()
+    apply_fn, params = network()
 
     def f(t):
         return apply_fn(params, X, t, class_labels=LABELS)
@@ -156,28 +126,28 @@ def test_attention_equals_the_formula():
             {"down_block_types": ("DownBlock2D", "SkipDownBlock2D")},
             "down_block_types.*SkipDownBlock2D",
         ),
-        ({"up_block_types": ("UpBlock2D",)}, "up_block_types.*per entry"),
+        ({"up_block_types": ("UpBlock2D",)}, "up_block_types must have one entry per entry"),
         ({"norm_num_groups": 5}, "norm_num_groups 5 does not divide 8"),
         ({"sample_size": 10}, "sample_size 10 is not a multiple of 4"),
     ],
 )
 def test_bad_configs(change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(SMALL, **change)
+        dataclasses.replace(UNET, **change)
 
 
 def test_misuse():
-    apply_fn, params = random_network()
+    apply_fn, params = network()
     with pytest.raises(ValueError, match="3 classes.*class_labels"):
         apply_fn(params, X, T)
     with pytest.raises(ValueError, match=r"\[B, 8, 8, 1\], got \(2, 1, 8, 8\)"):
         apply_fn(params, X.reshape(2, 1, 8, 8), T, class_labels=LABELS)
-    apply_fn, params = random_network(dataclasses.replace(SMALL, num_class_embeds=None))
+    apply_fn, params = network(dataclasses.replace(UNET, num_class_embeds=None))
     assert apply_fn(params, X, T).shape == X.shape
     with pytest.raises(ValueError, match="unconditional"):
         apply_fn(params, X, T, class_labels=LABELS)
     with pytest.raises(ValueError, match="attention_head_dim 5"):
-        UNet2D(dataclasses.replace(SMALL, attention_head_dim=5), rngs=nnx.Rngs(0))
+        UNet2D(dataclasses.replace(UNET, attention_head_dim=5), rngs=nnx.Rngs(0))
 
 
 def test_from_linen_and_from_nnx_sample_alike():

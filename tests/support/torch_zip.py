@@ -1,4 +1,4 @@
-"""PyTorch's files made by hand, without PyTorch: a zip archive around a pickle put together from its instructions."""
+"""PyTorch's files made by hand, without PyTorch: a zip archive and the instructions of a pickle."""
 
 import zipfile
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import cmjax
 from cmjax.checkpoints import diffusers, openai
 from cmjax.models import UNet2D, UNet2DConfig
-from tests.checkpoints import torch_zip
+from tests.support import torch_zip
 
 CONFIG = UNet2DConfig(
     sample_size=4,
@@ -38,7 +38,7 @@ def model(seed=0):
     params = jax.tree.map(
         lambda leaf: jax.numpy.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), abstract
     )
-    return cmjax.Model(apply_fn, params, cmjax.CMStochasticIterativeScheduler(), CONFIG)
+    return cmjax.Model(jax.jit(apply_fn), params, cmjax.CMStochasticIterativeScheduler(), CONFIG)
 
 
 def write(root, kind):

@@ -1,0 +1,106 @@
+"""The small files of a model's folder: configs and the names of classes, as JSON."""
+
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cmjax.configs import Config
+from cmjax.labels import check_class_names
+from cmjax.model import Model
+from cmjax.registry import read_scheduler_config
+from cmjax.schedulers.base import Scheduler
+
+CLASS_NAMES = "class_names.json"
+LARGEST_JSON = 16 * 2**20  # bytes
+DEEPEST_JSON = 10  # levels
+
+
+def write_class_names(folder: Path, model: Model) -> None:
+    """Writes the names of the model's classes, if they have some."""
+    if model.class_names is not None:
+        text = json.dumps(list(model.class_names), indent=2, ensure_ascii=False)
+        (folder / CLASS_NAMES).write_text(text + "\n", encoding="utf-8")
+
+
+def read_class_names(folder: Path, num_classes: int | None) -> tuple[str, ...] | None:
+    """Reads the names of the classes, one per class; None if the folder has none.
+
+    Raises:
+        ValueError: if the file holds anything else than one distinct name per class.
+    """
+    path = folder / CLASS_NAMES
+    if not os.path.lexists(path):
+        return None
+    content = _parse_json(path)
+    names = tuple(content) if isinstance(content, list) else content
+    try:
+        check_class_names(names, num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return names
+
+
+def read_config(path: Path, build: Callable[[dict[str, Any]], Config]) -> Config:
+    """Builds something from a JSON file; errors name the file."""
+    content = read_json(path)
+    try:
+        return build(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error)[:1000]}") from None
+
+
+def read_scheduler(path: Path, *, trust: bool = False) -> Scheduler:
+    """Reads a `scheduler_config.json`, of diffusers or of cmjax."""
+    return read_config(path, functools.partial(read_scheduler_config, trust=trust))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: if there is no such file, or it holds something else.
+    """
+    if not os.path.exists(path):
+        raise ValueError(f"{path.parent} is not a whole model: it has no {path.name}")
+    content = _parse_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _parse_json(path: Path) -> Any:
+    """Reads JSON from a file that may be damaged or hostile."""
+    if not path.is_file() or path.stat().st_size > LARGEST_JSON:
+        raise ValueError(
+            f"{path} is not JSON of a model: it is not a file, or larger than {LARGEST_JSON} bytes"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    # A number of thousands of digits is a ValueError too.
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if _is_deep(content):
+        raise ValueError(f"{path} is nested more than {DEEPEST_JSON} deep, which no model needs")
+    return content
+
+
+def _is_deep(content: Any) -> bool:
+    """Whether lists and objects are nested more than `DEEPEST_JSON` deep."""
+    level = [content]
+    for _ in range(DEEPEST_JSON):
+        below = []
+        for value in level:
+            if isinstance(value, dict):
+                below += value.values()
+            elif isinstance(value, list):
+                below += value
+        level = below
+    return bool(level)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object, indented."""
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,40 @@
+"""`cmjax`, the command that the others belong to."""
+
+import click
+
+from cmjax.cli import checkpoints, edit, generate, sample, train
+from cmjax.cli.group import OneLineErrors
+from cmjax.version import __version__
+
+
+@click.group(
+    cls=OneLineErrors,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="cmjax")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Few-step generation with consistency models.
+
+    \b
+    Examples:
+      cmjax sample                              64 digits in samples.png, one network call each
+      cmjax sample --labels 3,1,4 --steps 2     threes, ones and fours, in two steps
+      cmjax edit inpaint                        the lower half of a digit, repainted
+      cmjax info cd_imagenet64_lpips.pt         what a model is, of OpenAI, diffusers or cmjax
+      cmjax convert cd_imagenet64_lpips.pt dst  from one of these to another
+      cmjax train examples/digits.toml          a model of your own
+      cmjax generate --out many                 50,000 samples, on all devices
+      cmjax sample --help                       all there is to choose
+    """  # noqa: D301 (click wants the backspace character itself)
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+main.add_command(sample.sample)
+main.add_command(checkpoints.convert)
+main.add_command(checkpoints.info)
+main.add_command(edit.edit)
+main.add_command(train.train)
+main.add_command(generate.generate)

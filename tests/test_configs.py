@@ -1,0 +1,113 @@
+"""Configuration dataclasses: checks by annotation and domain, and names that are imported."""
+
+import dataclasses
+
+import pytest
+
+from cmjax.configs import check_options, from_json, import_by_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    size: int
+    kinds: tuple[str, ...] = ("a",)
+    widths: tuple[int, ...] = (1,)
+    groups: int | None = None
+    rate: float = 0.5
+    shift: float = 0.0
+    mode: str = "fast"
+    fixed: str = "only"
+    flag: bool = False
+    off: int = 0
+    anything: object = None
+
+    _domains = {
+        "size": (1, None),
+        "kinds": ("a", "b"),
+        "widths": (1, 9),
+        "groups": (1, None),
+        "rate": (0.0, 1.0),
+        "shift": (None, None),
+        "mode": ("fast", "slow"),
+    }
+    _unsupported = {"off": "leave it out"}
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"size": 2**40, "groups": 3, "shift": -1e300, "anything": object()},
+        {"size": 1, "kinds": ["a", "b", "b"], "widths": [9, 1], "mode": "slow", "rate": 1},
+        {"size": 1, "kinds": [], "flag": True},
+    ],
+)
+def test_values_that_fit(values):
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    for name, value in values.items():
+        assert getattr(Options(**values), name) == value
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 0}, "size must be an integer of at least 1, got 0"),
+        ({"size": 1.0}, "size must be an integer"),
+        ({"size": True}, "size must be an integer"),
+        ({"kinds": ("a", "c")}, "kinds must be a list, each item 'a' or 'b', got"),
+        ({"kinds": "ab"}, "kinds must be a list"),
+        ({"widths": (1, 10)}, "widths must be a list, each item an integer from 1 to 9, got"),
+        ({"groups": 0}, "groups must be an integer of at least 1, or null, got 0"),
+        ({"rate": 2}, "rate must be a number from 0 to 1, got 2"),
+        ({"rate": float("nan")}, "rate must be a number from 0 to 1, got nan"),
+        ({"shift": float("inf")}, "shift must be a finite number, got inf"),
+        ({"shift": 10**400}, "shift must be a finite number"),
+        ({"shift": None}, "shift must be a finite number"),
+        ({"mode": "slwo"}, "mode must be 'fast' or 'slow', got 'slwo'"),
+        ({"fixed": "other"}, "fixed must be 'only', got 'other'"),
+        ({"flag": 1}, "flag must be true or false, got 1"),
+        ({"off": 1}, "off=1 is not supported; leave it out"),
+    ],
+)
+def test_values_that_do_not(values, message):
+    with pytest.raises(ValueError) as caught:
+        Options(**{"size": 1, **values})
+    assert message in str(caught.value)
+
+
+def test_json_must_name_options():
+    assert from_json(Options, {"size": 3, "widths": [2]}) == Options(3, widths=(2,))
+    with pytest.raises(ValueError, match="Options needs the option 'size'"):
+        from_json(Options, {})
+    with pytest.raises(ValueError, match="no option 'sise'; did you mean 'size'"):
+        from_json(Options, {"sise": 3})
+    with pytest.raises(ValueError, match="size has a number of 41 bits"):
+        from_json(Options, {"size": 2**40})
+
+
+def test_names_are_imported():
+    assert import_by_name("collections:OrderedDict", "class").__name__ == "OrderedDict"
+    assert import_by_name("collections.abc:Mapping.get", "method").__name__ == "get"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("collections", "network 'collections' must be like 'package.module:Name'"),
+        (":x", "must be like"),
+        ("no_such.nets:Net", "there is no module 'no_such'; install it, or put its folder on"),
+        ("collections.nets:Net", "there is no module 'collections.nets'"),
+        ("collections:OrderedDcit", "has no 'OrderedDcit'; did you mean 'OrderedDict'?"),
+        ("broken_module:X", "importing broken_module failed: ZeroDivisionError: division"),
+        ("needy_module:X", "needy_module needs 'no_such_dependency'"),
+    ],
+)
+def test_names_that_cannot_be(text, message, tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("1 / 0")
+    (tmp_path / "needy_module.py").write_text("import no_such_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        import_by_name(text, "network")
+    assert message in str(caught.value) and "\n" not in str(caught.value)

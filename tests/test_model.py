@@ -1,0 +1,162 @@
+"""Model: samples, classes by number and name, its repr, and the folder of a training run."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import cmjax
+from cmjax import cli
+from tests.support import checkpoints
+
+KEY = jax.random.key(0)
+NAMES = ("cats", "dogs")
+
+
+def model(**changes):
+    return dataclasses.replace(checkpoints.model(), **changes)
+
+
+def test_samples_are_those_of_the_loop():
+    expected = cmjax.sample(
+        KEY,
+        model().apply_fn,
+        model().params,
+        model().scheduler,
+        (5, 4, 4, 1),
+        timesteps=[22, 0],
+        cond={"class_labels": jnp.array([1, 0, 1, 0, 1])},
+    )
+    found = model().sample(KEY, 5, labels=[1, 0], timesteps=[22, 0])
+    np.testing.assert_array_equal(found, expected)
+    assert found.shape == (5, 4, 4, 1) and np.abs(found).max() <= 1
+    # A later part of the same samples, with their classes.
+    part = model().sample(KEY, 2, labels=[1, 0], timesteps=[22, 0], first_index=3)
+    np.testing.assert_allclose(part, expected[3:], atol=1e-6)
+
+
+def test_labels_and_what_they_mean():
+    def made(**options):
+        return model(class_names=NAMES).sample(KEY, 4, **options)
+
+    chex.assert_trees_all_equal(made(), made(labels=[0, 1]))
+    chex.assert_trees_all_equal(made(labels="dogs"), made(labels=1), made(labels=["dogs"]))
+    chex.assert_trees_all_equal(made(labels=np.array([1, 0])), made(labels=["dogs", "cats"]))
+    chex.assert_trees_all_equal(made(labels=jnp.array(1)), made(labels=1))
+    cond = {"class_labels": jnp.ones(4, jnp.int32)}
+    chex.assert_trees_all_equal(made(cond=cond), made(labels=1))
+    assert not np.array_equal(made(labels=0), made(labels=1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (2, "labels: the model's classes are 0..1, got 2"),
+        ([0, -1], "labels: the model's classes are 0..1, got -1"),
+        ([0.5], "labels: .* got 0.5"),
+        ("cat", "labels: there is no class 'cat'; did you mean 'cats'"),
+        ([], "labels: give at least one class"),
+    ],
+)
+def test_labels_that_the_model_does_not_have(labels, message):
+    with pytest.raises(ValueError, match=message):
+        model(class_names=NAMES).sample(KEY, 1, labels=labels)
+
+
+def test_other_misuse_of_sample():
+    with pytest.raises(ValueError, match="the model's classes have no names"):
+        model().sample(KEY, 1, labels="cats")
+    with pytest.raises(ValueError, match="labels.*exclude each other"):
+        model().sample(KEY, 1, labels=0, cond={"class_labels": jnp.zeros(1, jnp.int32)})
+    with pytest.raises(ValueError, match="num must be a positive integer, got 0"):
+        model().sample(KEY, 0)
+    with pytest.raises(ValueError, match="labels: traced ones go into cond"):
+        jax.jit(lambda labels: model().sample(KEY, 2, labels=labels))(jnp.zeros(2, jnp.int32))
+    bare = model(config=dataclasses.replace(checkpoints.CONFIG, num_class_embeds=None))
+    with pytest.raises(ValueError, match="labels: the model has no classes"):
+        bare.sample(KEY, 1, labels=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cats",), "class_names has 1 names for 2 classes"),
+        (("cats", "cats"), "class_names has the name 'cats' 2 times"),
+        (["cats", "dogs"], "class_names must be a tuple of names"),
+        (("cats", ""), "class_names must be a tuple of names"),
+    ],
+)
+def test_class_names_that_are_none(names, message):
+    with pytest.raises(ValueError, match=message):
+        model(class_names=names)
+
+
+def test_repr_is_one_screen():
+    text = repr(model(class_names=NAMES))
+    count = sum(leaf.size for leaf in jax.tree.leaves(model().params))
+    assert f"UNet2D, {count:,} parameters, float32" in text
+    assert "4x4x1, 2 classes (cats, dogs)" in text and "CMStochasticIterativeScheduler" in text
+    assert len(text.splitlines()) <= 10 and len(text) < 1000
+    assert "float32" in repr(jax.eval_shape(lambda m: m, model()))  # without arrays too
+    assert "no arrays" in repr(cmjax.Model(lambda p, x, t: x, {}, model().scheduler, None))
+
+
+def test_class_names_travel_with_the_model(tmp_path):
+    named = model(class_names=NAMES)
+    cmjax.save(tmp_path / "m", named)
+    cmjax.save(tmp_path / "d", cmjax.load(tmp_path / "m"), to="diffusers")
+    for folder in ("m", "d"):
+        loaded = cmjax.load(tmp_path / folder)
+        assert loaded.class_names == NAMES and loaded.config == named.config
+        assert loaded.class_name(1) == "dogs"
+    cmjax.save(tmp_path / "m", dataclasses.replace(named, class_names=None))
+    assert cmjax.load(tmp_path / "m").class_names is None
+    assert model().class_name(1) == "1"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('["cats"]', "has 1 names for 2 classes"),
+        ('{"cats": 0}', "must be a tuple of names"),
+        ("[", "is not JSON"),
+    ],
+)
+def test_damaged_class_names(tmp_path, content, message):
+    cmjax.save(tmp_path / "m", model())
+    (tmp_path / "m" / "class_names.json").write_text(content)
+    with pytest.raises(ValueError, match=f"class_names.json.*{message}"):
+        cmjax.load(tmp_path / "m")
+
+
+def test_the_folder_of_a_training_run(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"run": {}, "loss": {"name": "cd"}}))
+    with pytest.raises(ValueError, match="a training run that has not saved its first model"):
+        cmjax.load(tmp_path)
+    cmjax.save(tmp_path / "model", model())
+    chex.assert_trees_all_equal(cmjax.load(tmp_path).params, model().params)
+
+
+def test_info_names_the_classes(tmp_path):
+    cmjax.save(tmp_path / "m", model(class_names=NAMES))
+    result = CliRunner().invoke(cli.main, ["info", str(tmp_path / "m")])
+    assert "4x4x1, 2 classes (cats, dogs)" in result.output, result.output
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "indices"),
+    [
+        (["1", "0"], None, [1, 0]),
+        (["dogs", "0"], NAMES, [1, 0]),
+        (["10", "3"], ("0", "10", "2", "3"), [1, 3]),  # a name comes before a number
+        (None, NAMES, [0, 1]),
+    ],
+)
+def test_labels_of_the_command_line(labels, names, indices):
+    count = len(names or NAMES)
+    assert cli.options.check_labels(labels, count, names) == indices

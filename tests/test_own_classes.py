@@ -1,0 +1,172 @@
+"""Networks and schedulers of one's own: registered or imported by name, never by a file alone."""
+
+import dataclasses
+import importlib
+import json
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from flax import nnx
+
+import cmjax
+from cmjax import cli
+from cmjax.models.registry import ARCHITECTURES, network_class, network_name
+from cmjax.registry import scheduler_class
+from tests.support import checkpoints, own
+
+NETWORK = "mypkg.nets:MyNet"
+SOLVER = "mypkg.solvers:MySolver"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    yield own.install(tmp_path, monkeypatch)
+    own.forget()
+
+
+def my_model(scheduler=None):
+    module, config_class = network_class(NETWORK)
+    config = config_class(features=2, hidden=(5, 3))
+    apply_fn, params = cmjax.from_nnx(module(config, rngs=nnx.Rngs(0)))
+    scheduler = scheduler or cmjax.CMStochasticIterativeScheduler()
+    return cmjax.Model(apply_fn, params, scheduler, config)
+
+
+def test_a_network_is_imported_by_name(package):
+    model = my_model()
+    assert network_name(model.config) == NETWORK
+    assert model.sample(jax.random.key(0), 3).shape == (3, 2)
+    assert "My, " in repr(model) and "samples: 2, no classes" in repr(model)
+
+
+def test_it_is_saved_and_loaded_where_the_file_is_trusted(package, tmp_path):
+    model = my_model()
+    cmjax.save(tmp_path / "m", model)
+    assert json.loads((tmp_path / "m" / "config.json").read_text()) == {
+        "_class_name": NETWORK,
+        "features": 2,
+        "hidden": [5, 3],
+    }
+    # As in a new process: the file alone may not import anything.
+    own.forget()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"config.json: .*'mypkg.nets:MyNet'.*trust=True"):
+            cmjax.load(tmp_path / "m")
+        assert "mypkg" not in sys.modules
+    loaded = cmjax.load(tmp_path / "m", trust=True)
+    assert dataclasses.asdict(loaded.config) == dataclasses.asdict(model.config)
+    chex.assert_trees_all_equal(jax.tree.leaves(loaded.params), jax.tree.leaves(model.params))
+    cmjax.load(tmp_path / "m")  # it is known now
+
+
+def test_a_file_imports_nothing(tmp_path):
+    cmjax.save(tmp_path / "m", checkpoints.model())
+    checkpoints.edit(tmp_path / "m" / "config.json", _class_name="antigravity:fly")
+    with pytest.raises(ValueError, match="not part of cmjax"):
+        cmjax.load(tmp_path / "m")
+    assert "antigravity" not in sys.modules
+
+
+def test_a_registered_network_needs_no_trust(package, tmp_path):
+    cmjax.save(tmp_path / "m", my_model())
+    own.forget()
+    nets = importlib.import_module("mypkg.nets")
+    assert cmjax.register(nets.MyNet) is nets.MyNet
+    assert type(cmjax.load(tmp_path / "m").config) is nets.MyConfig
+
+
+def test_names_and_config_classes_of_ones_own(package):
+    nets = importlib.import_module("mypkg.nets")
+
+    @dataclasses.dataclass(frozen=True)
+    class Other(nets.MyConfig):
+        pass
+
+    cmjax.register(nets.NoConfig, Other, name="mypkg's")
+    try:
+        assert network_class("mypkg's") == (nets.NoConfig, Other)
+        assert network_name(Other()) == "mypkg's"
+    finally:
+        del ARCHITECTURES["mypkg's"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NoConfig", "the config of NoConfig is not known.*def __init__"),
+        ("Thawed", "the config of 'mypkg.nets:Thawed' must be a frozen dataclass"),
+        ("MyConfig", "must be a subclass of flax.nnx.Module, got"),
+        ("MyNte", "has no 'MyNte'; did you mean 'MyNet'"),
+    ],
+)
+def test_networks_that_are_none(package, name, message):
+    with pytest.raises(ValueError, match=message):
+        network_class(f"mypkg.nets:{name}")
+
+
+def test_what_cannot_be_registered(package):
+    nets = importlib.import_module("mypkg.nets")
+    with pytest.raises(ValueError, match="UNet2DConfig is the config of the network 'UNet2D'"):
+        cmjax.register(nets.MyNet, cmjax.models.UNet2DConfig)
+    with pytest.raises(ValueError, match="name 'DiT' is taken by a network of cmjax"):
+        cmjax.register(nets.MyNet, name="DiT")
+    with pytest.raises(ValueError, match="there is no network 'Unet2D'; did you mean 'UNet2D'"):
+        network_class("Unet2D")
+    with pytest.raises(ValueError, match="model.config must be the config of one of UNet2D, DiT"):
+        network_name(nets.MyConfig())
+
+
+def test_a_network_with_other_variables_is_not_loaded(package, tmp_path):
+    module, config = network_class("mypkg.nets:Stateful")
+    apply_fn, params = cmjax.from_nnx(module(config(), rngs=nnx.Rngs(0)))
+    scheduler = cmjax.CMStochasticIterativeScheduler()
+    cmjax.save(tmp_path / "m", cmjax.Model(apply_fn, params, scheduler, config()))
+    with pytest.raises(ValueError, match="variables of type BatchStat; only nnx.Param is stored"):
+        cmjax.load(tmp_path / "m")
+
+
+def test_a_scheduler_of_ones_own(package, tmp_path):
+    solver = scheduler_class(SOLVER)(s_noise=0.25)
+    model = dataclasses.replace(checkpoints.model(), scheduler=solver)
+    cmjax.save(tmp_path / "m", model)
+    assert cmjax.load(tmp_path / "m").scheduler == solver
+    own.forget()
+    with pytest.raises(ValueError, match=r"scheduler_config.json: .*MySolver'.*trust=True"):
+        cmjax.load(tmp_path / "m")
+    assert cmjax.load(tmp_path / "m", trust=True).scheduler.s_noise == 0.25
+    own.forget()
+    solvers = importlib.import_module("mypkg.solvers")
+    assert cmjax.register(solvers.MySolver) is solvers.MySolver
+    assert type(cmjax.load(tmp_path / "m").scheduler) is solvers.MySolver
+    with pytest.raises(ValueError, match="is taken by a scheduler of cmjax"):
+        cmjax.register(solvers.MySolver, name="DDIMScheduler")
+    with pytest.raises(ValueError, match="must be a subclass of Scheduler"):
+        scheduler_class("mypkg.solvers:dataclasses")
+
+
+def run(*args):
+    return CliRunner().invoke(cli.main, list(map(str, args)))
+
+
+def test_the_command_line(package, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cmjax.save("mine", my_model())
+    cmjax.save("tiny", checkpoints.model())
+    own.forget()
+    result = run("info", "mine")
+    assert result.exit_code == 2 and "--trust" in result.stderr and "trust=" not in result.stderr
+    result = run("info", "mine", "--trust")
+    assert result.exit_code == 0 and NETWORK in result.stdout, result.output
+    own.forget()
+    assert run("convert", "mine", "copy").exit_code == 2
+    assert run("convert", "mine", "copy", "--trust").exit_code == 0
+    sample = ["sample", "--num", 2, "--model", "tiny", "--out", "x.npz", "--quiet"]
+    result = run(*sample, "--scheduler", SOLVER, "--set", "s_noise=0", "--steps", 2)
+    assert result.exit_code == 0, result.output
+    result = run(*sample, "--scheduler", "mypkg.solvers:MySlover")
+    assert result.exit_code == 2 and "did you mean 'MySolver'?" in result.stderr
+    assert np.load("x.npz")
