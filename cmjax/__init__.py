@@ -11,8 +11,7 @@ from cmjax.schedulers import (
     StepOutput,
     scheduler_from_config,
 )
-
-__version__ = "0.1.0"
+from cmjax.version import __version__
 
 __all__ = [
     "CMStochasticIterativeScheduler",
@@ -20,6 +19,7 @@ __all__ = [
     "Scheduler",
     "SchedulerState",
     "StepOutput",
+    "__version__",
     "from_linen",
     "from_nnx",
     "load",
