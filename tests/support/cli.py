@@ -23,7 +23,7 @@ def succeeded(result):
 
 
 def program(*args, **options):
-    """Starts `python -m cmjax` as a process of its own, minding SIGINT even where tests ignore it."""
+    """Starts `python -m cmjax`, which minds SIGINT even where the tests ignore it."""
     code = (
         "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "runpy.run_module('cmjax', run_name='__main__')"

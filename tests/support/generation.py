@@ -85,8 +85,16 @@ os.fsync = lambda *args: (time.sleep(0.03), flush(*args))[1]
 KILLED_AT_THE_FOURTH_READ = """
 import os
 from cmjax.generation.shards import Shards
-read, seen = Shards.read, []
-Shards.read = lambda *args: (seen.append(0), len(seen) > 3 and os.kill(os.getpid(), 9), read(*args))[2]
+read = Shards.read
+seen = []
+
+def killed(*args):
+    seen.append(0)
+    if len(seen) > 3:
+        os.kill(os.getpid(), 9)
+    return read(*args)
+
+Shards.read = killed
 """
 
 

@@ -195,6 +195,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, loss, w
         dataclasses.replace(CONFIG, adaptive_weight=weighted),
         ema_decays=(0.9, 0.1),
     )
+
     def start():
         params = {"gain": jnp.float32(0), "bias": jnp.zeros(2)}
         return train_step.init(jax.random.key(0), params)
