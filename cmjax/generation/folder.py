@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 def generate_folder(
-    folder: Path,
+    folder: str | Path,
     model: Model,
     request: Request,
     num: int,

@@ -31,7 +31,12 @@ class Verified(NamedTuple):
 
 
 def verify(
-    folder: Path, model: Model, *, count: int = 64, batch_size: int = 64, shard_params: bool = False
+    folder: str | Path,
+    model: Model,
+    *,
+    count: int = 64,
+    batch_size: int = 64,
+    shard_params: bool = False,
 ) -> Verified:
     """Checks the digests of everything in a folder, and makes a random few samples again.
 
