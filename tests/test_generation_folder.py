@@ -14,7 +14,8 @@ import cmjax
 from cmjax import cli
 from cmjax.generation import Request, exports, folder, verify
 from cmjax.generation.exports import damaged_exports
-from cmjax.generation.manifest import RunSettings, read_manifest
+from cmjax.generation.manifest import read_manifest
+from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
 from tests.support.cli import assert_one_line
 from tests.support.generation import (

@@ -5,9 +5,9 @@ Sample i depends on the request and on i, not on batches, devices, processes or 
 
 from cmjax.generation.batches import BatchSampler, regroup
 from cmjax.generation.folder import Outcome, generate_folder
-from cmjax.generation.manifest import model_digest
 from cmjax.generation.memory import Generated, generate
 from cmjax.generation.request import Request
+from cmjax.generation.settings import model_digest
 from cmjax.generation.verification import Verified, verify
 
 __all__ = [

@@ -13,7 +13,6 @@ import numpy as np
 from cmjax.files import clear_unfinished
 from cmjax.generation.batches import BatchSampler, regroup
 from cmjax.generation.exports import check_formats, export
-from cmjax.generation.manifest import RunSettings
 from cmjax.generation.processes import (
     Markers,
     exclusive,
@@ -26,6 +25,7 @@ from cmjax.generation.processes import (
 )
 from cmjax.generation.progress import Progress
 from cmjax.generation.request import MAX_NUM, Request, as_integer
+from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
 from cmjax.model import Model
 

@@ -13,7 +13,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
-from cmjax.generation.manifest import LOCK, MANIFEST, RunSettings, check_folder, open_shards
+from cmjax.generation.manifest import LOCK, MANIFEST, check_folder, open_shards
+from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
 from cmjax.interrupts import interruptible
 

@@ -5,15 +5,12 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmjax.files import replacing
+from cmjax.generation.settings import RunSettings
 from cmjax.image_files import write_shard
-
-if TYPE_CHECKING:
-    from cmjax.generation.manifest import RunSettings
 
 
 class Shards:
@@ -29,7 +26,7 @@ class Shards:
         settings: everything that the samples depend on.
     """
 
-    def __init__(self, folder: Path, settings: "RunSettings"):  # noqa: D107
+    def __init__(self, folder: Path, settings: RunSettings):  # noqa: D107
         self.folder = folder
         self.settings = settings
         text = json.dumps(settings.to_json(), sort_keys=True)

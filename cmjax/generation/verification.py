@@ -8,7 +8,8 @@ import numpy as np
 
 from cmjax.generation.batches import BatchSampler, regroup
 from cmjax.generation.exports import damaged_exports, read_sums
-from cmjax.generation.manifest import RunSettings, model_digest, read_manifest
+from cmjax.generation.manifest import read_manifest
+from cmjax.generation.settings import RunSettings, model_digest
 from cmjax.generation.shards import Shards
 from cmjax.model import Model
 from cmjax.schedulers.registry import scheduler_from_config
