@@ -70,6 +70,7 @@ def features(
     parts = []
     for first in range(0, len(images), batch_size):
         batch = np.asarray(images[first : first + batch_size])
+        # Copies of an image rather than zeros, which a feature_fn may not take.
         filling = batch[-1:].repeat(batch_size - len(batch), 0)
         values = np.asarray(feature_fn(np.concatenate([batch, filling])), np.float64)
         if values.ndim != 2 or len(values) != batch_size:
@@ -199,6 +200,7 @@ def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:
                 f"{name} must have the features of at least 2 samples, got {len(values)}"
             )
         return fit_gaussian([values])
+    # A Gaussian from a file of statistics may be anything.
     mean = np.asarray(values.mean, np.float64)
     cov = np.asarray(values.cov, np.float64)
     if mean.ndim != 1 or not mean.size or cov.shape != 2 * mean.shape:
@@ -231,6 +233,7 @@ def _as_features(values: ArrayLike, name: str) -> np.ndarray:
 
 def _root(cov: np.ndarray) -> np.ndarray:
     """R with cov = R R^T, without the directions whose variance is but rounding."""
+    # Eigenvalues at the rounding of the largest would enter by their roots, much larger.
     values, vectors = np.linalg.eigh(cov)
     least = values[-1] * len(cov) * np.finfo(np.float64).eps
     return vectors * np.sqrt(np.where(values > least, values, 0).clip(0))

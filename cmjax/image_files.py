@@ -104,6 +104,7 @@ def write_array_record(path: Path, images: ImageSet) -> None:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
+    # The writer wants a name, not a file; its errors do not say where.
     with replacing(path) as file:
         try:
             # Groups of one: a loader can then read any record without its neighbours.
@@ -138,6 +139,7 @@ def _write_array(
         "fortran_order": False,
         "shape": tuple(shape),
     }
+    # The format allows 2 GiB and more only if that is said beforehand.
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_1_0(member, header)
         for part in parts:

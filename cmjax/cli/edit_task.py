@@ -51,7 +51,7 @@ class Task(NamedTuple):
 
     @property
     def cond(self) -> dict[str, Any]:
-        """What the network is told of each result."""
+        """The network's condition for each result."""
         import numpy as np
 
         if self.labels is None:
@@ -193,6 +193,7 @@ def edit_under(
         )
         return constraint(jax.numpy.zeros(shape))[:1], results
 
+    # What the constraint makes of zeros shows what it keeps.
     kept, results = run(task.key, model.params, constraint, task.cond)
     if known is not None:
         kept = known[None]

@@ -84,6 +84,7 @@ class BatchSampler:
             ValueError: if a sample is not finite, or a device has too little memory.
         """
         with _out_of_memory():
+            # A batch is fetched once the next is under way, so that devices do not wait for us.
             computing = deque()
             for batch in indices:
                 computing.append((batch, self.compiled(*self._constants, *self._inputs(batch))))
@@ -93,7 +94,8 @@ class BatchSampler:
                 yield _fetch(batch, outputs)
 
     def _inputs(self, indices: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-        """A whole batch of samples' numbers and classes, on the devices."""
+        """A full batch of samples' numbers and classes, on the devices."""
+        # Repeated rather than padded: every place of the batch holds a valid sample.
         filled = np.resize(indices, self.size)
         labels = self._request.labels_of(filled)
         return jax.device_put((filled, labels), self._batch_sharding)
@@ -103,6 +105,7 @@ def _drawing(model: Model, shape: tuple[int, ...], dtype: Any):
     """Returns the function that the devices run: samples of these numbers, as pixels."""
 
     def draw(key, params, state, indices, labels):
+        # The noise of a sample depends on the seed and its number alone.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
         cond = {} if labels is None else {"class_labels": labels}
         x = sample(
@@ -157,6 +160,7 @@ def regroup(arrays: Iterable[np.ndarray], lengths: Iterable[int]) -> Iterator[np
 
     The last one may be shorter, where the rows end.
     """
+    # `held` are the rows that no part was long enough for yet.
     arrays = iter(arrays)
     held = []
     for length in lengths:

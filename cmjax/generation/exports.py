@@ -76,16 +76,20 @@ def export(
     suffix, write = FORMATS[format_name]
     name = "x".join(str(size) for size in (num, *shape))
     path = shards.folder / f"samples_{name}{suffix}"
+
+    # An export that is what its digests say need not be made again.
     recorded = _of_export(read_sums(shards.folder), path)
     if recorded and _sums(path) == recorded:
         return path
 
+    # Say what is missing before anything is written.
     listed = shards.listed()
     if missing := [shard for shard in shards.ranges(num) if shard not in listed]:
         raise ValueError(
             f"{shards.folder}: the shard of samples {missing[0].start} to {missing[0][-1]} "
             "is missing"
         )
+    # The digests are written last: without them, a kill leaves an export that is made again.
     images = ImageSet(num, shape, _read(shards, num, stopping), _labels(shards, num))
     write(path, images)
     _record_sums(path)
@@ -115,6 +119,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     lines = path.read_bytes().splitlines() if path.exists() else []
     sums = {}
     for line in lines:
+        # As `sha256sum` writes it: 64 hex digits, two spaces, the name.
         if not re.fullmatch(rb"[0-9a-f]{64}  [ -~]+", line):
             raise ValueError(
                 f"{path} is damaged; remove it, and run the same generate_folder again to repair it"
@@ -127,6 +132,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 def damaged_exports(folder: Path) -> Iterator[Path]:
     """Yields what was exported and is not as it was written, and what lies there and was not."""
     recorded = read_sums(folder)
+    # Exports of other formats and numbers lie side by side in a folder.
     there = {}
     for path in folder.glob("samples_*"):
         there |= _sums(path)
@@ -139,6 +145,7 @@ def _record_sums(path: Path) -> None:
     """Writes down the digests of an export, and forgets those of exports that are gone."""
     folder = path.parent
     before = read_sums(folder)
+    # What somebody has removed on purpose is not missing.
     kept = {
         name: digest
         for name, digest in before.items()

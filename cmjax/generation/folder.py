@@ -140,17 +140,17 @@ def generate_folder(
 def _find_shards(
     shards: Shards, num: int, report: Callable[[str], None]
 ) -> tuple[list[range], list[str]]:
-    """On process 0, returns the whole shards of a folder, and removes the damaged ones.
+    """On process 0, returns the intact shards of a folder, and removes the damaged ones.
 
     Other processes return nothing: they may not read what is being removed.
     """
     if jax.process_index() > 0:
         return [], []
-    whole, damaged = shards.find()
+    intact, damaged = shards.find()
     for path in damaged:
         report(f"{path} is damaged and removed; its samples are made again")
         path.unlink(missing_ok=True)
-    found = [shard for shard in shards.ranges(num) if shard in whole]
+    found = [shard for shard in shards.ranges(num) if shard in intact]
     if found:
         report(f"{sum(map(len, found)):,} of {num:,} samples were there already.")
     return found, [path.name for path in damaged]
@@ -177,6 +177,7 @@ def _make_shards(
             writing.result()  # raises what the thread raised
             written(shard)
 
+    # One writer, and a short queue: the memory held does not grow if the disk is slow.
     with ThreadPoolExecutor(1) as writer:
         for shard, images in zip(mine, regroup(batches, map(len, mine)), strict=False):
             if len(images) == len(shard):  # fewer: the run was stopped within it

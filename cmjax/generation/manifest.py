@@ -21,7 +21,7 @@ class Manifest:
 
     Attributes:
         settings: everything that its samples depend on.
-        source: what its model was loaded from, as far as the run was told; or "".
+        source: what its model was loaded from; "" if that is unknown.
     """
 
     settings: RunSettings
@@ -80,6 +80,8 @@ def read_manifest(folder: Path) -> Manifest:
         ValueError: if the folder holds none, a damaged one, or one of another version.
     """
     path = folder / MANIFEST
+
+    # A manifest that was edited by hand would make all shards look damaged: say so here.
     try:
         content = json.loads(path.read_text())
         if content.pop("digest") != _digest(content):
@@ -88,6 +90,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError(f"{folder} has no {MANIFEST}; generate_folder has not made it") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(f"{path} is damaged; restore it, or choose another folder") from None
+
+    # A version with other settings cannot say what these samples depend on.
     try:
         return Manifest(RunSettings.from_json(content["settings"]), content["source"])
     except ValueError as error:

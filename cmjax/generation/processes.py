@@ -48,6 +48,7 @@ def run_on_all_processes(do: Callable[[], Result]) -> Result:
         Exception: that of this process.
         ValueError: if another one failed; that one says why.
     """
+    # Every process gets to the gathering, whatever happens to it.
     result: Any = None
     error = None
     try:
@@ -85,6 +86,7 @@ def _lock(folder: Path) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # Not waited for: the other run may take days.
     try:
         return FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout:
@@ -124,6 +126,7 @@ def open_on_all(
         _wait_for_manifest(folder)
         return open_shards(folder, settings, source, shard_size)
 
+    # Process 0 writes the manifest; only then may the others look for it.
     opened = run_on_all_processes(lambda: begin() if first else None)
     shards = run_on_all_processes(lambda: opened or join())
 
@@ -157,6 +160,7 @@ def _gather(*values: int) -> np.ndarray:
 
 def missing_shards(ranges: list[range], found: Iterable[range]) -> list[range]:
     """Returns, on every process, the shards that process 0 did not find."""
+    # The view of process 0 counts: a network file system may show each process another.
     found = set(found)
     missing = np.array([shard not in found for shard in ranges])
     if jax.process_count() > 1:
@@ -166,6 +170,7 @@ def missing_shards(ranges: list[range], found: Iterable[range]) -> list[range]:
 
 def local_shards(shards: list[range]) -> list[range]:
     """Returns the consecutive part of shards that this process is to make."""
+    # Consecutive, so that each process writes its part of the folder in order.
     parts = np.array_split(np.arange(len(shards)), jax.process_count())
     return [shards[i] for i in parts[jax.process_index()]]
 

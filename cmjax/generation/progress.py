@@ -90,6 +90,7 @@ class Progress:
         The log gets the process's samples a second as `rate`, its seconds to go as `eta`.
         """
         self.num_made += len(shard)
+        # Of this process: others may be slower, and log their own.
         rate = self.num_made / self.seconds
         eta = (self._num_mine - self.num_made) / rate
         numbers = {"first": shard.start, "count": len(shard)}

@@ -45,6 +45,7 @@ class Request:
     dtype: DTypeLike = "float32"
 
     def __post_init__(self):
+        # One way to say the levels; none means one step.
         given = [name for name in LEVELS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give at most one of {', '.join(LEVELS)}, got {' and '.join(given)}")

@@ -28,7 +28,7 @@ class RunSettings:
         model: the digest of network and parameters, by `model_digest`.
         scheduler: its configuration.
         sigmas: the noise levels that it gives the request.
-        timesteps: what the network is told at them.
+        timesteps: the times that the network is conditioned on.
         shape: (H, W, C) of a sample.
         platform: JAX's name of the backend, such as "cpu".
         matmul_precision: JAX's setting, or None.
@@ -51,6 +51,7 @@ class RunSettings:
     def of(cls, model: Model, request: Request) -> Self:
         """Returns the settings of a run on this machine, in a new folder."""
         state = request.set_timesteps(model.scheduler)
+        # As JSON would give it back, so that it compares equal to what a manifest holds.
         scheduler = json.dumps(model.scheduler.to_config(), default=lambda array: array.tolist())
         return cls(
             request=request,
@@ -71,6 +72,7 @@ class RunSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as one JSON object; the digests of shards are of its text."""
+        # The order is that of version 0.1.0; the names are part of every digest.
         request = self.request.to_json()
         return {
             "model": self.model,
@@ -106,6 +108,7 @@ class RunSettings:
         """Returns what is other in `other`, a phrase for each setting."""
         before = self.to_json()
         now = other.to_json()
+        # A later version may write down more options of the same scheduler.
         if _same_scheduler(self.scheduler, other.scheduler):
             now["scheduler"] = before["scheduler"]
         return [
@@ -131,6 +134,7 @@ def model_digest(model: Model) -> str:
     network = repr((model.config, model.trained_for) if model.trained_for else model.config)
     digest = hashlib.blake2b(network.encode(), digest_size=16)
     for name, leaf in flat(model.params).items():
+        # Names, dtypes and shapes too: equal bytes can mean other parameters.
         values = np.ascontiguousarray(leaf)
         digest.update(f"{name} {values.dtype} {values.shape}".encode())
         digest.update(values.reshape(-1).view(np.uint8).data)

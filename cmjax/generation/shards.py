@@ -29,6 +29,7 @@ class Shards:
     def __init__(self, folder: Path, settings: RunSettings):  # noqa: D107
         self.folder = folder
         self.settings = settings
+        # A key of the digests: shards of runs with other settings do not match.
         text = json.dumps(settings.to_json(), sort_keys=True)
         self._run_key = hashlib.blake2b(text.encode()).digest()
 
@@ -39,6 +40,7 @@ class Shards:
 
     def files(self) -> list[tuple[range, Path]]:
         """Returns the indices that the names of files claim, and the files; none is read."""
+        # In reverse, so that `listed` keeps the first of several files of a range.
         found = []
         for path in sorted((self.folder / "shards").glob("[0-9]*.npz"), reverse=True):
             numbers = path.name.split("-")[:2]
@@ -57,18 +59,19 @@ class Shards:
         return sum(len(shard) for shard in self.ranges(num) if shard in listed)
 
     def find(self) -> tuple[dict[range, Path], list[Path]]:
-        """Reads every file; returns one of each shard that is whole, and all that are damaged."""
+        """Reads every file; returns one of each intact shard, and all that are damaged."""
+        # Threads: reading waits for the disk, and hashing releases the interpreter's lock.
         files = self.files()
         with ThreadPoolExecutor() as readers:
-            intact = list(readers.map(self._is_intact, files))
-        whole = {}
+            matches = list(readers.map(self._is_intact, files))
+        intact = {}
         damaged = []
-        for (shard, path), good in zip(files, intact, strict=True):
+        for (shard, path), good in zip(files, matches, strict=True):
             if good:
-                whole[shard] = path
+                intact[shard] = path
             else:
                 damaged.append(path)
-        return whole, damaged
+        return intact, damaged
 
     def gaps(self) -> list[Path]:
         """Returns the names, without digest, of shards missing below the last one there."""
@@ -92,6 +95,7 @@ class Shards:
         Raises:
             OSError: if it cannot be written; nothing is left of it then.
         """
+        # In memory first: the name of the file is the digest of its content.
         content = io.BytesIO()
         write_shard(content, images, self.settings.request.labels_of(shard))
         name = f"{_prefix(shard)}-{self._digest(shard, content.getbuffer())}.npz"

@@ -54,6 +54,8 @@ def verify(
     folder = Path(folder)
     settings = read_manifest(folder).settings
     model = _as_it_was(folder, model, settings)
+
+    # Everything in the folder against its digests.
     shards = Shards(folder, settings)
     found, broken = shards.find()
     damaged = [*broken, *shards.gaps(), *shards.strangers(), *damaged_exports(folder)]
@@ -61,7 +63,7 @@ def verify(
     if not found and not damaged and not read_sums(folder):
         raise ValueError(f"{folder} holds no samples; run generate_folder first")
 
-    # Make some again and compare.
+    # Draw some, make them again and compare.
     there = np.unique(np.array([index for shard in found for index in shard], np.uint32))
     if not len(there):
         return Verified(damaged, 0, 0, reproduced=True)
