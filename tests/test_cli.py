@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 
+import click
 import jax
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 import cmjax
 from cmjax import checkpoints, cli, generation
 from cmjax.checkpoints import BUNDLED
+from cmjax.cli.wording import in_options
 from cmjax.schedulers import EDMHeunScheduler
 from tests.support.cli import assert_one_line, program
 from tests.support.networks import tiny_model
@@ -343,6 +345,16 @@ def test_a_device_without_memory_is_one_line(run, monkeypatch):
         run("--num 4"),
         "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; a smaller --batch-size",
     )
+
+
+def test_errors_of_the_library_are_put_in_the_words_of_the_command():
+    ctx = click.Context(cli.main)
+    ctx.invoked_subcommand = "generate"
+    message = "a smaller batch_size; the same generate_folder; join by jax.distributed.initialize"
+    expected = "a smaller --batch-size; the same cmjax generate; join by --coordinator"
+    assert in_options(message, ctx) == expected
+    ctx.invoked_subcommand = "info"  # which has no such option
+    assert "batch_size" in in_options(message, ctx)
 
 
 def test_a_defect_of_ours_is_not_hidden(run, monkeypatch):
