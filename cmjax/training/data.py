@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.images import MODES, fit, from_uint8, read_image
+from cmjax.images import MODES, center_crop_resize, from_uint8, read_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))  # of data and labels
@@ -94,7 +94,7 @@ class Pictures:
         """Picture number `index`, u8[size, size, channels]."""
         file, label = self.files[index]
         labels = {"class_labels": np.int32(label)} if self.classes else {}
-        return {"data": fit(read_image(file, self.channels), self.size), **labels}
+        return {"data": center_crop_resize(read_image(file, self.channels), self.size), **labels}
 
 
 def open_source(path: str | Path, size: int | None = None, channels: int = 3) -> Source:
