@@ -169,7 +169,7 @@ def test_a_lowest_level_outside_the_schedulers_is_refused(lowest):
         losses.Adversarial(EDM, discriminator, lowest_sigma=lowest)
 
 
-def test_the_example_trains_its_parts_alone_and_goes_on(tmp_path):
+def test_the_example_trains_its_parts_alone_and_resumes(tmp_path, monkeypatch):
     network = UNet2DConfig(
         sample_size=28,
         in_channels=1,
@@ -186,9 +186,11 @@ def test_the_example_trains_its_parts_alone_and_goes_on(tmp_path):
     first = Model(*from_nnx(UNet2D(network, rngs=nnx.Rngs(0))), EDM, network)
     cmjax.save(tmp_path / "first", first)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (64, 28, 28), np.uint8)
-    np.savez(tmp_path / "data.npz", x_train=images, y_train=rng.integers(0, 10, 64))
-    main = runpy.run_path(str(Path(__file__).parents[2] / "examples/adversarial_digits.py"))["main"]
+    images = rng.integers(0, 256, (16, 28, 28), np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=rng.integers(0, 10, 16))
+    path = Path(__file__).parents[2] / "examples/adversarial_digits.py"
+    main = runpy.run_path(str(path))["main"]
+    monkeypatch.setitem(main.callback.__globals__, "BATCH_SIZE", 8)
     options = f"{tmp_path}/data.npz --out {tmp_path}/run --init {tmp_path}/first"
     options += " --parts conv_norm_out,conv_out"
     for steps in (2, 3):

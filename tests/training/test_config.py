@@ -60,8 +60,8 @@ def test_what_is_no_configuration(tmp_path, toml):
     toml.write_text("[run\n")
     with pytest.raises(ValueError, match="is not TOML"):
         read_config(toml)
-    toml.write_text("steps = 3\n")
-    with pytest.raises(ValueError, match="steps must be a section, got 3"):
+    toml.write_text("run = 3\n")
+    with pytest.raises(ValueError, match="run must be a section, got 3"):
         read_config(toml)
     toml.write_text("[run]\nsteps = 3\n")
     with pytest.raises(ValueError, match="network is missing"):

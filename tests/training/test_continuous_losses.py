@@ -243,5 +243,5 @@ def test_an_adaptive_weighting_is_part_of_the_parameters():
     trained = loss.prepare_params({"a": 1})
     assert isinstance(trained, losses.WeightedParams) and loss.network_params(trained) == {"a": 1}
     assert Training(TRIGFLOW).prepare_params({"a": 1}) == {"a": 1}
-    with pytest.raises(ValueError, match="adaptive_weight=True .* loss.prepare_params"):
+    with pytest.raises(ValueError, match="adaptive_weight=True .*loss.prepare_params"):
         value(loss, tiny, tiny_params(8), gaussian_batch(8))
