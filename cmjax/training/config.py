@@ -134,7 +134,7 @@ def network_class(name: Any) -> tuple[type, type]:
     Raises:
         ValueError: for an unknown name, with the closest one.
     """
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ValueError(f"network.class is {name!r}{did_you_mean(name, list(ARCHITECTURES))}")
     return ARCHITECTURES[name]
 

@@ -14,6 +14,7 @@ from cmjax.images import save_grid, to_uint8
 from cmjax.sampling import sample
 from cmjax.schedulers.registry import on_levels_of
 from cmjax.training.config import TrainConfig
+from cmjax.training.losses.base import FunctionLoss
 from cmjax.training.setup import Run, make_run
 from cmjax.training.trainer import TrainState
 
@@ -144,8 +145,10 @@ def describe(config: TrainConfig) -> str:
 
 
 def _summary(loss):
-    """The first line of the loss's docstring."""
-    return (type(loss).__doc__ or "").strip().splitlines()[0]
+    """The first line of the docstring of a loss, which may have none."""
+    source = loss.function if isinstance(loss, FunctionLoss) else type(loss)
+    lines = (source.__doc__ or "no description").strip().splitlines()
+    return lines[0]
 
 
 def _summary_writer(folder, first_step):

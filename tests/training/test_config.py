@@ -24,6 +24,7 @@ def toml(tmp_path):
     [
         ("loss.p_meen", 1, "loss: Denoising has no option 'p_meen'; did you mean 'p_mean'?"),
         ("loss.name", "sctt", "no loss 'sctt'; did you mean 'sct'"),
+        ("loss.name", ["ct"], "no loss \\['ct'\\]"),
         ("loss.total_steps", 7, "loss.total_steps is given elsewhere; use run.steps"),
         ("loss.scheduler", {}, "use \\[scheduler\\]"),
         ("run.stepz", 1, "run has no key 'stepz'; did you mean 'steps'?"),
@@ -39,6 +40,7 @@ def toml(tmp_path):
         ("run.accumulate", 3, "run.accumulate=3 does not divide run.batch_size=16"),
         ("run.dtype", "float16", "run.dtype is 'float16'"),
         ("network.class", "UNet", "network.class is 'UNet'; did you mean 'UNet2D'?"),
+        ("network.class", ["DiT"], "network.class is \\['DiT'\\]"),
         ("network.num_layer", 1, "network: .* no option 'num_layer'; did you mean 'num_layers'?"),
         ("optimizer.name", "adma", "optimizer.name is 'adma'; did you mean 'adam'?"),
         ("optimizer.options", {"beta": 1.0}, "optimizer.options: .*beta"),

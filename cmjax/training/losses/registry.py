@@ -49,9 +49,10 @@ def find_loss(name: str) -> Callable[..., Any]:
     Raises:
         ValueError: for an unknown name, with the closest one, or one that cannot be imported.
     """
-    if name in LOSSES:
+    is_name = isinstance(name, str)
+    if is_name and name in LOSSES:
         return LOSSES[name]
-    if not isinstance(name, str) or ":" not in name:
+    if not is_name or ":" not in name:
         raise ValueError(f"there is no loss {name!r}{did_you_mean(name, list(LOSSES))}")
     module, _, attribute = name.partition(":")
     try:
