@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "cmjax"
 # From what everything stands on to what stands on everything; modules of one line may import each
 # other. docs/design.md has the same list with what each is for.
 LAYERS = [
-    {"_version", "configs", "files", "interrupts"},
-    {"arrays", "random"},
+    {"version", "configs", "files", "interrupts", "image_files"},
+    {"arrays", "random", "labels"},
     {"parametrization"},
     {"guidance"},
     {"schedulers"},
@@ -25,6 +25,7 @@ LAYERS = [
     {"editing"},
     {"models"},
     {"model"},
+    {"registry"},
     {"checkpoints"},
     {"testing", "evaluation", "images"},
     {"training"},
