@@ -1,16 +1,19 @@
-"""How good are the digits? Accuracy of the class asked for, and Fréchet distance, at 1, 2 and 4 steps.
+"""How good are the digits? Accuracy of the class asked for, and Fréchet distance.
 
     python benchmarks/digits_quality.py mnist.npz [--model FOLDER]
 
-Trains a small convolutional classifier on the training set (it has never seen a generated digit, and
-shares nothing with the generator), then prints for each number of steps
+Trains a small convolutional classifier on the training set (it has never seen a generated digit,
+and shares nothing with the generator), then prints for each number of steps
 
 * the share of samples that it recognises as the class that was asked for;
-* the share of samples with a speck: at most six touching pixels brighter than 60 of 255, apart from a larger spot;
-* the Fréchet distance between Gaussian fits to its 128 features of the samples and of the 10,000 test
-  images, absolute and as a share of the distance of pure noise (standard normal, clipped to [-1, 1]).
+* the share of samples with a speck: at most six touching pixels brighter than 60 of 255, apart from
+  a larger spot;
+* the Fréchet distance between Gaussian fits to its 128 features of the samples and of the 10,000
+  test images, absolute and as a share of the distance of pure noise (standard normal, clipped to
+  [-1, 1]).
 
-The reference row is 10,000 training images. Everything is seeded; numbers repeat on the same machine.
+The reference row is 10,000 training images. Everything is seeded; numbers repeat on the same
+machine.
 """
 
 from functools import partial
@@ -50,7 +53,7 @@ class Classifier(nnx.Module):
 
 
 def batch_indices(seed, step, batch_size, count):
-    """Epochs without replacement, a function of seed and step: the order that the figures were taken with."""
+    """Returns the rows of a step, a function of seed and step: epochs without replacement."""
     epoch, position = divmod(step, count // batch_size)
     order = np.random.default_rng([seed, epoch]).permutation(count)
     return order[position * batch_size : (position + 1) * batch_size]
@@ -140,9 +143,8 @@ def main(data, model, num, steps):
         distance = frechet_distance(features, reference)
         accuracy = "" if labels is None else f"{np.mean(predicted == labels):.2%}"
         specks = np.mean([has_speck(image[..., 0]) for image in images])
-        click.echo(
-            f"{name:<18}{accuracy:>10}{specks:>10.2%}{distance:>12.3f}{distance / noise_distance:>10.2%}"
-        )
+        share = distance / noise_distance
+        click.echo(f"{name:<18}{accuracy:>10}{specks:>10.2%}{distance:>12.3f}{share:>10.2%}")
 
     row("noise", noise, None)
     pick = np.random.default_rng(0).permutation(len(train))[:10_000]

@@ -2,13 +2,15 @@
 
     python benchmarks/train_step.py [--batch-size 64] [--rounds 5]
 
-EDM denoising with Adam on 28x28 images: forward, backward and update. The networks are the UNet of the bundled digits
-(against diffusers' `UNet2DModel` of the same config on the same 2x2 patches, channels last) and a DiT of width 128 and
-6 blocks on 4x4 patches (against the same made of `torch.nn.TransformerEncoderLayer`s). Both sides take turns, a round
-of a few steps each; the ratio is of medians. Above 1, JAX is faster. Needs the parity extra.
+EDM denoising with Adam on 28x28 images: forward, backward and update. The networks are the UNet of
+the bundled digits (against diffusers' `UNet2DModel` of the same config on the same 2x2 patches,
+channels last) and a DiT of width 128 and 6 blocks on 4x4 patches (against the same made of
+`torch.nn.TransformerEncoderLayer`s). Both sides take turns, a round of a few steps each; the ratio
+is of medians. Above 1, JAX is faster. Needs the parity extra.
 
-On a CPU XLA is ten times slower than PyTorch at the weight gradient of convolutions over large maps of few channels.
-The UNet works on 2x2 patches, which keeps its maps at 14x14, where it is bearable; nothing else was done about it.
+On a CPU, XLA is ten times slower than PyTorch at the weight gradient of convolutions over large
+maps of few channels. The UNet works on 2x2 patches, which keeps its maps at 14x14, where it is
+bearable; nothing else was done about it.
 """
 
 import time
@@ -110,8 +112,8 @@ def torch_step(network, images):
 
 def jax_step(module, images):
     apply_fn, params = from_nnx(module)
-    config = losses.LossConfig(cmjax.CMStochasticIterativeScheduler(), 1)
-    train_step = trainer.make_train_step("denoising", apply_fn, optax.adam(1e-4), config)
+    loss = losses.Denoising(cmjax.CMStochasticIterativeScheduler())
+    train_step = trainer.make_train_step(loss, apply_fn, optax.adam(1e-4))
     state = train_step.init(jax.random.key(0), params)
     batch = {"data": jnp.asarray(images)}
 

@@ -1,11 +1,12 @@
-"""A class-conditional consistency model of 28x28 digits from nothing: a denoiser, then its distillation.
+"""A class-conditional consistency model of 28x28 digits: a denoiser, then its distillation.
 
     python examples/train_digits.py mnist.npz --out runs/digits
 
-Each stage is a run of `cmjax train` with a config beside this file; on two CPU cores they take about 80 and 20 minutes.
-Ctrl-C saves, and the same command goes on. `--out` then holds `denoiser` and `consistency`, each with pictures as it
-goes, metrics, checkpoints and a `model` for `cmjax sample --model`. The bundled model went on from here: see its
-PROVENANCE.md and adversarial_digits.py.
+Each stage is a run of `cmjax train` with a configuration in this folder; on two CPU cores they take
+about 80 and 20 minutes. Ctrl-C saves, and the same command resumes. `--out` then holds `denoiser`
+and `consistency`, each with pictures of progress, metrics, checkpoints and a `model` for `cmjax
+sample --model`. The bundled model was trained further: see its PROVENANCE.md and
+adversarial_digits.py.
 """
 
 import sys
@@ -29,7 +30,7 @@ HERE = Path(__file__).parent
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(source, out, denoiser_steps, steps, batch_size, seed):
-    """Trains on DATA, an .npz with x_train and y_train, or an IDX image file with its label file beside it."""
+    """Trains on DATA, an .npz with x_train and y_train or an IDX file with labels next to it."""
     stages = (
         ("digits_denoiser.toml", out / "denoiser", {"run.steps": denoiser_steps}),
         (
@@ -41,7 +42,7 @@ def main(source, out, denoiser_steps, steps, batch_size, seed):
     for config, folder, settings in stages:
         settings |= {"data.source": str(source), "run.batch_size": batch_size, "run.seed": seed}
         settings["optimizer.warmup_steps"] = min(100, settings["run.steps"] // 2)
-        if not run.train(read_config(HERE / config, settings.items()), folder, say=click.echo):
+        if not run.train(read_config(HERE / config, settings.items()), folder, report=click.echo):
             sys.exit(130)
     click.echo(f"cmjax sample --model {folder / 'model'}")
 

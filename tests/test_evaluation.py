@@ -12,7 +12,7 @@ from PIL import Image
 from cmjax import evaluation
 from cmjax.evaluation import Gaussian, features, fit_gaussian, frechet_distance, precision_recall
 from cmjax.images import save_npz, save_png_folder
-from cmjax.training.data import open_source
+from cmjax.training.sources import open_source
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 5, 3), dtype=np.uint8)
 

@@ -38,33 +38,38 @@ def train(
     quiet: bool,
     **processes: Any,
 ) -> None:
-    """Trains a model as CONFIG, a .toml file or a preset, describes.
+    """Trains the model that CONFIG, a .toml file or a preset, describes.
 
-    Run the same command again to go on after an interruption: the losses are those of an uninterrupted run.
-    Sections and keys are described in docs/training.md. Presets are the papers' configurations, for many accelerators:
-    cifar10_cd, cifar10_ct, cifar10_ict, imagenet64_cd, imagenet64_ct, imagenet64_ict, lsun256_cd, lsun256_ct.
+    Run the same command again to resume after an interruption: the losses are those of an
+    uninterrupted run. Sections and keys are described in docs/training.md. Presets are the papers'
+    configurations, for many accelerators: cifar10_cd, cifar10_ct, cifar10_ict, imagenet64_cd,
+    imagenet64_ct, imagenet64_ict, lsun256_cd, lsun256_ct.
 
     \b
     Examples:
       cmjax train examples/digits_denoiser.toml --set data.source=mnist.npz
-      cmjax train examples/digits.toml --set data.source=mnist.npz --set run.steps=500 --out runs/short
+      cmjax train examples/digits.toml --set data.source=mnist.npz --out runs/digits
       cmjax train cifar10_ict --set data.source=cifar10.npz --dry-run
     """  # noqa: D301
     if not dry_run:
         options.initialize(**processes)
-    from cmjax.training import run
+    # Imported late: `cmjax --help` must not wait for JAX.
+    from cmjax.training import reports, run
     from cmjax.training.config import read_config
 
     try:
-        described = read_config(config, settings)
+        train_config = read_config(config, settings)
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from None
     if dry_run:
-        click.echo(run.describe(described))
+        click.echo(reports.describe(train_config))
         return
+
     out = out or Path("runs") / Path(config).stem
-    if run.train(described, out, quiet=quiet, say=lambda text: click.echo(text, err=True)):
-        if not quiet:
-            click.echo(f"model in {out / 'model'}: cmjax sample --model {out / 'model'}")
-    else:
+    is_finished = run.train(
+        train_config, out, quiet=quiet, report=lambda text: click.echo(text, err=True)
+    )
+    if not is_finished:
         click.get_current_context().exit(130)
+    if not quiet:
+        click.echo(f"model in {out / 'model'}: cmjax sample --model {out / 'model'}")

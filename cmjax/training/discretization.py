@@ -8,45 +8,59 @@ import jax.numpy as jnp
 from cmjax.schedulers.levels import karras_sigmas
 
 
-def consistency_num_scales(
-    step: jax.Array, total_steps: int, s0: int = 2, s1: int = 150
+def growing_num_levels(
+    step: jax.Array, total_steps: int, initial_levels: int = 2, final_levels: int = 150
 ) -> jax.Array:
-    """Returns i32[], the number N(k) of noise levels at training step k (Song et al. 2023, Appendix C).
+    """Returns i32[], the number N(k) of noise levels at training step k (Song et al. 2023, App. C).
 
     `N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1`, but at least 2, for s0 = 1.
 
     Args:
         step: training step k, i32[].
         total_steps: K.
-        s0: number of levels at the start.
-        s1: number of levels at the end.
+        initial_levels: s0, the number of levels at the start.
+        final_levels: s1; the formula ends with one level more.
     """
     fraction = step.astype(jnp.float32) / total_steps
-    levels = jnp.ceil(jnp.sqrt(fraction * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
-    return jnp.maximum(levels, 2).astype(jnp.int32)
+    growth = (final_levels + 1) ** 2 - initial_levels**2
+    num_levels = jnp.ceil(jnp.sqrt(fraction * growth + initial_levels**2) - 1) + 1
+    return jnp.maximum(num_levels, 2).astype(jnp.int32)
 
 
-def consistency_ema_decay(num_scales: jax.Array, s0: int = 2, mu0: float = 0.9) -> jax.Array:
-    """Returns f32[], the decay `mu(k) = exp(s0 log(mu0) / N(k))` of the target (Song et al. 2023, Appendix C)."""
-    return jnp.float32(mu0) ** (s0 / num_scales.astype(jnp.float32))
-
-
-def doubling_num_scales(
-    step: jax.Array, total_steps: int, s0: int = 10, s1: int = 1280
+def growing_target_decay(
+    num_levels: jax.Array, initial_levels: int = 2, initial_decay: float = 0.9
 ) -> jax.Array:
-    """Returns i32[], iCT's number N(k) of noise levels at training step k (Song & Dhariwal 2023, section 3.4).
+    """Returns f32[], the decay of the target's moving average (Song et al. 2023, Appendix C).
+
+    `mu(k) = exp(s0 log(mu0) / N(k))`, which tends to 1 as the number of levels grows.
+
+    Args:
+        num_levels: N(k), i32[].
+        initial_levels: s0, the number of levels at the start.
+        initial_decay: mu0, the decay with that number.
+    """
+    return jnp.float32(initial_decay) ** (initial_levels / num_levels.astype(jnp.float32))
+
+
+def doubling_num_levels(
+    step: jax.Array, total_steps: int, initial_intervals: int = 10, final_intervals: int = 1280
+) -> jax.Array:
+    """Returns i32[], iCT's number N(k) of noise levels (Song and Dhariwal 2023, section 3.4).
 
     `N(k) = min(s0 2^floor(k / K'), s1) + 1` with `K' = floor(K / (log2 floor(s1 / s0) + 1))`.
 
     Args:
         step: training step k, i32[].
         total_steps: K.
-        s0: number of intervals at the start.
-        s1: number of intervals at the end.
+        initial_intervals: s0, the number of intervals between levels at the start.
+        final_intervals: s1, the number of intervals at the end.
     """
-    stage_length = max(1, math.floor(total_steps / (math.log2(s1 // s0) + 1)))
-    doublings = jnp.minimum(step // stage_length, 30 - math.ceil(math.log2(s0)))  # within int32
-    return jnp.minimum(s0 * 2**doublings, s1).astype(jnp.int32) + 1
+    num_stages = math.log2(final_intervals // initial_intervals) + 1
+    stage_length = max(1, math.floor(total_steps / num_stages))
+    most_doublings = 30 - math.ceil(math.log2(initial_intervals))  # within int32
+    doublings = jnp.minimum(step // stage_length, most_doublings)
+    num_intervals = jnp.minimum(initial_intervals * 2**doublings, final_intervals)
+    return num_intervals.astype(jnp.int32) + 1
 
 
 def lognormal_index(
@@ -54,52 +68,58 @@ def lognormal_index(
     count: int,
     p_mean: float,
     p_std: float,
-    num_scales: jax.Array,
-    sigma_min,
-    sigma_max,
-    rho,
+    num_levels: jax.Array,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float,
 ) -> jax.Array:
-    """Returns indices i32[count] of adjacent levels, lognormal over the grid (Song & Dhariwal 2023, section 3.5).
+    """Returns indices i32[count] of adjacent levels, lognormal over the Karras grid.
 
-    `p(i) ~ erf((log higher - p_mean) / (sqrt(2) p_std)) - erf((log lower - p_mean) / (sqrt(2) p_std))`: a level is
-    drawn from the lognormal between the grid's ends, and the interval that it falls in is taken.
+    Song and Dhariwal 2023, section 3.5: `p(i) ~ erf((log higher - p_mean) / (sqrt(2) p_std)) -
+    erf((log lower - p_mean) / (sqrt(2) p_std))`. Hence a level is drawn from the lognormal between
+    the ends of the grid, and the interval that it falls in is taken.
 
     Args:
         key: PRNG key.
         count: how many.
         p_mean: mean of log sigma.
-        p_std: its standard deviation.
-        num_scales: size of the grid, i32[].
-        sigma_min: its lowest level.
-        sigma_max: its highest level.
-        rho: its curvature.
+        p_std: standard deviation of log sigma.
+        num_levels: size of the grid, i32[].
+        sigma_min: the lowest level.
+        sigma_max: the highest level.
+        rho: curvature of the grid.
     """
-    low, high = ((math.log(sigma) - p_mean) / p_std for sigma in (sigma_min, sigma_max))
+    # A level from the lognormal, truncated to the grid.
+    low = (math.log(sigma_min) - p_mean) / p_std
+    high = (math.log(sigma_max) - p_mean) / p_std
     sigma = jnp.exp(p_mean + p_std * jax.random.truncated_normal(key, low, high, (count,)))
-    start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+
+    # Its place on the grid, the inverse of `karras_sigmas`.
+    start = sigma_max ** (1 / rho)
+    end = sigma_min ** (1 / rho)
     ramp = (sigma ** (1 / rho) - start) / (end - start)
-    index = jnp.floor(ramp * (num_scales - 1).astype(jnp.float32)).astype(jnp.int32)
-    return jnp.clip(index, 0, num_scales - 2)
+    index = jnp.floor(ramp * (num_levels - 1).astype(jnp.float32)).astype(jnp.int32)
+    return jnp.clip(index, 0, num_levels - 2)
 
 
-def tangent_warmup(step: jax.Array, steps: int = 10_000) -> jax.Array:
-    """Returns f32[], the share `min(1, k / H)` of the network's derivative in sCM's tangent (Lu & Song 2024, 4.2)."""
-    return jnp.minimum(1, step.astype(jnp.float32) / steps)
+def tangent_warmup(step: jax.Array, warmup_steps: int = 10_000) -> jax.Array:
+    """Returns f32[], the share `min(1, k / H)` of dF/dt in sCM's tangent (Lu, Song 2024, 4.2)."""
+    return jnp.minimum(1, step.astype(jnp.float32) / warmup_steps)
 
 
 def adjacent_levels(
-    index: jax.Array, num_scales: jax.Array, sigma_min: float, sigma_max: float, rho: float
-):
-    """Returns the levels (higher, lower), f32[B] each, at `index` and `index + 1` of a grid of `num_scales`.
+    index: jax.Array, num_levels: jax.Array, sigma_min: float, sigma_max: float, rho: float
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the levels (higher, lower), f32[B] each, at `index` and `index + 1` of a Karras grid.
 
     Args:
-        index: i32[B] from 0 (sigma_max) to `num_scales - 2`.
-        num_scales: size of the grid, i32[].
-        sigma_min: its lowest level.
-        sigma_max: its highest level.
-        rho: its curvature (Karras et al. 2022, equation 5).
+        index: i32[B] from 0 (sigma_max) to `num_levels - 2`.
+        num_levels: size of the grid, i32[].
+        sigma_min: the lowest level.
+        sigma_max: the highest level.
+        rho: curvature of the grid (Karras et al. 2022, equation 5).
     """
-    last = (num_scales - 1).astype(jnp.float32)
+    last = (num_levels - 1).astype(jnp.float32)
     higher = karras_sigmas(index.astype(jnp.float32) / last, sigma_min, sigma_max, rho)
     lower = karras_sigmas((index + 1).astype(jnp.float32) / last, sigma_min, sigma_max, rho)
     return higher, lower
@@ -109,24 +129,25 @@ def easy_consistency_level(
     t: jax.Array,
     step: jax.Array,
     steps_per_stage: float,
-    q: float = 2.0,
+    shrink_factor: float = 2.0,
     k: float = 8.0,
     b: float = 1.0,
 ) -> jax.Array:
-    """Returns the lower level r <= t that ECT compares with t (Geng et al. 2024, section 3.2 and equation 14).
+    """Returns the lower level r <= t that ECT compares with t (Geng et al. 2024, equation 14).
 
-    `r/t = 1 - n(t) / q^a` with `n(t) = 1 + k sigmoid(-b t)` and a growing by one every stage, clipped to
-    [0, 1]. At a = 1 most levels compare with the data itself, which is denoising; as a grows, r/t -> 1.
-    The stage is taken as a real number, so that the ratio moves a little at every step.
+    `r/t = 1 - n(t) / q^a` with `n(t) = 1 + k sigmoid(-b t)` and a growing by one every stage,
+    clipped to [0, 1] (section 3.2). At a = 1 most levels compare with the data itself, which is
+    denoising; as a grows, r/t -> 1. The stage is a real number here, so that the ratio moves a
+    little at every step.
 
     Args:
         t: higher noise levels, f32[B].
         step: training step, i32[].
         steps_per_stage: training steps per unit of a.
-        q: shrinking factor of the gap per stage.
+        shrink_factor: q, by which the gap shrinks per stage.
         k: extra width of the gap at low noise.
         b: how fast that extra width fades with t.
     """
     stage = 1 + step.astype(jnp.float32) / steps_per_stage
-    gap = (1 + k * jax.nn.sigmoid(-b * t)) / q**stage
+    gap = (1 + k * jax.nn.sigmoid(-b * t)) / shrink_factor**stage
     return t * jnp.clip(1 - gap, 0, 1)

@@ -1,9 +1,10 @@
-"""The papers' training configurations, as far as they print them. None was run here: they need many accelerators.
+"""The papers' training configurations, as far as they print them.
 
-The networks are this package's: those of the 2023 paper on ImageNet and LSUN are `cmjax.models.PRESETS`; its NCSN++ on
-CIFAR-10 is replaced by a UNet of like size, and no network here has dropout, which the papers' have on some data sets.
-LPIPS, the 2023 paper's metric, is a network of its own: `losses.LossConfig(metric=function)` takes it in Python; here
-stands the l2 norm. Give `data.source`, and for distillation `teacher.model`, by `--set`.
+None was run here: they need many accelerators. The networks are this package's: those of the 2023
+paper on ImageNet and LSUN are `cmjax.models.PRESETS`; its NCSN++ on CIFAR-10 is replaced by a UNet
+of similar size, and no network here has dropout, which the papers' have on some data sets. LPIPS,
+the 2023 paper's metric, is a network of its own, which a loss takes in Python (`metric=function`);
+the presets have the l2 norm. Give `data.source`, and for distillation `teacher.model`, by `--set`.
 """
 
 import dataclasses
@@ -11,11 +12,7 @@ from typing import Any
 
 from cmjax.models import PRESETS as NETWORKS
 
-
-def _network(name: str) -> dict[str, Any]:
-    return {"class": "UNet2D", **dataclasses.asdict(NETWORKS[name])}
-
-
+_EMA_LARGE = 0.999943  # of the 2023 paper on ImageNet and LSUN
 _CIFAR10_NETWORK = {
     "class": "UNet2D",
     "sample_size": 32,
@@ -26,82 +23,62 @@ _CIFAR10_NETWORK = {
     "attention_head_dim": 64,
     "resnet_time_scale_shift": "scale_shift",
 }
-_EMA_LARGE = 0.999943  # of the 2023 paper on ImageNet and LSUN
 
 
-def _run(network, loss, optimizer, rate, batch_size, steps, ema, **run):
+def _network(name: str) -> dict[str, Any]:
+    """A network of the 2023 paper as a section of a configuration."""
+    return {"class": "UNet2D", **dataclasses.asdict(NETWORKS[name])}
+
+
+def _preset(network, loss, learning_rate, batch_size, steps, ema_decay, dtype="float32"):
+    """A configuration with RAdam, without schedule, warm-up or clipping."""
     return {
         "network": network,
         "loss": loss,
-        "optimizer": {"name": optimizer, "learning_rate": rate, "clip_norm": 0.0},
+        "optimizer": {"name": "radam", "learning_rate": learning_rate, "clip_norm": 0.0},
         "run": {
             "batch_size": batch_size,
             "steps": steps,
-            "ema_decays": [ema],
+            "ema_decays": [ema_decay],
             "save_every": 10_000,
-            **run,
+            "dtype": dtype,
         },
     }
 
 
-def _song2023(network, loss, rate, batch_size, steps, ema, **run):
-    """Song et al. 2023, appendix C, table 3: RAdam, without decay or warm-up."""
-    return _run(network, {"metric": "l2", **loss}, "radam", rate, batch_size, steps, ema, **run)
+def _distillation(num_levels, target_decay):
+    return {"name": "cd", "metric": "l2", "num_levels": num_levels, "target_decay": target_decay}
+
+
+def _training(final_levels, initial_target_decay):
+    return {
+        "name": "ct",
+        "metric": "l2",
+        "initial_levels": 2,
+        "final_levels": final_levels,
+        "initial_target_decay": initial_target_decay,
+    }
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "cifar10_cd": _song2023(
-        _CIFAR10_NETWORK, {"name": "cd", "s1": 18, "mu0": 0.0}, 4e-4, 512, 800_000, 0.9999
+    # Song et al. 2023, appendix C, table 3.
+    "cifar10_cd": _preset(_CIFAR10_NETWORK, _distillation(18, 0.0), 4e-4, 512, 800_000, 0.9999),
+    "cifar10_ct": _preset(_CIFAR10_NETWORK, _training(150, 0.9), 4e-4, 512, 800_000, 0.9999),
+    "imagenet64_cd": _preset(
+        _network("imagenet64"), _distillation(40, 0.95), 8e-6, 2048, 600_000, _EMA_LARGE, "bfloat16"
     ),
-    "cifar10_ct": _song2023(
-        _CIFAR10_NETWORK, {"name": "ct", "s0": 2, "s1": 150, "mu0": 0.9}, 4e-4, 512, 800_000, 0.9999
+    "imagenet64_ct": _preset(
+        _network("imagenet64"), _training(200, 0.95), 8e-6, 2048, 800_000, _EMA_LARGE, "bfloat16"
     ),
-    "imagenet64_cd": _song2023(
-        _network("imagenet64"),
-        {"name": "cd", "s1": 40, "mu0": 0.95},
-        8e-6,
-        2048,
-        600_000,
-        _EMA_LARGE,
-        dtype="bfloat16",
+    "lsun256_cd": _preset(
+        _network("lsun256"), _distillation(40, 0.95), 1e-5, 2048, 600_000, _EMA_LARGE, "bfloat16"
     ),
-    "imagenet64_ct": _song2023(
-        _network("imagenet64"),
-        {"name": "ct", "s0": 2, "s1": 200, "mu0": 0.95},
-        8e-6,
-        2048,
-        800_000,
-        _EMA_LARGE,
-        dtype="bfloat16",
+    "lsun256_ct": _preset(
+        _network("lsun256"), _training(150, 0.95), 1e-5, 2048, 1_000_000, _EMA_LARGE, "bfloat16"
     ),
-    "lsun256_cd": _song2023(
-        _network("lsun256"),
-        {"name": "cd", "s1": 40, "mu0": 0.95},
-        1e-5,
-        2048,
-        600_000,
-        _EMA_LARGE,
-        dtype="bfloat16",
-    ),
-    "lsun256_ct": _song2023(
-        _network("lsun256"),
-        {"name": "ct", "s0": 2, "s1": 150, "mu0": 0.95},
-        1e-5,
-        2048,
-        1_000_000,
-        _EMA_LARGE,
-        dtype="bfloat16",
-    ),
-    # Song & Dhariwal 2023, appendix A: RAdam, 1e-4.
-    "cifar10_ict": _run(_CIFAR10_NETWORK, {"name": "ict"}, "radam", 1e-4, 1024, 400_000, 0.99993),
-    "imagenet64_ict": _run(
-        _network("imagenet64"),
-        {"name": "ict"},
-        "radam",
-        1e-4,
-        4096,
-        800_000,
-        0.99997,
-        dtype="bfloat16",
+    # Song and Dhariwal 2023, appendix A.
+    "cifar10_ict": _preset(_CIFAR10_NETWORK, {"name": "ict"}, 1e-4, 1024, 400_000, 0.99993),
+    "imagenet64_ict": _preset(
+        _network("imagenet64"), {"name": "ict"}, 1e-4, 4096, 800_000, 0.99997, "bfloat16"
     ),
 }

@@ -1,4 +1,4 @@
-"""Data files, and the batches of their records: the same for a seed and a step, however they are come to."""
+"""Data files, and their batches: the same for a seed and a step, however they are reached."""
 
 import gzip
 import itertools
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cmjax.images import from_uint8
-from cmjax.training import data
+from cmjax.training import data, sources
 
 IMAGES, LABELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.array([7, 1], np.uint8)
 
@@ -65,7 +65,7 @@ def test_epochs_are_permutations_that_differ():
 
 @pytest.mark.parametrize("start", [1, 2, 7, 40])
 def test_resumed_batches_are_those_of_an_uninterrupted_run(start):
-    source = data.Arrays(
+    source = sources.Arrays(
         np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1), np.uint8),
         np.arange(10, dtype=np.int32),
     )
@@ -75,7 +75,7 @@ def test_resumed_batches_are_those_of_an_uninterrupted_run(start):
 
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_any_number_of_processes_shares_the_same_batches(count):
-    images = data.Arrays(np.random.default_rng(0).standard_normal((20, 3, 2, 1), np.float32))
+    images = sources.Arrays(np.random.default_rng(0).standard_normal((20, 3, 2, 1), np.float32))
     for source, flip in ((Numbers(20), False), (images, True)):
         options = {"seed": 0, "start": 5, "flip": flip}
         whole = take(data.batches(source, 12, **options), 4)
@@ -111,7 +111,7 @@ def test_about_half_of_the_images_are_mirrored_and_every_epoch_others():
         [np.arange(12, dtype=np.float32).reshape(2, 2, 3) + 12 * i for i in range(64)]
     )
     epochs = []
-    for batch in take(data.batches(data.Arrays(images), 64, seed=0, flip=True), 2):
+    for batch in take(data.batches(sources.Arrays(images), 64, seed=0, flip=True), 2):
         index = batch["data"].min((1, 2, 3)).astype(int) // 12
         flipped = np.array(
             [
@@ -272,26 +272,26 @@ def contents(source):
 @pytest.mark.parametrize("opener", [open, gzip.open])
 def test_idx_files(tmp_path, opener):
     write_idx(tmp_path / "train-images-idx3-ubyte", IMAGES, opener)
-    assert contents(data.open_source(tmp_path / "train-images-idx3-ubyte"))[1] == []
+    assert contents(sources.open_source(tmp_path / "train-images-idx3-ubyte"))[1] == []
     write_idx(tmp_path / "train-labels-idx1-ubyte", LABELS, opener)
-    images, labels = contents(data.open_source(tmp_path / "train-images-idx3-ubyte"))
+    images, labels = contents(sources.open_source(tmp_path / "train-images-idx3-ubyte"))
     np.testing.assert_array_equal(images, IMAGES[..., None])
     assert labels == [7, 1] and labels[0].dtype == np.int32
 
 
-@pytest.mark.parametrize("names", data.NPZ_NAMES)
+@pytest.mark.parametrize("names", sources.NPZ_NAMES)
 def test_npz_files(tmp_path, names):
     np.savez(tmp_path / "a.npz", **dict(zip(names, (IMAGES, LABELS[:, None]), strict=True)))
-    images, labels = contents(data.open_source(tmp_path / "a.npz"))
+    images, labels = contents(sources.open_source(tmp_path / "a.npz"))
     assert images.shape == (2, 3, 4, 1) and images.dtype == np.uint8 and labels == [7, 1]
     np.savez(tmp_path / "b.npz", **{names[0]: IMAGES})
-    assert contents(data.open_source(tmp_path / "b.npz"))[1] == []
+    assert contents(sources.open_source(tmp_path / "b.npz"))[1] == []
 
 
 def test_npz_files_of_floats_are_taken_as_they_are(tmp_path):
     points = np.random.default_rng(0).standard_normal((5, 2))
     np.savez(tmp_path / "a.npz", images=points)
-    values, _ = contents(data.open_source(tmp_path / "a.npz"))
+    values, _ = contents(sources.open_source(tmp_path / "a.npz"))
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, points.astype(np.float32))
 
@@ -323,7 +323,7 @@ def test_npz_files_of_floats_are_taken_as_they_are(tmp_path):
 def test_bad_npz_files(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=f"a.npz.*{message}"):
-        data.open_source(tmp_path / "a.npz", 8)
+        sources.open_source(tmp_path / "a.npz", 8)
 
 
 def test_broken_files_are_named(tmp_path):
@@ -332,26 +332,26 @@ def test_broken_files_are_named(tmp_path):
     for broken in (whole[:-30], b"", b"hello"):
         (tmp_path / "a.npz").write_bytes(broken)
         with pytest.raises(ValueError, match=r"a.npz is not an .npz that can be read"):
-            data.open_source(tmp_path / "a.npz")
+            sources.open_source(tmp_path / "a.npz")
     np.save(tmp_path / "a.npy", IMAGES)
     (tmp_path / "a.npy").rename(tmp_path / "a.npz")
     with pytest.raises(ValueError, match=r"a.npz is not an .npz that can be read"):
-        data.open_source(tmp_path / "a.npz")
+        sources.open_source(tmp_path / "a.npz")
     with pytest.raises(FileNotFoundError, match="none.npz"):
-        data.open_source(tmp_path / "none.npz")
+        sources.open_source(tmp_path / "none.npz")
 
     (tmp_path / "text-images").write_text("hello")
     with pytest.raises(ValueError, match="neither an .npz nor an IDX"):
-        data.read_idx(tmp_path / "text-images")
+        sources.read_idx(tmp_path / "text-images")
     write_idx(tmp_path / "cut", IMAGES)
     for length, message in ((-5, r"\(2, 3, 4\) but holds 19"), (9, "neither an .npz nor an IDX")):
         (tmp_path / "part").write_bytes((tmp_path / "cut").read_bytes()[:length])
         with pytest.raises(ValueError, match=message):
-            data.read_idx(tmp_path / "part")
+            sources.read_idx(tmp_path / "part")
     write_idx(tmp_path / "cut.gz", IMAGES, gzip.open)
     (tmp_path / "cut.gz").write_bytes((tmp_path / "cut.gz").read_bytes()[:-10])
     with pytest.raises(ValueError, match="cut.gz is broken or cut short"):
-        data.read_idx(tmp_path / "cut.gz")
+        sources.read_idx(tmp_path / "cut.gz")
 
 
 def picture(path, level):
@@ -364,10 +364,10 @@ def test_a_folder_of_pictures(tmp_path):
         picture(tmp_path / name, level)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("no picture")
-    images, labels = contents(data.open_source(tmp_path, 4))
+    images, labels = contents(sources.open_source(tmp_path, 4))
     assert images.shape == (3, 4, 4, 3) and images.dtype == np.uint8 and labels == []
     assert images[:, 0, 0, 0].tolist() == [1, 2, 0]
-    assert contents(data.open_source(tmp_path, 4, channels=1))[0].shape == (3, 4, 4, 1)
+    assert contents(sources.open_source(tmp_path, 4, channels=1))[0].shape == (3, 4, 4, 1)
 
 
 def test_folders_of_pictures_are_classes(tmp_path):
@@ -376,9 +376,9 @@ def test_folders_of_pictures_are_classes(tmp_path):
     ):
         picture(tmp_path / name, level)
     (tmp_path / "README.txt").write_text("cats and dogs")
-    source = data.open_source(tmp_path, 4)
+    source = sources.open_source(tmp_path, 4)
     images, labels = contents(source)
-    assert isinstance(source, data.Pictures) and source.classes == ["cat", "dog"]
+    assert isinstance(source, sources.Pictures) and source.classes == ["cat", "dog"]
     assert images[:, 0, 0, 0].tolist() == [2, 1, 0] and labels == [0, 1, 1]
     batch = next(data.batches(source, 3, seed=0, num_classes=2))
     assert batch["data"].shape == (3, 4, 4, 3) and sorted(batch["class_labels"].tolist()) == [
@@ -393,7 +393,7 @@ def test_folders_of_pictures_are_classes(tmp_path):
 def test_pictures_are_read_only_when_they_are_wanted_and_a_broken_one_is_named(tmp_path):
     picture(tmp_path / "a.png", 0)
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    source = data.open_source(tmp_path, 4)
+    source = sources.open_source(tmp_path, 4)
     assert source[0]["data"].shape == (4, 4, 3)
     with pytest.raises(ValueError, match="b.png"):
         next(data.batches(source, 2, seed=0))
@@ -403,20 +403,20 @@ def test_bad_folders(tmp_path):
     with pytest.raises(
         ValueError, match="must hold pictures .*, or a folder of them for each class"
     ):
-        data.open_source(tmp_path, 4)
+        sources.open_source(tmp_path, 4)
     picture(tmp_path / "cat" / "a.png", 0)
     with pytest.raises(ValueError, match="needs a size"):
-        data.open_source(tmp_path)
+        sources.open_source(tmp_path)
     with pytest.raises(ValueError, match="channels must be 1 or 3, got 4"):
-        data.open_source(tmp_path, 4, channels=4)
+        sources.open_source(tmp_path, 4, channels=4)
     (tmp_path / "dog").mkdir()
     with pytest.raises(ValueError, match="dog is a class without pictures .*; remove it"):
-        data.open_source(tmp_path, 4)
+        sources.open_source(tmp_path, 4)
     picture(tmp_path / "b.png", 0)
     with pytest.raises(
-        ValueError, match="pictures beside folders of pictures.*move .*b.png into one"
+        ValueError, match="pictures and also folders of pictures.*move .*b.png into one"
     ):
-        data.open_source(tmp_path, 4)
+        sources.open_source(tmp_path, 4)
 
 
 def test_pixels_map_to_minus_one_and_one():

@@ -1,4 +1,4 @@
-"""Losses on data whose answers are known in closed form."""
+"""Losses on data whose answers are known in closed form, and how losses are found by name."""
 
 from functools import partial
 
@@ -7,192 +7,259 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import cmjax
 from cmjax import testing
 from cmjax.parametrization import consistency_function, edm_denoiser, guided
+from cmjax.schedulers import LCMScheduler, SCMScheduler
 from cmjax.training import losses
+from tests.support.training import EDM, KEY, STD, gaussian_batch, gaussian_denoiser, value
 
-SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
-CONFIG = losses.LossConfig(SCHEDULER, total_steps=1000)
-KEY = jax.random.key(0)
-STD = 0.7
-
-
-def gaussian_denoiser(params, x, t):
-    """The network of the exact denoiser D(x, sigma) = params x / (std^2 + sigma^2), params = std^2."""
-    sigma = jnp.exp(t / 250)[:, None]
-    noisy = x / SCHEDULER.get_input_scaling(sigma)
-    c_skip, c_out = SCHEDULER.get_scalings(sigma)
-    return (params / (STD**2 + jnp.square(sigma)) - c_skip) * noisy / c_out
-
-
-def data(count, dimension=4):
-    return {"data": STD * jax.random.normal(jax.random.key(5), (count, dimension))}
+CT = losses.ConsistencyTraining(EDM, total_steps=1000)
+ECT = losses.EasyConsistencyTuning(EDM, total_steps=1000)
 
 
 def test_denoising_loss_is_least_at_the_exact_denoiser():
-    def loss(scale):
-        return losses.denoising_loss(
-            KEY, gaussian_denoiser, scale * STD**2, None, data(100_000), jnp.int32(0), CONFIG
-        )[0]
-
-    values = [float(loss(jnp.float32(s))) for s in (0.95, 1.0, 1.05)]
-    assert values[1] < values[0] and values[1] < values[2]
+    batch = gaussian_batch(100_000)
+    at = [
+        float(value(losses.Denoising(EDM), gaussian_denoiser, jnp.float32(s * STD**2), batch))
+        for s in (0.9, 1.0, 1.1)
+    ]
+    assert at[1] < at[0] and at[1] < at[2]
 
 
 def test_denoising_weight_makes_the_untrained_loss_one():
-    # D = c_skip x has weighted error 1 at every level when the data's std is sigma_data (Karras et al., app. B.6).
+    # D = c_skip x has weighted error 1 at every level when the data's standard deviation is
+    # sigma_data (Karras et al., appendix B.6).
     batch = {"data": 0.5 * jax.random.normal(jax.random.key(5), (50_000, 4))}
-    loss, _ = losses.denoising_loss(
-        KEY, lambda p, x, t: 0 * x, None, None, batch, jnp.int32(0), CONFIG
-    )
-    assert loss == pytest.approx(
-        1, abs=0.02
-    )  # six standard errors of sqrt(2 / 200,000): a false alarm in 5e8
+    loss = value(losses.Denoising(EDM), lambda p, x, t: 0 * x, None, batch)
+    # Six standard errors of sqrt(2 / 200,000): a false alarm in 5e8.
+    assert loss == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["consistency_training_loss", "easy_consistency_loss"])
-def test_consistency_losses_fall_towards_the_consistency_function_as_levels_close_in(name):
-    """With one datum the exact f is that datum everywhere, so both losses vanish at it and only there."""
+@pytest.mark.parametrize("loss", [CT, ECT], ids=["ct", "ect"])
+def test_consistency_losses_vanish_at_the_consistency_function_as_levels_close_in(loss):
+    """With one datum the exact f is that datum everywhere, and only there the losses vanish."""
     datum = jnp.array([[0.3, -0.8]])
     batch = {"data": jnp.repeat(datum, 4096, 0)}
-    loss = getattr(losses, name)
 
     def network(params, x, t):  # f = params * datum, through the preconditioning
         sigma = jnp.exp(t / 250)[:, None]
-        c_skip, c_out = SCHEDULER.get_scalings_for_boundary_condition(sigma)
-        noisy = x / SCHEDULER.get_input_scaling(sigma)
+        c_skip, c_out = EDM.get_scalings_for_boundary_condition(sigma)
+        noisy = x / EDM.get_input_scaling(sigma)
         return (params * datum - c_skip * noisy) / jnp.maximum(c_out, 1e-9)
 
+    at = jax.jit(partial(value, loss, network, batch=batch, target=jnp.float32(1)))
     for step in (0, 500, 1000):
-        exact = loss(KEY, network, jnp.float32(1), jnp.float32(1), batch, jnp.int32(step), CONFIG)[
-            0
-        ]
-        wrong = loss(
-            KEY, network, jnp.float32(1.5), jnp.float32(1), batch, jnp.int32(step), CONFIG
-        )[0]
+        exact = at(params=jnp.float32(1), step=step)
+        wrong = at(params=jnp.float32(1.5), step=step)
         assert np.isfinite(exact) and exact < 0.05 * wrong
 
 
 def test_distillation_is_at_its_fixed_point_for_the_exact_consistency_function():
-    """Exact teacher and exact student on Gaussian data: only the Heun step's error is left, falling as 1/N^2."""
-    student, student_params = testing.gaussian_consistency_model(SCHEDULER, 0.0, STD)
+    """Exact teacher and student on Gaussian data: Heun's error is left, falling as 1/N^2."""
+    student, params = testing.gaussian_consistency_model(EDM, 0.0, STD)
 
-    def loss(scales):
-        config = losses.LossConfig(
-            SCHEDULER, 1000, s1=scales, huber_c=0.0, teacher_fn=gaussian_denoiser
+    def at(num_levels):
+        loss = losses.ConsistencyDistillation(
+            EDM, num_levels, metric=losses.PseudoHuber(0.0), teacher_fn=gaussian_denoiser
         )
-        teacher = jnp.float32(STD**2)
-        args = (
-            KEY,
-            student,
-            student_params,
-            (student_params, teacher),
-            data(4096),
-            jnp.int32(0),
-            config,
-        )
-        return float(losses.consistency_distillation_loss(*args)[0])
+        return float(value(loss, student, params, gaussian_batch(4096), teacher=STD**2))
 
-    coarse, middle, fine = loss(10), loss(20), loss(40)
+    coarse, middle, fine = at(10), at(20), at(40)
     assert coarse < 0.2
-    assert (
-        coarse / middle > 4 and middle / fine > 4
-    )  # order 2 over the whole grid is order 3 a step
+    # Order 2 over the whole grid is order 3 a step.
+    assert coarse / middle > 4 and middle / fine > 4
 
 
 def test_guidance_extrapolates_the_denoised_images():
-    x, sigma = data(8)["data"], jnp.linspace(0.1, 40, 8)
+    x = gaussian_batch(8)["data"]
+    sigma = jnp.linspace(0.1, 40, 8)
     good, weak = (
-        edm_denoiser(gaussian_denoiser, jnp.float32(p), SCHEDULER, x, sigma) for p in (0.5, 0.3)
+        edm_denoiser(gaussian_denoiser, jnp.float32(p), EDM, x, sigma) for p in (0.5, 0.3)
     )
     for scale in (1, 2, 3.5):
         network = guided(gaussian_denoiser, scale)
-        both = edm_denoiser(network, (jnp.float32(0.5), jnp.float32(0.3)), SCHEDULER, x, sigma)
+        both = edm_denoiser(network, (jnp.float32(0.5), jnp.float32(0.3)), EDM, x, sigma)
         np.testing.assert_allclose(both, weak + scale * (good - weak), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [losses.consistency_training_loss, losses.easy_consistency_loss])
+@pytest.mark.parametrize("loss", [CT, ECT], ids=["ct", "ect"])
 def test_the_target_gets_no_gradient(loss):
-    def value(target):
-        return loss(KEY, network, jnp.float32(0.3), target, data(64), jnp.int32(500), CONFIG)[0]
+    def at(target):
+        network = lambda params, x, t: params * jnp.tanh(x)  # noqa: E731
+        batch = gaussian_batch(64)
+        return value(loss, network, jnp.float32(0.3), batch, target=target, step=500)
 
-    def network(params, x, t):
-        return params * jnp.tanh(x)
-
-    assert jax.grad(value)(jnp.float32(0.4)) == 0
-    assert abs(value(jnp.float32(0.4)) - value(jnp.float32(0.9))) > 1e-4  # though it matters
+    assert jax.grad(at)(jnp.float32(0.4)) == 0
+    assert abs(at(jnp.float32(0.4)) - at(jnp.float32(0.9))) > 1e-4  # though it matters
 
 
-def test_conditioning_reaches_the_network():
+@pytest.mark.parametrize("loss", [losses.Denoising(EDM), CT, ECT], ids=["denoising", "ct", "ect"])
+def test_conditioning_reaches_the_network(loss):
     def network(params, x, t, class_labels):
         return x * class_labels[:, None].astype(x.dtype)
 
-    batch = {**data(8), "class_labels": jnp.arange(8)}
-    for loss in (
-        losses.denoising_loss,
-        losses.consistency_training_loss,
-        losses.easy_consistency_loss,
-    ):
-        args = (KEY, network, None, None)
-        a = loss(*args, batch, jnp.int32(3), CONFIG)[0]
-        b = loss(*args, {**batch, "class_labels": jnp.zeros(8, jnp.int32)}, jnp.int32(3), CONFIG)[0]
-        assert a != b
+    batch = {**gaussian_batch(8), "class_labels": jnp.arange(8)}
+    other = {**batch, "class_labels": jnp.zeros(8, jnp.int32)}
+    assert value(loss, network, None, batch, step=3) != value(loss, network, None, other, step=3)
 
 
 def test_levels_are_lognormal_or_uniform_on_the_karras_grid():
-    # Standard errors are 0.0038, 0.0027 and at most 0.0016: six of them or more, a false alarm in 5e8.
-    lognormal = np.log(losses.draw_levels(KEY, 100_000, CONFIG))
-    assert lognormal.mean() == pytest.approx(-1.2, abs=0.03) and lognormal.std() == pytest.approx(
-        1.2, abs=0.03
-    )
-    config = losses.LossConfig(SCHEDULER, 1000, uniform_fraction=1.0)
-    sigma = np.asarray(losses.draw_levels(KEY, 100_000, config), np.float64)
+    # Standard errors are 0.0038, 0.0027 and at most 0.0016: six or more, a false alarm in 5e8.
+    log_sigma = np.log(losses.draw_sigmas(KEY, 100_000, EDM, -1.2, 1.2))
+    assert log_sigma.mean() == pytest.approx(-1.2, abs=0.03)
+    assert log_sigma.std() == pytest.approx(1.2, abs=0.03)
+
+    uniform = losses.draw_sigmas(KEY, 100_000, EDM, -1.2, 1.2, uniform_fraction=1.0)
+    sigma = np.asarray(uniform, np.float64)
     ramp = (sigma ** (1 / 7) - 80 ** (1 / 7)) / (0.002 ** (1 / 7) - 80 ** (1 / 7))
-    quantiles = np.quantile(ramp, [0.1, 0.5, 0.9])
-    np.testing.assert_allclose(quantiles, [0.1, 0.5, 0.9], atol=0.01)
+    np.testing.assert_allclose(np.quantile(ramp, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01)
     assert sigma.min() > 0.002 and sigma.max() <= 80.001
 
 
+def test_metrics():
+    a = jnp.array([[1.0, 2.0], [0.0, 0.0]])
+    b = jnp.array([[0.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(losses.L1()(a, b), [1.5, 0])
+    np.testing.assert_allclose(losses.L2()(a, b), [2.5, 0])
+    np.testing.assert_allclose(losses.PseudoHuber(0.0)(a, b), [5**0.5, 0])
+
+
 def test_pseudo_huber_is_quadratic_near_zero_and_the_norm_far_away():
+    zero = jnp.zeros((1, 2))
     error = jnp.array([[3.0, 4.0]])
-    assert losses.pseudo_huber(error, 0.0)[0] == pytest.approx(5)
-    assert losses.pseudo_huber(1e-3 * error, 1.0)[0] == pytest.approx(
-        25e-6 / (2 * 2**0.5), rel=0.02
-    )
+    assert losses.PseudoHuber(0.0)(error, zero)[0] == pytest.approx(5)
+    near = losses.PseudoHuber(1.0)(1e-3 * error, zero)[0]
+    assert near == pytest.approx(25e-6 / (2 * 2**0.5), rel=0.02)
     for c in (0.01, 0.0):
-        gradient = jax.grad(lambda e, c=c: losses.pseudo_huber(e, c).sum())(jnp.zeros((1, 2)))
+        gradient = jax.grad(lambda a, c=c: losses.PseudoHuber(c)(a, zero).sum())(zero)
         np.testing.assert_array_equal(gradient, [[0, 0]])
 
 
 def test_easy_consistency_stays_finite_when_levels_meet():
-    config = losses.LossConfig(SCHEDULER, total_steps=1000, stages=8.0, q=256.0, huber_c=0.0)
+    loss = losses.EasyConsistencyTuning(EDM, total_steps=1000, shrink_factor=256.0)
 
-    def value(params):
-        args = (
-            KEY,
-            lambda p, x, t: p * jnp.tanh(x),
-            params,
-            params,
-            data(64),
-            jnp.int32(1000),
-            config,
-        )
-        return losses.easy_consistency_loss(*args)[0]
+    def at(params):
+        network = lambda p, x, t: p * jnp.tanh(x)  # noqa: E731
+        return value(loss, network, params, gaussian_batch(64), target=jnp.float32(0.3), step=1000)
 
-    loss, gradient = jax.value_and_grad(value)(jnp.float32(0.3))
-    assert np.isfinite(loss) and np.isfinite(gradient) and gradient != 0
+    found, gradient = jax.value_and_grad(at)(jnp.float32(0.3))
+    assert np.isfinite(found) and np.isfinite(gradient) and gradient != 0
 
 
 @pytest.mark.parametrize("f", [consistency_function, edm_denoiser])
 def test_losses_and_sampling_share_one_preconditioning(f):
     """The function that training sees is what scale_input and denoise make of the same network."""
-    network = partial(lambda p, x, t: jnp.tanh(x) + 1e-3 * t[:, None])
+
+    def network(p, x, t):
+        return jnp.tanh(x) + 1e-3 * t[:, None]
+
     x = jax.random.normal(KEY, (3, 4))
-    state = SCHEDULER.set_timesteps(timesteps=[22, 5])
-    output = network(None, SCHEDULER.scale_input(state, x), state.timesteps[:1].repeat(3))
-    sampled = SCHEDULER.denoise(state, output, x)
-    trained = f(network, None, SCHEDULER, x, state.sigmas[:1].repeat(3))
+    state = EDM.set_timesteps(timesteps=[22, 5])
+    output = network(None, EDM.scale_input(state, x), state.timesteps[:1].repeat(3))
+    sampled = EDM.denoise(state, output, x)
+    trained = f(network, None, EDM, x, state.sigmas[:1].repeat(3))
     # EDM's scalings differ from the boundary condition's by sigma_min / sigma.
     tolerance = 1e-5 if f is consistency_function else 3 * 0.002 / float(state.sigma)
     np.testing.assert_allclose(trained, sampled, rtol=tolerance, atol=tolerance)
+
+
+def test_defaults_are_the_papers():
+    """As the papers print them for CIFAR-10."""
+    make = partial(losses.make, scheduler=EDM, total_steps=100)
+    assert make("ict") == losses.ImprovedConsistencyTraining(EDM, 100, 10, 1280, -1.1, 2.0)
+    assert make("ct") == losses.ConsistencyTraining(EDM, 100, 2, 150, 0.9)
+    assert make("cd") == losses.ConsistencyDistillation(EDM, 18, 0.0, "heun")
+    assert make("sct") == losses.SimplifiedConsistencyTraining(EDM, -1.0, 1.4, 0.0, 10_000, 0.1)
+    assert make("ect").metric == losses.PseudoHuber(0.0)
+    assert all(hash(make(name)) == hash(make(name)) for name in losses.LOSSES)
+
+
+def test_what_trains_and_what_is_previewed():
+    make = partial(losses.make, scheduler=EDM, total_steps=100)
+    distillations = {name for name in losses.LOSSES if make(name).needs_teacher}
+    assert distillations == {"progressive", "cd", "scd", "continuous_cd"}
+    step = jnp.int32(0)
+    averaged = {name for name in losses.LOSSES if make(name).target_decay_at(step) is not None}
+    assert averaged == {"cd", "ct"}
+    assert float(make("cd", target_decay=0.95).target_decay_at(step)) == pytest.approx(0.95)
+    assert float(make("ct").target_decay_at(step)) == pytest.approx(0.9, rel=1e-6)
+    assert make("progressive", student_steps=7).preview.num_inference_steps == (7,)
+    assert make("cd").preview == losses.Preview((1, 2, 4), None)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"metric": "l1"}, losses.L1()),
+        ({"metric": "l2"}, losses.L2()),
+        ({"metric": "pseudo_huber"}, losses.PseudoHuber(0.0)),  # the loss's own default
+        ({"huber_c": 0.03}, losses.PseudoHuber(0.03)),
+        ({"metric": "pseudo_huber", "huber_c": 0.03}, losses.PseudoHuber(0.03)),
+        ({"metric": losses.L2()}, losses.L2()),
+    ],
+)
+def test_a_configuration_names_its_metric(options, expected):
+    assert losses.make("ect", EDM, total_steps=100, **options).metric == expected
+
+
+class Doubled(losses.Denoising):
+    """Somebody's own loss."""
+
+
+def own_function(key, apply_fn, params, frozen, batch, step):
+    """Somebody's own loss, as a function."""
+    return jnp.float32(step), {}
+
+
+def test_losses_of_the_users_own_are_found_by_module_and_name():
+    loss = losses.make(f"{__name__}:Doubled", EDM, total_steps=100, p_std=2.0)
+    assert type(loss) is Doubled and loss.p_std == 2.0
+    function = losses.make(f"{__name__}:own_function", EDM, total_steps=100)
+    assert value(function, None, None, None, step=3) == 3
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("itc", {}, "no loss 'itc'; did you mean 'ict'"),
+        ("ct", {"num_levels": 3}, "ConsistencyTraining has no option 'num_levels'; did you mean"),
+        ("cd", {"metric": "lpips"}, "metric is 'lpips'; known are l1, l2, pseudo_huber"),
+        ("cd", {"metric": "l2", "huber_c": 0.1}, "huber_c=0.1 is the constant of metric"),
+        ("cd", {"metric": 3}, "metric must be a function .* got 3"),
+        ("cd", {"huber_c": -1.0}, "c must be a number from 0"),
+        ("cd", {"solver": "dpm"}, "solver must be 'heun' or 'euler', got 'dpm'"),
+        ("cd", {"num_levels": 1}, "num_levels must be an integer from 2"),
+        ("ect", {"p_std": -1.0}, "p_std must be a number from 1e-06 to 50, got -1.0"),
+        ("ct", {"initial_levels": 20, "final_levels": 10}, "final_levels must be at least initial"),
+        ("ict", {"initial_intervals": 20, "final_intervals": 10}, "final_intervals must be at"),
+        ("sct", {"adaptive_weight": 1}, "adaptive_weight must be true or false"),
+        ("nowhere.at:all", {}, "the loss 'nowhere.at:all' cannot be imported: No module"),
+        (f"{__name__}:absent", {}, "cannot be imported"),
+        (f"{__name__}:KEY", {}, "must be a class or a function"),
+        (f"{__name__}:own_function", {"p_std": 1}, "is a function without options"),
+    ],
+)
+def test_wrong_losses_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        losses.make(name, EDM, total_steps=100, **options)
+
+
+def test_a_run_has_steps():
+    with pytest.raises(ValueError, match="total_steps must be an integer of at least 1, got 0"):
+        losses.EasyConsistencyTuning(EDM, total_steps=0)
+
+
+def test_schedulers_that_a_loss_cannot_use_are_named():
+    with pytest.raises(ValueError, match="scheduler must have sigma_data.*LCMScheduler has not"):
+        losses.Denoising(LCMScheduler())
+    for name in ("progressive", "cd", "ct", "ict", "ect", "continuous_cd", "continuous_ct"):
+        with pytest.raises(ValueError, match="sigma_max.*SCMScheduler has not"):
+            losses.make(name, SCMScheduler(), total_steps=100)
+
+
+def test_a_loss_without_a_computation_is_refused():
+    class Empty(losses.Loss):
+        pass
+
+    with pytest.raises(TypeError, match="__call__"):
+        Empty()

@@ -1,6 +1,6 @@
 """The training step and its checkpoints, on a network of two numbers."""
 
-import dataclasses
+import shutil
 
 import chex
 import jax
@@ -15,11 +15,10 @@ from cmjax.training import losses, trainer
 from cmjax.training.checkpointing import Checkpoints
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
-CONFIG = losses.LossConfig(SCHEDULER, total_steps=100)
+DENOISING = losses.Denoising(SCHEDULER)
 OPTIMIZER = optax.adam(1e-2)
-BATCH = {
-    "data": np.linspace(0.8, 1, 64, dtype=np.float32).reshape(32, 2)
-}  # far from zero: the bias can learn it
+# Far from zero: the bias can learn it.
+BATCH = {"data": np.linspace(0.8, 1, 64, dtype=np.float32).reshape(32, 2)}
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +32,18 @@ def network(params, x, t):
     return params["gain"] * x + params["bias"][None]
 
 
-def make(loss=losses.denoising_loss, **options):
-    train_step = trainer.make_train_step(loss, network, OPTIMIZER, CONFIG, **options)
-    return train_step, train_step.init(
-        jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(2)}
-    )
+def by_name(name, **options):
+    return losses.make(name, SCHEDULER, total_steps=100, **options)
+
+
+def start(train_step, size=2):
+    params = {"gain": jnp.float32(0), "bias": jnp.zeros(size)}
+    return train_step.init(jax.random.key(0), params)
+
+
+def make(loss=DENOISING, **options):
+    train_step = trainer.make_train_step(loss, network, OPTIMIZER, **options)
+    return train_step, start(train_step)
 
 
 def run(train_step, state, steps):
@@ -61,7 +67,7 @@ def test_a_step_is_compiled_once():
 
     def counting(*args):
         traces.append(1)
-        return losses.denoising_loss(*args)
+        return DENOISING(*args)
 
     run(*make(counting), 3)
     assert len(traces) == 1
@@ -79,10 +85,8 @@ def test_averages_follow_their_ramps():
 
 
 def test_a_moving_target_is_what_the_loss_compares_with():
-    recipe = losses.Recipe(
-        losses.consistency_training_loss, {}, lambda step, config: jnp.float32(0.75)
-    )
-    train_step, state = make(recipe)
+    loss = losses.ConsistencyTraining(SCHEDULER, 100, 2, 2, initial_target_decay=0.75)
+    train_step, state = make(loss)
     expected = 0.0
     for _ in range(5):
         state, _ = train_step(state, BATCH)
@@ -93,10 +97,9 @@ def test_a_moving_target_is_what_the_loss_compares_with():
 def test_accumulation_takes_the_mean_over_parts_of_the_batch():
     """With a loss that draws nothing, the parts' mean is the whole's."""
 
-    def loss(key, apply_fn, params, target, batch, step, config):
-        value = jnp.mean(jnp.square(params["gain"] - batch["data"])) + jnp.sum(
-            jnp.square(params["bias"] - 1)
-        )
+    def loss(key, apply_fn, params, frozen, batch, step):
+        value = jnp.mean(jnp.square(params["gain"] - batch["data"]))
+        value += jnp.sum(jnp.square(params["bias"] - 1))
         return value, {"loss": value}
 
     whole, whole_metrics = run(*make(loss), 3)
@@ -106,7 +109,7 @@ def test_accumulation_takes_the_mean_over_parts_of_the_batch():
 
 
 def test_the_parts_of_a_batch_draw_noise_of_their_own():
-    def loss(key, apply_fn, params, target, batch, step, config):
+    def loss(key, apply_fn, params, frozen, batch, step):
         value = jax.random.uniform(key) + 0 * jnp.sum(params["bias"])
         return value, {"loss": value}
 
@@ -116,12 +119,12 @@ def test_the_parts_of_a_batch_draw_noise_of_their_own():
     assert float(train_step(state, BATCH)[1]["loss"]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("loss", ["denoising", "ect", "sct"])
-def test_any_number_of_devices_gives_the_same_losses(loss):
+@pytest.mark.parametrize("name", ["denoising", "ect", "sct"])
+def test_any_number_of_devices_gives_the_same_losses(name):
     histories = []
     for count in (None, 1, 2, 8):
         mesh = None if count is None else trainer.data_mesh(jax.devices()[:count])
-        state, history = run(*make(loss, mesh=mesh, accumulate=2), 5)
+        state, history = run(*make(by_name(name), mesh=mesh, accumulate=2), 5)
         assert len(jax.tree.leaves(state)[0].devices()) == (count or 1)
         histories.append(history)
     np.testing.assert_allclose(histories[1:], [histories[0]] * 3, rtol=1e-5)
@@ -135,32 +138,34 @@ def test_bfloat16_is_the_networks_alone():
         return x * params["gain"].astype(x.dtype)
 
     fixed = compute_in(spy, jnp.bfloat16)
-    train_step = trainer.make_train_step("denoising", fixed, OPTIMIZER, CONFIG)
+    train_step = trainer.make_train_step(DENOISING, fixed, OPTIMIZER)
     state, metrics = train_step(train_step.init(jax.random.key(0), {"gain": jnp.float32(1)}), BATCH)
     assert seen[0] == (jnp.bfloat16, jnp.float32)
     assert state.params["gain"].dtype == metrics["loss"].dtype == jnp.float32
 
 
 def test_adaptive_weights_are_trained_with_the_network():
-    config = dataclasses.replace(CONFIG, adaptive_weight=True)
-    train_step = trainer.make_train_step("sct", network, OPTIMIZER, config)
-    state, _ = run(
-        train_step,
-        train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(2)}),
-        3,
-    )
-    assert isinstance(state.params, losses.Weighted) and np.all(
-        np.isfinite(state.params.level_weight)
-    )
+    state, _ = run(*make(by_name("sct")), 3)
+    assert isinstance(state.params, losses.WeightedParams)
+    assert np.all(np.isfinite(state.params.level_weight))
     assert np.any(state.params.level_weight != 0)
+
+
+def test_a_function_may_take_a_teacher():
+    def loss(key, apply_fn, params, frozen, batch, step):
+        value = jnp.sum(jnp.square(params["bias"] - frozen.teacher))
+        return value, {"loss": value}
+
+    train_step, state = make(loss, teacher=jnp.array([1.0, 2.0]))
+    assert float(train_step(state, BATCH)[1]["loss"]) == 5
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"loss": "cd"}, "loss 'cd' needs a teacher: pass teacher"),
-        ({"loss": "ct", "teacher": {}}, "loss 'ct' takes no teacher"),
-        ({"loss": "ctt"}, "no loss 'ctt'; did you mean 'ct'"),
+        ({"loss": by_name("cd")}, "loss ConsistencyDistillation needs a teacher: pass teacher"),
+        ({"loss": by_name("ct"), "teacher": {}}, "loss ConsistencyTraining takes no teacher"),
+        ({"loss": "ct"}, r"loss must be a Loss or a function, got 'ct'; losses.make\("),
         ({"ema_decays": (1.0,)}, r"ema_decays must be numbers in \[0, 1\).*got \(1.0,\)"),
         ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
     ],
@@ -168,14 +173,6 @@ def test_adaptive_weights_are_trained_with_the_network():
 def test_mistakes(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
-
-
-def test_only_scm_weighs_levels():
-    config = dataclasses.replace(CONFIG, adaptive_weight=True)
-    with pytest.raises(
-        ValueError, match="adaptive_weight is for the sCM losses, and 'ect' is not one"
-    ):
-        trainer.make_train_step("ect", network, OPTIMIZER, config)
 
 
 def test_batches_must_divide():
@@ -186,25 +183,15 @@ def test_batches_must_divide():
         train_step(state, BATCH)
 
 
-@pytest.mark.parametrize("loss, weighted", [("ct", False), ("sct", True)])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, loss, weighted):
-    train_step = trainer.make_train_step(
-        loss,
-        network,
-        OPTIMIZER,
-        dataclasses.replace(CONFIG, adaptive_weight=weighted),
-        ema_decays=(0.9, 0.1),
-    )
-    def start():
-        params = {"gain": jnp.float32(0), "bias": jnp.zeros(2)}
-        return train_step.init(jax.random.key(0), params)
-
-    straight, history = run(train_step, start(), 10)
-    state, first = run(train_step, start(), 4)
+@pytest.mark.parametrize("name", ["ct", "sct"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, name):
+    train_step, _ = make(by_name(name), ema_decays=(0.9, 0.1))
+    straight, history = run(train_step, start(train_step), 10)
+    state, first = run(train_step, start(train_step), 4)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
     with Checkpoints(tmp_path) as checkpoints:
-        state, second = run(train_step, checkpoints.restore(start()), 6)
+        state, second = run(train_step, checkpoints.restore(start(train_step)), 6)
     assert first + second == history
     chex.assert_trees_all_equal(state, straight)
 
@@ -226,22 +213,24 @@ def test_what_is_saved_is_the_state_of_its_step_although_training_goes_on(tmp_pa
     train_step, state = make()
     with Checkpoints(tmp_path, keep=100) as checkpoints:
         gains = []
-        for _ in range(10):
+        for _ in range(5):
             state, _ = train_step(state, BATCH)
             gains.append(float(state.params["gain"]))
             checkpoints.save(state)
         checkpoints.wait()
-        for step, gain in enumerate(gains, 1):
-            found = checkpoints._manager.restore(step)
-            assert float(found["params"]["gain"]) == gain
+    # The newest is what is restored: they are taken away one by one.
+    for step in range(len(gains), 0, -1):
+        with Checkpoints(tmp_path, keep=100) as checkpoints:
+            assert float(checkpoints.restore(start(train_step)).params["gain"]) == gains[step - 1]
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    train_step, state = make("ct")
+    train_step, state = make(by_name("ct"))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
         checkpoints.wait()
-        other = train_step.init(jax.random.key(0), {"gain": jnp.float32(0), "bias": jnp.zeros(3)})
+        other = start(train_step, size=3)
         with pytest.raises(
             ValueError, match=r"another run: ema/0/bias has shape \(2,\).*has shape \(3,\)"
         ):
@@ -249,5 +238,5 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         with pytest.raises(
             ValueError, match="another run: target/bias has shape .* and is missing in this one"
         ):
-            checkpoints.restore(make("ict")[1])
+            checkpoints.restore(make(by_name("ict"))[1])
         assert checkpoints.latest() == 0

@@ -1,105 +1,176 @@
-"""Adversarial training: a second network learns to tell samples from data, the first to deceive it."""
+"""Adversarial training: a discriminator tells samples from data, the network fools it."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import random
 
-from cmjax.arrays import combine
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
-from cmjax.training.losses.base import Loss, split
+from cmjax.training.losses.base import (
+    Frozen,
+    Loss,
+    Preview,
+    add_noise,
+    check_sigma_data,
+    karras_range,
+    split_batch,
+)
 
 
-class Judged(NamedTuple):
-    """Parameters of a network and of its judge: train these, and sample with their `network`."""
+class AdversarialParams(NamedTuple):
+    """Parameters of the network and of the discriminator, which are trained together.
 
-    network: Any
-    judge: Any
-
-
-def adversarial_loss(
-    judge_fn: Callable[..., jax.Array],
-    inner: Loss | None = None,
-    *,
-    weight: float = 1.0,
-    penalty: float = 0.02,
-    instance_noise: float = 0.05,
-    lowest: float = 0.3,
-) -> Loss:
-    """Returns a loss over `Judged` parameters that makes single calls of a consistency model look like the data.
-
-    It judges `f(x + sigma z, sigma)`: half of a batch at sigma_max, where one-step sampling starts, the rest at levels
-    uniform along the Karras grid from there down to `lowest`. Both networks learn in the same step, each from its
-    own terms: the relativistic pairing loss (Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2024, arXiv
-    2501.05441, equation 2), and for the judge the penalty of its slope at the data (R1, Mescheder et al. 2018, arXiv
-    1801.04406, equation 9). Both see noised images (Sønderby et al. 2016, arXiv 1610.04490). Consistency models are
-    trained so, together with `inner`, by Kim et al. 2023 (CTM, arXiv 2310.02279, section 3.3).
-
-    Args:
-        judge_fn: `(judge, x f32[B, ...], **cond) -> f32[B]`, higher for data.
-        inner: a loss of this package to add, such as `consistency_distillation_loss`; None for none. It is handed the
-            networks' parameters alone. A recipe around the result says what target it has and whether it distils.
-        weight: of the adversarial term beside `inner`.
-        penalty: of the judge's slope; R3GAN's gamma.
-        instance_noise: standard deviation of the noise that the judge sees everything through, in units of the data.
-        lowest: noise level, above the scheduler's sigma_min, below which nothing is judged.
-
-    Returns:
-        The loss; its metrics are `loss` (the network's), `judge_loss` and `gap`, the mean of judge(data) -
-        judge(samples), which is 0 when the judge is deceived.
-
-    Raises:
-        ValueError: when the loss is called with a scheduler whose levels do not hold `lowest`.
+    Attributes:
+        network: parameters of the network, as the inner loss trains them.
+        discriminator: parameters of the discriminator.
     """
 
-    def adversarial(key, apply_fn, params, fixed, batch, step, config):
-        sigma_min, sigma_max, rho = config.grid
-        if not sigma_min < lowest < sigma_max:
+    network: Any
+    discriminator: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversarial(Loss):
+    """Makes single calls of a consistency model look like the data, to a second network.
+
+    The discriminator compares data with `f(x0 + sigma z, sigma)`: for half of a batch at sigma_max,
+    where one-step sampling starts, for the rest at levels uniform along the Karras grid from there
+    down to `lowest_sigma`. Both networks learn in the same step, each from its own terms: the
+    relativistic pairing loss (Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2024, R3GAN,
+    arXiv 2501.05441, equation 2), and for the discriminator R1, the penalty of its gradient at the
+    data (Mescheder et al. 2018, arXiv 1801.04406, equation 9). Both see their images with a little
+    noise (Sønderby et al. 2016, arXiv 1610.04490). Kim et al. 2023 (CTM, arXiv 2310.02279, section
+    3.3) train consistency models so, on top of another loss.
+
+    `params` are `AdversarialParams`. Metrics are `loss`, the network's; `discriminator_loss`; and
+    `gap`, the mean of discriminator(data) - discriminator(samples), 0 when it is fooled.
+
+    Attributes:
+        scheduler: says what the network means, and the range of noise levels.
+        discriminator_fn: `(discriminator, x f32[B, ...], **cond) -> f32[B]`, higher for data.
+        inner: a loss to add, such as `ConsistencyDistillation`; None for none. Its teacher and
+            target are this loss's.
+        weight: of the adversarial term, where the inner loss counts 1.
+        gradient_penalty: weight of R1; gamma of R3GAN.
+        instance_noise: standard deviation of the noise that is added to the discriminator's images.
+        lowest_sigma: lowest noise level whose samples it sees, above the scheduler's sigma_min.
+
+    Raises:
+        ValueError: for values outside their domain.
+    """
+
+    scheduler: Any
+    discriminator_fn: Callable[..., jax.Array]
+    inner: Loss | None = None
+    weight: float = 1.0
+    gradient_penalty: float = 0.02
+    instance_noise: float = 0.05
+    lowest_sigma: float = 0.3
+
+    _domains = {
+        "weight": (0.0, 1e6),
+        "gradient_penalty": (0.0, 1e6),
+        "instance_noise": (0.0, 1e6),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sigma_data(self.scheduler)
+        sigma_min, sigma_max, _ = karras_range(self.scheduler)
+        if not sigma_min < self.lowest_sigma < sigma_max:
             raise ValueError(
-                f"lowest must be a noise level between {sigma_min} and {sigma_max}, got {lowest}"
+                f"lowest_sigma must be a noise level between {sigma_min} and {sigma_max}, "
+                f"got {self.lowest_sigma}"
             )
-        data, cond = split(batch)
-        inner_key, level_key, noise_key, *blur_keys = jax.random.split(key, 5)
-        count = data.shape[0]
-        ramp = jnp.where(jnp.arange(count) < count // 2, 0, jax.random.uniform(level_key, (count,)))
-        sigma = karras_sigmas(ramp, lowest, sigma_max, rho)
-        noisy = combine((1, data), (sigma, jax.random.normal(noise_key, data.shape)))
-        made = consistency_function(
-            apply_fn, params.network, config.scheduler, noisy, sigma, **cond
+
+    @property
+    def needs_teacher(self) -> bool:  # type: ignore[override]  # that of the inner loss
+        """Whether the inner loss distils a teacher."""
+        return self.inner is not None and self.inner.needs_teacher
+
+    @property
+    def preview(self) -> Preview:
+        """As of the inner loss."""
+        return super().preview if self.inner is None else self.inner.preview
+
+    def target_decay_at(self, step):
+        """Returns the decay of the inner loss's target."""
+        return None if self.inner is None else self.inner.target_decay_at(step)
+
+    def prepare_params(self, params: AdversarialParams) -> AdversarialParams:
+        """Returns the parameters, with what the inner loss trains with the network."""
+        if self.inner is None:
+            return params
+        return params._replace(network=self.inner.prepare_params(params.network))
+
+    def network_params(self, params: AdversarialParams) -> Any:
+        """Returns the network's parameters, without the discriminator's."""
+        if self.inner is None:
+            return params.network
+        return self.inner.network_params(params.network)
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the sum of both networks' losses."""
+        inner_key, level_key, noise_key, real_key, fake_key = random.split(key, 5)
+        data, cond = split_batch(batch)
+
+        # Samples of single calls from noisy data.
+        sigma = self._draw_sigmas(level_key, data.shape[0])
+        noisy = add_noise(data, sigma, random.normal(noise_key, data.shape))
+        fake = consistency_function(
+            apply_fn, self.network_params(params), self.scheduler, noisy, sigma, **cond
         )
-        made = jnp.clip(made, -1, 1) if config.scheduler.clip_denoised else made
-        real, made = (
-            x + instance_noise * jax.random.normal(k, x.shape)
-            for x, k in zip((data, made), blur_keys, strict=True)
+        if getattr(self.scheduler, "clip_denoised", False):
+            fake = jnp.clip(fake, -1, 1)
+
+        # What the discriminator sees has a little noise.
+        real = data + self.instance_noise * random.normal(real_key, data.shape)
+        fake = fake + self.instance_noise * random.normal(fake_key, data.shape)
+
+        network_loss = self.weight * self._generator_loss(params, real, fake, cond)
+        discriminator_loss, gap = self._discriminator_loss(params, real, fake, cond)
+        if self.inner is not None:
+            target = None if frozen.target is None else frozen.target.network
+            inner_frozen = Frozen(target, frozen.teacher)
+            inner_loss, _ = self.inner(
+                inner_key, apply_fn, params.network, inner_frozen, batch, step
+            )
+            network_loss += inner_loss
+        metrics = {
+            "loss": network_loss,
+            "discriminator_loss": discriminator_loss,
+            "gap": jnp.mean(gap),
+        }
+        return network_loss + discriminator_loss, metrics
+
+    def _draw_sigmas(self, key, count):
+        """Returns noise levels f32[count]: sigma_max for a half, the rest down to lowest_sigma."""
+        _, sigma_max, rho = karras_range(self.scheduler)
+        is_highest = jnp.arange(count) < count // 2
+        ramp = jnp.where(is_highest, 0, random.uniform(key, (count,)))
+        return karras_sigmas(ramp, self.lowest_sigma, sigma_max, rho)
+
+    def _generator_loss(self, params, real, fake, cond):
+        """The network's adversarial term; the discriminator gets no gradient from it."""
+        discriminator = jax.lax.stop_gradient(params.discriminator)
+        score_real = self.discriminator_fn(discriminator, real, **cond)
+        score_fake = self.discriminator_fn(discriminator, fake, **cond)
+        return jnp.mean(jax.nn.softplus(score_real - score_fake))
+
+    def _discriminator_loss(self, params, real, fake, cond):
+        """The discriminator's loss and the gap of its scores; the network gets no gradient."""
+        discriminator = params.discriminator
+        score_real, vjp_fn = jax.vjp(
+            lambda x: self.discriminator_fn(discriminator, x, **cond), real
         )
+        score_fake = self.discriminator_fn(discriminator, jax.lax.stop_gradient(fake), **cond)
+        gap = score_real - score_fake
 
-        def judge(judge_params, x):
-            return judge_fn(judge_params, x, **cond)
-
-        still = jax.lax.stop_gradient
-        deceiving = jnp.mean(
-            jax.nn.softplus(judge(still(params.judge), real) - judge(still(params.judge), made))
-        )
-        of_real, pull = jax.vjp(lambda x: judge(params.judge, x), real)
-        (slope,) = pull(jnp.ones_like(of_real))
-        gap = of_real - judge(params.judge, still(made))
-        judge_loss = (
-            jnp.mean(jax.nn.softplus(-gap)) + penalty / 2 * jnp.sum(jnp.square(slope)) / count
-        )
-
-        network_loss = weight * deceiving
-        if inner is not None:
-            network_loss += inner(
-                inner_key, apply_fn, params.network, _networks(fixed), batch, step, config
-            )[0]
-        metrics = {"loss": network_loss, "judge_loss": judge_loss, "gap": jnp.mean(gap)}
-        return network_loss + judge_loss, metrics
-
-    return adversarial
-
-
-def _networks(fixed):
-    """The target's network, or with it the teacher, which has no judge."""
-    return fixed.network if isinstance(fixed, Judged) else (fixed[0].network, fixed[1])
+        # R1: the squared gradient by the images, a mean over the batch.
+        (slope,) = vjp_fn(jnp.ones_like(score_real))
+        penalty = self.gradient_penalty / 2 * jnp.sum(jnp.square(slope)) / real.shape[0]
+        return jnp.mean(jax.nn.softplus(-gap)) + penalty, gap

@@ -1,154 +1,120 @@
-"""Consistency in the limit of neighbouring levels: the 2023 paper's, and the simplified one (sCM), by forward mode."""
+"""The continuous-time losses of 2023: consistency between infinitely close noise levels."""
+
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax import random
 
 from cmjax.arrays import ApplyFn, combine
-from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
+from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
-from cmjax.training.discretization import tangent_warmup
 from cmjax.training.losses.base import (
-    Batch,
-    LossConfig,
-    Metrics,
-    draw_levels,
-    mean_square,
-    split,
+    Loss,
+    add_noise,
+    check_sigma_data,
+    karras_range,
+    split_batch,
     teacher_slope,
-    unweighted,
-    weigh_levels,
 )
+from cmjax.training.losses.metrics import mean_square
 
 
-def continuous_training_loss(
-    key: jax.Array,
-    apply_fn: ApplyFn,
-    params,
-    target_params,
-    batch: Batch,
-    step: jax.Array,
-    config: LossConfig,
-) -> tuple[jax.Array, Metrics]:
-    """Consistency training between infinitely close levels (Song et al. 2023, theorem 6), with the l2 metric.
+@dataclasses.dataclass(frozen=True)
+class ContinuousConsistencyTraining(Loss):
+    """Consistency training between infinitely close levels (Song et al. 2023, theorem 6).
 
-    Its gradient is the limit of N - 1 times the discrete loss's on N levels, which is what the paper's
-    pseudo-objective is for; the value is written as a square, `|f - f_target + df_target/du|^2`, of that gradient.
+    Its gradient is the limit of N - 1 times that of `ConsistencyTraining` on N levels with the l2
+    metric, which is what the paper's pseudo-objective is for. The value is the square of which
+    that is the gradient, `|f - f_target + df_target/du|^2`. Kept for study: it is unstable, as the
+    paper says.
+
+    Attributes:
+        scheduler: says what the network means, and the range of noise levels.
+
+    Raises:
+        ValueError: if the scheduler has no range of noise levels.
     """
-    del step
-    return _continuous(
-        key, apply_fn, params, target_params, batch, config, lambda x, sigma, noise: noise
-    )
+
+    scheduler: Any
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sigma_data(self.scheduler)
+        karras_range(self.scheduler)
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `frozen.teacher` and `step` are not used."""
+        del step
+
+        def slope(x, sigma, noise):
+            # Without a teacher the slope of x0 + sigma z at fixed z, right on average.
+            del x, sigma
+            return noise
+
+        return _continuous_loss(self.scheduler, key, apply_fn, params, frozen.target, batch, slope)
 
 
-def continuous_distillation_loss(
-    key: jax.Array,
-    apply_fn: ApplyFn,
-    params,
-    target_params,
-    batch: Batch,
-    step: jax.Array,
-    config: LossConfig,
-) -> tuple[jax.Array, Metrics]:
-    """As `continuous_training_loss`, along the teacher's ODE (Song et al. 2023, theorem 5).
+@dataclasses.dataclass(frozen=True)
+class ContinuousConsistencyDistillation(Loss):
+    """Consistency distillation between infinitely close levels (Song et al. 2023, theorem 5).
 
-    `target_params` is the pair (target, teacher).
+    As `ContinuousConsistencyTraining`, along the teacher's probability-flow ODE.
+
+    Attributes:
+        scheduler: says what the networks mean, and the range of noise levels.
+        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None for the
+            student's.
+
+    Raises:
+        ValueError: if the scheduler has no range of noise levels.
     """
-    del step
-    slope = teacher_slope(config, apply_fn, target_params[1], split(batch)[1])
-    return _continuous(
-        key, apply_fn, params, target_params[0], batch, config, lambda x, sigma, _: slope(x, sigma)
-    )
+
+    scheduler: Any
+    teacher_fn: ApplyFn | None = None
+
+    needs_teacher: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sigma_data(self.scheduler)
+        karras_range(self.scheduler)
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `step` is not used."""
+        del step
+        cond = split_batch(batch)[1]
+        ode_slope = teacher_slope(self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond)
+
+        def slope(x, sigma, noise):
+            del noise
+            return ode_slope(x, sigma)
+
+        return _continuous_loss(self.scheduler, key, apply_fn, params, frozen.target, batch, slope)
 
 
-def scm_training_loss(
-    key: jax.Array,
-    apply_fn: ApplyFn,
-    params,
-    target_params,
-    batch: Batch,
-    step: jax.Array,
-    config: LossConfig,
-) -> tuple[jax.Array, Metrics]:
-    """Simplified continuous-time consistency training, sCT (Lu & Song 2024, Algorithm 1).
+def _continuous_loss(scheduler, key, apply_fn, params, target_params, batch, slope):
+    """The loss with x moving along `slope(x, sigma, noise)`, dx/dsigma."""
+    data, cond = split_batch(batch)
 
-    The network may be in TrigFlow's terms (`SCMScheduler`) or EDM's, which differ by scalings alone. With parameters
-    `with_level_weight` the weighting is adaptive.
-    """
-    return _scm(key, apply_fn, params, target_params, batch, step, config, None)
-
-
-def scm_distillation_loss(
-    key: jax.Array,
-    apply_fn: ApplyFn,
-    params,
-    target_params,
-    batch: Batch,
-    step: jax.Array,
-    config: LossConfig,
-) -> tuple[jax.Array, Metrics]:
-    """Simplified continuous-time consistency distillation, sCD (Lu & Song 2024, Algorithm 1).
-
-    As `scm_training_loss`, along the ODE of a teacher that denoises; `target_params` is the pair (target, teacher).
-    """
-    target_params, teacher_params = target_params
-    teacher = trigflow_network(config.teacher_fn or apply_fn, config.scheduler, edm_denoiser)
-
-    def slope(x, t, **cond):  # dx/dt = sigma_data F(x / sigma_data, t) (equation 4)
-        return config.scheduler.sigma_data * teacher(teacher_params, x, t, **cond)
-
-    return _scm(key, apply_fn, params, target_params, batch, step, config, slope)
-
-
-def _continuous(key, apply_fn, params, target_params, batch, config, slope):
-    scheduler, (data, cond) = config.scheduler, split(batch)
-    level_key, noise_key = jax.random.split(key)
-    ramp = jax.random.uniform(level_key, data.shape[:1])
+    # Levels uniform along the grid, u from 0 (sigma_min) to 1, and dsigma/du.
+    level_key, noise_key = random.split(key)
+    u = random.uniform(level_key, data.shape[:1])
     sigma, rate = jax.jvp(
-        lambda u: karras_sigmas(1 - u, *config.grid),
-        (ramp,),
-        (1 + 0 * ramp,),
+        lambda u: karras_sigmas(1 - u, *karras_range(scheduler)), (u,), (1 + 0 * u,)
     )
-    noise = jax.random.normal(noise_key, data.shape)
-    noisy = combine((1, data), (sigma, noise))
+    noise = random.normal(noise_key, data.shape)
+    noisy = add_noise(data, sigma, noise)
 
     def f(params, x, sigma):
         return consistency_function(apply_fn, params, scheduler, x, sigma, **cond)
 
-    along = combine((rate, slope(noisy, sigma, noise)))
+    # The target's total derivative df/du along the path, in one forward-mode pass.
+    dx_du = combine((rate, slope(noisy, sigma, noise)))
     value, tangent = jax.jvp(
-        lambda x, sigma: f(target_params, x, sigma), (noisy, sigma), (along, rate)
+        lambda x, sigma: f(target_params, x, sigma), (noisy, sigma), (dx_du, rate)
     )
     target = jax.lax.stop_gradient(value - tangent)
     loss = jnp.mean(mean_square(f(params, noisy, sigma) - target))
     return loss, {"loss": loss}
-
-
-def _scm(key, apply_fn, params, target_params, batch, step, config, slope):
-    sigma_data, (data, cond) = config.scheduler.sigma_data, split(batch)
-    level_key, noise_key = jax.random.split(key)
-    sigma = draw_levels(level_key, data.shape[0], config)
-    t = jnp.arctan(sigma / sigma_data)
-    cos, sin = jnp.cos(t), jnp.sin(t)
-    noise = sigma_data * jax.random.normal(noise_key, data.shape)
-    x = combine((cos, data), (sin, noise))
-    dx = combine((cos, noise), (-sin, data)) if slope is None else slope(x, t, **cond)
-
-    network = trigflow_network(apply_fn, config.scheduler, consistency_function)
-    # All of cos t sin t dF/dt in one product, whose factors stay bounded (section 4.2, JVP rearrangement).
-    value, tangent = jax.jvp(
-        lambda x, t: network(unweighted(target_params), x, t, **cond),
-        (x, t),
-        (combine((cos * sin, dx)), cos * sin),
-    )
-    warmup = tangent_warmup(step, config.tangent_warmup)
-    g = combine(
-        (-jnp.square(cos) * sigma_data, value),
-        (jnp.square(cos), dx),
-        (-warmup * cos * sin, x),
-        (-warmup * sigma_data, tangent),
-    )
-    norm = jnp.sqrt(mean_square(g) * g[0].size)
-    target = jax.lax.stop_gradient(combine((1, value), (1 / (norm + config.tangent_c), g)))
-    error = mean_square(network(unweighted(params), x, t, **cond) - target)
-    loss = jnp.mean(weigh_levels(params, error, sigma))
-    return loss, {"loss": loss, "tangent_norm": jnp.mean(norm)}

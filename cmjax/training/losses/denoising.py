@@ -1,80 +1,79 @@
-"""Teachers: denoising, and the progressive distillation that consistency models are compared with."""
+"""Denoising score matching: how teachers, and the networks to fine-tune, are trained."""
 
-import jax
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
+from jax import random
 
-from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import edm_denoiser
-from cmjax.training.discretization import adjacent_levels
+from cmjax.schedulers.heun import EDMHeunScheduler
 from cmjax.training.losses.base import (
-    Batch,
-    LossConfig,
-    Metrics,
-    draw_levels,
-    mean_square,
-    split,
-    teacher_slope,
+    Loss,
+    Preview,
+    add_noise,
+    check_sigma_data,
+    draw_sigmas,
+    split_batch,
 )
+from cmjax.training.losses.metrics import mean_square
 
 
-def denoising_loss(
-    key: jax.Array,
-    apply_fn: ApplyFn,
-    params,
-    target_params,
-    batch: Batch,
-    step: jax.Array,
-    config: LossConfig,
-) -> tuple[jax.Array, Metrics]:
-    """EDM's denoising score matching, weighted to unit output scale (Karras et al. 2022, equation 8).
+@dataclasses.dataclass(frozen=True)
+class Denoising(Loss):
+    """EDM's denoising loss, weighted to unit output scale (Karras et al. 2022, equation 8).
 
-    With an `SCMScheduler` it is TrigFlow's `|sigma_data F - dx/dt|^2 / sigma_data^2` (Lu & Song 2024, equation 3).
+    `(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x0 + sigma z, sigma) - x0|^2`. With an
+    `SCMScheduler` this is TrigFlow's `|sigma_data F - dx/dt|^2 / sigma_data^2` (Lu and Song 2024,
+    equation 3).
+
+    Attributes:
+        scheduler: says what the network means, and the range of noise levels.
+        p_mean: mean of log sigma, P_mean of table 1.
+        p_std: standard deviation of log sigma, P_std of table 1.
+        uniform_fraction: share of the noise levels that are drawn uniformly along the Karras grid
+            instead; see `draw_sigmas`. 0 in the paper.
+
+    Raises:
+        ValueError: for values outside their domain.
     """
-    del target_params, step
-    scheduler, (data, cond) = config.scheduler, split(batch)
-    level_key, noise_key = jax.random.split(key)
-    sigma = draw_levels(level_key, data.shape[0], config)
-    noisy = combine((1, data), (sigma, jax.random.normal(noise_key, data.shape)))
-    error = edm_denoiser(apply_fn, params, scheduler, noisy, sigma, **cond) - data
-    weight = (jnp.square(sigma) + scheduler.sigma_data**2) / jnp.square(
-        sigma * scheduler.sigma_data
-    )
-    loss = jnp.mean(weight * mean_square(error))
-    return loss, {"loss": loss}
 
+    scheduler: Any
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    uniform_fraction: float = 0.0
 
-def progressive_distillation_loss(
-    key: jax.Array,
-    apply_fn: ApplyFn,
-    params,
-    target_params,
-    batch: Batch,
-    step: jax.Array,
-    config: LossConfig,
-) -> tuple[jax.Array, Metrics]:
-    """One DDIM step of the student does two of the teacher (Salimans & Ho 2022, Algorithm 2).
+    _domains = {"p_mean": (-50.0, 50.0), "p_std": (1e-6, 50.0), "uniform_fraction": (0.0, 1.0)}
 
-    The student takes `config.s1` steps over the Karras grid, the teacher twice as many. DDIM on EDM levels is Euler's
-    method. A round of the distillation is a run with this loss; the next has half the `s1`, and this student for its
-    teacher. `target_params` is the pair (ignored, teacher). Weighted by the truncated signal-to-noise ratio,
-    `max(1 / sigma^2, 1)` (section 4 there).
-    """
-    del step
-    scheduler, (data, cond) = config.scheduler, split(batch)
-    level_key, noise_key = jax.random.split(key)
-    index = jax.random.randint(level_key, data.shape[:1], 0, config.s1)
-    grid = jnp.int32(2 * config.s1 + 1), *config.grid
-    high, middle = adjacent_levels(2 * index, *grid)
-    _, low = adjacent_levels(2 * index + 1, *grid)
+    def __post_init__(self):
+        super().__post_init__()
+        check_sigma_data(self.scheduler)
 
-    noisy = combine((1, data), (high, jax.random.normal(noise_key, data.shape)))
-    slope = teacher_slope(config, apply_fn, target_params[1], cond)
-    halfway = combine((1, noisy), (middle - high, slope(noisy, high)))
-    end = combine((1, halfway), (low - middle, slope(halfway, middle)))
-    # The x0 that takes one Euler step from `noisy` to `end` (appendix G there).
-    target = combine((high / (high - low), end), (-low / (high - low), noisy))
-    error = edm_denoiser(apply_fn, params, scheduler, noisy, high, **cond) - jax.lax.stop_gradient(
-        target
-    )
-    loss = jnp.mean(jnp.maximum(1 / jnp.square(high), 1) * mean_square(error))
-    return loss, {"loss": loss}
+    @property
+    def preview(self) -> Preview:
+        """Heun's method in 18 steps, the paper's sampler for CIFAR-10."""
+        return Preview((18,), EDMHeunScheduler)
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `frozen` and `step` are not used."""
+        del frozen, step
+        data, cond = split_batch(batch)
+        sigma_data = self.scheduler.sigma_data
+
+        # Noisy samples.
+        level_key, noise_key = random.split(key)
+        sigma = draw_sigmas(
+            level_key,
+            data.shape[0],
+            self.scheduler,
+            self.p_mean,
+            self.p_std,
+            self.uniform_fraction,
+        )
+        noisy = add_noise(data, sigma, random.normal(noise_key, data.shape))
+
+        # The weighted error of the denoiser, lambda(sigma) of table 1.
+        error = edm_denoiser(apply_fn, params, self.scheduler, noisy, sigma, **cond) - data
+        weight = (jnp.square(sigma) + sigma_data**2) / jnp.square(sigma * sigma_data)
+        loss = jnp.mean(weight * mean_square(error))
+        return loss, {"loss": loss}

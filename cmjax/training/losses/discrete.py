@@ -1,153 +1,209 @@
-"""Consistency between two noise levels: distillation (CD), training (CT), improved (iCT) and easy (ECT)."""
+"""Consistency between two noise levels: distillation (CD) and training (CT)."""
+
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax import random
 
 from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import consistency_function
 from cmjax.training.discretization import (
     adjacent_levels,
-    consistency_num_scales,
-    doubling_num_scales,
-    easy_consistency_level,
-    lognormal_index,
+    growing_num_levels,
+    growing_target_decay,
 )
 from cmjax.training.losses.base import (
-    Batch,
-    LossConfig,
-    Metrics,
-    distance,
-    draw_levels,
-    split,
+    Loss,
+    add_noise,
+    check_metric,
+    check_sigma_data,
+    check_total_steps,
+    karras_range,
+    split_batch,
     teacher_slope,
 )
+from cmjax.training.losses.metrics import Metric, PseudoHuber
+
+LEVELS = (1, 1_000_000)  # how many noise levels a grid may have
 
 
-def consistency_distillation_loss(
-    key: jax.Array,
-    apply_fn: ApplyFn,
-    params,
-    target_params,
-    batch: Batch,
-    step: jax.Array,
-    config: LossConfig,
-) -> tuple[jax.Array, Metrics]:
-    """Consistency distillation with one step of the teacher's ODE, Heun's or Euler's (Song et al. 2023, Algorithm 2).
+class DiscreteLoss(Loss):
+    """What the losses between two levels need: a range of noise levels, and a metric."""
 
-    `target_params` is the pair (target, teacher); the teacher is an EDM denoiser. The grid has `config.s1`
-    levels throughout.
+    scheduler: Any
+    metric: Any
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sigma_data(self.scheduler)
+        karras_range(self.scheduler)
+        check_metric(self.metric)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConsistencyDistillation(DiscreteLoss):
+    """Consistency distillation, CD (Song et al. 2023, Algorithm 2).
+
+    The estimate at one level is compared with that at the next lower one, where one step of the
+    teacher's ODE leads. The teacher is an EDM denoiser. Defaults are the paper's for CIFAR-10
+    (appendix C, table 3), but for the metric: LPIPS there.
+
+    Attributes:
+        scheduler: says what the networks mean, and the range of noise levels.
+        num_levels: N, the number of noise levels on the Karras grid, throughout.
+        target_decay: mu, the decay of the target's moving average, throughout; 0 for the parameters
+            of the step before.
+        solver: method of the teacher's step, "heun" or "euler".
+        metric: how two estimates of x0 are compared, `(a, b) -> f32[B]`.
+        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None for the
+            student's.
+
+    Raises:
+        ValueError: for values outside their domain.
     """
-    del step
-    config.check_scales(2)
-    target_params, teacher_params = target_params
-    data, cond = split(batch)
-    level_key, noise_key = jax.random.split(key)
-    higher, lower = _uniform_pair(level_key, data.shape[0], jnp.int32(config.s1), config)
-    noisy = combine((1, data), (higher, jax.random.normal(noise_key, data.shape)))
-    earlier = ode_step(
-        config, teacher_slope(config, apply_fn, teacher_params, cond), noisy, higher, lower
-    )
-    target = consistency_function(apply_fn, target_params, config.scheduler, earlier, lower, **cond)
-    estimate = consistency_function(apply_fn, params, config.scheduler, noisy, higher, **cond)
-    loss = jnp.mean(distance(config, estimate, target))
-    return loss, {"loss": loss}
 
+    scheduler: Any
+    num_levels: int = 18
+    target_decay: float = 0.0
+    solver: str = "heun"
+    metric: Metric = PseudoHuber()
+    teacher_fn: ApplyFn | None = None
 
-def consistency_training_loss(
-    key: jax.Array,
-    apply_fn: ApplyFn,
-    params,
-    target_params,
-    batch: Batch,
-    step: jax.Array,
-    config: LossConfig,
-) -> tuple[jax.Array, Metrics]:
-    """Consistency training on adjacent levels of a growing grid (Song et al. 2023, Algorithm 3)."""
-    config.check_scales(config.s0)
-    level_key, noise_key = jax.random.split(key)
-    num_scales = consistency_num_scales(step, config.total_steps, config.s0, config.s1)
-    higher, lower = _uniform_pair(level_key, batch["data"].shape[0], num_scales, config)
-    loss = jnp.mean(
-        _consistency_distance(
-            noise_key, apply_fn, params, target_params, batch, higher, lower, config
+    needs_teacher: ClassVar[bool] = True
+    _domains = {
+        "num_levels": (2, 1_000_000),
+        "target_decay": (0.0, 1.0),
+        "solver": ("heun", "euler"),
+    }
+
+    def target_decay_at(self, step):
+        """Returns `target_decay`, at every step."""
+        return jnp.float32(self.target_decay)
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `step` is not used."""
+        del step
+        data, cond = split_batch(batch)
+        level_key, noise_key = random.split(key)
+        higher, lower = _uniform_pair(
+            level_key, data.shape[0], jnp.int32(self.num_levels), self.scheduler
         )
-    )
-    return loss, {"loss": loss, "num_scales": num_scales}
+        noisy = add_noise(data, higher, random.normal(noise_key, data.shape))
+
+        # One step of the teacher's probability-flow ODE.
+        slope = teacher_slope(self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond)
+        less_noisy = ode_step(self.solver, slope, noisy, higher, lower)
+
+        target = consistency_function(
+            apply_fn, frozen.target, self.scheduler, less_noisy, lower, **cond
+        )
+        estimate = consistency_function(apply_fn, params, self.scheduler, noisy, higher, **cond)
+        loss = jnp.mean(self.metric(estimate, jax.lax.stop_gradient(target)))
+        return loss, {"loss": loss}
 
 
-def improved_consistency_loss(
-    key: jax.Array,
-    apply_fn: ApplyFn,
-    params,
-    target_params,
-    batch: Batch,
-    step: jax.Array,
-    config: LossConfig,
-) -> tuple[jax.Array, Metrics]:
-    """Improved consistency training, iCT (Song & Dhariwal 2023, table 1).
+@dataclasses.dataclass(frozen=True)
+class ConsistencyTraining(DiscreteLoss):
+    """Consistency training, CT, on a grid of levels that grows (Song et al. 2023, Algorithm 3).
 
-    Grids that double, levels lognormal over the grid, weighted by 1/(higher - lower). Its target is the parameters
-    themselves: no moving average.
+    Defaults are the paper's for CIFAR-10 (appendix C, table 3), but for the metric: LPIPS there.
+
+    Attributes:
+        scheduler: says what the network means, and the range of noise levels.
+        total_steps: K, length of the run, over which the grid grows.
+        initial_levels: s0, the number of noise levels at the start.
+        final_levels: s1, the number of noise levels at the end (the paper's formula ends with one
+            more).
+        initial_target_decay: mu0, the decay of the target's moving average at the start. It grows
+            with the number of levels.
+        metric: how two estimates of x0 are compared, `(a, b) -> f32[B]`.
+
+    Raises:
+        ValueError: for values outside their domain.
     """
-    config.check_scales(config.s0)
-    count = batch["data"].shape[0]
-    level_key, noise_key = jax.random.split(key)
-    num_scales = doubling_num_scales(step, config.total_steps, config.s0, config.s1)
-    grid = num_scales, *config.grid
-    index = lognormal_index(level_key, count, config.p_mean, config.p_std, *grid)
-    higher, lower = adjacent_levels(index, *grid)
-    errors = _consistency_distance(
-        noise_key, apply_fn, params, target_params, batch, higher, lower, config
-    )
-    loss = jnp.mean(errors / (higher - lower))
-    return loss, {"loss": loss, "num_scales": num_scales}
 
+    scheduler: Any
+    total_steps: int
+    initial_levels: int = 2
+    final_levels: int = 150
+    initial_target_decay: float = 0.9
+    metric: Metric = PseudoHuber()
 
-def easy_consistency_loss(
-    key: jax.Array,
-    apply_fn: ApplyFn,
-    params,
-    target_params,
-    batch: Batch,
-    step: jax.Array,
-    config: LossConfig,
-) -> tuple[jax.Array, Metrics]:
-    """Easy consistency tuning: from a denoiser to a consistency model by r/t -> 1 (Geng et al. 2024).
+    _domains = {
+        "initial_levels": LEVELS,
+        "final_levels": LEVELS,
+        "initial_target_decay": (0.0, 1.0),
+    }
 
-    Weighted by 1/(t - r), with the pseudo-Huber metric (section 3.3 there).
-    """
-    level_key, noise_key = jax.random.split(key)
-    t = draw_levels(level_key, batch["data"].shape[0], config)
-    r = easy_consistency_level(t, step, config.total_steps / config.stages, config.q)
-    r = jnp.clip(r, config.grid[0], (1 - 1e-5) * t)  # closer than that, float32 sees no difference
-    errors = _consistency_distance(noise_key, apply_fn, params, target_params, batch, t, r, config)
-    loss = jnp.mean(errors / (t - r))
-    return loss, {"loss": loss, "ratio": jnp.mean(r / t)}
+    def __post_init__(self):
+        super().__post_init__()
+        check_total_steps(self.total_steps)
+        check_growth(self, "initial_levels", "final_levels")
+
+    def num_levels_at(self, step: jax.Array) -> jax.Array:
+        """Returns N(k), the number of noise levels at a training step, i32[]."""
+        return growing_num_levels(step, self.total_steps, self.initial_levels, self.final_levels)
+
+    def target_decay_at(self, step):
+        """Returns mu(k), the decay at a training step."""
+        return growing_target_decay(
+            self.num_levels_at(step), self.initial_levels, self.initial_target_decay
+        )
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `frozen.teacher` is not used."""
+        level_key, noise_key = random.split(key)
+        num_levels = self.num_levels_at(step)
+        higher, lower = _uniform_pair(level_key, batch["data"].shape[0], num_levels, self.scheduler)
+        distance = distance_between(
+            self, noise_key, apply_fn, params, frozen.target, batch, higher, lower
+        )
+        loss = jnp.mean(distance)
+        return loss, {"loss": loss, "num_levels": num_levels}
 
 
 def ode_step(
-    config: LossConfig, slope, x: jax.Array, sigma: jax.Array, lower: jax.Array
+    solver: str, slope: Any, x: jax.Array, sigma: jax.Array, next_sigma: jax.Array
 ) -> jax.Array:
-    """Returns x `[B, ...]` moved from the levels sigma to lower, f32[B], along `slope` (Karras et al. 2022, Alg. 1)."""
-    gap, first = lower - sigma, slope(x, sigma)
+    """Returns x `[B, ...]` after a step along an ODE (Karras et al. 2022, Algorithm 1).
+
+    Args:
+        solver: "euler" or "heun".
+        slope: `(x, sigma) -> dx/dsigma`.
+        x: samples `[B, ...]` at `sigma`.
+        sigma: their noise levels, f32[B].
+        next_sigma: noise levels to step to, f32[B].
+    """
+    gap = next_sigma - sigma
+    first = slope(x, sigma)
     euler = combine((1, x), (gap, first))
-    if config.solver == "euler":
+    if solver == "euler":
         return euler
-    return combine((1, x), (gap / 2, first), (gap / 2, slope(euler, lower)))
+    return combine((1, x), (gap / 2, first), (gap / 2, slope(euler, next_sigma)))
 
 
-def _uniform_pair(key, count, num_scales, config):
-    index = jax.random.randint(key, (count,), 0, num_scales - 1)
-    return adjacent_levels(index, num_scales, *config.grid)
+def check_growth(loss, first, last):
+    """Checks that a grid does not shrink over the run."""
+    least = getattr(loss, first)
+    if getattr(loss, last) < least:
+        raise ValueError(f"{last} must be at least {first}={least}, got {getattr(loss, last)}")
 
 
-def _consistency_distance(key, apply_fn, params, target_params, batch, higher, lower, config):
-    """d(f(x + higher z), f_target(x + lower z)), f32[B], with the same z."""
-    data, cond = split(batch)
-    noise = jax.random.normal(key, data.shape)
+def _uniform_pair(key, count, num_levels, scheduler):
+    """Neighbouring levels (higher, lower), f32[count] each, uniform over the Karras grid."""
+    index = random.randint(key, (count,), 0, num_levels - 1)
+    return adjacent_levels(index, num_levels, *karras_range(scheduler))
+
+
+def distance_between(loss, key, apply_fn, params, target_params, batch, higher, lower):
+    """Returns d(f(x + higher z), f_target(x + lower z)), f32[B], with the same noise z."""
+    data, cond = split_batch(batch)
+    noise = random.normal(key, data.shape)
 
     def f(params, sigma):
-        noisy = combine((1, data), (sigma, noise))
-        return consistency_function(apply_fn, params, config.scheduler, noisy, sigma, **cond)
+        noisy = add_noise(data, sigma, noise)
+        return consistency_function(apply_fn, params, loss.scheduler, noisy, sigma, **cond)
 
-    return distance(config, f(params, higher), f(target_params, lower))
+    return loss.metric(f(params, higher), jax.lax.stop_gradient(f(target_params, lower)))

@@ -1,0 +1,154 @@
+"""Consistency training without a moving average: improved (iCT) and easy (ECT)."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jax import random
+
+from cmjax.training.discretization import (
+    adjacent_levels,
+    doubling_num_levels,
+    easy_consistency_level,
+    lognormal_index,
+)
+from cmjax.training.losses.base import check_total_steps, draw_sigmas, karras_range
+from cmjax.training.losses.discrete import (
+    LEVELS,
+    DiscreteLoss,
+    check_growth,
+    distance_between,
+)
+from cmjax.training.losses.metrics import Metric, PseudoHuber
+
+
+@dataclasses.dataclass(frozen=True)
+class ImprovedConsistencyTraining(DiscreteLoss):
+    """Improved consistency training, iCT (Song and Dhariwal 2023, table 1).
+
+    Grids that double, levels lognormal over the grid, distances weighted by 1 / (higher - lower).
+    The target is the parameters themselves. Defaults are the paper's for CIFAR-10.
+
+    Attributes:
+        scheduler: says what the network means, and the range of noise levels.
+        total_steps: K, length of the run, over which the grid grows.
+        initial_intervals: s0, the number of intervals between noise levels at the start.
+        final_intervals: s1, the number of intervals at the end.
+        p_mean: mean of log sigma, P_mean of section 3.5.
+        p_std: standard deviation of log sigma, P_std of section 3.5.
+        metric: how two estimates of x0 are compared, `(a, b) -> f32[B]`.
+
+    Raises:
+        ValueError: for values outside their domain.
+    """
+
+    scheduler: Any
+    total_steps: int
+    initial_intervals: int = 10
+    final_intervals: int = 1280
+    p_mean: float = -1.1
+    p_std: float = 2.0
+    metric: Metric = PseudoHuber()
+
+    _domains = {
+        "initial_intervals": LEVELS,
+        "final_intervals": LEVELS,
+        "p_mean": (-50.0, 50.0),
+        "p_std": (1e-6, 50.0),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_total_steps(self.total_steps)
+        check_growth(self, "initial_intervals", "final_intervals")
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `frozen.teacher` is not used."""
+        level_key, noise_key = random.split(key)
+        num_levels = doubling_num_levels(
+            step, self.total_steps, self.initial_intervals, self.final_intervals
+        )
+
+        # Neighbouring levels, lognormal over the grid (section 3.5).
+        sigma_range = karras_range(self.scheduler)
+        index = lognormal_index(
+            level_key,
+            batch["data"].shape[0],
+            self.p_mean,
+            self.p_std,
+            num_levels,
+            *sigma_range,
+        )
+        higher, lower = adjacent_levels(index, num_levels, *sigma_range)
+
+        # Weighted by lambda(sigma) = 1 / (higher - lower) (section 3.1).
+        distance = distance_between(
+            self, noise_key, apply_fn, params, frozen.target, batch, higher, lower
+        )
+        loss = jnp.mean(distance / (higher - lower))
+        return loss, {"loss": loss, "num_levels": num_levels}
+
+
+@dataclasses.dataclass(frozen=True)
+class EasyConsistencyTuning(DiscreteLoss):
+    """Easy consistency tuning, ECT: from a denoiser to a consistency model (Geng et al. 2024).
+
+    Levels t are drawn lognormal and compared with r < t, whose ratio r/t goes to 1 in stages.
+    Weighted by 1 / (t - r), with the Euclidean norm for a metric (section 3.3). The target is the
+    parameters themselves.
+
+    Attributes:
+        scheduler: says what the network means, and the range of noise levels.
+        total_steps: length of the run, over which the gap 1 - r/t shrinks.
+        num_stages: number of stages; after each the gap is `shrink_factor` times smaller.
+        shrink_factor: q of equation 14.
+        p_mean: mean of log sigma, where levels are lognormal.
+        p_std: standard deviation of log sigma.
+        uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
+            instead; see `draw_sigmas`. 0 in the paper.
+        metric: how two estimates of x0 are compared, `(a, b) -> f32[B]`.
+
+    Raises:
+        ValueError: for values outside their domain.
+    """
+
+    scheduler: Any
+    total_steps: int
+    num_stages: float = 8.0
+    shrink_factor: float = 2.0
+    p_mean: float = -1.1
+    p_std: float = 2.0
+    uniform_fraction: float = 0.0
+    metric: Metric = PseudoHuber(c=0.0)
+
+    _domains = {
+        "num_stages": (1e-6, 1e6),
+        "shrink_factor": (1.000001, 1e6),
+        "p_mean": (-50.0, 50.0),
+        "p_std": (1e-6, 50.0),
+        "uniform_fraction": (0.0, 1.0),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_total_steps(self.total_steps)
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `frozen.teacher` is not used."""
+        level_key, noise_key = random.split(key)
+        t = draw_sigmas(
+            level_key,
+            batch["data"].shape[0],
+            self.scheduler,
+            self.p_mean,
+            self.p_std,
+            self.uniform_fraction,
+        )
+        steps_per_stage = self.total_steps / self.num_stages
+        r = easy_consistency_level(t, step, steps_per_stage, self.shrink_factor)
+        # Closer together than this, float32 sees no difference.
+        r = jnp.clip(r, karras_range(self.scheduler).sigma_min, (1 - 1e-5) * t)
+
+        distance = distance_between(self, noise_key, apply_fn, params, frozen.target, batch, t, r)
+        loss = jnp.mean(distance / (t - r))
+        return loss, {"loss": loss, "ratio": jnp.mean(r / t)}

@@ -1,0 +1,99 @@
+"""The losses by the names that configuration files call them by."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any, cast
+
+from cmjax.arrays import ApplyFn
+from cmjax.configs import did_you_mean, from_json
+from cmjax.training.losses.base import FunctionLoss, Loss
+from cmjax.training.losses.continuous import (
+    ContinuousConsistencyDistillation,
+    ContinuousConsistencyTraining,
+)
+from cmjax.training.losses.denoising import Denoising
+from cmjax.training.losses.discrete import (
+    ConsistencyDistillation,
+    ConsistencyTraining,
+)
+from cmjax.training.losses.improved import EasyConsistencyTuning, ImprovedConsistencyTraining
+from cmjax.training.losses.metrics import metric_from_options
+from cmjax.training.losses.progressive import ProgressiveDistillation
+from cmjax.training.losses.simplified import (
+    SimplifiedConsistencyDistillation,
+    SimplifiedConsistencyTraining,
+)
+
+LOSSES: dict[str, type[Loss]] = {
+    "denoising": Denoising,
+    "progressive": ProgressiveDistillation,
+    "cd": ConsistencyDistillation,
+    "ct": ConsistencyTraining,
+    "ict": ImprovedConsistencyTraining,
+    "ect": EasyConsistencyTuning,
+    "scd": SimplifiedConsistencyDistillation,
+    "sct": SimplifiedConsistencyTraining,
+    "continuous_cd": ContinuousConsistencyDistillation,
+    "continuous_ct": ContinuousConsistencyTraining,
+}
+FROM_THE_RUN = ("scheduler", "total_steps", "teacher_fn")  # fields that the run fills in
+
+
+def find_loss(name: str) -> Callable[..., Any]:
+    """Returns the class of a loss: one of `LOSSES`, or your own by "package.module:Class".
+
+    A name with a colon is imported, so it must come from the user, never from a file of others.
+    It may also name a plain function of a loss's signature.
+
+    Raises:
+        ValueError: for an unknown name, with the closest one, or one that cannot be imported.
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    if not isinstance(name, str) or ":" not in name:
+        raise ValueError(f"there is no loss {name!r}{did_you_mean(name, list(LOSSES))}")
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"the loss {name!r} cannot be imported: {error}") from None
+    if not callable(found):
+        raise ValueError(f"the loss {name!r} must be a class or a function, got {found!r}")
+    return found
+
+
+def make(
+    name: str,
+    scheduler: Any,
+    *,
+    total_steps: int,
+    teacher_fn: ApplyFn | None = None,
+    **options: Any,
+) -> Loss:
+    """Returns a loss by name, as a configuration file describes it.
+
+    Args:
+        name: one of `LOSSES`, or "package.module:Class" for one of your own.
+        scheduler: that the network is trained for.
+        total_steps: length of the run; losses without a curriculum do not use it.
+        teacher_fn: the teacher's network; losses without a teacher do not use it.
+        **options: fields of the loss. The metric may be "l1", "l2" or "pseudo_huber", the last
+            with `huber_c`.
+
+    Raises:
+        ValueError: for an unknown name or option, or a value outside its domain.
+    """
+    cls = find_loss(name)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        if options:
+            raise ValueError(f"the loss {name!r} is a function without options, got {options}")
+        return FunctionLoss(cls)
+
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if "metric" in fields and {"metric", "huber_c"} & options.keys():
+        given = {key: options.pop(key) for key in ("metric", "huber_c") if key in options}
+        options["metric"] = metric_from_options(fields["metric"].default, **given)
+    of_the_run = {"scheduler": scheduler, "total_steps": total_steps, "teacher_fn": teacher_fn}
+    options |= {key: value for key, value in of_the_run.items() if key in fields}
+    return from_json(cast(Any, cls), options)

@@ -1,0 +1,192 @@
+"""Simplified continuous-time consistency models, sCM (Lu and Song 2024, arXiv 2410.11081)."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import random
+
+from cmjax.arrays import ApplyFn, combine
+from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
+from cmjax.training.discretization import tangent_warmup
+from cmjax.training.losses.base import Loss, check_sigma_data, draw_sigmas, split_batch
+from cmjax.training.losses.metrics import mean_square
+from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
+
+_DOMAINS = {
+    "p_mean": (-50.0, 50.0),
+    "p_std": (1e-6, 50.0),
+    "uniform_fraction": (0.0, 1.0),
+    "tangent_warmup_steps": (1, 1_000_000_000),
+    "tangent_c": (0.0, 1e6),
+}
+
+
+class _SimplifiedLoss(Loss):
+    """What training and distillation share: all but the path along which x moves."""
+
+    scheduler: Any
+    p_mean: float
+    p_std: float
+    uniform_fraction: float
+    tangent_warmup_steps: int
+    tangent_c: float
+    adaptive_weight: bool
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sigma_data(self.scheduler)
+
+    def prepare_params(self, params):
+        """Returns the parameters, with those of the weighting if it is adaptive."""
+        return with_level_weight(params) if self.adaptive_weight else params
+
+    def network_params(self, params):
+        """Returns the network's parameters, without those of the weighting."""
+        return params.network if self.adaptive_weight else params
+
+    def _loss(self, key, apply_fn, params, target_params, batch, step, slope):
+        """The loss with x moving along `slope(x, t, **cond)`, dx/dt; None: at fixed noise."""
+        if self.adaptive_weight and not isinstance(params, WeightedParams):
+            raise ValueError(
+                "adaptive_weight=True trains a weighting with the network: pass "
+                "params=loss.prepare_params(params), or set adaptive_weight=False"
+            )
+        data, cond = split_batch(batch)
+        sigma_data = self.scheduler.sigma_data
+
+        # Noisy samples on TrigFlow's path (section 3).
+        level_key, noise_key = random.split(key)
+        sigma = draw_sigmas(
+            level_key,
+            data.shape[0],
+            self.scheduler,
+            self.p_mean,
+            self.p_std,
+            self.uniform_fraction,
+        )
+        t = jnp.arctan(sigma / sigma_data)
+        cos = jnp.cos(t)
+        sin = jnp.sin(t)
+        noise = sigma_data * random.normal(noise_key, data.shape)
+        x = combine((cos, data), (sin, noise))
+        if slope is None:
+            dx_dt = combine((cos, noise), (-sin, data))
+        else:
+            dx_dt = slope(x, t, **cond)
+
+        # cos t sin t dF/dt in one forward-mode pass, whose factors stay bounded (section 4.2,
+        # "JVP rearrangement").
+        network = trigflow_network(apply_fn, self.scheduler, consistency_function)
+        target_params = self.network_params(target_params)
+        value, tangent = jax.jvp(
+            lambda x, t: network(target_params, x, t, **cond),
+            (x, t),
+            (combine((cos * sin, dx_dt)), cos * sin),
+        )
+
+        # The tangent cos(t) df/dt, its second part warmed up, and normalized (Algorithm 1).
+        warmup = tangent_warmup(step, self.tangent_warmup_steps)
+        g = combine(
+            (-jnp.square(cos) * sigma_data, value),
+            (jnp.square(cos), dx_dt),
+            (-warmup * cos * sin, x),
+            (-warmup * sigma_data, tangent),
+        )
+        norm = jnp.sqrt(mean_square(g) * g[0].size)
+        target = jax.lax.stop_gradient(combine((1, value), (1 / (norm + self.tangent_c), g)))
+
+        # The weighted error (equation 8).
+        error = mean_square(network(self.network_params(params), x, t, **cond) - target)
+        if self.adaptive_weight:
+            error = weigh_levels(params.level_weight, error, sigma)
+        loss = jnp.mean(error)
+        return loss, {"loss": loss, "tangent_norm": jnp.mean(norm)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SimplifiedConsistencyTraining(_SimplifiedLoss):
+    """Simplified continuous-time consistency training, sCT (Lu and Song 2024, Algorithm 1).
+
+    The network may be TrigFlow's (`SCMScheduler`) or one on EDM's noise levels, which differ by
+    scalings alone. The target is the parameters themselves. Defaults are the paper's.
+
+    Attributes:
+        scheduler: says what the network means, and the range of noise levels if it has one.
+        p_mean: mean of log sigma, P_mean.
+        p_std: standard deviation of log sigma, P_std.
+        uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
+            instead; see `draw_sigmas`. 0 in the paper.
+        tangent_warmup_steps: H, training steps over which the derivative of the network is
+            brought in.
+        tangent_c: c of the normalized tangent `g / (|g| + c)`.
+        adaptive_weight: train a weighting of the noise levels with the network, see
+            `weigh_levels`: `params` are then `prepare_params(params)`.
+
+    Raises:
+        ValueError: for values outside their domain.
+    """
+
+    scheduler: Any
+    p_mean: float = -1.0
+    p_std: float = 1.4
+    uniform_fraction: float = 0.0
+    tangent_warmup_steps: int = 10_000
+    tangent_c: float = 0.1
+    adaptive_weight: bool = True
+
+    _domains = _DOMAINS
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `frozen.teacher` is not used."""
+        return self._loss(key, apply_fn, params, frozen.target, batch, step, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class SimplifiedConsistencyDistillation(_SimplifiedLoss):
+    """Simplified continuous-time consistency distillation, sCD (Lu and Song 2024, Algorithm 1).
+
+    As `SimplifiedConsistencyTraining`, along the probability-flow ODE of a teacher that denoises.
+
+    Attributes:
+        scheduler: says what the networks mean, and the range of noise levels if it has one.
+        p_mean: mean of log sigma, P_mean.
+        p_std: standard deviation of log sigma, P_std.
+        uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
+            instead; see `draw_sigmas`. 0 in the paper.
+        tangent_warmup_steps: H, training steps over which the derivative of the network is
+            brought in.
+        tangent_c: c of the normalized tangent `g / (|g| + c)`.
+        adaptive_weight: train a weighting of the noise levels with the network, see
+            `weigh_levels`: `params` are then `prepare_params(params)`.
+        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None for the
+            student's.
+
+    Raises:
+        ValueError: for values outside their domain.
+    """
+
+    scheduler: Any
+    p_mean: float = -1.0
+    p_std: float = 1.4
+    uniform_fraction: float = 0.0
+    tangent_warmup_steps: int = 10_000
+    tangent_c: float = 0.1
+    adaptive_weight: bool = True
+    teacher_fn: ApplyFn | None = None
+
+    needs_teacher: ClassVar[bool] = True
+    _domains = _DOMAINS
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss."""
+        teacher_fn = self.teacher_fn or apply_fn
+        teacher = trigflow_network(teacher_fn, self.scheduler, edm_denoiser)
+
+        def slope(x, t, **cond):
+            # dx/dt = sigma_data F(x / sigma_data, t) (equation 4).
+            output = teacher(frozen.teacher, x, t, **cond)
+            return self.scheduler.sigma_data * output
+
+        return self._loss(key, apply_fn, params, frozen.target, batch, step, slope)

@@ -1,0 +1,162 @@
+"""What a training run tells: its metrics, pictures of samples, and what it would be."""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.files import replacing
+from cmjax.images import save_grid, to_uint8
+from cmjax.sampling import sample
+from cmjax.schedulers.registry import on_levels_of
+from cmjax.training.config import TrainConfig
+from cmjax.training.setup import Run, make_run
+from cmjax.training.trainer import TrainState
+
+_COLUMNS = 10  # pictures in a row
+_LEAST_SIZE = 64  # pixels of a picture, which small images are enlarged to
+
+
+class MetricsFile:
+    """`metrics.csv`, and TensorBoard's files; a context manager, which closes them.
+
+    Rows beyond the step that a run resumes from are dropped.
+    """
+
+    def __init__(self, folder: Path, last_step: int, tensorboard: bool, active: bool):
+        """Reads the rows of an earlier part of the run.
+
+        Args:
+            folder: of the run.
+            last_step: the step that the run resumes from.
+            tensorboard: write TensorBoard's event files as well.
+            active: whether to write at all: one process of a run does.
+
+        Raises:
+            ValueError: if tensorboardX is wanted and not installed.
+        """
+        self._path = folder / "metrics.csv"
+        self._active = active
+        self._rows: list[dict[str, Any]] = []
+        self._writer: Any = None
+        if not active:
+            return
+        if self._path.exists():
+            with self._path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            self._rows = [row for row in rows if int(row["step"]) <= last_step]
+        if tensorboard:
+            self._writer = _summary_writer(folder / "tensorboard", last_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds a row; the file is replaced whole, so that it is never half written."""
+        if not self._active:
+            return
+        self._rows.append({"step": step, **values})
+        lines = [",".join(self._rows[0])]
+        for row in self._rows:
+            lines.append(",".join(str(value) for value in row.values()))
+        with replacing(self._path) as file:
+            file.write(("\n".join(lines) + "\n").encode())
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes TensorBoard's files."""
+        if self._writer:
+            self._writer.close()
+
+
+def save_samples(run: Run, state: TrainState, path: Path) -> None:
+    """Draws samples of the first moving average, as the loss's `preview` says, always of one noise.
+
+    Nothing is drawn for data that is not pictures, or for a denoiser without a range of noise
+    levels, which no ODE solver here takes.
+    """
+    model = run.model_of(state.ema[0])
+    preview = run.train_step.loss.preview
+    if model.sample_shape[-1] not in (1, 3):
+        return
+    if preview.solver is not None:
+        if not hasattr(model.scheduler, "sigma_max"):
+            return
+        solver = on_levels_of(model.scheduler, preview.solver.__name__)
+        model = model.with_scheduler(solver)
+
+    cond = {}
+    if model.num_classes:
+        cond["class_labels"] = jnp.arange(_COLUMNS) % model.num_classes
+    shape = (_COLUMNS, *model.sample_shape)
+    rows = [
+        sample(
+            jax.random.key(0),
+            model.apply_fn,
+            model.params,
+            model.scheduler,
+            shape,
+            num_inference_steps=num_steps,
+            cond=cond,
+        )
+        for num_steps in preview.num_inference_steps
+    ]
+    scale = max(1, _LEAST_SIZE // shape[1])
+    save_grid(path, to_uint8(np.concatenate(rows)), columns=_COLUMNS, scale=scale)
+
+
+def describe(config: TrainConfig) -> str:
+    """Returns shapes, parameters, and the memory and arithmetic of a step; trains nothing."""
+    run = make_run(config)
+    batch = next(iter(run.batches()))
+    state = run.init()
+    memory = run.train_step.lower(state, batch).compile().memory_analysis()
+    # XLA counts the body of a loop once, so the parts of a batch are counted without their loop.
+    whole = dataclasses.replace(run.train_step, accumulate=1)
+    cost = whole.lower(state, batch).cost_analysis() or {}
+
+    shapes = [f"{name} {array.dtype}{list(array.shape)}" for name, array in batch.items()]
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(run.model.params))
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    network = type(run.model.config).__name__.removesuffix("Config")
+    device = jax.devices()[0].device_kind
+    gigaflops = cost.get("flops", float("nan")) / 1e9
+    lines = {
+        "data": f"{len(run.source):,} samples, {', '.join(shapes)} a step",
+        "network": f"{network}, {num_params:,} parameters",
+        "loss": f"{config.loss_name}, {_summary(run.train_step.loss)}",
+        "devices": f"{jax.device_count()} x {device} in {jax.process_count()} process(es)",
+        "state": f"{_mebibytes(state_bytes)}, as much on disk for each checkpoint",
+        "arithmetic": f"{gigaflops:,.1f} GFLOP a step, by XLA's count",
+    }
+    if memory is not None:
+        arguments = _mebibytes(memory.argument_size_in_bytes)
+        temporary = _mebibytes(memory.temp_size_in_bytes)
+        lines["memory"] = f"{arguments} of arguments, {temporary} in use"
+    return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+
+
+def _summary(loss):
+    """The first line of the loss's docstring."""
+    return (type(loss).__doc__ or "").strip().splitlines()[0]
+
+
+def _summary_writer(folder, first_step):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "run.tensorboard needs the package tensorboardX: pip install tensorboardX"
+        ) from None
+    return SummaryWriter(str(folder), purge_step=first_step)
+
+
+def _mebibytes(count):
+    return f"{count / 2**20:,.1f} MiB"
