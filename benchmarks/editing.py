@@ -2,9 +2,10 @@
 
     python benchmarks/editing.py
 
-`cmjax.editing.edit` with each constraint, and `cmjax.sample` with the same levels, network, batch and key, taken in
-turn in one process; the ratio of medians. Goal: at most 1.03 for a network of 50 ms a call or more. The last lines
-are the rest of the time: `denoise` and `interpolate`, one network call each, over the bare call.
+`cmjax.editing.edit` with each constraint, and `cmjax.sample` with the same levels, network, batch
+and key, taken in turn in one process; the ratio of medians. Goal: at most 1.03 for a network of
+50 ms a call or more. The last lines are `denoise` and `interpolate`, one network call each, over
+the bare call.
 """
 
 import statistics
@@ -38,10 +39,9 @@ def in_turn(functions, repeats):
 
 
 def constraints(image):
-    gray, low = (
-        image @ np.float32(editing.REC601),
-        image.reshape(-1, SIZE // 4, 4, SIZE // 4, 4, 3).mean((2, 4)),
-    )
+    """One of each kind for images [B, SIZE, SIZE, 3], by name."""
+    gray = image @ np.float32(editing.REC601)
+    low = image.reshape(-1, SIZE // 4, 4, SIZE // 4, 4, 3).mean((2, 4))
     known = np.arange(SIZE)[:, None, None] < SIZE // 2
     inpaint = editing.inpaint(image, np.broadcast_to(known, (SIZE, SIZE, 1)))
     colorize = editing.colorize(gray[..., None])
@@ -75,8 +75,11 @@ def main(batch, steps, channels, repeats):
     )
     apply_fn, params = from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
     image = np.random.default_rng(0).uniform(-1, 1, (batch, SIZE, SIZE, 3)).astype(np.float32)
-    key, shape = jax.random.key(0), image.shape
-    noise, fractions, sigma = jnp.asarray(image), jnp.linspace(0, 1, batch), jnp.float32(2)
+    key = jax.random.key(0)
+    shape = image.shape
+    noise = jnp.asarray(image)
+    fractions = jnp.linspace(0, 1, batch)
+    sigma = jnp.float32(2)
 
     @jax.jit
     def plain(params, key):
@@ -110,10 +113,12 @@ def main(batch, steps, channels, repeats):
         f"sample() {medians['sample'] / batch * 1e3:.1f} ms an image"
     )
     for name in made:
-        per_image, ratio = medians[name] / batch * 1e3, medians[name] / medians["sample"]
+        per_image = medians[name] / batch * 1e3
+        ratio = medians[name] / medians["sample"]
         click.echo(f"{name:<14} {per_image:8.1f} ms an image, edit() / sample() = {ratio:.3f}")
     for name in ("denoise", "interpolate"):
-        per_image, ratio = medians[name] / batch * 1e3, medians[name] / medians["network"]
+        per_image = medians[name] / batch * 1e3
+        ratio = medians[name] / medians["network"]
         click.echo(f"{name:<14} {per_image:8.1f} ms an image, over the network = {ratio:.3f}")
 
 

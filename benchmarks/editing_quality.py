@@ -1,11 +1,11 @@
-"""Is an edited digit still the digit? Accuracy of an independent classifier on 500 edited test digits.
+"""Is an edited digit still the digit? An independent classifier on 500 edited test digits.
 
     python benchmarks/editing_quality.py mnist.npz [--model FOLDER]
 
-For each task the first 500 test digits lose most of their pixels and the model, told the class, makes them up again;
-the classifier of `digits_quality.py` says what it sees in the digits as they were, in what was left, and in the
-results. Beside it stands the same number of plain samples of the same classes: editing keeps what the model can do,
-not more.
+For each task the first 500 test digits lose most of their pixels, and the model, told the class,
+fills them in. The accuracy of the classifier of `digits_quality.py` is printed for the digits as
+they were, for what was left, for the results, and for as many plain samples of the same classes,
+since an edited picture can be no better than what the model samples.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ from cmjax.images import from_uint8, to_uint8
 
 
 def erase_lower_half(images):
-    """Constraint, and what is left as pictures."""
+    """Returns the constraint, and what is left of the images."""
     known = np.zeros((*images.shape[1:3], 1), np.float32)
     known[: len(known) // 2] = 1
     return editing.inpaint(images, known), np.where(known == 1, images, -1)
@@ -57,7 +57,8 @@ def main(data, model, num):
         classifier = train_classifier(
             arrays["x_train"][..., None], arrays["y_train"].astype(np.int32)
         )
-        pixels, labels = arrays["x_test"][:num, ..., None], arrays["y_test"][:num].astype(np.int32)
+        pixels = arrays["x_test"][:num, ..., None]
+        labels = arrays["y_test"][:num].astype(np.int32)
     model = cmjax.load(model)
     images = from_uint8(pixels)
 
@@ -65,9 +66,10 @@ def main(data, model, num):
         return float(np.mean(evaluate(classifier, pixels)[0] == labels))
 
     click.echo(f"{num} test digits: {accuracy(pixels):.1%} recognised")
-    plain = generate(model, jnp.asarray(labels), 1), generate(model, jnp.asarray(labels), 2)
+    plain = [generate(model, jnp.asarray(labels), steps) for steps in (1, 2)]
     click.echo(
-        f"plain samples of the same classes: one step {accuracy(plain[0]):.1%}, two steps {accuracy(plain[1]):.1%}"
+        f"plain samples of the same classes: one step {accuracy(plain[0]):.1%}, "
+        f"two steps {accuracy(plain[1]):.1%}"
     )
     for name, task in TASKS.items():
         constraint, left = task(images)

@@ -1,13 +1,16 @@
-"""What bulk generation costs beside the sampler, how it compares with diffusers, and what survives SIGKILL.
+"""What bulk generation costs over the bare sampler and diffusers, and what survives SIGKILL.
 
     python benchmarks/generate.py overhead      (needs torch and diffusers)
     python benchmarks/generate.py memory
     python benchmarks/generate.py kills
 
-overhead: samples a second of `generate_folder`, compilation apart, writing and merging included, over the bare jitted
-sampler at the same batch, in turn; then over diffusers' `ConsistencyModelPipeline` in a loop on the same weights.
-memory: the peak of `cmjax generate` for 64 digits, compiling, then for 1,000 and for 20,000 (16 MB of pixels).
-kills: `cmjax generate` killed at 20 random moments; its merged file is compared with that of an uninterrupted run.
+overhead: samples a second of `generate_folder`, without compilation, with writing and exporting,
+over the bare jitted sampler at the same batch, in turn; then over diffusers'
+`ConsistencyModelPipeline` in a loop on the same weights.
+memory: the peak of `cmjax generate` for 64 digits, compiling, then for 1,000 and for 20,000 (16 MB
+of pixels).
+kills: `cmjax generate` killed at 20 random moments; its exported file is compared with that of an
+uninterrupted run.
 """
 
 import datetime
@@ -38,7 +41,7 @@ def main():
 
 
 def network():
-    """A network that diffusers has too, with random weights: its module and the model that cmjax reads of it."""
+    """Diffusers' module of a network with random weights, and the model that cmjax reads of it."""
     import torch
     from diffusers import UNet2DModel
 
@@ -66,8 +69,10 @@ def overhead(batch, batches, repeats):
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
 
     module, model = network()
-    state, labels, num = model.scheduler.set_timesteps(1), list(range(10)), batch * batches
-    classes = np.arange(batch, dtype=np.int32) % 10
+    request = generation.Request(num_inference_steps=1, labels=range(10))
+    state = request.set_timesteps(model.scheduler)
+    classes = request.labels_of(range(batch))
+    num = batch * batches
     bare = jax.jit(
         lambda key, params: cmjax.sample(
             key,
@@ -92,16 +97,12 @@ def overhead(batch, batches, repeats):
 
     def once_generated():
         with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
             start = time.perf_counter()
-            generation.generate_folder(
-                Path(folder) / "run", model, num, labels=labels, batch_size=batch
-            )
+            generation.generate_folder(run, model, request, num, batch_size=batch)
             seconds = time.perf_counter() - start
-            lines = [
-                json.loads(line)
-                for line in (Path(folder) / "run/log.jsonl").read_text().splitlines()
-            ]
-            return seconds - next(line["seconds"] for line in lines if line["event"] == "compiled")
+            (compiled,) = [event for event in events_of(run) if event["event"] == "compiled"]
+            return seconds - compiled["seconds"]
 
     def once_diffusers():
         start = time.perf_counter()
@@ -118,33 +119,33 @@ def overhead(batch, batches, repeats):
         )
         theirs, ours = np.median(times, axis=0)
         ratios = times[:, 0] / times[:, 1]
+        spread = f"{ratios.min():.3f} to {ratios.max():.3f}"
         click.echo(
-            f"generate / {name}: {np.median(ratios):.3f} ({ratios.min():.3f} to {ratios.max():.3f}); "
+            f"generate / {name}: {np.median(ratios):.3f} ({spread}); "
             f"samples a second {num / ours:.1f} and {num / theirs:.1f}"
         )
 
 
+def events_of(run):
+    """The lines of a run's log; none if there is no log yet."""
+    log = run / "log.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
 def in_turn(one, two, backwards):
-    """The seconds of both; the order changes, since a machine slows down and speeds up over minutes."""
-    return [one(), two()] if not backwards else [two(), one()][::-1]
+    """The seconds of both; the order changes, since a machine's speed drifts over minutes."""
+    if backwards:
+        second, first = two(), one()
+        return [first, second]
+    return [one(), two()]
 
 
 def start(folder, num, cache, **options):
-    command = [
-        sys.executable,
-        "-m",
-        "cmjax",
-        "generate",
-        "--num-samples",
-        str(num),
-        "--out",
-        str(folder),
-        "--quiet",
-    ]
+    """Starts `cmjax generate` as a process of its own."""
+    command = [sys.executable, "-m", "cmjax", "generate", "--num", num, "--out", folder]
+    command += ["--compilation-cache", cache, "--quiet"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen(
-        [*command, "--compilation-cache", str(cache)], env=environment, **options
-    )
+    return subprocess.Popen([*map(str, command)], env=environment, **options)
 
 
 @main.command()
@@ -164,9 +165,12 @@ def memory():
 def kills(num, count, seed):
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as root:
-        alone, out, cache = Path(root) / "alone", Path(root) / "out", Path(root) / "cache"
+        alone = Path(root) / "alone"
+        out = Path(root) / "out"
+        cache = Path(root) / "cache"
         assert start(alone, num, cache).wait() == 0
-        killed, firsts = 0, []
+        killed = 0
+        firsts = []
         while killed < count:
             begin = time.time()
             process = start(out, num, cache)
@@ -175,22 +179,18 @@ def kills(num, count, seed):
             if process.wait() != -signal.SIGKILL:
                 break
             killed += 1
-            log = out / "log.jsonl"
-            events = (
-                [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-            )
-            new = [e for e in events if e["event"] == "shard" and _seconds(e) > begin]
-            firsts += [_seconds(new[0]) - begin] if new else []
+            shards = [_seconds(event) for event in events_of(out) if event["event"] == "shard"]
+            firsts += [seconds - begin for seconds in shards if seconds > begin][:1]
         assert start(out, num, cache).wait() == 0
         name = f"samples_{num}x28x28x1.npz"
         same = (alone / name).read_bytes() == (out / name).read_bytes()
         shards = len(list((out / "shards").glob("[0-9]*.npz")))
-    click.echo(
-        f"killed {killed} times; {shards} shards; the merged files are {'identical' if same else 'DIFFERENT'}"
-    )
+    verdict = "identical" if same else "DIFFERENT"
+    click.echo(f"killed {killed} times; {shards} shards; the exported files are {verdict}")
     if firsts:
         click.echo(
-            f"from start to the first new shard: median {statistics.median(firsts):.1f} s, most {max(firsts):.1f} s"
+            f"from start to the first new shard: median {statistics.median(firsts):.1f} s, "
+            f"most {max(firsts):.1f} s"
         )
 
 

@@ -1,16 +1,17 @@
-"""Every sampler: what a step costs against diffusers, and how good its digits are for how many network calls.
+"""Every sampler: what a step costs against diffusers, and how good its digits are.
 
     python benchmarks/samplers.py cost                       (needs torch and diffusers)
     python benchmarks/samplers.py quality mnist.npz --out figures
                                                              (the plot needs matplotlib)
     python benchmarks/samplers.py picture samplers.png
 
-`cost`: one step of each scheduler with its noise, against diffusers' class of the same name, on the same arrays, the
-two in turn; tiny arrays (overhead of Python) and large ones (arithmetic).
+`cost`: one step of each scheduler with its noise, against diffusers' class of the same name, on the
+same arrays, the two in turn; tiny arrays (overhead of Python) and large ones (arithmetic).
 
-`quality`: share of the digits that an independent classifier recognises as the class asked for, and the Fréchet
-distance of its features as a share of that of noise (see digits_quality.py), against network calls. Few-step samplers
-run the bundled consistency model, solvers of the probability-flow ODE the denoiser it was distilled from.
+`quality`: share of the digits that an independent classifier recognises as the class asked for, and
+the Fréchet distance of its features as a share of that of noise (see digits_quality.py), against
+network calls. Few-step samplers run the bundled consistency model, solvers of the probability-flow
+ODE the denoiser it was distilled from.
 
 `picture`: the same samplers, one seed, columns of 1, 2, 4, 8 and 18 network calls.
 """
@@ -23,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from digits_quality import evaluate, frechet_distance, train_classifier
 from loop_overhead import in_turn
-from tqdm import tqdm
 
 import cmjax
+from cmjax import generation
+from cmjax.generation import Request
 from cmjax.images import save_grid, to_uint8
 from cmjax.schedulers import FEW_STEP, SCHEDULERS
 
@@ -69,14 +71,14 @@ def cost(repeats):
         for shape in ((1, 4), (64, 28, 28, 1)):
             ours, theirs = our_step(cls(), shape), their_step(getattr(diffusers, name)(), shape)
             mine, peer = in_turn(ours, theirs, repeats=repeats)
-            click.echo(
-                f"{name:<32}{str(shape):<18}{mine * 1e6:7.0f} us{peer * 1e6:9.0f} us{mine / peer:8.2f}"
-            )
+            times = f"{mine * 1e6:7.0f} us{peer * 1e6:9.0f} us{mine / peer:8.2f}"
+            click.echo(f"{name:<32}{str(shape):<18}{times}")
 
 
 def our_step(scheduler, shape):
     """One step, the second of four, as a function without arguments."""
-    x, key = jnp.ones(shape), jax.random.key(0)
+    x = jnp.ones(shape)
+    key = jax.random.key(0)
     state = scheduler.prepare(scheduler.set_timesteps(4), x).replace(step_index=jnp.int32(1))
     step = jax.jit(
         lambda key, state, x: (scheduler.scale_input(state, x), scheduler.step(key, state, x, x))
@@ -114,32 +116,13 @@ def with_scheduler(name):
     return model.with_scheduler(SCHEDULERS[name](**shared, **OPTIONS.get(name, {})))
 
 
-def generate(name, calls, labels, batch_size=100, seed=0):
+def generate(name, calls, labels):
     """Returns u8 images made in at most that many network calls, and how many they were."""
     model = with_scheduler(name)
-    state = model.scheduler.set_timesteps((calls + 1) // 2 if name in TWO_CALLS_A_STEP else calls)
-
-    @jax.jit
-    def batch(params, state, labels, first):
-        shape = (len(labels), *model.sample_shape)
-        cond = {"class_labels": labels}
-        key = jax.random.key(seed)
-        return cmjax.sample(
-            key,
-            model.apply_fn,
-            params,
-            model.scheduler,
-            shape,
-            state=state,
-            cond=cond,
-            first_index=first,
-        )
-
-    starts = tqdm(
-        range(0, len(labels), batch_size), desc=f"{name}, {calls}", leave=False, disable=None
-    )
-    parts = [to_uint8(batch(model.params, state, labels[i : i + batch_size], i)) for i in starts]
-    return np.concatenate(parts), state.num_steps
+    steps = (calls + 1) // 2 if name in TWO_CALLS_A_STEP else calls
+    request = Request(num_inference_steps=steps, labels=labels)
+    images = generation.generate(model, request, len(labels), batch_size=100, progress=True).images
+    return images, request.set_timesteps(model.scheduler).num_steps
 
 
 @main.command()
@@ -157,14 +140,14 @@ def quality(data, num, out):
     reference = evaluate(classifier, test)[1]
     noise = to_uint8(jax.random.normal(jax.random.key(0), (num, 28, 28, 1)))
     noise_distance = frechet_distance(evaluate(classifier, noise)[1], reference)
-    labels = jnp.arange(num, dtype=jnp.int32) % 10
+    labels = np.arange(num) % 10
     click.echo(f"{'':<32}" + "".join(f"{calls:>16}" for calls in CALLS) + "   network calls")
     curves = {}
     for name in SAMPLED:
         for calls in CALLS:
             images, made = generate(name, calls, labels)
             predicted, features = evaluate(classifier, images)
-            accuracy = np.mean(predicted == np.asarray(labels))
+            accuracy = np.mean(predicted == labels)
             distance = frechet_distance(features, reference) / noise_distance
             curves.setdefault(name, []).append((made, accuracy, distance))
         cells = "".join(
@@ -207,15 +190,15 @@ def plot(curves, path):
 @click.option("--digits", default="0,2,3,8", show_default=True)
 def picture(out, digits):
     """Draw rows of samplers, columns of network calls."""
-    labels = jnp.asarray([int(digit) for digit in digits.split(",")], jnp.int32)
-    rows, captions = [], []
+    labels = [int(digit) for digit in digits.split(",")]
+    rows = []
+    captions = []
     for name in SAMPLED:
         for calls in CALLS:
             images, made = generate(name, calls, labels)
             rows.append(np.concatenate(images, axis=1))
-            captions.append(
-                f"{SHORT.get(name, name.removesuffix('Scheduler').removeprefix('EDM'))}, {made}"
-            )
+            short = SHORT.get(name, name.removesuffix("Scheduler").removeprefix("EDM"))
+            captions.append(f"{short}, {made}")
     save_grid(out, np.stack(rows), columns=len(CALLS), labels=captions, scale=2)
     click.echo(f"{', '.join(SAMPLED)} in {out}")
 

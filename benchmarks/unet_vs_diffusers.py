@@ -1,10 +1,11 @@
-"""Time of one forward pass of the released ImageNet-64 network: cmjax beside diffusers, the same weights.
+"""Time of one forward pass of the released ImageNet-64 network, in cmjax and in diffusers.
 
     pip install -e ".[parity]"
     python benchmarks/unet_vs_diffusers.py
 
-Both run in one process, in turn; diffusers runs as it is fastest on a CPU, in PyTorch's channels-last layout. A ratio
-above 1 means that cmjax is slower. The outputs are compared before they are timed.
+Both have the same weights and run in one process, in turn; diffusers as it is fastest on a CPU, in
+PyTorch's channels-last layout. A ratio above 1 means that cmjax is slower. The outputs are compared
+before they are timed.
 """
 
 import tempfile
@@ -66,7 +67,8 @@ def main(preset, batches, repeats):
     network, model = networks(preset)
     count = sum(p.size for p in jax.tree.leaves(model.params))
     print(
-        f"{preset}: {count:,} parameters, float32, {torch.get_num_threads()} threads, {jax.default_backend()}"
+        f"{preset}: {count:,} parameters, float32, {torch.get_num_threads()} threads, "
+        f"{jax.default_backend()}"
     )
     for batch in batches:
         both = calls(network, model, batch)
@@ -81,7 +83,8 @@ def main(preset, batches, repeats):
         median = np.median(seconds, axis=0)
         ratio = np.median(seconds[:, 0] / seconds[:, 1])
         print(
-            f"batch {batch}: cmjax {median[0]:6.2f} s, diffusers {median[1]:6.2f} s, ratio {ratio:.2f}; "
+            f"batch {batch}: cmjax {median[0]:6.2f} s, diffusers {median[1]:6.2f} s, "
+            f"ratio {ratio:.2f}; "
             f"outputs differ by {difference:.1e} of their standard deviation"
         )
 

@@ -1,10 +1,13 @@
-"""How good are samples? Fréchet distance, precision and recall of features, by any function of yours.
+"""How good samples are: Fréchet distance, precision and recall of features.
 
-    real, made = (features(feature_fn, images) for images in (test_images, generated.images))
-    frechet_distance(real, made), precision_recall(real, made)
+    real = features(feature_fn, test_images)
+    generated = features(feature_fn, samples)
+    frechet_distance(real, generated)
+    precision_recall(real, generated)
 
-They compare with numbers from the same features and as many samples alone. For the standard FID write the samples with
-`cmjax.images.save_npz` or `save_png_folder`, and give them to the guided-diffusion evaluator or to torch-fidelity.
+The features are those of any function of yours. Only compare numbers from the same features and
+sample count. For the standard FID write the samples with `cmjax.images.save_npz` or
+`save_png_folder`, and give them to the guided-diffusion evaluator or to torch-fidelity.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,14 +20,24 @@ BLOCK = 2**23  # distances computed at a time; 64 MiB
 
 
 class Gaussian(NamedTuple):
-    """A fit to features: mean f64[D] and covariance f64[D, D]."""
+    """A Gaussian fitted to features.
+
+    Attributes:
+        mean: f64[D].
+        cov: the unbiased covariance, f64[D, D].
+    """
 
     mean: np.ndarray
     cov: np.ndarray
 
 
 class PrecisionRecall(NamedTuple):
-    """The share of generated samples that look real, and that of real ones that could have been generated."""
+    """Fidelity and variety of generated samples.
+
+    Attributes:
+        precision: share of the generated samples that look real.
+        recall: share of the real samples that could have been generated.
+    """
 
     precision: float
     recall: float
@@ -33,11 +46,14 @@ class PrecisionRecall(NamedTuple):
 def features(
     feature_fn: Callable[[np.ndarray], Any], images: np.ndarray, batch_size: int = 64
 ) -> np.ndarray:
-    """Applies a function to images batch by batch, all of one size: the last is filled up, and its surplus cut.
+    """Applies a function to images batch by batch.
+
+    All batches have one size, so that a jitted function compiles once: the last one is filled up
+    with copies, whose features are dropped.
 
     Args:
-        feature_fn: from `batch_size` images to features `[batch_size, D]`, each of its own image alone. It gets the
-            images as they are; jit it if it is JAX.
+        feature_fn: from `batch_size` images to features `[batch_size, D]`, each of its own image
+            alone. It gets the images as they are; jit it if it is JAX.
         images: `[N, ...]` of any dtype.
         batch_size: images at a time.
 
@@ -54,20 +70,21 @@ def features(
     parts = []
     for first in range(0, len(images), batch_size):
         batch = np.asarray(images[first : first + batch_size])
-        surplus = batch_size - len(batch)
-        values = np.asarray(
-            feature_fn(np.concatenate([batch, batch[-1:].repeat(surplus, 0)])), np.float64
-        )
+        filling = batch[-1:].repeat(batch_size - len(batch), 0)
+        values = np.asarray(feature_fn(np.concatenate([batch, filling])), np.float64)
         if values.ndim != 2 or len(values) != batch_size:
             raise ValueError(
-                f"feature_fn must return [{batch_size}, D] for {batch_size} images, got {values.shape}"
+                f"feature_fn must return [{batch_size}, D] for {batch_size} images, "
+                f"got {values.shape}"
             )
         parts.append(values[: len(batch)])
-    return _checked(np.concatenate(parts), "feature_fn's result")
+    return _as_features(np.concatenate(parts), "feature_fn's result")
 
 
 def fit_gaussian(batches: Iterable[ArrayLike]) -> Gaussian:
-    """Fits a Gaussian to features that need not be in memory together (Chan, Golub and LeVeque 1979).
+    """Fits a Gaussian to features that need not be in memory together.
+
+    Means and scatter matrices of batches are merged as in Chan, Golub and LeVeque (1979).
 
     Args:
         batches: features `[n, D]`, n being at least 1 and may vary.
@@ -78,54 +95,63 @@ def fit_gaussian(batches: Iterable[ArrayLike]) -> Gaussian:
     Raises:
         ValueError: for other shapes, numbers that are not finite, or fewer than 2 samples in all.
     """
-    count, mean, scatter = 0, np.zeros(1), np.zeros(1)
+    count = 0
+    mean = np.zeros(1)
+    scatter = np.zeros(1)
     for batch in batches:
-        batch = _checked(batch, "every batch (a single array goes in a list)")
+        batch = _as_features(batch, "every batch (a single array goes in a list)")
         if count and batch.shape[1:] != mean.shape:
             raise ValueError(
                 f"batches must have as many features each, got {mean.shape[0]} and {batch.shape[1]}"
             )
-        own = batch.mean(0)
-        step, total = own - mean, count + len(batch)
-        scatter = (
-            scatter
-            + (batch - own).T @ (batch - own)
-            + np.outer(step, step) * (count * len(batch) / total)
-        )
-        count, mean = total, mean + step * (len(batch) / total)
+        batch_mean = batch.mean(0)
+        centered = batch - batch_mean
+        step = batch_mean - mean
+        total = count + len(batch)
+
+        # Scatter within the batch, and between the batch and what came before.
+        between = np.outer(step, step) * (count * len(batch) / total)
+        scatter = scatter + centered.T @ centered + between
+        mean = mean + step * (len(batch) / total)
+        count = total
     if count < 2:
         raise ValueError(f"a Gaussian needs the features of at least 2 samples, got {count}")
     return Gaussian(mean, scatter / (count - 1))
 
 
 def frechet_distance(a: ArrayLike | Gaussian, b: ArrayLike | Gaussian) -> float:
-    """Returns |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2) of Gaussians (Dowson and Landau 1982; the FID of Heusel 2017).
+    """Returns |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2) of two Gaussians.
 
-    Sound for covariances without full rank, such as those of fewer samples than features; never negative.
+    This is the distance of Dowson and Landau (1982); with Inception's features, the FID of Heusel
+    et al. (2017). It is sound for covariances without full rank, such as those of fewer samples
+    than features, and never negative.
 
     Args:
         a: features `[N, D]`, or a fit to them by `fit_gaussian` or from a file of statistics.
         b: as `a`, with as many features; the number of samples may differ.
 
     Raises:
-        ValueError: for other shapes, numbers that are not finite, fewer than 2 samples, or no covariance.
+        ValueError: for other shapes, numbers that are not finite, fewer than 2 samples, or no
+            covariance.
     """
-    (mean_a, cov_a), (mean_b, cov_b) = _fit(a, "a"), _fit(b, "b")
+    mean_a, cov_a = as_gaussian(a, "a")
+    mean_b, cov_b = as_gaussian(b, "b")
     if mean_a.shape != mean_b.shape:
         raise ValueError(f"a and b must have as many features, got {len(mean_a)} and {len(mean_b)}")
-    # With C = R R^T the trace of (C1 C2)^1/2 is the sum of the singular values of R1^T R2; a root of computed
-    # eigenvalues of C1 C2 instead would turn their rounding errors e into e^1/2.
+    # With C = R R^T the trace of (C1 C2)^1/2 is the sum of the singular values of R1^T R2. A root
+    # of the eigenvalues of C1 C2 instead would turn their rounding errors e into e^1/2.
     cross = np.linalg.svd(_root(cov_a).T @ _root(cov_b), compute_uv=False).sum()
     distance = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
     return max(float(distance), 0.0)
 
 
 def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> PrecisionRecall:
-    """Measures fidelity and variety apart (improved precision and recall, Kynkäänniemi et al. 2019).
+    """Measures fidelity and variety apart.
 
-    A set's manifold is the union of balls around its samples, each reaching to the k-th nearest other one. Precision
-    is the share of generated samples on the real manifold; recall that of real samples on the generated one. Ties,
-    up to rounding, are on it.
+    Improved precision and recall (Kynkäänniemi et al. 2019): a set's manifold is the union of
+    balls around its samples, each reaching to the k-th nearest other one. Precision is the share
+    of generated samples on the real manifold; recall that of real samples on the generated one.
+    Ties, up to rounding, are on it.
 
     Args:
         real: features `[N, D]`.
@@ -133,21 +159,30 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> Preci
         k: neighbours, 3 in the paper.
 
     Raises:
-        ValueError: for other shapes, numbers that are not finite, or k that is not from 1 to min(N, M) - 1.
+        ValueError: for other shapes, numbers that are not finite, or k that is not from 1 to
+            min(N, M) - 1.
     """
-    x, y = _checked(real, "real"), _checked(generated, "generated")
+    x = _as_features(real, "real")
+    y = _as_features(generated, "generated")
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"real and generated must have as many features, got {x.shape[1]} and {y.shape[1]}"
         )
     if not 1 <= k < min(len(x), len(y)):
         raise ValueError(
-            f"k must be from 1 to the number of other samples, got k={k} for {len(x)} real and {len(y)} generated ones"
+            f"k must be from 1 to the number of other samples, "
+            f"got k={k} for {len(x)} real and {len(y)} generated ones"
         )
-    center = x.mean(0)  # what all have in common would cancel at the cost of digits
-    x, y = x - center, y - center
-    reach_x, reach_y = _reach(x, k), _reach(y, k)
-    precise, recalled = np.zeros(len(y), bool), np.zeros(len(x), bool)
+
+    # A large mean that all have in common would cost digits in the squared distances.
+    center = x.mean(0)
+    x = x - center
+    y = y - center
+
+    reach_x = _reach(x, k)
+    reach_y = _reach(y, k)
+    precise = np.zeros(len(y), bool)
+    recalled = np.zeros(len(x), bool)
     rounding = (x.shape[1] + 8) * np.finfo(np.float64).eps
     for rows, squares in _squared_distances(x, y, rounding):
         precise |= (squares <= reach_x[rows, None]).any(0)
@@ -155,27 +190,17 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> Preci
     return PrecisionRecall(float(precise.mean()), float(recalled.mean()))
 
 
-def _checked(values: ArrayLike, name: str) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"{name} must be features [N, D] and not empty, got shape {values.shape}")
-    wrong = ~np.isfinite(values).all(1)
-    if wrong.any():
-        raise ValueError(
-            f"{name} is not finite at row {wrong.argmax()}; remove that sample or repair the features"
-        )
-    return values
-
-
-def _fit(values: ArrayLike | Gaussian, name: str) -> Gaussian:
+def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:
+    """Returns the Gaussian of features, or checks one that is given; errors call it `name`."""
     if not isinstance(values, Gaussian):
-        values = _checked(values, name)
+        values = _as_features(values, name)
         if len(values) < 2:
             raise ValueError(
                 f"{name} must have the features of at least 2 samples, got {len(values)}"
             )
         return fit_gaussian([values])
-    mean, cov = (np.asarray(part, np.float64) for part in values)
+    mean = np.asarray(values.mean, np.float64)
+    cov = np.asarray(values.cov, np.float64)
     if mean.ndim != 1 or not mean.size or cov.shape != 2 * mean.shape:
         raise ValueError(
             f"{name} must have a mean [D] and a covariance [D, D], got {mean.shape} and {cov.shape}"
@@ -184,9 +209,24 @@ def _fit(values: ArrayLike | Gaussian, name: str) -> Gaussian:
         raise ValueError(f"{name} must have a mean and a covariance that are finite; fit it again")
     if np.abs(cov - cov.T).max() > 1e-5 * np.abs(cov).max():
         raise ValueError(
-            f"{name} must have a symmetric covariance; give the covariance itself, not a factor of it"
+            f"{name} must have a symmetric covariance; "
+            "give the covariance itself, not a factor of it"
         )
     return Gaussian(mean, cov)
+
+
+def _as_features(values: ArrayLike, name: str) -> np.ndarray:
+    """Returns features as f64[N, D]; raises ValueError for other shapes and what is not finite."""
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"{name} must be features [N, D] and not empty, got shape {values.shape}")
+    wrong = ~np.isfinite(values).all(1)
+    if wrong.any():
+        raise ValueError(
+            f"{name} is not finite at row {wrong.argmax()}; "
+            "remove that sample or repair the features"
+        )
+    return values
 
 
 def _root(cov: np.ndarray) -> np.ndarray:
@@ -200,9 +240,8 @@ def _reach(x: np.ndarray, k: int) -> np.ndarray:
     """The squared distance of every row to the k-th nearest other one."""
     reach = np.empty(len(x))
     for rows, squares in _squared_distances(x, x):
-        np.fill_diagonal(
-            squares[:, rows.start :], np.inf
-        )  # a row is not its own neighbour, but its copies are
+        # A row is not its own neighbour; its copies are.
+        np.fill_diagonal(squares[:, rows.start :], np.inf)
         reach[rows] = np.partition(squares, k - 1, axis=1)[:, k - 1]
     return reach
 
@@ -210,9 +249,20 @@ def _reach(x: np.ndarray, k: int) -> np.ndarray:
 def _squared_distances(
     x: np.ndarray, y: np.ndarray, less: float = 0.0
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Squared distances `[n, M]` of some rows of x to all of y, less a share of their squared norms, and which rows."""
-    norms_x, norms_y = (np.einsum("nd,nd->n", values, values) for values in (x, y))
+    """Squared distances of all pairs, a block of rows at a time.
+
+    Args:
+        x: f64[N, D].
+        y: f64[M, D].
+        less: share of the squared norms to subtract, so that ties count in spite of rounding.
+
+    Yields:
+        Which rows of x, and their squared distances to all of y, f64[n, M].
+    """
+    norms_x = np.einsum("nd,nd->n", x, x)
+    norms_y = np.einsum("nd,nd->n", y, y)
     size = max(1, BLOCK // len(y))
     for first in range(0, len(x), size):
         rows = slice(first, first + size)
-        yield rows, (1 - less) * (norms_x[rows, None] + norms_y) - 2 * x[rows] @ y.T
+        squares = (1 - less) * (norms_x[rows, None] + norms_y) - 2 * x[rows] @ y.T
+        yield rows, squares

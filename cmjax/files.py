@@ -14,7 +14,9 @@ from typing import IO
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """Opens a file that takes the place of `path` once it is complete; a failure leaves `path` as it was.
+    """Opens a file that takes the place of `path` once it is complete.
+
+    A failure leaves `path` as it was.
 
     Raises:
         OSError: if the file cannot be written.
@@ -36,7 +38,9 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Makes a folder that takes the place of `path` once it is complete; a failure leaves `path` as it was.
+    """Makes a folder that takes the place of `path` once it is complete.
+
+    A failure leaves `path` as it was.
 
     Raises:
         OSError: if the folder cannot be written, or `path` is a file.
@@ -63,7 +67,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Removes what processes that were killed have left of files and folders not yet in their place."""
+    """Removes the temporary files and folders that killed processes have left in a folder."""
     for path in folder.glob(".cmjax-*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -72,7 +76,9 @@ def clear_unfinished(folder: Path) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Adds a line to a file, in one write; one that a full disk cut short before is ended first.
+    """Adds a line to a file, in one write.
+
+    A line that a full disk cut short before is ended first, so that it does not spoil this one.
 
     Raises:
         OSError: if it cannot be written.
@@ -81,7 +87,8 @@ def append(path: Path, line: str) -> None:
         with path.open("ab+", buffering=0) as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else f"\n{line}"
+                if file.read(1) != b"\n":
+                    line = f"\n{line}"
             content = f"{line}\n".encode()
             if file.write(content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -90,13 +97,14 @@ def append(path: Path, line: str) -> None:
 
 
 def _named(error: OSError, path: Path) -> OSError:
-    """A write that fails does not say where."""
+    """Adds the path to an error: one of a write says what is wrong, but not where."""
     if error.errno and not error.filename:
         error.filename = os.fspath(path)
     return error
 
 
 def _sync(path: Path) -> None:
+    """Flushes a file or folder to the disk, so that it outlives a crash of the machine."""
     folder = path.is_dir()
     if folder and os.name == "nt":
         return  # Windows does not open folders
@@ -107,24 +115,31 @@ def _sync(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
+        # Some file systems cannot flush folders, and this user may not be allowed to read one.
         if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
-            raise  # or else the file system cannot flush folders, or this user may not read it
+            raise
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swaps the names of two folders, in one operation where the system has it (Linux, macOS)."""
-    names = os.fsencode(one), os.fsencode(other)
+    """Swaps the names of two folders, in one operation where the system has it (Linux, macOS).
+
+    Python cannot ask for that operation, so the C library is called. With two renames instead, a
+    process that is killed between them leaves nothing at the path of a model.
+    """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
+    one_name = os.fsencode(one)
+    other_name = os.fsencode(other)
+    done = False
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
-        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        done = libc.renameat2(here, names[0], here, names[1], exchange) == 0
+        here = -100  # AT_FDCWD
+        exchange = 2  # RENAME_EXCHANGE
+        done = libc.renameat2(here, one_name, here, other_name, exchange) == 0
     elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
-        done = libc.renamex_np(*names, 2) == 0  # RENAME_SWAP
-    else:
-        done = False
-    if (
-        not done
-    ):  # elsewhere a crash between these lines leaves the old folder under its temporary name
+        swap = 2  # RENAME_SWAP
+        done = libc.renamex_np(one_name, other_name, swap) == 0
+
+    # Elsewhere a kill between these lines leaves the old folder under its temporary name.
+    if not done:
         aside = one.with_name(f"{one.name}-old")
         other.rename(aside)
         one.rename(other)

@@ -7,19 +7,25 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Yields a list that Ctrl-C or SIGTERM makes true; a second one ends the process as usual."""
+    """Yields a list that Ctrl-C or SIGTERM makes true; a second signal ends the process as usual.
+
+    Outside of the main thread, where Python allows no signal handlers, the list stays empty.
+    """
     caught: list[int] = []
     before = {}
 
     def note(number, _):
         caught.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        _restore(before)
 
-    with contextlib.suppress(ValueError):  # only the main thread may
+    with contextlib.suppress(ValueError):  # not in the main thread
         before = {name: signal.signal(name, note) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        _restore(before)
+
+
+def _restore(handlers: dict) -> None:
+    for name, handler in handlers.items():
+        signal.signal(name, handler)

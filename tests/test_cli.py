@@ -6,44 +6,20 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 
 import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from flax import nnx
 from PIL import Image
 
 import cmjax
 from cmjax import checkpoints, cli, generation
 from cmjax.checkpoints import BUNDLED
-from cmjax.images import to_uint8
-from cmjax.models import UNet2D, UNet2DConfig
 from cmjax.schedulers import EDMHeunScheduler
-
-
-def make_model(num_class_embeds, channels):
-    config = UNet2DConfig(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=channels,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        attention_head_dim=4,
-        layers_per_block=1,
-        num_class_embeds=num_class_embeds,
-    )
-    apply_fn, abstract = cmjax.from_nnx(nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0))))
-    rng = np.random.default_rng(0)  # no weights at zero, so that samples depend on everything
-    params = jax.tree.map(
-        lambda leaf: jax.numpy.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), abstract
-    )
-    return cmjax.Model(apply_fn, params, cmjax.CMStochasticIterativeScheduler(), config)
+from tests.support.cli import assert_one_line, program
+from tests.support.networks import tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +27,7 @@ def folders(tmp_path_factory):
     """Folders of models: with classes, without, with channels no picture has, and broken ones."""
     root = tmp_path_factory.mktemp("models")
     for name, classes, channels in (("classes", 10, 1), ("plain", None, 3), ("latent", None, 4)):
-        cmjax.save(root / name, make_model(classes, channels))
+        cmjax.save(root / name, tiny_model(classes, channels))
     (root / "empty").mkdir()
     (root / "file").write_text("")
     weights = "model.safetensors"
@@ -62,9 +38,7 @@ def folders(tmp_path_factory):
         (root / name / weights).unlink()
     (root / "folder-weights" / weights).mkdir()
     config = json.loads((root / "classes" / "config.json").read_text())
-    (root / "odd-config" / "config.json").write_text(
-        json.dumps({**config, "block_out_channels": 8})
-    )
+    (root / "odd-config" / "config.json").write_text(json.dumps({**config, "num_layers": "8"}))
     (root / "no-json" / "scheduler_config.json").write_text("{")
     model = cmjax.load(root / "classes")
     nan = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), model.params)
@@ -74,12 +48,15 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def run(folders, tmp_path, monkeypatch):
-    """Runs `cmjax sample` in an empty folder, with the small model unless another is asked for."""
+    """Runs `cmjax sample` in an empty folder, with the small model, four samples at a time."""
     monkeypatch.chdir(tmp_path)
 
     def run(*args):
-        model = () if "--model" in args else ("--model", str(folders / "classes"))
-        return CliRunner().invoke(cli.main, ["sample", *model, *args])
+        args = " ".join(args).split(" ") if args else []
+        defaults = [] if "--model" in args else ["--model", str(folders / "classes")]
+        if not any(arg.startswith("--batch-size") for arg in args):
+            defaults += ["--batch-size", "4"]  # most tests then share a compiled program
+        return CliRunner().invoke(cli.main, ["sample", *defaults, *args])
 
     return run
 
@@ -89,7 +66,7 @@ def arrays(run, tmp_path):
     """Runs `cmjax sample --out x.npz` and returns the arrays."""
 
     def arrays(*args):
-        result = run("--out", "x.npz", *args)
+        result = run("--out x.npz", *args)
         assert result.exit_code == 0, result.stderr
         with np.load(tmp_path / "x.npz") as file:
             return dict(file)
@@ -97,33 +74,16 @@ def arrays(run, tmp_path):
     return arrays
 
 
-def assert_one_line(result, fragment, code=2):
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == code
-    assert result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1, result.stderr
-    assert fragment in result.stderr
+def assert_same(images, others):
+    """Rounding may differ between compilations by one shade, in few pixels."""
+    difference = np.abs(images.astype(int) - others)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.01
 
 
-def program(*args, **options):
-    """Starts `python -m cmjax` as a process of its own, minding SIGINT even where the tests ignore it."""
-    code = (
-        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "runpy.run_module('cmjax', run_name='__main__')"
-    )
-    root = os.path.dirname(os.path.dirname(cmjax.__file__))
-    environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *args],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    )
-
-
-def test_by_default_a_labelled_grid_and_a_line(run, tmp_path):
-    result = run()
+def test_by_default_a_labelled_grid_and_a_line(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.main, ["sample", "--model", str(folders / "classes")])
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""  # one batch, and nobody at a terminal: no bar
     pattern = r"64 samples in samples\.png: 1 network call, compile \d+\.\d s, run \d+\.\d s\n"
@@ -143,197 +103,158 @@ def test_the_bundled_model_needs_no_arguments(tmp_path, monkeypatch):
         assert (picture.mode, picture.size) == ("L", (4 + 10 * 60, 4 + 7 * 76))
 
 
-def test_a_model_without_classes_makes_pictures_without_captions(run, folders):
-    assert run("--model", str(folders / "plain"), "--num", "20").exit_code == 0
+def test_a_model_without_classes(run, arrays, folders):
+    """Its pictures have no captions, its arrays no labels."""
+    assert run(f"--num 20 --model {folders}/plain").exit_code == 0
     with Image.open("samples.png") as picture:
         assert (picture.mode, picture.size) == ("RGB", (4 + 4 * 68, 4 + 5 * 68))
+    made = arrays(f"--num 4 --model {folders}/plain")
+    assert list(made) == ["arr_0"]
+    assert made["arr_0"].shape == (4, 8, 8, 3)
 
 
-def test_npz_holds_what_the_library_samples(arrays, folders):
-    made = arrays("--num", "7", "--labels", "3,1,4", "--seed", "5", "--steps", "2")
-    assert made["labels"].dtype == np.int32
-    assert made["labels"].tolist() == [3, 1, 4, 3, 1, 4, 3]
+def test_npz_holds_what_the_library_generates(arrays, folders):
+    made = arrays("--num 7 --labels 3,1,4 --seed 5 --steps 2")
+    assert made["arr_0"].dtype == np.uint8 and made["arr_0"].shape == (7, 8, 8, 1)
+    assert made["arr_1"].dtype == np.int64
+    assert made["arr_1"].tolist() == [3, 1, 4, 3, 1, 4, 3]
+    request = generation.Request(labels=[3, 1, 4], seed=5, num_inference_steps=2)
     model = cmjax.load(folders / "classes")
-    cond = {"class_labels": made["labels"]}
-    samples = cmjax.sample(
-        jax.random.key(5),
-        model.apply_fn,
-        model.params,
-        model.scheduler,
-        (7, 8, 8, 1),
-        num_inference_steps=2,
-        cond=cond,
-    )
-    assert made["images"].dtype == np.uint8
-    assert made["images"].shape == (7, 8, 8, 1)
-    assert_same(made["images"], to_uint8(samples))
+    expected = generation.generate(model, request, 7, batch_size=4)
+    np.testing.assert_array_equal(made["arr_0"], expected.images)
 
 
-def assert_same(images, others):
-    """Rounding may differ between compilations by one shade, in few pixels."""
-    difference = np.abs(images.astype(int) - others)
-    assert difference.max() <= 1
-    assert difference.mean() < 0.01
+def test_labels_and_seed_and_levels_matter(arrays):
+    first = arrays("--num 4")["arr_0"]
+    for other in ("--seed 1", "--labels 9", "--sigmas 40"):
+        difference = np.abs(arrays("--num 4", other)["arr_0"].astype(int) - first)
+        assert difference.max() > 5  # shades; rounding is one
 
 
-def test_npz_of_a_model_without_classes_has_no_labels(arrays, folders):
-    made = arrays("--model", str(folders / "plain"), "--num", "2")
-    assert list(made) == ["images"]
-    assert made["images"].shape == (2, 8, 8, 3)
-
-
-def test_labels_and_seed_matter(arrays):
-    first = arrays("--num", "4")["images"]
-    for other in (("--seed", "1"), ("--labels", "9"), ("--sigmas", "40")):
-        assert (
-            np.abs(arrays("--num", "4", *other)["images"].astype(int) - first).max() > 5
-        )  # shades; rounding is one
-
-
-@pytest.mark.parametrize("levels", [("--timesteps", "20,0"), ("--sigmas", "80.0, {}")])
+@pytest.mark.parametrize("levels", ["--timesteps 20,0", "--sigmas 80.0,{}"])
 def test_three_ways_to_say_the_levels(arrays, levels):
-    sigma = cmjax.CMStochasticIterativeScheduler().grid()[20]
-    made = arrays("--num", "3", *(level.format(sigma) for level in levels))
-    assert_same(made["images"], arrays("--num", "3", "--steps", "2")["images"])
+    model = cmjax.CMStochasticIterativeScheduler()
+    sigma = model.set_timesteps(timesteps=[20, 0]).sigmas[1]
+    made = arrays("--num 3", levels.format(sigma))
+    assert_same(made["arr_0"], arrays("--num 3 --steps 2")["arr_0"])
 
 
 def test_sample_i_depends_on_seed_and_i_alone(arrays):
-    reference = arrays("--num", "11", "--steps", "2")
-    for size in ("1", "4", "64"):
-        made = arrays("--num", "11", "--steps", "2", "--batch-size", size)
-        assert_same(made["images"], reference["images"])
-        np.testing.assert_array_equal(made["labels"], reference["labels"])
-    assert_same(arrays("--num", "5", "--steps", "2")["images"], reference["images"][:5])
+    reference = arrays("--num 11 --steps 2")
+    for size in (1, 64):
+        made = arrays(f"--num 11 --steps 2 --batch-size {size}")
+        assert_same(made["arr_0"], reference["arr_0"])
+        np.testing.assert_array_equal(made["arr_1"], reference["arr_1"])
+    assert_same(arrays("--num 5 --steps 2")["arr_0"], reference["arr_0"][:5])
+
+
+SAMPLE = "cmjax.generation.batches.sample"
 
 
 def test_a_ragged_last_batch_compiles_nothing_more(arrays, monkeypatch):
-    traces, sample = [], cmjax.sample
-    monkeypatch.setattr(
-        cmjax, "sample", lambda *args, **kwargs: traces.append(args) or sample(*args, **kwargs)
-    )
-    assert arrays("--num", "10", "--batch-size", "4")["images"].shape[0] == 10
+    traces = []
+
+    def spy(*args, **kwargs):
+        traces.append(args)
+        return cmjax.sample(*args, **kwargs)
+
+    monkeypatch.setattr(SAMPLE, spy)
+    assert arrays("--num 10 --batch-size 4")["arr_0"].shape[0] == 10
     assert len(traces) == 1
 
 
 def test_bfloat16_is_nearly_float32(arrays, monkeypatch):
-    dtypes, sample = [], cmjax.sample
+    dtypes = []
 
     def spy(*args, **kwargs):
-        result = sample(*args, **kwargs)
+        result = cmjax.sample(*args, **kwargs)
         dtypes.append({leaf.dtype.name for leaf in jax.tree.leaves(args[2])} | {result.dtype.name})
         return result
 
-    reference = arrays("--num", "10")["images"].astype(int)
-    monkeypatch.setattr(cmjax, "sample", spy)
-    made = arrays("--num", "10", "--dtype", "bfloat16")["images"]
+    reference = arrays("--num 10")["arr_0"].astype(int)
+    monkeypatch.setattr(SAMPLE, spy)
+    made = arrays("--num 10 --dtype bfloat16")["arr_0"]
     assert dtypes == [{"bfloat16"}]
     assert 0 < np.abs(made - reference).mean() < 4
 
 
 def test_the_bar_is_on_stderr_and_quiet_says_nothing(run):
-    result = run("--num", "6", "--batch-size", "2")
+    result = run("--num 12")
     assert "3/3" in result.stderr
     assert result.stdout.count("\n") == 1
-    result = run("--num", "6", "--batch-size", "2", "--quiet")
+    result = run("--num 12 --quiet")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_another_sampler_has_the_levels_of_the_model_and_the_options_given(run, monkeypatch):
     used = []
-    real = generation.generate
-    monkeypatch.setattr(
-        generation,
-        "generate",
-        lambda model, *args, **kwargs: used.append(model) or real(model, *args, **kwargs),
-    )
-    result = run(
-        "--scheduler", "EDMHeunScheduler", "--set", "s_churn=2.5", "--steps", "3", "--num", "2"
-    )
+    generate = generation.generate
+
+    def spy(model, *args, **kwargs):
+        used.append(model)
+        return generate(model, *args, **kwargs)
+
+    monkeypatch.setattr(generation, "generate", spy)
+    result = run("--scheduler EDMHeunScheduler --set s_churn=2.5 --steps 3 --num 2")
     assert result.stdout.startswith("2 samples in samples.png: 5 network calls, "), result.stderr
     assert used[0].scheduler == EDMHeunScheduler(sigma_min=0.002, sigma_max=80.0, s_churn=2.5)
 
 
-def test_set_alone_changes_the_sampler_of_the_model(run):
-    assert run("--num", "4", "--out", "plain.npz").exit_code == 0
-    assert (
-        run(
-            "--num",
-            "4",
-            "--out",
-            "same.npz",
-            "--set",
-            "rho=7.0",
-            "--set",
-            "timestep_spacing=linspace",
-        ).exit_code
-        == 0
-    )
-    assert run("--num", "4", "--out", "other.npz", "--set", "sigma_max=40").exit_code == 0
-    plain, same, other = (np.load(f"{name}.npz")["images"] for name in ("plain", "same", "other"))
+def test_set_alone_changes_the_sampler_of_the_model(arrays):
+    plain = arrays("--num 4")["arr_0"]
+    same = arrays("--num 4 --set rho=7.0 --set timestep_spacing=linspace")["arr_0"]
+    other = arrays("--num 4 --set sigma_max=40")["arr_0"]
     assert np.array_equal(plain, same) and not np.array_equal(plain, other)
 
 
 def test_counts_of_one_are_singular(run):
-    assert run("--num", "1").stdout.startswith("1 sample in samples.png: 1 network call, ")
-    assert run("--num", "2", "--steps", "2").stdout.startswith(
-        "2 samples in samples.png: 2 network calls, "
+    assert run("--num 1 --batch-size 4").stdout.startswith(
+        "1 sample in samples.png: 1 network call, "
     )
 
 
+# Wording is asserted of the command line's own messages; of the library's, which option is named.
 MISUSES = [
     # levels
     ("--steps 2 --timesteps 22,0", "--steps and --timesteps exclude each other"),
-    ("--steps 2 --sigmas 80,1", "--steps and --sigmas exclude each other"),
-    ("--timesteps 22,0 --sigmas 80,1", "--timesteps and --sigmas exclude each other"),
-    ("--steps 0", "0 is not in the range x>=1"),
-    ("--steps -1", "-1 is not in the range x>=1"),
-    (
-        "--steps 41",
-        "--steps: num_inference_steps must be an integer from 1 to num_train_timesteps=40, got 41",
-    ),
-    ("--steps two", "'two' is not a valid integer"),
-    ("--steps 1.5", "'1.5' is not a valid integer"),
-    ("--timesteps 0,22", "strictly descending"),
-    ("--timesteps 22,22,0", "strictly descending"),
-    ("--timesteps 40,0", "--timesteps: timesteps must lie in [0, 39]"),
-    ("--timesteps 22,-1", "must lie in [0, 39]"),
-    ("--timesteps 22.5,0", "timesteps must be a list of integers"),
-    ("--timesteps 99999999999999999999,0", "too large"),
-    ("--sigmas nan", "must lie in [0.002, 80]"),
-    ("--sigmas 80,-1", "must lie in [0.002, 80]"),
-    ("--sigmas 81,1", "must lie in [0.002, 80]"),
-    ("--sigmas inf", "must lie in [0.002, 80]"),
-    ("--sigmas 0.8,80", "strictly descending"),
+    ("--steps 2 --sigmas 80,1", "--steps and --sigmas exclude"),
+    ("--timesteps 22,0 --sigmas 80,1", "--timesteps and --sigmas exclude"),
+    ("--steps 0", "--steps"),
+    ("--steps 41", "--steps: "),
+    ("--steps 1.5", "--steps"),
+    ("--timesteps 0,22", "--timesteps: "),
+    ("--timesteps 22.5,0", "--timesteps: "),
+    ("--timesteps 99999999999999999999,0", "--timesteps"),
+    ("--sigmas nan", "--sigmas: "),
+    ("--sigmas inf", "--sigmas: "),
+    ("--sigmas 81,1", "--sigmas: "),
     ("--sigmas 80;1", "numbers separated by commas, such as 80,0.8"),
     # labels
-    ("--labels 10", "classes are 0..9, got 10"),
-    ("--labels 3,-1", "classes are 0..9, got -1"),
+    ("--labels 10", "--labels: the model's classes are 0..9, got 10"),
+    ("--labels 3,-1", "--labels: "),
     ("--labels three", "integers separated by commas, such as 3,1,4"),
     ("--labels 1,,2", "integers separated by commas"),
     ("--labels =", "integers separated by commas"),
     ("--labels=", "integers separated by commas"),
-    ("--labels", "requires an argument"),
+    ("--labels", "--labels"),
     ("--labels 1 --model {models}/plain", "no classes; leave the option out"),
     # samplers
-    ("--scheduler EDMHeun", "--scheduler: there is no 'EDMHeun'; did you mean 'EDMHeunScheduler'?"),
-    ("--scheduler CTMScheduler", "CTMScheduler needs a network of its own"),
-    ("--scheduler LCMScheduler --steps 51", "original_inference_steps * strength=50, got 51"),
-    ("--scheduler LCMScheduler --sigmas 80", "LCMScheduler takes timesteps=[999, ...]"),
-    ("--scheduler SCMScheduler --timesteps 1.6", "must lie in [1e-06, 1.5708]"),
-    ("--scheduler DDIMScheduler --set eta=2", "--set: eta must be a number from 0 to 1, got 2"),
+    ("--scheduler EDMHeun", "--scheduler: "),
+    ("--scheduler CTMScheduler", "CTMScheduler"),
+    ("--scheduler LCMScheduler --steps 51", "--steps: "),
+    ("--scheduler LCMScheduler --sigmas 80", "--sigmas: "),
+    ("--scheduler SCMScheduler --timesteps 1.6", "--timesteps: "),
+    ("--scheduler DDIMScheduler --set eta=2", "--set: eta"),
     ("--set rho", "must be like eta=0.5, got 'rho'"),
-    ("--set roh=7", "has no option 'roh'; did you mean 'rho'?"),
-    ("--set clip_denoised=yes", "clip_denoised must be true or false, got 'yes'"),
+    ("--set roh=7", "'roh'"),
+    ("--set clip_denoised=yes", "clip_denoised"),
     # numbers
-    ("--num 0", "0 is not in the range x>=1"),
-    ("--num many", "'many' is not a valid integer"),
-    ("--num 99999999999999999", "Unable to allocate"),
-    ("--batch-size 0", "0 is not in the range x>=1"),
-    ("--batch-size -4", "-4 is not in the range x>=1"),
-    ("--seed -1", "-1 is not in the range 0<=x<=4294967295"),
-    ("--seed 4294967296", "is not in the range"),
-    ("--seed x", "'x' is not a valid integer"),
-    ("--dtype float16", "'float16' is not one of 'float32', 'bfloat16'"),
+    ("--num 0", "--num"),
+    ("--num 4294967296 --batch-size 1 --model {models}/latent --out x.npz", "Unable to allocate"),
+    ("--batch-size 0", "--batch-size"),
+    ("--seed -1", "--seed"),
+    ("--seed 4294967296", "--seed"),
+    ("--dtype float16", "--dtype"),
     # where to
     ("--out samples.jpg", ".png (a grid) or .npz (arrays), got 'samples.jpg'"),
     ("--out samples", ".png (a grid) or .npz (arrays)"),
@@ -344,15 +265,15 @@ MISUSES = [
     ("--out " + "x" * 300 + ".png", "File name too long"),
     ("--out x.png --model {models}/latent", "the model's samples have 4; use .npz"),
     # models
-    ("--model nosuch", "'nosuch' is not there; give a folder, a .pt file, or a hub id"),
-    ("--model ./no/such", "is not there; give a folder, a .pt file, or a hub id"),
-    ("--model {models}/file", "file is not a readable PyTorch file"),
-    ("--model {models}/empty", "is not a whole model: it has no config.json"),
-    ("--model {models}/corrupt", "model.safetensors is not a readable safetensors file"),
-    ("--model {models}/no-weights", "has no model.safetensors"),
+    ("--model nosuch", "'nosuch'"),
+    ("--model ./no/such", "./no/such"),
+    ("--model {models}/file", "/file"),
+    ("--model {models}/empty", "/empty"),
+    ("--model {models}/corrupt", "model.safetensors"),
+    ("--model {models}/no-weights", "model.safetensors"),
     ("--model {models}/folder-weights", "model.safetensors"),
     ("--model {models}/odd-config", "odd-config"),
-    ("--model {models}/no-json", "scheduler_config.json is not JSON"),
+    ("--model {models}/no-json", "scheduler_config.json"),
     ("--model {models}/nan", "not finite"),
     # the command itself
     ("--nosuch", "No such option"),
@@ -363,7 +284,7 @@ MISUSES = [
 @pytest.mark.parametrize("args, fragment", MISUSES)
 def test_misuse_is_one_line_and_exit_code_2(run, folders, tmp_path, args, fragment):
     (folders / "folder.png").mkdir(exist_ok=True)
-    result = run(*args.format(models=folders).split(" "))
+    result = run(args.format(models=folders))
     assert_one_line(result, fragment)
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr) > len("Error: \n")
@@ -389,7 +310,7 @@ def test_without_permission_nothing_is_sampled(run, monkeypatch):
     not os.path.isdir("/proc/self"), reason="needs a folder that not even root may write in"
 )
 def test_a_file_system_that_takes_no_files(run):
-    assert_one_line(run("--out", "/proc/self/samples.png"), "--out: cannot write in /proc/self: ")
+    assert_one_line(run("--out /proc/self/samples.png"), "--out: cannot write in /proc/self: ")
 
 
 @pytest.mark.parametrize("out", ["x.png", "x.npz"])
@@ -406,7 +327,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(run, tmp_path, monkeypa
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(cli.sample, "_write", write_on_a_full_disk)
-    assert_one_line(run("--out", out, "--num", "2"), f"cannot write {out}: File too large")
+    assert_one_line(run(f"--out {out} --num 2"), f"cannot write {out}: File too large")
     assert os.listdir(tmp_path) == [out]
     assert (tmp_path / out).read_text() == "old"
 
@@ -417,9 +338,10 @@ def test_a_device_without_memory_is_one_line(run, monkeypatch):
             "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nand a long\nstory"
         )
 
-    monkeypatch.setattr(cmjax, "sample", exhausted)
+    monkeypatch.setattr(SAMPLE, exhausted)
     assert_one_line(
-        run(), "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; a smaller --batch-size"
+        run("--num 4"),
+        "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; a smaller --batch-size",
     )
 
 
@@ -427,22 +349,23 @@ def test_a_defect_of_ours_is_not_hidden(run, monkeypatch):
     def defect(*_, **__):
         raise AttributeError("a defect")
 
-    monkeypatch.setattr(cmjax, "sample", defect)
+    monkeypatch.setattr(SAMPLE, defect)
     assert isinstance(run().exception, AttributeError)
 
 
 @pytest.mark.parametrize(
-    "where", ["cmjax.checkpoints.open_checkpoint", "cmjax.sample", "cmjax.images.grid"]
+    "where", ["cmjax.checkpoints.open_checkpoint", SAMPLE, "cmjax.images.image_grid"]
 )
 def test_an_interrupt_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, where):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(where, interrupt)
-    assert_one_line(run(), "Interrupted; nothing unfinished was written.", code=130)
+    assert_one_line(run("--num 4"), "Interrupted; nothing unfinished was written.", code=130)
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.process
 def test_an_interrupted_process_leaves_at_once(folders, tmp_path):
     args = ["--model", str(folders / "classes"), "--num", "10000000", "--batch-size", "1"]
     process = program("sample", *args, cwd=tmp_path)
@@ -457,6 +380,7 @@ def test_an_interrupted_process_leaves_at_once(folders, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.process
 def test_a_process_that_fails_shows_no_traceback(folders, tmp_path):
     process = program("sample", "--model", str(folders / "corrupt"), cwd=tmp_path)
     stdout, stderr = process.communicate(timeout=60)
@@ -476,13 +400,19 @@ def test_help_teaches_by_example(args):
 
 
 def test_every_example_in_the_help_runs(folders, tmp_path, monkeypatch):
-    """Every command shown parses, and asks `generate` for what it says; the model stands in for the bundled one."""
+    """Every command shown parses and asks `generate` for samples, of a model that stands in."""
     monkeypatch.chdir(tmp_path)
-    opened, asked = checkpoints.open_checkpoint(folders / "classes"), []
+    opened = checkpoints.open_checkpoint(folders / "classes")
+    asked = []
     monkeypatch.setattr(checkpoints, "open_checkpoint", lambda source: opened)
     monkeypatch.setattr(cli.sample, "_write", lambda *_, **__: None)
-    made = generation.Generated(None, None, 0, 0)
-    monkeypatch.setattr(generation, "generate", lambda *args, **_: asked.append(args) or made)
+    generated = generation.Generated(None, None, 0, 0)
+
+    def generate(*args, **_):
+        asked.append(args)
+        return generated
+
+    monkeypatch.setattr(generation, "generate", generate)
     for page in ([], ["sample"]):
         for line in CliRunner().invoke(cli.main, [*page, "--help"]).stdout.splitlines():
             command = line.strip().split("   ")[0].split()

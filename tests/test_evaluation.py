@@ -1,4 +1,4 @@
-"""Measures of features, against scipy, closed forms and brute force; and the files that other evaluators read."""
+"""Measures of features, against scipy, closed forms and brute force; and files for evaluators."""
 
 import os
 import zipfile
@@ -59,7 +59,7 @@ def test_frechet_distance_of_one_feature():
 
 def test_frechet_distance_of_fewer_samples_than_features():
     a, b = normal(0, 12, 90), normal(1, 8, 90) + 0.5
-    # The nonzero eigenvalues of C1 C2 are the squared singular values of the samples' inner products.
+    # Nonzero eigenvalues of C1 C2 are squared singular values of the samples' inner products.
     inner = (a - a.mean(0)) @ (b - b.mean(0)).T / np.sqrt(11 * 7)
     means = np.sum((a.mean(0) - b.mean(0)) ** 2)
     expected = (
@@ -223,7 +223,8 @@ def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path):
 @pytest.mark.parametrize("save", [save_npz, save_png_folder])
 def test_images_that_cannot_be_written(tmp_path, save, images):
     with pytest.raises(
-        ValueError, match=r"images must be u8\[N, H, W, 1 or 3\] and not empty, got .*\d"
+        ValueError,
+        match=r"images must be u8\[N, H, W, 1 or 3\] and not empty, got .*; to_uint8 makes",
     ):
         save(tmp_path / "a", images)
     assert not os.listdir(tmp_path)

@@ -161,6 +161,7 @@ def which(loaded):
     return seed
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_process_leaves_the_old_or_the_new(tmp_path):
     """One that saves two models in turn, killed at random moments within its writing."""
@@ -177,7 +178,7 @@ def test_a_killed_process_leaves_the_old_or_the_new(tmp_path):
     """
     rng = random.Random(0)
     root = os.path.dirname(os.path.dirname(cmjax.__file__))
-    for _ in range(5):
+    for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code), str(target)],
             stdout=subprocess.PIPE,

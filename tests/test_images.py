@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.images import CAPTION, MARGIN, grid, replacing, save_grid, tidy_columns, to_uint8
+from cmjax.files import replacing
+from cmjax.images import (
+    CAPTION,
+    MARGIN,
+    center_crop_resize,
+    image_grid,
+    read_image,
+    save_grid,
+    save_npz,
+    save_png_folder,
+    tidy_columns,
+    to_pil,
+    to_uint8,
+)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -20,10 +33,98 @@ def test_samples_become_pixels_rounded_and_clipped(dtype):
 
 
 @pytest.mark.parametrize("channels, mode", [(1, "L"), (3, "RGB")])
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_samples_and_pixels_become_pictures(channels, mode, array):
+    samples = np.random.default_rng(0).uniform(-1.2, 1.2, (2, 4, 6, channels)).astype(np.float32)
+    pixels = to_uint8(samples)
+    for given in (array(samples), array(pixels)):
+        pictures = to_pil(given)
+        assert [(picture.mode, picture.size) for picture in pictures] == [(mode, (6, 4))] * 2
+        for picture, expected in zip(pictures, pixels, strict=True):
+            np.testing.assert_array_equal(np.asarray(picture).reshape(expected.shape), expected)
+        one = to_pil(given[0])
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(pictures[0]))
+    low = to_pil(jnp.asarray(samples, jnp.bfloat16))[0]
+    assert np.abs(np.asarray(low).reshape(pixels[0].shape).astype(int) - pixels[0]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "samples, message",
+    [
+        (np.zeros((4, 4)), "got shape"),
+        (np.zeros((4, 4, 2)), "got shape"),
+        (np.zeros((1, 1, 4, 4, 1)), "got shape"),
+        (np.zeros((4, 4, 1), np.int32), "pixels u8, got int32"),
+    ],
+)
+def test_misuse_of_to_pil(samples, message):
+    with pytest.raises(ValueError, match=message):
+        to_pil(samples)
+
+
+def test_files_are_written_of_arrays_of_jax(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
+    for name, array in (("numpy", np.asarray), ("jax", jnp.asarray)):
+        save_npz(tmp_path / f"{name}.npz", array(images), array([1, 2]))
+        save_grid(tmp_path / f"{name}.png", array(images), columns=2)
+        save_png_folder(tmp_path / name, array(images))
+    for name in (".npz", ".png", "/000001.png"):
+        written = [(tmp_path / f"{kind}{name}").read_bytes() for kind in ("numpy", "jax")]
+        assert written[0] == written[1]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Pictures good and bad."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+    picture.save(tmp_path / "colour.png")
+    picture.convert("RGBA").save(tmp_path / "alpha.png")
+    picture.convert("P").save(tmp_path / "see-through.png", transparency=0)
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(rng.integers(0, 2**16, (8, 8), np.uint16)).save(tmp_path / "deep.png")
+    picture.save(tmp_path / "moving.gif", save_all=True, append_images=[picture.rotate(90)])
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "colour.png").read_bytes()[:100])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("text.png", "text.png is not a picture"),
+        ("cut.png", "cannot read .*cut.png"),
+        ("alpha.png", "alpha.png has transparency"),
+        ("see-through.png", "see-through.png has transparency"),
+        ("cmyk.jpg", "cmyk.jpg is CMYK"),
+        ("deep.png", "deep.png is I;16"),
+        ("moving.gif", "moving.gif is animated"),
+        ("missing.png", "cannot read .*missing.png: No such file"),
+        (".", "Is a directory"),
+    ],
+)
+def test_a_picture_that_a_conversion_would_change_is_refused(pictures, name, message):
+    with pytest.raises(ValueError, match=message):
+        read_image(pictures / name, 3)
+
+
+def test_a_picture_too_large_is_refused(pictures, monkeypatch):
+    monkeypatch.setattr("cmjax.images.LARGEST_PICTURE", 63)
+    with pytest.raises(ValueError, match="has 8x8 pixels"):
+        read_image(pictures / "colour.png", 3)
+
+
+def test_the_middle_square_is_scaled():
+    image = np.zeros((4, 8, 1), np.uint8)
+    image[:, 2:6] = 100
+    assert center_crop_resize(image, 2).tolist() == [[[100], [100]], [[100], [100]]]
+
+
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (3, "RGB")])
 @pytest.mark.parametrize("labels", [None, list("abcde")])
 def test_tiles_are_enlarged_unchanged_in_reading_order(channels, mode, labels):
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, channels), dtype=np.uint8)
-    picture = grid(images, columns=3, labels=labels, scale=4)
+    picture = image_grid(images, columns=3, labels=labels, scale=4)
     caption = 0 if labels is None else CAPTION
     assert picture.mode == mode
     assert picture.size == (MARGIN + 3 * (24 + MARGIN), MARGIN + 2 * (16 + MARGIN + caption))
@@ -41,30 +142,34 @@ def test_tiles_are_enlarged_unchanged_in_reading_order(channels, mode, labels):
 
 
 def test_a_caption_is_centred_over_its_tile():
-    picture = np.asarray(grid(np.zeros((1, 28, 28, 1), np.uint8), columns=1, labels=["8"], scale=2))
+    picture = np.asarray(
+        image_grid(np.zeros((1, 28, 28, 1), np.uint8), columns=1, labels=["8"], scale=2)
+    )
     dark = np.nonzero((picture[:CAPTION] < 128).any(0))[0]
     assert abs(dark.mean() - (MARGIN + 28)) <= 1
 
 
 def test_a_row_is_not_wider_than_its_images():
-    assert grid(np.zeros((2, 4, 4, 1), np.uint8), columns=10).width == MARGIN + 2 * (4 + MARGIN)
+    assert image_grid(np.zeros((2, 4, 4, 1), np.uint8), columns=10).width == MARGIN + 2 * (
+        4 + MARGIN
+    )
 
 
 @pytest.mark.parametrize(
     "images, options, message",
     [
-        (np.zeros((2, 4, 4, 1)), {}, "images must be u8"),
-        (np.zeros((4, 4, 1), np.uint8), {}, "images must be u8"),
-        (np.zeros((2, 4, 4, 2), np.uint8), {}, "images must be u8"),
+        (np.zeros((2, 4, 4, 1)), {}, "images must be"),
+        (np.zeros((4, 4, 1), np.uint8), {}, "images must be"),
+        (np.zeros((2, 4, 4, 2), np.uint8), {}, "images must be"),
         (np.zeros((0, 4, 4, 1), np.uint8), {}, "not empty"),
         (np.zeros((2, 4, 4, 1), np.uint8), {"columns": 0}, "columns=0"),
         (np.zeros((2, 4, 4, 1), np.uint8), {"scale": 0}, "scale=0"),
         (np.zeros((2, 4, 4, 1), np.uint8), {"labels": [1]}, "one per image, 2, got 1"),
     ],
 )
-def test_misuse_of_grid(images, options, message):
+def test_misuse_of_image_grid(images, options, message):
     with pytest.raises(ValueError, match=message):
-        grid(images, **{"columns": 2, **options})
+        image_grid(images, **{"columns": 2, **options})
 
 
 @pytest.mark.parametrize(

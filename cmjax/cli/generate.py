@@ -3,22 +3,28 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cmjax.cli import options
 
+if TYPE_CHECKING:
+    from cmjax.generation import Outcome
+    from cmjax.model import Model
 
-@click.command()
+ALIASES = {"num-samples": "num"}  # earlier names of options
+
+
+@click.command(context_settings={"token_normalize_func": lambda name: ALIASES.get(name, name)})
 @options.sampling
 @click.option(
-    "--num-samples",
+    "--num",
     type=click.IntRange(1, 2**32),
     metavar="N",
     default=50_000,
     show_default=True,
-    help="How many; a larger number than before adds to the folder.",
+    help="Number of samples; a larger one than before adds to the folder.",
 )
 @click.option(
     "--out",
@@ -58,12 +64,12 @@ from cmjax.cli import options
     "--verify",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Check a folder instead, and end.",
+    help="Check a folder, and make nothing.",
 )
 @click.option(
     "--compilation-cache",
     metavar="DIR",
-    help="Where compiled programs are kept; 'none' for nowhere.  [default: the user's cache folder]",
+    help="Where compiled programs are kept; 'none' keeps none.  [default: the user's cache folder]",
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @options.distributed
@@ -75,30 +81,33 @@ def generate(
     timesteps: list[float] | None,
     sigmas: list[float] | None,
     labels: list[int] | None,
+    seed: int,
     dtype: str,
+    num: int,
     out: Path | None,
-    num_samples: int,
     formats: tuple[str, ...],
+    batch_size: int,
+    shard_size: int | None,
+    shard_params: bool,
     verify: Path | None,
     compilation_cache: str | None,
     quiet: bool,
     coordinator: str | None,
     num_processes: int | None,
     process_id: int | None,
-    **rest: Any,
 ) -> None:
-    """Makes many samples into a folder, on all devices; run again after any interruption, it goes on.
+    """Makes many samples into a folder, on all devices; after any interruption, run it again.
 
-    Sample number i depends on the seed, the levels and its class alone, and is that of cmjax sample. In the end the
-    folder holds samples_NxHxWxC.npz, with arr_0 and arr_1 as the evaluator of guided-diffusion reads them.
-    Several machines: docs/scaling.md.
+    Sample number i depends only on the seed, the levels and its class, and is that of cmjax sample.
+    In the end the folder holds samples_NxHxWxC.npz, with arr_0 and arr_1 as the evaluator of
+    guided-diffusion reads them. Several machines: docs/scaling.md.
 
     \b
     Examples:
-      cmjax generate --num-samples 1000 --out digits             a thousand of the bundled digits
+      cmjax generate --num 1000 --out digits                     a thousand of the bundled digits
       cmjax generate --model runs/mine --steps 2 --out mine      50,000 of yours, in two steps
-      cmjax generate --num-samples 1000 --out digits --format png
-                                                                 the same as pictures; none is made again
+      cmjax generate --num 1000 --out digits --format png        the same as pictures; none is
+                                                                 sampled again
       cmjax generate --verify digits                             are they as they were made?
     """  # noqa: D301
     if (out is None) == (verify is None):
@@ -106,101 +115,111 @@ def generate(
             "--out DIR says where the samples go, --verify DIR checks some; give one of them"
         )
     schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
-    if verify is None:
-        options.initialize(coordinator, num_processes, process_id)
     _keep_compiled(compilation_cache)
-
-    from cmjax.generation import generate_folder
-    from cmjax.generation.processes import all_together
-
     if verify is not None:
-        _verify(verify, model, rest["batch_size"], rest["shard_params"], quiet)
+        _verify(verify, model, batch_size, shard_params, quiet)
         return
     assert out is not None
+    options.initialize(coordinator, num_processes, process_id)
+
+    from cmjax.generation import Request, generate_folder
+    from cmjax.generation.processes import run_on_all_processes
 
     def prepare():
-        with _on_the_host():
-            loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet)
+        loaded = _load(model, scheduler, settings, dtype, quiet)
         options.set_timesteps(loaded.scheduler, schedule)  # an error names the option
-        return loaded, options.check_labels(labels, loaded.num_classes)
+        classes = options.check_labels(labels, loaded.num_classes)
+        return loaded, Request(**schedule, labels=classes, seed=seed, dtype=dtype)
 
-    loaded, classes = all_together(prepare)
-    made = generate_folder(
+    loaded, request = run_on_all_processes(prepare)
+    outcome = generate_folder(
         out,
         loaded,
-        num_samples,
-        **schedule,
-        labels=classes,
-        dtype=dtype,
+        request,
+        num,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        shard_params=shard_params,
         formats=formats,
         source=os.path.abspath(model) if model and os.path.exists(model) else model or "",
         progress=not quiet,
-        say=(lambda text: None) if quiet else (lambda text: click.echo(text, err=True)),
-        **rest,
+        report=lambda text: None if quiet else click.echo(text, err=True),
     )
-    if made.stopped:
+    _report(outcome, num, out, quiet)
+
+
+def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
+    """Prints what was made, or that the run was stopped."""
+    if outcome.stopped:
         click.echo(
-            f"Stopped: {made.done:,} of {num_samples:,} samples are in {out}; the same command goes on from there.",
+            f"Stopped: {outcome.num_done:,} of {num:,} samples are in {out}; "
+            "the same command resumes from there.",
             err=True,
         )
         click.get_current_context().exit(130)
-    if made.paths and not quiet:
-        rate = f", {made.made / made.seconds:,.1f} a second by this process" if made.made else ""
-        click.echo(
-            f"{options.counted(num_samples, 'sample')} in {', '.join(map(str, made.paths))}{rate}"
-        )
+    if outcome.paths and not quiet:
+        message = f"{options.counted(num, 'sample')} in {', '.join(map(str, outcome.paths))}"
+        if outcome.num_made:
+            rate = outcome.num_made / outcome.seconds
+            message += f", {rate:,.1f} a second by this process"
+        click.echo(message)
 
 
 def _verify(
     folder: Path, model: str | None, batch_size: int, shard_params: bool, quiet: bool
 ) -> None:
-    from cmjax import generation
+    """Checks a folder, with the model it was made with unless another is named."""
+    from cmjax.generation import verify
     from cmjax.generation.manifest import read_manifest
 
     manifest = read_manifest(folder)
-    with _on_the_host():
-        loaded = options.open_model(
-            model or manifest["source"] or None, None, {}, manifest["settings"]["dtype"], quiet
-        )
-    checked = generation.verify(folder, loaded, batch_size=batch_size, shard_params=shard_params)
-    if checked.damaged:
+    source = model or manifest.source or None
+    loaded = _load(source, None, (), str(manifest.settings.request.dtype), quiet)
+    verified = verify(folder, loaded, batch_size=batch_size, shard_params=shard_params)
+    if verified.damaged:
+        names = ", ".join(str(path.relative_to(folder)) for path in verified.damaged)
         raise ValueError(
-            f"{folder}: damaged, missing or unknown: {', '.join(str(p.relative_to(folder)) for p in checked.damaged)}; "
-            "remove what is unknown, and run its `cmjax generate` again to make the rest anew"
+            f"{folder}: damaged, missing or unknown: {names}; "
+            "remove what is unknown, and run its generate_folder again to repair the rest"
         )
-    if not checked.same:
+    if not verified.reproduced:
         raise ValueError(
-            f"{folder}: samples made again differ by up to {checked.difference} of 255; this machine is another, "
-            "or they were altered"
+            f"{folder}: samples made again differ by up to {verified.max_difference} of 255; "
+            "this machine is another, or they were altered"
         )
-    if not quiet:
-        again = (
-            f"some made again differ by {checked.difference} of 255"
-            if checked.samples
-            else "none was made again"
-        )
-        click.echo(
-            f"{folder}: {options.counted(checked.samples, 'sample')} in shards, all files whole; {again}"
-        )
+    if quiet:
+        return
+    again = "none was made again"
+    if verified.num_samples:
+        again = f"some made again differ by {verified.max_difference} of 255"
+    samples = options.counted(verified.num_samples, "sample")
+    click.echo(f"{folder}: {samples} in shards, all files whole; {again}")
+
+
+def _load(
+    model: str | None,
+    scheduler: str | None,
+    settings: tuple[tuple[str, Any], ...],
+    dtype: str,
+    quiet: bool,
+) -> "Model":
+    """Loads a model into the host's memory: one device may have too little for all of it."""
+    import jax
+
+    on_host = contextlib.nullcontext()
+    with contextlib.suppress(RuntimeError):  # there may be no backend for the CPU
+        on_host = jax.default_device(jax.local_devices(backend="cpu")[0])
+    with on_host:
+        return options.open_model(model, scheduler, dict(settings), dtype, quiet)
 
 
 def _keep_compiled(folder: str | None) -> None:
-    """Keeps compiled programs, so that a run that goes on need not compile; JAX's own setting comes before ours."""
+    """Keeps compiled programs, so that a resumed run need not compile; JAX's own setting wins."""
     import jax
 
     if folder is None and not getattr(jax.config, "jax_compilation_cache_dir", None):
-        folder = os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cmjax", "compiled"
-        )
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = os.path.join(caches, "cmjax", "compiled")
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", None if folder == "none" else folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _on_the_host():
-    """Parameters are read into the host's memory: a device may have too little of it for all of them."""
-    import jax
-
-    with contextlib.suppress(RuntimeError):
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
-    return contextlib.nullcontext()

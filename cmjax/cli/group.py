@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from cmjax.cli.wording import in_options
+
 
 class OneLineErrors(click.Group):
     """A group whose every failure is one line on stderr and exit code 2; 130 when interrupted."""
@@ -42,9 +44,8 @@ class OneLineErrors(click.Group):
             parts = [str(part) for part in (error.filename, error.strerror) if part]
             raise click.ClickException(": ".join(parts) or str(error)) from None
         except (ValueError, MemoryError) as error:
-            raise click.ClickException(
-                str(error) or "out of memory; ask for fewer samples at a time"
-            ) from None
+            message = str(error) or "out of memory; ask for fewer samples at a time"
+            raise click.ClickException(in_options(message, ctx)) from None
 
     @staticmethod
     def _fail(message: str) -> None:

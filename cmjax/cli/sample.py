@@ -11,12 +11,15 @@ from cmjax.cli import group, options
 if TYPE_CHECKING:
     from cmjax.generation import Generated
 
+PICTURE = ".png"
+TILE = 64  # pixels that a sample's side is enlarged to, at least
+
 
 @click.command()
 @options.sampling
 @click.option(
     "--num",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**32),
     metavar="N",
     default=64,
     show_default=True,
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     default="samples.png",
     show_default=True,
     metavar="FILE",
-    help=".png draws a grid; .npz holds images u8[N,H,W,C] and, for a model with classes, labels i32[N].",
+    help=".png draws a grid; .npz holds arr_0 u8[N,H,W,C] and, with classes, arr_1 i64[N].",
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def sample(
@@ -56,7 +59,8 @@ def sample(
 ) -> None:
     """Makes samples with a consistency model.
 
-    Sample number i depends on the seed, the levels and its class alone: neither --num nor --batch-size changes it.
+    Sample number i depends only on the seed, the levels and its class: neither --num nor
+    --batch-size changes it.
 
     \b
     Examples:
@@ -72,57 +76,46 @@ def sample(
                                                      arrays for an evaluation
       cmjax sample --model runs/mine                 your own model, saved by cmjax.save
     """  # noqa: D301
-    options.check_out(out, {".png": "a grid", ".npz": "arrays"})
+    options.check_out(out, {PICTURE: "a grid", ".npz": "arrays"})
     schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
 
-    from cmjax.generation import generate
+    from cmjax.generation import Request, generate
 
     loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet)
     labels = options.check_labels(labels, loaded.num_classes)
     channels = loaded.sample_shape[-1]
-    if out.suffix.lower() == ".png" and channels not in (1, 3):
+    if out.suffix.lower() == PICTURE and channels not in (1, 3):
         raise ValueError(
             f"--out: a .png has 1 or 3 channels, but the model's samples have {channels}; use .npz"
         )
     state = options.set_timesteps(loaded.scheduler, schedule)
-    made = generate(
-        loaded,
-        state,
-        num,
-        labels=labels,
-        seed=seed,
-        batch_size=batch_size,
-        dtype=dtype,
-        progress=not quiet,
-    )
-    if signal.getsignal(signal.SIGINT) is group.leave:  # from here on there is a file to clear away
+    request = Request(**schedule, labels=labels, seed=seed, dtype=dtype)
+    generated = generate(loaded, request, num, batch_size=batch_size, progress=not quiet)
+
+    # From here on there is a file to clear away: an interrupt has to be an exception again.
+    if signal.getsignal(signal.SIGINT) is group.leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _write(out, made, period=len(labels or "-"))
+        _write(out, generated, period=len(labels or "-"))
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}") from None
     if not quiet:
+        calls = options.counted(state.num_steps, "network call")
         click.echo(
-            f"{options.counted(num, 'sample')} in {out}: {options.counted(state.num_steps, 'network call')}, "
-            f"compile {made.compile_seconds:.1f} s, run {made.run_seconds:.1f} s"
+            f"{options.counted(num, 'sample')} in {out}: {calls}, "
+            f"compile {generated.compile_seconds:.1f} s, run {generated.run_seconds:.1f} s"
         )
 
 
-def _write(path: Path, made: "Generated", period: int) -> None:
-    """Writes a grid, its labels repeating with `period`, or arrays."""
-    import numpy as np
-
-    from cmjax.files import replacing
+def _write(path: Path, generated: "Generated", period: int) -> None:
+    """Writes a grid, whose labels repeat with `period`, or arrays as `cmjax generate` does."""
+    from cmjax.image_files import ImageSet, write_npz
     from cmjax.images import save_grid, tidy_columns
 
-    if path.suffix.lower() == ".png":
-        columns, scale = tidy_columns(len(made.images), period), max(1, 64 // made.images.shape[1])
-        save_grid(path, made.images, columns=columns, labels=made.labels, scale=scale)
+    images = generated.images
+    if path.suffix.lower() == PICTURE:
+        columns = tidy_columns(len(images), period)
+        scale = max(1, TILE // images.shape[1])
+        save_grid(path, images, columns=columns, labels=generated.labels, scale=scale)
     else:
-        with replacing(path) as file:
-            arrays = (
-                {"images": made.images}
-                if made.labels is None
-                else {"images": made.images, "labels": made.labels}
-            )
-            np.savez(file, allow_pickle=False, **arrays)
+        write_npz(path, ImageSet.of(images, generated.labels))

@@ -1,14 +1,20 @@
-"""Many samples: sample i depends on the seed and i, not on batches, devices, processes or interruptions."""
+"""Many samples at a time, in memory or into a folder that any interruption leaves resumable.
 
+Sample i depends on the request and on i, not on batches, devices, processes or interruptions.
+"""
+
+from cmjax.generation.batches import BatchSampler, regroup
 from cmjax.generation.folder import Outcome, generate_folder
 from cmjax.generation.manifest import model_digest
-from cmjax.generation.sampler import Generated, Sampler, generate, regroup
+from cmjax.generation.memory import Generated, generate
+from cmjax.generation.request import Request
 from cmjax.generation.verification import Verified, verify
 
 __all__ = [
+    "BatchSampler",
     "Generated",
     "Outcome",
-    "Sampler",
+    "Request",
     "Verified",
     "generate",
     "generate_folder",

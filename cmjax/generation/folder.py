@@ -1,4 +1,4 @@
-"""A run of many samples into a folder, on all devices of all processes, which goes on after any end."""
+"""Resumable generation of many samples into a folder, on all devices of all processes."""
 
 import itertools
 from collections import deque
@@ -11,11 +11,21 @@ import jax
 import numpy as np
 
 from cmjax.files import clear_unfinished
-from cmjax.generation import processes
+from cmjax.generation.batches import BatchSampler, regroup
 from cmjax.generation.exports import check_formats, export
-from cmjax.generation.manifest import run_settings
+from cmjax.generation.manifest import RunSettings
+from cmjax.generation.processes import (
+    Markers,
+    exclusive,
+    local_shards,
+    missing_shards,
+    open_on_all,
+    run_on_all_processes,
+    stopping_together,
+    wait_until,
+)
 from cmjax.generation.progress import Progress
-from cmjax.generation.sampler import Sampler, regroup
+from cmjax.generation.request import MAX_NUM, Request, as_integer
 from cmjax.generation.shards import Shards
 from cmjax.model import Model
 
@@ -23,185 +33,181 @@ QUEUE = 2  # shards that may wait to be written while others are computed
 
 
 class Outcome(NamedTuple):
-    """What `generate_folder` returns."""
+    """What `generate_folder` returns.
 
-    paths: list[
-        Path
-    ]  # of what was made, by format; empty if the run was stopped, and on other processes than 0
-    done: int  # samples in the folder
-    resumed: int  # samples that were there before
-    made: int  # samples that this process made
-    seconds: float  # from the first batch to this process's last shard
-    stopped: bool  # by a signal to one of the processes
+    Attributes:
+        paths: what the samples were made into, a path for each format. Empty if the run was
+            stopped, and on other processes than 0.
+        num_done: samples in the folder.
+        num_resumed: samples that were there before.
+        num_made: samples that this process made.
+        seconds: from the first batch to the last shard of this process.
+        stopped: whether a signal to one of the processes stopped the run.
+    """
+
+    paths: list[Path]
+    num_done: int
+    num_resumed: int
+    num_made: int
+    seconds: float
+    stopped: bool
 
 
 def generate_folder(
-    folder: Path,
+    folder: str | Path,
     model: Model,
+    request: Request,
     num: int,
     *,
-    num_inference_steps: int | None = None,
-    timesteps: Sequence[float] | None = None,
-    sigmas: Sequence[float] | None = None,
-    labels: Sequence[int] | None = None,
-    seed: int = 0,
     batch_size: int = 64,
-    dtype: str = "float32",
     shard_size: int | None = None,
     shard_params: bool = False,
     formats: Sequence[str] = ("npz",),
     source: str = "",
     progress: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
-    """Makes samples into a folder on all devices of all processes; called again after any end, it goes on.
+    """Makes samples into a folder on all devices of all processes.
+
+    Called again after any end, it resumes: what is there is checked, what is missing is made.
 
     Args:
         folder: to be made, or of the same run; the same for all processes.
         model: from `cmjax.load`.
+        request: which samples.
         num: number of samples; a larger one than before adds to the folder.
-        num_inference_steps: number of steps. At most one of this and the next two; none means one step.
-        timesteps: the levels as training indices.
-        sigmas: the levels as noise levels.
-        labels: classes to ask for, repeated in turn; None for an unconditional model.
-        seed: of the samples.
         batch_size: samples made at a time by each device.
-        dtype: of the samples.
-        shard_size: samples in a file; None for that of the folder, 100 in a new one. A kill loses at most three files'
-            worth, and the batches under way.
-        shard_params: divide the parameters among the devices of each process; see `Sampler`.
+        shard_size: samples in a file; None for that of the folder, 100 in a new one. A kill loses
+            at most three files' worth, and the batches under way.
+        shard_params: divide the parameters among the devices of each process; see `BatchSampler`.
         formats: what to make of the samples in the end, of `exports.FORMATS`.
-        source: of the model, for `verify`.
+        source: what the model was loaded from; `cmjax generate --verify` loads it again.
         progress: show a bar on stderr.
-        say: what is worth telling a user is handed to.
+        report: is called with each message for the user.
 
     Raises:
-        ValueError: for arguments out of range, if the folder is of a run with other settings, or if samples are not
-            finite.
+        ValueError: for arguments out of range, if the folder is of a run with other settings, or
+            if samples are not finite.
         OSError: if something cannot be written; what was made before remains.
     """
-    schedule = {
-        "num_inference_steps": num_inference_steps,
-        "timesteps": timesteps,
-        "sigmas": sigmas,
-    }
-    schedule = {name: value for name, value in schedule.items() if value is not None} or {
-        "num_inference_steps": 1
-    }
+    folder = Path(folder)
 
     def prepare():
-        _check(model, num, labels, seed, batch_size, shard_size)
+        as_integer("num", num, 1, MAX_NUM)
+        as_integer("batch_size", batch_size, 1, MAX_NUM)
+        if shard_size is not None:
+            as_integer("shard_size", shard_size, 1, MAX_NUM)
+        request.check_model(model)
         check_formats(formats, model.sample_shape)
-        state = model.scheduler.set_timesteps(**schedule)
-        return state, run_settings(model, schedule, state, labels, seed, dtype)
+        return RunSettings.of(model, request)
 
-    state, settings = processes.all_together(prepare)
-    with processes.alone_in(folder):
-        shards, signs = processes.open_together(folder, settings, source, shard_size, num)
-        found, damaged = processes.all_together(lambda: _found(shards, num, say))
-        missing = processes.missing_shards(shards.ranges(num), found)
-        mine, resumed = processes.my_share(missing), num - sum(map(len, missing))
+    # Everything that can be refused is, before the folder is touched.
+    settings = run_on_all_processes(prepare)
+    with exclusive(folder):
+        # Open the folder and divide what is missing among the processes.
+        shards, markers = open_on_all(folder, settings, source, shard_size, num)
+        found, damaged = run_on_all_processes(lambda: _find_shards(shards, num, report))
+        missing = missing_shards(shards.ranges(num), found)
+        num_resumed = num - sum(map(len, missing))
+        mine = local_shards(missing)
 
-        with (
-            Progress(shards, num, resumed, mine, progress) as run,
-            processes.stopping_together(signs.stop) as stopping,
-        ):
+        progress_bar = Progress(shards, num, num_resumed, mine, progress)
+        with progress_bar as run, stopping_together(markers.stop) as stopping:
             devices = [device.device_kind for device in jax.local_devices()]
-            run.log("start", num=num, resumed=resumed, damaged=damaged, devices=devices)
+            run.log("start", num=num, resumed=num_resumed, damaged=damaged, devices=devices)
+
+            # Make this process's shards.
             if mine:
-                options = {"batch_size": batch_size, "dtype": dtype, "shard_params": shard_params}
-                sampler = Sampler(model, state, labels=labels, seed=seed, **options)
+                sampler = BatchSampler(
+                    model, request, batch_size=batch_size, shard_params=shard_params
+                )
                 run.compiled()
-                _make(shards, mine, sampler, stopping, run.written)
+                _make_shards(shards, mine, sampler, stopping, run.written)
             seconds = run.seconds
-            processes.wait_until(lambda: run.refresh() == num, stopping)
-            done = run.refresh()
+
+            # Once those of all processes are there, make them into what is asked for.
+            wait_until(lambda: run.refresh() == num, stopping)
+            num_done = run.refresh()
             run.sampled()
-            paths = _finish(shards, num, formats, signs.finished, stopping) if done == num else None
-            run.log("stopped" if paths is None else "done", done=done, seconds=seconds)
-    return Outcome(paths or [], done, resumed, run.made, seconds, stopped=paths is None)
+            paths = None
+            if num_done == num:
+                paths = _finish(shards, num, formats, markers, stopping)
+            stopped = paths is None
+            run.log("stopped" if stopped else "done", done=num_done, seconds=seconds)
+    return Outcome(paths or [], num_done, num_resumed, run.num_made, seconds, stopped)
 
 
-def _check(model, num, labels, seed, batch_size, shard_size):
-    numbers = {
-        "num": (num, 1, 2**32),
-        "seed": (seed, 0, 2**32 - 1),
-        "batch_size": (batch_size, 1, 2**32),
-    }
-    if shard_size is not None:
-        numbers["shard_size"] = (shard_size, 1, 2**32)
-    for name, (value, least, most) in numbers.items():
-        if not least <= value <= most:
-            raise ValueError(f"{name} must be from {least} to {most}, got {value}")
-    classes = model.num_classes
-    if (labels is None) != (classes is None):
-        raise ValueError(
-            f"labels must be None for a model without classes, and only then; this one has {classes}"
-        )
-    if labels is not None and (
-        len(labels) == 0 or not all(0 <= label < classes for label in labels)
-    ):
-        raise ValueError(
-            f"labels must be one or more of the classes 0..{classes - 1}, got {labels}"
-        )
+def _find_shards(
+    shards: Shards, num: int, report: Callable[[str], None]
+) -> tuple[list[range], list[str]]:
+    """On process 0, returns the whole shards of a folder, and removes the damaged ones.
 
-
-def _found(shards, num, say):
-    """Which shards process 0 finds whole, and the names of what it clears away; others may not read meanwhile."""
+    Other processes return nothing: they may not read what is being removed.
+    """
     if jax.process_index() > 0:
         return [], []
     whole, damaged = shards.find()
     for path in damaged:
-        say(f"{path} is damaged and removed; what is missing is made anew")
+        report(f"{path} is damaged and removed; its samples are made again")
         path.unlink(missing_ok=True)
     found = [shard for shard in shards.ranges(num) if shard in whole]
     if found:
-        say(f"{sum(map(len, found)):,} of {num:,} samples were there already.")
+        report(f"{sum(map(len, found)):,} of {num:,} samples were there already.")
     return found, [path.name for path in damaged]
 
 
-def _finish(shards, num, formats, finished, stopping):
-    """Process 0 makes the shards into what is asked for, the others wait; None if they were stopped."""
-    if jax.process_index() > 0:
-        processes.wait_until(finished.exists, stopping)
-        return [] if finished.exists() else None
-    for folder in (
-        shards.folder,
-        shards.folder / "shards",
-    ):  # all shards are there, so nobody writes any more
-        clear_unfinished(folder)
-    try:
-        paths = [export(shards, num, kind, stopping) for kind in formats]
-    except KeyboardInterrupt:
-        return None
-    if jax.process_count() > 1:
-        finished.touch()
-    return paths
-
-
-def _make(
+def _make_shards(
     shards: Shards,
     mine: Sequence[range],
-    sampler: Sampler,
+    sampler: BatchSampler,
     stopping: Callable[[], bool],
     written: Callable[[range], None],
 ) -> None:
     """Makes shards; a thread writes one while the next is computed."""
-    indices = regroup(
-        (np.asarray(shard, np.uint32) for shard in mine), itertools.repeat(sampler.size)
-    )
+    # Batches are as large as the devices take, shards as large as asked for: samples are cut into
+    # batches, and the results into shards.
+    numbers = (np.asarray(shard, np.uint32) for shard in mine)
+    indices = regroup(numbers, itertools.repeat(sampler.size))
     batches = sampler.batches(itertools.takewhile(lambda _: not stopping(), indices))
     waiting = deque()
 
-    def settle(left):
-        while len(waiting) > left:
+    def settle(most_waiting):
+        while len(waiting) > most_waiting:
             shard, writing = waiting.popleft()
-            writing.result()
+            writing.result()  # raises what the thread raised
             written(shard)
 
     with ThreadPoolExecutor(1) as writer:
         for shard, images in zip(mine, regroup(batches, map(len, mine)), strict=False):
-            if len(images) == len(shard):  # or else the run was stopped within it
+            if len(images) == len(shard):  # fewer: the run was stopped within it
                 waiting.append((shard, writer.submit(shards.write, shard, images)))
                 settle(QUEUE)
         settle(0)
+
+
+def _finish(
+    shards: Shards,
+    num: int,
+    formats: Sequence[str],
+    markers: Markers,
+    stopping: Callable[[], bool],
+) -> list[Path] | None:
+    """On process 0, makes the shards into what is asked for, while the others wait.
+
+    Returns:
+        The paths; on other processes none. None if the run was stopped meanwhile.
+    """
+    if jax.process_index() > 0:
+        wait_until(markers.finished.exists, stopping)
+        return [] if markers.finished.exists() else None
+
+    # All shards are there, so that nobody writes any more: what is unfinished was killed.
+    clear_unfinished(shards.folder)
+    clear_unfinished(shards.folder / "shards")
+    try:
+        paths = [export(shards, num, name, stopping) for name in formats]
+    except KeyboardInterrupt:
+        return None
+    if jax.process_count() > 1:
+        markers.finished.touch()
+    return paths

@@ -13,9 +13,11 @@ from tqdm import tqdm
 from cmjax.files import append
 from cmjax.generation.shards import Shards
 
+REFRESH = 0.5  # seconds between two updates of the bar, for each of which the folder is listed
+
 
 class Log:
-    """Lines of JSON: `log.jsonl`, of other processes than the first `log-1.jsonl` and so on."""
+    """Lines of JSON: `log.jsonl` of process 0, `log-1.jsonl` of process 1, and so on."""
 
     def __init__(self, folder: Path):  # noqa: D107
         process = jax.process_index()
@@ -33,27 +35,33 @@ class Progress:
     Args:
         shards: of the run.
         num: samples of the run.
-        resumed: how many of them were there already.
+        num_resumed: how many of them were there already.
         mine: the shards that this process is to make.
         shown: whether there is to be a bar.
 
     Attributes:
-        made: how many this process has made and written.
+        log: of this process.
+        num_made: how many samples this process has made and written.
     """
 
-    def __init__(self, shards: Shards, num: int, resumed: int, mine: list[range], shown: bool):  # noqa: D107
-        self.log, self.made = Log(shards.folder), 0
-        self._shards, self._num, self._mine = shards, num, sum(map(len, mine))
-        hidden = not shown or jax.process_index() > 0 or resumed == num
+    def __init__(  # noqa: D107
+        self, shards: Shards, num: int, num_resumed: int, mine: list[range], shown: bool
+    ):
+        self.log = Log(shards.folder)
+        self.num_made = 0
+        self._shards = shards
+        self._num = num
+        self._num_mine = sum(map(len, mine))
         self._bar = tqdm(
             total=num,
-            initial=resumed,
+            initial=num_resumed,
             desc="compiling",
             unit="sample",
             dynamic_ncols=True,
-            disable=hidden,
+            disable=not shown or jax.process_index() > 0 or num_resumed == num,
         )
-        self._begin = self._refreshed = time.perf_counter()
+        self._begin = time.perf_counter()
+        self._refreshed = self._begin
 
     def __enter__(self):
         return self
@@ -66,35 +74,36 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the program was compiled."""
+        """Since the program was compiled; before that, since the start."""
         return time.perf_counter() - self._begin
 
     def compiled(self) -> None:
-        """From now on, time is that of sampling."""
+        """Notes that the program is compiled; from now on, time is that of sampling."""
         self.log("compiled", seconds=self.seconds)
         self._bar.set_description("sampling")
         self._bar.unpause()
         self._begin = time.perf_counter()
 
     def written(self, shard: range) -> None:
-        """Counts a shard that this process has written; `rate` is its samples a second, `eta` its seconds to go."""
-        self.made += len(shard)
-        rate = self.made / self.seconds
-        eta = (self._mine - self.made) / rate
-        self.log(
-            "shard", first=shard.start, count=len(shard), rate=round(rate, 2), eta=round(eta, 1)
-        )
-        if (
-            not self._bar.disable and time.perf_counter() - self._refreshed > 0.5
-        ):  # it lists the folder
+        """Counts a shard that this process has written.
+
+        The log gets the process's samples a second as `rate`, its seconds to go as `eta`.
+        """
+        self.num_made += len(shard)
+        rate = self.num_made / self.seconds
+        eta = (self._num_mine - self.num_made) / rate
+        numbers = {"first": shard.start, "count": len(shard)}
+        self.log("shard", **numbers, rate=round(rate, 2), eta=round(eta, 1))
+        if not self._bar.disable and time.perf_counter() - self._refreshed > REFRESH:
             self.refresh()
 
     def sampled(self) -> None:
-        """All is sampled; the result is being written."""
+        """Notes that all is sampled and the result is being written."""
         self._bar.set_description("writing")
 
     def refresh(self) -> int:
-        """Moves the bar to what all processes have written, and returns it."""
-        self._refreshed, done = time.perf_counter(), self._shards.count(self._num)
-        self._bar.update(done - self._bar.n)
-        return done
+        """Moves the bar to the number of samples that all processes have written; returns it."""
+        self._refreshed = time.perf_counter()
+        num_done = self._shards.count(self._num)
+        self._bar.update(num_done - self._bar.n)
+        return num_done

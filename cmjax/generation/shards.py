@@ -1,46 +1,53 @@
-"""A folder of samples in shards: what is finished outlives the process, and is checked whenever it is read."""
+"""Samples in shards: files that outlive the process and are checked whenever they are read."""
 
 import hashlib
 import io
 import json
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmjax.files import replacing
+from cmjax.image_files import write_shard
+
+if TYPE_CHECKING:
+    from cmjax.generation.manifest import RunSettings
 
 
 class Shards:
-    """Shards `first-last-digest.npz` of `images` u8[n, H, W, C] and, for models with classes, `labels` i32[n].
+    """Files `first-last-digest.npz`, each with the samples of those numbers.
 
-    A shard's name ends in a digest of the run's settings, its indices and its content, so that a shard that is torn,
-    altered, of another run or another place is never taken for the right one. No process needs to know what another
-    has written.
+    A file holds `images` u8[n, H, W, C] and, for a model with classes, `labels` i32[n]. Its name
+    ends in a digest of the run's settings, its indices and its content: a shard that is torn,
+    altered, of another run or in another's place is never taken for the right one, and no process
+    needs to know what another has written.
 
-    Args:
+    Attributes:
         folder: of the run, which holds the folder `shards`.
-        settings: everything that samples depend on, as JSON, with `shard_size`, `shape` and `labels` among it.
+        settings: everything that the samples depend on.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):  # noqa: D107
-        self.folder, self.settings = folder, settings
-        self._run = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode()).digest()
+    def __init__(self, folder: Path, settings: "RunSettings"):  # noqa: D107
+        self.folder = folder
+        self.settings = settings
+        text = json.dumps(settings.to_json(), sort_keys=True)
+        self._run_key = hashlib.blake2b(text.encode()).digest()
 
     def ranges(self, num: int) -> list[range]:
         """Returns the indices of each shard of the first `num` samples."""
-        size = self.settings["shard_size"]
+        size = self.settings.shard_size
         return [range(first, min(first + size, num)) for first in range(0, num, size)]
 
     def files(self) -> list[tuple[range, Path]]:
-        """Returns the files of the folder with the indices that their names claim; their contents are not read."""
+        """Returns the indices that the names of files claim, and the files; none is read."""
         found = []
         for path in sorted((self.folder / "shards").glob("[0-9]*.npz"), reverse=True):
             numbers = path.name.split("-")[:2]
             if all(number.isdigit() for number in numbers):
-                found.append((range(int(numbers[0]), int(numbers[1]) + 1), path))
+                first, last = map(int, numbers)
+                found.append((range(first, last + 1), path))
         return found
 
     def listed(self) -> dict[range, Path]:
@@ -53,37 +60,34 @@ class Shards:
         return sum(len(shard) for shard in self.ranges(num) if shard in listed)
 
     def find(self) -> tuple[dict[range, Path], list[Path]]:
-        """Returns the files of shards that are whole, one of each, and all that are not; every file is read."""
+        """Reads every file; returns one of each shard that is whole, and all that are damaged."""
         files = self.files()
         with ThreadPoolExecutor() as readers:
-            right = list(readers.map(self._whole, files))
-        whole = {shard: path for (shard, path), good in zip(files, right, strict=True) if good}
-        return whole, [path for (_, path), good in zip(files, right, strict=True) if not good]
+            intact = list(readers.map(self._is_intact, files))
+        whole = {}
+        damaged = []
+        for (shard, path), good in zip(files, intact, strict=True):
+            if good:
+                whole[shard] = path
+            else:
+                damaged.append(path)
+        return whole, damaged
 
     def gaps(self) -> list[Path]:
-        """Returns the names, without digest, of shards that are missing below the last one that is there."""
+        """Returns the names, without digest, of shards missing below the last one there."""
         listed = self.listed()
-        last = max((shard.stop for shard in listed), default=0)
-        missing = (shard for shard in self.ranges(last) if shard not in listed)
+        end = max((shard.stop for shard in listed), default=0)
         return [
-            self.folder / "shards" / f"{shard.start:09}-{shard.stop - 1:09}-*.npz"
-            for shard in missing
+            self.folder / "shards" / f"{_prefix(shard)}-*.npz"
+            for shard in self.ranges(end)
+            if shard not in listed
         ]
 
     def strangers(self) -> list[Path]:
-        """Returns what lies among the shards and is none; unfinished ones and others of hidden names aside."""
+        """Returns what lies among the shards and is none, unfinished (hidden) files aside."""
         known = {path for _, path in self.files()}
         there = sorted((self.folder / "shards").glob("*"))
         return [path for path in there if path not in known and not path.name.startswith(".")]
-
-    def labels(self, indices: np.ndarray | range) -> np.ndarray | None:
-        """Returns i32[n], the classes of samples, or None for a model without classes: they repeat in turn."""
-        labels = self.settings["labels"]
-        return (
-            None
-            if labels is None
-            else np.asarray(labels, np.int32)[np.asarray(indices) % len(labels)]
-        )
 
     def write(self, shard: range, images: np.ndarray) -> None:
         """Writes a shard.
@@ -91,13 +95,9 @@ class Shards:
         Raises:
             OSError: if it cannot be written; nothing is left of it then.
         """
-        arrays, labels, content = {"images": images}, self.labels(shard), io.BytesIO()
-        if labels is not None:
-            arrays["labels"] = labels
-        np.savez(content, allow_pickle=False, **arrays)
-        name = (
-            f"{shard.start:09}-{shard.stop - 1:09}-{self._digest(shard, content.getbuffer())}.npz"
-        )
+        content = io.BytesIO()
+        write_shard(content, images, self.settings.request.labels_of(shard))
+        name = f"{_prefix(shard)}-{self._digest(shard, content.getbuffer())}.npz"
         with replacing(self.folder / "shards" / name) as file:
             file.write(content.getbuffer())
 
@@ -108,23 +108,25 @@ class Shards:
             ValueError: if the file is not what was written.
         """
         content = path.read_bytes()
-        if not self._right(shard, path, content):
-            raise ValueError(
-                f"{path} is damaged; run the same `cmjax generate` again to make it anew"
-            )
+        if not self._matches(shard, path, content):
+            raise ValueError(f"{path} is damaged; run the same generate_folder again to repair it")
         with np.load(io.BytesIO(content)) as arrays:
             return arrays["images"]
 
-    def _whole(self, file):
+    def _is_intact(self, file: tuple[range, Path]) -> bool:
         shard, path = file
-        return self._right(shard, path, path.read_bytes())
+        return self._matches(shard, path, path.read_bytes())
 
-    def _right(self, shard, path, content):
+    def _matches(self, shard: range, path: Path, content: bytes) -> bool:
+        """Whether a file's name ends in the digest of its content."""
         return path.stem.split("-")[-1] == self._digest(shard, content)
 
-    def _digest(self, shard, content):
-        digest = hashlib.blake2b(
-            f"{shard.start}-{shard.stop} ".encode(), digest_size=8, key=self._run
-        )
+    def _digest(self, shard: range, content: bytes | memoryview) -> str:
+        place = f"{shard.start}-{shard.stop} ".encode()
+        digest = hashlib.blake2b(place, digest_size=8, key=self._run_key)
         digest.update(content)
         return digest.hexdigest()
+
+
+def _prefix(shard: range) -> str:
+    return f"{shard.start:09}-{shard.stop - 1:09}"

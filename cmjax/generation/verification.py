@@ -6,80 +6,104 @@ from typing import NamedTuple
 
 import numpy as np
 
-import cmjax
+from cmjax.generation.batches import BatchSampler, regroup
 from cmjax.generation.exports import damaged_exports, read_sums
-from cmjax.generation.manifest import model_digest, read_manifest
-from cmjax.generation.sampler import Sampler, regroup
+from cmjax.generation.manifest import RunSettings, model_digest, read_manifest
 from cmjax.generation.shards import Shards
 from cmjax.model import Model
+from cmjax.schedulers.registry import scheduler_from_config
 
 
 class Verified(NamedTuple):
-    """What `verify` returns."""
+    """What `verify` returns.
 
-    damaged: list[Path]  # what is not as it was written, missing, or was never written
-    samples: int  # in whole shards
-    difference: int  # largest of a pixel, of 255, between these and those made again
-    same: bool  # whether that is what rounding explains
+    Attributes:
+        damaged: what is not as it was written, is missing, or was never written.
+        num_samples: samples in whole shards.
+        max_difference: largest of a pixel, of 255, between stored samples and those made again.
+        reproduced: whether rounding explains that difference.
+    """
+
+    damaged: list[Path]
+    num_samples: int
+    max_difference: int
+    reproduced: bool
 
 
 def verify(
-    folder: Path, model: Model, *, count: int = 64, batch_size: int = 64, shard_params: bool = False
+    folder: str | Path,
+    model: Model,
+    *,
+    count: int = 64,
+    batch_size: int = 64,
+    shard_params: bool = False,
 ) -> Verified:
-    """Checks the digests of everything in a folder of `generate_folder`, and makes a random few samples again.
+    """Checks the digests of everything in a folder, and makes a random few samples again.
 
     Args:
-        folder: of the run.
+        folder: of `generate_folder`.
         model: that it was made with.
         count: number of samples to make again.
         batch_size: samples made at a time by each device.
-        shard_params: divide the parameters among the devices; see `Sampler`.
+        shard_params: divide the parameters among the devices; see `BatchSampler`.
 
     Raises:
         ValueError: if the folder is of another model, or holds nothing.
     """
-    settings = read_manifest(folder)["settings"]
-    try:
-        model = model.with_scheduler(cmjax.scheduler_from_config(settings["scheduler"]))
-        same = model_digest(model) == settings["model"]
-    except ValueError:  # its network cannot be adapted
-        same = False
-    if not same:
-        raise ValueError(
-            f"{folder} was made with another model than this; name the one with --model"
-        )
+    folder = Path(folder)
+    settings = read_manifest(folder).settings
+    model = _as_it_was(folder, model, settings)
     shards = Shards(folder, settings)
     found, broken = shards.find()
     damaged = [*broken, *shards.gaps(), *shards.strangers(), *damaged_exports(folder)]
-    if (
-        not found and not damaged and not read_sums(folder)
-    ):  # the shards may go once something is made of them
-        raise ValueError(f"{folder} holds no samples; run `cmjax generate` first")
+    # The shards may go once something is made of them.
+    if not found and not damaged and not read_sums(folder):
+        raise ValueError(f"{folder} holds no samples; run generate_folder first")
+
+    # Make some again and compare.
     there = np.unique(np.array([index for shard in found for index in shard], np.uint32))
-    chosen = np.sort(np.random.default_rng().choice(there, min(count, len(there)), replace=False))
-    again = _made_again(model, settings, chosen, batch_size, shard_params)
-    stored = np.array([_stored(shards, found, int(index)) for index in chosen])
-    error = (
-        np.abs(stored.astype(int) - again).reshape(len(chosen), -1)
-        if len(chosen)
-        else np.zeros((1, 1), int)
+    if not len(there):
+        return Verified(damaged, 0, 0, reproduced=True)
+    chosen = np.random.default_rng().choice(there, min(count, len(there)), replace=False)
+    chosen.sort()
+    sampler = BatchSampler(
+        model, settings.request, batch_size=batch_size, shard_params=shard_params
     )
-    # Sums in another order round differently; in bfloat16, which accelerators also take for products of float32, by 1.3
-    # at most (18 steps) in a sample's mean; another sample is 35 off.
-    exact = settings["dtype"] == "float32" and settings["platform"] == "cpu"
-    same = error.max() <= 1 if exact else error.mean(axis=1).max() <= 4
-    return Verified(damaged, len(there), int(error.max()), bool(same))
+    batches = regroup([chosen], itertools.repeat(sampler.size))
+    again = np.concatenate(list(sampler.batches(batches)))
+    stored = np.stack([_stored(shards, found, int(index)) for index in chosen])
+    difference = np.abs(stored.astype(int) - again)
+    reproduced = _is_rounding(difference, settings)
+    return Verified(damaged, len(there), int(difference.max()), reproduced)
 
 
-def _made_again(model, settings, chosen, batch_size, shard_params):
-    if not len(chosen):
-        return np.empty(0)
-    state = model.scheduler.set_timesteps(**settings["schedule"])
-    options = {name: settings[name] for name in ("labels", "seed", "dtype")}
-    sampler = Sampler(model, state, batch_size=batch_size, shard_params=shard_params, **options)
-    return np.concatenate(list(sampler.batches(regroup([chosen], itertools.repeat(sampler.size)))))
+def _as_it_was(folder: Path, model: Model, settings: RunSettings) -> Model:
+    """Returns the model under the scheduler of the run; raises ValueError if it is another one."""
+    try:
+        model = model.with_scheduler(scheduler_from_config(settings.scheduler))
+    except ValueError:  # its network cannot be adapted
+        same = False
+    else:
+        same = model_digest(model) == settings.model
+    if not same:
+        raise ValueError(f"{folder} was made with another model; pass the one it was made with")
+    return model
 
 
-def _stored(shards, found, index):
-    shard, path = next((shard, path) for shard, path in found.items() if index in shard)
-    return shards.read(shard, path)[index - shard.start]
+def _is_rounding(difference: np.ndarray, settings: RunSettings) -> bool:
+    """Whether differences [n, H, W, C] between two runs of the same samples are of rounding.
+
+    Sums in another order round differently. On CPUs in float32 that moves a pixel by 1 at most. In
+    bfloat16, which accelerators also take for products of float32, it was measured to move a
+    sample by 1.3 in the mean at most (18 steps); another sample is 35 off.
+    """
+    if settings.request.dtype == "float32" and settings.platform == "cpu":
+        return bool(difference.max() <= 1)
+    means = difference.reshape(len(difference), -1).mean(axis=1)
+    return bool(means.max() <= 4)
+
+
+def _stored(shards: Shards, found: dict[range, Path], index: int) -> np.ndarray:
+    """Returns one sample of a folder."""
+    shard = next(shard for shard in found if index in shard)
+    return shards.read(shard, found[shard])[index - shard.start]

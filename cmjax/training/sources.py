@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cmjax.images import MODES, fit, read_image
+from cmjax.images import MODES, center_crop_resize, read_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))  # of data and labels
@@ -87,7 +87,7 @@ class Pictures:
     def __getitem__(self, index: int) -> Record:
         """Picture number `index`, u8[size, size, channels]."""
         file, label = self.files[index]
-        record: dict[str, Any] = {"data": fit(read_image(file, self.channels), self.size)}
+        record: dict[str, Any] = {"data": center_crop_resize(read_image(file, self.channels), self.size)}
         if self.classes:
             record["class_labels"] = np.int32(label)
         return record

@@ -1,0 +1,216 @@
+"""What the tasks of `cmjax edit` have in common: opening, sampling under a constraint, writing."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from cmjax.cli import options
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cmjax.constraints import Constraint
+    from cmjax.model import Model
+
+EXAMPLES = Path(__file__).parent.parent / "assets" / "examples"
+EXAMPLE_LABEL = 7  # of the pictures there
+TILE = 112  # pixels that a picture's side is enlarged to, at least
+COLUMNS = 12  # pictures in a row, at most
+
+
+class Task(NamedTuple):
+    """What every task is about.
+
+    Attributes:
+        model: loaded.
+        original: the picture that was given, u8[H, W, C], or None.
+        labels: the classes of the results, or None for a model without.
+        num: of results.
+        schedule: at most one argument of `set_timesteps`.
+        seed: of all randomness.
+        out: the file to write.
+        quiet: whether to print nothing.
+    """
+
+    model: "Model"
+    original: "np.ndarray | None"
+    labels: list[int] | None
+    num: int
+    schedule: dict[str, Any]
+    seed: int
+    out: Path
+    quiet: bool
+
+    @property
+    def key(self) -> Any:
+        """The key of the seed, of the generator that `cmjax sample` uses."""
+        import jax
+
+        return jax.random.key(self.seed, impl="threefry2x32")
+
+    @property
+    def cond(self) -> dict[str, Any]:
+        """What the network is told of each result."""
+        import numpy as np
+
+        if self.labels is None:
+            return {}
+        return {"class_labels": np.resize(np.asarray(self.labels, np.int32), self.num)}
+
+    def picture(self) -> "np.ndarray":
+        """Returns the picture of a task that has one."""
+        assert self.original is not None
+        return self.original
+
+
+def open_task(
+    image: Path | None,
+    example: str,
+    factor: int = 1,
+    *,
+    model: str | None,
+    labels: list[int] | None,
+    num: int,
+    seed: int,
+    out: Path,
+    quiet: bool,
+    steps: int | None = None,
+    timesteps: list[float] | None = None,
+    sigmas: list[float] | None = None,
+) -> Task:
+    """Loads the model, and the picture or the package's example for the task.
+
+    Args:
+        image: file of the picture, or None.
+        example: name of the package's picture for the task; "" if it takes none.
+        factor: of magnification: pictures of 1/factor of the model's size are taken as they are.
+        model: None is the bundled one, which knows the class of the examples.
+        labels: as given.
+        num: as given.
+        seed: as given.
+        out: as given.
+        quiet: as given.
+        steps: as given, by tasks that have it; so the next two.
+        timesteps: as given.
+        sigmas: as given.
+    """
+    from cmjax.checkpoints.loading import open_checkpoint
+    from cmjax.images import MODES, read_image
+
+    options.check_out(out, {".png": "a picture"})
+    schedule = options.schedule(steps, timesteps, sigmas)
+    checkpoint = open_checkpoint(model)
+    channels = checkpoint.config.out_channels
+    if channels not in MODES:
+        raise ValueError(f"--model: its samples have {channels} channels, which is no picture")
+
+    # Which class a picture of the user's shows, only the user knows.
+    classes = checkpoint.config.num_class_embeds
+    if classes is not None and labels is None:
+        if model is not None or image is not None:
+            raise ValueError(f"--labels: the model has classes 0..{classes - 1}; say which to make")
+        labels = [EXAMPLE_LABEL]
+    labels = options.check_labels(labels, classes)
+
+    original = None
+    if image is not None or example:
+        path = image or EXAMPLES / example
+        original = read_image(path, channels)
+        if not quiet:
+            _report_scaling(path, original, checkpoint.config.sample_size, factor)
+    return Task(checkpoint.load(), original, labels, num, schedule, seed, out, quiet)
+
+
+def _report_scaling(path: Path, picture: "np.ndarray", size: int, factor: int) -> None:
+    """Says so if a picture has to be scaled to the model's size."""
+    height, width = picture.shape[:2]
+    if (height, width) not in ((size, size), (size // factor, size // factor)):
+        click.echo(
+            f"{path}: {width}x{height} pixels, its middle square scaled to {size}x{size}", err=True
+        )
+
+
+def read_hole(mask: Path | None, box: list[int] | None, height: int, width: int) -> "np.ndarray":
+    """Returns what is to be repainted, u8[H, W, 1]: a mask, a box, or the lower half."""
+    from cmjax.images import read_image
+
+    if mask is None:
+        return _box(box or [0, height // 2, width, height], height, width)
+    hole = read_image(mask, 1)
+    if hole.shape[:2] != (height, width):
+        raise ValueError(
+            f"--mask: {mask} is {hole.shape[1]}x{hole.shape[0]}, "
+            f"but the picture is {width}x{height}"
+        )
+    if not hole.any():
+        raise ValueError("--mask: it is black all over; white is what is repainted")
+    return hole
+
+
+def _box(corners: list[int], height: int, width: int) -> "np.ndarray":
+    import numpy as np
+
+    if len(corners) != 4:
+        raise ValueError(f"--mask-box must be four numbers x0,y0,x1,y1, got {len(corners)}")
+    x0, y0, x1, y1 = corners
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise ValueError(
+            f"--mask-box must have 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, "
+            f"the picture's size, got {x0},{y0},{x1},{y1}"
+        )
+    mask = np.zeros((height, width, 1), np.uint8)
+    mask[y0:y1, x0:x1] = 255
+    return mask
+
+
+def edit_under(
+    task: Task, constraint: "Constraint", picture: "np.ndarray", known: "np.ndarray | None" = None
+) -> None:
+    """Samples under a constraint; writes what was given, what is kept of it, and the results.
+
+    Args:
+        task: model, classes, levels and where to write.
+        constraint: on the samples.
+        picture: that was given, f32[H, W, C].
+        known: what is kept of it, f32[H, W, C]; None for what the constraint makes of zeros.
+    """
+    import jax
+    import numpy as np
+
+    from cmjax.editing import edit
+
+    model = task.model
+    if task.schedule:
+        options.set_timesteps(model.scheduler, task.schedule)  # errors before the work
+    shape = (task.num, *model.sample_shape)
+    scheduler: Any = model.scheduler  # `edit` refuses the kinds that it has no constraint for
+
+    @jax.jit
+    def run(key, params, constraint, cond):
+        results = edit(
+            key, model.apply_fn, params, scheduler, constraint, shape, **task.schedule, cond=cond
+        )
+        return constraint(jax.numpy.zeros(shape))[:1], results
+
+    kept, results = run(task.key, model.params, constraint, task.cond)
+    if known is not None:
+        kept = known[None]
+    tiles = np.concatenate([picture[None], kept, results])
+    write_tiles(task, tiles, ["given", "known", *range(1, task.num + 1)])
+
+
+def write_tiles(task: Task, tiles: Any, captions: list[Any]) -> None:
+    """Writes pictures [N, H, W, C] in [-1, 1] in rows, and says what they are."""
+    import numpy as np
+
+    from cmjax.images import save_grid, to_uint8
+
+    tiles = np.asarray(tiles)
+    if not np.isfinite(tiles).all():
+        raise ValueError("the results are not finite; the model is broken")
+    scale = max(1, TILE // tiles.shape[1])
+    columns = min(len(tiles), COLUMNS)
+    save_grid(task.out, to_uint8(tiles), columns=columns, labels=captions, scale=scale)
+    if not task.quiet:
+        click.echo(f"{task.out}: {', '.join(map(str, filter(str, captions)))}")
