@@ -16,7 +16,7 @@ from cmjax.files import replacing
 from cmjax.generation.request import Request
 from cmjax.generation.shards import Shards
 from cmjax.model import Model
-from cmjax.schedulers.registry import scheduler_from_config
+from cmjax.registry import read_scheduler_config, scheduler_to_config
 from cmjax.version import __version__
 
 MANIFEST = "manifest.json"
@@ -56,7 +56,8 @@ class RunSettings:
     def of(cls, model: Model, request: Request) -> Self:
         """Returns the settings of a run on this machine, in a new folder."""
         state = request.set_timesteps(model.scheduler)
-        scheduler = json.dumps(model.scheduler.to_config(), default=lambda array: array.tolist())
+        config = scheduler_to_config(model.scheduler)
+        scheduler = json.dumps(config, default=lambda array: array.tolist())
         return cls(
             request=request,
             model=model_digest(model),
@@ -123,8 +124,8 @@ class RunSettings:
 def _same_scheduler(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two configurations mean the same, however many options they write down."""
     try:
-        return scheduler_from_config(one) == scheduler_from_config(other)
-    except ValueError:  # of a class of the user's own
+        return read_scheduler_config(one) == read_scheduler_config(other)
+    except ValueError:  # of a class that is not imported
         return one == other
 
 

@@ -87,7 +87,9 @@ class Pictures:
     def __getitem__(self, index: int) -> Record:
         """Picture number `index`, u8[size, size, channels]."""
         file, label = self.files[index]
-        record: dict[str, Any] = {"data": center_crop_resize(read_image(file, self.channels), self.size)}
+        record: dict[str, Any] = {
+            "data": center_crop_resize(read_image(file, self.channels), self.size)
+        }
         if self.classes:
             record["class_labels"] = np.int32(label)
         return record

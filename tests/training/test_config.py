@@ -38,7 +38,7 @@ def toml(tmp_path):
         ("run.init", 3, "run.init must be a string, got 3"),
         ("run.accumulate", 3, "run.accumulate=3 does not divide run.batch_size=16"),
         ("run.dtype", "float16", "run.dtype is 'float16'"),
-        ("network.class", "UNet", "network.class is 'UNet'; did you mean 'UNet2D'?"),
+        ("network.class", "UNet", "network.class: there is no network 'UNet'; did you mean 'UNet2D'?"),
         ("network.num_layer", 1, "network: .* no option 'num_layer'; did you mean 'num_layers'?"),
         ("optimizer.name", "adma", "optimizer.name is 'adma'; did you mean 'adam'?"),
         ("optimizer.options", {"beta": 1.0}, "optimizer.options: .*beta"),
