@@ -1,6 +1,7 @@
 """The networks that cmjax reads, writes and trains, by name: its own, and those of its users."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, get_type_hints
 
 from flax import nnx
@@ -11,14 +12,14 @@ from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import UNet2DConfig
 
 # name -> (module, its config dataclass)
-ARCHITECTURES: dict[str, tuple[type[nnx.Module], type]] = {
+ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "UNet2D": (UNet2D, UNet2DConfig),
     "DiT": (DiT, DiTConfig),
 }
 BUILT_IN = tuple(ARCHITECTURES)
 
 
-def network_class(name: Any, *, trust: bool = True) -> tuple[type[nnx.Module], type]:
+def network_class(name: Any, *, trust: bool = True) -> tuple[Callable[..., nnx.Module], type]:
     """Returns the network of that name, and the class of its config.
 
     Args:
