@@ -201,12 +201,12 @@ def check_out(path: Path, kinds: Mapping[str, str]) -> None:
 
 def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoint":
     """Opens a model without reading its tensors; `--trust` of this command counts."""
-    from cmjax import checkpoints
+    from cmjax.checkpoints import loading
 
     ctx = click.get_current_context(silent=True)
     trusted = ctx is not None and ctx.meta.get("cmjax.trust", False)
     try:
-        return checkpoints.open_checkpoint(source, config=config, trust=trusted)
+        return loading.open_checkpoint(source, config=config, trust=trusted)
     except ValueError as error:
         raise ValueError(str(error).replace("trust=True", "--trust")) from None
 
