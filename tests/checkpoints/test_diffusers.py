@@ -1,4 +1,4 @@
-"""diffusers' folders without diffusers: what their config says, what is refused, shards, the hub."""
+"""diffusers' folders without diffusers: their configs, what is refused, shards, the hub."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Mutated files: each loads, or is an error of ours; nothing else, and no warning (which pytest makes an error)."""
+"""Mutated files: each loads or is an error of cmjax, without warnings (pytest makes them errors)."""
 
 import functools
 import json
@@ -93,7 +93,7 @@ INTERESTING = [
 
 @st.composite
 def mutations(draw, content):
-    """The content with a few places changed, most of them near its beginning or end, where the structure is."""
+    """The content with a few places changed, most near its ends, where the structure is."""
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         size = len(content)
@@ -285,7 +285,7 @@ def test_header_of_safetensors(sources, data):
 @fuzz(200)
 @given(data=st.data())
 def test_networks_told_from_names_and_shapes(data):
-    """OpenAI's files say nothing of their network: names and shapes mutated before it is inferred."""
+    """OpenAI's files do not name their network: names and shapes are mutated, then it is inferred."""
     counts = COUNTS.setdefault("inferred networks", {"loaded": 0, "refused": 0})
     shapes = dict(data.draw(st.sampled_from(list(OPENAI.values()))))
     number = st.sampled_from(["0", "1", "2", "3", "-1", "7", "x", "", "99999999999"])

@@ -204,7 +204,7 @@ ABSURD += [json.loads("[" * 50 + "]" * 50)]
 @pytest.mark.parametrize("kind", ["cmjax", "diffusers"], indirect=True)
 @pytest.mark.parametrize("value", ABSURD, ids=lambda value: f"{str(value)[:12]}-{len(str(value))}")
 def test_absurd_options(kind, value):
-    """Every option of network and scheduler in turn: it loads, or the error names file and option."""
+    """Every option of network and scheduler in turn: it loads, or the error names the file."""
     path, weights, load = kind
     for file in path.rglob("*config.json"):
         was = file.read_text()

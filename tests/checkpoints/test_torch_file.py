@@ -125,7 +125,10 @@ def test_tensors_are_read_when_asked_for(tmp_path):
 
 
 def payloads(marker):
-    """Programs that touch a file: (instructions, what the refusal must name, whether pickle.loads runs them as is)."""
+    """Programs that touch a file.
+
+    (instructions, what the refusal must name, whether pickle.loads runs them as they are)
+    """
     touch, python = (
         tz.text(f"touch {marker}"),
         tz.text(f"__import__('pathlib').Path({str(marker)!r}).touch()"),
@@ -414,7 +417,7 @@ def test_what_is_not_a_state_dict(tmp_path, body):
 
 
 def test_values_that_are_to_be_negated_are_refused(tmp_path):
-    """PyTorch writes a negative view (of a conjugate's imaginary part) as its storage and a note."""
+    """PyTorch writes a negative view (a conjugate's imaginary part) as its storage and a note."""
     body = tz.tensor(PAIR_STORAGE)
     noted = body[:-2] + tz.dict_({"neg": b"\x88"}) + body[-2:]
     with pytest.raises(ValueError, match="_rebuild_tensor_v2 with arguments it does not take"):
@@ -470,7 +473,7 @@ def duplicated(path):
 
 
 def overlapping(path):
-    """The central directory gives every storage the same place, so that a small file claims much."""
+    """The central directory gives every storage the same place: a small file claims much."""
     pair_file(
         path,
         tz.dict_(
@@ -512,7 +515,7 @@ def elsewhere(path):
 
 
 def shifted(path):
-    """The central directory claims to start later than it does, which puts entries before the file."""
+    """The central directory claims to start later, which puts entries before the file."""
     pair_file(path, tz.dict_({"x": tz.tensor(PAIR_STORAGE)}))
     content = bytearray(path.read_bytes())
     at = content.rindex(b"PK\x05\x06")

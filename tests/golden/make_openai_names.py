@@ -1,11 +1,11 @@
-"""Writes `openai_names.json`: what OpenAI's network calls its tensors, and what diffusers' own script makes of them.
+"""Writes `openai_names.json`: names of OpenAI's tensors, and what diffusers' script makes of them.
 
     python tests/golden/make_openai_names.py CONSISTENCY_MODELS CONVERT_SCRIPT
 
-CONSISTENCY_MODELS is a clone of openai/consistency_models (its `cm/unet.py` builds the networks), CONVERT_SCRIPT is
-`scripts/convert_consistency_to_diffusers.py` of huggingface/diffusers. For each network below the file holds the
-names and shapes of OpenAI's tensors, and for each of diffusers' names the tensor it comes from and its first row there.
-Needs the parity extra.
+CONSISTENCY_MODELS is a clone of openai/consistency_models (its `cm/unet.py` builds the networks),
+CONVERT_SCRIPT is `scripts/convert_consistency_to_diffusers.py` of huggingface/diffusers. For each
+network below the file holds the names and shapes of OpenAI's tensors, and for each of diffusers'
+names the tensor it comes from and its first row there. Needs the parity extra.
 """
 
 import json
