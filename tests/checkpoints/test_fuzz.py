@@ -1,4 +1,4 @@
-"""Mutated files: each loads or is an error of cmjax, without warnings (pytest makes them errors)."""
+"""Mutated files: each loads or is an error of cmjax; a warning is an error of pytest."""
 
 import functools
 import json
@@ -285,7 +285,7 @@ def test_header_of_safetensors(sources, data):
 @fuzz(200)
 @given(data=st.data())
 def test_networks_told_from_names_and_shapes(data):
-    """OpenAI's files do not name their network: names and shapes are mutated, then it is inferred."""
+    """OpenAI's files do not name their network: mutated names and shapes, then inference."""
     counts = COUNTS.setdefault("inferred networks", {"loaded": 0, "refused": 0})
     shapes = dict(data.draw(st.sampled_from(list(OPENAI.values()))))
     number = st.sampled_from(["0", "1", "2", "3", "-1", "7", "x", "", "99999999999"])

@@ -73,7 +73,7 @@ def openai_tensors(clone, options):
 
 
 def by_diffusers(script, shapes, options):
-    """diffusers' name -> (OpenAI's name, first row), found by converting tensors that hold their own addresses."""
+    """diffusers' name -> (OpenAI's name, first row), by converting tensors of addresses."""
     spec = util.spec_from_file_location("convert", script)
     convert = util.module_from_spec(spec)
     spec.loader.exec_module(convert)
