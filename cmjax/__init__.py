@@ -20,6 +20,7 @@ _SUBMODULES = (
     "files",
     "generation",
     "guidance",
+    "image_files",
     "images",
     "interrupts",
     "labels",

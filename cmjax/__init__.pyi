@@ -10,6 +10,7 @@ from cmjax import evaluation as evaluation
 from cmjax import files as files
 from cmjax import generation as generation
 from cmjax import guidance as guidance
+from cmjax import image_files as image_files
 from cmjax import images as images
 from cmjax import interrupts as interrupts
 from cmjax import labels as labels

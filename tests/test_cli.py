@@ -234,12 +234,12 @@ MISUSES = [
     # labels
     ("--labels 10", "--labels: the model's classes are 0..9, got 10"),
     ("--labels 3,-1", "--labels: "),
-    ("--labels three", "integers separated by commas, such as 3,1,4"),
-    ("--labels 1,,2", "integers separated by commas"),
-    ("--labels =", "integers separated by commas"),
-    ("--labels=", "integers separated by commas"),
+    ("--labels three", "--labels: the model's classes have no names"),
+    ("--labels 1,,2", "classes separated by commas, such as 3,1,4"),
+    ("--labels =", "--labels"),
+    ("--labels=", "--labels"),
     ("--labels", "--labels"),
-    ("--labels 1 --model {models}/plain", "no classes; leave the option out"),
+    ("--labels 1 --model {models}/plain", "--labels: the model has no classes"),
     # samplers
     ("--scheduler EDMHeun", "--scheduler: "),
     ("--scheduler CTMScheduler", "CTMScheduler"),

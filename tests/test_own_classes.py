@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from flax import nnx
+from PIL import Image
 
 import cmjax
 from cmjax import cli
 from cmjax.models.registry import ARCHITECTURES, network_class, network_name
 from cmjax.registry import scheduler_class
-from tests.support import checkpoints, own
+from tests.support import checkpoints, networks, own
 
 NETWORK = "mypkg.nets:MyNet"
 SOLVER = "mypkg.solvers:MySolver"
@@ -170,3 +171,36 @@ def test_the_command_line(package, tmp_path, monkeypatch):
     result = run(*sample, "--scheduler", "mypkg.solvers:MySlover")
     assert result.exit_code == 2 and "did you mean 'MySolver'?" in result.stderr
     assert np.load("x.npz")
+
+
+@jax.numpy_dtype_promotion("standard")  # optax needs it
+def test_training_by_name_and_on_folders_of_classes(package, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.savez("data.npz", images=rng.normal(size=(8, 3)).astype(np.float32))
+    common = ["--set", "run.steps=2", "--set", "run.batch_size=8", "--set", "run.sample_every=0"]
+    (tmp_path / "own.toml").write_text(
+        f'[network]\nclass = "{NETWORK}"\nhidden = [4]\n[scheduler]\nclass = "{SOLVER}"\n'
+        '[loss]\nname = "ct"\n[data]\nsource = "data.npz"\n'
+    )
+    result = run("train", "own.toml", "--quiet", *common)
+    assert result.exit_code == 0, result.output
+    model = cmjax.load("runs/own")
+    assert network_name(model.config) == NETWORK and type(model.scheduler).__name__ == "MySolver"
+
+    for name in ("cats", "dogs"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(4):
+            picture = rng.integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(picture).save(tmp_path / "pictures" / name / f"{i}.png")
+    cmjax.save("tiny", networks.tiny_model(num_classes=2))
+    (tmp_path / "folders.toml").write_text(
+        '[loss]\nname = "ct"\n[data]\nsource = "pictures"\n[run]\ninit = "tiny"\n'
+    )
+    result = run("train", "folders.toml", "--quiet", *common)
+    assert result.exit_code == 0, result.output
+    assert "2 classes (cats, dogs)" in run("info", "runs/folders").stdout
+    result = run("sample", "--model", "runs/folders", "--labels", "dogs,cats", "--num", 3)
+    assert result.exit_code == 0, result.output
+    result = run("sample", "--model", "runs/folders", "--labels", "bird", "--num", 3)
+    assert result.exit_code == 2 and "--labels: there is no class 'bird'" in result.stderr

@@ -1,7 +1,6 @@
 """`cmjax edit`: one command a task."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ MODEL = click.option(
 )
 LABELS = click.option(
     "--labels",
-    type=options.Numbers(int, "3,1,4"),
-    help="Classes to make, repeated in turn, for a model with classes.",
+    type=options.Labels(),
+    help="Classes to make, by number or name, repeated in turn, for a model with classes.",
 )
 SEED = click.option("--seed", type=options.SEED, metavar="N", default=0, show_default=True)
 OUT = click.option(
@@ -44,19 +43,8 @@ NUM = click.option(
 )
 
 
-def _with(*decorators: Callable) -> Callable[[Callable], Callable]:
-    """Returns a decorator that adds options, which the help lists in this order."""
-
-    def decorate(command):
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-common = _with(MODEL, LABELS, SEED, OUT, QUIET)
-constrained = _with(STEPS, TIMESTEPS, SIGMAS, NUM, common)
+common = options.group_of(MODEL, options.trust, LABELS, SEED, OUT, QUIET)
+constrained = options.group_of(STEPS, TIMESTEPS, SIGMAS, NUM, common)
 
 
 @click.group(context_settings={"token_normalize_func": lambda name: ALIASES.get(name, name)})

@@ -70,7 +70,7 @@ def open_task(
     factor: int = 1,
     *,
     model: str | None,
-    labels: list[int] | None,
+    labels: list[str] | None,
     num: int,
     seed: int,
     out: Path,
@@ -95,23 +95,23 @@ def open_task(
         timesteps: as given.
         sigmas: as given.
     """
-    from cmjax.checkpoints.loading import open_checkpoint
     from cmjax.images import MODES, read_image
+    from cmjax.models.registry import sample_shape
 
     options.check_out(out, {".png": "a picture"})
     schedule = options.schedule(steps, timesteps, sigmas)
-    checkpoint = open_checkpoint(model)
-    channels = checkpoint.config.out_channels
+    checkpoint = options.open_checkpoint(model)
+    channels = sample_shape(checkpoint.config)[-1]
     if channels not in MODES:
         raise ValueError(f"--model: its samples have {channels} channels, which is no picture")
 
     # Which class a picture of the user's shows, only the user knows.
-    classes = checkpoint.config.num_class_embeds
+    classes = getattr(checkpoint.config, "num_class_embeds", None)
     if classes is not None and labels is None:
         if model is not None or image is not None:
             raise ValueError(f"--labels: the model has classes 0..{classes - 1}; say which to make")
-        labels = [EXAMPLE_LABEL]
-    labels = options.check_labels(labels, classes)
+        labels = [str(EXAMPLE_LABEL)]
+    indices = options.check_labels(labels, classes, checkpoint.class_names)
 
     original = None
     if image is not None or example:
@@ -119,7 +119,7 @@ def open_task(
         original = read_image(path, channels)
         if not quiet:
             _report_scaling(path, original, checkpoint.config.sample_size, factor)
-    return Task(checkpoint.load(), original, labels, num, schedule, seed, out, quiet)
+    return Task(checkpoint.load(), original, indices, num, schedule, seed, out, quiet)
 
 
 def _report_scaling(path: Path, picture: "np.ndarray", size: int, factor: int) -> None:

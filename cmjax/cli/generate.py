@@ -80,7 +80,7 @@ def generate(
     steps: int | None,
     timesteps: list[float] | None,
     sigmas: list[float] | None,
-    labels: list[int] | None,
+    labels: list[str] | None,
     seed: int,
     dtype: str,
     num: int,
@@ -128,7 +128,7 @@ def generate(
     def prepare():
         loaded = _load(model, scheduler, settings, dtype, quiet)
         options.set_timesteps(loaded.scheduler, schedule)  # an error names the option
-        classes = options.check_labels(labels, loaded.num_classes)
+        classes = options.check_labels(labels, loaded.num_classes, loaded.class_names)
         return loaded, Request(**schedule, labels=classes, seed=seed, dtype=dtype)
 
     loaded, request = run_on_all_processes(prepare)

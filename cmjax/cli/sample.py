@@ -10,6 +10,7 @@ from cmjax.cli import group, options
 
 if TYPE_CHECKING:
     from cmjax.generation import Generated
+    from cmjax.model import Model
 
 PICTURE = ".png"
 TILE = 64  # pixels that a sample's side is enlarged to, at least
@@ -50,7 +51,7 @@ def sample(
     steps: int | None,
     timesteps: list[float] | None,
     sigmas: list[float] | None,
-    labels: list[int] | None,
+    labels: list[str] | None,
     seed: int,
     batch_size: int,
     dtype: str,
@@ -82,21 +83,21 @@ def sample(
     from cmjax.generation import Request, generate
 
     loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet)
-    labels = options.check_labels(labels, loaded.num_classes)
+    classes = options.check_labels(labels, loaded.num_classes, loaded.class_names)
     channels = loaded.sample_shape[-1]
     if out.suffix.lower() == PICTURE and channels not in (1, 3):
         raise ValueError(
             f"--out: a .png has 1 or 3 channels, but the model's samples have {channels}; use .npz"
         )
     state = options.set_timesteps(loaded.scheduler, schedule)
-    request = Request(**schedule, labels=labels, seed=seed, dtype=dtype)
+    request = Request(**schedule, labels=classes, seed=seed, dtype=dtype)
     generated = generate(loaded, request, num, batch_size=batch_size, progress=not quiet)
 
     # From here on there is a file to clear away: an interrupt has to be an exception again.
     if signal.getsignal(signal.SIGINT) is group.leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _write(out, generated, period=len(labels or "-"))
+        _write(out, generated, loaded, period=len(classes or "-"))
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}") from None
     if not quiet:
@@ -107,7 +108,7 @@ def sample(
         )
 
 
-def _write(path: Path, generated: "Generated", period: int) -> None:
+def _write(path: Path, generated: "Generated", model: "Model", period: int) -> None:
     """Writes a grid, whose labels repeat with `period`, or arrays as `cmjax generate` does."""
     from cmjax.image_files import ImageSet, write_npz
     from cmjax.images import save_grid, tidy_columns
@@ -115,7 +116,10 @@ def _write(path: Path, generated: "Generated", period: int) -> None:
     images = generated.images
     if path.suffix.lower() == PICTURE:
         columns = tidy_columns(len(images), period)
+        captions = None
+        if generated.labels is not None:
+            captions = [model.class_name(label) for label in generated.labels]
         scale = max(1, TILE // images.shape[1])
-        save_grid(path, images, columns=columns, labels=generated.labels, scale=scale)
+        save_grid(path, images, columns=columns, labels=captions, scale=scale)
     else:
         write_npz(path, ImageSet.of(images, generated.labels))

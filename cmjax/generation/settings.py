@@ -13,7 +13,7 @@ import numpy as np
 from cmjax.checkpoints.checkpoint import flatten_named
 from cmjax.generation.request import Request
 from cmjax.model import Model
-from cmjax.schedulers.registry import scheduler_from_config
+from cmjax.registry import read_scheduler_config, scheduler_to_config
 from cmjax.version import __version__
 
 SHARD_SIZE = 100  # of a new folder
@@ -52,7 +52,8 @@ class RunSettings:
         """Returns the settings of a run on this machine, in a new folder."""
         state = request.set_timesteps(model.scheduler)
         # As JSON would give it back, so that it compares equal to what a manifest holds.
-        scheduler = json.dumps(model.scheduler.to_config(), default=lambda array: array.tolist())
+        config = scheduler_to_config(model.scheduler)
+        scheduler = json.dumps(config, default=lambda array: array.tolist())
         return cls(
             request=request,
             model=model_digest(model),
@@ -121,7 +122,7 @@ class RunSettings:
 def _same_scheduler(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two configurations mean the same, however many options they write down."""
     try:
-        return scheduler_from_config(one) == scheduler_from_config(other)
+        return read_scheduler_config(one) == read_scheduler_config(other)
     except ValueError:  # of a class of the user's own
         return one == other
 

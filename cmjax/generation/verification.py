@@ -12,7 +12,7 @@ from cmjax.generation.manifest import read_manifest
 from cmjax.generation.settings import RunSettings, model_digest
 from cmjax.generation.shards import Shards
 from cmjax.model import Model
-from cmjax.schedulers.registry import scheduler_from_config
+from cmjax.registry import read_scheduler_config
 
 
 class Verified(NamedTuple):
@@ -83,7 +83,7 @@ def verify(
 def _as_it_was(folder: Path, model: Model, settings: RunSettings) -> Model:
     """Returns the model under the scheduler of the run; raises ValueError if it is another one."""
     try:
-        model = model.with_scheduler(scheduler_from_config(settings.scheduler))
+        model = model.with_scheduler(read_scheduler_config(settings.scheduler))
     except ValueError:  # its network cannot be adapted
         same = False
     else:

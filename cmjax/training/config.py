@@ -12,8 +12,8 @@ import optax
 
 from cmjax.configs import did_you_mean, from_json
 from cmjax.models.registry import network_class
+from cmjax.registry import read_scheduler_config
 from cmjax.schedulers.base import Scheduler
-from cmjax.schedulers.registry import scheduler_from_config
 from cmjax.training.losses.base import Loss
 from cmjax.training.losses.registry import make as make_loss
 from cmjax.training.presets import PRESETS
@@ -100,7 +100,7 @@ class TrainConfig:
         options = {"class": "CMStochasticIterativeScheduler", **self.scheduler}
         options["_class_name"] = options.pop("class")
         with _section("scheduler"):
-            return scheduler_from_config(options)
+            return read_scheduler_config(options, trust=True)
 
     def make_optimizer(self) -> optax.GradientTransformation:
         """Returns the optimizer, with its schedule and clipping."""
@@ -119,8 +119,9 @@ class TrainConfig:
                 )
             return None
         values = {key: value for key, value in self.network.items() if key != "class"}
-        with _section("network"):
+        with _section("network.class"):
             _, config_class = network_class(self.network.get("class"))
+        with _section("network"):
             return from_json(config_class, values)
 
     def to_json(self) -> dict[str, Any]:

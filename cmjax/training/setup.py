@@ -13,8 +13,9 @@ from cmjax.checkpoints.loading import load
 from cmjax.guidance import autoguidance
 from cmjax.model import Model
 from cmjax.models.adapters import compute_in, from_nnx
+from cmjax.models.registry import network_class
 from cmjax.training import data, sources
-from cmjax.training.config import TrainConfig, network_class
+from cmjax.training.config import TrainConfig
 from cmjax.training.losses.base import FunctionLoss
 from cmjax.training.trainer import TrainState, TrainStep, data_mesh, make_train_step
 
@@ -80,6 +81,7 @@ def make_run(config: TrainConfig) -> Run:
     """
     model = _first_model(config)
     source = _open_data(config, model)
+    model = _with_class_names(model, source)
     teacher, teacher_fn = _load_teacher(config, model)
 
     apply_fn = model.apply_fn
@@ -131,6 +133,14 @@ def _open_data(config, model):
             f"the network takes {model.sample_shape}"
         )
     return source
+
+
+def _with_class_names(model, source):
+    """Names the model's classes as the folders of its pictures are named."""
+    names = tuple(getattr(source, "classes", ()))
+    if len(names) != model.num_classes:
+        return model  # no folders, or fewer than the network has classes
+    return dataclasses.replace(model, class_names=names)
 
 
 def _load_teacher(config, model):

@@ -1,12 +1,11 @@
 """The losses by the names that configuration files call them by."""
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import Any, cast
 
 from cmjax.arrays import ApplyFn
-from cmjax.configs import did_you_mean, from_json
+from cmjax.configs import did_you_mean, from_json, import_by_name
 from cmjax.training.losses.base import FunctionLoss, Loss
 from cmjax.training.losses.continuous import (
     ContinuousConsistencyDistillation,
@@ -54,11 +53,7 @@ def find_loss(name: str) -> Callable[..., Any]:
         return LOSSES[name]
     if not is_name or ":" not in name:
         raise ValueError(f"there is no loss {name!r}{did_you_mean(name, list(LOSSES))}")
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"the loss {name!r} cannot be imported: {error}") from None
+    found = import_by_name(name, "loss")
     if not callable(found):
         raise ValueError(f"the loss {name!r} must be a class or a function, got {found!r}")
     return found
