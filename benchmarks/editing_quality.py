@@ -13,12 +13,12 @@ from pathlib import Path
 
 import click
 import jax
-import jax.numpy as jnp
 import numpy as np
-from digits_quality import evaluate, generate, train_classifier
+from digits_quality import evaluate, train_classifier
 
 import cmjax
 from cmjax import editing
+from cmjax.generation import Request, generate
 from cmjax.images import from_uint8, to_uint8
 
 
@@ -66,7 +66,8 @@ def main(data, model, num):
         return float(np.mean(evaluate(classifier, pixels)[0] == labels))
 
     click.echo(f"{num} test digits: {accuracy(pixels):.1%} recognised")
-    plain = [generate(model, jnp.asarray(labels), steps) for steps in (1, 2)]
+    requests = [Request(num_inference_steps=steps, labels=labels) for steps in (1, 2)]
+    plain = [generate(model, request, num, batch_size=100).images for request in requests]
     click.echo(
         f"plain samples of the same classes: one step {accuracy(plain[0]):.1%}, "
         f"two steps {accuracy(plain[1]):.1%}"
