@@ -41,6 +41,7 @@ def sample_index(index: int | jax.Array) -> jax.Array | np.uint32:
     """
     known = concrete(index)
     if known is None:
+        index = jnp.asarray(index)
         if not jnp.issubdtype(index.dtype, jnp.integer):
             raise ValueError(f"first_index must be an integer, got {index.dtype}")
         return index.astype(jnp.uint32)

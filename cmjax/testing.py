@@ -244,8 +244,8 @@ def assert_bare_sample_compiles_once(scheduler: Scheduler, num_steps: int = 3) -
     counts = []
     for seed in range(3):
         gain = jnp.float32(seed)
-        options = {"num_inference_steps": num_steps, "first_index": seed}
-        sample(jax.random.key(seed), network, gain, scheduler, _SHAPE, **options)
+        key = jax.random.key(seed)
+        sample(key, network, gain, scheduler, _SHAPE, num_inference_steps=num_steps)
         counts.append(len(traces))
     assert counts[0] == counts[-1], f"traced {counts} times after each of three calls"
 

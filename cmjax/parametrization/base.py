@@ -53,7 +53,7 @@ class Parametrization(abc.ABC):
         """Returns (alpha, sigma), of the shape of `time`, at what the network is told."""
 
     @abc.abstractmethod
-    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+    def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns the scalings at these levels; entries that do not depend on them are numbers."""
 
     def time(self, ratio: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Networks with a thousand discrete training times (Ho et al. 2020)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ class Discrete(Parametrization):
         known = jnp.asarray(np.log(self.training_ratios()), jnp.float32)
         return jnp.interp(jnp.log(ratio), known, jnp.arange(len(known), dtype=jnp.float32))
 
-    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+    def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out) of the prediction type."""
         if self.prediction_type == "epsilon":
             return Scalings(1.0, 1 / alpha, -sigma / alpha)
@@ -110,7 +111,7 @@ class DiscreteExploding(Discrete):
         sigmas = jnp.interp(time, jnp.arange(len(known), dtype=jnp.float32), known)
         return jnp.ones_like(sigmas), sigmas
 
-    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+    def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out) of the prediction type."""
         c_in = 1 / jnp.sqrt(jnp.square(sigma) + 1)
         if self.prediction_type == "epsilon":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class EDM(Parametrization):
         positive = jnp.where(ratio > 0, ratio, 1)
         return self.time_factor * jnp.where(ratio > 0, jnp.log(positive), math.log(1e-44))
 
-    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+    def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out), of the shape of `sigma`."""
         del alpha
         distance = sigma - self.boundary

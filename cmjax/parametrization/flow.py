@@ -1,6 +1,7 @@
 """Networks of flow matching (Lipman et al. 2023; Esser et al. 2024)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -27,6 +28,6 @@ class FlowMatching(Parametrization):
         sigma = time / self.num_train_timesteps
         return 1 - sigma, sigma
 
-    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+    def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (1, 1, -sigma): `x0 = x - sigma F`."""
         return Scalings(1.0, 1.0, -sigma)

@@ -1,6 +1,7 @@
 """Networks in the TrigFlow parametrization (Lu and Song 2024, arXiv 2410.11081)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,6 @@ class TrigFlow(Parametrization):
         """Returns (cos t, sigma_data sin t), of the shape of `time`."""
         return jnp.cos(time), self.sigma_data * jnp.sin(time)
 
-    def scalings(self, alpha: jax.Array, sigma: jax.Array) -> Scalings:
+    def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (1 / sigma_data, cos t, -sigma_data sin t)."""
         return Scalings(1 / self.sigma_data, alpha, -sigma)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.arrays import concrete
 from cmjax.configs import is_finite
 from cmjax.parametrization import Discrete
 from cmjax.parametrization.betas import BETA_SCHEDULES
@@ -134,9 +135,10 @@ def explicit_times(scheduler: Any, name: str, value: Any) -> jax.Array:
 
 def check_signal(scheduler: Any, times: Any) -> None:
     """Raises ValueError where a network that predicts noise would be called at pure noise."""
-    if scheduler.prediction_type != "epsilon" or isinstance(times, jax.core.Tracer):
+    known = concrete(times)
+    if scheduler.prediction_type != "epsilon" or known is None:
         return
-    first = int(np.asarray(times)[0])
+    first = int(known[0])
     variances = Discrete(*network_options(scheduler)).signal_variances()
     if np.float32(variances[first] ** 0.5) == 0:
         cause = f"beta_end={scheduler.beta_end}"

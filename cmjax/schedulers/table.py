@@ -246,7 +246,14 @@ class TableScheduler(Scheduler[TableState]):
 
         # The next sample is the sum over the columns that the table has.
         fresh = None if weights.noise is None else noise
-        at_hand = Weights(self.bound_last(denoised), eps, fresh, *memory)
+        at_hand = Weights(
+            self.bound_last(denoised),
+            eps,
+            fresh,
+            memory.earlier_x0,
+            memory.last_sample,
+            memory.last_noise,
+        )
         if jax.tree.structure(at_hand) != jax.tree.structure(weights):
             raise ValueError(
                 f"{type(self).__name__} remembers earlier calls, and its memory is not allocated; "
