@@ -1,4 +1,4 @@
-"""Many samples at a time, in memory or into a folder that any interruption leaves resumable.
+"""Generation of many samples: in memory, or into a folder from which an interrupted run resumes.
 
 Sample i depends on the request and on i, not on batches, devices, processes or interruptions.
 """

@@ -1,4 +1,4 @@
-"""Batches of samples from one compiled program, on any devices of this process."""
+"""Samples in batches, made by one compiled program on the devices of this process."""
 
 import contextlib
 from collections import deque
@@ -15,26 +15,27 @@ from cmjax.images import to_uint8
 from cmjax.model import Model
 from cmjax.sampling import sample
 
-AXIS = "batch"  # of the mesh, over which samples are divided
+AXIS = "batch"  # name of the only mesh axis; samples are divided along it
 
 
 class BatchSampler:
-    """One compiled program that makes any samples of a request, a batch at a time.
+    """Makes any samples of a request, a batch at a time, with one compiled program.
 
-    It runs on several devices of this process. They do not communicate, unless the parameters are
-    divided among them.
+    The program runs on several devices of this process. They communicate only if the parameters
+    are divided among them.
 
     Args:
         model: from `cmjax.load`.
-        request: which samples.
-        batch_size: samples made at a time by each device.
-        devices: to use; None for all of this process.
-        shard_params: divide each parameter among the devices, along its largest axis that they
-            divide, for models larger than a device; they then communicate in every step.
+        request: which samples to make.
+        batch_size: number of samples that each device makes at a time.
+        devices: the devices to use; None for all devices of this process.
+        shard_params: whether to divide each parameter among the devices, along its largest axis
+            that is divisible by their number. For models larger than one device; the devices then
+            communicate in every step.
 
     Attributes:
-        size: samples made at a time by all devices.
-        compiled: the program.
+        size: number of samples that all devices together make at a time.
+        compiled: the compiled program.
 
     Raises:
         ValueError: for labels that the model does not have, or if a device has too little memory.
@@ -51,6 +52,8 @@ class BatchSampler:
     ):
         request.check_model(model)
         self._request = request
+
+        # Samples are divided among the devices; by default each device holds all parameters.
         mesh = Mesh(np.array(devices or jax.local_devices()), (AXIS,))
         self.size = batch_size * mesh.size
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -59,8 +62,8 @@ class BatchSampler:
         def param_sharding(leaf):
             return _param_sharding(leaf, mesh) if shard_params else replicated
 
-        # The generator and how it draws are named: under other defaults of JAX a seed would mean
-        # other samples.
+        # The random number generator is fixed here: the same seed must give the same samples
+        # whatever the defaults of JAX are.
         key = jax.random.key(request.seed, impl="threefry2x32")
         with _out_of_memory(), jax.threefry_partitionable(True):
             self._constants = (
@@ -68,44 +71,50 @@ class BatchSampler:
                 jax.device_put(model.params, jax.tree.map(param_sharding, model.params)),
                 jax.device_put(request.set_timesteps(model.scheduler), replicated),
             )
-            draw = _drawing(model, (self.size, *model.sample_shape), request.dtype)
+
+            # Compiled for full batches only, ahead of time: `compiled` then never retraces.
+            draw = _draw_function(model, (self.size, *model.sample_shape), request.dtype)
             jitted = jax.jit(draw, out_shardings=self._batch_sharding)
             batch = self._inputs(np.zeros(1, np.uint32))
             self.compiled = jitted.lower(*self._constants, *batch).compile()
 
     def batches(self, indices: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields the images of each batch, u8[n, H, W, C]; the next one is computed meanwhile.
+        """Yields the images of each batch, u8[n, H, W, C], while the next batch is computed.
 
         Args:
-            indices: the numbers of the samples of each batch, u32[n], n being at most `size`. A
-                smaller batch is filled up rather than compiled for.
+            indices: the sample numbers of each batch, u32[n] with n of at most `size`. A smaller
+                batch is padded, so that nothing is compiled again.
 
         Raises:
             ValueError: if a sample is not finite, or a device has too little memory.
         """
         with _out_of_memory():
-            # A batch is fetched once the next is under way, so that devices do not wait for us.
+            # JAX dispatches asynchronously. Fetching a batch only after the next one is dispatched
+            # keeps the devices busy while the host copies and writes.
             computing = deque()
             for batch in indices:
                 computing.append((batch, self.compiled(*self._constants, *self._inputs(batch))))
                 if len(computing) > 1:
                     yield _fetch(*computing.popleft())
+
+            # Nothing follows the last batch, which is still in the queue.
             for batch, outputs in computing:
                 yield _fetch(batch, outputs)
 
     def _inputs(self, indices: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-        """A full batch of samples' numbers and classes, on the devices."""
-        # Repeated rather than padded: every place of the batch holds a valid sample.
+        """Returns a full batch of sample numbers and classes, u32[size] and i32[size] or None."""
+        # Padded by repeating the indices, so that every row of the batch is a valid sample.
         filled = np.resize(indices, self.size)
         labels = self._request.labels_of(filled)
         return jax.device_put((filled, labels), self._batch_sharding)
 
 
-def _drawing(model: Model, shape: tuple[int, ...], dtype: Any):
-    """Returns the function that the devices run: samples of these numbers, as pixels."""
+def _draw_function(model: Model, shape: tuple[int, ...], dtype: Any):
+    """Returns the function that the devices run, from sample numbers to pixels."""
 
     def draw(key, params, state, indices, labels):
-        # The noise of a sample depends on the seed and its number alone.
+        # key_i = fold_in(key, i): the noise of a sample depends on the seed and its number alone,
+        # so that samples can be made in any batches.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
         cond = {} if labels is None else {"class_labels": labels}
         x = sample(
@@ -118,13 +127,18 @@ def _drawing(model: Model, shape: tuple[int, ...], dtype: Any):
             cond=cond,
             dtype=dtype,
         )
+
+        # Pixels u8[B, H, W, C], a quarter of the bytes to fetch, and whether each sample is
+        # finite, bool[B]: a NaN would not show in the pixels.
         return to_uint8(x), jnp.isfinite(x).all(axis=range(1, x.ndim))
 
     return draw
 
 
 def _param_sharding(leaf: Any, mesh: Mesh) -> NamedSharding:
-    """Divides a parameter along its largest axis that the devices divide, if there is one."""
+    """Divides a parameter along its largest axis that the number of devices divides, if any."""
+    # Only even divisions: JAX places no array whose axis the mesh does not divide. A parameter
+    # without such an axis, usually a small one, is replicated.
     axes = [axis for axis, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
     largest = max(axes, key=lambda axis: leaf.shape[axis], default=None)
     spec = [AXIS if axis == largest else None for axis in range(leaf.ndim)]
@@ -132,7 +146,7 @@ def _param_sharding(leaf: Any, mesh: Mesh) -> NamedSharding:
 
 
 def _fetch(indices: np.ndarray, outputs: tuple[jax.Array, jax.Array]) -> np.ndarray:
-    """Waits for a batch, and returns its images without what only filled it up."""
+    """Waits for a batch and returns its images, u8[n, H, W, C], without the padding."""
     images = np.asarray(outputs[0])[: len(indices)]
     finite = np.asarray(outputs[1])[: len(indices)]
     if not finite.all():
@@ -145,10 +159,11 @@ def _fetch(indices: np.ndarray, outputs: tuple[jax.Array, jax.Array]) -> np.ndar
 
 @contextlib.contextmanager
 def _out_of_memory():
-    """Turns errors of the device into one line, with the way out where there is one."""
+    """Turns a device's error into a ValueError of one line, with a hint if memory ran out."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
+        # The lines after the first are XLA's allocation report.
         message = str(error).splitlines()[0]
         if "RESOURCE_EXHAUSTED" in str(error):
             message += "; a smaller batch_size needs less memory"
@@ -156,18 +171,23 @@ def _out_of_memory():
 
 
 def regroup(arrays: Iterable[np.ndarray], lengths: Iterable[int]) -> Iterator[np.ndarray]:
-    """Yields the rows of arrays, in their order, as arrays of other lengths.
+    """Yields the rows of `arrays`, in order, as arrays of the given lengths.
 
-    The last one may be shorter, where the rows end.
+    Args:
+        arrays: arrays that agree in all axes but the first.
+        lengths: number of rows of each result; may be infinite. The last result is shorter if the
+            rows run out.
     """
-    # `held` are the rows that no part was long enough for yet.
     arrays = iter(arrays)
-    held = []
+    held = []  # rows that were read and not yet yielded
     for length in lengths:
+        # Read only as much as this result needs: reading may mean waiting for a device.
         while sum(map(len, held)) < length and (array := next(arrays, None)) is not None:
             held.append(array)
         if not held:
             return
+
+        # The common case, one array, is not copied.
         rows = held[0] if len(held) == 1 else np.concatenate(held)
         yield rows[:length]
         held = [rows[length:]] if len(rows) > length else []

@@ -1,4 +1,4 @@
-"""What the shards of a finished run are made into: one file, pictures or records, with digests."""
+"""Exports of a finished run: one `.npz`, a folder of pictures or records, with their digests."""
 
 import hashlib
 import importlib.util
@@ -21,8 +21,8 @@ class Format(NamedTuple):
     """A layout that a run can be exported to.
 
     Attributes:
-        suffix: of the name of the file or folder.
-        write: of `cmjax.image_files`.
+        suffix: the end of the file's or folder's name.
+        write: the function of `cmjax.image_files` that writes it.
     """
 
     suffix: str
@@ -37,7 +37,7 @@ FORMATS = {
 
 
 def check_formats(formats: Sequence[str], shape: Sequence[int]) -> None:
-    """Raises ValueError unless samples of a shape can be made into each of the formats."""
+    """Raises ValueError unless samples of shape (H, W, C) can be exported to all `formats`."""
     for name in formats:
         if name not in FORMATS:
             raise ValueError(f"formats must be of {list(FORMATS)}, got {name!r}")
@@ -45,6 +45,8 @@ def check_formats(formats: Sequence[str], shape: Sequence[int]) -> None:
         raise ValueError(
             f"pictures have 1 or 3 channels, but the samples have {shape[-1]}; use the format npz"
         )
+
+    # Looked up, not imported: a missing package must fail here, not after days of sampling.
     if "array-record" in formats and importlib.util.find_spec("array_record") is None:
         raise ValueError(
             "the format array-record needs the package array-record; pip install array-record"
@@ -54,42 +56,44 @@ def check_formats(formats: Sequence[str], shape: Sequence[int]) -> None:
 def export(
     shards: Shards, num: int, format_name: str, stopping: Callable[[], bool] = lambda: False
 ) -> Path:
-    """Makes the shards of the first `num` samples into one file or folder, in bounded memory.
+    """Exports the first `num` samples to one file or folder, in bounded memory.
 
-    What is there already is kept if it is what was written.
+    An export that exists already is kept if its digests are those recorded.
 
     Args:
-        shards: all of them there.
+        shards: the shards of the run; those of the first `num` samples must exist.
         num: number of samples.
-        format_name: one of `FORMATS`.
-        stopping: is asked before each shard whether to stop.
+        format_name: a key of `FORMATS`.
+        stopping: called before each shard; returns whether to stop.
 
     Returns:
         The path of the file or folder.
 
     Raises:
-        KeyboardInterrupt: if it was stopped.
+        KeyboardInterrupt: if `stopping` returned True.
         ValueError: if a shard is damaged or missing.
         OSError: if something cannot be written.
     """
+    # Named after the shape, as OpenAI does: samples_50000x64x64x3.npz.
     shape = tuple(shards.settings.shape)
     suffix, write = FORMATS[format_name]
     name = "x".join(str(size) for size in (num, *shape))
     path = shards.folder / f"samples_{name}{suffix}"
 
-    # An export that is what its digests say need not be made again.
+    # An export that matches its digests need not be made again.
     recorded = _of_export(read_sums(shards.folder), path)
     if recorded and _sums(path) == recorded:
         return path
 
-    # Say what is missing before anything is written.
+    # Check that all shards are there before anything is written.
     listed = shards.listed()
     if missing := [shard for shard in shards.ranges(num) if shard not in listed]:
         raise ValueError(
             f"{shards.folder}: the shard of samples {missing[0].start} to {missing[0][-1]} "
             "is missing"
         )
-    # The digests are written last: without them, a kill leaves an export that is made again.
+
+    # The digests are written last: an export without them, as a kill leaves it, is made again.
     images = ImageSet(num, shape, _read(shards, num, stopping), _labels(shards, num))
     write(path, images)
     _record_sums(path)
@@ -97,20 +101,24 @@ def export(
 
 
 def _read(shards: Shards, num: int, stopping: Callable[[], bool]) -> Iterator[np.ndarray]:
-    """Yields the images of each shard."""
+    """Yields the images of each shard, u8[n, H, W, C], one shard in memory at a time."""
     listed = shards.listed()
     for shard in shards.ranges(num):
+        # An exception, so that the writer in progress removes its unfinished file.
         if stopping():
             raise KeyboardInterrupt
         yield shards.read(shard, listed[shard])
 
 
 def _labels(shards: Shards, num: int) -> np.ndarray | None:
+    # Computed from the request rather than read from the shards, which holds less in memory.
     return shards.settings.request.labels_of(range(num))
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """Returns the digests of everything exported, by name; `sha256sum -c` reads that file, too.
+    """Returns the recorded SHA-256 digests of all exported files, by name.
+
+    The file has the format of `sha256sum`, so that `sha256sum -c` checks it too.
 
     Raises:
         ValueError: if the file is damaged.
@@ -119,7 +127,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     lines = path.read_bytes().splitlines() if path.exists() else []
     sums = {}
     for line in lines:
-        # As `sha256sum` writes it: 64 hex digits, two spaces, the name.
+        # A line of `sha256sum`: 64 hex digits, two spaces, the name.
         if not re.fullmatch(rb"[0-9a-f]{64}  [ -~]+", line):
             raise ValueError(
                 f"{path} is damaged; remove it, and run the same generate_folder again to repair it"
@@ -130,22 +138,27 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def damaged_exports(folder: Path) -> Iterator[Path]:
-    """Yields what was exported and is not as it was written, and what lies there and was not."""
+    """Yields exported files that are altered or missing, and files that no export has written."""
     recorded = read_sums(folder)
-    # Exports of other formats and numbers lie side by side in a folder.
+
+    # A folder can hold several exports: of other formats, or of earlier, smaller numbers.
     there = {}
     for path in folder.glob("samples_*"):
         there |= _sums(path)
+
+    # A file in only one of the two is either missing or unknown: `get` gives None for it.
     for name in sorted(recorded.keys() | there.keys()):
         if recorded.get(name) != there.get(name):
             yield folder / name
 
 
 def _record_sums(path: Path) -> None:
-    """Writes down the digests of an export, and forgets those of exports that are gone."""
+    """Records the digests of an export, and drops those of exports that no longer exist."""
     folder = path.parent
     before = read_sums(folder)
-    # What somebody has removed on purpose is not missing.
+
+    # A whole export that is gone was removed on purpose, and does not count as missing. Lines of
+    # this export are replaced: an earlier one may have had other files.
     kept = {
         name: digest
         for name, digest in before.items()
@@ -158,12 +171,13 @@ def _record_sums(path: Path) -> None:
 
 
 def _of_export(sums: Mapping[str, str], path: Path) -> dict[str, str]:
-    """The digests of one export, which is a file, or a folder of files."""
+    """Selects the digests of one export, which is a file or a folder of files."""
+    # Names are relative to the run's folder: "samples.npz", or "samples_png/000000.png".
     return {name: digest for name, digest in sums.items() if name.split("/")[0] == path.name}
 
 
 def _sums(path: Path) -> dict[str, str]:
-    """Computes the digests of an export."""
+    """Computes the SHA-256 digests of an export's files, by their names in the run's folder."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     sums = {}
     for file in files:

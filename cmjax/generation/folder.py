@@ -29,19 +29,19 @@ from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
 from cmjax.model import Model
 
-QUEUE = 2  # shards that may wait to be written while others are computed
+QUEUE = 2  # most shards that wait to be written while others are computed
 
 
 class Outcome(NamedTuple):
     """What `generate_folder` returns.
 
     Attributes:
-        paths: what the samples were made into, a path for each format. Empty if the run was
-            stopped, and on other processes than 0.
-        num_done: samples in the folder.
-        num_resumed: samples that were there before.
-        num_made: samples that this process made.
-        seconds: from the first batch to the last shard of this process.
+        paths: the exported files or folders, one for each format. Empty if the run was stopped,
+            and on all processes but process 0.
+        num_done: number of samples in the folder.
+        num_resumed: number of samples that were in the folder before.
+        num_made: number of samples that this process made.
+        seconds: time that this process spent sampling, from its first batch to its last shard.
         stopped: whether a signal to one of the processes stopped the run.
     """
 
@@ -67,28 +67,34 @@ def generate_folder(
     progress: bool = False,
     report: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
-    """Makes samples into a folder on all devices of all processes.
+    """Generates samples into a folder, on all devices of all processes.
 
-    Called again after any end, it resumes: what is there is checked, what is missing is made.
+    Called again after an interruption of any kind, it resumes: samples in the folder are checked,
+    and only those missing or damaged are made.
 
     Args:
-        folder: to be made, or of the same run; the same for all processes.
+        folder: a new folder, or that of the same run; the same for all processes.
         model: from `cmjax.load`.
-        request: which samples.
-        num: number of samples; a larger one than before adds to the folder.
-        batch_size: samples made at a time by each device.
-        shard_size: samples in a file; None for that of the folder, 100 in a new one. A kill loses
-            at most three files' worth, and the batches under way.
-        shard_params: divide the parameters among the devices of each process; see `BatchSampler`.
-        formats: what to make of the samples in the end, of `exports.FORMATS`.
+        request: which samples to make.
+        num: number of samples. A larger number than before adds samples to the folder.
+        batch_size: number of samples that each device makes at a time.
+        shard_size: number of samples in a file; None for that of the folder, or 100 in a new one.
+            A killed process loses at most three files' worth of samples, and the batches that it
+            was computing.
+        shard_params: whether to divide the parameters among the devices of each process; see
+            `BatchSampler`.
+        formats: what to export the samples to once all are made; keys of `exports.FORMATS`.
         source: what the model was loaded from; `cmjax generate --verify` loads it again.
-        progress: show a bar on stderr.
-        report: is called with each message for the user.
+        progress: whether to show a progress bar on stderr.
+        report: called with each message for the user.
+
+    Returns:
+        What was made, and where it is.
 
     Raises:
         ValueError: for arguments out of range, if the folder is of a run with other settings, or
             if samples are not finite.
-        OSError: if something cannot be written; what was made before remains.
+        OSError: if something cannot be written. Samples written before remain.
     """
     folder = Path(folder)
 
@@ -101,22 +107,23 @@ def generate_folder(
         check_formats(formats, model.sample_shape)
         return RunSettings.of(model, request)
 
-    # Everything that can be refused is, before the folder is touched.
+    # All arguments are checked before the folder is touched.
     settings = run_on_all_processes(prepare)
     with exclusive(folder):
-        # Open the folder and divide what is missing among the processes.
+        # Open the folder, and divide the missing shards among the processes.
         shards, markers = open_on_all(folder, settings, source, shard_size, num)
         found, damaged = run_on_all_processes(lambda: _find_shards(shards, num, report))
         missing = missing_shards(shards.ranges(num), found)
         num_resumed = num - sum(map(len, missing))
         mine = local_shards(missing)
 
+        # From here on, a signal to any process stops all, after the batches in progress.
         progress_bar = Progress(shards, num, num_resumed, mine, progress)
         with progress_bar as run, stopping_together(markers.stop) as stopping:
             devices = [device.device_kind for device in jax.local_devices()]
             run.log("start", num=num, resumed=num_resumed, damaged=damaged, devices=devices)
 
-            # Make this process's shards.
+            # Make the shards of this process. A process without any compiles nothing.
             if mine:
                 sampler = BatchSampler(
                     model, request, batch_size=batch_size, shard_params=shard_params
@@ -125,7 +132,7 @@ def generate_folder(
                 _make_shards(shards, mine, sampler, stopping, run.written)
             seconds = run.seconds
 
-            # Once those of all processes are there, make them into what is asked for.
+            # Wait for the shards of the other processes, then export them.
             wait_until(lambda: run.refresh() == num, stopping)
             num_done = run.refresh()
             run.sampled()
@@ -140,9 +147,11 @@ def generate_folder(
 def _find_shards(
     shards: Shards, num: int, report: Callable[[str], None]
 ) -> tuple[list[range], list[str]]:
-    """On process 0, returns the intact shards of a folder, and removes the damaged ones.
+    """On process 0, returns the intact shards of a folder and removes the damaged ones.
 
-    Other processes return nothing: they may not read what is being removed.
+    Returns:
+        The indices of each intact shard, and the names of the removed files. Other processes
+        return nothing: they must not read a file that process 0 is removing.
     """
     if jax.process_index() > 0:
         return [], []
@@ -150,6 +159,8 @@ def _find_shards(
     for path in damaged:
         report(f"{path} is damaged and removed; its samples are made again")
         path.unlink(missing_ok=True)
+
+    # Shards beyond `num`, of an earlier run for more samples, are neither counted nor removed.
     found = [shard for shard in shards.ranges(num) if shard in intact]
     if found:
         report(f"{sum(map(len, found)):,} of {num:,} samples were there already.")
@@ -163,24 +174,27 @@ def _make_shards(
     stopping: Callable[[], bool],
     written: Callable[[range], None],
 ) -> None:
-    """Makes shards; a thread writes one while the next is computed."""
-    # Batches are as large as the devices take, shards as large as asked for: samples are cut into
-    # batches, and the results into shards.
+    """Makes and writes the shards `mine`; a thread writes one while the next is computed."""
+    # Batches have the size of the devices, shards that of the files. The numbers of all samples
+    # are cut into batches, and the images of the batches into shards.
     numbers = (np.asarray(shard, np.uint32) for shard in mine)
     indices = regroup(numbers, itertools.repeat(sampler.size))
     batches = sampler.batches(itertools.takewhile(lambda _: not stopping(), indices))
     waiting = deque()
 
     def settle(most_waiting):
+        # Reports the oldest shards as written, waiting for them, until few enough are left.
         while len(waiting) > most_waiting:
             shard, writing = waiting.popleft()
             writing.result()  # raises what the thread raised
             written(shard)
 
-    # One writer, and a short queue: the memory held does not grow if the disk is slow.
+    # One writer and a short queue bound the memory: a slow disk slows down the sampling.
     with ThreadPoolExecutor(1) as writer:
         for shard, images in zip(mine, regroup(batches, map(len, mine)), strict=False):
-            if len(images) == len(shard):  # fewer: the run was stopped within it
+            # After a stop the last shard may be incomplete; it is dropped, and made by the next
+            # run.
+            if len(images) == len(shard):
                 waiting.append((shard, writer.submit(shards.write, shard, images)))
                 settle(QUEUE)
         settle(0)
@@ -193,22 +207,25 @@ def _finish(
     markers: Markers,
     stopping: Callable[[], bool],
 ) -> list[Path] | None:
-    """On process 0, makes the shards into what is asked for, while the others wait.
+    """On process 0, exports the shards to all formats, while the other processes wait.
 
     Returns:
-        The paths; on other processes none. None if the run was stopped meanwhile.
+        The paths on process 0, an empty list on others; None if the run was stopped meanwhile.
     """
+    # If process 0 finished and a signal arrived at once, the run is finished, not stopped.
     if jax.process_index() > 0:
         wait_until(markers.finished.exists, stopping)
         return [] if markers.finished.exists() else None
 
-    # All shards are there, so that nobody writes any more: what is unfinished was killed.
+    # All shards exist, so no process is writing: temporary files are those of killed processes.
     clear_unfinished(shards.folder)
     clear_unfinished(shards.folder / "shards")
     try:
         paths = [export(shards, num, name, stopping) for name in formats]
     except KeyboardInterrupt:
         return None
+
+    # The marker is for the other processes; a single process leaves none behind.
     if jax.process_count() > 1:
         markers.finished.touch()
     return paths
