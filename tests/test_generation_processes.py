@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import cmjax
-from cmjax.cli.options import initialize
+from cmjax.cli.distributed import initialize
 from tests.support.generation import (
     KILLED_AT_THE_FOURTH_READ,
     SLOW_DISK,
@@ -129,8 +129,8 @@ def test_the_others_wait_until_the_result_is_written(pair):
 @pytest.mark.parametrize(
     ("situation", "first", "second"),
     [
-        ("one has no model", "process 1 could not go on; see its message", "none"),
-        ("two folders", "process 1 could not go on", "process 1 does not see"),
+        ("one has no model", "process 1 failed; see its message", "none"),
+        ("two folders", "process 1 failed", "process 1 does not see"),
         ("two numbers", "same number of samples, got [96, 90]", "same number of samples"),
     ],
 )

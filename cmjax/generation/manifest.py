@@ -1,4 +1,4 @@
-"""The manifest of a folder says what its samples depend on; a run with anything else is refused."""
+"""The manifest of a run's folder: what its samples depend on. Runs with other settings fail."""
 
 import dataclasses
 import hashlib
@@ -17,11 +17,11 @@ LOCK = ".lock"
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a folder says of itself.
+    """The content of a folder's manifest.
 
     Attributes:
-        settings: everything that its samples depend on.
-        source: what its model was loaded from; "" if that is unknown.
+        settings: everything that the samples depend on.
+        source: what the model was loaded from; "" if that is unknown.
     """
 
     settings: RunSettings
@@ -29,10 +29,12 @@ class Manifest:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ValueError unless a folder is one of a run, or new or empty."""
+    """Raises ValueError unless a folder is new, empty, or that of a run."""
     if (folder / MANIFEST).exists() or not folder.exists():
         return
-    ours = (LOCK, ".cmjax-")  # of a run that ended before its manifest was there
+
+    # A run that ended before its manifest was written leaves a lock or a temporary file.
+    ours = (LOCK, ".cmjax-")
     names = sorted(file.name for file in folder.iterdir())
     if others := [name for name in names if not name.startswith(ours)]:
         raise ValueError(
@@ -42,29 +44,35 @@ def check_folder(folder: Path) -> None:
 
 
 def open_shards(folder: Path, settings: RunSettings, source: str, shard_size: int | None) -> Shards:
-    """Opens the folder of a run, or begins one.
+    """Opens the folder of a run, or starts a new run in it.
 
     Args:
-        folder: of the run; there already.
-        settings: everything that samples depend on; `shard_size` replaces its own.
-        source: of the model, for `cmjax generate --verify`.
-        shard_size: samples in a shard; None for that of the folder, or of `settings` if it is new.
+        folder: the folder of the run, which must exist.
+        settings: everything that the samples depend on; its `shard_size` is replaced.
+        source: what the model was loaded from, for `cmjax generate --verify`.
+        shard_size: number of samples in a shard; None for that of the folder, or for that of
+            `settings` in a new folder.
 
     Raises:
-        ValueError: if the folder is of a run with other settings, or holds something else.
-        OSError: if it cannot be written.
+        ValueError: if the folder is of a run with other settings, or its manifest is damaged.
+        OSError: if the folder cannot be written.
     """
     path = folder / MANIFEST
     if path.exists():
+        # An existing run: its settings must be equal.
         before = read_manifest(folder).settings
         now = dataclasses.replace(settings, shard_size=shard_size or before.shard_size)
         if different := before.differences(now):
             raise ValueError(
-                f"{folder} holds samples of other settings: {'; '.join(different)}; "
+                f"{folder} holds samples made with other settings: {'; '.join(different)}; "
                 "choose another folder"
             )
-        settings = before  # 70 and 70.0 are equal, but the digests of their texts are not
+
+        # Not `now`: 70 and 70.0 are equal, but as JSON they give different digests.
+        settings = before
     else:
+        # A new run. The manifest is written before the folder `shards` exists, so that there are
+        # never shards without one.
         settings = dataclasses.replace(settings, shard_size=shard_size or settings.shard_size)
         content = {"settings": settings.to_json(), "source": source}
         with replacing(path) as file:
@@ -81,7 +89,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
 
-    # A manifest that was edited by hand would make all shards look damaged: say so here.
+    # Checked by a digest of its own: a manifest edited by hand would otherwise make all shards
+    # look damaged, as their digests depend on it.
     try:
         content = json.loads(path.read_text())
         if content.pop("digest") != _digest(content):
@@ -91,7 +100,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(f"{path} is damaged; restore it, or choose another folder") from None
 
-    # A version with other settings cannot say what these samples depend on.
+    # A manifest of a version with other settings is whole, but these samples cannot be resumed.
     try:
         return Manifest(RunSettings.from_json(content["settings"]), content["source"])
     except ValueError as error:
@@ -99,5 +108,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
+    # Sorted keys: the digest depends on the content, not on the order in which it is written.
     text = json.dumps(content, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

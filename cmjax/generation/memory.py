@@ -17,10 +17,10 @@ class Generated(NamedTuple):
     """What `generate` returns.
 
     Attributes:
-        images: u8[N, H, W, C].
-        labels: the classes, i32[N], or None for a model without.
-        compile_seconds: that the program took to compile.
-        run_seconds: that it ran.
+        images: the samples as pixels, u8[N, H, W, C].
+        labels: their classes, i32[N], or None for a model without classes.
+        compile_seconds: time to place the parameters on the device and to compile the program.
+        run_seconds: time to make the samples.
     """
 
     images: np.ndarray
@@ -32,14 +32,17 @@ class Generated(NamedTuple):
 def generate(
     model: Model, request: Request, num: int, *, batch_size: int = 64, progress: bool = False
 ) -> Generated:
-    """Makes samples on one device, in memory.
+    """Generates samples on one device and returns them in memory.
 
     Args:
         model: from `cmjax.load`.
-        request: which samples.
+        request: which samples to make.
         num: number of samples.
-        batch_size: samples made at a time.
-        progress: show a bar on stderr.
+        batch_size: number of samples made at a time.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        The samples and their classes, with the time that they took.
 
     Raises:
         ValueError: for arguments out of range, labels that the model does not have, if the device
@@ -47,26 +50,32 @@ def generate(
     """
     num = as_integer("num", num, 1, MAX_NUM)
     batch_size = as_integer("batch_size", batch_size, 1, MAX_NUM)
+
+    # Sample numbers 0 to num - 1 in batches, u32[size] each; the last one may be smaller. No batch
+    # is larger than `num`, so that nothing is computed to be dropped.
     images = np.empty((num, *model.sample_shape), np.uint8)
     size = min(num, batch_size)
     starts = range(0, num, size)
     batches = [np.arange(i, min(i + size, num), dtype=np.uint32) for i in starts]
 
-    # A single batch has no progress to log, but somebody who waits at a terminal sees a bar.
+    # A single batch needs no bar in a log file; at a terminal it shows that something is going on.
     several = len(batches) > 1
     hidden = not progress or not (several or sys.stderr.isatty())
     bar = tqdm(total=len(batches), desc="compiling", unit="batch", leave=False, disable=hidden)
     with bar:
+        # `BatchSampler` compiles when it is built: timed apart from sampling.
         begin = time.perf_counter()
         device = jax.local_devices()[:1]
         sampler = BatchSampler(model, request, batch_size=size, devices=device)
         compiled = time.perf_counter()
 
-        bar.reset()  # its rate is that of sampling
+        # The bar starts over, so that its rate is that of sampling alone.
+        bar.reset()
         bar.set_description("sampling")
         for batch, made in zip(batches, sampler.batches(batches), strict=True):
             images[batch] = made
             bar.update()
         bar.leave = several
+
     labels = request.labels_of(range(num))
     return Generated(images, labels, compiled - begin, time.perf_counter() - compiled)
