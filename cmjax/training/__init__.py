@@ -1,1 +1,1 @@
-"""Losses, noise-level schedules and a small trainer."""
+"""Training: losses, curricula of noise levels, data, and a small trainer."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, by Orbax: written in the background, whole or not at all."""
+"""Checkpoints of a training run by Orbax: written in the background, whole or not at all."""
 
 import dataclasses
 from pathlib import Path
@@ -12,15 +12,16 @@ from cmjax.training.trainer import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of a run; a context manager, which waits until the last one is written."""
+    """The checkpoints of a run; a context manager, whose end waits until all are on disk."""
 
     def __init__(self, folder: str | Path, keep: int = 2):
-        """Opens the checkpoints in a folder of a run.
+        """Opens the checkpoints of a run, which may have none yet.
 
         Args:
-            folder: of the run; the checkpoints are in `folder / "checkpoints"`.
-            keep: how many to keep, the newest.
+            folder: folder of the run; the checkpoints are in `folder / "checkpoints"`.
+            keep: how many checkpoints to keep; older ones are deleted.
         """
+        # Orbax takes absolute paths only, and leaves unfinished folders when a process dies.
         self.folder = Path(folder).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         # With an explicit handler, shapes can be read before the arrays.
@@ -36,10 +37,10 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, state: TrainState) -> None:
-        """Writes the state in the background; an older one is deleted only after it is complete.
+        """Writes a state in the background; older ones are deleted only once it is complete.
 
         Raises:
-            OSError: if it, or the one before, could not be written; the older ones are intact.
+            OSError: if this state or the one before could not be written; older ones are intact.
         """
         try:
             # A copy: the training step donates the state, whose buffers are then reused.
@@ -52,8 +53,9 @@ class Checkpoints:
         """Waits until all states are on disk.
 
         Raises:
-            OSError: if one could not be written.
+            OSError: if a state could not be written.
         """
+        # Orbax keeps errors of its background thread until they are asked for.
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -61,14 +63,14 @@ class Checkpoints:
             raise self._write_error(error) from error
 
     def latest(self) -> int | None:
-        """Returns the step of the newest checkpoint, or None."""
+        """Returns the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def restore(self, like: TrainState) -> TrainState:
         """Returns the newest state, or `like` if there is none.
 
         Args:
-            like: a state with the structure, shapes and devices of the wanted one.
+            like: a state with the structure, shapes and devices of the one to restore.
 
         Raises:
             ValueError: if the checkpoint is of another network, optimizer or loss.
@@ -76,6 +78,9 @@ class Checkpoints:
         step = self.latest()
         if step is None:
             return like
+
+        # Shapes are compared before any array is read, so that the error can name the array that
+        # differs and say what to do.
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
         found_shapes = _shapes_by_path(self._manager.item_metadata(step))
         _check_shapes(self.folder / str(step), found_shapes, _shapes_by_path(wanted))
@@ -90,13 +95,16 @@ class Checkpoints:
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
-    """The fields of a state that hold something, by name."""
+    """Returns the fields of a state that are not None, by name."""
+    # A plain dict, so that what is on disk does not depend on the class, and has no empty fields.
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes by path. Orbax turns tuples and named tuples into others, so names alone count."""
+    """Returns the shapes of arrays by their path, such as "params/conv/kernel"."""
+    # Orbax gives tuples and named tuples back as other containers, whose paths have other types of
+    # keys: only what the keys are called is compared.
     shapes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
@@ -105,15 +113,18 @@ def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(folder, found, wanted):
-    """Raises ValueError, naming the first array that differs."""
+    """Raises ValueError, naming the first array whose shape differs or that is missing."""
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) == wanted.get(name):
             continue
-        has, needs = (
-            f"has shape {shapes[name]}" if name in shapes else "is missing"
-            for shapes in (found, wanted)
-        )
+        has = _shape_or_missing(found, name)
+        needs = _shape_or_missing(wanted, name)
         raise ValueError(
             f"the checkpoint {folder} is of another run: {name} {has} there, and {needs} in this "
             "one; use the configuration it was made with, or another folder"
         )
+
+
+def _shape_or_missing(shapes, name):
+    """Returns what an error says of an array, such as "has shape (3,)"."""
+    return f"has shape {shapes[name]}" if name in shapes else "is missing"

@@ -1,4 +1,4 @@
-"""The configuration of a training run, read from TOML or a preset and changed key by key."""
+"""The configuration of a training run: read from TOML or a preset, with single keys changed."""
 
 import contextlib
 import dataclasses
@@ -25,29 +25,32 @@ from cmjax.training.sections import (
     read_section,
 )
 
-# Fields of losses that are given elsewhere in a configuration.
+# Fields of losses that other sections of a configuration give, and where.
 _ELSEWHERE = {"total_steps": "run.steps", "scheduler": "[scheduler]", "teacher_fn": "[teacher]"}
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. `network`, `scheduler` and `loss` are mappings, checked by what they configure.
+    """The configuration of a whole run.
+
+    `network`, `scheduler` and `loss` are mappings, since their keys depend on the class that they
+    name; that class checks them. Wrong keys and values are found when the configuration is made.
 
     Attributes:
-        network: `class` (UNet2D or DiT) and the fields of its config; empty for the network of the
-            model that the run starts from.
-        loss: `name`, one of `losses.LOSSES` or "package.module:Class", and fields of that class
+        network: `class` (UNet2D, DiT, or a class of your own) and the fields of its config; empty
+            for the network of the model that the run starts from.
+        loss: `name`, one of `losses.LOSSES` or "package.module:Class", and the fields of that class
             that differ from its defaults.
         scheduler: `class`, CMStochasticIterativeScheduler if left out, and its fields: the noise
-            levels, and what the network means. Empty for that of the model that the run starts
-            from.
+            levels and the parametrization of the network. Empty for the scheduler of the model that
+            the run starts from.
         data: see `DataSection`.
         teacher: see `TeacherSection`.
         optimizer: see `OptimizerSection`.
         run: see `RunSection`.
 
     Raises:
-        ValueError: naming the key that is wrong.
+        ValueError: for a wrong key or value; the message names it.
     """
 
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -59,16 +62,19 @@ class TrainConfig:
     run: RunSection = RunSection()
 
     def __post_init__(self):
+        # Sections check their own fields; this compares those of two.
         warmup_steps = self.optimizer.warmup_steps
         if not 0 <= warmup_steps < self.run.steps:
             raise ValueError(
                 "optimizer.warmup_steps must be from 0 to below "
                 f"run.steps={self.run.steps}, got {warmup_steps}"
             )
+        # These would be overwritten in silence, as the run fills them in.
         for name, place in _ELSEWHERE.items():
             if name in self.loss:
                 raise ValueError(f"loss.{name} is given elsewhere; use {place}")
-        # What cannot be made is found here, before anything is loaded.
+
+        # Make everything once, so that errors show before models and data are loaded.
         self.make_loss(self.make_scheduler())
         self.make_optimizer()
         self.network_config()
@@ -82,9 +88,10 @@ class TrainConfig:
         """Returns the loss.
 
         Args:
-            scheduler: that the network is trained for.
-            teacher_fn: the teacher's network; None for the student's, or no teacher.
+            scheduler: the scheduler that the network is trained for.
+            teacher_fn: the teacher's network; None if it is the student's, or without a teacher.
         """
+        # All of [loss] but its name are fields of the loss.
         options = {name: value for name, value in self.loss.items() if name != "name"}
         with _section("loss"):
             return make_loss(
@@ -97,20 +104,19 @@ class TrainConfig:
 
     def make_scheduler(self) -> Scheduler:
         """Returns the scheduler that the `scheduler` section describes."""
+        # Diffusers' scheduler_config.json has `_class_name` for `class`. Classes of the user's own
+        # may be imported (`trust`), as a configuration is the user's own file.
         options = {"class": "CMStochasticIterativeScheduler", **self.scheduler}
         options["_class_name"] = options.pop("class")
         with _section("scheduler"):
             return read_scheduler_config(options, trust=True)
 
     def make_optimizer(self) -> optax.GradientTransformation:
-        """Returns the optimizer, with its schedule and clipping."""
+        """Returns the optimizer, with its learning-rate schedule and clipping."""
         return self.optimizer.make(self.run.steps)
 
     def network_config(self) -> Any:
-        """Returns the config of the network (`UNet2DConfig` or `DiTConfig`).
-
-        None for the network of `run.init`.
-        """
+        """Returns the network's config, such as a `UNet2DConfig`; None for `run.init`'s network."""
         if not self.network:
             if not self.run.init:
                 raise ValueError(
@@ -118,6 +124,8 @@ class TrainConfig:
                     "or run.init, a model to start from"
                 )
             return None
+
+        # The class first: an unknown one must not show as an unknown key of another.
         values = {key: value for key, value in self.network.items() if key != "class"}
         with _section("network.class"):
             _, config_class = network_class(self.network.get("class"))
@@ -125,7 +133,8 @@ class TrainConfig:
             return from_json(config_class, values)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the run as JSON would hold it."""
+        """Returns the configuration as JSON values, with lists for tuples."""
+        # Once through JSON, so that it equals what is read back when a run is resumed.
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
@@ -133,14 +142,16 @@ def read_config(source: str | Path, settings: Iterable[tuple[str, Any]] = ()) ->
     """Returns the run that a TOML file or a preset describes.
 
     Args:
-        source: a path of a `.toml` file, or a name of `PRESETS`.
-        settings: changes, such as ("run.steps", 500).
+        source: path of a `.toml` file, or a name of `PRESETS`.
+        settings: pairs of a key and the value to change it to, such as ("run.steps", 500).
 
     Raises:
-        ValueError: naming the key that is wrong, and the one that may be meant.
+        ValueError: for a wrong key or value; the message names it, and the key that may be meant.
         OSError: if the file cannot be read.
     """
     values = _read_values(source)
+
+    # A section that the file does not have is made; `from_values` then checks its name.
     for key, value in settings:
         section, dot, name = key.partition(".")
         if not dot:
@@ -162,6 +173,8 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
             raise ValueError(
                 f"{name} must be a section, got {value!r}; put it under one, such as [run]"
             )
+
+        # Sections with fixed keys are read here; mappings are checked by what they configure.
         if dataclasses.is_dataclass(hints[name]):
             sections[name] = read_section(hints[name], name, value)
         else:
@@ -170,7 +183,8 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def _read_values(source):
-    """The nested dicts of a TOML file or a preset."""
+    """Returns the nested dicts of a TOML file or a preset."""
+    # A preset is copied, through JSON: settings are written into what this returns.
     if str(source) in PRESETS:
         return json.loads(json.dumps(PRESETS[str(source)]))
     if Path(source).suffix != ".toml":
@@ -184,7 +198,7 @@ def _read_values(source):
 
 @contextlib.contextmanager
 def _section(name):
-    """Puts the name of a section in front of errors."""
+    """Puts the name of a section in front of error messages."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The batch of each training step, by Grain: a function of the seed and the step alone."""
+"""The batch of each training step, by Grain: a function of only the seed and the step."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +9,7 @@ import numpy as np
 from cmjax.images import from_uint8
 from cmjax.training.sources import Source, first_not_finite
 
-READ_AHEAD = 4  # batches, each by a thread
+READ_AHEAD = 4  # batches that are prepared ahead, each by a thread of its own
 
 
 def batches(
@@ -23,31 +23,33 @@ def batches(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Returns the batches of step `start`, `start + 1`, ... without end.
+    """Returns an endless iterator of the batches of step `start`, `start + 1`, ...
 
-    Every epoch is another permutation of the data; a batch may span two. Threads read ahead.
+    Every epoch is another permutation of the data; a batch may span two epochs. Threads prepare
+    batches ahead.
 
     Args:
-        source: records, see `sources.open_source`. What they hold besides "data" and
-            "class_labels" is stacked as it is.
-        batch_size: over all processes together.
-        seed: of the order and the flips, at least 0.
+        source: records, see `sources.open_source`. Values other than "data" and "class_labels" are
+            stacked as they are.
+        batch_size: samples per batch, over all processes together.
+        seed: seed of the order and the flips, at least 0.
         start: the first step.
-        num_classes: labels must be below it; None allows any that is not negative.
+        num_classes: labels must be below it; None allows all labels of at least 0.
         flip: mirror images left to right at random.
-        process_index: which rows of every batch are wanted; this process's by default.
-        process_count: how many processes share a batch; by default as many as there are.
+        process_index: the process whose rows of every batch to return; this one by default.
+        process_count: number of processes that share a batch; all of JAX's by default.
 
     Returns:
         An iterator of {"data": f32[batch_size / process_count, ...], "class_labels": i32[...]},
-        pixels mapped to [-1, 1]. All processes' rows, one after another, are the same batch for any
-        number of them.
+        with pixels mapped to [-1, 1]. The rows of all processes in turn make up the same batch for
+        any number of processes.
 
     Raises:
-        ValueError: if a batch is larger than the data or does not divide by the processes, or grain
-            is not installed; from the iterator, for records that are not finite, that differ in
-            shape, or that have labels out of range.
+        ValueError: if a batch is larger than the data or does not divide by the number of
+            processes, or if grain is not installed; from the iterator, for records that are not
+            finite, that differ in shape, or whose labels are out of range.
     """
+    # This process's share of every batch.
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
     _check_arguments(source, batch_size, seed, start, index, count)
@@ -58,18 +60,25 @@ def batches(
         batch = _collate(source, rows, num_classes)
         if not flip:
             return batch
-        # Every process draws for the whole batch, and takes its own rows.
+        # Every process draws the flips of the whole batch and keeps those of its own rows, so that
+        # they do not depend on the number of processes.
         is_flipped = rng.random(batch_size)[index * share :][:share] < 0.5
         return _mirror(batch, is_flipped)
 
+    # The indices of records, shuffled again in every epoch.
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
-    # A batch is the shares of all processes in turn.
+
+    # Shares of `batch_size / count` rows. Those of all processes in turn are one batch, so this
+    # process takes every `count`-th share.
     shares = order.batch(share, drop_remainder=True)[index::count]
+
+    # Slicing by `start` skips the batches of earlier steps without reading any of them.
     read_ahead = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
     return iter(shares.random_map(read)[start:].to_iter_dataset(read_ahead))
 
 
 def _check_arguments(source, batch_size, seed, start, index, count):
+    """Raises ValueError for arguments of `batches` that are out of range."""
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("seed", seed, 0),
@@ -91,6 +100,7 @@ def _check_arguments(source, batch_size, seed, start, index, count):
 
 
 def _import_grain():
+    """Returns the module grain, an optional dependency: sampling does not need it."""
     try:
         import grain
     except ImportError:
@@ -101,6 +111,8 @@ def _import_grain():
 def _collate(source, rows, num_classes):
     """Returns the records of these rows as one batch."""
     records = [source[int(row)] for row in rows]
+
+    # A source may be the user's own: check all that it gives, and name the record in errors.
     for row, record in zip(rows, records, strict=True):
         if not isinstance(record, Mapping) or "data" not in record:
             raise ValueError(
@@ -112,6 +124,8 @@ def _collate(source, rows, num_classes):
                 f"record {row} of the data has {sorted(record)}, "
                 f"record {rows[0]} {sorted(records[0])}"
             )
+
+    # Arrays [B, ...] by name: f32 samples, i32 labels, and anything else as it is.
     batch = {name: _stack([record[name] for record in records], rows, name) for name in records[0]}
     batch["data"] = _as_samples(batch["data"], rows)
     if "class_labels" in batch:
@@ -120,7 +134,8 @@ def _collate(source, rows, num_classes):
 
 
 def _stack(values, rows, name):
-    """Returns the values of records as one array; they must be alike."""
+    """Returns the values of records as one array; all must have the same dtype and shape."""
+    # Otherwise `np.stack` would promote dtypes without a word, and not name the record.
     arrays = [np.asarray(value) for value in values]
     first = arrays[0]
     for row, array in zip(rows, arrays, strict=True):
@@ -133,14 +148,17 @@ def _stack(values, rows, name):
 
 
 def _as_samples(data, rows):
-    """Returns pixels as samples in [-1, 1]; floats as they are, but checked."""
+    """Returns f32 samples: u8 pixels mapped to [-1, 1], or floats as they are, if all are finite."""
     if data.dtype == np.uint8:
         return from_uint8(data)
+    # Asked of jnp, for which bfloat16 is a float; for NumPy it is not.
     if not jnp.issubdtype(data.dtype, jnp.floating):
         raise ValueError(
             f"record {rows[0]} of the data is {data.dtype}; "
             "give pixels as uint8, or floats scaled already"
         )
+
+    # Checked in float32, where large float64 numbers become infinite.
     data = data.astype(np.float32)
     index = first_not_finite(data)
     if index is not None:
@@ -150,6 +168,7 @@ def _as_samples(data, rows):
 
 def _checked_labels(labels, rows, num_classes):
     """Returns labels i32[B], if all are integers in range."""
+    # JAX would clip a label that is too high to the last class, without an error.
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"record {rows[0]} of the data must have one integer label, "
@@ -168,10 +187,11 @@ def _checked_labels(labels, rows, num_classes):
 
 
 def _mirror(batch, is_flipped):
-    """Returns the batch with some of its images mirrored left to right."""
+    """Returns the batch with the images where `is_flipped`, bool[B], mirrored left to right."""
     data = batch["data"]
     if data.ndim != 4:
         raise ValueError(
             f"flip needs images [H, W, C], got data of shape {data.shape[1:]}; leave it out"
         )
+    # Along the axis of the width, the third of [B, H, W, C].
     return {**batch, "data": np.where(is_flipped[:, None, None, None], data[:, :, ::-1], data)}

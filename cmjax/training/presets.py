@@ -1,10 +1,14 @@
-"""The papers' training configurations, as far as they print them.
+"""The papers' training configurations, as far as the papers print them.
 
-None was run here: they need many accelerators. The networks are this package's: those of the 2023
-paper on ImageNet and LSUN are `cmjax.models.PRESETS`; its NCSN++ on CIFAR-10 is replaced by a UNet
-of similar size, and no network here has dropout, which the papers' have on some data sets. LPIPS,
-the 2023 paper's metric, is a network of its own, which a loss takes in Python (`metric=function`);
-the presets have the l2 norm. Give `data.source`, and for distillation `teacher.model`, by `--set`.
+None was run here: each needs many accelerators. They differ from the papers in three ways:
+
+* The networks on ImageNet and LSUN are the 2023 paper's, `cmjax.models.PRESETS`; its NCSN++ on
+  CIFAR-10 is replaced by a UNet of similar size.
+* No network here has dropout, which the papers' networks have on some data sets.
+* The metric is the l2 norm instead of LPIPS, the 2023 paper's, which is a network itself. In Python
+  a loss takes LPIPS as `metric=function`.
+
+Give `data.source`, and for a distillation `teacher.model`, with `--set`.
 """
 
 import dataclasses
@@ -12,7 +16,10 @@ from typing import Any
 
 from cmjax.models import PRESETS as NETWORKS
 
-_EMA_LARGE = 0.999943  # of the 2023 paper on ImageNet and LSUN
+# Decay of the moving average of the 2023 paper on ImageNet and LSUN.
+_EMA_LARGE = 0.999943
+
+# In place of NCSN++: attention at 16x16, as there, and a width that gives a similar size.
 _CIFAR10_NETWORK = {
     "class": "UNet2D",
     "sample_size": 32,
@@ -26,12 +33,12 @@ _CIFAR10_NETWORK = {
 
 
 def _network(name: str) -> dict[str, Any]:
-    """A network of the 2023 paper as a section of a configuration."""
+    """Returns a network of the 2023 paper as the section [network]."""
     return {"class": "UNet2D", **dataclasses.asdict(NETWORKS[name])}
 
 
 def _preset(network, loss, learning_rate, batch_size, steps, ema_decay, dtype="float32"):
-    """A configuration with RAdam, without schedule, warm-up or clipping."""
+    """Returns a configuration; all papers use RAdam without schedule, warm-up or clipping."""
     return {
         "network": network,
         "loss": loss,
@@ -47,10 +54,12 @@ def _preset(network, loss, learning_rate, batch_size, steps, ema_decay, dtype="f
 
 
 def _distillation(num_levels, target_decay):
+    """Returns the section [loss] of consistency distillation."""
     return {"name": "cd", "metric": "l2", "num_levels": num_levels, "target_decay": target_decay}
 
 
 def _training(final_levels, initial_target_decay):
+    """Returns the section [loss] of consistency training."""
     return {
         "name": "ct",
         "metric": "l2",
@@ -60,6 +69,7 @@ def _training(final_levels, initial_target_decay):
     }
 
 
+# Each: network, loss, learning rate, batch size, steps, decay of the moving average, dtype.
 PRESETS: dict[str, dict[str, Any]] = {
     # Song et al. 2023, appendix C, table 3.
     "cifar10_cd": _preset(_CIFAR10_NETWORK, _distillation(18, 0.0), 4e-4, 512, 800_000, 0.9999),

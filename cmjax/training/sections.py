@@ -1,4 +1,4 @@
-"""The sections of a training configuration: typed, and checked one by one."""
+"""The sections of a training configuration with fixed keys, which have types and are checked."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import optax
 
 from cmjax.configs import did_you_mean, is_finite, is_int
 
+# Names of configuration files, and the optax functions behind them.
 OPTIMIZERS = {
     "adam": optax.adam,
     "adamw": optax.adamw,
@@ -15,9 +16,11 @@ OPTIMIZERS = {
     "lion": optax.lion,
     "sgd": optax.sgd,
 }
-SCHEDULES = ("constant", "cosine")
-DTYPES = ("float32", "bfloat16")
-_INT_LOWEST = -(2**31)
+SCHEDULES = ("constant", "cosine")  # of the learning rate, after the warm-up
+DTYPES = ("float32", "bfloat16")  # float16 would need its loss scaled
+_INT_LOWEST = -(2**31)  # of int32
+
+# Types of fields, in the words of an error message.
 _TYPES = {
     int: "an integer",
     float: "a number",
@@ -34,7 +37,7 @@ class DataSection:
     """Where the training images come from.
 
     Attributes:
-        source: an `.npz`, an IDX file, or a folder of pictures; see
+        source: path of an `.npz`, an IDX file, or a folder of pictures; see
             `cmjax.training.sources.open_source`.
         flip: mirror images left to right at random.
     """
@@ -49,8 +52,9 @@ class TeacherSection:
 
     Attributes:
         model: a denoiser, as `cmjax.load` takes it; "" for the model that the run starts from.
-        weak_model: a worse denoiser, to guide the teacher away from (autoguidance); "" for none.
-        guidance: scale of that guidance; 1 is none.
+        weak_model: a worse denoiser, which the teacher is guided away from (autoguidance, Karras et
+            al. 2024); "" for no guidance.
+        guidance: scale of the guidance; 1 is the teacher alone.
     """
 
     model: str = ""
@@ -64,11 +68,11 @@ class OptimizerSection:
 
     Attributes:
         name: one of `OPTIMIZERS`, optax's.
-        learning_rate: after the warm-up.
-        schedule: "constant", or "cosine" down to 0 at the last step.
-        warmup_steps: steps of linear growth from 0.
-        clip_norm: largest norm of the gradient; 0 for no clipping.
-        options: other arguments of the optimizer, such as {b2 = 0.99}.
+        learning_rate: learning rate after the warm-up.
+        schedule: "constant", or "cosine", which decays to 0 at the last step.
+        warmup_steps: steps in which the learning rate grows linearly from 0.
+        clip_norm: gradients with a larger norm are scaled down to it; 0 for no clipping.
+        options: further arguments of the optimizer, such as {b2 = 0.99}.
 
     Raises:
         ValueError: for values outside their domain.
@@ -82,6 +86,7 @@ class OptimizerSection:
     options: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        # `read_section` checks types; here it is about domains.
         _check_choice("optimizer.name", self.name, OPTIMIZERS)
         _check_choice("optimizer.schedule", self.schedule, SCHEDULES)
         for name in ("learning_rate", "clip_norm"):
@@ -90,21 +95,25 @@ class OptimizerSection:
                 raise ValueError(f"optimizer.{name} must be at least 0 and finite, got {value}")
 
     def make(self, total_steps: int) -> optax.GradientTransformation:
-        """Returns the optimizer, with its schedule and clipping, for a run of that length.
+        """Returns the optimizer for a run of `total_steps` steps, with schedule and clipping.
 
         Raises:
             ValueError: for options that the optimizer does not take.
         """
+        # optax says which argument is unknown, but not where it came from.
         try:
             optimizer = OPTIMIZERS[self.name](self._rate(total_steps), **self.options)
         except TypeError as error:
             raise ValueError(f"optimizer.options: {error}") from None
         if not self.clip_norm:
             return optimizer
+
+        # Clipping comes first: the moments of Adam then see clipped gradients only.
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), optimizer)
 
     def _rate(self, total_steps):
-        """The learning rate, or its schedule."""
+        """Returns the learning rate, or its schedule."""
+        # Without a warm-up the cosine starts at the peak: its first step would be lost at 0.
         if self.schedule == "cosine":
             first = 0.0 if self.warmup_steps else self.learning_rate
             return optax.warmup_cosine_decay_schedule(
@@ -117,20 +126,21 @@ class OptimizerSection:
 
 @dataclasses.dataclass(frozen=True)
 class RunSection:
-    """How long a run is, and when it writes what.
+    """The length of a run, its batches, and when it writes what.
 
     Attributes:
-        steps: training steps, K of the curricula.
-        batch_size: images a step, over all devices and processes.
-        seed: of the first weights, the order of the data and all noise.
+        steps: number of training steps, K of the curricula.
+        batch_size: samples per step, over all devices and processes.
+        seed: seed of the initial weights, the order of the data and all noise.
         init: a model to start from, as `cmjax.load` takes it; "" for a new one.
-        ema_decays: of the moving averages; the first is saved as `model`, others as `model_DECAY`.
+        ema_decays: decays of the moving averages of the parameters; the first average is saved as
+            `model`, others as `model_DECAY`.
         accumulate: number of parts that a batch is divided into, to save memory.
-        dtype: what the network computes in; all else is float32.
+        dtype: what the network computes in, one of `DTYPES`; all else is float32.
         log_every: steps between rows of metrics.
-        sample_every: steps between pictures of samples; 0 for none.
+        sample_every: steps between sample pictures; 0 for none.
         save_every: steps between checkpoints.
-        keep: checkpoints to keep.
+        keep: number of checkpoints to keep, the newest.
         tensorboard: write TensorBoard's event files as well (needs tensorboardX).
 
     Raises:
@@ -151,6 +161,7 @@ class RunSection:
     tensorboard: bool = False
 
     def __post_init__(self):
+        # Each of these is a count or a period, and periods are divisors.
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep"):
             value = getattr(self, name)
             if value < 1:
@@ -163,24 +174,35 @@ class RunSection:
 
 
 def read_section(cls: type[Section], name: str, values: Mapping[str, Any]) -> Section:
-    """Returns a section with the values of a file.
+    """Returns a section with the values of a file; keys that the file leaves out keep defaults.
+
+    Args:
+        cls: class of the section.
+        name: name of the section, for error messages.
+        values: keys and values, as TOML or JSON gives them.
 
     Raises:
-        ValueError: naming the key that is unknown or of another type.
+        ValueError: for an unknown key, or a value of another type; the message names the key.
     """
+    # Types are checked here and not in `__post_init__`, whose messages are about domains.
     hints = get_type_hints(cls)
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"{name} has no key {key!r}{did_you_mean(key, list(hints))}")
         if not _has_type(value, hints[key]):
             raise ValueError(f"{name}.{key} must be {_TYPES[hints[key]]}, got {value!r}")
-    return cls(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    )
+
+    # TOML has lists where the frozen dataclasses have tuples.
+    arguments = dict(values)
+    for key, value in values.items():
+        if isinstance(value, list):
+            arguments[key] = tuple(value)
+    return cls(**arguments)
 
 
 def _has_type(value, hint):
-    """Whether a value of a file is of a field's type; integers are numbers, true is neither."""
+    """Whether a value of a file has a field's type; integers count as numbers, booleans do not."""
+    # In Python `True` is an integer.
     if hint is int:
         return is_int(value, _INT_LOWEST)
     if hint is float:
@@ -193,5 +215,6 @@ def _has_type(value, hint):
 
 
 def _check_choice(name, value, known):
+    """Raises ValueError, with the closest known value, unless `value` is one of them."""
     if value not in known:
         raise ValueError(f"{name} is {value!r}{did_you_mean(value, list(known))}")

@@ -1,4 +1,4 @@
-"""Adversarial training: a discriminator tells samples from data, the network fools it."""
+"""Adversarial training: a discriminator tells samples from data; the network learns to fool it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,29 +35,32 @@ class AdversarialParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Adversarial(Loss):
-    """Makes single calls of a consistency model look like the data, to a second network.
+    """Trains a consistency model and a discriminator, which tells its samples from data.
 
-    The discriminator compares data with `f(x0 + sigma z, sigma)`: for half of a batch at sigma_max,
-    where one-step sampling starts, for the rest at levels uniform along the Karras grid from there
-    down to `lowest_sigma`. Both networks learn in the same step, each from its own terms: the
-    relativistic pairing loss (Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2024, R3GAN,
-    arXiv 2501.05441, equation 2), and for the discriminator R1, the penalty of its gradient at the
-    data (Mescheder et al. 2018, arXiv 1801.04406, equation 9). Both see their images with a little
-    noise (Sønderby et al. 2016, arXiv 1610.04490). Kim et al. 2023 (CTM, arXiv 2310.02279, section
-    3.3) train consistency models so, on top of another loss.
+    The discriminator compares data with single network calls, `f(x0 + sigma z, sigma)`: at
+    sigma_max, where one-step sampling starts, for half of the batch; for the rest at levels uniform
+    along the Karras grid from there down to `lowest_sigma`. Both networks are trained in the same
+    step, each by its own terms: the relativistic pairing loss (Jolicoeur-Martineau 2018, arXiv
+    1807.00734; Huang et al. 2024, R3GAN, arXiv 2501.05441, equation 2) and, for the discriminator,
+    R1, a penalty on its gradient at the data (Mescheder et al. 2018, arXiv 1801.04406, equation 9).
+    A little noise is added to all images that the discriminator sees (Sønderby et al. 2016, arXiv
+    1610.04490). Kim et al. 2023 (CTM, arXiv 2310.02279, section 3.3) train consistency models in
+    this way, on top of another loss.
 
     `params` are `AdversarialParams`. Metrics are `loss`, the network's; `discriminator_loss`; and
-    `gap`, the mean of discriminator(data) - discriminator(samples), 0 when it is fooled.
+    `gap`, the mean of discriminator(data) - discriminator(samples), which is 0 when the
+    discriminator is fooled.
 
     Attributes:
-        scheduler: says what the network means, and the range of noise levels.
+        scheduler: gives the network's parametrization and the range of noise levels.
         discriminator_fn: `(discriminator, x f32[B, ...], **cond) -> f32[B]`, higher for data.
-        inner: a loss to add, such as `ConsistencyDistillation`; None for none. Its teacher and
-            target are this loss's.
-        weight: of the adversarial term, where the inner loss counts 1.
+        inner: a loss to add, such as `ConsistencyDistillation`; None for none. It uses this loss's
+            teacher and target.
+        weight: weight of the network's adversarial term; that of the inner loss is 1.
         gradient_penalty: weight of R1; gamma of R3GAN.
         instance_noise: standard deviation of the noise that is added to the discriminator's images.
-        lowest_sigma: lowest noise level whose samples it sees, above the scheduler's sigma_min.
+        lowest_sigma: lowest noise level whose samples the discriminator sees; above the scheduler's
+            sigma_min.
 
     Raises:
         ValueError: for values outside their domain.
@@ -81,6 +84,7 @@ class Adversarial(Loss):
         super().__post_init__()
         check_sigma_data(self.scheduler)
         sigma_min, sigma_max, _ = karras_range(self.scheduler)
+        # At sigma_min the consistency function is the identity: there is nothing to learn.
         if not sigma_min < self.lowest_sigma < sigma_max:
             raise ValueError(
                 f"lowest_sigma must be a noise level between {sigma_min} and {sigma_max}, "
@@ -94,15 +98,15 @@ class Adversarial(Loss):
 
     @property
     def preview(self) -> Preview:
-        """As of the inner loss."""
+        """The inner loss's, or the default without one."""
         return super().preview if self.inner is None else self.inner.preview
 
     def target_decay_at(self, step):
-        """Returns the decay of the inner loss's target."""
+        """Returns the decay of the inner loss's target, f32[], or None."""
         return None if self.inner is None else self.inner.target_decay_at(step)
 
     def prepare_params(self, params: AdversarialParams) -> AdversarialParams:
-        """Returns the parameters, with what the inner loss trains with the network."""
+        """Returns the parameters, with any that the inner loss adds to the network's."""
         if self.inner is None:
             return params
         return params._replace(network=self.inner.prepare_params(params.network))
@@ -118,7 +122,8 @@ class Adversarial(Loss):
         inner_key, level_key, noise_key, real_key, fake_key = random.split(key, 5)
         data, cond = split_batch(batch)
 
-        # Samples of single calls from noisy data.
+        # Samples f(x0 + sigma z, sigma) of single calls, `[B, ...]`, clipped as samplers clip: the
+        # discriminator must not learn to see values that no user gets.
         sigma = self._draw_sigmas(level_key, data.shape[0])
         noisy = add_noise(data, sigma, random.normal(noise_key, data.shape))
         fake = consistency_function(
@@ -127,12 +132,16 @@ class Adversarial(Loss):
         if getattr(self.scheduler, "clip_denoised", False):
             fake = jnp.clip(fake, -1, 1)
 
-        # What the discriminator sees has a little noise.
+        # With noise on both, the two distributions overlap. Otherwise the discriminator may learn
+        # to tell them apart perfectly, and its gradient then says little to the network.
         real = data + self.instance_noise * random.normal(real_key, data.shape)
         fake = fake + self.instance_noise * random.normal(fake_key, data.shape)
 
+        # Each network's own terms; `stop_gradient` keeps them from training the other one.
         network_loss = self.weight * self._generator_loss(params, real, fake, cond)
         discriminator_loss, gap = self._discriminator_loss(params, real, fake, cond)
+
+        # The inner loss knows nothing of the discriminator: it gets the network's part of each.
         if self.inner is not None:
             target = None if frozen.target is None else frozen.target.network
             inner_frozen = Frozen(target, frozen.teacher)
@@ -140,6 +149,8 @@ class Adversarial(Loss):
                 inner_key, apply_fn, params.network, inner_frozen, batch, step
             )
             network_loss += inner_loss
+
+        # One sum for one gradient; the metrics tell the two parts from each other.
         metrics = {
             "loss": network_loss,
             "discriminator_loss": discriminator_loss,
@@ -155,22 +166,30 @@ class Adversarial(Loss):
         return karras_sigmas(ramp, self.lowest_sigma, sigma_max, rho)
 
     def _generator_loss(self, params, real, fake, cond):
-        """The network's adversarial term; the discriminator gets no gradient from it."""
+        """Returns the network's adversarial term, which gives the discriminator no gradient."""
         discriminator = jax.lax.stop_gradient(params.discriminator)
+
+        # softplus(D(real) - D(fake)), each sample paired with one image of the data.
         score_real = self.discriminator_fn(discriminator, real, **cond)
         score_fake = self.discriminator_fn(discriminator, fake, **cond)
         return jnp.mean(jax.nn.softplus(score_real - score_fake))
 
     def _discriminator_loss(self, params, real, fake, cond):
-        """The discriminator's loss and the gap of its scores; the network gets no gradient."""
+        """Returns the discriminator's loss and its gap, f32[B]; gives the network no gradient."""
         discriminator = params.discriminator
+
+        # Scores D(real) and D(fake), f32[B]; with `vjp` the gradient at the images costs no second
+        # forward pass.
         score_real, vjp_fn = jax.vjp(
             lambda x: self.discriminator_fn(discriminator, x, **cond), real
         )
         score_fake = self.discriminator_fn(discriminator, jax.lax.stop_gradient(fake), **cond)
         gap = score_real - score_fake
 
-        # R1: the squared gradient by the images, a mean over the batch.
+        # R1, gamma/2 |grad D(real)|^2, a mean over the batch. As a score depends on its own sample
+        # alone, the gradient of the sum of the scores holds that of each of them.
         (slope,) = vjp_fn(jnp.ones_like(score_real))
         penalty = self.gradient_penalty / 2 * jnp.sum(jnp.square(slope)) / real.shape[0]
+
+        # softplus(D(fake) - D(real)): the mirror image of the network's term.
         return jnp.mean(jax.nn.softplus(-gap)) + penalty, gap

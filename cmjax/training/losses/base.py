@@ -13,17 +13,19 @@ from cmjax.configs import check_options, is_int
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas
 
-Batch = Mapping[str, Any]  # arrays [B, ...]
-Metrics = dict[str, jax.Array]
+# "data" [B, ...], and by name the arrays [B, ...] that the network is conditioned on.
+Batch = Mapping[str, Any]
+Metrics = dict[str, jax.Array]  # what is logged, f32[] each
 
 
 class Frozen(NamedTuple):
-    """Parameters that a loss reads and that get no gradient.
+    """Parameters that a loss evaluates networks with, and that get no gradient.
 
     Attributes:
-        target: of the network that a consistency loss compares with: a moving average of the
-            trained parameters, or these parameters themselves. None for a loss without a target.
-        teacher: of the network that is distilled; None without a teacher.
+        target: parameters of the target network of a consistency loss: a moving average of the
+            trained parameters, or the trained parameters themselves. Losses without a target do
+            not use it.
+        teacher: parameters of the network that is distilled; None without a teacher.
     """
 
     target: Any = None
@@ -31,10 +33,10 @@ class Frozen(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """How pictures of a network in training are sampled.
+    """How sample pictures are drawn while a network is trained.
 
     Attributes:
-        num_inference_steps: a row of pictures is sampled with each of these.
+        num_inference_steps: numbers of sampling steps, one row of pictures for each.
         solver: class of the ODE solver that samples a denoiser; None to sample with the scheduler
             that the network is trained for.
     """
@@ -44,18 +46,20 @@ class Preview(NamedTuple):
 
 
 class Loss(abc.ABC):
-    """A training loss: its fields are its settings, and calling it computes it.
+    """A training loss: its fields are its options; calling it computes the loss of a batch.
 
-    A subclass is a frozen dataclass with `__call__`. What else the trainer asks has defaults here:
-    no teacher, no moving average, parameters as they are.
+    A subclass is a frozen dataclass that defines `__call__`. The other members, which the trainer
+    reads, have defaults: no teacher, no moving average, and no parameters besides the network's.
 
     Attributes:
-        needs_teacher: whether it distils a teacher, whose parameters are then `frozen.teacher`.
+        needs_teacher: whether the loss distils a teacher; `frozen.teacher` then holds the
+            teacher's parameters.
     """
 
     needs_teacher: ClassVar[bool] = False
 
     def __post_init__(self):
+        # A subclass declares in `_domains` which values its fields may have.
         check_options(self)
 
     @abc.abstractmethod
@@ -73,37 +77,38 @@ class Loss(abc.ABC):
         Args:
             key: PRNG key of the noise and the noise levels.
             apply_fn: `(params, x, t, **cond) -> model_output`.
-            params: to differentiate by.
+            params: trained parameters, which the gradient is taken with respect to.
             frozen: parameters that get no gradient.
-            batch: "data" `[B, ...]`; its other arrays `[B, ...]` are conditioning, handed to
+            batch: "data" `[B, ...]`; the other arrays `[B, ...]` are conditioning, passed to
                 `apply_fn` by name.
             step: training step, i32[].
         """
 
     def target_decay_at(self, step: jax.Array) -> jax.Array | None:
-        """Returns the decay, f32[], of the moving average that is the target.
+        """Returns the decay of the target's moving average at a training step, f32[].
 
-        None if the target is the trained parameters themselves, or there is none.
+        None if the target is the trained parameters themselves, or if the loss has no target.
         """
         return None
 
     def prepare_params(self, params: Any) -> Any:
-        """Returns what is trained: the network's parameters, and what a loss trains with them."""
+        """Returns what is trained: the network's parameters, with any that the loss adds."""
         return params
 
+    # Samplers know the network alone, so whatever is saved or sampled passes through this one.
     def network_params(self, params: Any) -> Any:
-        """Returns the network's parameters among the trained ones, undoing `prepare_params`."""
+        """Returns the network's parameters out of the trained ones; undoes `prepare_params`."""
         return params
 
     @property
     def preview(self) -> Preview:
-        """How pictures of progress are sampled: in 1, 2 and 4 steps by default."""
+        """How sample pictures are drawn: in 1, 2 and 4 steps by default."""
         return Preview()
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionLoss(Loss):
-    """A plain function as a loss, which the trainer makes of one.
+    """A loss given as a plain function; `make_train_step` wraps functions in it.
 
     Attributes:
         function: `(key, apply_fn, params, frozen, batch, step) -> (loss, metrics)`.
@@ -136,6 +141,7 @@ def karras_range(scheduler: Any) -> KarrasRange:
     Raises:
         ValueError: if the scheduler has none, such as SCMScheduler, whose levels are angles.
     """
+    # Asked of the attributes, not of the class, so that users' own schedulers qualify too.
     if not all(hasattr(scheduler, name) for name in KarrasRange._fields):
         raise ValueError(
             "scheduler must have sigma_min, sigma_max and rho for this loss, as "
@@ -150,6 +156,7 @@ def check_sigma_data(scheduler: Any) -> None:
     Raises:
         ValueError: if it does not.
     """
+    # Scalings and weights of the losses are in units of sigma_data.
     if not hasattr(scheduler, "sigma_data"):
         raise ValueError(
             "scheduler must have sigma_data, as CMStochasticIterativeScheduler and "
@@ -159,6 +166,7 @@ def check_sigma_data(scheduler: Any) -> None:
 
 def check_total_steps(total_steps: Any) -> None:
     """Raises ValueError unless `total_steps` is an integer of at least 1."""
+    # The curricula divide by it, inside `jit`, where a 0 would become a NaN in silence.
     if not is_int(total_steps, 1):
         raise ValueError(f"total_steps must be an integer of at least 1, got {total_steps!r}")
 
@@ -172,7 +180,8 @@ def check_metric(metric: Any) -> None:
 
 
 def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
-    """Returns the samples of a batch and its conditioning."""
+    """Returns (data `[B, ...]`, conditioning by name) of a batch."""
+    # All other arrays are conditioning, whatever their names: the network's signature decides.
     cond = {name: value for name, value in batch.items() if name != "data"}
     return batch["data"], cond
 
@@ -185,35 +194,40 @@ def draw_sigmas(
     p_std: float,
     uniform_fraction: float = 0.0,
 ) -> jax.Array:
-    """Returns noise levels f32[count]: lognormal, a share of them uniform on the Karras grid.
+    """Returns noise levels f32[count]: lognormal, but for a share uniform along the Karras grid.
 
     EDM's lognormal (Karras et al. 2022, table 1) hardly ever draws the highest levels, where
-    one-step generation starts; the uniform share does. Levels stay within the scheduler's range;
-    for a scheduler whose levels are angles, which has none, all are lognormal.
+    one-step generation starts; the uniform share does. Levels are clipped to the scheduler's range.
+    A scheduler without a range, such as `SCMScheduler`, gets lognormal levels only.
 
     Args:
         key: PRNG key.
         count: how many.
-        scheduler: whose range to keep to.
+        scheduler: its sigma_min, sigma_max and rho bound the levels.
         p_mean: mean of log sigma.
         p_std: standard deviation of log sigma.
         uniform_fraction: share of the levels that are drawn uniformly.
     """
     normal_key, ramp_key, choice_key = jax.random.split(key, 3)
+
+    # log sigma ~ N(p_mean, p_std^2).
     lognormal = jnp.exp(p_mean + p_std * jax.random.normal(normal_key, (count,)))
     if not hasattr(scheduler, "sigma_max"):
-        return lognormal
+        return lognormal  # the angles arctan(sigma / sigma_data) reach every level
     sigma_min, sigma_max, rho = karras_range(scheduler)
 
+    # sigma(u) of the Karras grid for uniform u, in place of some of the lognormal levels.
     uniform = karras_sigmas(jax.random.uniform(ramp_key, (count,)), sigma_min, sigma_max, rho)
     is_uniform = jax.random.uniform(choice_key, (count,)) < uniform_fraction
     sigma = jnp.where(is_uniform, uniform, lognormal)
+
     # A little above sigma_min: at sigma_min itself the consistency function is the identity.
     return jnp.clip(sigma, 1.1 * sigma_min, sigma_max)
 
 
 def add_noise(data: jax.Array, sigma: jax.Array, noise: jax.Array) -> jax.Array:
     """Returns `data + sigma noise`, for data and noise `[B, ...]` and sigma f32[B]."""
+    # By `combine`, which aligns sigma with the batch and computes bfloat16 samples in float32.
     return combine((1, data), (sigma, noise))
 
 
@@ -222,15 +236,17 @@ def teacher_slope(
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Returns `(x, sigma) -> dx/dsigma`, the slope of the teacher's probability-flow ODE.
 
-    `dx/dsigma = (x - D(x, sigma)) / sigma` (Karras et al. 2022, equation 3), D being the denoiser.
+    `dx/dsigma = (x - D(x, sigma)) / sigma` (Karras et al. 2022, equation 3), where D is the
+    denoiser.
 
     Args:
         apply_fn: the teacher's network.
         params: the teacher's parameters.
-        scheduler: the scheduler that the teacher is for.
-        cond: per-sample conditioning, handed to `apply_fn`.
+        scheduler: the scheduler that the teacher was trained for.
+        cond: per-sample conditioning, passed to `apply_fn`.
     """
 
+    # The teacher is a denoiser: without the boundary condition of a consistency function.
     def slope(x, sigma):
         denoised = edm_denoiser(apply_fn, params, scheduler, x, sigma, **cond)
         return combine((1 / sigma, x), (-1 / sigma, denoised))

@@ -25,13 +25,13 @@ from cmjax.training.losses.metrics import mean_square
 class ContinuousConsistencyTraining(Loss):
     """Consistency training between infinitely close levels (Song et al. 2023, theorem 6).
 
-    Its gradient is the limit of N - 1 times that of `ConsistencyTraining` on N levels with the l2
-    metric, which is what the paper's pseudo-objective is for. The value is the square of which
-    that is the gradient, `|f - f_target + df_target/du|^2`. Kept for study: it is unstable, as the
-    paper says.
+    Its gradient is that of the paper's pseudo-objective: the limit of N - 1 times the gradient of
+    `ConsistencyTraining` on N levels with the l2 metric. Its value is the squared error that has
+    this gradient, `|f - f_target + df_target/du|^2`. For study only: it is unstable, as the paper
+    says.
 
     Attributes:
-        scheduler: says what the network means, and the range of noise levels.
+        scheduler: gives the network's parametrization and the range of noise levels.
 
     Raises:
         ValueError: if the scheduler has no range of noise levels.
@@ -49,7 +49,8 @@ class ContinuousConsistencyTraining(Loss):
         del step
 
         def slope(x, sigma, noise):
-            # Without a teacher the slope of x0 + sigma z at fixed z, right on average.
+            # Without a teacher, the slope of x0 + sigma z at fixed z: z, whose mean given x is the
+            # slope of the probability-flow ODE.
             del x, sigma
             return noise
 
@@ -60,12 +61,12 @@ class ContinuousConsistencyTraining(Loss):
 class ContinuousConsistencyDistillation(Loss):
     """Consistency distillation between infinitely close levels (Song et al. 2023, theorem 5).
 
-    As `ContinuousConsistencyTraining`, along the teacher's probability-flow ODE.
+    Like `ContinuousConsistencyTraining`, but x moves along the teacher's probability-flow ODE.
 
     Attributes:
-        scheduler: says what the networks mean, and the range of noise levels.
-        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None for the
-            student's.
+        scheduler: gives the networks' parametrization and the range of noise levels.
+        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None if it is
+            the student's.
 
     Raises:
         ValueError: if the scheduler has no range of noise levels.
@@ -84,6 +85,8 @@ class ContinuousConsistencyDistillation(Loss):
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `step` is not used."""
         del step
+
+        # dx/dsigma of the teacher; the noise that was drawn no longer matters.
         cond = split_batch(batch)[1]
         ode_slope = teacher_slope(self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond)
 
@@ -95,15 +98,18 @@ class ContinuousConsistencyDistillation(Loss):
 
 
 def _continuous_loss(scheduler, key, apply_fn, params, target_params, batch, slope):
-    """The loss with x moving along `slope(x, sigma, noise)`, dx/dsigma."""
+    """Returns (loss, metrics) where x moves along dx/dsigma = `slope(x, sigma, noise)`."""
     data, cond = split_batch(batch)
 
-    # Levels uniform along the grid, u from 0 (sigma_min) to 1, and dsigma/du.
+    # Levels sigma(u) uniform along the grid, u from 0 (sigma_min) to 1 (sigma_max), and the rate
+    # dsigma/du, f32[B] each. The tangent 1 + 0 u is ones with the type that `jvp` wants.
     level_key, noise_key = random.split(key)
     u = random.uniform(level_key, data.shape[:1])
     sigma, rate = jax.jvp(
         lambda u: karras_sigmas(1 - u, *karras_range(scheduler)), (u,), (1 + 0 * u,)
     )
+
+    # Noisy samples x0 + sigma z, `[B, ...]`.
     noise = random.normal(noise_key, data.shape)
     noisy = add_noise(data, sigma, noise)
 
@@ -115,6 +121,8 @@ def _continuous_loss(scheduler, key, apply_fn, params, target_params, batch, slo
     value, tangent = jax.jvp(
         lambda x, sigma: f(target_params, x, sigma), (noisy, sigma), (dx_du, rate)
     )
+
+    # With f = f_target in value, the gradient of |f - (f_target - df/du)|^2 is 2 df/du . grad f.
     target = jax.lax.stop_gradient(value - tangent)
     loss = jnp.mean(mean_square(f(params, noisy, sigma) - target))
     return loss, {"loss": loss}

@@ -1,4 +1,4 @@
-"""Denoising score matching: how teachers, and the networks to fine-tune, are trained."""
+"""Denoising score matching, which trains teachers and the networks that ECT starts from."""
 
 import dataclasses
 from typing import Any
@@ -28,7 +28,7 @@ class Denoising(Loss):
     equation 3).
 
     Attributes:
-        scheduler: says what the network means, and the range of noise levels.
+        scheduler: gives the network's parametrization and the range of noise levels.
         p_mean: mean of log sigma, P_mean of table 1.
         p_std: standard deviation of log sigma, P_std of table 1.
         uniform_fraction: share of the noise levels that are drawn uniformly along the Karras grid
@@ -52,6 +52,7 @@ class Denoising(Loss):
     @property
     def preview(self) -> Preview:
         """Heun's method in 18 steps, the paper's sampler for CIFAR-10."""
+        # A denoiser is no consistency model: its single calls are blurred means of images.
         return Preview((18,), EDMHeunScheduler)
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
@@ -60,7 +61,7 @@ class Denoising(Loss):
         data, cond = split_batch(batch)
         sigma_data = self.scheduler.sigma_data
 
-        # Noisy samples.
+        # Noisy samples x0 + sigma z, `[B, ...]`, each at a level of its own.
         level_key, noise_key = random.split(key)
         sigma = draw_sigmas(
             level_key,
@@ -72,8 +73,11 @@ class Denoising(Loss):
         )
         noisy = add_noise(data, sigma, random.normal(noise_key, data.shape))
 
-        # The weighted error of the denoiser, lambda(sigma) of table 1.
+        # D(x0 + sigma z, sigma) - x0. The denoiser has no boundary condition: D is not the
+        # identity at sigma_min, as a consistency function is.
         error = edm_denoiser(apply_fn, params, self.scheduler, noisy, sigma, **cond) - data
+
+        # lambda(sigma) of table 1: with it the network's own output, F, is fitted with weight 1.
         weight = (jnp.square(sigma) + sigma_data**2) / jnp.square(sigma * sigma_data)
         loss = jnp.mean(weight * mean_square(error))
         return loss, {"loss": loss}

@@ -26,11 +26,11 @@ from cmjax.training.losses.base import (
 )
 from cmjax.training.losses.metrics import Metric, PseudoHuber
 
-LEVELS = (1, 1_000_000)  # how many noise levels a grid may have
+LEVELS = (1, 1_000_000)  # fewest and most noise levels of a grid, or intervals between them
 
 
 class DiscreteLoss(Loss):
-    """What the losses between two levels need: a range of noise levels, and a metric."""
+    """Base of the losses between two levels, which need a range of noise levels and a metric."""
 
     scheduler: Any
     metric: Any
@@ -46,19 +46,20 @@ class DiscreteLoss(Loss):
 class ConsistencyDistillation(DiscreteLoss):
     """Consistency distillation, CD (Song et al. 2023, Algorithm 2).
 
-    The estimate at one level is compared with that at the next lower one, where one step of the
-    teacher's ODE leads. The teacher is an EDM denoiser. Defaults are the paper's for CIFAR-10
-    (appendix C, table 3), but for the metric: LPIPS there.
+    The student's x0 at one noise level is compared with the target network's x0 at the next lower
+    level, at the sample that one ODE step of the teacher gives. The teacher is an EDM denoiser.
+    Defaults are the paper's for CIFAR-10 (appendix C, table 3), except the metric, which is LPIPS
+    there.
 
     Attributes:
-        scheduler: says what the networks mean, and the range of noise levels.
-        num_levels: N, the number of noise levels on the Karras grid, throughout.
-        target_decay: mu, the decay of the target's moving average, throughout; 0 for the parameters
-            of the step before.
+        scheduler: gives the networks' parametrization and the range of noise levels.
+        num_levels: N, the number of noise levels on the Karras grid, which does not grow.
+        target_decay: mu, the decay of the target's moving average; with 0 the target is the
+            trained parameters.
         solver: method of the teacher's step, "heun" or "euler".
         metric: how two estimates of x0 are compared, `(a, b) -> f32[B]`.
-        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None for the
-            student's.
+        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None if it is
+            the student's.
 
     Raises:
         ValueError: for values outside their domain.
@@ -79,7 +80,7 @@ class ConsistencyDistillation(DiscreteLoss):
     }
 
     def target_decay_at(self, step):
-        """Returns `target_decay`, at every step."""
+        """Returns `target_decay`, f32[], at every step."""
         return jnp.float32(self.target_decay)
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
@@ -87,15 +88,19 @@ class ConsistencyDistillation(DiscreteLoss):
         del step
         data, cond = split_batch(batch)
         level_key, noise_key = random.split(key)
+
+        # x at the higher level of a pair, x0 + higher z, `[B, ...]`.
         higher, lower = _uniform_pair(
             level_key, data.shape[0], jnp.int32(self.num_levels), self.scheduler
         )
         noisy = add_noise(data, higher, random.normal(noise_key, data.shape))
 
-        # One step of the teacher's probability-flow ODE.
+        # One step of the teacher's probability-flow ODE from there down to the lower level. It gets
+        # no gradient: the target that it leads to is behind `stop_gradient`.
         slope = teacher_slope(self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond)
         less_noisy = ode_step(self.solver, slope, noisy, higher, lower)
 
+        # d(f(x, higher), f_target(x', lower)): both ends of the step map to the same x0.
         target = consistency_function(
             apply_fn, frozen.target, self.scheduler, less_noisy, lower, **cond
         )
@@ -108,16 +113,17 @@ class ConsistencyDistillation(DiscreteLoss):
 class ConsistencyTraining(DiscreteLoss):
     """Consistency training, CT, on a grid of levels that grows (Song et al. 2023, Algorithm 3).
 
-    Defaults are the paper's for CIFAR-10 (appendix C, table 3), but for the metric: LPIPS there.
+    Defaults are the paper's for CIFAR-10 (appendix C, table 3), except the metric, which is LPIPS
+    there.
 
     Attributes:
-        scheduler: says what the network means, and the range of noise levels.
+        scheduler: gives the network's parametrization and the range of noise levels.
         total_steps: K, length of the run, over which the grid grows.
         initial_levels: s0, the number of noise levels at the start.
         final_levels: s1, the number of noise levels at the end (the paper's formula ends with one
             more).
-        initial_target_decay: mu0, the decay of the target's moving average at the start. It grows
-            with the number of levels.
+        initial_target_decay: mu0, the decay of the target's moving average at the start; the decay
+            grows with the number of levels.
         metric: how two estimates of x0 are compared, `(a, b) -> f32[B]`.
 
     Raises:
@@ -147,7 +153,7 @@ class ConsistencyTraining(DiscreteLoss):
         return growing_num_levels(step, self.total_steps, self.initial_levels, self.final_levels)
 
     def target_decay_at(self, step):
-        """Returns mu(k), the decay at a training step."""
+        """Returns mu(k), the decay at a training step, f32[]."""
         return growing_target_decay(
             self.num_levels_at(step), self.initial_levels, self.initial_target_decay
         )
@@ -155,8 +161,13 @@ class ConsistencyTraining(DiscreteLoss):
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `frozen.teacher` is not used."""
         level_key, noise_key = random.split(key)
+
+        # The grid has more levels as training goes on: coarse pairs first, whose bias is large
+        # and variance small, fine ones at the end.
         num_levels = self.num_levels_at(step)
         higher, lower = _uniform_pair(level_key, batch["data"].shape[0], num_levels, self.scheduler)
+
+        # Without a teacher, x0 + lower z with the same z stands in for the ODE step (theorem 2).
         distance = distance_between(
             self, noise_key, apply_fn, params, frozen.target, batch, higher, lower
         )
@@ -167,32 +178,36 @@ class ConsistencyTraining(DiscreteLoss):
 def ode_step(
     solver: str, slope: Any, x: jax.Array, sigma: jax.Array, next_sigma: jax.Array
 ) -> jax.Array:
-    """Returns x `[B, ...]` after a step along an ODE (Karras et al. 2022, Algorithm 1).
+    """Returns samples x `[B, ...]` after one step along an ODE (Karras et al. 2022, Algorithm 1).
 
     Args:
-        solver: "euler" or "heun".
+        solver: "euler", which evaluates the slope once, or "heun", which does so twice.
         slope: `(x, sigma) -> dx/dsigma`.
         x: samples `[B, ...]` at `sigma`.
         sigma: their noise levels, f32[B].
         next_sigma: noise levels to step to, f32[B].
     """
+    # Euler's method: the slope at the start, over the whole step.
     gap = next_sigma - sigma
     first = slope(x, sigma)
     euler = combine((1, x), (gap, first))
     if solver == "euler":
         return euler
+
+    # Heun's method: the mean of the slopes at the start and at Euler's end.
     return combine((1, x), (gap / 2, first), (gap / 2, slope(euler, next_sigma)))
 
 
 def check_growth(loss, first, last):
-    """Checks that a grid does not shrink over the run."""
+    """Raises ValueError if the field `last` is below the field `first`: grids never shrink."""
     least = getattr(loss, first)
     if getattr(loss, last) < least:
         raise ValueError(f"{last} must be at least {first}={least}, got {getattr(loss, last)}")
 
 
 def _uniform_pair(key, count, num_levels, scheduler):
-    """Neighbouring levels (higher, lower), f32[count] each, uniform over the Karras grid."""
+    """Returns neighbouring levels (higher, lower), f32[count] each, uniform over the grid."""
+    # N levels have N - 1 neighbouring pairs; index 0 is the pair with sigma_max.
     index = random.randint(key, (count,), 0, num_levels - 1)
     return adjacent_levels(index, num_levels, *karras_range(scheduler))
 
@@ -202,6 +217,7 @@ def distance_between(loss, key, apply_fn, params, target_params, batch, higher, 
     data, cond = split_batch(batch)
     noise = random.normal(key, data.shape)
 
+    # The same noise at both levels, so that the two points lie on one path.
     def f(params, sigma):
         noisy = add_noise(data, sigma, noise)
         return consistency_function(apply_fn, params, loss.scheduler, noisy, sigma, **cond)

@@ -26,11 +26,12 @@ from cmjax.training.losses.metrics import Metric, PseudoHuber
 class ImprovedConsistencyTraining(DiscreteLoss):
     """Improved consistency training, iCT (Song and Dhariwal 2023, table 1).
 
-    Grids that double, levels lognormal over the grid, distances weighted by 1 / (higher - lower).
-    The target is the parameters themselves. Defaults are the paper's for CIFAR-10.
+    The number of intervals doubles in stages, levels are lognormal over the grid, and distances are
+    weighted by 1 / (higher - lower). The target is the trained parameters themselves. Defaults are
+    the paper's for CIFAR-10.
 
     Attributes:
-        scheduler: says what the network means, and the range of noise levels.
+        scheduler: gives the network's parametrization and the range of noise levels.
         total_steps: K, length of the run, over which the grid grows.
         initial_intervals: s0, the number of intervals between noise levels at the start.
         final_intervals: s1, the number of intervals at the end.
@@ -65,11 +66,15 @@ class ImprovedConsistencyTraining(DiscreteLoss):
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `frozen.teacher` is not used."""
         level_key, noise_key = random.split(key)
+
+        # N(k), which doubles in stages (section 3.4).
         num_levels = doubling_num_levels(
             step, self.total_steps, self.initial_intervals, self.final_intervals
         )
 
-        # Neighbouring levels, lognormal over the grid (section 3.5).
+        # Neighbouring levels, f32[B] each, lognormal over the grid (section 3.5): fewer of the
+        # highest levels than with uniform indices, since errors at low levels add up in the high
+        # ones.
         sigma_range = karras_range(self.scheduler)
         index = lognormal_index(
             level_key,
@@ -81,7 +86,9 @@ class ImprovedConsistencyTraining(DiscreteLoss):
         )
         higher, lower = adjacent_levels(index, num_levels, *sigma_range)
 
-        # Weighted by lambda(sigma) = 1 / (higher - lower) (section 3.1).
+        # Weighted by lambda(sigma) = 1 / (higher - lower) (section 3.1): the lower the noise, the
+        # closer the levels, and the more their distance counts. `frozen.target` holds the trained
+        # parameters, since the decay of the target is None.
         distance = distance_between(
             self, noise_key, apply_fn, params, frozen.target, batch, higher, lower
         )
@@ -93,16 +100,16 @@ class ImprovedConsistencyTraining(DiscreteLoss):
 class EasyConsistencyTuning(DiscreteLoss):
     """Easy consistency tuning, ECT: from a denoiser to a consistency model (Geng et al. 2024).
 
-    Levels t are drawn lognormal and compared with r < t, whose ratio r/t goes to 1 in stages.
-    Weighted by 1 / (t - r), with the Euclidean norm for a metric (section 3.3). The target is the
-    parameters themselves.
+    x0 at a lognormal level t is compared with x0 at a lower level r, whose ratio r/t goes to 1 over
+    the run. Distances are Euclidean norms, weighted by 1 / (t - r) (section 3.3). The target is the
+    trained parameters themselves.
 
     Attributes:
-        scheduler: says what the network means, and the range of noise levels.
+        scheduler: gives the network's parametrization and the range of noise levels.
         total_steps: length of the run, over which the gap 1 - r/t shrinks.
-        num_stages: number of stages; after each the gap is `shrink_factor` times smaller.
+        num_stages: number of stages in the run; the gap is divided by `shrink_factor` in each.
         shrink_factor: q of equation 14.
-        p_mean: mean of log sigma, where levels are lognormal.
+        p_mean: mean of log sigma of the lognormal levels.
         p_std: standard deviation of log sigma.
         uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
             instead; see `draw_sigmas`. 0 in the paper.
@@ -136,6 +143,8 @@ class EasyConsistencyTuning(DiscreteLoss):
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `frozen.teacher` is not used."""
         level_key, noise_key = random.split(key)
+
+        # The higher levels, f32[B]. ECT has no grid: levels are any numbers in the range.
         t = draw_sigmas(
             level_key,
             batch["data"].shape[0],
@@ -144,11 +153,15 @@ class EasyConsistencyTuning(DiscreteLoss):
             self.p_std,
             self.uniform_fraction,
         )
+
+        # The lower levels r(t, step), f32[B] (equation 14).
         steps_per_stage = self.total_steps / self.num_stages
         r = easy_consistency_level(t, step, steps_per_stage, self.shrink_factor)
-        # Closer together than this, float32 sees no difference.
+
+        # Closer together than this, float32 sees no difference, and 1 / (t - r) is not finite.
         r = jnp.clip(r, karras_range(self.scheduler).sigma_min, (1 - 1e-5) * t)
 
+        # Weighted by 1 / (t - r): the gradient keeps its size while the gap shrinks.
         distance = distance_between(self, noise_key, apply_fn, params, frozen.target, batch, t, r)
         loss = jnp.mean(distance / (t - r))
         return loss, {"loss": loss, "ratio": jnp.mean(r / t)}

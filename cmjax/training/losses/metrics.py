@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cmjax.configs import check_options, did_you_mean
 
-Metric = Callable[[jax.Array, jax.Array], jax.Array]
+Metric = Callable[[jax.Array, jax.Array], jax.Array]  # (a, b) [B, ...] -> f32[B]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,7 @@ class L1:
 
     def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Returns the distance of each sample, f32[B]."""
+        # In float32: bfloat16 would round the distance of a sample to two or three digits.
         difference = (a - b).astype(jnp.float32)
         return jnp.mean(jnp.abs(difference), axis=tuple(range(1, a.ndim)))
 
@@ -36,8 +37,8 @@ class PseudoHuber:
     """`sqrt(|a - b|^2 + c^2 D) - c sqrt(D)` in D dimensions (Song and Dhariwal 2023, equation 8).
 
     Attributes:
-        c: errors are squared far below c per dimension, and the Euclidean norm far above; 0 is that
-            norm. The paper's constant is `0.00054 sqrt(D)`, which is 0.00054 here.
+        c: where the metric turns from quadratic to linear, as an error per dimension; with 0 it is
+            the Euclidean norm. The paper's constant is `0.00054 sqrt(D)`: c = 0.00054 here.
 
     Raises:
         ValueError: for a negative c.
@@ -52,6 +53,7 @@ class PseudoHuber:
 
     def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Returns the distance of each sample, f32[B]; its gradient at a = b is 0."""
+        # sqrt(|a - b|^2 + c^2 D), from the mean square, which is computed in float32.
         error = a - b
         dimension = error[0].size
         offset = self.c * dimension**0.5
@@ -72,7 +74,7 @@ def mean_square(error: jax.Array) -> jax.Array:
 
 
 def metric_from_options(default: Any, metric: Any = None, huber_c: float | None = None) -> Metric:
-    """Returns the metric that a configuration file describes by `metric` and `huber_c`.
+    """Returns the metric that a configuration file describes with `metric` and `huber_c`.
 
     Args:
         default: the metric of the loss where the file says nothing.
@@ -80,14 +82,17 @@ def metric_from_options(default: Any, metric: Any = None, huber_c: float | None 
         huber_c: `PseudoHuber.c`; None for that of the default.
 
     Raises:
-        ValueError: for an unknown name, or a `huber_c` beside another metric.
+        ValueError: for an unknown name, or for `huber_c` with a metric other than `PseudoHuber`.
     """
     if isinstance(metric, str):
         if metric not in METRICS:
             raise ValueError(f"metric is {metric!r}{did_you_mean(metric, list(METRICS))}")
+        # The name of the default keeps the constant of the loss: ECT's c is 0, iCT's 0.00054.
         is_default = type(default) is METRICS[metric]
         metric = default if is_default else METRICS[metric]()
     chosen = default if metric is None else metric
+
+    # The constant belongs to one metric: with another it would be ignored without a word.
     if huber_c is None:
         return chosen
     if not isinstance(chosen, PseudoHuber):

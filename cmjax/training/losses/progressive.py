@@ -1,4 +1,4 @@
-"""Progressive distillation, which consistency models are compared with."""
+"""Progressive distillation, the few-step method that consistency models are compared with."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -25,18 +25,19 @@ from cmjax.training.losses.metrics import mean_square
 
 @dataclasses.dataclass(frozen=True)
 class ProgressiveDistillation(Loss):
-    """One DDIM step of the student does two of the teacher (Salimans and Ho 2022, Algorithm 2).
+    """One DDIM step of the student replaces two of the teacher (Salimans, Ho 2022, Algorithm 2).
 
-    DDIM on EDM's noise levels is Euler's method. A round of the distillation is a run with this
-    loss; the next has half the `student_steps`, and this student for its teacher. Weighted by the
-    truncated signal-to-noise ratio `max(1 / sigma^2, 1)` (section 4).
+    On EDM's noise levels DDIM is Euler's method. One run with this loss is one round of the
+    distillation; the next round has half the `student_steps`, and this student as its teacher. The
+    error of x0 is weighted by the truncated signal-to-noise ratio `max(1 / sigma^2, 1)` (section
+    4).
 
     Attributes:
-        scheduler: says what the networks mean, and the range of noise levels.
-        student_steps: steps that the student takes over the Karras grid; the teacher takes twice as
-            many.
-        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None for the
-            student's.
+        scheduler: gives the networks' parametrization and the range of noise levels.
+        student_steps: sampling steps of the student over the Karras grid; the teacher takes twice
+            as many.
+        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None if it is
+            the student's.
 
     Raises:
         ValueError: for values outside their domain.
@@ -56,7 +57,7 @@ class ProgressiveDistillation(Loss):
 
     @property
     def preview(self) -> Preview:
-        """Euler's method, in as many steps as the student learns to take."""
+        """Euler's method in `student_steps` steps, the only number that the student learns."""
         return Preview((self.student_steps,), EDMEulerScheduler)
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
@@ -64,7 +65,8 @@ class ProgressiveDistillation(Loss):
         del step
         data, cond = split_batch(batch)
 
-        # Three neighbouring levels of the teacher's grid.
+        # Three neighbouring levels of the teacher's grid, f32[B] each; the student's grid is every
+        # other one of them, so a step of the student is from `high` to `low`.
         level_key, noise_key = random.split(key)
         index = random.randint(level_key, data.shape[:1], 0, self.student_steps)
         num_levels = jnp.int32(2 * self.student_steps + 1)
@@ -72,15 +74,18 @@ class ProgressiveDistillation(Loss):
         high, middle = adjacent_levels(2 * index, num_levels, *sigma_range)
         _, low = adjacent_levels(2 * index + 1, num_levels, *sigma_range)
 
-        # Two Euler steps of the teacher.
+        # Two Euler steps of the teacher, from noisy data at `high` to `end` at `low`.
         noisy = add_noise(data, high, random.normal(noise_key, data.shape))
         slope = teacher_slope(self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond)
         halfway = combine((1, noisy), (middle - high, slope(noisy, high)))
         end = combine((1, halfway), (low - middle, slope(halfway, middle)))
 
-        # The x0 with which one Euler step goes from `noisy` to `end` (appendix G).
+        # The x0 with which one Euler step goes from `noisy` to `end` (appendix G):
+        # end = noisy + (low - high) (noisy - x0) / high, solved for x0.
         target = combine((high / (high - low), end), (-low / (high - low), noisy))
 
+        # The error of x0, with the truncated SNR weight: at high noise 1 / sigma^2 alone would
+        # all but ignore the error, and one-step sampling depends on it.
         denoised = edm_denoiser(apply_fn, params, self.scheduler, noisy, high, **cond)
         error = denoised - jax.lax.stop_gradient(target)
         weight = jnp.maximum(1 / jnp.square(high), 1)

@@ -1,4 +1,4 @@
-"""The losses by the names that configuration files call them by."""
+"""The losses by their names in configuration files."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from cmjax.training.losses.simplified import (
     SimplifiedConsistencyTraining,
 )
 
+# `Adversarial` is missing: its discriminator is a function, which a file cannot give.
 LOSSES: dict[str, type[Loss]] = {
     "denoising": Denoising,
     "progressive": ProgressiveDistillation,
@@ -36,18 +37,21 @@ LOSSES: dict[str, type[Loss]] = {
     "continuous_cd": ContinuousConsistencyDistillation,
     "continuous_ct": ContinuousConsistencyTraining,
 }
-FROM_THE_RUN = ("scheduler", "total_steps", "teacher_fn")  # fields that the run fills in
+# Fields that the run fills in, for the losses that have them.
+FROM_THE_RUN = ("scheduler", "total_steps", "teacher_fn")
 
 
 def find_loss(name: str) -> Callable[..., Any]:
     """Returns the class of a loss: one of `LOSSES`, or your own by "package.module:Class".
 
-    A name with a colon is imported, so it must come from the user, never from a file of others.
-    It may also name a plain function of a loss's signature.
+    A name with a colon may also be that of a plain function with the signature of `Loss.__call__`.
+    Its module is imported, which runs it: the name must come from the user, never from a
+    downloaded file.
 
     Raises:
         ValueError: for an unknown name, with the closest one, or one that cannot be imported.
     """
+    # TOML may hold a number or a list here, which `in` could not look up.
     is_name = isinstance(name, str)
     if is_name and name in LOSSES:
         return LOSSES[name]
@@ -71,7 +75,7 @@ def make(
 
     Args:
         name: one of `LOSSES`, or "package.module:Class" for one of your own.
-        scheduler: that the network is trained for.
+        scheduler: the scheduler that the network is trained for.
         total_steps: length of the run; losses without a curriculum do not use it.
         teacher_fn: the teacher's network; losses without a teacher do not use it.
         **options: fields of the loss. The metric may be "l1", "l2" or "pseudo_huber", the last
@@ -81,15 +85,20 @@ def make(
         ValueError: for an unknown name or option, or a value outside its domain.
     """
     cls = find_loss(name)
+
+    # A function has no fields, so there is nothing that options could set.
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         if options:
             raise ValueError(f"the loss {name!r} is a function without options, got {options}")
         return FunctionLoss(cls)
 
+    # The metric by name, with the constant of the Huber metric as a second key beside it.
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if "metric" in fields and {"metric", "huber_c"} & options.keys():
         given = {key: options.pop(key) for key in ("metric", "huber_c") if key in options}
         options["metric"] = metric_from_options(fields["metric"].default, **given)
+
+    # What the run knows comes last: a configuration file cannot set it.
     of_the_run = {"scheduler": scheduler, "total_steps": total_steps, "teacher_fn": teacher_fn}
     options |= {key: value for key, value in of_the_run.items() if key in fields}
     return from_json(cast(Any, cls), options)

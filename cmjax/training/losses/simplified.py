@@ -14,6 +14,7 @@ from cmjax.training.losses.base import Loss, check_sigma_data, draw_sigmas, spli
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
 
+# Valid values of the fields that both losses have.
 _DOMAINS = {
     "p_mean": (-50.0, 50.0),
     "p_std": (1e-6, 50.0),
@@ -24,7 +25,7 @@ _DOMAINS = {
 
 
 class _SimplifiedLoss(Loss):
-    """What training and distillation share: all but the path along which x moves."""
+    """Base of training and distillation, which differ only in the path that x moves along."""
 
     scheduler: Any
     p_mean: float
@@ -36,6 +37,7 @@ class _SimplifiedLoss(Loss):
 
     def __post_init__(self):
         super().__post_init__()
+        # No range of noise levels is needed: TrigFlow's angles have none.
         check_sigma_data(self.scheduler)
 
     def prepare_params(self, params):
@@ -47,7 +49,11 @@ class _SimplifiedLoss(Loss):
         return params.network if self.adaptive_weight else params
 
     def _loss(self, key, apply_fn, params, target_params, batch, step, slope):
-        """The loss with x moving along `slope(x, t, **cond)`, dx/dt; None: at fixed noise."""
+        """Returns (loss, metrics) where x moves along dx/dt = `slope(x, t, **cond)`.
+
+        With None for the slope, x moves along its path at fixed noise, which needs no teacher.
+        """
+        # Without the weighting's parameters this would fail later, at an attribute of the network.
         if self.adaptive_weight and not isinstance(params, WeightedParams):
             raise ValueError(
                 "adaptive_weight=True trains a weighting with the network: pass "
@@ -56,7 +62,8 @@ class _SimplifiedLoss(Loss):
         data, cond = split_batch(batch)
         sigma_data = self.scheduler.sigma_data
 
-        # Noisy samples on TrigFlow's path (section 3).
+        # Noisy samples on TrigFlow's path, x = cos(t) x0 + sin(t) z with z of the data's scale
+        # (section 3). Levels are drawn in sigma = sigma_data tan(t), as for every other loss.
         level_key, noise_key = random.split(key)
         sigma = draw_sigmas(
             level_key,
@@ -71,13 +78,16 @@ class _SimplifiedLoss(Loss):
         sin = jnp.sin(t)
         noise = sigma_data * random.normal(noise_key, data.shape)
         x = combine((cos, data), (sin, noise))
+
+        # dx/dt, `[B, ...]`: at fixed noise cos(t) z - sin(t) x0, or the teacher's.
         if slope is None:
             dx_dt = combine((cos, noise), (-sin, data))
         else:
             dx_dt = slope(x, t, **cond)
 
-        # cos t sin t dF/dt in one forward-mode pass, whose factors stay bounded (section 4.2,
-        # "JVP rearrangement").
+        # F_target and cos(t) sin(t) dF_target/dt along the path, in one forward-mode pass. The
+        # factors scale the tangents that go in, so that those of inner layers stay bounded near
+        # t = 0 and pi/2 (the paper's "JVP rearrangement").
         network = trigflow_network(apply_fn, self.scheduler, consistency_function)
         target_params = self.network_params(target_params)
         value, tangent = jax.jvp(
@@ -86,7 +96,9 @@ class _SimplifiedLoss(Loss):
             (combine((cos * sin, dx_dt)), cos * sin),
         )
 
-        # The tangent cos(t) df/dt, its second part warmed up, and normalized (Algorithm 1).
+        # The tangent g = cos(t) df/dt of f = cos(t) x - sin(t) sigma_data F (Algorithm 1):
+        # -cos^2(t) (sigma_data F - dx/dt) - r cos(t) sin(t) (x + sigma_data dF/dt). The second,
+        # unstable part is warmed up by r, from 0 to 1.
         warmup = tangent_warmup(step, self.tangent_warmup_steps)
         g = combine(
             (-jnp.square(cos) * sigma_data, value),
@@ -94,10 +106,13 @@ class _SimplifiedLoss(Loss):
             (-warmup * cos * sin, x),
             (-warmup * sigma_data, tangent),
         )
+
+        # The normalized tangent g / (|g| + c) tames samples with huge tangents. The target is F
+        # itself, moved along it.
         norm = jnp.sqrt(mean_square(g) * g[0].size)
         target = jax.lax.stop_gradient(combine((1, value), (1 / (norm + self.tangent_c), g)))
 
-        # The weighted error (equation 8).
+        # The weighted error |F - target|^2, f32[B] (equation 8). Only here is there a gradient.
         error = mean_square(network(self.network_params(params), x, t, **cond) - target)
         if self.adaptive_weight:
             error = weigh_levels(params.level_weight, error, sigma)
@@ -109,17 +124,18 @@ class _SimplifiedLoss(Loss):
 class SimplifiedConsistencyTraining(_SimplifiedLoss):
     """Simplified continuous-time consistency training, sCT (Lu and Song 2024, Algorithm 1).
 
-    The network may be TrigFlow's (`SCMScheduler`) or one on EDM's noise levels, which differ by
-    scalings alone. The target is the parameters themselves. Defaults are the paper's.
+    The network may be one of TrigFlow (`SCMScheduler`) or one of EDM
+    (`CMStochasticIterativeScheduler`): they differ only in their scalings. The target is the
+    trained parameters themselves. Defaults are the paper's.
 
     Attributes:
-        scheduler: says what the network means, and the range of noise levels if it has one.
+        scheduler: gives the network's parametrization, and the range of noise levels if it has one.
         p_mean: mean of log sigma, P_mean.
         p_std: standard deviation of log sigma, P_std.
         uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
             instead; see `draw_sigmas`. 0 in the paper.
         tangent_warmup_steps: H, training steps over which the derivative of the network is
-            brought in.
+            phased in.
         tangent_c: c of the normalized tangent `g / (|g| + c)`.
         adaptive_weight: train a weighting of the noise levels with the network, see
             `weigh_levels`: `params` are then `prepare_params(params)`.
@@ -147,21 +163,22 @@ class SimplifiedConsistencyTraining(_SimplifiedLoss):
 class SimplifiedConsistencyDistillation(_SimplifiedLoss):
     """Simplified continuous-time consistency distillation, sCD (Lu and Song 2024, Algorithm 1).
 
-    As `SimplifiedConsistencyTraining`, along the probability-flow ODE of a teacher that denoises.
+    Like `SimplifiedConsistencyTraining`, but x moves along the probability-flow ODE of a teacher,
+    which is a denoiser.
 
     Attributes:
-        scheduler: says what the networks mean, and the range of noise levels if it has one.
+        scheduler: gives the networks' parametrization, and the range of noise levels if it has one.
         p_mean: mean of log sigma, P_mean.
         p_std: standard deviation of log sigma, P_std.
         uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
             instead; see `draw_sigmas`. 0 in the paper.
         tangent_warmup_steps: H, training steps over which the derivative of the network is
-            brought in.
+            phased in.
         tangent_c: c of the normalized tangent `g / (|g| + c)`.
         adaptive_weight: train a weighting of the noise levels with the network, see
             `weigh_levels`: `params` are then `prepare_params(params)`.
-        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None for the
-            student's.
+        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None if it is
+            the student's.
 
     Raises:
         ValueError: for values outside their domain.
@@ -181,6 +198,7 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss."""
+        # The teacher's F, of whatever parametrization, in TrigFlow's terms.
         teacher_fn = self.teacher_fn or apply_fn
         teacher = trigflow_network(teacher_fn, self.scheduler, edm_denoiser)
 

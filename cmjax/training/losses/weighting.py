@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-NUM_FREQUENCIES = 8
+NUM_FREQUENCIES = 8  # of w as a function of log sigma: enough for a smooth curve
 
 
 class WeightedParams(NamedTuple):
-    """Parameters of a network, and of the weighting that is trained with it.
+    """Parameters of a network and of the weighting that is trained with it.
 
     Attributes:
         network: the network's parameters.
@@ -21,21 +21,24 @@ class WeightedParams(NamedTuple):
 
 
 def with_level_weight(params: Any) -> WeightedParams:
-    """Returns the parameters of a network with those of a weighting that is 1 everywhere."""
+    """Returns a network's parameters together with those of a weighting that starts at 1."""
+    # w = 0 at every level: training starts from the unweighted loss.
     return WeightedParams(params, jnp.zeros(2 * NUM_FREQUENCIES + 1))
 
 
 def weigh_levels(level_weight: jax.Array, error: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Returns `exp(w) error - w`, f32[B], w being linear in cosines and sines of log sigma.
+    """Returns `exp(w) error - w`, f32[B], where w is a Fourier series in log sigma.
 
-    Minimising it over w makes every noise level count the same (Karras et al. 2024, arXiv
-    2312.02696, equation 21; Lu and Song 2024, section 4.2).
+    The minimum over w is at `exp(w) = 1 / error`, where every noise level contributes equally
+    (Karras et al. 2024, arXiv 2312.02696, equation 21; Lu and Song 2024, section 4.2).
 
     Args:
-        level_weight: coefficients of w.
+        level_weight: coefficients of w, f32[2 NUM_FREQUENCIES + 1].
         error: of each sample, f32[B].
         sigma: noise level of each sample, f32[B].
     """
+    # 1, cos(k/4 log sigma) and sin(k/4 log sigma), f32[B, 2 NUM_FREQUENCIES + 1]. The longest
+    # period, 8 pi in log sigma, is more than twice the range from 0.002 to 80.
     frequencies = jnp.arange(1, NUM_FREQUENCIES + 1, dtype=jnp.float32)
     angles = jnp.log(sigma)[:, None] * frequencies[None, :] / 4
     constant = jnp.ones_like(angles[:, :1])
