@@ -1,9 +1,11 @@
-"""Many images in files: one writer for each layout, all of which take the images in parts.
+"""Writers of image sets, one for each file layout.
 
-* `write_npz`: the `.npz` of OpenAI's guided-diffusion, `arr_0` and `arr_1`.
+* `write_npz`: the `.npz` of OpenAI's guided-diffusion, with `arr_0` and `arr_1`.
 * `write_png_folder`: numbered pictures.
 * `write_array_record`: records with random access, for data loaders such as grain.
-* `write_shard`: a part of a run of `cmjax.generation`, `images` and `labels`.
+* `write_shard`: a part of a run of `cmjax.generation`, with `images` and `labels`.
+
+The first three take images in parts, so that a set may be larger than the memory.
 """
 
 import errno
@@ -20,17 +22,17 @@ from PIL import Image
 
 from cmjax.files import replacing, replacing_folder
 
-MIN_DIGITS = 6  # of the number in a picture's name
+MIN_DIGITS = 6  # least digits of the number in a picture's name
 
 
 class ImageSet(NamedTuple):
-    """Images to be written, which need not be in memory together.
+    """Images to be written, which need not be in memory at the same time.
 
     Attributes:
         num: number of images, N.
-        shape: (H, W, C) of each.
-        parts: the images in order, u8[n, H, W, C] each.
-        labels: the classes, integers [N], or None.
+        shape: (H, W, C) of each image.
+        parts: the images in order, as arrays u8[n, H, W, C] whose n may vary.
+        labels: their classes, integers [N], or None.
     """
 
     num: int
@@ -40,18 +42,19 @@ class ImageSet(NamedTuple):
 
     @classmethod
     def of(cls, images: np.ndarray, labels: np.ndarray | None = None) -> "ImageSet":
-        """Returns the set of images u8[N, H, W, C] that are in memory."""
+        """Returns a set of images that are in memory, u8[N, H, W, C], as one part."""
         return cls(len(images), images.shape[1:], [images], labels)
 
 
 def write_npz(path: Path, images: ImageSet) -> None:
     """Writes `arr_0` u8[N, H, W, C] and, if there are labels, `arr_1` i64[N], part by part.
 
-    It is the layout of OpenAI's `image_sample.py`, which guided-diffusion's evaluator reads.
+    This is the layout of OpenAI's `image_sample.py`, which guided-diffusion's evaluator reads.
 
     Raises:
-        OSError: if the file cannot be written; `path` is then as it was.
+        OSError: if the file cannot be written; `path` is then unchanged.
     """
+    # `np.savez` would need all images in memory.
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         _write_array(archive, "arr_0", (images.num, *images.shape), np.uint8, images.parts)
         if images.labels is not None:
@@ -62,7 +65,8 @@ def write_npz(path: Path, images: ImageSet) -> None:
 def write_shard(file: IO[bytes], images: np.ndarray, labels: np.ndarray | None) -> None:
     """Writes `images` u8[n, H, W, C] and, if there are labels, `labels` i32[n], as `.npz`.
 
-    A shard's name holds a digest of these bytes: another layout would make old folders unreadable.
+    The name of a shard contains a digest of these bytes, so the layout must not change: shards of
+    earlier versions would count as damaged.
     """
     with zipfile.ZipFile(file, "w") as archive:
         _write_array(archive, "images", images.shape, images.dtype, [images])
@@ -71,43 +75,49 @@ def write_shard(file: IO[bytes], images: np.ndarray, labels: np.ndarray | None) 
 
 
 def write_png_folder(folder: Path, images: ImageSet) -> None:
-    """Writes a folder of `000000.png`, `000001.png`, ..., as torch-fidelity and others take it.
+    """Writes a folder of `000000.png`, `000001.png`, ..., which torch-fidelity and others read.
 
     Raises:
-        OSError: if it cannot be written; `folder` is then as it was.
+        OSError: if the folder cannot be written; it is then unchanged.
     """
+    # All names have the same length, so that they sort by number.
     digits = max(MIN_DIGITS, len(str(images.num - 1)))
+
+    # Threads help, since Pillow releases the GIL while it compresses.
     with replacing_folder(folder) as complete, ThreadPoolExecutor() as encoders:
         first = 0
         for part in images.parts:
             paths = [complete / f"{first + i:0{digits}}.png" for i in range(len(part))]
-            list(encoders.map(save_png, paths, part))  # a list: raises what a thread raised
+            # `list` waits for the threads and raises what they raised.
+            list(encoders.map(save_png, paths, part))
             first += len(part)
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
-    """Writes u8[H, W, C], C being 1 or 3, as it is."""
+    """Writes an image u8[H, W, C] with C of 1 or 3, gray or colour."""
     picture_of(image).save(path)
 
 
 def picture_of(image: np.ndarray) -> Image.Image:
-    """Returns u8[H, W, C], C being 1 or 3, as a picture of Pillow."""
+    """Returns an image u8[H, W, C] with C of 1 or 3 as a picture of Pillow."""
+    # Pillow takes gray pixels as [H, W].
     gray = image.shape[-1] == 1
     return Image.fromarray(image.squeeze(-1) if gray else image)
 
 
 def write_array_record(path: Path, images: ImageSet) -> None:
-    """Writes records `{"image": u8[H, W, C], "label": int}`, for Flax's `msgpack_restore`.
+    """Writes records `{"image": u8[H, W, C], "label": int}`, which Flax's `msgpack_restore` reads.
 
     Raises:
-        OSError: if the file cannot be written; `path` is then as it was.
+        OSError: if the file cannot be written; `path` is then unchanged.
     """
+    # Imported here, since the package is optional.
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # The writer wants a name, not a file; its errors do not say where.
+    # The writer takes a file's name, not an open file, and its errors do not name the file.
     with replacing(path) as file:
         try:
-            # Groups of one: a loader can then read any record without its neighbours.
+            # Groups of one record: a loader can read any of them without its neighbours.
             writer = ArrayRecordWriter(file.name, "group_size:1")
             for record in _records(images):
                 writer.write(record)
@@ -117,6 +127,7 @@ def write_array_record(path: Path, images: ImageSet) -> None:
 
 
 def _records(images: ImageSet) -> Iterator[bytes]:
+    """Yields the record of each image, serialized."""
     from flax.serialization import msgpack_serialize
 
     for i, image in enumerate(itertools.chain.from_iterable(images.parts)):
@@ -133,13 +144,23 @@ def _write_array(
     dtype: Any,
     parts: Iterable[np.ndarray],
 ) -> None:
-    """Adds an array whose rows come in parts; the bytes are those of `np.savez`."""
+    """Adds an array to an `.npz` in parts; the bytes of the array are those of `np.savez`.
+
+    Args:
+        archive: the open `.npz`, which is a zip file of `.npy` files.
+        name: name of the array.
+        shape: shape of the whole array.
+        dtype: its dtype, that of all parts.
+        parts: its rows, in order.
+    """
+    # The header of a `.npy` file gives the whole shape, before any row is there.
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,
         "shape": tuple(shape),
     }
-    # The format allows 2 GiB and more only if that is said beforehand.
+
+    # Zip allows members of 2 GiB and more only if that is declared before they are written.
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_1_0(member, header)
         for part in parts:

@@ -1,6 +1,6 @@
-"""Between samples in [-1, 1], pixels, and pictures.
+"""Conversions between samples in [-1, 1], pixels in 0..255 and pictures.
 
-Everything that takes an array takes one of NumPy or of JAX.
+All arguments that are arrays may be of NumPy or of JAX.
 """
 
 from collections.abc import Sequence
@@ -17,27 +17,28 @@ from cmjax.files import replacing
 from cmjax.image_files import ImageSet, picture_of, write_npz, write_png_folder
 
 MARGIN = 4  # pixels around every tile of a grid
-CAPTION = 16  # pixels above a tile, for its caption
-MODES = {1: "L", 3: "RGB"}  # Pillow's names, by channels
-LARGEST_PICTURE = 2**26  # pixels; a small file can claim to be huge
+CAPTION = 16  # height in pixels of the caption above a tile
+MODES = {1: "L", 3: "RGB"}  # Pillow's mode by number of channels
+LARGEST_PICTURE = 2**26  # pixels; a small file can declare a huge picture and exhaust the memory
 
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:
-    """Reads a picture, upright.
+    """Reads a picture, rotated upright if its metadata say so.
 
     Args:
-        path: of a PNG, JPEG or other still picture of 8 bits a channel, gray or colour, without
+        path: a PNG, JPEG or other still picture of 8 bits per channel, gray or colour, without
             transparency.
-        channels: 1 for gray or 3 for colour; the other kind is converted.
+        channels: 1 for gray or 3 for colour; pictures of the other kind are converted.
 
     Returns:
-        u8[H, W, channels].
+        The pixels, u8[H, W, channels].
 
     Raises:
-        ValueError: naming the file and what is wrong with it.
+        ValueError: if the file cannot be read or is of another kind. The message names it.
     """
     try:
         with Image.open(path) as image:
+            # `open` reads only the header, so that huge pictures are refused before decoding.
             _check_picture(path, image)
             upright = ImageOps.exif_transpose(image)
             pixels = np.asarray(upright.convert(MODES[channels]))
@@ -45,54 +46,59 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not a picture that can be read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow calls a broken PNG a syntax error.
+        # Pillow raises SyntaxError for a broken PNG.
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot read {path}: {reason}") from None
 
 
 def _check_picture(path: str | Path, image: Image.Image) -> None:
-    """Raises ValueError for pictures that a conversion would change without a word."""
+    """Raises ValueError for pictures that a conversion to 8 bits would change silently."""
     if getattr(image, "n_frames", 1) > 1:
         raise ValueError(f"{path} is animated; save one frame as a picture")
     if image.has_transparency_data:
         raise ValueError(f"{path} has transparency; flatten it onto a background first")
     if image.mode not in ("1", "L", "P", "RGB"):
-        raise ValueError(f"{path} is {image.mode}, not gray or RGB of 8 bits; convert it first")
+        raise ValueError(f"{path} is {image.mode}, not 8-bit gray or RGB; convert it first")
     if image.width * image.height > LARGEST_PICTURE:
         size = f"{image.width}x{image.height}"
         raise ValueError(f"{path} has {size} pixels; make it smaller first")
 
 
 def center_crop_resize(image: ArrayLike, size: int) -> np.ndarray:
-    """Crops the middle square of u8[H, W, C] and scales it to u8[size, size, C]."""
+    """Crops the largest central square of u8[H, W, C] and scales it to u8[size, size, C]."""
     image = np.asarray(image)
     if image.shape[:2] == (size, size):
         return image
+
+    # A box filter, which averages over the area of each pixel: no ringing, no aliasing.
     scaled = ImageOps.fit(picture_of(image), (size, size), Image.Resampling.BOX)
     return np.asarray(scaled).reshape(size, size, -1)
 
 
 def from_uint8(pixels: ArrayLike) -> np.ndarray:
-    """Maps u8 pixels to samples in [-1, 1], f32."""
+    """Maps pixels 0..255 to samples in [-1, 1], f32 of the same shape."""
+    # x = p / 127.5 - 1, so that 0 becomes -1 and 255 becomes 1.
     return np.asarray(pixels, np.float32) / 127.5 - 1
 
 
 def to_uint8(samples: ArrayLike) -> Any:
-    """Maps samples in [-1, 1] to u8 pixels of the same shape, rounded and clipped.
+    """Maps samples in [-1, 1] to pixels, u8 of the same shape, rounded and clipped.
 
     Returns:
-        An array of NumPy; under `jax.jit` a traced one.
+        A NumPy array; under `jax.jit`, a traced array.
     """
+    # The inverse of `from_uint8`: p = round(127.5 (x + 1)). In float32, since bfloat16 has too few
+    # bits for 256 values.
     xp = jnp if isinstance(samples, jax.core.Tracer) else np
     pixels = (xp.asarray(samples, xp.float32) + 1) * 127.5
     return xp.clip(xp.round(pixels), 0, 255).astype(np.uint8)
 
 
 def to_pil(samples: ArrayLike) -> Any:
-    """Returns samples as pictures of Pillow, which notebooks show and whose `save` writes files.
+    """Converts samples to Pillow's pictures, which notebooks display and `save` writes to files.
 
     Args:
-        samples: [H, W, C] or [B, H, W, C], C being 1 or 3; floats in [-1, 1], or pixels u8.
+        samples: [H, W, C] or [B, H, W, C] with C of 1 or 3; floats in [-1, 1], or u8 pixels.
 
     Returns:
         A `PIL.Image.Image` for [H, W, C]; a list of B of them for [B, H, W, C].
@@ -101,13 +107,16 @@ def to_pil(samples: ArrayLike) -> Any:
         ValueError: for another shape or dtype.
     """
     array = np.asarray(samples)
-    floating = jnp.issubdtype(array.dtype, jnp.floating)  # JAX's: bfloat16 is one, too
+
+    # JAX's `issubdtype`, not NumPy's, which does not count bfloat16 as floating.
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
     if array.ndim not in (3, 4) or array.shape[-1] not in MODES:
         raise ValueError(
             f"samples must be [H, W, 1 or 3] or [B, H, W, 1 or 3], got shape {array.shape}"
         )
     if array.dtype != np.uint8 and not floating:
-        raise ValueError(f"samples must be floats in [-1, 1] or pixels u8, got {array.dtype}")
+        raise ValueError(f"samples must be floats in [-1, 1] or u8 pixels, got {array.dtype}")
+
     pixels = to_uint8(array) if floating else array
     if pixels.ndim == 3:
         return picture_of(pixels)
@@ -117,13 +126,16 @@ def to_pil(samples: ArrayLike) -> Any:
 def image_grid(
     images: ArrayLike, *, columns: int, labels: Sequence[object] | None = None, scale: int = 1
 ) -> Image.Image:
-    """Arranges images on white ground, row by row, with a caption over each if there are labels.
+    """Arranges images on a white background, row by row, with optional captions.
 
     Args:
-        images: u8[N, H, W, C], C being 1 or 3.
-        columns: images in a row.
-        labels: N captions, or None.
-        scale: enlargement of every pixel.
+        images: u8[N, H, W, C] with C of 1 or 3.
+        columns: number of images in a row.
+        labels: N captions, one above each image, or None.
+        scale: factor by which to enlarge every pixel.
+
+    Returns:
+        The picture of all images; Pillow's `save` writes it to a file.
 
     Raises:
         ValueError: for arrays of another dtype or shape, another number of captions, or sizes
@@ -138,46 +150,55 @@ def image_grid(
     if labels is not None and len(labels) != count:
         raise ValueError(f"labels must be one per image, {count}, got {len(labels)}")
 
-    # The size of a tile, of its cell with margin and caption, and of the whole.
+    # Sizes in pixels, (width, height): of a tile, of its cell with margin and caption, and of the
+    # whole picture.
     columns = min(columns, count)
-    rows = -(-count // columns)
+    rows = -(-count // columns)  # rounded up: the last row may be incomplete
     caption = 0 if labels is None else CAPTION
     tile = (width * scale, height * scale)
     cell_width = tile[0] + MARGIN
     cell_height = tile[1] + MARGIN + caption
     size = (columns * cell_width + MARGIN, rows * cell_height + MARGIN)
+
+    # Draw each tile below its caption, at the top left of its cell.
     canvas = Image.new(MODES[channels], size, "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(CAPTION - MARGIN)
-
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         x = MARGIN + column * cell_width
         y = MARGIN + row * cell_height
+
+        # Nearest neighbour: an enlarged pixel stays a sharp square.
         enlarged = picture_of(image).resize(tile, Image.Resampling.NEAREST)
         canvas.paste(enlarged, (x, y + caption))
         if labels is not None:
             middle = (x + tile[0] / 2, y + caption / 2)
+            # Pillow's anchor "mm": the middle of the text, in both directions, is at this point.
             draw.text(middle, str(labels[i]), fill="black", font=font, anchor="mm")
     return canvas
 
 
 def tidy_columns(count: int, period: int = 1) -> int:
-    """Returns how many images to put in a row, close to a square.
+    """Returns how many images to put in a row, so that the grid is close to a square.
 
     Args:
         count: number of images.
-        period: after how many images their labels repeat; where a row can hold a whole number of
-            periods, every column shows one class.
+        period: number of images after which their labels repeat. If it fits, rows hold whole
+            periods, so that every column shows one class.
     """
     side = round(count**0.5)
+
+    # Rows of more than 20 images, as of 1,000 classes, would be too wide: ignore the period.
     if period > max(20, side):
         period = 1
+
+    # The multiple of the period that is closest to the side of a square.
     return min(count, period * max(1, round(side / period)))
 
 
 def save_grid(path: str | Path, images: ArrayLike, **options: Any) -> None:
-    """Writes `image_grid(images, **options)` to a picture file, making its folder if need be."""
+    """Writes `image_grid(images, **options)` to a picture file, creating its folder if needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -185,15 +206,15 @@ def save_grid(path: str | Path, images: ArrayLike, **options: Any) -> None:
 
 
 def save_npz(path: str | Path, images: ArrayLike, labels: ArrayLike | None = None) -> None:
-    """Writes samples for guided-diffusion's evaluator of FID, making the file's folder if need be.
+    """Writes samples for guided-diffusion's evaluator of FID, creating the folder if needed.
 
     The file holds `arr_0` u8[N, H, W, 3] and, if there are labels, `arr_1` i64[N]. The evaluator's
-    Inception network takes only colours: gray images are written as equal red, green and blue.
+    Inception network takes only colour images: gray ones are written with three equal channels.
 
     Args:
-        path: of the `.npz`; OpenAI calls it `samples_NxHxWx3.npz`.
-        images: u8[N, H, W, C], C being 1 or 3.
-        labels: integers `[N]`, or None.
+        path: the `.npz` file to write; OpenAI names it `samples_NxHxWx3.npz`.
+        images: u8[N, H, W, C] with C of 1 or 3.
+        labels: the classes, integers `[N]`, or None.
 
     Raises:
         ValueError: for arrays of another dtype or shape, or labels that are not one integer per
@@ -207,6 +228,8 @@ def save_npz(path: str | Path, images: ArrayLike, labels: ArrayLike | None = Non
                 f"labels must be one integer per image, [{len(images)}], "
                 f"got {labels.dtype}{list(labels.shape)}"
             )
+
+    # A view: gray pixels are tripled only as they are written.
     rgb = np.broadcast_to(images, (*images.shape[:3], 3))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,18 +237,19 @@ def save_npz(path: str | Path, images: ArrayLike, labels: ArrayLike | None = Non
 
 
 def save_png_folder(folder: str | Path, images: ArrayLike) -> None:
-    """Writes samples as `000000.png`, `000001.png`, ..., as torch-fidelity and others take them.
+    """Writes samples as `000000.png`, `000001.png`, ..., which torch-fidelity and others read.
 
     Args:
-        folder: to be made, or empty: pictures of another set among these would falsify a
-            measurement.
-        images: u8[N, H, W, C], C being 1 or 3.
+        folder: the folder to write, new or empty.
+        images: u8[N, H, W, C] with C of 1 or 3.
 
     Raises:
-        ValueError: for arrays of another dtype or shape, or a folder that holds anything.
+        ValueError: for arrays of another dtype or shape, or a folder that is not empty.
     """
     images = _as_images(images)
     folder = Path(folder)
+
+    # Pictures of another set among these would falsify a measurement.
     if folder.is_dir() and (found := sorted(file.name for file in folder.iterdir())):
         raise ValueError(
             f"{folder} must be new or empty, but holds {found[0]}; remove it or give another name"
@@ -234,12 +258,12 @@ def save_png_folder(folder: str | Path, images: ArrayLike) -> None:
 
 
 def _as_images(images: ArrayLike) -> np.ndarray:
-    """Returns images as an array of NumPy, u8[N, H, W, 1 or 3]; raises ValueError for others."""
+    """Returns images as a NumPy array u8[N, H, W, 1 or 3]; raises ValueError for others."""
     images = np.asarray(images)
     shape = images.shape
     if images.dtype != np.uint8 or images.ndim != 4 or shape[-1] not in MODES or not images.size:
         raise ValueError(
             "images must be u8[N, H, W, 1 or 3] and not empty, got "
-            f"{images.dtype}{list(shape)}; to_uint8 makes pixels of samples in [-1, 1]"
+            f"{images.dtype}{list(shape)}; to_uint8 converts samples in [-1, 1] to pixels"
         )
     return images

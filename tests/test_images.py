@@ -54,7 +54,7 @@ def test_samples_and_pixels_become_pictures(channels, mode, array):
         (np.zeros((4, 4)), "got shape"),
         (np.zeros((4, 4, 2)), "got shape"),
         (np.zeros((1, 1, 4, 4, 1)), "got shape"),
-        (np.zeros((4, 4, 1), np.int32), "pixels u8, got int32"),
+        (np.zeros((4, 4, 1), np.int32), "u8 pixels, got int32"),
     ],
 )
 def test_misuse_of_to_pil(samples, message):

@@ -1,4 +1,4 @@
-"""How far a run has come: a bar for people, lines of JSON for machines."""
+"""Progress of a run: a bar for people, lines of JSON for programs."""
 
 import contextlib
 import datetime
@@ -13,35 +13,45 @@ from tqdm import tqdm
 from cmjax.files import append
 from cmjax.generation.shards import Shards
 
-REFRESH = 0.5  # seconds between two updates of the bar, for each of which the folder is listed
+REFRESH = 0.5  # least seconds between two updates of the bar, each of which lists the folder
 
 
 class Log:
-    """Lines of JSON: `log.jsonl` of process 0, `log-1.jsonl` of process 1, and so on."""
+    """Appends events as lines of JSON to `log.jsonl` on process 0, `log-1.jsonl` on process 1, ...
+
+    Args:
+        folder: the folder of the run.
+    """
 
     def __init__(self, folder: Path):  # noqa: D107
+        # A file for each process: appends of several machines to one file can be lost.
         process = jax.process_index()
         self._path = folder / ("log.jsonl" if process == 0 else f"log-{process}.jsonl")
 
     def __call__(self, event: str, **values: Any) -> None:
-        """Adds a line."""
+        """Adds an event with its values, which must be what JSON can hold.
+
+        Raises:
+            OSError: if the line cannot be written.
+        """
+        # UTC, so that the logs of machines in different time zones can be merged.
         line = {"time": datetime.datetime.now(datetime.UTC).isoformat(), "event": event, **values}
         append(self._path, json.dumps(line))
 
 
 class Progress:
-    """The bar of all processes' samples, on process 0, and the log of this one's.
+    """A progress bar over the samples of all processes, and the log of this process.
 
     Args:
-        shards: of the run.
-        num: samples of the run.
-        num_resumed: how many of them were there already.
+        shards: the shards of the run.
+        num: number of samples of the run.
+        num_resumed: number of samples that were in the folder before.
         mine: the shards that this process is to make.
-        shown: whether there is to be a bar.
+        shown: whether to show the bar. Only process 0 has one.
 
     Attributes:
-        log: of this process.
-        num_made: how many samples this process has made and written.
+        log: the log of this process.
+        num_made: number of samples that this process has made and written.
     """
 
     def __init__(  # noqa: D107
@@ -52,6 +62,8 @@ class Progress:
         self._shards = shards
         self._num = num
         self._num_mine = sum(map(len, mine))
+
+        # `initial` excludes the resumed samples from the rate that the bar shows.
         self._bar = tqdm(
             total=num,
             initial=num_resumed,
@@ -60,6 +72,8 @@ class Progress:
             dynamic_ncols=True,
             disable=not shown or jax.process_index() > 0 or num_resumed == num,
         )
+
+        # The clock starts with compilation, and again with sampling; see `compiled`.
         self._begin = time.perf_counter()
         self._refreshed = self._begin
 
@@ -69,41 +83,46 @@ class Progress:
     def __exit__(self, kind, error, traceback):
         self._bar.close()
         if error is not None:
-            with contextlib.suppress(OSError):  # the disk may be full
+            # If the disk is full the log cannot be written either: keep the first error.
+            with contextlib.suppress(OSError):
                 self.log("failed", error=str(error) or kind.__name__)
 
     @property
     def seconds(self) -> float:
-        """Since the program was compiled; before that, since the start."""
+        """Seconds since the program was compiled; before that, since the start."""
         return time.perf_counter() - self._begin
 
     def compiled(self) -> None:
-        """Notes that the program is compiled; from now on, time is that of sampling."""
+        """Notes that the program is compiled, and starts the clock of sampling."""
         self.log("compiled", seconds=self.seconds)
         self._bar.set_description("sampling")
         self._bar.unpause()
         self._begin = time.perf_counter()
 
     def written(self, shard: range) -> None:
-        """Counts a shard that this process has written.
+        """Counts and logs a shard that this process has written.
 
-        The log gets the process's samples a second as `rate`, its seconds to go as `eta`.
+        The log line has this process's samples per second, `rate`, and its remaining seconds,
+        `eta`.
         """
         self.num_made += len(shard)
-        # Of this process: others may be slower, and log their own.
+
+        # Both are of this process alone: others may be slower, and log their own.
         rate = self.num_made / self.seconds
         eta = (self._num_mine - self.num_made) / rate
         numbers = {"first": shard.start, "count": len(shard)}
         self.log("shard", **numbers, rate=round(rate, 2), eta=round(eta, 1))
+
+        # The bar counts the files of all processes, and listing a network folder is slow.
         if not self._bar.disable and time.perf_counter() - self._refreshed > REFRESH:
             self.refresh()
 
     def sampled(self) -> None:
-        """Notes that all is sampled and the result is being written."""
+        """Notes that all samples are made and are being exported."""
         self._bar.set_description("writing")
 
     def refresh(self) -> int:
-        """Moves the bar to the number of samples that all processes have written; returns it."""
+        """Returns how many samples all processes have written, and moves the bar there."""
         self._refreshed = time.perf_counter()
         num_done = self._shards.count(self._num)
         self._bar.update(num_done - self._bar.n)

@@ -1,4 +1,4 @@
-"""What is asked of a sampler in bulk: levels, classes, seed and dtype, as one value."""
+"""Which samples to generate: noise levels, classes, seed and dtype, as one value."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,28 +13,29 @@ from cmjax.model import Model
 from cmjax.schedulers.base import Scheduler, SchedulerState
 
 LEVELS = ("num_inference_steps", "timesteps", "sigmas")  # the arguments of `set_timesteps`
-MAX_NUM = 2**32  # samples of a request: keys are made of their numbers, which have 32 bits
-MAX_SEED = 2**32 - 1  # of 32 bits, too: a larger one would silently repeat
+MAX_NUM = 2**32  # samples of a request: `fold_in` takes their numbers as 32 bits
+MAX_SEED = 2**32 - 1  # without x64 JAX drops higher bits: other seeds would repeat samples
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Which samples to make; sample number i of a request is the same however it is made.
+    """Which samples to make. Sample i of a request is the same however it is made.
 
-    A request is checked when it is made, and holds nothing but numbers and strings of Python: it
-    can be hashed, compared and written as JSON.
+    A request is checked on construction. It holds only Python numbers and strings, so that it can
+    be hashed, compared and written as JSON.
 
     Attributes:
         num_inference_steps: number of steps. At most one of this and the next two may be given;
-            none means one step.
-        timesteps: the levels as training times or indices.
-        sigmas: the levels as noise levels.
-        labels: the classes to make, repeated in turn; None for a model without classes.
-        seed: of all randomness, 0 to 2**32 - 1.
-        dtype: of the samples, a floating dtype or its name; kept as the name.
+            with none of them one step is made.
+        timesteps: the levels to sample at, as the scheduler's timesteps, descending.
+        sigmas: the levels to sample at, as noise levels, descending.
+        labels: the classes to make; sample i has class `labels[i % len(labels)]`. None for a model
+            without classes.
+        seed: the seed of all randomness, 0 to 2**32 - 1.
+        dtype: the floating dtype of the samples, or its name; stored as the name.
 
     Raises:
-        ValueError: naming the field that is out of range.
+        ValueError: if a field is out of range; the message names it.
     """
 
     num_inference_steps: int | None = None
@@ -45,7 +46,7 @@ class Request:
     dtype: DTypeLike = "float32"
 
     def __post_init__(self):
-        # One way to say the levels; none means one step.
+        # The levels may be given in one way only.
         given = [name for name in LEVELS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give at most one of {', '.join(LEVELS)}, got {' and '.join(given)}")
@@ -53,7 +54,8 @@ class Request:
         if steps is not None:
             steps = as_integer("num_inference_steps", steps, 1, 2**31 - 1)
 
-        # The class is frozen: fields are set past its own guard, this once.
+        # Fields are replaced by plain Python values. The dataclass is frozen, so that assigning
+        # them here needs `object.__setattr__`.
         set_field = object.__setattr__
         set_field(self, "num_inference_steps", steps)
         set_field(self, "timesteps", _levels("timesteps", self.timesteps))
@@ -64,7 +66,7 @@ class Request:
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """The one argument of `set_timesteps`, by its name; levels as a list."""
+        """The argument of `scheduler.set_timesteps` as a dict of one item, levels as a list."""
         if self.timesteps is not None:
             return {"timesteps": list(self.timesteps)}
         if self.sigmas is not None:
@@ -72,18 +74,22 @@ class Request:
         return {"num_inference_steps": self.num_inference_steps}
 
     def set_timesteps(self, scheduler: Scheduler) -> SchedulerState:
-        """Returns the scheduler's state at the start of a run."""
+        """Returns the state with which the scheduler samples at the levels of this request."""
         return scheduler.set_timesteps(**self.schedule)
 
     def labels_of(self, indices: np.ndarray | range) -> np.ndarray | None:
-        """Returns the classes of samples by their numbers, i32[n]; None without classes."""
+        """Returns the classes of the samples numbered `indices`, i32[n]; None without classes."""
         if self.labels is None:
             return None
+
+        # By the sample's number, so that it does not matter how many are made at a time.
         return np.asarray(self.labels, np.int32)[np.asarray(indices) % len(self.labels)]
 
     def check_model(self, model: Model) -> None:
         """Raises ValueError unless the labels are classes of the model."""
         classes = model.num_classes
+
+        # A class-conditional model needs labels; others would ignore them silently.
         if (self.labels is None) != (classes is None):
             raise ValueError(
                 "labels must be None for a model without classes, and only then; "
@@ -100,19 +106,22 @@ class Request:
             "schedule": self.schedule,
             "labels": _listed(self.labels),
             "seed": self.seed,
-            "dtype": self.dtype,
+            "dtype": self.dtype,  # a name: JSON has no dtypes
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Reads what `to_json` returns.
+        """Builds the request that `to_json` wrote.
+
+        Args:
+            values: a JSON object; keys that are not of a request are ignored.
 
         Raises:
             ValueError: if a field is missing or out of range.
         """
         missing = [name for name in ("schedule", "labels", "seed", "dtype") if name not in values]
         if missing:
-            raise ValueError(f"a request has no {missing[0]}")
+            raise ValueError(f"the request has no {missing[0]!r}")
         return cls(
             **values["schedule"],
             labels=values["labels"],
@@ -122,8 +131,17 @@ class Request:
 
 
 def as_integer(name: str, value: Any, least: int, most: int) -> int:
-    """Returns an integer of Python; raises ValueError for other types and what is out of range."""
+    """Returns `value` as a Python integer, raising ValueError unless it is one in range.
+
+    Args:
+        name: the argument's name, for the error.
+        value: an integer of Python, NumPy or JAX.
+        least: lowest value allowed.
+        most: highest value allowed.
+    """
     value = _plain(value)
+
+    # A boolean is an `int` in Python, but True samples would be a mistake.
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ValueError(f"{name} must be an integer from {least} to {most}, got {value!r}")
     return value
@@ -134,7 +152,7 @@ def _listed(values: Sequence | None) -> list | None:
 
 
 def _levels(name: str, values: Any) -> tuple[float, ...] | None:
-    """Returns levels as numbers of Python; the scheduler, which knows their range, checks that."""
+    """Returns levels as Python numbers. Their range is checked by the scheduler, which knows it."""
     if values is None:
         return None
     levels = _plain_tuple(name, values)
@@ -145,7 +163,7 @@ def _levels(name: str, values: Any) -> tuple[float, ...] | None:
 
 
 def _labels(values: Any) -> tuple[int, ...] | None:
-    """Returns classes as integers of Python."""
+    """Returns classes as Python integers. `check_model` compares them with those of a model."""
     if values is None:
         return None
     labels = _plain_tuple("labels", values)
@@ -156,7 +174,8 @@ def _labels(values: Any) -> tuple[int, ...] | None:
 
 
 def _plain_tuple(name: str, values: Any) -> tuple[Any, ...]:
-    """Returns a sequence or an array of one dimension as numbers of Python."""
+    """Returns a sequence or an array of one dimension as a tuple of Python numbers."""
+    # A string is a sequence, too: "123" must not become three classes.
     if isinstance(values, str) or np.ndim(values) != 1:
         raise ValueError(f"{name} must be a list of numbers, got {values!r}")
     plain = tuple(_plain(value) for value in values)
@@ -166,17 +185,21 @@ def _plain_tuple(name: str, values: Any) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a scalar of NumPy or JAX as a number of Python, others as they are."""
+    """Returns a scalar of NumPy or JAX as a Python number, and anything else unchanged."""
     return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
 
 
 def _dtype_name(value: Any) -> str:
+    """Returns the name of a floating dtype, raising ValueError for others."""
+    # JAX's `dtype` and `issubdtype`, since NumPy's do not know bfloat16.
     try:
         dtype = jnp.dtype(value)
     except TypeError:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating dtype such as 'float32', got {value!r}")
+
+    # Without x64 JAX computes in float32 where float64 is asked for.
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"dtype {dtype.name} needs jax.config.update('jax_enable_x64', True)")
     return dtype.name

@@ -1,4 +1,4 @@
-"""Everything that the samples of a run depend on: what was asked for, the model, the machine."""
+"""Everything that the samples of a run depend on: the request, the model and the machine."""
 
 import dataclasses
 import hashlib
@@ -16,24 +16,24 @@ from cmjax.model import Model
 from cmjax.registry import read_scheduler_config, scheduler_to_config
 from cmjax.version import __version__
 
-SHARD_SIZE = 100  # of a new folder
+SHARD_SIZE = 100  # samples in a file, in a new folder
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """Everything that the samples of a run depend on, but for their number.
+    """Everything that the samples of a run depend on, except their number.
 
     Attributes:
-        request: levels, classes, seed and dtype.
-        model: the digest of network and parameters, by `model_digest`.
-        scheduler: its configuration.
-        sigmas: the noise levels that it gives the request.
-        timesteps: the times that the network is conditioned on.
+        request: the levels, classes, seed and dtype.
+        model: the digest of the network and its parameters; see `model_digest`.
+        scheduler: the configuration of the scheduler, as JSON.
+        sigmas: the noise levels of the run, those of `scheduler.set_timesteps`.
+        timesteps: the times that the network is conditioned on at these levels.
         shape: (H, W, C) of a sample.
         platform: JAX's name of the backend, such as "cpu".
-        matmul_precision: JAX's setting, or None.
-        versions: of cmjax, jax and jaxlib.
-        shard_size: samples in a file.
+        matmul_precision: JAX's setting `jax_default_matmul_precision`, or None.
+        versions: the versions of cmjax, jax and jaxlib, by name.
+        shard_size: number of samples in a file.
     """
 
     request: Request
@@ -51,13 +51,16 @@ class RunSettings:
     def of(cls, model: Model, request: Request) -> Self:
         """Returns the settings of a run on this machine, in a new folder."""
         state = request.set_timesteps(model.scheduler)
-        # As JSON would give it back, so that it compares equal to what a manifest holds.
+
+        # Through JSON and back, tuples being lists then, so that the configuration compares equal
+        # to that of a manifest.
         config = scheduler_to_config(model.scheduler)
         scheduler = json.dumps(config, default=lambda array: array.tolist())
         return cls(
             request=request,
             model=model_digest(model),
             scheduler=json.loads(scheduler),
+            # The levels themselves, too: another version could space them differently.
             sigmas=np.asarray(state.sigmas).tolist(),
             timesteps=np.asarray(state.timesteps).tolist(),
             shape=list(model.sample_shape),
@@ -72,8 +75,12 @@ class RunSettings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the settings as one JSON object; the digests of shards are of its text."""
-        # The order is that of version 0.1.0; the names are part of every digest.
+        """Returns the settings as one flat JSON object.
+
+        The digests of shards depend on its text: another name here makes old folders unreadable.
+        """
+        # The request's own keys and those of the run in one object, as folders have had it since
+        # version 0.1.0.
         request = self.request.to_json()
         return {
             "model": self.model,
@@ -93,12 +100,14 @@ class RunSettings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Reads what `to_json` returns.
+        """Builds the settings that `to_json` wrote.
 
         Raises:
-            ValueError: if it is of a version of cmjax with other settings.
+            ValueError: if a version of cmjax with other settings wrote them.
         """
         request = Request.from_json(values)
+
+        # Neither missing nor unknown keys: an unknown setting may have changed the samples.
         names = [field.name for field in dataclasses.fields(cls) if field.name != "request"]
         expected = {*names, *request.to_json()}
         if odd := sorted(expected ^ values.keys()):
@@ -106,10 +115,11 @@ class RunSettings:
         return cls(request=request, **{name: values[name] for name in names})
 
     def differences(self, other: "RunSettings") -> list[str]:
-        """Returns what is other in `other`, a phrase for each setting."""
+        """Returns a phrase for each setting that differs in `other`."""
         before = self.to_json()
         now = other.to_json()
-        # A later version may write down more options of the same scheduler.
+
+        # Another version may write more options of the same scheduler: that is no difference.
         if _same_scheduler(self.scheduler, other.scheduler):
             now["scheduler"] = before["scheduler"]
         return [
@@ -120,24 +130,29 @@ class RunSettings:
 
 
 def _same_scheduler(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two configurations mean the same, however many options they write down."""
+    """Returns whether two configurations give equal schedulers, defaults filled in."""
     try:
         return read_scheduler_config(one) == read_scheduler_config(other)
-    except ValueError:  # of a class of the user's own
+    except ValueError:
+        # A scheduler of the user's own that is not registered cannot be built.
         return one == other
 
 
 def model_digest(model: Model) -> str:
-    """Returns a digest of the network and its parameters.
+    """Returns a digest of a model's network and parameters, 32 hexadecimal digits.
 
-    Of an adapted network, the scheduler that it was trained for is part of it.
+    For a network that is adapted to another scheduler, the digest includes the scheduler that it
+    was trained for.
     """
+    # The network is known by its configuration, whose `repr` names all fields.
     network = repr((model.config, model.trained_for) if model.trained_for else model.config)
     digest = hashlib.blake2b(network.encode(), digest_size=16)
     for name, leaf in flatten_named(model.params).items():
-        # Names, dtypes and shapes too: equal bytes can mean other parameters.
+        # Names, dtypes and shapes too: equal bytes can be different parameters.
         values = np.ascontiguousarray(leaf)
         digest.update(f"{name} {values.dtype} {values.shape}".encode())
+
+        # As bytes: bfloat16 arrays have no buffer of their own type to hash.
         digest.update(values.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 

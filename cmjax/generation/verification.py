@@ -1,4 +1,4 @@
-"""Whether a folder of samples is as it was made."""
+"""Verification of a folder of samples: its digests, and some of its samples made again."""
 
 import itertools
 from pathlib import Path
@@ -19,10 +19,11 @@ class Verified(NamedTuple):
     """What `verify` returns.
 
     Attributes:
-        damaged: what is not as it was written, is missing, or was never written.
-        num_samples: samples in whole shards.
-        max_difference: largest of a pixel, of 255, between stored samples and those made again.
-        reproduced: whether rounding explains that difference.
+        damaged: files that are altered or missing, or that no run has written.
+        num_samples: number of samples in intact shards.
+        max_difference: largest difference of a pixel, 0 to 255, between stored samples and the
+            same samples made again.
+        reproduced: whether the differences are no larger than rounding explains.
     """
 
     damaged: list[Path]
@@ -39,41 +40,49 @@ def verify(
     batch_size: int = 64,
     shard_params: bool = False,
 ) -> Verified:
-    """Checks the digests of everything in a folder, and makes a random few samples again.
+    """Checks the digests of all files in a folder, and makes some samples again to compare.
 
     Args:
-        folder: of `generate_folder`.
-        model: that it was made with.
-        count: number of samples to make again.
-        batch_size: samples made at a time by each device.
-        shard_params: divide the parameters among the devices; see `BatchSampler`.
+        folder: a folder of `generate_folder`.
+        model: the model that its samples were made with.
+        count: number of samples to make again, chosen at random.
+        batch_size: number of samples that each device makes at a time.
+        shard_params: whether to divide the parameters among the devices; see `BatchSampler`.
+
+    Returns:
+        The damaged files, and how well the samples were reproduced.
 
     Raises:
-        ValueError: if the folder is of another model, or holds nothing.
+        ValueError: if the samples were made with another model, or the folder holds none.
     """
     folder = Path(folder)
     settings = read_manifest(folder).settings
     model = _as_it_was(folder, model, settings)
 
-    # Everything in the folder against its digests.
+    # Check all files of the folder against their digests.
     shards = Shards(folder, settings)
     found, broken = shards.find()
     damaged = [*broken, *shards.gaps(), *shards.strangers(), *damaged_exports(folder)]
-    # The shards may go once something is made of them.
+
+    # No shards are no damage if there are exports: the user may remove shards after exporting.
     if not found and not damaged and not read_sums(folder):
         raise ValueError(f"{folder} holds no samples; run generate_folder first")
 
-    # Draw some, make them again and compare.
+    # Choose some samples of the intact shards. No fixed seed: each call checks others.
     there = np.unique(np.array([index for shard in found for index in shard], np.uint32))
     if not len(there):
         return Verified(damaged, 0, 0, reproduced=True)
     chosen = np.random.default_rng().choice(there, min(count, len(there)), replace=False)
     chosen.sort()
+
+    # Make them again. Sample i depends on i alone, so that any of them can be put in a batch.
     sampler = BatchSampler(
         model, settings.request, batch_size=batch_size, shard_params=shard_params
     )
     batches = regroup([chosen], itertools.repeat(sampler.size))
     again = np.concatenate(list(sampler.batches(batches)))
+
+    # Compare, as signed integers: the difference of two u8 wraps around.
     stored = np.stack([_stored(shards, found, int(index)) for index in chosen])
     difference = np.abs(stored.astype(int) - again)
     reproduced = _is_rounding(difference, settings)
@@ -81,7 +90,8 @@ def verify(
 
 
 def _as_it_was(folder: Path, model: Model, settings: RunSettings) -> Model:
-    """Returns the model under the scheduler of the run; raises ValueError if it is another one."""
+    """Returns the model with the scheduler of the run; raises ValueError for another model."""
+    # The samples may have been made with another scheduler than the model comes with.
     try:
         model = model.with_scheduler(read_scheduler_config(settings.scheduler))
     except ValueError:  # its network cannot be adapted
@@ -94,19 +104,26 @@ def _as_it_was(folder: Path, model: Model, settings: RunSettings) -> Model:
 
 
 def _is_rounding(difference: np.ndarray, settings: RunSettings) -> bool:
-    """Whether differences [n, H, W, C] between two runs of the same samples are of rounding.
+    """Returns whether rounding explains the differences between two runs of the same samples.
 
     Sums in another order round differently. On CPUs in float32 that moves a pixel by 1 at most. In
-    bfloat16, which accelerators also take for products of float32, it was measured to move a
-    sample by 1.3 in the mean at most (18 steps); another sample is 35 off.
+    bfloat16, in which accelerators may also multiply float32, it was measured to move a sample by
+    1.3 at most in the mean over its pixels (18 steps). Two different samples differ by 35.
+
+    Args:
+        difference: absolute differences of pixels, i64[n, H, W, C].
+        settings: those of the run.
     """
     if settings.request.dtype == "float32" and settings.platform == "cpu":
         return bool(difference.max() <= 1)
+
+    # The mean over each sample, f64[n]: single pixels may move far. 4 is well between 1.3 and 35.
     means = difference.reshape(len(difference), -1).mean(axis=1)
     return bool(means.max() <= 4)
 
 
 def _stored(shards: Shards, found: dict[range, Path], index: int) -> np.ndarray:
-    """Returns one sample of a folder."""
+    """Returns sample number `index` as it is stored, u8[H, W, C]."""
+    # Its shard is read whole for it, and so checked again.
     shard = next(shard for shard in found if index in shard)
     return shards.read(shard, found[shard])[index - shard.start]
