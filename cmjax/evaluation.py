@@ -1,13 +1,16 @@
-"""How good samples are: Fréchet distance, precision and recall of features.
+"""Measures of sample quality: Fréchet distance, precision and recall of features.
 
     real = features(feature_fn, test_images)
     generated = features(feature_fn, samples)
     frechet_distance(real, generated)
     precision_recall(real, generated)
 
-The features are those of any function of yours. Only compare numbers from the same features and
-sample count. For the standard FID write the samples with `cmjax.images.save_npz` or
-`save_png_folder`, and give them to the guided-diffusion evaluator or to torch-fidelity.
+The features come from a function of your own, such as the last hidden layer of a classifier. Only
+compare numbers from the same features and sample count. For the standard FID, write the samples
+with `cmjax.images.save_npz` or `save_png_folder` and run the guided-diffusion evaluator or
+torch-fidelity on them.
+
+Everything is computed by NumPy in float64, on the host.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,14 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-BLOCK = 2**23  # distances computed at a time; 64 MiB
+BLOCK = 2**23  # distances computed at a time: 64 MiB in float64
 
 
 class Gaussian(NamedTuple):
     """A Gaussian fitted to features.
 
     Attributes:
-        mean: f64[D].
+        mean: the mean, f64[D].
         cov: the unbiased covariance, f64[D, D].
     """
 
@@ -35,8 +38,8 @@ class PrecisionRecall(NamedTuple):
     """Fidelity and variety of generated samples.
 
     Attributes:
-        precision: share of the generated samples that look real.
-        recall: share of the real samples that could have been generated.
+        precision: fraction of the generated samples that lie on the manifold of the real ones.
+        recall: fraction of the real samples that lie on the manifold of the generated ones.
     """
 
     precision: float
@@ -48,17 +51,17 @@ def features(
 ) -> np.ndarray:
     """Applies a function to images batch by batch.
 
-    All batches have one size, so that a jitted function compiles once: the last one is filled up
-    with copies, whose features are dropped.
+    All batches have the same size, so that a jitted function compiles once: the last batch is
+    padded with copies, whose features are dropped.
 
     Args:
-        feature_fn: from `batch_size` images to features `[batch_size, D]`, each of its own image
-            alone. It gets the images as they are; jit it if it is JAX.
-        images: `[N, ...]` of any dtype.
-        batch_size: images at a time.
+        feature_fn: maps `batch_size` images to features `[batch_size, D]`. The features of an
+            image must not depend on the rest of the batch. A JAX function should be jitted.
+        images: `[N, ...]` of any dtype; passed to `feature_fn` unchanged.
+        batch_size: number of images at a time.
 
     Returns:
-        f64[N, D].
+        The features, f64[N, D].
 
     Raises:
         ValueError: if there are no images, or features have another shape or are not finite.
@@ -70,7 +73,8 @@ def features(
     parts = []
     for first in range(0, len(images), batch_size):
         batch = np.asarray(images[first : first + batch_size])
-        # Copies of an image rather than zeros, which a feature_fn may not take.
+
+        # Copies of an image rather than zeros, which are no valid input of every function.
         filling = batch[-1:].repeat(batch_size - len(batch), 0)
         values = np.asarray(feature_fn(np.concatenate([batch, filling])), np.float64)
         if values.ndim != 2 or len(values) != batch_size:
@@ -88,14 +92,16 @@ def fit_gaussian(batches: Iterable[ArrayLike]) -> Gaussian:
     Means and scatter matrices of batches are merged as in Chan, Golub and LeVeque (1979).
 
     Args:
-        batches: features `[n, D]`, n being at least 1 and may vary.
+        batches: features `[n, D]` each; n is at least 1 and may vary.
 
     Returns:
-        The mean and the unbiased covariance, as `np.cov` has it.
+        The mean and the unbiased covariance; the latter is that of `np.cov`.
 
     Raises:
         ValueError: for other shapes, numbers that are not finite, or fewer than 2 samples in all.
     """
+    # Of the n samples seen so far: the mean m = sum x / n and the scatter
+    # S = sum (x - m) (x - m)^T. Broadcasting turns [1] into [D] and [D, D] at the first batch.
     count = 0
     mean = np.zeros(1)
     scatter = np.zeros(1)
@@ -110,9 +116,12 @@ def fit_gaussian(batches: Iterable[ArrayLike]) -> Gaussian:
         step = batch_mean - mean
         total = count + len(batch)
 
-        # Scatter within the batch, and between the batch and what came before.
+        # S <- S + S_batch + d d^T n k / (n + k), for k samples in the batch, whose mean is d away.
+        # The sum of squares minus n m m^T instead would cancel to rounding errors.
         between = np.outer(step, step) * (count * len(batch) / total)
         scatter = scatter + centered.T @ centered + between
+
+        # m <- m + d k / (n + k)
         mean = mean + step * (len(batch) / total)
         count = total
     if count < 2:
@@ -123,13 +132,13 @@ def fit_gaussian(batches: Iterable[ArrayLike]) -> Gaussian:
 def frechet_distance(a: ArrayLike | Gaussian, b: ArrayLike | Gaussian) -> float:
     """Returns |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2) of two Gaussians.
 
-    This is the distance of Dowson and Landau (1982); with Inception's features, the FID of Heusel
-    et al. (2017). It is sound for covariances without full rank, such as those of fewer samples
-    than features, and never negative.
+    This is the distance of Dowson and Landau (1982); with the features of Inception it is the FID
+    of Heusel et al. (2017). The result is never negative, and accurate for singular covariances,
+    such as those of fewer samples than features.
 
     Args:
-        a: features `[N, D]`, or a fit to them by `fit_gaussian` or from a file of statistics.
-        b: as `a`, with as many features; the number of samples may differ.
+        a: features `[N, D]`, or a Gaussian from `fit_gaussian` or from a file of statistics.
+        b: likewise, with the same number of features; the number of samples may differ.
 
     Raises:
         ValueError: for other shapes, numbers that are not finite, fewer than 2 samples, or no
@@ -139,25 +148,32 @@ def frechet_distance(a: ArrayLike | Gaussian, b: ArrayLike | Gaussian) -> float:
     mean_b, cov_b = as_gaussian(b, "b")
     if mean_a.shape != mean_b.shape:
         raise ValueError(f"a and b must have as many features, got {len(mean_a)} and {len(mean_b)}")
-    # With C = R R^T the trace of (C1 C2)^1/2 is the sum of the singular values of R1^T R2. A root
-    # of the eigenvalues of C1 C2 instead would turn their rounding errors e into e^1/2.
+
+    # With C = R R^T, tr (C1 C2)^1/2 is the sum of the singular values of R1^T R2. Taking roots of
+    # the eigenvalues of C1 C2 instead would turn their rounding errors e into e^1/2.
     cross = np.linalg.svd(_root(cov_a).T @ _root(cov_b), compute_uv=False).sum()
     distance = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+
+    # Equal Gaussians may come out below zero by rounding.
     return max(float(distance), 0.0)
 
 
 def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> PrecisionRecall:
-    """Measures fidelity and variety apart.
+    """Measures fidelity and variety of generated samples separately.
 
-    Improved precision and recall (Kynkäänniemi et al. 2019): a set's manifold is the union of
-    balls around its samples, each reaching to the k-th nearest other one. Precision is the share
-    of generated samples on the real manifold; recall that of real samples on the generated one.
-    Ties, up to rounding, are on it.
+    This is the improved precision and recall of Kynkäänniemi et al. (2019). The manifold of a set
+    of samples is the union of balls around them, each of which reaches to the sample's k-th nearest
+    neighbour in the set. Precision is the fraction of generated samples on the manifold of the real
+    ones, recall the fraction of real samples on the manifold of the generated ones. Points on the
+    surface of a ball, up to rounding, are inside.
 
     Args:
         real: features `[N, D]`.
-        generated: features `[M, D]`; M is N in the paper, and the shares depend on both.
-        k: neighbours, 3 in the paper.
+        generated: features `[M, D]`. Results depend on both numbers; in the paper M equals N.
+        k: which neighbour a ball reaches to; 3 in the paper.
+
+    Returns:
+        The two fractions.
 
     Raises:
         ValueError: for other shapes, numbers that are not finite, or k that is not from 1 to
@@ -175,13 +191,18 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> Preci
             f"got k={k} for {len(x)} real and {len(y)} generated ones"
         )
 
-    # A large mean that all have in common would cost digits in the squared distances.
+    # Distances do not change by a shift. Without it, a large mean that all features share would
+    # cost digits in |x|^2 + |y|^2 - 2 x y.
     center = x.mean(0)
     x = x - center
     y = y - center
 
+    # Squared radii of the balls, f64[N] and f64[M].
     reach_x = _reach(x, k)
     reach_y = _reach(y, k)
+
+    # Which samples lie in a ball of the other set, a block of real ones at a time. Distances are
+    # lowered by a bound on their rounding error, about D eps, so that ties count as inside.
     precise = np.zeros(len(y), bool)
     recalled = np.zeros(len(x), bool)
     rounding = (x.shape[1] + 8) * np.finfo(np.float64).eps
@@ -192,7 +213,16 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> Preci
 
 
 def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:
-    """Returns the Gaussian of features, or checks one that is given; errors call it `name`."""
+    """Fits a Gaussian to features, or checks one that is given.
+
+    Args:
+        values: features `[N, D]`, or a Gaussian.
+        name: the argument's name, for errors.
+
+    Raises:
+        ValueError: for other shapes, numbers that are not finite, fewer than 2 samples, or a matrix
+            that is no covariance.
+    """
     if not isinstance(values, Gaussian):
         values = _as_features(values, name)
         if len(values) < 2:
@@ -200,7 +230,8 @@ def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:
                 f"{name} must have the features of at least 2 samples, got {len(values)}"
             )
         return fit_gaussian([values])
-    # A Gaussian from a file of statistics may be anything.
+
+    # A Gaussian from a file of statistics may hold anything.
     mean = np.asarray(values.mean, np.float64)
     cov = np.asarray(values.cov, np.float64)
     if mean.ndim != 1 or not mean.size or cov.shape != 2 * mean.shape:
@@ -209,6 +240,8 @@ def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise ValueError(f"{name} must have a mean and a covariance that are finite; fit it again")
+
+    # A symmetric matrix up to the rounding of float32, in which statistics may have been stored.
     if np.abs(cov - cov.T).max() > 1e-5 * np.abs(cov).max():
         raise ValueError(
             f"{name} must have a symmetric covariance; "
@@ -218,7 +251,7 @@ def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:
 
 
 def _as_features(values: ArrayLike, name: str) -> np.ndarray:
-    """Returns features as f64[N, D]; raises ValueError for other shapes and what is not finite."""
+    """Returns features as f64[N, D]; raises ValueError for other shapes and non-finite numbers."""
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"{name} must be features [N, D] and not empty, got shape {values.shape}")
@@ -232,18 +265,20 @@ def _as_features(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def _root(cov: np.ndarray) -> np.ndarray:
-    """R with cov = R R^T, without the directions whose variance is but rounding."""
-    # Eigenvalues at the rounding of the largest would enter by their roots, much larger.
+    """Returns R with cov = R R^T, without the directions whose variance is only rounding error."""
+    # Eigenvalues of the size of the largest one's rounding error are noise. Their roots, which are
+    # much larger, would add up: they count as zero.
     values, vectors = np.linalg.eigh(cov)
     least = values[-1] * len(cov) * np.finfo(np.float64).eps
     return vectors * np.sqrt(np.where(values > least, values, 0).clip(0))
 
 
 def _reach(x: np.ndarray, k: int) -> np.ndarray:
-    """The squared distance of every row to the k-th nearest other one."""
+    """Returns the squared distance of every row of x to the k-th nearest other row, f64[N]."""
     reach = np.empty(len(x))
     for rows, squares in _squared_distances(x, x):
-        # A row is not its own neighbour; its copies are.
+        # A row is not its own neighbour, but rows equal to it are. In this block of rows, column
+        # rows.start + i is row i itself.
         np.fill_diagonal(squares[:, rows.start :], np.inf)
         reach[rows] = np.partition(squares, k - 1, axis=1)[:, k - 1]
     return reach
@@ -252,18 +287,21 @@ def _reach(x: np.ndarray, k: int) -> np.ndarray:
 def _squared_distances(
     x: np.ndarray, y: np.ndarray, less: float = 0.0
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Squared distances of all pairs, a block of rows at a time.
+    """Yields the squared distances of all pairs, a block of rows of x at a time.
 
     Args:
         x: f64[N, D].
         y: f64[M, D].
-        less: share of the squared norms to subtract, so that ties count in spite of rounding.
+        less: fraction of the squared norms to subtract, so that ties count in spite of rounding.
 
     Yields:
-        Which rows of x, and their squared distances to all of y, f64[n, M].
+        A slice of rows of x, and their squared distances to all rows of y, f64[n, M].
     """
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x y: one matrix product, and no array [N, M, D].
     norms_x = np.einsum("nd,nd->n", x, x)
     norms_y = np.einsum("nd,nd->n", y, y)
+
+    # As many rows at a time as give about BLOCK distances.
     size = max(1, BLOCK // len(y))
     for first in range(0, len(x), size):
         rows = slice(first, first + size)

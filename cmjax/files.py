@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole: a crash leaves the old or the new, never half."""
+"""Atomic replacement of files and folders: a crash leaves the old or the new, never a part."""
 
 import contextlib
 import ctypes
@@ -14,20 +14,31 @@ from typing import IO
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """Opens a file that takes the place of `path` once it is complete.
+    """Opens a temporary file that replaces `path` when the context ends without an error.
 
-    A failure leaves `path` as it was.
+    A failure leaves `path` unchanged.
+
+    Args:
+        path: the file to write; its folder must exist.
+
+    Yields:
+        The temporary file, opened for writing bytes.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: if the file cannot be written. Its message names `path`.
     """
-    path = Path(os.path.realpath(path))  # a link stays a link
+    # A symbolic link is followed, so that it stays a link. The temporary file is in the same
+    # folder, since a rename is atomic only within one file system.
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}{path.suffix}")
     try:
         with temporary.open("xb") as file:
             yield file
+
+            # Flushed before the rename: the name must never refer to data that a crash of the
+            # machine can lose. Some file systems report a full disk only here.
             file.flush()
-            os.fsync(file.fileno())  # some file systems report a full disk only here
+            os.fsync(file.fileno())
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
@@ -38,9 +49,15 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Makes a folder that takes the place of `path` once it is complete.
+    """Creates a temporary folder that replaces `path` when the context ends without an error.
 
-    A failure leaves `path` as it was.
+    A failure leaves `path` unchanged.
+
+    Args:
+        path: the folder to write; its parents are created.
+
+    Yields:
+        The path of the temporary folder.
 
     Raises:
         OSError: if the folder cannot be written, or `path` is a file.
@@ -53,8 +70,13 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+
+        # As for files: first the content, then the name.
         for file in [*temporary.rglob("*"), temporary]:
             _sync(file)
+
+        # A rename cannot replace a folder that is not empty, so the two are exchanged; the old one
+        # is then removed under the temporary name.
         if path.exists():
             _exchange(temporary, path)
         else:
@@ -67,7 +89,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Removes the temporary files and folders that killed processes have left in a folder."""
+    """Removes the temporary files and folders that killed processes left in a folder."""
     for path in folder.glob(".cmjax-*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -76,13 +98,14 @@ def clear_unfinished(folder: Path) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Adds a line to a file, in one write.
+    """Appends a line to a file, in one write.
 
-    A line that a full disk cut short before is ended first, so that it does not spoil this one.
+    If a full disk has cut the last line short, that line is ended first, so that only it is lost.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the line cannot be written.
     """
+    # Unbuffered, so that a line is one system call: a kill leaves all of it or nothing.
     try:
         with path.open("ab+", buffering=0) as file:
             if file.seek(0, os.SEEK_END):
@@ -90,6 +113,8 @@ def append(path: Path, line: str) -> None:
                 if file.read(1) != b"\n":
                     line = f"\n{line}"
             content = f"{line}\n".encode()
+
+            # An almost full disk takes a part of the line without an error.
             if file.write(content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
@@ -97,17 +122,17 @@ def append(path: Path, line: str) -> None:
 
 
 def _named(error: OSError, path: Path) -> OSError:
-    """Adds the path to an error: one of a write says what is wrong, but not where."""
+    """Adds the path to an error: that of a failed write says what is wrong, but not where."""
     if error.errno and not error.filename:
         error.filename = os.fspath(path)
     return error
 
 
 def _sync(path: Path) -> None:
-    """Flushes a file or folder to the disk, so that it outlives a crash of the machine."""
+    """Flushes a file or folder to the disk, so that it survives a crash of the machine."""
     folder = path.is_dir()
     if folder and os.name == "nt":
-        return  # Windows does not open folders
+        return  # Windows cannot open folders
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -115,16 +140,17 @@ def _sync(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        # Some file systems cannot flush folders, and this user may not be allowed to read one.
+        # Some file systems cannot flush folders, and the user may lack permission to read one.
+        # Either costs safety against a crash of the machine, not correctness.
         if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swaps the names of two folders, in one operation where the system has it (Linux, macOS).
+    """Exchanges the names of two folders, atomically on Linux and macOS.
 
-    Python cannot ask for that operation, so the C library is called. With two renames instead, a
-    process that is killed between them leaves nothing at the path of a model.
+    Python has no function for it, so the C library is called. With two renames instead, a process
+    that is killed between them leaves nothing at the path of a model.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     one_name = os.fsencode(one)
@@ -138,7 +164,8 @@ def _exchange(one: Path, other: Path) -> None:
         swap = 2  # RENAME_SWAP
         done = libc.renamex_np(one_name, other_name, swap) == 0
 
-    # Elsewhere a kill between these lines leaves the old folder under its temporary name.
+    # Other systems, and file systems without the operation. A kill between these lines leaves the
+    # old folder under a temporary name.
     if not done:
         aside = one.with_name(f"{one.name}-old")
         other.rename(aside)

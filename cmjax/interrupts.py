@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that a loop asks between two of its steps."""
+"""Ctrl-C and SIGTERM as a flag that a loop checks between two of its steps."""
 
 import contextlib
 import signal
@@ -7,14 +7,16 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Yields a list that Ctrl-C or SIGTERM makes true; a second signal ends the process as usual.
+    """Yields a list to which Ctrl-C or SIGTERM appends its signal number.
 
+    It is empty, and so false, until the first signal. A second signal ends the process as usual.
     Outside of the main thread, where Python allows no signal handlers, the list stays empty.
     """
     caught: list[int] = []
     before = {}
 
     def note(number, _):
+        # The handlers of before are back from here on: a user who presses Ctrl-C twice wants out.
         caught.append(number)
         _restore(before)
 
