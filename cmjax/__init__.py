@@ -1,7 +1,7 @@
 """Few-step generation for JAX: consistency models as small pure functions.
 
 Everything public is an attribute of this package, and is imported when it is first used.
-`__init__.pyi` says the same to type checkers and editors; a test compares the two.
+`__init__.pyi` declares the same names for type checkers and editors; a test compares the two.
 """
 
 import importlib
@@ -9,6 +9,7 @@ from typing import Any
 
 from cmjax.version import __version__ as __version__
 
+# Imported lazily, so that `import cmjax` is fast and one module does not load all the others.
 _SUBMODULES = (
     "arrays",
     "checkpoints",
@@ -36,7 +37,8 @@ _SUBMODULES = (
     "version",
 )
 
-# submodule -> the names of it that are public here too
+# For each submodule, the names that are also public here: `cmjax.sample` is
+# `cmjax.sampling.sample`.
 _EXPORTS = {
     "checkpoints": ("load", "save"),
     "model": ("Model",),
@@ -66,6 +68,8 @@ _EXPORTS = {
         "scheduler_from_config",
     ),
 }
+
+# The same table by name: {"sample": "sampling", ...}.
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = sorted([*_HOMES, *_SUBMODULES])  # pyright: ignore[reportUnsupportedDunderAll]
@@ -73,11 +77,13 @@ __all__ = sorted([*_HOMES, *_SUBMODULES])  # pyright: ignore[reportUnsupportedDu
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used (PEP 562)."""
+    # Python calls this only for names that are not in the module yet. An imported submodule becomes
+    # an attribute by itself.
     if name in _SUBMODULES:
         return importlib.import_module(f"cmjax.{name}")
     if name in _HOMES:
         value = getattr(importlib.import_module(f"cmjax.{_HOMES[name]}"), name)
-        globals()[name] = value  # so that this function is not asked again
+        globals()[name] = value  # so that Python does not call this function again
         return value
     raise AttributeError(f"module 'cmjax' has no attribute {name!r}")
 

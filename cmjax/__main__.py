@@ -1,4 +1,4 @@
-"""`python -m cmjax`."""
+"""The command line as `python -m cmjax`."""
 
 from cmjax.cli import main
 

@@ -12,22 +12,29 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 Config = TypeVar("Config")
-LARGEST = 2**31 - 1  # integer in a file: larger ones overflow in JAX's and NumPy's int32
+LARGEST = 2**31 - 1  # largest integer in a file: more overflows JAX's and NumPy's int32
 
 
 def from_json(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """Builds a configuration dataclass from a JSON object; lists become tuples.
 
+    Args:
+        cls: the dataclass, whose fields are the options.
+        values: the options by name. Those with defaults may be missing.
+
     Raises:
-        ValueError: for an option that the dataclass does not have, a missing one that it needs, or
-            an integer beyond 32 bits.
+        ValueError: for an unknown option, a missing option without default, or an integer beyond
+            32 bits.
     """
+    # Unknown names are errors: a misspelt option would otherwise silently keep its default.
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in fields:
             hint = did_you_mean(name, list(fields))
             raise ValueError(f"{cls.__name__} has no option {name!r}{hint}")
         _check_size(name, value)
+
+    # Missing names: `cls(**values)` would raise a TypeError, which says less.
     for name, field in fields.items():
         optional = (
             field.default is not dataclasses.MISSING
@@ -35,6 +42,8 @@ def from_json(cls: type[Config], values: Mapping[str, Any]) -> Config:
         )
         if name not in values and not optional:
             raise ValueError(f"{cls.__name__} needs the option {name!r}")
+
+    # JSON has no tuples, but a hashable dataclass has no lists.
     arguments = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
@@ -42,25 +51,30 @@ def from_json(cls: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def _check_size(name: str, value: Any) -> None:
-    """Checks that `value`, or every item of a list, fits in 32 bits if it is an integer."""
+    """Raises ValueError for an integer beyond 32 bits, also as an item of a list."""
     items = value if isinstance(value, list) else [value]
     for item in items:
         if isinstance(item, int) and abs(item) > LARGEST:
+            # Only its length is shown: JSON integers can have millions of digits.
             bits = item.bit_length()
             raise ValueError(f"{name} has a number of {bits} bits, which no model needs")
 
 
 def import_by_name(text: str, what: str) -> Any:
-    """Imports what a text such as "package.module:Name" names.
+    """Imports the object that a text such as "package.module:Name" names.
 
     Importing a module runs it: the text must come from the user, never from a downloaded file.
 
     Args:
-        text: the module's name, a colon, and the name of something in it.
-        what: what it is for, such as "network"; errors begin with it.
+        text: the name of a module, a colon, and the name of an object in it.
+        what: the kind of object, such as "network"; error messages begin with it.
+
+    Returns:
+        The object.
 
     Raises:
-        ValueError: if `text` has another form, or there is no such module or no such name in it.
+        ValueError: if `text` has another form, or if the module or the object cannot be found or
+            imported.
     """
     module_name, _, name = text.partition(":")
     if not module_name or not name:
@@ -68,6 +82,8 @@ def import_by_name(text: str, what: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        # Either the module itself or a package above it does not exist, or the module exists and
+        # imports another one that does not.
         missing = error.name or ""
         if module_name == missing or module_name.startswith(f"{missing}."):
             raise ValueError(
@@ -75,9 +91,12 @@ def import_by_name(text: str, what: str) -> Any:
                 "install it, or put its folder on PYTHONPATH"
             ) from None
         raise ValueError(f"{what} {text!r}: {module_name} needs {missing!r}") from error
-    except Exception as error:  # anything may go wrong in a module of somebody else's
+    except Exception as error:
+        # The user's module runs as it is imported, and may raise anything.
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"{what} {text!r}: importing {module_name} failed: {why}") from error
+
+    # The name may have dots, for an attribute of a class.
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -89,7 +108,7 @@ def import_by_name(text: str, what: str) -> Any:
 
 
 def did_you_mean(name: Any, known: list[str]) -> str:
-    """Returns the end of an error message: the known name closest to `name`, or all of them."""
+    """Returns the end of an error message: the known name closest to `name`, or all names."""
     close = difflib.get_close_matches(str(name), known, 1)
     if close:
         return f"; did you mean {close[0]!r}?"
@@ -97,17 +116,20 @@ def did_you_mean(name: Any, known: list[str]) -> str:
 
 
 def is_int(value: Any, low: float | None = None, high: float | None = None) -> bool:
-    """Whether `value` is an integer, not a boolean, from `low` to `high`; None is no bound."""
+    """Returns whether `value` is an integer from `low` to `high`; None means no bound."""
+    # A boolean is an `int` in Python, but num_steps=True is a mistake.
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         return False
     return _within(value, low, high)
 
 
 def is_finite(value: Any, low: float | None = None, high: float | None = None) -> bool:
-    """Whether `value` is a finite number, not a boolean, from `low` to `high`; None is no bound."""
+    """Returns whether `value` is a finite number from `low` to `high`; None means no bound."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         return False
-    largest = sys.float_info.max  # math.isfinite raises for integers that are larger
+
+    # Not `math.isfinite`, which raises for integers that are larger than any float.
+    largest = sys.float_info.max
     return bool(-largest <= value <= largest) and _within(value, low, high)
 
 
@@ -116,22 +138,24 @@ def _within(value: Any, low: float | None, high: float | None) -> bool:
 
 
 def check_options(config: Any) -> None:
-    """Checks the fields of a configuration against their annotations and their domains.
+    """Checks the fields of a configuration against their annotations and domains.
 
-    The class declares domains in `_domains`, a mapping from the name of a field to
+    A class declares domains in `_domains`, a mapping from the name of a field to
 
-    * the allowed strings, for `str` and `tuple[str, ...]`; without them a `str` has to keep its
+    * the allowed strings, for `str` and `tuple[str, ...]`. A `str` without a domain must keep its
       default;
-    * the lowest and highest number, for `int`, `float` and tuples of them; None is no bound.
+    * the lowest and the highest number, for `int`, `float` and tuples of them. None means no bound.
 
-    Fields of `bool` need no domain; other fields without one are not checked. `X | None` allows
-    None too. `_unsupported` maps a field that must keep its default to a hint for the error.
+    Fields of type `bool` need no domain; other fields without one are not checked. `X | None`
+    allows None as well. `_unsupported` maps a field that must keep its default to a hint that the
+    error message shows. Both tables are inherited, and derived classes may override entries.
 
     Args:
         config: an instance of a dataclass.
 
     Raises:
-        ValueError: naming the field, its value and what is allowed.
+        ValueError: if a field is out of its domain. The message gives the field, its value and what
+            is allowed.
     """
     cls = type(config)
     domains = _inherited(cls, "_domains")
@@ -142,19 +166,25 @@ def check_options(config: Any) -> None:
         value = getattr(config, name)
         if name in unsupported and value != field.default:
             raise ValueError(f"{name}={value!r} is not supported; {unsupported[name]}")
+
+        # A string without a domain has one allowed value, its default.
         domain = domains.get(name)
         if domain is None and hints[name] is str:
             domain = (field.default,)
+
+        # At most 1,000 characters of the value: it may come from any file.
         if not _fits(value, hints[name], domain):
             raise ValueError(f"{name} must be {_words(hints[name], domain)}, got {value!r:.1000}")
 
 
 def _fits(value: Any, hint: Any, domain: Any) -> bool:
-    """Whether `value` is of the type `hint`, and within the domain."""
+    """Returns whether `value` has the type `hint` and is within the domain."""
     if hint is bool:
         return isinstance(value, bool)
     if domain is None:
         return True
+
+    # `X | None` and `tuple[X, ...]`: the domain is that of X.
     if _optional(hint):
         return value is None or _fits(value, get_args(hint)[0], domain)
     if get_origin(hint) is tuple:
@@ -168,7 +198,8 @@ def _fits(value: Any, hint: Any, domain: Any) -> bool:
 
 
 def _words(hint: Any, domain: Any) -> str:
-    """Returns what `_fits` asks for, in words."""
+    """Returns in words which values `_fits` accepts, for error messages."""
+    # JSON's words, "true" and "null": most configurations come from files.
     if hint is bool:
         return "true or false"
     if _optional(hint):
@@ -187,12 +218,14 @@ def _words(hint: Any, domain: Any) -> str:
 
 
 def _optional(hint: Any) -> bool:
-    """Whether `hint` is `X | None`."""
+    """Returns whether `hint` is `X | None`."""
+    # `X | None` is a UnionType, `Optional[X]` a Union.
     return get_origin(hint) in (types.UnionType, Union) and get_args(hint)[1] is type(None)
 
 
 def _inherited(cls: type, table: str) -> dict[str, Any]:
-    """Returns the entries of a class-level table, those of derived classes over those of bases."""
+    """Returns the entries of a class-level table, merged over the class and its bases."""
+    # From the most basic class on: derived classes override entries.
     merged: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         merged.update(vars(base).get(table, {}))
@@ -201,4 +234,5 @@ def _inherited(cls: type, table: str) -> dict[str, Any]:
 
 @functools.cache
 def _type_hints(cls: type) -> dict[str, Any]:
+    # Cached, since every construction of a configuration evaluates its annotations.
     return get_type_hints(cls)

@@ -16,7 +16,7 @@ def interruptible() -> Iterator[list[int]]:
     before = {}
 
     def note(number, _):
-        # The handlers of before are back from here on: a user who presses Ctrl-C twice wants out.
+        # From here on the earlier handlers are back: a user who presses Ctrl-C twice wants out.
         caught.append(number)
         _restore(before)
 

@@ -1,4 +1,4 @@
-"""Classes of a conditional model, given by number or by name."""
+"""Class labels, given by number or by name."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,31 +10,36 @@ import numpy as np
 from cmjax.arrays import concrete
 from cmjax.configs import did_you_mean, is_int
 
+# What users may pass as `labels`: one class, several, or None for all classes in turn.
 Labels = int | str | Sequence[int | str] | np.ndarray | jax.Array | None
 
 
 def class_indices(
     labels: Labels, num_classes: int | None, class_names: Sequence[str] | None = None
 ) -> list[int] | None:
-    """Returns the numbers of the classes that labels ask for.
+    """Returns the class numbers for labels that are given by number or name.
 
     Args:
-        labels: a number, a name, or several of these; None is all classes.
-        num_classes: of the model; None for a model without classes.
+        labels: a number, a name, or several of these; None means all classes.
+        num_classes: number of classes of the model; None for a model without classes.
         class_names: one name per class, or None.
 
     Returns:
-        The numbers, as `class_labels` has them; None for a model without classes.
+        The class numbers, which the network takes as `class_labels`; None for a model without
+        classes.
 
     Raises:
         ValueError: if the model has no such class, or no classes at all.
     """
+    # Labels would not change what an unconditional model makes: asking for them is a mistake.
     if num_classes is None:
         if labels is not None:
             raise ValueError("labels: the model has no classes; leave them out")
         return None
     if labels is None:
         return list(range(num_classes))
+
+    # An empty list is neither "all classes" nor any class to repeat.
     given = _as_list(labels)
     if not given:
         raise ValueError("labels: give at least one class, or None for all")
@@ -44,20 +49,27 @@ def class_indices(
 def check_class_names(names: Any, num_classes: int | None) -> None:
     """Checks that `names` is a tuple of one distinct name per class.
 
+    Args:
+        names: the names, in the order of the classes.
+        num_classes: number of classes, or None for a model without classes.
+
     Raises:
         ValueError: if it is not.
     """
+    # A tuple, not a list: names are static data of a pytree, which must be hashable.
     if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"class_names must be a tuple of names, got {names!r:.200}")
     if len(names) != num_classes:
         raise ValueError(f"class_names has {len(names)} names for {num_classes} classes")
+
+    # A name that occurs twice could not be asked for.
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise ValueError(f"class_names has the name {name!r} {count} times")
 
 
 def describe_classes(num_classes: int | None, class_names: Sequence[str] | None) -> str:
-    """Returns such as "3 classes (cats, dogs, mice)", with the first few names."""
+    """Returns a text such as "3 classes (cats, dogs, mice)", with the first few names."""
     if num_classes is None:
         return "no classes"
     if class_names is None:
@@ -68,24 +80,29 @@ def describe_classes(num_classes: int | None, class_names: Sequence[str] | None)
 
 
 def _as_list(labels: Any) -> list[Any]:
-    """Returns one label, an array of them or a sequence of them as a list."""
+    """Returns one label, or an array or sequence of labels, as a list."""
+    # A string is a sequence too, of characters.
     if isinstance(labels, str):
         return [labels]
     if isinstance(labels, (jax.Array, np.ndarray)):
+        # Under `jax.jit` the values are not known, so that they cannot be checked here.
         known = concrete(labels)
         if known is None:
-            raise ValueError("labels: traced ones go into cond={'class_labels': labels}")
+            raise ValueError("labels: pass traced labels as cond={'class_labels': labels}")
         return known.reshape(-1).tolist()
     return list(labels) if isinstance(labels, Sequence) else [labels]
 
 
 def _class_index(label: Any, num_classes: int, names: Sequence[str]) -> int:
+    """Returns the number of the class that one label names."""
     if not isinstance(label, str):
         if not is_int(label, 0, num_classes - 1):
             raise ValueError(f"labels: the model's classes are 0..{num_classes - 1}, got {label!r}")
         return int(label)
     if label in names:
         return list(names).index(label)
+
+    # An unknown name: say what would be known.
     if not names:
         raise ValueError(
             f"labels: the model's classes have no names; give numbers 0..{num_classes - 1}, "

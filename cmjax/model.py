@@ -1,4 +1,4 @@
-"""A network with its parameters and the sampler it was trained for."""
+"""`Model`: a network with its parameters and its scheduler."""
 
 import dataclasses
 from collections import Counter
@@ -20,18 +20,21 @@ from cmjax.schedulers import Scheduler
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class Model:
-    """A network with its parameters, and the sampler it was trained for.
+    """A network with its parameters and the scheduler to sample it with.
 
-    A pytree whose leaves are `params`; everything else is static.
+    A pytree whose leaves are those of `params`; everything else is static.
 
     Attributes:
-        apply_fn: `(params, x, t, **cond) -> model_output`.
+        apply_fn: the network, `(params, x, t, **cond) -> model_output`.
         params: the parameters of the network, a pytree of arrays.
-        scheduler: the sampler that the network is for.
-        config: the network's config dataclass.
-        trained_for: the scheduler that the network was trained for, where it is adapted to
-            another one; None where it is not.
-        class_names: one name per class, or None where the classes have no names.
+        scheduler: the scheduler that `apply_fn` is for.
+        config: the config dataclass of the network.
+        trained_for: if `apply_fn` adapts the network to another scheduler, the one that it was
+            trained for; otherwise None.
+        class_names: one name per class, or None if the classes have no names.
+
+    Raises:
+        ValueError: if `class_names` is not a tuple of one distinct name per class.
     """
 
     apply_fn: ApplyFn = dataclasses.field(metadata={"static": True})
@@ -42,6 +45,8 @@ class Model:
     class_names: tuple[str, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self):
+        # Only static fields are checked: JAX also builds models whose params are tracers, or
+        # placeholders without a shape.
         if self.class_names is not None:
             check_class_names(self.class_names, self.num_classes)
 
@@ -50,13 +55,15 @@ class Model:
         """Shape of one sample, `(H, W, C)` for images.
 
         Raises:
-            ValueError: if the config does not say it.
+            ValueError: if the config does not give it.
         """
         return sample_shape(self.config)
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes, or None for an unconditional model."""
+        # The field has the name that diffusers' UNet2DModel gives it. A config without the field is
+        # that of an unconditional network.
         return getattr(self.config, "num_class_embeds", None)
 
     def sample(
@@ -71,13 +78,13 @@ class Model:
         """Generates samples with the model's own scheduler.
 
         Args:
-            key: one key, from which sample *i* draws by `fold_in(key, first_index + i)`, or one per
-                sample `[num]`.
+            key: one key, from which sample i gets its own, `fold_in(key, first_index + i)`; or one
+                key per sample, `[num]`.
             num: number of samples.
-            labels: classes to ask for, for a model that has them: a number, a name of
-                `class_names`, or several of these, repeated in turn. None asks for all classes in
+            labels: the classes to sample, for a conditional model: a number, a name of
+                `class_names`, or several of these, repeated in turn. None samples all classes in
                 turn, unless `cond` has `class_labels`.
-            num_inference_steps: number of steps; None means one, unless `options` say otherwise.
+            num_inference_steps: number of steps; None means one, unless `options` give the levels.
             **options: further arguments of `cmjax.sample`, such as `timesteps` or `cond`.
 
         Returns:
@@ -85,15 +92,20 @@ class Model:
             the pair (samples, trajectory).
 
         Raises:
-            ValueError: for labels that the model does not have, and as `cmjax.sample`.
+            ValueError: for labels that the model does not have, and for whatever `cmjax.sample`
+                rejects.
         """
         if not is_int(num, 1):
             raise ValueError(f"num must be a positive integer, got {num!r}")
+
+        # A copy, since `class_labels` is added to it.
         cond = dict(options.pop("cond", None) or {})
         if "class_labels" in cond and labels is not None:
             raise ValueError("labels and cond['class_labels'] exclude each other; give one")
         if "class_labels" not in cond and (classes := self.class_indices(labels)) is not None:
-            # Sample i asks for the same class, however many samples are made at a time.
+            # i32[num]: sample i has class classes[i mod len], where i counts from `first_index`, so
+            # that it does not depend on how many samples are made at a time. `first_index` may be
+            # traced.
             first_index = jnp.asarray(options.get("first_index", 0)).astype(jnp.uint32)
             indices = first_index + jnp.arange(num, dtype=jnp.uint32)
             turn = indices % jnp.uint32(len(classes))
@@ -110,13 +122,14 @@ class Model:
         )
 
     def class_indices(self, labels: Labels = None) -> list[int] | None:
-        """Returns the numbers of classes that are given by number or name.
+        """Returns the class numbers for labels that are given by number or name.
 
         Args:
-            labels: a number, a name of `class_names`, or several of these; None is all classes.
+            labels: a number, a name of `class_names`, or several of these; None means all classes.
 
         Returns:
-            The numbers, as `class_labels` has them; None for a model without classes.
+            The class numbers, which the network takes as `class_labels`; None for a model without
+            classes.
 
         Raises:
             ValueError: if the model has no such class, or no classes at all.
@@ -124,23 +137,27 @@ class Model:
         return class_indices(labels, self.num_classes, self.class_names)
 
     def class_name(self, index: int) -> str:
-        """Returns the name of a class, or its number where the classes have no names."""
+        """Returns the name of a class, or its number as text if the classes have no names."""
         return str(index) if self.class_names is None else self.class_names[index]
 
     def with_scheduler(self, scheduler: Scheduler) -> Self:
-        """Returns the model to be sampled with another scheduler, its network adapted to it.
+        """Returns a model that samples with another scheduler, to which the network is adapted.
 
-        Solvers of the probability-flow ODE take a network of consistency models for a denoiser.
+        A scheduler that solves the probability-flow ODE needs a denoiser. The network is then read
+        as one, that is, without the boundary condition of consistency models.
 
         Args:
-            scheduler: of the kind the model was trained for, or any for a model of
-                CMStochasticIterativeScheduler.
+            scheduler: the new scheduler, of the same class or any to which the network can be
+                adapted; see `cmjax.parametrization.adapt`.
 
         Raises:
             ValueError: if the network cannot be adapted to the scheduler.
         """
+        # The same class with other options takes the same network.
         if type(scheduler) is type(self.scheduler):
             return dataclasses.replace(self, scheduler=scheduler)
+
+        # Otherwise the network's input and output are converted by way of x0; see `adapt`.
         denoiser = edm_denoiser if scheduler.solves_ode else consistency_function
         apply_fn = adapt(self.apply_fn, self.scheduler, scheduler, denoiser)
         return dataclasses.replace(
@@ -149,6 +166,7 @@ class Model:
 
     def __repr__(self) -> str:
         """Describes the model in a few lines, without its arrays."""
+        # A `repr` must not fail, whatever the config is.
         try:
             shape = "x".join(map(str, self.sample_shape))
         except ValueError:
@@ -164,6 +182,8 @@ class Model:
         return "\n".join(["Model(", *lines, ")"])
 
     def _parameters(self) -> str:
+        """Returns a text such as "1,234 parameters, float32", the most frequent dtype first."""
+        # Inside of JAX's transformations leaves may be placeholders without a shape.
         leaves = [leaf for leaf in jax.tree.leaves(self.params) if hasattr(leaf, "shape")]
         count = sum(int(np.prod(leaf.shape)) for leaf in leaves)
         dtypes = Counter(str(leaf.dtype) for leaf in leaves)

@@ -1,4 +1,7 @@
-"""Networks and schedulers of your own, known by name to files, training and the command line."""
+"""Registration of your own networks and schedulers, and schedulers by name.
+
+What is registered can be named in files, in training configs and on the command line.
+"""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -8,29 +11,33 @@ from cmjax.models.registry import register_network
 from cmjax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
 
 Class = TypeVar("Class", bound=type)
+
+# The names of cmjax's own schedulers, taken before any registration adds to the table.
 _BUILT_IN = frozenset(SCHEDULERS)
 
 
 def register(cls: Class, config: type | None = None, *, name: str | None = None) -> Class:
-    """Makes a network or a scheduler of your own known, so that files may name it.
+    """Registers a network or a scheduler of your own, so that files may name it.
 
-    Usable as a decorator. `cmjax.load` imports nothing that a file names, only what is registered,
-    unless it is told to trust the file.
+    Can be used as a decorator. `cmjax.load` uses registered classes only: it does not import a
+    module that a file names, unless it is called with `trust=True`.
 
     Args:
-        cls: a Flax NNX module made by `cls(config, rngs=rngs)` and called by `(x, t, **cond)`, all
-            of whose variables are `nnx.Param`; or a subclass of `Scheduler`, a frozen dataclass.
-        config: of a network, the frozen dataclass of its configuration; None takes the annotation
-            of the argument `config` of `cls.__init__`. Its fields are what JSON can hold, tuples
-            for lists, and it has `sample_shape`, or else `sample_size` and `out_channels`.
-        name: that files use; None is "package.module:Name", where it can be imported from.
+        cls: a Flax NNX module that is built by `cls(config, rngs=rngs)` and called with
+            `(x, t, **cond)`, all of whose variables are `nnx.Param`; or a subclass of `Scheduler`
+            that is a frozen dataclass.
+        config: for a network, the frozen dataclass of its configuration; None means the annotation
+            of the argument `config` of `cls.__init__`. Its fields must be what JSON can hold, with
+            tuples for lists. It must have `sample_shape`, or `sample_size` and `out_channels`.
+        name: the name that files use; None means "package.module:Name", from where the class can be
+            imported.
 
     Returns:
         `cls`.
 
     Raises:
-        ValueError: if `cls` is neither, its config is no frozen dataclass or another network's, or
-            the name is one of cmjax's own.
+        ValueError: if `cls` is neither kind of class, if `config` is not a frozen dataclass or is
+            that of another network, or if the name belongs to a class of cmjax.
     """
     if _is_scheduler(cls):
         _register_scheduler(cls, name)
@@ -40,34 +47,39 @@ def register(cls: Class, config: type | None = None, *, name: str | None = None)
 
 
 def scheduler_class(name: Any, *, trust: bool = True) -> type[Scheduler]:
-    """Returns the scheduler class of that name.
+    """Returns the scheduler class with the given name.
 
     Args:
-        name: a name of `cmjax.schedulers.SCHEDULERS`, a registered one, or "package.module:Name".
+        name: a key of `cmjax.schedulers.SCHEDULERS`, a registered name, or "package.module:Name".
         trust: whether a class that is not registered may be imported, which runs its module. Pass
             False for a name that was read from somebody else's file.
 
     Raises:
-        ValueError: if there is no such scheduler, it is not one, or it may not be imported.
+        ValueError: if there is no such class, it is no scheduler, or it may not be imported.
     """
     if isinstance(name, str) and name in SCHEDULERS:
         return SCHEDULERS[name]
     if not isinstance(name, str) or ":" not in name:
         hint = did_you_mean(name, list(SCHEDULERS))
         raise ValueError(f"there is no scheduler {name!r:.200}{hint}")
+
+    # The name could be of any module, whose import could run any program.
     if not trust:
         raise ValueError(
-            f"the scheduler is {name!r:.200}, which is not part of cmjax; call cmjax.register with "
-            "it first, or import it by trust=True, which runs its module"
+            f"the scheduler is {name!r:.200}, which is not part of cmjax; register it with "
+            "cmjax.register, or pass trust=True to import its module, which runs it"
         )
     cls = import_by_name(name, "scheduler")
-    if name not in SCHEDULERS:  # the module may have registered it
+
+    # The imported module may itself have registered the class.
+    if name not in SCHEDULERS:
         _register_scheduler(cls, name)
     return SCHEDULERS[name]
 
 
 def scheduler_name(scheduler: Scheduler) -> str:
     """Returns the name by which `scheduler_class` finds the class of a scheduler."""
+    # The exact class: a subclass may sample differently.
     for name, cls in SCHEDULERS.items():
         if type(scheduler) is cls:
             return name
@@ -75,21 +87,26 @@ def scheduler_name(scheduler: Scheduler) -> str:
 
 
 def scheduler_to_config(scheduler: Scheduler) -> dict[str, Any]:
-    """Returns `scheduler.to_config()` with a name that `read_scheduler_config` finds again."""
+    """Returns `scheduler.to_config()` with the class name that `read_scheduler_config` expects."""
+    # For a class of the user's own, "package.module:Name" or its registered name.
     return {**scheduler.to_config(), "_class_name": scheduler_name(scheduler)}
 
 
 def read_scheduler_config(config: Mapping[str, Any], *, trust: bool = False) -> Scheduler:
-    """Builds a scheduler from a config dict, as `scheduler_from_config`, your own ones included.
+    """Builds a scheduler from a config dict.
+
+    Unlike `scheduler_from_config`, it can import the class that a config names, if it is trusted.
 
     Args:
-        config: `scheduler_to_config(scheduler)`, or the content of a `scheduler_config.json`.
+        config: the result of `scheduler_to_config`, or the content of a `scheduler_config.json`.
         trust: whether a class that is not registered may be imported, which runs its module.
 
     Raises:
         ValueError: if the scheduler is unknown or may not be imported, or an option is wrong.
     """
     name = config.get("_class_name")
+
+    # A colon marks an importable name: finding the class registers it for the next line.
     if isinstance(name, str) and ":" in name:
         scheduler_class(name, trust=trust)
     return scheduler_from_config(config)
@@ -100,9 +117,13 @@ def _is_scheduler(cls: Any) -> bool:
 
 
 def _register_scheduler(cls: Any, name: str | None) -> None:
+    """Adds a scheduler class to the table by which all of cmjax finds schedulers."""
     name = name or _importable_name(cls)
     if not _is_scheduler(cls):
         raise ValueError(f"scheduler {name!r} must be a subclass of Scheduler, got {cls!r:.200}")
+
+    # A scheduler is a static argument of jitted functions, so it must be hashable. A dataclass that
+    # is not frozen has None for `__hash__`.
     if cls.__hash__ is None or not hasattr(cls, "__dataclass_fields__"):
         raise ValueError(f"scheduler {name!r} must be a frozen dataclass; decorate it as one")
     if name in _BUILT_IN:

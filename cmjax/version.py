@@ -1,3 +1,3 @@
-"""The version, apart from the package's face, which inner modules do not import."""
+"""The version of cmjax, in a module of its own so that inner modules need not import `cmjax`."""
 
 __version__ = "0.1.0"

@@ -75,7 +75,7 @@ def test_other_misuse_of_sample():
         model().sample(KEY, 1, labels=0, cond={"class_labels": jnp.zeros(1, jnp.int32)})
     with pytest.raises(ValueError, match="num must be a positive integer, got 0"):
         model().sample(KEY, 0)
-    with pytest.raises(ValueError, match="labels: traced ones go into cond"):
+    with pytest.raises(ValueError, match="labels: pass traced labels as cond"):
         jax.jit(lambda labels: model().sample(KEY, 2, labels=labels))(jnp.zeros(2, jnp.int32))
     bare = model(config=dataclasses.replace(checkpoints.CONFIG, num_class_embeds=None))
     with pytest.raises(ValueError, match="labels: the model has no classes"):
