@@ -1,4 +1,4 @@
-"""Models on disk: one module a kind of file."""
+"""Models on disk: one module for each kind of file."""
 
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.loading import BUNDLED, load, open_checkpoint, save

@@ -1,4 +1,4 @@
-"""diffusers' folders: a `ConsistencyModelPipeline`, or its `UNet2DModel` alone."""
+"""Folders of diffusers: a `ConsistencyModelPipeline`, or its `UNet2DModel` alone."""
 
 import dataclasses
 import re
@@ -25,6 +25,7 @@ from cmjax.models import UNet2DConfig
 from cmjax.models.registry import network_name
 from cmjax.schedulers import CMStochasticIterativeScheduler
 
+# Names of diffusers' files, and of the classes that these are for.
 INDEX = "model_index.json"
 CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
@@ -66,7 +67,12 @@ OLD_NAMES = {
 
 
 def open_pipeline(path: Path) -> Checkpoint:
-    """Opens a pipeline folder: `model_index.json`, `unet/`, `scheduler/`."""
+    """Opens a pipeline folder: `model_index.json`, `unet/`, `scheduler/`.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or the network is not a `UNet2DModel`.
+    """
+    # The index lists each part as [library, class].
     parts = read_json(path / INDEX)
     unet = parts.get("unet")
     if not isinstance(unet, list) or unet[-1:] != [NETWORK]:
@@ -74,6 +80,8 @@ def open_pipeline(path: Path) -> Checkpoint:
             f"{path / INDEX}: the unet must be a {NETWORK}, got {unet!r:.200}; cmjax reads no "
             "other network"
         )
+
+    # The network's folder, with the scheduler that only the pipeline knows.
     checkpoint = open_unet(path / "unet")
     return dataclasses.replace(
         checkpoint,
@@ -85,7 +93,13 @@ def open_pipeline(path: Path) -> Checkpoint:
 
 
 def open_unet(path: Path) -> Checkpoint:
-    """Opens a network folder; it names no scheduler, so that of the released models is assumed."""
+    """Opens the folder of a network alone.
+
+    It names no scheduler, so that of the released models, with 40 levels, is assumed.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or the network is not a `UNet2DModel`.
+    """
     config = read_config(path / CONFIG, config_from_diffusers)
     files, tensors = _weights(path)
     return Checkpoint(
@@ -102,20 +116,28 @@ def open_unet(path: Path) -> Checkpoint:
 def write(folder: Path, model: Model) -> None:
     """Writes a pipeline's files into a folder.
 
+    Args:
+        folder: an empty folder.
+        model: the model.
+
     Raises:
-        ValueError: if the network or the scheduler has options that diffusers' do not have.
+        ValueError: if the network or the scheduler is of another kind than the pipeline's, or has
+            options that diffusers does not have.
     """
+    # What diffusers cannot open is refused before anything is written.
     if not isinstance(model.config, UNet2DConfig):
         name = network_name(model.config)
         raise ValueError(
-            f"a {PIPELINE} takes a {NETWORK}, which a {name} cannot be written as; save it as "
-            "cmjax's own"
+            f"a {PIPELINE} takes a {NETWORK}, which a {name} cannot be written as; save it as a "
+            "cmjax folder"
         )
     scheduler = model.scheduler
     if type(scheduler) is not CMStochasticIterativeScheduler:
         raise ValueError(
             f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}"
         )
+
+    # The index, and the configs of both parts.
     (folder / "unet").mkdir()
     (folder / "scheduler").mkdir()
     parts = {"scheduler": ["diffusers", type(scheduler).__name__], "unet": ["diffusers", NETWORK]}
@@ -123,8 +145,10 @@ def write(folder: Path, model: Model) -> None:
     write_class_names(folder, model)
     write_json(folder / "unet" / CONFIG, config_to_diffusers(model.config))
     config = scheduler.to_config()
-    del config["timestep_spacing"]  # diffusers has one only
+    del config["timestep_spacing"]  # diffusers' scheduler has a single spacing
     write_json(folder / "scheduler" / SCHEDULER_CONFIG, config)
+
+    # The tensors, with PyTorch's names and order of axes; "pt" in the metadata tells diffusers so.
     tensors = {}
     for name, value in flatten_named(model.params).items():
         stored_name, axes = layout(name, value.ndim)
@@ -133,7 +157,7 @@ def write(folder: Path, model: Model) -> None:
 
 
 def layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
-    """Returns PyTorch's name of a parameter, and its order of axes there."""
+    """Returns PyTorch's name of a parameter, and the order of its axes there."""
     axes = tuple(range(ndim))
     if name.endswith("kernel") and ndim == 4:
         axes = (3, 2, 0, 1)  # convolutions are stored [out, in, height, width]
@@ -150,11 +174,15 @@ def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
     """
     if content.get("_class_name") != NETWORK:
         raise ValueError(f"_class_name is {content.get('_class_name')!r}; cmjax reads a {NETWORK}")
+
+    # Options that the file leaves out have diffusers' defaults, not those of `UNet2DConfig`.
     values = dict(DEFAULTS)
     values.update((name, value) for name, value in content.items() if not name.startswith("_"))
+
+    # Options without a counterpart must have the value that `UNet2D` implements.
     for name, supported in FIXED.items():
         value = values.pop(name, supported[0])
-        # JSON's true is not 1.
+        # In Python True == 1, but in JSON true is not 1.
         if not any(
             value == one and isinstance(value, bool) == isinstance(one, bool) for one in supported
         ):
@@ -162,9 +190,13 @@ def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
             if name == "dropout":
                 hint = "; for sampling set it to 0: only training uses it"
             raise ValueError(f"{name} {value!r} is not supported, only {supported[0]!r}{hint}")
+
+    # Those that only cmjax has are not to be read from a file of diffusers.
     for name in OWN_OPTIONS:
         if name in values:
             raise ValueError(f"{NETWORK} has no option {name!r}")
+
+    # diffusers also takes [height, width].
     size = values.get("sample_size")
     if isinstance(size, list) and len(set(map(str, size))) == 1:
         values["sample_size"] = size[0]
@@ -181,21 +213,32 @@ def config_to_diffusers(config: UNet2DConfig) -> dict[str, Any]:
     Raises:
         ValueError: naming an option that diffusers does not have.
     """
+    # cmjax's own options are left out where they change nothing, and cannot be written elsewhere.
     values = dataclasses.asdict(config)
     for name, neutral in OWN_OPTIONS.items():
         if values.pop(name) != neutral:
             raise ValueError(
                 f"{name} {getattr(config, name)} is cmjax's own; diffusers has {neutral} only"
             )
+
+    # The values that `UNet2D` implements are written down: diffusers' defaults may change.
     fixed = {name: supported[0] for name, supported in FIXED.items()}
     return {"_class_name": NETWORK, "_diffusers_version": VERSION, **values, **fixed}
 
 
 def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
-    """Lists the tensors of a folder: safetensors, else the shards of an index, else `.bin`."""
+    """Lists the files and the tensors of a folder.
+
+    They are in one safetensors file, else in the shards that an index lists, else in a `.bin` file.
+
+    Raises:
+        ValueError: if there are none, or the index is damaged.
+    """
     index = path / f"{SAFETENSORS}.index.json"
     if (path / SAFETENSORS).exists():
         return (path / SAFETENSORS,), open_safetensors(path / SAFETENSORS)
+
+    # The index maps each tensor to its shard. A tensor may not be in two.
     if index.exists():
         shards = read_json(index).get("weight_map")
         # A name with a folder in it could lead to any file of the machine.
@@ -209,13 +252,18 @@ def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
         return files, by_name(
             path, (item for file in files for item in open_safetensors(file).items())
         )
+
+    # A pickle comes last: the files of many repositories hold the same weights twice.
     if (path / TORCH).exists():
         return (path / TORCH,), open_torch(path / TORCH)
     raise ValueError(f"{path} has no {SAFETENSORS}, nor {TORCH}")
 
 
 def _renamed(name: str) -> str:
-    """Returns the name that a tensor has since diffusers 0.17."""
+    """Returns the name that diffusers 0.17 and later have for a tensor.
+
+    For example, "mid_block.attentions.0.query.weight" becomes "mid_block.attentions.0.to_q.weight".
+    """
     module, _, leaf = name.rpartition(".")
     parent, _, last = module.rpartition(".")
     if "attentions." in parent and last in OLD_NAMES:

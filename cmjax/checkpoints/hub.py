@@ -5,6 +5,7 @@ from pathlib import Path
 from cmjax.checkpoints import diffusers, native
 from cmjax.checkpoints.json_files import CLASS_NAMES
 
+# Files of a pipeline, and of a cmjax folder.
 CONFIGS = [
     CLASS_NAMES,
     diffusers.INDEX,
@@ -13,6 +14,9 @@ CONFIGS = [
     native.CONFIG,
     native.SCHEDULER_CONFIG,
 ]
+
+# Weights are in the folder itself (a UNet alone) or in that of a pipeline's network; large ones are
+# divided into shards, which an index lists.
 FOLDERS = ("", "unet/")
 SAFETENSORS = [f"{folder}{diffusers.SAFETENSORS}" for folder in FOLDERS]
 INDICES = [f"{name}.index.json" for name in SAFETENSORS]
@@ -21,7 +25,7 @@ TORCH = [f"{folder}{diffusers.TORCH}" for folder in FOLDERS]
 
 
 def download(source: str) -> Path:
-    """Downloads the files of a model into huggingface_hub's cache, unless they are there already.
+    """Downloads a model's files into huggingface_hub's cache, unless they are there already.
 
     Args:
         source: `owner/name` or `owner/name@revision`. Token, cache folder and offline mode are
@@ -31,12 +35,15 @@ def download(source: str) -> Path:
         The folder in the cache.
 
     Raises:
-        ValueError: if it is not an id, or the hub does not have it or is out of reach.
+        ValueError: if it is not an id, or the hub does not have it or cannot be reached.
     """
+    # A path that does not exist comes here too; the hub need not be asked for "./runs/mine".
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ValueError(
             f"model {source!r} is not there; give a folder, a .pt file, or a hub id owner/name"
         )
+
+    # Imported late: most models are on disk already.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -44,9 +51,10 @@ def download(source: str) -> Path:
     wanted = [*CONFIGS, native.WEIGHTS, *SAFETENSORS, *INDICES, *SHARDS]
     try:
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
-        # Most repositories hold the same weights as .bin too; only take those where they are alone.
+        # Most repositories hold the same weights as .bin too: gigabytes that nobody reads.
         if not any(folder.rglob("*.safetensors")):
             snapshot_download(repo, revision=revision or None, allow_patterns=TORCH)
+    # Nothing is cached and the hub did not answer, of which its own message says little.
     except LocalEntryNotFoundError:
         raise ValueError(
             f"model {source!r} is neither a folder nor in the hub's cache, and the hub is not "

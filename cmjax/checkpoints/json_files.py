@@ -1,4 +1,7 @@
-"""The small files of a model's folder: configs and the names of classes, as JSON."""
+"""The small JSON files of a model's folder: configs and the names of classes.
+
+They may be damaged or hostile, so sizes are checked before anything is parsed.
+"""
 
 import functools
 import json
@@ -14,13 +17,14 @@ from cmjax.registry import read_scheduler_config
 from cmjax.schedulers.base import Scheduler
 
 CLASS_NAMES = "class_names.json"
-LARGEST_JSON = 16 * 2**20  # bytes
-DEEPEST_JSON = 10  # levels
+LARGEST_JSON = 16 * 2**20  # bytes; a config has some thousands
+DEEPEST_JSON = 10  # levels of lists and objects; a config has two
 
 
 def write_class_names(folder: Path, model: Model) -> None:
-    """Writes the names of the model's classes, if they have some."""
+    """Writes the names of the model's classes, if they have names."""
     if model.class_names is not None:
+        # Names such as "café" stay readable, for people who edit the file.
         text = json.dumps(list(model.class_names), indent=2, ensure_ascii=False)
         (folder / CLASS_NAMES).write_text(text + "\n", encoding="utf-8")
 
@@ -32,8 +36,10 @@ def read_class_names(folder: Path, num_classes: int | None) -> tuple[str, ...] |
         ValueError: if the file holds anything else than one distinct name per class.
     """
     path = folder / CLASS_NAMES
+    # A broken link counts as a file, so that it is an error and not a model without names.
     if not os.path.lexists(path):
         return None
+
     content = _parse_json(path)
     names = tuple(content) if isinstance(content, list) else content
     try:
@@ -44,16 +50,30 @@ def read_class_names(folder: Path, num_classes: int | None) -> tuple[str, ...] |
 
 
 def read_config(path: Path, build: Callable[[dict[str, Any]], Config]) -> Config:
-    """Builds something from a JSON file; errors name the file."""
+    """Builds a config from a JSON file.
+
+    Args:
+        path: the file, which must hold a JSON object.
+        build: makes the config of the object's content.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read or `build` raises a ValueError.
+    """
     content = read_json(path)
     try:
         return build(content)
     except ValueError as error:
+        # An error may quote a value of the file, which can have millions of characters.
         raise ValueError(f"{path}: {str(error)[:1000]}") from None
 
 
 def read_scheduler(path: Path, *, trust: bool = False) -> Scheduler:
-    """Reads a `scheduler_config.json`, of diffusers or of cmjax."""
+    """Reads a `scheduler_config.json`, of diffusers or of cmjax.
+
+    Args:
+        path: the file.
+        trust: whether it may name a class to import, which runs its module.
+    """
     return read_config(path, functools.partial(read_scheduler_config, trust=trust))
 
 
@@ -63,6 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such file, or it holds something else.
     """
+    # For a name that is too long, os.path returns False where Path raises an error.
     if not os.path.exists(path):
         raise ValueError(f"{path.parent} is not a whole model: it has no {path.name}")
     content = _parse_json(path)
@@ -73,15 +94,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _parse_json(path: Path) -> Any:
     """Reads JSON from a file that may be damaged or hostile."""
+    # A pipe would keep the reader waiting, and a device may have no end.
     if not path.is_file() or path.stat().st_size > LARGEST_JSON:
         raise ValueError(
             f"{path} is not JSON of a model: it is not a file, or larger than {LARGEST_JSON} bytes"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    # A number of thousands of digits is a ValueError too.
+    # ValueError also covers text that is not UTF-8, and a number of thousands of digits.
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+
+    # Deep lists would exhaust Python's stack later, where a config is printed or compared.
     if _is_deep(content):
         raise ValueError(f"{path} is nested more than {DEEPEST_JSON} deep, which no model needs")
     return content
@@ -89,6 +113,7 @@ def _parse_json(path: Path) -> Any:
 
 def _is_deep(content: Any) -> bool:
     """Whether lists and objects are nested more than `DEEPEST_JSON` deep."""
+    # Level by level instead of by recursion, which is what deep content would break.
     level = [content]
     for _ in range(DEEPEST_JSON):
         below = []

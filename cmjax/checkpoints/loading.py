@@ -1,4 +1,4 @@
-"""Loading and saving models of any kind."""
+"""Loading models of any kind, and saving them."""
 
 import os
 from pathlib import Path
@@ -16,6 +16,7 @@ from cmjax.models import UNet2DConfig
 from cmjax.models.registry import ARCHITECTURES
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
+# Names that a folder of a model may hold; `save` replaces no folder that holds others.
 PARTS = (
     CLASS_NAMES,
     native.CONFIG,
@@ -43,14 +44,14 @@ def load(
             an OpenAI `.pt` file, or the id of a pipeline or cmjax folder on the Hugging Face hub
             (`owner/name`, optionally `owner/name@revision`); None is the bundled digits model.
         dtype: dtype of the parameters; None is float32. The network computes in the dtype of its
-            input.
-        config: the network of an OpenAI file, or the name of a preset; None infers it. Other
-            formats name their network themselves.
+            input, whatever this is.
+        config: the network of an OpenAI file, or the name of a preset; None infers it from the
+            tensors. Other formats name their network themselves.
         trust: whether a cmjax folder may name a network or scheduler that is neither part of cmjax
             nor registered (`cmjax.register`); it is then imported, which runs its module.
 
     Returns:
-        `Model(apply_fn, params, scheduler, config)`.
+        The model: `apply_fn`, `params`, `scheduler`, `config` and `class_names`.
 
     Raises:
         ValueError: if there is no such model, or it is not one that cmjax reads.
@@ -66,17 +67,24 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Opens a model without reading its tensors; arguments and errors are those of `load`."""
     path = BUNDLED if source is None else Path(source)
-    # os.path says False of a name that is too long or odd, where Path raises an error.
+
+    # A file can only be OpenAI's: all other formats are folders. For a name that is too long,
+    # os.path returns False where Path raises an error.
     if os.path.isfile(path):
         return openai.open_file(path, config)
     if config is not None:
         raise ValueError(
             f"config is for OpenAI files, which do not name their network; {path} does"
         )
+
+    # What is not on disk may be on the hub, which has no OpenAI files, only folders.
     if not os.path.exists(path):
         path = hub.download(str(source))
     if (path / diffusers.INDEX).exists():
         return diffusers.open_pipeline(path)
+
+    # A cmjax folder, a diffusers UNet and a training run all have a `config.json`; the first two
+    # say there what they are, and a run's model is in a folder of its own.
     content = read_json(path / native.CONFIG)
     name = content.get("_class_name")
     if name is None and (path / RUN_MODEL).is_dir():
@@ -84,6 +92,8 @@ def open_checkpoint(
         name = read_json(path / native.CONFIG).get("_class_name")
     elif name is None and {"run", "loss"} <= content.keys():
         raise ValueError(f"{path} is a training run that has not saved its first model yet")
+
+    # "package.module:Name" is a class of the user's; whether it may be imported is decided later.
     if name == diffusers.NETWORK:
         return diffusers.open_unet(path)
     if isinstance(name, str) and (name in ARCHITECTURES or ":" in name):
@@ -93,10 +103,12 @@ def open_checkpoint(
 
 
 def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = "cmjax") -> None:
-    """Writes a model's folder; a crash leaves what was there before, or the new folder, whole.
+    """Writes a model's folder.
+
+    A crash leaves the folder that was there before or the new one, and never half of one.
 
     Args:
-        path: the folder, made if need be, and replaced if it is a model's.
+        path: the folder. It is made if there is none, and replaced if it holds a model.
         model: a model whose network is one of cmjax's own, or registered (`cmjax.register`).
         to: "cmjax", or "diffusers" for a folder that `ConsistencyModelPipeline.from_pretrained`
             opens.
@@ -107,6 +119,8 @@ def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = 
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
+
+    # `apply_fn` translates between two schedulers then, of which a file could only name one.
     if model.trained_for is not None:
         adapted = type(model.scheduler).__name__
         own = type(model.trained_for).__name__
@@ -114,6 +128,8 @@ def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = 
             f"model is adapted to {adapted}, which files do not store; save the {own} model that "
             "it was made of"
         )
+
+    # The old folder is removed as a whole, so it must not hold anything of the user's.
     path = Path(path)
     if path.is_dir():
         others = sorted(file.name for file in path.iterdir() if file.name not in PARTS)

@@ -1,6 +1,6 @@
 """cmjax's own checkpoint folder: `config.json`, `scheduler_config.json`, `model.safetensors`.
 
-`class_names.json` is there too where the classes have names.
+`class_names.json` is there too if the classes have names.
 """
 
 import dataclasses
@@ -26,11 +26,19 @@ from cmjax.registry import scheduler_to_config
 
 CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
-WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"  # names as in the network's own tree, such as "blocks.0.to_out.bias"
 
 
 def open_folder(path: Path, *, trust: bool = False) -> Checkpoint:
-    """Opens a cmjax folder; `trust` allows it to name classes that are imported."""
+    """Opens a cmjax folder.
+
+    Args:
+        path: the folder.
+        trust: whether its configs may name classes to import, which runs their modules.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or names a class that is not known.
+    """
     config = read_config(path / CONFIG, lambda content: _config(content, trust))
     weights = path / WEIGHTS
     return Checkpoint(
@@ -40,16 +48,21 @@ def open_folder(path: Path, *, trust: bool = False) -> Checkpoint:
         scheduler=read_scheduler(path / SCHEDULER_CONFIG, trust=trust),
         tensors=open_safetensors(weights),
         layout=_layout,
+        # A network of the user's need not have classes.
         class_names=read_class_names(path, getattr(config, "num_class_embeds", None)),
     )
 
 
 def write(folder: Path, model: Model) -> None:
-    """Writes a model's files into a folder."""
+    """Writes a model's files into an empty folder."""
+    # `_class_name` is how diffusers' configs name their network too, so a reader of either kind of
+    # folder knows which one it has.
     config = {"_class_name": network_name(model.config), **dataclasses.asdict(model.config)}
     write_json(folder / CONFIG, config)
     write_json(folder / SCHEDULER_CONFIG, scheduler_to_config(model.scheduler))
     write_class_names(folder, model)
+
+    # np.asarray copies the parameters from the device, whole if they are divided among several.
     tensors = {name: np.asarray(value) for name, value in flatten_named(model.params).items()}
     write_safetensors(folder / WEIGHTS, tensors)
 
@@ -60,6 +73,7 @@ def _layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
 
 
 def _config(content: Mapping[str, Any], trust: bool) -> Any:
+    """Returns the config of the network that `_class_name` names; the rest are its fields."""
     values = dict(content)
     _, config = network_class(values.pop("_class_name", None), trust=trust)
     return from_json(config, values)

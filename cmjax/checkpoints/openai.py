@@ -29,6 +29,8 @@ NUM_TRAIN_TIMESTEPS = {
     "ct_cat256": 151,
 }
 TEACHERS = ("edm_imagenet64_ema", "edm_bedroom256_ema", "edm_cat256_ema")
+
+# What tensors do not say of the network; all released models have these values.
 HEAD_DIM = 64
 GROUPS = 32
 LARGEST_ATTENTION = 32  # pixels, height and width
@@ -56,15 +58,17 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
 
     Args:
         path: the `.pt` file. The names of the released files give the number of noise levels.
-        config: of the network, or the name of a preset; None infers it from the tensors.
+        config: config of the network, or the name of a preset; None infers it from the tensors.
 
     Raises:
-        ValueError: if it is not a file of that kind, or not of that network.
+        ValueError: if the file is not a checkpoint of OpenAI's network, or not of the one given.
     """
     if isinstance(config, str):
         if config not in PRESETS:
             raise ValueError(f"config {config!r} is not a preset; presets are {', '.join(PRESETS)}")
         config = PRESETS[config]
+
+    # Every network of theirs begins with this convolution: other files are recognised by it.
     tensors = open_torch(path)
     if "input_blocks.0.0.weight" not in tensors:
         raise ValueError(
@@ -76,10 +80,12 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
         renamed = _as_diffusers(tensors, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+    # The number of noise levels is not in the file, only in its name.
     levels = NUM_TRAIN_TIMESTEPS.get(path.stem, 40)
     note = ""
     if path.stem in TEACHERS:
-        note = "an EDM diffusion model, a teacher; sample it by an EDMHeunScheduler in 40 steps"
+        note = "an EDM diffusion model, a teacher; sample it with EDMHeunScheduler in 40 steps"
     elif path.stem not in NUM_TRAIN_TIMESTEPS:
         note = "the file's name is not of a released model: 40 noise levels are assumed"
     return Checkpoint(
@@ -97,9 +103,10 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
     """Infers the network from the names and shapes of its tensors.
 
     Raises:
-        ValueError: if they are not of a network that `UNet2D` can be.
+        ValueError: if they are not those of a network that `UNet2D` can be.
     """
     try:
+        # Output blocks: layers + 1 for each resolution, from the lowest one up.
         blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("output_blocks.")}
         # The first output block with a resampling module behind it ends its resolution.
         ends = [i for i in sorted(blocks) if _ends_resolution(tensors, i)]
@@ -107,10 +114,15 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         if layers < 1:
             raise ValueError("no residual blocks")
         levels = len(blocks) // (layers + 1)
-        # Input blocks that start each resolution.
+
+        # Input block 0 is a convolution; each resolution then has `layers` blocks and a
+        # downsampling. Of the first block of each: its channels, and whether it has attention.
         first = [1 + level * (layers + 1) for level in range(levels)]
         widths = [tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0] for i in first]
         attention = [f"input_blocks.{i}.1.qkv.weight" in tensors for i in first]
+
+        # How resolution changes, and how the network is conditioned on time and class: a block that
+        # is scaled and shifted by the embedding needs two numbers per channel.
         resample = "conv" if f"input_blocks.{layers + 1}.0.op.weight" in tensors else "resnet"
         scale_shift = tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * widths[0]
         classes = tensors["label_emb.weight"].shape[0] if "label_emb.weight" in tensors else None
@@ -120,10 +132,14 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         raise ValueError(
             f"the tensors are not those of OpenAI's network ({error}); name a preset as config"
         ) from None
+
+    # Shapes of convolutions do not depend on the image size; where attention begins does.
     if not any(attention):
         raise ValueError(
             "the image size does not follow without attention layers; pass the network's config"
         )
+
+    # diffusers names a block by its attention or, without any, by its way of resampling.
     plain = {"conv": "{}Block2D", "resnet": "Resnet{}sampleBlock2D"}[resample]
     return UNet2DConfig(
         sample_size=LARGEST_ATTENTION * 2 ** attention.index(True),
@@ -144,7 +160,11 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
 
 
 def module_names(config: UNet2DConfig) -> dict[str, str]:
-    """Returns OpenAI's name of every module, by its name in diffusers and cmjax."""
+    """Returns OpenAI's name of every module, by its name in diffusers and cmjax.
+
+    Modules that a network of this config does not have, such as attention where there is none, are
+    among them.
+    """
     names = {
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
@@ -171,6 +191,8 @@ def module_names(config: UNet2DConfig) -> dict[str, str]:
         for i in range(layers + 1):
             names[f"{up}.resnets.{i}"] = f"output_blocks.{start + i}.0"
             names[f"{up}.attentions.{i}"] = f"output_blocks.{start + i}.1"
+
+        # The upsampling follows the last block of the resolution, and its attention if any.
         place = 2 if config.up_block_types[level] == "AttnUpBlock2D" else 1
         names[f"{up}.upsamplers.0"] = f"output_blocks.{start + layers}.{place}"
     return names
@@ -179,23 +201,34 @@ def module_names(config: UNet2DConfig) -> dict[str, str]:
 def _as_diffusers(
     tensors: Mapping[str, StoredTensor], config: UNet2DConfig
 ) -> dict[str, StoredTensor]:
-    """Renames the tensors, and splits queries, keys and values; unknown ones keep their names."""
+    """Renames the tensors, and splits queries, keys and values; unknown ones keep their names.
+
+    Unknown names are left to `Checkpoint.check`, which lists them.
+    """
     return by_name("the file", _renamed(tensors, config))
 
 
 def _renamed(
     tensors: Mapping[str, StoredTensor], config: UNet2DConfig
 ) -> Iterator[tuple[str, StoredTensor]]:
+    """Yields the tensors with diffusers' names, in the order of the file."""
     modules = {theirs: ours for ours, theirs in module_names(config).items()}
     for name, tensor in tensors.items():
+        # A module that is no block, such as `time_embed.0`: "module.leaf".
         module, leaf = name.rpartition(".")[::2]
         if module in modules:
             yield f"{modules[module]}.{leaf}", tensor
             continue
+
+        # A layer of a block: "block.layer.leaf", where the layer is one word ("qkv") or two
+        # ("in_layers.0").
+        block, _, layer = module.rpartition(".")
         parts = module.split(".")
-        block, layer = ".".join(parts[:-1]), parts[-1]
         if block not in modules and len(parts) > 2:
-            block, layer = ".".join(parts[:-2]), ".".join(parts[-2:])
+            block = ".".join(parts[:-2])
+            layer = ".".join(parts[-2:])
+
+        # OpenAI stacks queries, keys and values along the output channels, in this order.
         ours = modules.get(block)
         rows = tensor.shape[0] if tensor.shape else 0
         if ours is not None and layer == "qkv" and rows and rows % 3 == 0:
@@ -203,15 +236,20 @@ def _renamed(
             for i, part in enumerate(("to_q", "to_k", "to_v")):
                 yield f"{ours}.{part}.{leaf}", tensor.rows(i * width, (i + 1) * width)
         elif ours is not None and (part := _part(layer)) is not None:
+            # Attention has 1x1 convolutions there and dense layers here: `rows` drops their axes.
             if "attentions" in ours and len(tensor.shape) > 1:
-                tensor = tensor.rows(0, rows)  # 1x1 convolutions there, dense layers here
+                tensor = tensor.rows(0, rows)
             yield f"{ours}.{part}.{leaf}", tensor
         else:
             yield name, tensor
 
 
 def _part(layer: str) -> str | None:
-    """Returns the name of a layer within a residual block, an attention or a resampling."""
+    """Returns our name of a layer within a residual block, an attention or a resampling.
+
+    None if there is no such layer.
+    """
+    # "qkv" has three names here. The convolution of a resampling is "op" going down, "conv" up.
     table = {theirs: ours for ours, theirs in {**RESNET, **ATTENTION}.items() if theirs != "qkv"}
     return {**table, "op": "conv", "conv": "conv"}.get(layer)
 

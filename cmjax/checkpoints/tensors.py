@@ -1,4 +1,4 @@
-"""Tensors in files: shapes and dtypes are known at once, values are read when asked for."""
+"""Tensors in files: their shapes and dtypes are read at once, their values when asked for."""
 
 import dataclasses
 import os
@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+# safetensors' names of the dtypes that NumPy has, with bfloat16 from ml_dtypes.
 SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -29,9 +30,9 @@ class StoredTensor:
     """A tensor in a file.
 
     Attributes:
-        shape: as stored.
-        dtype: as stored.
-        read: returns the values, in memory of their own.
+        shape: shape as stored.
+        dtype: dtype as stored.
+        read: reads and returns the values, in memory of their own: the file may change afterwards.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +46,7 @@ class StoredTensor:
 
     def rows(self, start: int, stop: int) -> "StoredTensor":
         """Returns a part of the first axis, without trailing axes of length one, still unread."""
+        # Weights [out, in, 1] or [out, in, 1, 1] of 1x1 convolutions are those of a dense layer.
         shape = (stop - start, *self.shape[1:])
         while len(shape) > 1 and shape[-1] == 1:
             shape = shape[:-1]
@@ -52,12 +54,12 @@ class StoredTensor:
 
 
 def check_file(path: Path) -> None:
-    """Checks that `path` is a file: opening a pipe would wait, and a device may have no end.
+    """Checks that `path` is a regular file: opening a pipe would wait, a device may have no end.
 
     Raises:
         ValueError: if it is not, or is missing.
     """
-    # os.path says False of a name that is too long or odd, where Path raises an error.
+    # For a name that is too long, os.path returns False where Path raises an error.
     if not os.path.exists(path):
         raise ValueError(f"{path.parent} has no {path.name}")
     if not path.is_file():
@@ -65,7 +67,15 @@ def check_file(path: Path) -> None:
 
 
 def by_name(where: object, tensors: Iterable[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
-    """Returns the tensors by name; two of one name are a `ValueError`."""
+    """Returns the tensors by name.
+
+    Args:
+        where: file or folder of the tensors, for the error.
+        tensors: names and tensors.
+
+    Raises:
+        ValueError: if two tensors have the same name, as in two shards or after renaming.
+    """
     found: dict[str, StoredTensor] = {}
     for name, tensor in tensors:
         if name in found:
@@ -75,12 +85,14 @@ def by_name(where: object, tensors: Iterable[tuple[str, StoredTensor]]) -> dict[
 
 
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Lists the tensors of a safetensors file by name; nothing but the header is read.
+    """Lists the tensors of a safetensors file by name, reading only its header.
 
     Raises:
         ValueError: if there is no such file or it is damaged.
     """
     check_file(path)
+
+    # The header: name -> (shape, dtype). safetensors checks that the data lie within the file.
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}
@@ -89,6 +101,8 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
             }
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+
+    # The format has dtypes, such as 8-bit floats, that no network here is stored in.
     for name, (_, dtype) in headers.items():
         if dtype not in SAFETENSORS_DTYPES:
             raise ValueError(
@@ -96,9 +110,11 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
                 f"{', '.join(SAFETENSORS_DTYPES)}"
             )
 
+    # A function that makes functions: a closure in the loop would see the last name only.
     def reader(name):
         def read():
-            # Opened for each tensor, or the pages of those read before would stay in memory.
+            # The file is opened for each tensor: otherwise the pages of those read before would
+            # stay in memory, as much as the file in the end.
             with safe_open(path, framework="numpy") as file:
                 return file.get_tensor(name)
 
@@ -115,9 +131,15 @@ def write_safetensors(
 ) -> None:
     """Writes a safetensors file.
 
+    Args:
+        path: the file.
+        tensors: arrays by name, contiguous: safetensors writes their memory as it is.
+        metadata: texts by name, for the header.
+
     Raises:
-        OSError: if it cannot be written; safetensors has an error of its own for a full disk.
+        OSError: if it cannot be written.
     """
+    # For a full disk safetensors raises an error of its own, which callers do not expect.
     try:
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:

@@ -20,6 +20,7 @@ import numpy as np
 
 from cmjax.checkpoints.tensors import StoredTensor, check_file
 
+# Kinds of storages in torch -> dtypes in NumPy.
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -33,7 +34,7 @@ STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 LARGEST_PICKLE = 4 * 2**20  # bytes; that of the largest released model has under a tenth of one MiB
-MOST_AXES = 32
+MOST_AXES = 32  # what every version of NumPy can view
 # Tensors may overlap and repeat values, but claim at most this many times the size of the file.
 MOST_SHARING = 4
 ZIP_MAGIC = b"PK\x03\x04"
@@ -47,6 +48,9 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
             but tensors.
     """
     check_file(path)
+
+    # The pickle, which says what the tensors are. Its size is checked first: a damaged file could
+    # claim more than there is memory.
     try:
         with zipfile.ZipFile(path) as archive:
             entries = _entries(path, archive)
@@ -54,6 +58,8 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
             folder = pickle.removesuffix("data.pkl")
             if entries[pickle].file_size > LARGEST_PICKLE:
                 raise ValueError(f"its pickle claims {entries[pickle].file_size} bytes")
+
+            # Newer versions of PyTorch store the byte order; without it, little-endian is assumed.
             order = entries.get(f"{folder}byteorder")
             if order is not None and (
                 order.file_size != len(b"little") or archive.read(order) != b"little"
@@ -69,12 +75,16 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
         ValueError,
     ) as error:
         raise ValueError(f"{path} is not a readable PyTorch file: {_why(path, error)}") from None
+
+    # Values that are not tensors, such as an optimizer's settings, come with a training checkpoint.
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in found.items()
     ):
         raise ValueError(
             f"{path} does not hold a state dict (names and tensors); save model.state_dict()"
         )
+
+    # Strides of zero let a small file claim tensors of any size.
     stored = {name: _stored(path, name, tensor, entries, folder) for name, tensor in found.items()}
     claimed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in stored.values())
     if claimed > MOST_SHARING * path.stat().st_size + 2**20:
@@ -86,6 +96,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
 
 
 def _why(path: Path, error: Exception) -> str:
+    """Returns why a file could not be opened, in words."""
     try:
         with path.open("rb") as file:
             if file.read(1) == b"\x80":  # a bare pickle
@@ -99,7 +110,12 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Returns the archive's files, which must be uncompressed and lie within it."""
+    """Returns the archive's files by name, which must be uncompressed and lie within it.
+
+    Raises:
+        ValueError: if they are not, if a name is not unique, or if there is no single pickle.
+    """
+    # Compressed entries could grow to any size, and could not be mapped into memory.
     size = path.stat().st_size
     for entry in archive.infolist():
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
@@ -110,6 +126,8 @@ def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
             raise ValueError(
                 f"its entry {entry.filename} claims {entry.file_size} bytes, more than there are"
             )
+
+    # Of two entries of one name, another reader could take the other one.
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) != len(archive.infolist()):
         raise ValueError("it has two entries of one name")
@@ -127,6 +145,8 @@ class _Name:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
+    """The bytes that tensors view: the archive's entry `data/<key>`, of `size` values."""
+
     dtype: np.dtype
     key: str
     size: int
@@ -134,19 +154,23 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
+    """A view of a storage; offset and strides are numbers of values, not of bytes."""
+
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
+# All that a pickle may name: the kinds of storages, and the three functions that a state dict is
+# built by.
 _STORAGE_NAMES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()}
 _CALLS = (
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
 )
-_MARK = object()
+_MARK = object()  # where a group of values begins on the stack
 
 
 class _Machine:
@@ -156,6 +180,7 @@ class _Machine:
     """
 
     def __init__(self):
+        # Values under construction, and those that the pickle keeps to use them again.
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -181,10 +206,14 @@ class _Machine:
         raise ValueError("its pickle has no end")
 
     def _step(self, opcode: str, argument: Any) -> None:
+        """Executes one instruction; what it makes goes on top of the stack."""
         stack = self.stack
         match opcode:
+            # The version of the format, and the length of a chunk.
             case "PROTO" | "FRAME":
                 pass
+
+            # Constants and empty containers.
             case "MARK":
                 stack.append(_MARK)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
@@ -195,12 +224,16 @@ class _Machine:
                 stack.append(argument)
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
                 stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[opcode])
+
+            # The memo, for a value that occurs several times, such as the name of a dtype.
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = stack[-1]
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(self.memo[argument])
+
+            # Containers take their items from the stack, either a fixed number or all since a mark.
             case "TUPLE":
                 stack.append(tuple(self._since_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -215,13 +248,19 @@ class _Machine:
                 self._set(self._take(2))
             case "SETITEMS":
                 self._set(self._since_mark())
+
+            # Here a usual unpickler imports a module. A name stays a name.
             case "GLOBAL":
                 stack.append(self._known(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 stack.append(self._known(".".join(self._take(2))))
+
+            # Here it asks for an object from outside of the pickle, which is a storage.
             case "BINPERSID":
                 (description,) = self._take(1)
                 stack.append(self._storage(description))
+
+            # Here it calls a function, or an object's __setstate__.
             case "REDUCE":
                 function, arguments = self._take(2)
                 stack.append(self._built(function, arguments))
@@ -234,6 +273,8 @@ class _Machine:
                 )
 
     def _storage(self, description: Any) -> _Storage:
+        """Returns the storage that a persistent id describes."""
+        # The fourth part is the device it was saved from, which does not matter here.
         match description:
             case ("storage", _Name(name), str() as key, _, int() as size) if name in _STORAGE_NAMES:
                 return _Storage(_STORAGE_NAMES[name], key, size)
@@ -242,10 +283,13 @@ class _Machine:
         )
 
     def _built(self, function: Any, arguments: Any) -> Any:
+        """Returns what the function of that name would return for these arguments."""
         match function, arguments:
             case _Name("collections.OrderedDict"), ():
                 return {}
-            # A seventh argument would say that the values are negated or conjugated.
+
+            # The last two arguments are requires_grad and hooks. A seventh one would say that the
+            # values are negated or conjugated.
             case (
                 _Name("torch._utils._rebuild_tensor_v2"),
                 (
@@ -258,6 +302,8 @@ class _Machine:
                 ),
             ):
                 return _Tensor(storage, offset, shape, strides)
+
+            # A parameter is its tensor, with requires_grad and hooks again.
             case _Name("torch._utils._rebuild_parameter"), (_Tensor() as tensor, *_):
                 return tensor
         raise _RefusedError(
@@ -265,6 +311,7 @@ class _Machine:
         )
 
     def _known(self, name: str) -> _Name:
+        """Returns a name if it is one of those that tensors need."""
         if name not in _STORAGE_NAMES and name not in _CALLS:
             raise _RefusedError(
                 f"its pickle asks for {_shown(name)}, which tensors do not need: refused, nothing "
@@ -273,27 +320,31 @@ class _Machine:
         return _Name(name)
 
     def _set(self, items: list[Any]) -> None:
+        """Adds items, names and values in turn, to the dictionary on top of the stack."""
         names = items[::2]
-        # Nothing else has a hash that is surely quick to compute.
+        # Hashing anything else, such as deeply nested tuples, could take for ever.
         if not all(isinstance(name, str) for name in names):
             raise _RefusedError(
-                "its pickle has a dictionary by something else than names; save model.state_dict()"
+                "its pickle has a dictionary whose keys are not names; save model.state_dict()"
             )
         self._top(dict).update(zip(names, items[1::2], strict=True))
 
     def _take(self, count: int) -> list[Any]:
+        """Takes a number of values from the stack, returned in the order they were put there."""
         items = [self.stack.pop() for _ in range(count)][::-1]
         if any(item is _MARK for item in items):
             raise ValueError("a mark among the values")
         return items
 
     def _since_mark(self) -> list[Any]:
+        """Takes all values since the last mark, and the mark."""
         items = []
         while (item := self.stack.pop()) is not _MARK:
             items.append(item)
         return items[::-1]
 
     def _top(self, kind: type) -> Any:
+        """Returns the value on top of the stack, which must be of that type."""
         if not isinstance(self.stack[-1], kind):
             raise ValueError(f"expected a {kind.__name__}")
         return self.stack[-1]
@@ -304,9 +355,9 @@ class _RefusedError(Exception):
 
 
 def _shown(value: Any) -> str:
-    """Returns a few words on a value of a pickle.
+    """Returns a few words on a value of a pickle, for an error.
 
-    The repr of a few nested tuples can have more characters than there is memory.
+    Its repr will not do: that of a few nested tuples can have more characters than there is memory.
     """
     if isinstance(value, _Name):
         return value.name
@@ -323,9 +374,25 @@ def _shown(value: Any) -> str:
 def _stored(
     path: Path, name: str, tensor: _Tensor, entries: dict[str, zipfile.ZipInfo], folder: str
 ) -> StoredTensor:
-    """Checks that a tensor lies within its storage, and the storage within the file."""
+    """Checks that a tensor lies within its storage, and the storage within the file.
+
+    Args:
+        path: the file.
+        name: of the tensor.
+        tensor: what the pickle says of it.
+        entries: the archive's files by name.
+        folder: the archive's folder, which all its files are in.
+
+    Returns:
+        The tensor, whose values are read from the file when asked for.
+
+    Raises:
+        ValueError: if it does not lie there.
+    """
     storage = tensor.storage
     entry = entries.get(f"{folder}data/{storage.key}")
+
+    # `type(n) is int` because True is an instance of int; 2**63 is where NumPy's sizes end.
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if not len(tensor.shape) == len(tensor.strides) <= MOST_AXES or not all(
         type(n) is int and 0 <= n < 2**63 for n in numbers
@@ -338,7 +405,8 @@ def _stored(
             f"{path}: the storage of tensor {name} is missing or not of the size that it claims"
         )
 
-    # The place of the last value that the shape and the strides lead to.
+    # The place of the last value: offset + sum of (n - 1) * stride over the axes. The stride of an
+    # axis of length 1 is never used, and PyTorch may store any number there.
     steps = [stride if n > 1 else 0 for n, stride in zip(tensor.shape, tensor.strides, strict=True)]
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, steps, strict=True))
     if math.prod(tensor.shape) and last >= storage.size:
@@ -347,7 +415,8 @@ def _stored(
     def read():
         with path.open("rb") as file:
             file.seek(entry.header_offset)
-            # The entry's own header within the archive; its name and an extra field follow.
+            # The entry's own header within the archive: 30 bytes, followed by its name and an extra
+            # field, whose lengths differ from those in the archive's directory.
             header = file.read(30)
             name_length = int.from_bytes(header[26:28], "little")
             extra_length = int.from_bytes(header[28:30], "little")
@@ -356,8 +425,12 @@ def _stored(
                 raise ValueError(
                     f"{path}: the storage of tensor {name} is not where the archive says"
                 )
+
+        # An empty file cannot be mapped.
         if not math.prod(tensor.shape):
             return np.empty(tensor.shape, storage.dtype)
+
+        # A view of the mapped file, as the strides (in bytes here) say.
         flat = np.memmap(path, storage.dtype, "r", start, (storage.size,))
         strides = tuple(step * storage.dtype.itemsize for step in steps)
         view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)

@@ -1,4 +1,4 @@
-"""Networks, and adapters for yours."""
+"""Networks, and adapters for networks of your own."""
 
 from cmjax.arrays import ApplyFn
 from cmjax.models.adapters import compute_in, from_linen, from_nnx

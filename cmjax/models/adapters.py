@@ -1,4 +1,4 @@
-"""From a Flax module to the pair `(apply_fn, params)` that cmjax's functions take."""
+"""Makes the pair `(apply_fn, params)` that cmjax's functions take of a Flax module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +12,16 @@ def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
     """Splits an NNX module whose `__call__` takes `(x, t, **cond)`.
 
     Args:
-        module: any NNX module; put it in evaluation mode first if it has one.
+        module: any NNX module. Call its `eval()` first if it has dropout or batch normalisation.
 
     Returns:
-        `apply_fn(params, x, t, **cond)`, which merges the module inside jit, and `params`, the
-        state of its `nnx.Param` variables. Other variables are constants of `apply_fn`.
+        `apply_fn(params, x, t, **cond)`, a pure function, and `params`, the state of the module's
+        `nnx.Param` variables. Other variables, such as statistics, are constants of `apply_fn`.
     """
+    # Only parameters are differentiated, averaged and stored, so they are split from the rest.
     graph, params, rest = nnx.split(module, nnx.Param, ...)
 
+    # Merging happens while JAX traces; a compiled program has nothing of it.
     def apply_fn(params, *args, **cond):
         return nnx.merge(graph, params, rest)(*args, **cond)
 
@@ -38,6 +40,7 @@ def from_linen(
     Returns:
         `apply_fn(variables, x, t, **cond)` and `variables`.
     """
+    # All collections are passed as they are. None is mutable, so statistics are not updated.
 
     def apply_fn(variables, *args, **cond):
         return module.apply(variables, *args, **cond)
@@ -53,8 +56,12 @@ def compute_in(apply_fn: ApplyFn, dtype: Any) -> ApplyFn:
 
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.
-        dtype: the dtype that x is cast to.
+        dtype: the dtype that `x` is cast to.
+
+    Returns:
+        A function with the same arguments as `apply_fn`.
     """
+    # Times stay float32: bfloat16 has 8 bits of precision, and would merge neighbouring levels.
 
     def cast(params, x, t, **cond):
         return apply_fn(params, x.astype(dtype), t, **cond).astype(x.dtype)

@@ -10,7 +10,7 @@ from flax import nnx
 from cmjax.configs import check_options
 from cmjax.models import layers
 
-TIME_FEATURES = 256
+TIME_FEATURES = 256  # sines and cosines of the time, as in the authors' code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +24,15 @@ class DiTConfig:
         in_channels: channels of the input.
         out_channels: channels of the output.
         patch_size: height and width of the patches that are the tokens.
-        num_layers: transformer blocks.
-        num_attention_heads: heads of each block.
-        attention_head_dim: channels per head; the width is their product.
-        mlp_ratio: width of the perceptrons' hidden layer over that of the tokens.
-        long_skips: join every block of the second half with its counterpart of the first (Bao et
-            al. 2023, U-ViT).
+        num_layers: number of transformer blocks.
+        num_attention_heads: attention heads of each block.
+        attention_head_dim: channels per head; tokens have `num_attention_heads` times as many.
+        mlp_ratio: width of the perceptrons' hidden layer, divided by that of the tokens.
+        long_skips: whether every block of the second half also takes the output of its counterpart
+            in the first half (Bao et al. 2023, U-ViT).
         num_class_embeds: number of classes; None for an unconditional model.
-        time_scale: factor on the time before its embedding; 0.01 makes the embedding smooth in log
-            sigma, as for `UNet2D`.
+        time_scale: factor on the time before its embedding; with 0.01 the embedding is smooth in
+            log sigma, as for `UNet2D`.
     """
 
     sample_size: int = 32
@@ -62,10 +62,14 @@ class DiTConfig:
 
     def __post_init__(self):
         check_options(self)
+
+        # The image is cut into whole patches.
         if self.sample_size % self.patch_size:
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}"
             )
+
+        # A quarter of the channels each for sines and cosines of columns and of rows.
         if self.width % 4:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} x attention_head_dim "
@@ -74,12 +78,12 @@ class DiTConfig:
 
     @property
     def width(self) -> int:
-        """Channels of a token."""
+        """Number of channels of a token."""
         return self.num_attention_heads * self.attention_head_dim
 
     @property
     def num_blocks(self) -> int:
-        """Transformer blocks."""
+        """Number of transformer blocks."""
         return self.num_layers
 
 
@@ -95,8 +99,9 @@ DIT_SIZES = {
 class DiT(nnx.Module):
     """A transformer `(x, t, class_labels) -> model_output`.
 
-    It takes images `[B, H, W, C]` and times f32[B]. Every block's gates and the last layer start at
-    zero, so that an untrained model is the skip connection alone.
+    It takes images `[B, H, W, C]` and times f32[B]. The gates of every block and the last layer
+    start at zero: the output of an untrained network is zero, which leaves the skip connection of
+    the model, c_skip * x.
     """
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
@@ -104,13 +109,22 @@ class DiT(nnx.Module):
         self.config = config
         width = config.width
         folded = config.patch_size**2
+
+        # Tokens, and what all blocks are conditioned on: the time and the class.
         self.patch_embed = layers.linear(folded * config.in_channels, width, rngs=rngs)
         self.time_embedding = layers.TimestepEmbedding(TIME_FEATURES, width, rngs=rngs)
         classes = config.num_class_embeds
-        self.class_embedding = None if classes is None else nnx.Embed(classes, width, rngs=rngs)
+        class_embedding = None
+        if classes is not None:
+            class_embedding = nnx.Embed(classes, width, rngs=rngs)
+        self.class_embedding = class_embedding
+
+        # The blocks, and a layer per long skip, from twice the channels back to the width.
         self.blocks = nnx.List([_Block(config, rngs=rngs) for _ in range(config.num_layers)])
         joined = config.num_layers // 2 if config.long_skips else 0
         self.skips = nnx.List([layers.linear(2 * width, width, rngs=rngs) for _ in range(joined)])
+
+        # From tokens to patches, scaled and shifted as in the blocks.
         self.modulation = _zero_linear(width, 2 * width, rngs)
         self.proj_out = _zero_linear(width, folded * config.out_channels, rngs)
 
@@ -128,20 +142,24 @@ class DiT(nnx.Module):
             The model output `[B, H, W, out_channels]`, in the dtype of `x`.
 
         Raises:
-            ValueError: for images of another size, or labels missing or not wanted.
+            ValueError: if the images have another size, or labels are missing, or given to a model
+                without classes.
         """
         config = self.config
         layers.check_images(x, config.sample_size, config.in_channels)
+
+        # The embedding is computed in float32, and cast at the end: [B, width].
         condition = jax.nn.silu(self._embed(t, class_labels)).astype(x.dtype)
 
-        # Patches are the tokens.
+        # Patches are the tokens: h is [B, side * side, width].
         side = config.sample_size // config.patch_size
         h = self.patch_embed(layers.space_to_depth(x, config.patch_size)).reshape(
             len(x), side * side, config.width
         )
         h = h + jnp.asarray(position_embedding(side, config.width), x.dtype)[None]
 
-        # With long skips, the last block takes what the first returned, and so on inwards.
+        # With long skips, the last block takes what the first returned, the last but one what the
+        # second returned, and so on: `kept` is a stack. With an odd number the middle has none.
         joined = len(self.skips)
         kept: list[jax.Array] = []
         for i, block in enumerate(self.blocks):
@@ -153,11 +171,13 @@ class DiT(nnx.Module):
             if i < joined:
                 kept.append(h)
 
+        # Back from tokens to patches, and from patches to pixels.
         shift, scale = jnp.split(self.modulation(condition)[:, None], 2, axis=-1)
         h = self.proj_out(_modulated(h, shift, scale)).reshape(len(x), side, side, -1)
         return layers.depth_to_space(h, config.patch_size)
 
     def _embed(self, t, class_labels):
+        """Returns the embedding of the times and classes, f32[B, width]."""
         embedding = self.time_embedding(
             layers.sinusoidal_embedding(t * self.config.time_scale, TIME_FEATURES)
         )
@@ -171,6 +191,8 @@ class _Block(nnx.Module):
         width = config.width
         hidden = int(config.mlp_ratio * width)
         self.heads = config.num_attention_heads
+
+        # Shift, scale and gate of both parts. Zero gates make an untrained block the identity.
         self.modulation = _zero_linear(width, 6 * width, rngs)
         self.to_qkv = layers.linear(width, 3 * width, rngs=rngs)
         self.to_out = layers.linear(width, width, rngs=rngs)
@@ -178,6 +200,7 @@ class _Block(nnx.Module):
         self.linear_2 = layers.linear(hidden, width, rngs=rngs)
 
     def __call__(self, h, condition):
+        # h: [B, T, width]; each of the six: [B, 1, width], the same for all tokens of a sample.
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
             self.modulation(condition)[:, None], 6, axis=-1
         )
@@ -186,6 +209,7 @@ class _Block(nnx.Module):
         return h + gate_m * self.linear_2(hidden)
 
     def _attend(self, h):
+        # One product makes queries, keys and values: [B, T, 3 * width] to three [B, T, heads, C].
         batch, tokens, width = h.shape
         q, k, v = jnp.moveaxis(self.to_qkv(h).reshape(batch, tokens, 3, self.heads, -1), 2, 0)
         return self.to_out(layers.attend(q, k, v).reshape(batch, tokens, width))
@@ -196,9 +220,12 @@ def position_embedding(side: int, width: int) -> np.ndarray:
 
     It has sines and cosines of each token's column, then of its row.
     """
+    # Angles of one coordinate, [side, width / 4]: position times frequency.
     frequencies = 10000.0 ** -(np.arange(width // 4) / (width // 4))
     angles = np.arange(side)[:, None] * frequencies[None]
     one = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+
+    # Tokens are numbered row by row, so that the column changes fastest.
     column = np.tile(one, (side, 1))
     row = np.repeat(one, side, axis=0)
     return np.concatenate([column, row], axis=-1).astype(np.float32)
@@ -206,6 +233,8 @@ def position_embedding(side: int, width: int) -> np.ndarray:
 
 def _modulated(h, shift, scale):
     """Returns h normalised over channels, in float32, then scaled and shifted by the condition."""
+    # A layer norm without parameters of its own: the condition gives scale and shift. bfloat16
+    # would lose digits in the mean and the variance, so both are float32.
     wide = h.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     normal = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
@@ -213,4 +242,5 @@ def _modulated(h, shift, scale):
 
 
 def _zero_linear(features_in, features_out, rngs):
+    """Returns a dense layer whose output is zero until it is trained."""
     return layers.linear(features_in, features_out, kernel_init=nnx.initializers.zeros, rngs=rngs)

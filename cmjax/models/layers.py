@@ -1,4 +1,7 @@
-"""Layers that the networks share; they compute in the dtype of their input."""
+"""Layers that the networks share. They compute in the dtype of their input.
+
+Parameters are cast to it, so that float32 parameters serve computation in bfloat16.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,20 +13,26 @@ from flax import nnx
 
 
 def in_input_dtype(arrays: Any, **_: Any) -> Any:
-    """Casts parameters to the dtype of the input, the first array (a flax `promote_dtype` rule)."""
+    """Casts parameters to the dtype of the input; a rule for `promote_dtype` of Flax's layers."""
+    # Flax passes the input first, then the kernel and the bias, which may be None. Its own rule
+    # would promote: a bfloat16 input would be computed in the parameters' float32.
     dtype = arrays[0].dtype
     return tuple(None if array is None else array.astype(dtype) for array in arrays)
 
 
 def linear(features_in: int, features_out: int, *, rngs: nnx.Rngs, **options: Any) -> nnx.Linear:
-    """Returns a dense layer."""
+    """Returns a dense layer; `options` are those of `nnx.Linear`."""
     return nnx.Linear(features_in, features_out, promote_dtype=in_input_dtype, rngs=rngs, **options)
 
 
 def conv(
     channels_in: int, channels_out: int, size: int = 3, *, rngs: nnx.Rngs, **options: Any
 ) -> nnx.Conv:
-    """Returns a square convolution, channels-last, padded by `(size - 1) // 2`."""
+    """Returns a convolution of size x size pixels, channels-last.
+
+    `options` are those of `nnx.Conv`; by default it is padded by `(size - 1) // 2` on all sides.
+    """
+    # "SAME" would pad a convolution of stride 2 on two sides only, and PyTorch pads all four.
     options = {"padding": (size - 1) // 2, **options}
     return nnx.Conv(
         channels_in, channels_out, (size, size), promote_dtype=in_input_dtype, rngs=rngs, **options
@@ -31,10 +40,11 @@ def conv(
 
 
 class GroupNorm(nnx.GroupNorm):
-    """Group normalisation in float32, with the two-pass variance, returned in the input's dtype."""
+    """Group normalisation, computed in float32 and returned in the input's dtype."""
 
     def __init__(self, channels: int, groups: int, epsilon: float, *, rngs: nnx.Rngs):
         """Makes a normalisation of `channels` in `groups`."""
+        # The fast variance, E[x^2] - E[x]^2, loses all digits where the mean is large.
         super().__init__(
             channels,
             groups,
@@ -57,19 +67,25 @@ def sinusoidal_embedding(
     freq_shift: float = 0,
     max_period: float = 10000.0,
 ) -> jax.Array:
-    """Returns sines and cosines of the times f32[B], f32[B, features] (Vaswani et al. 2017, 3.5).
+    """Returns sines and cosines of times, at geometric frequencies (Vaswani et al. 2017, 3.5).
 
     Args:
         t: times, f32[B].
-        features: of the embedding; an odd number is filled up with a zero.
-        flip_sin_to_cos: cosines come first.
+        features: number F of features; the last one of an odd number is zero.
+        flip_sin_to_cos: whether the cosines come first.
         freq_shift: subtracted from the number of frequencies in the exponent's denominator.
-        max_period: the largest period, in units of t, over 2 pi.
+        max_period: the largest period, in units of `t`, divided by 2 pi.
+
+    Returns:
+        The embedding, f32[B, F].
     """
+    # frequency_i = max_period^(-i / (half - freq_shift)), i = 0 .. half - 1
     half = features // 2
     frequencies = jnp.exp(
         -math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
     )
+
+    # Products with large times need float32, whatever the dtype of the network: [B, half].
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     parts = (jnp.sin(angles), jnp.cos(angles))
     if flip_sin_to_cos:
@@ -78,7 +94,7 @@ def sinusoidal_embedding(
 
 
 class TimestepEmbedding(nnx.Module):
-    """Two dense layers with a SiLU between them."""
+    """Two dense layers with a SiLU between them, applied to the sinusoidal embedding."""
 
     def __init__(self, features_in: int, features_out: int, *, rngs: nnx.Rngs):
         """Makes a map from `[B, features_in]` to `[B, features_out]`."""
@@ -91,10 +107,18 @@ class TimestepEmbedding(nnx.Module):
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attends over tokens, `[B, T, heads, channels]` each and returned, with a float32 softmax.
+    """Returns softmax(q k^T / sqrt(C)) v for each head, with the softmax in float32.
 
-    Plain matrix products, so that it differentiates in forward mode too.
+    Args:
+        q: queries, `[B, T, heads, C]`.
+        k: keys, of the same shape.
+        v: values, of the same shape.
+
+    Returns:
+        The mixed values, `[B, T, heads, C]`, in the dtype of `v`.
     """
+    # Plain matrix products: fused kernels do not differentiate in forward mode, which the
+    # continuous-time losses need.
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
     weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
@@ -103,10 +127,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def add_class_embedding(
     embedding: jax.Array, table: nnx.Embed | None, class_labels: jax.Array | None
 ) -> jax.Array:
-    """Returns the embedding f32[B, F] of the times, plus that of the classes i32[B] if any.
+    """Adds the embedding of the classes to that of the times, in a model with classes.
+
+    Args:
+        embedding: of the times, f32[B, F].
+        table: one row of F features per class; None for an unconditional model.
+        class_labels: classes, i32[B]; None for an unconditional model.
+
+    Returns:
+        The sum, f32[B, F].
 
     Raises:
-        ValueError: if labels are missing, or not wanted.
+        ValueError: if labels are missing, or given to an unconditional model.
     """
     if table is None:
         if class_labels is not None:
@@ -117,24 +149,37 @@ def add_class_embedding(
             f"the model has {table.num_embeddings} classes: say which by "
             "cond={'class_labels': i32[B]}"
         )
+
+    # The table may be stored in less than float32; the sum is not rounded to that.
     return embedding + table(class_labels).astype(jnp.float32)
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over the pixels of a map, with its normalisation and residual."""
+    """Multi-head self-attention among the pixels of a map, with normalisation and residual."""
 
     def __init__(
         self, channels: int, head_dim: int, *, groups: int | None, epsilon: float, rngs: nnx.Rngs
     ):
-        """Makes attention with `channels // head_dim` heads; groups None: no normalisation."""
+        """Makes attention with `channels // head_dim` heads.
+
+        Args:
+            channels: channels of the map.
+            head_dim: channels per head.
+            groups: groups of the normalisation; None for no normalisation.
+            epsilon: epsilon of the normalisation.
+            rngs: for the parameters.
+        """
         if channels % head_dim:
             raise ValueError(
                 f"attention_head_dim {head_dim} does not divide the block's {channels} channels"
             )
         self.heads = channels // head_dim
-        self.group_norm = (
-            None if groups is None else GroupNorm(channels, groups, epsilon, rngs=rngs)
-        )
+        group_norm = None
+        if groups is not None:
+            group_norm = GroupNorm(channels, groups, epsilon, rngs=rngs)
+        self.group_norm = group_norm
+
+        # diffusers' names: `to_out` is a list there because dropout follows.
         self.to_q = linear(channels, channels, rngs=rngs)
         self.to_k = linear(channels, channels, rngs=rngs)
         self.to_v = linear(channels, channels, rngs=rngs)
@@ -142,9 +187,12 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to the same shape."""
+        # Pixels are the tokens: [B, H * W, C].
         batch, height, width, channels = x.shape
         pixels = x if self.group_norm is None else self.group_norm(x)
         pixels = pixels.reshape(batch, height * width, channels)
+
+        # Channels are divided among the heads: [B, H * W, heads, head_dim] each.
         q, k, v = (
             f(pixels).reshape(batch, height * width, self.heads, -1)
             for f in (self.to_q, self.to_k, self.to_v)
@@ -156,10 +204,10 @@ class Attention(nnx.Module):
 class ResnetBlock(nnx.Module):
     """Two normalised convolutions with the time embedding between them, and a residual.
 
-    The block of Ho et al. 2020. The embedding is added, or with `scale_shift` modulates the second
-    normalisation (Dhariwal & Nichol 2021, adaptive group normalisation). `resample` changes the
-    resolution after the first normalisation, and that of the residual (BigGAN's up- and
-    downsampling, ibid.).
+    This is the block of Ho et al. 2020. The embedding is added after the first convolution; with
+    `scale_shift` it scales and shifts the second normalisation instead (adaptive group
+    normalisation, Dhariwal & Nichol 2021). `resample` changes the resolution after the first
+    normalisation, and that of the residual (BigGAN's up- and downsampling, in the same paper).
     """
 
     def __init__(
@@ -174,31 +222,51 @@ class ResnetBlock(nnx.Module):
         resample: Callable[[jax.Array], jax.Array] | None = None,
         rngs: nnx.Rngs,
     ):
-        """Makes a block; the shortcut is a 1x1 convolution where the numbers of channels differ."""
+        """Makes a block.
+
+        Args:
+            channels_in: channels of the input.
+            channels_out: channels of the output.
+            time_features: features of the embedding of time and class.
+            groups: groups of both normalisations.
+            epsilon: epsilon of both normalisations.
+            scale_shift: whether the embedding scales and shifts, instead of being added.
+            resample: `halve` or `double`; None keeps the resolution.
+            rngs: for the parameters.
+        """
         self.scale_shift = scale_shift
         self.resample = resample
         self.norm1 = GroupNorm(channels_in, groups, epsilon, rngs=rngs)
         self.conv1 = conv(channels_in, channels_out, rngs=rngs)
+
+        # Two numbers per channel, to scale and to shift, or one to add.
         self.time_emb_proj = linear(time_features, channels_out * (1 + scale_shift), rngs=rngs)
         self.norm2 = GroupNorm(channels_out, groups, epsilon, rngs=rngs)
         self.conv2 = conv(channels_out, channels_out, rngs=rngs)
-        self.conv_shortcut = (
-            None if channels_in == channels_out else conv(channels_in, channels_out, 1, rngs=rngs)
-        )
+
+        # The residual passes as it is, or through a 1x1 convolution if the channels differ.
+        conv_shortcut = None
+        if channels_in != channels_out:
+            conv_shortcut = conv(channels_in, channels_out, 1, rngs=rngs)
+        self.conv_shortcut = conv_shortcut
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """Maps `[B, H, W, channels_in]` and `[B, time_features]` to `[B, H', W', channels_out]`."""
+        # The resolution changes between the activation and the convolution.
         h = jax.nn.silu(self.norm1(x))
         if self.resample is not None:
             x = self.resample(x)
             h = self.resample(h)
         h = self.conv1(h)
+
+        # The same numbers for all pixels: [B, 1, 1, channels_out], or twice as many.
         condition = self.time_emb_proj(jax.nn.silu(embedding))[:, None, None, :]
         if self.scale_shift:
             scale, shift = jnp.split(condition, 2, axis=-1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + condition)
+
         h = self.conv2(jax.nn.silu(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
@@ -209,11 +277,11 @@ class Downsample(nnx.Module):
     """A strided convolution that halves height and width."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        """Makes the convolution."""
+        """Makes the convolution for a map of that many channels."""
         self.conv = conv(channels, channels, strides=2, rngs=rngs)
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, H/2, W/2, C]`; the embedding plays no part."""
+        """Maps `[B, H, W, C]` to `[B, H/2, W/2, C]`; the embedding is not used."""
         return self.conv(x)
 
 
@@ -221,16 +289,17 @@ class Upsample(nnx.Module):
     """A doubling of height and width, then a convolution."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        """Makes the convolution."""
+        """Makes the convolution for a map of that many channels."""
         self.conv = conv(channels, channels, rngs=rngs)
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, 2H, 2W, C]`; the embedding plays no part."""
+        """Maps `[B, H, W, C]` to `[B, 2H, 2W, C]`; the embedding is not used."""
         return self.conv(double(x))
 
 
 def halve(x: jax.Array) -> jax.Array:
     """Averages 2x2 blocks: `[B, H, W, C]` to `[B, H/2, W/2, C]`."""
+    # Axes: batch, row of blocks, row in a block, column of blocks, column in a block, channel.
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
@@ -252,6 +321,7 @@ def check_images(x: jax.Array, size: int, channels: int) -> None:
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
     """Folds `[B, H, W, C]` into `[B, H/p, W/p, p*p*C]`."""
+    # Axes: batch, row of patches, row in a patch, column of patches, column in a patch, channel.
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels).transpose(
         0, 1, 3, 2, 4, 5
@@ -261,6 +331,7 @@ def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
 
 def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
     """Unfolds `[B, H, W, p*p*C]` into `[B, H*p, W*p, C]`, the inverse of `space_to_depth`."""
+    # The same transposition as there: it swaps two axes, so it is its own inverse.
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, patch, patch, channels // patch**2).transpose(
         0, 1, 3, 2, 4, 5

@@ -1,4 +1,4 @@
-"""The networks that cmjax reads, writes and trains, by name: its own, and those of its users."""
+"""The networks that cmjax reads, writes and trains, by name: its own, and those registered."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from cmjax.models.dit import DiT, DiTConfig
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import UNet2DConfig
 
-# name -> (module, its config dataclass)
+# Name -> (module, its config dataclass). `register_network` adds to it.
 ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "UNet2D": (UNet2D, UNet2DConfig),
     "DiT": (DiT, DiTConfig),
@@ -20,7 +20,7 @@ BUILT_IN = tuple(ARCHITECTURES)
 
 
 def network_class(name: Any, *, trust: bool = True) -> tuple[Callable[..., nnx.Module], type]:
-    """Returns the network of that name, and the class of its config.
+    """Returns the network of a name, and the class of its config.
 
     Args:
         name: "UNet2D", "DiT", a registered name, or "package.module:Name".
@@ -28,11 +28,13 @@ def network_class(name: Any, *, trust: bool = True) -> tuple[Callable[..., nnx.M
             False for a name that was read from somebody else's file.
 
     Returns:
-        The module, to be made by `module(config, rngs=rngs)`, and its config dataclass.
+        The module's class, called as `cls(config, rngs=rngs)`, and its config dataclass.
 
     Raises:
-        ValueError: if there is no such network, it is not one, or it may not be imported.
+        ValueError: if there is no network of that name, or it may not be imported, or what is
+            imported is not a network.
     """
+    # A name from a JSON file may be a list, which no dictionary can look up.
     if isinstance(name, str) and name in ARCHITECTURES:
         return ARCHITECTURES[name]
     if not isinstance(name, str) or ":" not in name:
@@ -43,22 +45,39 @@ def network_class(name: Any, *, trust: bool = True) -> tuple[Callable[..., nnx.M
             f"the network is {name!r:.200}, which is not part of cmjax; call cmjax.register with "
             "it first, or import it by trust=True, which runs its module"
         )
+
+    # Importing the module may have registered the network under this name already.
     cls = import_by_name(name, "network")
-    if name not in ARCHITECTURES:  # the module may have registered it
+    if name not in ARCHITECTURES:
         register_network(cls, name=name)
     return ARCHITECTURES[name]
 
 
 def register_network(cls: Any, config: type | None = None, *, name: str | None = None) -> None:
-    """Adds a network to the registry; see `cmjax.register`."""
+    """Adds a network to the registry; `cmjax.register` describes it.
+
+    Args:
+        cls: a subclass of `nnx.Module`, called as `cls(config, rngs=rngs)`.
+        config: its config, a frozen dataclass; None for the one that annotates `config` in
+            `__init__`.
+        name: name in the registry; None for "module:Class", which can be imported by name.
+
+    Raises:
+        ValueError: if `cls` or `config` is not of that kind, or the name or the config is taken.
+    """
     name = name or f"{cls.__module__}:{cls.__qualname__}"
     if not (isinstance(cls, type) and issubclass(cls, nnx.Module)):
         raise ValueError(
             f"network {name!r} must be a subclass of flax.nnx.Module, got {cls!r:.200}"
         )
+
+    # The config is a static field of `Model`, so jit finds its programs by it: it must be hashable.
     config = config or _annotated_config(cls)
     if not dataclasses.is_dataclass(config) or config.__hash__ is None:
         raise ValueError(f"the config of {name!r} must be a frozen dataclass, got {config!r:.200}")
+
+    # A user's own name may be registered again, as in a notebook; cmjax's may not, nor may a config
+    # be shared, because `network_name` finds the network by its config.
     if name in BUILT_IN:
         raise ValueError(f"name {name!r} is taken by a network of cmjax; choose another")
     for other, (_, taken) in ARCHITECTURES.items():
@@ -74,8 +93,9 @@ def network_name(config: Any) -> str:
     """Returns the name of the network that `config` describes.
 
     Raises:
-        ValueError: if it is not that of a registered network.
+        ValueError: if it is not the config of a registered network.
     """
+    # By the exact type: a subclass is the config of another network.
     for name, (_, kind) in ARCHITECTURES.items():
         if type(config) is kind:
             return name
@@ -93,6 +113,7 @@ def sample_shape(config: Any) -> tuple[int, ...]:
     Raises:
         ValueError: if the config has none of these.
     """
+    # Samples need not be images: a config may say any shape.
     shape = getattr(config, "sample_shape", None)
     if shape is not None:
         return tuple(shape)
@@ -106,7 +127,12 @@ def sample_shape(config: Any) -> tuple[int, ...]:
 
 
 def _annotated_config(cls: type) -> type:
-    """Returns the class that annotates the argument `config` of a module's `__init__`."""
+    """Returns the class that annotates the argument `config` of a module's `__init__`.
+
+    Raises:
+        ValueError: if there is no such annotation, or it names a class that cannot be found.
+    """
+    # get_type_hints also resolves annotations that are strings.
     try:
         return get_type_hints(cls.__init__)["config"]
     except (KeyError, NameError) as error:

@@ -1,6 +1,6 @@
 """The convolutional UNet of the released consistency models, in Flax NNX, channels-last.
 
-Modules are named as in diffusers' `UNet2DModel`, so that tensors find their place by name.
+Modules have the names of diffusers' `UNet2DModel`, by which the tensors of a file find their place.
 """
 
 import jax
@@ -14,8 +14,8 @@ from cmjax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet2DConfig
 class UNet2D(nnx.Module):
     """A UNet `(x, t, class_labels) -> model_output`.
 
-    It takes images `[B, H, W, C]` and times f32[B]. The last convolution starts at zero, so that an
-    untrained model is the skip connection alone.
+    It takes images `[B, H, W, C]` and times f32[B]. The last convolution starts at zero: the output
+    of an untrained network is zero, which leaves the skip connection of the model, c_skip * x.
     """
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):
@@ -23,14 +23,18 @@ class UNet2D(nnx.Module):
         self.config = config
         widths = config.block_out_channels
         folded = config.patch_size**2
+
+        # The first feature map, and what all blocks are conditioned on: the time and the class.
         self.conv_in = layers.conv(folded * config.in_channels, widths[0], rngs=rngs)
         self.time_embedding = layers.TimestepEmbedding(widths[0], config.time_features, rngs=rngs)
         classes = config.num_class_embeds
-        self.class_embedding = (
-            None if classes is None else nnx.Embed(classes, config.time_features, rngs=rngs)
-        )
+        class_embedding = None
+        if classes is not None:
+            class_embedding = nnx.Embed(classes, config.time_features, rngs=rngs)
+        self.class_embedding = class_embedding
 
-        # Channels of what the way down leaves for the way up.
+        # `skips` has the channels of every map that the way down leaves for the way up: that of
+        # conv_in, one per residual block and one per halving.
         skips = [widths[0]]
         self.down_blocks = nnx.List([])
         for i, kind in enumerate(config.down_block_types):
@@ -41,7 +45,8 @@ class UNet2D(nnx.Module):
             skips += [widths[i]] * (config.layers_per_block + (not last))
         self.mid_block = _MidBlock(config, widths[-1], rngs=rngs)
 
-        # The way up takes them, the last one first.
+        # The way up takes them, the last one first: one more per resolution than the way down has
+        # residual blocks, which accounts for the halvings and conv_in.
         channels = widths[-1]
         self.up_blocks = nnx.List([])
         for i, kind in enumerate(config.up_block_types):
@@ -52,6 +57,8 @@ class UNet2D(nnx.Module):
                 _UpBlock(config, kind, channels, taken, width, not last, rngs=rngs)
             )
             channels = width
+
+        # Back to an image.
         self.conv_norm_out = layers.GroupNorm(
             widths[0], config.norm_num_groups, config.norm_eps, rngs=rngs
         )
@@ -73,13 +80,18 @@ class UNet2D(nnx.Module):
             The model output `[B, H, W, out_channels]`, in the dtype of `x`.
 
         Raises:
-            ValueError: for images of another size, or labels missing or not wanted.
+            ValueError: if the images have another size, or labels are missing, or given to a model
+                without classes.
         """
         config = self.config
         layers.check_images(x, config.sample_size, config.in_channels)
+
+        # The embedding is computed in float32, and cast at the end: [B, time_features].
         embedding = self._embed(t, class_labels).astype(x.dtype)
         if config.center_input_sample:
             x = 2 * x - 1
+
+        # The blocks use `skips` as a stack: those going down push, those going up pop.
         h = self.conv_in(layers.space_to_depth(x, config.patch_size))
         skips = [h]
         for block in self.down_blocks:
@@ -87,10 +99,13 @@ class UNet2D(nnx.Module):
         h = self.mid_block(h, embedding)
         for block in self.up_blocks:
             h = block(h, embedding, skips)
+
+        # The output `[B, H/p, W/p, p * p * out_channels]`, unfolded to pixels.
         h = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
         return layers.depth_to_space(h, config.patch_size)
 
     def _embed(self, t, class_labels):
+        """Returns the embedding of the times and classes, f32[B, time_features]."""
         config = self.config
         features = layers.sinusoidal_embedding(
             t * config.time_scale,
@@ -104,9 +119,10 @@ class UNet2D(nnx.Module):
 
 
 class _DownBlock(nnx.Module):
-    """Residual blocks at one resolution, then a halving; appends its outputs to `skips`."""
+    """Residual blocks at one resolution, then a halving; pushes all its maps onto `skips`."""
 
     def __init__(self, config, kind, channels_in, channels, halve, *, rngs):
+        # The first residual block changes the number of channels.
         attention, resampling = DOWN_BLOCKS[kind]
         inputs = [channels_in] + [channels] * (config.layers_per_block - 1)
         self.resnets = nnx.List([_resnet(config, c, channels, rngs) for c in inputs])
@@ -117,6 +133,8 @@ class _DownBlock(nnx.Module):
                 if attention
             ]
         )
+
+        # A residual block that also halves, or a strided convolution; in a list as in diffusers.
         self.downsamplers = nnx.List([])
         if halve and (resampling or config.downsample_type) == "resnet":
             self.downsamplers.append(
@@ -126,6 +144,7 @@ class _DownBlock(nnx.Module):
             self.downsamplers.append(layers.Downsample(channels, rngs=rngs))
 
     def __call__(self, h, embedding, skips):
+        # With attention, a map is pushed after it.
         for i, resnet in enumerate(self.resnets):
             h = resnet(h, embedding)
             if self.attentions:
@@ -138,7 +157,7 @@ class _DownBlock(nnx.Module):
 
 
 class _MidBlock(nnx.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """A residual block, attention and another residual block, at the lowest resolution."""
 
     def __init__(self, config, channels, *, rngs):
         self.resnets = nnx.List([_resnet(config, channels, channels, rngs) for _ in range(2)])
@@ -152,9 +171,10 @@ class _MidBlock(nnx.Module):
 
 
 class _UpBlock(nnx.Module):
-    """Residual blocks that each take one of `skips`, then a doubling."""
+    """Residual blocks that each pop a map from `skips`, then a doubling."""
 
     def __init__(self, config, kind, channels_in, skip_channels, channels, double, *, rngs):
+        # Each takes the channels of the one before and those of a map of the way down.
         attention, resampling = UP_BLOCKS[kind]
         inputs = [channels_in] + [channels] * (len(skip_channels) - 1)
         self.resnets = nnx.List(
@@ -170,6 +190,8 @@ class _UpBlock(nnx.Module):
                 if attention
             ]
         )
+
+        # A residual block that also doubles, or a repetition and a convolution.
         self.upsamplers = nnx.List([])
         if double and (resampling or config.upsample_type) == "resnet":
             self.upsamplers.append(
@@ -179,6 +201,7 @@ class _UpBlock(nnx.Module):
             self.upsamplers.append(layers.Upsample(channels, rngs=rngs))
 
     def __call__(self, h, embedding, skips):
+        # The maps have the same resolution here; their channels are put behind those of h.
         for i, resnet in enumerate(self.resnets):
             h = resnet(jnp.concatenate([h, skips.pop()], axis=-1), embedding)
             if self.attentions:
@@ -189,6 +212,7 @@ class _UpBlock(nnx.Module):
 
 
 def _resnet(config, channels_in, channels_out, rngs, *, resample=None):
+    """Returns a residual block with the options of the config."""
     return layers.ResnetBlock(
         channels_in,
         channels_out,
@@ -202,5 +226,7 @@ def _resnet(config, channels_in, channels_out, rngs, *, resample=None):
 
 
 def _attention(config, channels, groups, rngs):
+    """Returns an attention layer with the options of the config."""
+    # None is a single head.
     head_dim = config.attention_head_dim or channels
     return layers.Attention(channels, head_dim, groups=groups, epsilon=config.norm_eps, rngs=rngs)

@@ -4,8 +4,8 @@ import dataclasses
 
 from cmjax.configs import check_options
 
-# block name -> (has attention, how it changes resolution)
-# None: as downsample_type or upsample_type says
+# Block name -> (whether it has attention, how it changes the resolution). None leaves the latter to
+# downsample_type or upsample_type of the config.
 DOWN_BLOCKS = {
     "DownBlock2D": (False, "conv"),
     "ResnetDownsampleBlock2D": (False, "resnet"),
@@ -18,7 +18,9 @@ UP_BLOCKS = {
 }
 RESAMPLING = ("conv", "resnet")
 TIME_CONDITIONING = ("default", "scale_shift")
-MOST_LAYERS = 64  # a damaged file could ask for billions
+
+# Of resolutions, and of residual blocks in each: a damaged file could ask for billions.
+MOST_LAYERS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,30 +31,31 @@ class UNet2DConfig:
         sample_size: height and width of the images.
         in_channels: channels of the input.
         out_channels: channels of the output.
-        center_input_sample: the input is in [0, 1]: map it to [-1, 1] first.
+        center_input_sample: whether the input is in [0, 1] and the network maps it to [-1, 1].
         down_block_types: "DownBlock2D", "ResnetDownsampleBlock2D" or "AttnDownBlock2D" (with
             attention), one per resolution.
-        up_block_types: "UpBlock2D", "ResnetUpsampleBlock2D" or "AttnUpBlock2D", one per resolution
-            from the lowest.
-        block_out_channels: channels per resolution.
+        up_block_types: "UpBlock2D", "ResnetUpsampleBlock2D" or "AttnUpBlock2D", one per resolution,
+            from the lowest one up.
+        block_out_channels: channels at each resolution, from the highest one down.
         layers_per_block: residual blocks per resolution on the way down; one more on the way up.
-        downsample_type: "conv" or "resnet": how an "AttnDownBlock2D" halves the resolution.
-        upsample_type: "conv" or "resnet": how an "AttnUpBlock2D" doubles it.
+        downsample_type: how an "AttnDownBlock2D" halves the resolution, "conv" or "resnet".
+        upsample_type: how an "AttnUpBlock2D" doubles it, "conv" or "resnet".
         attention_head_dim: channels per attention head; None for a single head.
         norm_num_groups: groups of every normalisation.
-        attn_norm_num_groups: groups of the normalisation before the attention in the middle. None:
-            as norm_num_groups with "default" time conditioning, and no normalisation at all with
+        attn_norm_num_groups: groups of the normalisation before the attention in the middle. None
+            means norm_num_groups with "default" time conditioning, and no normalisation at all with
             "scale_shift".
         norm_eps: epsilon of every normalisation.
         resnet_time_scale_shift: "default" adds the time embedding in a residual block,
             "scale_shift" modulates the second normalisation with it.
         num_class_embeds: number of classes; None for an unconditional model.
-        flip_sin_to_cos: cosines before sines in the time embedding.
-        freq_shift: of the time embedding's frequencies.
-        time_scale: factor on the time before its embedding. cmjax's own: 1 is diffusers; 0.01 makes
-            the embedding smooth in log sigma, which learns faster and suits forward-mode training.
-        patch_size: the network works on patch_size x patch_size patches folded into channels.
-            cmjax's own.
+        flip_sin_to_cos: whether cosines come before sines in the time embedding.
+        freq_shift: shift of the time embedding's frequencies; see `sinusoidal_embedding`.
+        time_scale: factor on the time before its embedding. diffusers has no such option, which is
+            1. With 0.01 the embedding is smooth in log sigma, which learns faster and suits losses
+            that differentiate by time.
+        patch_size: height and width of the patches that are folded into channels before the first
+            convolution. diffusers has no such option, which is 1.
     """
 
     sample_size: int
@@ -99,6 +102,8 @@ class UNet2DConfig:
 
     def __post_init__(self):
         check_options(self)
+
+        # One entry per resolution in each of three fields.
         widths = self.block_out_channels
         if not 1 <= len(widths) <= MOST_LAYERS:
             raise ValueError(
@@ -112,7 +117,7 @@ class UNet2DConfig:
                     f"got {len(kinds)}"
                 )
 
-        # Groups divide the channels that they normalise.
+        # Each normalisation divides its channels into groups.
         for channels in widths:
             if channels % self.norm_num_groups:
                 raise ValueError(
@@ -122,13 +127,13 @@ class UNet2DConfig:
         if groups is not None and widths[-1] % groups:
             raise ValueError(f"attn_norm_num_groups {groups} does not divide {widths[-1]} channels")
 
-        # The time embedding divides by the number of its frequencies, less freq_shift.
+        # The time embedding divides by half its features minus freq_shift.
         if widths[0] < 2 or widths[0] // 2 == self.freq_shift:
             raise ValueError(
                 f"freq_shift {self.freq_shift} leaves no frequencies for {widths[0]} channels"
             )
 
-        # Every resolution but the last halves the size.
+        # Every resolution but the last is followed by a halving.
         stride = self.patch_size * 2 ** (len(widths) - 1)
         if self.sample_size % stride:
             raise ValueError(
@@ -138,17 +143,19 @@ class UNet2DConfig:
 
     @property
     def num_blocks(self) -> int:
-        """Residual blocks on the way down and up."""
+        """Number of residual blocks on the way down and up."""
         return len(self.block_out_channels) * (2 * self.layers_per_block + 1)
 
     @property
     def time_features(self) -> int:
-        """Features of the embedding of time and class."""
+        """Number of features of the embedding of time and class."""
+        # diffusers' `time_embedding_dim` where it is not set.
         return 4 * self.block_out_channels[0]
 
     @property
     def mid_attention_groups(self) -> int | None:
         """Groups of the normalisation before the middle attention; None for no normalisation."""
+        # The rule of diffusers' `UNetMidBlock2D`, odd as it is: released files depend on it.
         if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
             return self.norm_num_groups
         return self.attn_norm_num_groups
@@ -156,6 +163,7 @@ class UNet2DConfig:
 
 # The two architectures of the released models (openai/consistency_models, scripts/launch.sh).
 PRESETS = {
+    # Attention from 32 x 32 pixels down.
     "imagenet64": UNet2DConfig(
         sample_size=64,
         down_block_types=("ResnetDownsampleBlock2D",) + ("AttnDownBlock2D",) * 3,
@@ -169,6 +177,7 @@ PRESETS = {
         resnet_time_scale_shift="scale_shift",
         num_class_embeds=1000,
     ),
+    # The same, after three resolutions without: 256, 128 and 64 pixels.
     "lsun256": UNet2DConfig(
         sample_size=256,
         down_block_types=("ResnetDownsampleBlock2D",) * 3 + ("AttnDownBlock2D",) * 3,

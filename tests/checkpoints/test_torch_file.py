@@ -452,7 +452,7 @@ def test_names_in_messages_are_cut(tmp_path):
     with pytest.raises(ValueError, match="torch.aaa") as caught:
         open_torch(pair_file(tmp_path / "x.pt", tz.name("torch", "a" * 10**6)))
     assert len(str(caught.value)) < 1000
-    with pytest.raises(ValueError, match="dictionary by something else than names"):
+    with pytest.raises(ValueError, match="dictionary whose keys are not names"):
         open_torch(
             pair_file(tmp_path / "x.pt", b"}(" + tz.number(1) + tz.tensor(PAIR_STORAGE) + b"u")
         )

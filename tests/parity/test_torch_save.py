@@ -154,7 +154,7 @@ def test_the_old_format_is_told_apart(tmp_path):
         ({"x": torch.zeros(2), "device": torch.device("cpu")}, "torch.device"),
         ({"x": torch.zeros(2), "epoch": 3}, "does not hold a state dict"),
         ({"model": {"x": torch.zeros(2)}}, "does not hold a state dict"),
-        ({0: torch.zeros(2)}, "dictionary by something else than names"),
+        ({0: torch.zeros(2)}, "dictionary whose keys are not names"),
         (torch.zeros(2), "does not hold a state dict"),
         ([torch.zeros(2)], "does not hold a state dict"),
         (slice(3), "builtins.slice|__builtin__.slice"),
