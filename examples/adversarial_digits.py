@@ -1,10 +1,10 @@
-"""How the bundled digits got crisp: a discriminator learns to tell one-step samples from data.
+"""Adversarial training of the bundled digits: a discriminator tells one-step samples from data.
 
     python examples/adversarial_digits.py mnist.npz --out runs/finished
 
-A training run of one's own: two networks in one state, each with its learning rate, and a loss of
-`cmjax.training`. Ctrl-C saves, and the same command resumes. `runs/finished/model` is for `cmjax
-sample --model`.
+It shows how to write a training run of your own: a loss of `cmjax.training`, two networks in one
+training state, each with its own learning rate, and checkpoints. Ctrl-C saves the run, and the same
+command resumes it. `cmjax sample --model runs/finished/model` draws samples.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ class Discriminator(nnx.Module):
     """`(x f32[B, 28, 28, 1], class_labels i32[B]) -> f32[B]`: a small convolutional network."""
 
     def __init__(self, rngs: nnx.Rngs):
+        # From 14x14 to 7x7: every `space_to_depth` halves the size and has four times the channels.
         self.conv1 = layers.conv(4, 64, rngs=rngs)
         self.conv2 = layers.conv(64, 64, rngs=rngs)
         self.conv3 = layers.conv(256, 128, rngs=rngs)
@@ -40,23 +41,28 @@ class Discriminator(nnx.Module):
         self.embedding = nnx.Embed(10, 128, rngs=rngs)
 
     def __call__(self, x: jax.Array, class_labels: jax.Array) -> jax.Array:
-        """Returns scores, higher for data; the class enters by a projection.
+        """Returns scores, higher for data; conditioned on the class by projection.
 
-        Miyato and Koyama 2018, arXiv 1802.05637.
+        The projection discriminator of Miyato and Koyama 2018, arXiv 1802.05637.
         """
+        # Features f32[B, 128]. There is no normalization: with batch statistics, a score would
+        # depend on other samples, which the gradient penalty does not allow.
         activation = partial(jax.nn.leaky_relu, negative_slope=0.2)
         x = activation(self.conv1(layers.space_to_depth(x, 2)))
         x = x + activation(self.conv2(x))
         x = activation(self.conv3(layers.space_to_depth(x, 2)))
         x = x + activation(self.conv4(x))
         x = activation(self.hidden(x.reshape(len(x), -1)))
+
+        # How well the features fit the class, in addition to how real they look.
         projection = jnp.sum(x * self.embedding(class_labels), axis=-1)
         return self.out(x)[:, 0] + projection
 
 
 def train_only(apply_fn, parts):
-    """The same network with no gradient outside `parts`, such as "up_blocks" or "up_blocks/1"."""
+    """Returns the network with no gradient outside `parts`, such as "up_blocks" or "up_blocks/1"."""
 
+    # The slash at both ends keeps "up_blocks/1" from also matching "up_blocks/10".
     def freeze(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         is_trained = any(f"{name}/".startswith(f"{part}/") for part in parts)
@@ -69,7 +75,8 @@ def train_only(apply_fn, parts):
 
 
 def make_optimizer(learning_rate, discriminator_learning_rate, steps):
-    """Adam for both networks, that of the model decaying to a twentieth."""
+    """Returns Adam for both networks; the model's learning rate decays to a twentieth."""
+    # With little momentum, as is usual for networks that train against each other.
     schedule = optax.warmup_cosine_decay_schedule(
         0, learning_rate, min(100, steps // 2), steps, learning_rate / 20
     )
@@ -77,6 +84,8 @@ def make_optimizer(learning_rate, discriminator_learning_rate, steps):
         "network": optax.adam(schedule, b1=0.5, b2=0.99),
         "discriminator": optax.adam(discriminator_learning_rate, b1=0.0, b2=0.99),
     }
+
+    # Labels in the form of the parameters: a pair, each half with an optimizer of its own.
     labels = losses.AdversarialParams("network", "discriminator")
     return optax.multi_transform(optimizers, labels)
 
@@ -109,8 +118,12 @@ def main(
     save_every,
     seed,
 ):
+    # In float32: the model may be stored in less, and training needs all of it.
     model = cmjax.load(init, dtype=jnp.float32)
     discriminator_fn, discriminator = from_nnx(Discriminator(nnx.Rngs(seed)))
+
+    # Only the layers after the bottleneck are trained by default: what the model has learned of
+    # shapes stays, and a step is cheaper.
     loss = losses.Adversarial(model.scheduler, discriminator_fn, gradient_penalty=gradient_penalty)
     train_step = trainer.make_train_step(
         loss,
@@ -118,6 +131,8 @@ def main(
         make_optimizer(learning_rate, discriminator_learning_rate, steps),
         ema_decays=(0.995,),
     )
+
+    # The state of step 0, or that of the newest checkpoint; its step says which batch is next.
     params = losses.AdversarialParams(model.params, discriminator)
     with Checkpoints(out) as checkpoints, interruptible() as interrupted:
         state = checkpoints.restore(train_step.init(jax.random.key(seed), params))
@@ -132,8 +147,12 @@ def main(
             state, metrics = train_step(
                 state, {name: batch[name] for name in ("data", "class_labels")}
             )
+
+            # Not at every step, as reading metrics waits for the device.
             if step % 20 == 0:
                 bar.set_postfix({name: f"{float(value):.3g}" for name, value in metrics.items()})
+
+            # The moving average is the better model, so it is what is saved for sampling.
             if step % save_every == 0 or step == steps or interrupted:
                 checkpoints.save(state)
                 trained = jax.device_get(loss.network_params(state.ema[0]))

@@ -2,11 +2,11 @@
 
     python examples/train_digits.py mnist.npz --out runs/digits
 
-Each stage is a run of `cmjax train` with a configuration in this folder; on two CPU cores they take
-about 80 and 20 minutes. Ctrl-C saves, and the same command resumes. `--out` then holds `denoiser`
-and `consistency`, each with pictures of progress, metrics, checkpoints and a `model` for `cmjax
-sample --model`. The bundled model was trained further: see its PROVENANCE.md and
-adversarial_digits.py.
+Each stage is what `cmjax train` does with a configuration in this folder; on two CPU cores the
+stages take about 80 and 20 minutes. Ctrl-C saves the run, and the same command resumes it. In the
+end `--out` holds the folders `denoiser` and `consistency`, each with sample pictures, metrics,
+checkpoints and a `model` for `cmjax sample --model`. The bundled model was trained further: see its
+PROVENANCE.md and adversarial_digits.py.
 """
 
 import sys
@@ -31,6 +31,8 @@ HERE = Path(__file__).parent
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(source, out, denoiser_steps, steps, batch_size, seed):
     """Trains on DATA, an .npz with x_train and y_train or an IDX file with labels next to it."""
+    # (configuration, folder, settings) of each stage. The second starts from the model of the first,
+    # which is its teacher as well.
     stages = (
         ("digits_denoiser.toml", out / "denoiser", {"run.steps": denoiser_steps}),
         (
@@ -41,8 +43,15 @@ def main(source, out, denoiser_steps, steps, batch_size, seed):
     )
     for config, folder, settings in stages:
         settings |= {"data.source": str(source), "run.batch_size": batch_size, "run.seed": seed}
+
+        # A short trial run must not be over before its warm-up is.
         settings["optimizer.warmup_steps"] = min(100, settings["run.steps"] // 2)
-        if not run.train(read_config(HERE / config, settings.items()), folder, report=click.echo):
+
+        # Interrupted: stop here, with the exit status of Ctrl-C, rather than start the next stage.
+        is_finished = run.train(
+            read_config(HERE / config, settings.items()), folder, report=click.echo
+        )
+        if not is_finished:
             sys.exit(130)
     click.echo(f"cmjax sample --model {folder / 'model'}")
 

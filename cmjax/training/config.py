@@ -127,7 +127,7 @@ class TrainConfig:
 
         # The class first: an unknown one must not show as an unknown key of another.
         values = {key: value for key, value in self.network.items() if key != "class"}
-        with _section("network.class"):
+        with _section("network.class"):  # of cmjax, registered, or "package.module:Class"
             _, config_class = network_class(self.network.get("class"))
         with _section("network"):
             return from_json(config_class, values)

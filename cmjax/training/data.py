@@ -148,7 +148,7 @@ def _stack(values, rows, name):
 
 
 def _as_samples(data, rows):
-    """Returns f32 samples: u8 pixels mapped to [-1, 1], or floats as they are, if all are finite."""
+    """Returns samples f32[B, ...]: pixels mapped to [-1, 1], or floats if they are finite."""
     if data.dtype == np.uint8:
         return from_uint8(data)
     # Asked of jnp, for which bfloat16 is a float; for NumPy it is not.
@@ -168,7 +168,7 @@ def _as_samples(data, rows):
 
 def _checked_labels(labels, rows, num_classes):
     """Returns labels i32[B], if all are integers in range."""
-    # JAX would clip a label that is too high to the last class, without an error.
+    # On the device an index that is out of bounds would raise no error.
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"record {rows[0]} of the data must have one integer label, "

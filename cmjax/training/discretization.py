@@ -44,7 +44,7 @@ def growing_target_decay(
         initial_levels: s0, the number of levels at the start.
         initial_decay: mu0, the decay with that number of levels.
     """
-    # exp(s0 log(mu0) / N) is mu0^(s0 / N), which also holds for mu0 = 0.
+    # As the power mu0^(s0 / N), without a logarithm of mu0 = 0.
     return jnp.float32(initial_decay) ** (initial_levels / num_levels.astype(jnp.float32))
 
 

@@ -38,7 +38,7 @@ def _network(name: str) -> dict[str, Any]:
 
 
 def _preset(network, loss, learning_rate, batch_size, steps, ema_decay, dtype="float32"):
-    """Returns a configuration; all papers use RAdam without schedule, warm-up or clipping."""
+    """Returns a configuration; both papers use RAdam without schedule, warm-up or clipping."""
     return {
         "network": network,
         "loss": loss,
@@ -71,7 +71,7 @@ def _training(final_levels, initial_target_decay):
 
 # Each: network, loss, learning rate, batch size, steps, decay of the moving average, dtype.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Song et al. 2023, appendix C, table 3.
+    # Song et al. 2023, appendix C, table 3. CD has a fixed grid, CT one that grows.
     "cifar10_cd": _preset(_CIFAR10_NETWORK, _distillation(18, 0.0), 4e-4, 512, 800_000, 0.9999),
     "cifar10_ct": _preset(_CIFAR10_NETWORK, _training(150, 0.9), 4e-4, 512, 800_000, 0.9999),
     "imagenet64_cd": _preset(
@@ -86,7 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lsun256_ct": _preset(
         _network("lsun256"), _training(150, 0.95), 1e-5, 2048, 1_000_000, _EMA_LARGE, "bfloat16"
     ),
-    # Song and Dhariwal 2023, appendix A.
+    # Song and Dhariwal 2023, appendix A. The loss has the paper's settings as its defaults.
     "cifar10_ict": _preset(_CIFAR10_NETWORK, {"name": "ict"}, 1e-4, 1024, 400_000, 0.99993),
     "imagenet64_ict": _preset(
         _network("imagenet64"), {"name": "ict"}, 1e-4, 4096, 800_000, 0.99997, "bfloat16"

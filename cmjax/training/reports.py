@@ -1,4 +1,4 @@
-"""What a training run tells: its metrics, pictures of samples, and what it would be."""
+"""What a training run shows: metrics, sample pictures, and a description ahead of training."""
 
 import csv
 import dataclasses
@@ -18,24 +18,24 @@ from cmjax.training.losses.base import FunctionLoss
 from cmjax.training.setup import Run, make_run
 from cmjax.training.trainer import TrainState
 
-_COLUMNS = 10  # pictures in a row
-_LEAST_SIZE = 64  # pixels of a picture, which small images are enlarged to
+_COLUMNS = 10  # samples in a row of a picture
+_LEAST_SIZE = 64  # pixels across a sample; smaller ones are enlarged to about this
 
 
 class MetricsFile:
-    """`metrics.csv`, and TensorBoard's files; a context manager, which closes them.
+    """`metrics.csv` and TensorBoard's files of a run; a context manager, which closes them.
 
-    Rows beyond the step that a run resumes from are dropped.
+    Rows after the step that a run resumes from are dropped, as those steps are trained again.
     """
 
     def __init__(self, folder: Path, last_step: int, tensorboard: bool, active: bool):
-        """Reads the rows of an earlier part of the run.
+        """Reads the rows that were written before the run was stopped.
 
         Args:
-            folder: of the run.
+            folder: folder of the run.
             last_step: the step that the run resumes from.
             tensorboard: write TensorBoard's event files as well.
-            active: whether to write at all: one process of a run does.
+            active: whether to write anything; only one process of a run does.
 
         Raises:
             ValueError: if tensorboardX is wanted and not installed.
@@ -46,6 +46,8 @@ class MetricsFile:
         self._writer: Any = None
         if not active:
             return
+
+        # Rows are kept in memory, since the file is replaced whole.
         if self._path.exists():
             with self._path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
@@ -54,10 +56,11 @@ class MetricsFile:
             self._writer = _summary_writer(folder / "tensorboard", last_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Adds a row; the file is replaced whole, so that it is never half written."""
+        """Adds a row of metrics; the file is replaced whole, so that it is never half written."""
         if not self._active:
             return
         self._rows.append({"step": step, **values})
+        # The first row's names are the columns: a loss has the same metrics at every step.
         lines = [",".join(self._rows[0])]
         for row in self._rows:
             lines.append(",".join(str(value) for value in row.values()))
@@ -78,18 +81,22 @@ class MetricsFile:
 
 
 def save_samples(run: Run, state: TrainState, path: Path) -> None:
-    """Draws samples of the first moving average, as the loss's `preview` says, always of one noise.
+    """Saves a picture of samples of the first moving average, drawn as `loss.preview` says.
 
-    Nothing is drawn for data that is not pictures.
+    The seed is always the same, so that pictures of different steps can be compared. Nothing is
+    saved unless samples have 1 or 3 channels.
     """
     model = run.model_of(state.ema[0])
     preview = run.train_step.loss.preview
     if model.sample_shape[-1] not in (1, 3):
         return
+
+    # A denoiser is sampled by an ODE solver, over the noise levels that it is trained on.
     if preview.solver is not None:
         solver = scheduler_like(model.scheduler, preview.solver.__name__)
         model = model.with_scheduler(solver)
 
+    # One row of samples for each number of steps, with the classes in turn along the row.
     cond = {}
     if model.num_classes:
         cond["class_labels"] = jnp.arange(_COLUMNS) % model.num_classes
@@ -106,20 +113,28 @@ def save_samples(run: Run, state: TrainState, path: Path) -> None:
         )
         for num_steps in preview.num_inference_steps
     ]
+
+    # By a whole factor, so that pixels stay square and sharp.
     scale = max(1, _LEAST_SIZE // shape[1])
     save_grid(path, to_uint8(np.concatenate(rows)), columns=_COLUMNS, scale=scale)
 
 
 def describe(config: TrainConfig) -> str:
-    """Returns shapes, parameters, and the memory and arithmetic of a step; trains nothing."""
+    """Returns a description of a run and of the cost of its steps; compiles, but trains nothing.
+
+    It has a line for each of data, network, loss, devices, size of the state, arithmetic and, if
+    XLA knows it, memory.
+    """
     run = make_run(config)
     batch = next(iter(run.batches()))
     state = run.init()
     memory = run.train_step.lower(state, batch).compile().memory_analysis()
-    # XLA counts the body of a loop once, so the parts of a batch are counted without their loop.
+
+    # XLA counts the body of a loop once, which would leave out all parts of a batch but one.
     whole = dataclasses.replace(run.train_step, accumulate=1)
     cost = whole.lower(state, batch).cost_analysis() or {}
 
+    # The figures, then a line for each.
     shapes = [f"{name} {array.dtype}{list(array.shape)}" for name, array in batch.items()]
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.model.params))
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -134,6 +149,7 @@ def describe(config: TrainConfig) -> str:
         "state": f"{_mebibytes(state_bytes)}, as much on disk for each checkpoint",
         "arithmetic": f"{gigaflops:,.1f} GFLOP a step, by XLA's count",
     }
+    # Not every backend reports memory.
     if memory is not None:
         arguments = _mebibytes(memory.argument_size_in_bytes)
         temporary = _mebibytes(memory.temp_size_in_bytes)
@@ -142,13 +158,15 @@ def describe(config: TrainConfig) -> str:
 
 
 def _summary(loss):
-    """The first line of the docstring of a loss, which may have none."""
+    """Returns the first line of a loss's docstring; a loss of the user's own may have none."""
     source = loss.function if isinstance(loss, FunctionLoss) else type(loss)
     lines = (source.__doc__ or "no description").strip().splitlines()
     return lines[0]
 
 
 def _summary_writer(folder, first_step):
+    """Returns TensorBoard's writer, which hides events from `first_step` on."""
+    # tensorboardX is an optional dependency.
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
@@ -159,4 +177,5 @@ def _summary_writer(folder, first_step):
 
 
 def _mebibytes(count):
+    """Returns a number of bytes as text."""
     return f"{count / 2**20:,.1f} MiB"

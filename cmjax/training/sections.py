@@ -166,6 +166,8 @@ class RunSection:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {value}")
+
+        # Parts of a batch have the same size, so that the mean of their means is the batch's mean.
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"run.accumulate={self.accumulate} does not divide run.batch_size={self.batch_size}"

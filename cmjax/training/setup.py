@@ -1,4 +1,4 @@
-"""What a training run begins with: model, teacher, data and training step."""
+"""What a training run starts from: model, teacher, data and training step."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,7 +19,8 @@ from cmjax.training.config import TrainConfig
 from cmjax.training.losses.base import FunctionLoss
 from cmjax.training.trainer import TrainState, TrainStep, data_mesh, make_train_step
 
-# Below it a network cannot tell its times apart: sinusoidal embeddings begin at frequency 1.
+# Least span of the scaled times. The highest frequency of sinusoidal embeddings is 1, so over a
+# shorter span the features of all times are nearly the same.
 _LEAST_TIME_SPAN = 0.15
 
 
@@ -28,10 +29,10 @@ class Run:
     """A training run that is ready to start.
 
     Attributes:
-        config: what it was made from.
-        model: with the weights that the run starts from.
-        source: the data, a `cmjax.training.sources.Source`.
-        train_step: one step of training.
+        config: the configuration that it was made from.
+        model: the model to train, with its initial parameters.
+        source: the training data.
+        train_step: the jitted training step.
     """
 
     config: TrainConfig
@@ -41,19 +42,22 @@ class Run:
 
     def init(self) -> TrainState:
         """Returns the state of step 0."""
+        # The one key of the run: step k folds k into it.
         return self.train_step.init(jax.random.key(self.config.run.seed), self.model.params)
 
     def model_of(self, params: Any) -> Model:
         """Returns the model with trained parameters, such as `state.ema[0]`, on the host."""
+        # Without what the loss trains besides the network, which samplers do not know.
         network_params = self.train_step.loss.network_params(params)
         return dataclasses.replace(self.model, params=jax.device_get(network_params))
 
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Returns this process's batches from step `start` on.
+        """Returns an iterator of this process's batches, from that of step `start` on.
 
         Raises:
             ValueError: if the network has classes and the data has no labels.
         """
+        # Checked on the first record, before threads start to read.
         num_classes = self.model.num_classes
         section = self.config.data
         if num_classes is not None and "class_labels" not in self.source[0]:
@@ -61,6 +65,8 @@ class Run:
                 f"data.source {section.source} has no labels, but the network has {num_classes} "
                 "classes; leave out network.num_class_embeds"
             )
+
+        # All arrays of a batch but the data go to the network: labels only where it has classes.
         names = ("data",) if num_classes is None else ("data", "class_labels")
         batches = data.batches(
             self.source,
@@ -74,36 +80,44 @@ class Run:
 
 
 def make_run(config: TrainConfig) -> Run:
-    """Loads or makes what a run begins with.
+    """Loads or makes all that a run starts from.
 
     Raises:
         ValueError: if a model or the data cannot be used.
     """
+    # In the order of what each needs: the data must fit the model, the teacher the scheduler.
     model = _first_model(config)
     source = _open_data(config, model)
     model = _with_class_names(model, source)
     teacher, teacher_fn = _load_teacher(config, model)
 
+    # The network in the run's precision; the teacher computes in float32.
     apply_fn = model.apply_fn
     if config.run.dtype != "float32":
         apply_fn = compute_in(apply_fn, config.run.dtype)
+
+    # On one device no mesh is needed. `jax.device_count()` counts those of all processes.
+    mesh = data_mesh() if jax.device_count() > 1 else None
     train_step = make_train_step(
         config.make_loss(model.scheduler, teacher_fn),
         apply_fn,
         config.make_optimizer(),
         ema_decays=config.run.ema_decays,
         accumulate=config.run.accumulate,
-        mesh=data_mesh() if jax.device_count() > 1 else None,
+        mesh=mesh,
         teacher=teacher,
     )
     return Run(config, model, source, train_step)
 
 
 def _first_model(config):
-    """The model that a run starts from, with the scheduler that it is trained for."""
+    """Returns the model that a run starts from, with the scheduler that it is trained for."""
     network_config = config.network_config()
     scheduler = config.make_scheduler()
     init = config.run.init
+
+    # A trained model keeps its network. [scheduler] may change its noise levels, but not what its
+    # outputs mean.
     if init:
         model = load(init, dtype=jnp.float32)
         if network_config not in (None, model.config):
@@ -112,6 +126,7 @@ def _first_model(config):
             _check_interchangeable("run.init", init, model.scheduler, scheduler)
             model = dataclasses.replace(model, scheduler=scheduler)
     else:
+        # A new network, with random parameters from the seed.
         module_class, _ = network_class(config.network["class"])
         module = module_class(network_config, rngs=nnx.Rngs(config.run.seed))
         model = Model(*from_nnx(module), scheduler, network_config)
@@ -120,11 +135,14 @@ def _first_model(config):
 
 
 def _open_data(config, model):
+    """Returns the source of the data, whose samples must have the shape that the network takes."""
     path = config.data.source
     if not path:
         raise ValueError(
             "data.source is missing: name an .npz, an IDX file or a folder of pictures"
         )
+
+    # Pictures are scaled to the network's size [H, W, C]; arrays have to have it.
     source = sources.open_source(path, *model.sample_shape[1:])
     shape = np.shape(source[0]["data"])
     if shape != model.sample_shape:
@@ -136,18 +154,19 @@ def _open_data(config, model):
 
 
 def _with_class_names(model, source):
-    """Names the model's classes as the folders of its pictures are named."""
+    """Returns the model with the names of the picture folders as the names of its classes."""
     names = tuple(getattr(source, "classes", ()))
     if len(names) != model.num_classes:
-        return model  # no folders, or fewer than the network has classes
+        return model  # no folders, or not one for each of the network's classes
     return dataclasses.replace(model, class_names=names)
 
 
 def _load_teacher(config, model):
-    """Returns (parameters of the teacher, its network), (None, None) where there is none."""
+    """Returns the teacher as (params, apply_fn), or (None, None) if the run has none."""
     section = config.teacher
     loss = config.make_loss(model.scheduler)
-    # A function says nothing of a teacher: it gets the one that the config names.
+
+    # A function does not say whether it needs a teacher: it gets one if the configuration names it.
     is_function = isinstance(loss, FunctionLoss)
     if not loss.needs_teacher and not (is_function and section.model):
         if section.model or section.weak_model:
@@ -160,11 +179,15 @@ def _load_teacher(config, model):
             f"teacher.model is missing: {config.loss_name!r} distils a denoiser, name its folder"
         )
 
-    teacher = load(section.model, dtype=jnp.float32) if section.model else model
+    # By default the student starts as a copy of its teacher.
+    teacher = model
+    if section.model:
+        teacher = load(section.model, dtype=jnp.float32)
     _check_interchangeable("teacher.model", section.model, teacher.scheduler, model.scheduler)
     if not section.weak_model:
         return teacher.params, teacher.apply_fn
 
+    # Autoguidance: one network with two sets of parameters, which therefore must fit both.
     weak = load(section.weak_model, dtype=jnp.float32)
     _check_interchangeable(
         "teacher.weak_model", section.weak_model, weak.scheduler, model.scheduler
@@ -177,22 +200,29 @@ def _load_teacher(config, model):
 
 
 def _check_interchangeable(name, source, found, wanted):
-    """Two schedulers are interchangeable only if their kind and sigma_data agree."""
+    """Raises ValueError unless two schedulers have the same class and the same sigma_data."""
+    # A network of one would be read with the wrong scalings or times by the other. Noise levels may
+    # differ: they only say where the network is evaluated.
     if type(found) is type(wanted) and found.sigma_data == wanted.sigma_data:
         return
-    has, needs = (
-        f"{type(scheduler).__name__}(sigma_data={getattr(scheduler, 'sigma_data', None)})"
-        for scheduler in (found, wanted)
-    )
+    has = _kind_of(found)
+    needs = _kind_of(wanted)
     raise ValueError(f"{name} {source} is a network for {has}, but this run is for {needs}")
 
 
-def _check_time_scale(model):
-    """The times that a network is told must differ by more than its time scale hides.
+def _kind_of(scheduler):
+    """Returns the class and sigma_data of a scheduler, in the words of an error message."""
+    sigma_data = getattr(scheduler, "sigma_data", None)
+    return f"{type(scheduler).__name__}(sigma_data={sigma_data})"
 
-    The scale that suits EDM's times, which go up to 1,000, makes TrigFlow's angles, which end at
-    pi/2, all alike.
+
+def _check_time_scale(model):
+    """Raises ValueError if the network multiplies its times by too small a factor.
+
+    A factor that suits EDM's times, which go up to 1,000, makes TrigFlow's angles, which end at
+    pi/2, indistinguishable.
     """
+    # The span of the network's times from low to high noise.
     time_scale = getattr(model.config, "time_scale", 1.0)
     ends = model.scheduler.parametrization.time(jnp.array([0.01, 100.0]))
     span = float(jnp.abs(ends[1] - ends[0]))

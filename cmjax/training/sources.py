@@ -1,4 +1,4 @@
-"""Training data from the files people have: `.npz`, IDX, and folders of pictures."""
+"""Training data from common files: `.npz`, IDX, and folders of pictures."""
 
 import gzip
 import struct
@@ -13,13 +13,17 @@ import numpy as np
 from cmjax.images import MODES, center_crop_resize, read_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))  # of data and labels
-# "data": u8[H, W, C], or floats ready for training; "class_labels": an integer.
+
+# Names of (data, labels) in an .npz: Keras's MNIST, this package's, and the guided-diffusion
+# evaluator's.
+NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))
+
+# "data": u8[H, W, C], or floats that are scaled already; "class_labels": an integer.
 Record = Mapping[str, Any]
 
 
 class Source(Protocol):
-    """What Grain calls a `RandomAccessDataSource`; several threads read it."""
+    """Records by index, as Grain's `RandomAccessDataSource`; several threads read it at a time."""
 
     def __len__(self) -> int:
         """Number of records."""
@@ -31,10 +35,10 @@ class Source(Protocol):
 
 
 class Arrays:
-    """Records in memory."""
+    """A source of records in memory."""
 
     def __init__(self, data: np.ndarray, labels: np.ndarray | None = None):
-        """Takes data `[N, ...]` and labels i32[N], or None."""
+        """Takes data `[N, ...]`, and labels i32[N] or None."""
         self.data = data
         self.labels = labels
 
@@ -50,19 +54,19 @@ class Arrays:
 
 
 class Pictures:
-    """A folder of pictures, read when they are asked for; its subfolders are the classes."""
+    """A folder of pictures, which are read when needed; its subfolders are the classes."""
 
     def __init__(self, folder: str | Path, size: int, channels: int = 3):
         """Finds the pictures, in order of their names.
 
         Args:
-            folder: of the pictures, or of a folder of pictures for each class.
-            size: height and width; the middle square of each picture is scaled to it.
-            channels: 1 or 3.
+            folder: folder of pictures, or of a folder of pictures for each class.
+            size: height and width, in pixels; the middle square of each picture is scaled to it.
+            channels: 1 for gray or 3 for RGB.
 
         Raises:
-            ValueError: if there are no pictures in the folder or in one of its classes, or pictures
-                in both the folder and its classes; or for another number of channels.
+            ValueError: if the folder or one of its classes has no pictures, if both the folder and
+                its classes have some, or for another number of channels.
         """
         if channels not in MODES:
             raise ValueError(f"channels must be 1 or 3, got {channels}")
@@ -70,22 +74,32 @@ class Pictures:
         self.size = size
         self.channels = channels
 
+        # In order of their names, so that labels do not depend on the file system.
         subfolders = sorted(
             path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
         )
         classes = {path.name: _find_pictures(path, "**/*") for path in subfolders}
         loose = _find_pictures(folder, "*")
         _check_folder(folder, classes, loose)
-        self.classes = [] if loose else list(classes)
-        files_by_class = [loose] if loose else classes.values()
-        self.files = [(file, label) for label, files in enumerate(files_by_class) for file in files]
+
+        # Pairs (path, label) of all pictures, class by class. Without classes every label is 0, and
+        # no record has one.
+        self.classes = list(classes)
+        files_by_class = list(classes.values())
+        if loose:
+            self.classes = []
+            files_by_class = [loose]
+        self.files = []
+        for label, files in enumerate(files_by_class):
+            self.files.extend((file, label) for file in files)
 
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self.files)
 
     def __getitem__(self, index: int) -> Record:
-        """Picture number `index`, u8[size, size, channels]."""
+        """Record number `index`, with "data" u8[size, size, channels]."""
+        # Read and scaled at every epoch again, so that folders may be larger than the memory.
         file, label = self.files[index]
         record: dict[str, Any] = {
             "data": center_crop_resize(read_image(file, self.channels), self.size)
@@ -99,50 +113,66 @@ def open_source(path: str | Path, size: int | None = None, channels: int = 3) ->
     """Opens an `.npz`, an IDX file or a folder of pictures.
 
     Args:
-        path: an `.npz` with `x_train` and `y_train`, `images` and `labels`, or `arr_0` and `arr_1`
-            (labels may be absent): data u8[N, H, W(, C)], or floats `[N, ...]` that are scaled
-            already; an IDX image file such as `train-images-idx3-ubyte.gz`, with `labels-idx1` next
-            to it; or a folder of pictures, whose subfolders, if it has any, are the classes in
-            order of their names.
-        size: height and width of images; a folder's pictures are scaled to it.
-        channels: of a folder's pictures, 1 or 3.
+        path: one of
+
+            * an `.npz` with `x_train` and `y_train`, `images` and `labels`, or `arr_0` and `arr_1`,
+              where labels may be absent; data are u8[N, H, W(, C)], or floats `[N, ...]` that are
+              scaled already;
+            * an IDX image file such as `train-images-idx3-ubyte.gz`; its labels are read from
+              `train-labels-idx1-ubyte.gz` in the same folder, if that exists;
+            * a folder of pictures, whose subfolders, if it has any, are the classes in order of
+              their names.
+        size: height and width in pixels, which a folder's pictures are scaled to, and images of a
+            file must have; None for any, with files only.
+        channels: 1 or 3, of a folder's pictures.
 
     Returns:
         Records with "data" and, if there are labels, "class_labels".
 
     Raises:
-        ValueError: if the file holds no such arrays, images of another size, or numbers that are
-            not finite.
-        OSError: if it cannot be read.
+        ValueError: if the file does not hold such arrays, or holds images of another size or
+            numbers that are not finite; if a folder has no pictures.
+        OSError: if the file cannot be read.
     """
     path = Path(path)
     if path.is_dir():
         if size is None:
             raise ValueError(f"{path} is a folder of pictures, and needs a size to scale them to")
         return Pictures(path, size, channels)
-    data, labels = _read_npz(path) if path.suffix == ".npz" else _read_idx_pair(path)
+
+    # A file: everything is read into memory and checked once.
+    if path.suffix == ".npz":
+        data, labels = _read_npz(path)
+    else:
+        data, labels = _read_idx_pair(path)
     data = _checked_data(path, data, size)
-    return Arrays(data, None if labels is None else _checked_labels(path, labels, len(data)))
+    if labels is not None:
+        labels = _checked_labels(path, labels, len(data))
+    return Arrays(data, labels)
 
 
 def read_idx(path: str | Path) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped or not (format: yann.lecun.com/exdb/mnist).
 
     Raises:
-        ValueError: if it is not one, or is cut short.
+        ValueError: if the file has another format, or is cut short.
     """
+    # Gzip is found by its magic number: the suffix of a download is not to be relied on.
     path = Path(path)
     raw = path.read_bytes()
     try:
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is broken or cut short: {error}") from None
 
-    # Two zero bytes, the type (8 is u8), the rank, then each size as a big-endian u32.
+    # The header: two zero bytes, the type (8 is u8), the rank, then each size as a big-endian u32.
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise ValueError(f"{path} is neither an .npz nor an IDX file of unsigned bytes")
     rank = raw[3]
     shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank])
+
+    # The bytes after it are the array, in row-major order.
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
     if values.size != np.prod(shape):
         raise ValueError(f"{path} announces {shape} but holds {values.size} bytes")
@@ -151,12 +181,16 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 def first_not_finite(data: np.ndarray) -> int | None:
     """Returns the index of the first sample that holds a NaN or an infinity, or None."""
+    # Samples of any shape, flattened to [N, -1].
     is_bad = ~np.isfinite(data).reshape(len(data), -1).all(-1)
-    return int(is_bad.argmax()) if is_bad.any() else None
+    if not is_bad.any():
+        return None
+    return int(is_bad.argmax())
 
 
 def _checked_data(path, data, size):
-    """Images u8[N, H, W, C], or floats f32[N, ...]."""
+    """Returns images u8[N, H, W, C] or floats f32[N, ...], checked."""
+    # Pixels; gray images [N, H, W] get a channel.
     if data.size and data.dtype == np.uint8 and data.ndim in (3, 4):
         data = data.reshape(*data.shape[:3], -1)
         if size is not None and data.shape[1:3] != (size, size):
@@ -165,6 +199,8 @@ def _checked_data(path, data, size):
                 f"but {size}x{size} are wanted"
             )
         return data
+
+    # Floats. Those that are too large for float32 become infinite, and are found as such.
     if data.size and np.issubdtype(data.dtype, np.floating) and data.ndim >= 2:
         with np.errstate(over="ignore"):
             data = data.astype(np.float32, copy=False)
@@ -180,7 +216,8 @@ def _checked_data(path, data, size):
 
 
 def _checked_labels(path, labels, count):
-    """Labels i32[count]."""
+    """Returns labels i32[count], checked. That they are in range is checked batch by batch."""
+    # CIFAR-10 in Keras's layout has labels [N, 1], so only the number of labels counts.
     if labels.size != count or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{path} must have an integer label for each of {count} samples, "
@@ -190,12 +227,14 @@ def _checked_labels(path, labels, count):
 
 
 def _read_npz(path):
-    """Returns (data, labels or None)."""
+    """Returns (data, labels or None) of an `.npz`."""
+    # `np.load` refuses pickled objects by default, which could run code.
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             for data, labels in NPZ_NAMES:
                 if data in arrays:
-                    return arrays[data], arrays[labels] if labels in arrays else None
+                    found_labels = arrays[labels] if labels in arrays else None
+                    return arrays[data], found_labels
             found = sorted(arrays)
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not an .npz that can be read: {error}") from None
@@ -204,7 +243,8 @@ def _read_npz(path):
 
 
 def _read_idx_pair(path):
-    """Returns (images, labels or None): labels are in the file of that name next to the images."""
+    """Returns (images, labels or None) of an IDX file and the labels next to it."""
+    # MNIST's names: train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz.
     labels = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     if labels == path or not labels.exists():
         return read_idx(path), None
@@ -212,7 +252,8 @@ def _read_idx_pair(path):
 
 
 def _find_pictures(folder, pattern):
-    """Returns paths of the pictures, in order of their names and without hidden ones."""
+    """Returns the paths of all pictures that are not hidden, in order of their names."""
+    # Sorted, since the order of a folder differs between machines: the data of a step must not.
     found = []
     for file in folder.glob(pattern):
         is_hidden = any(part[0] == "." for part in file.relative_to(folder).parts)
@@ -222,7 +263,8 @@ def _find_pictures(folder, pattern):
 
 
 def _check_folder(folder, classes, loose):
-    """Checks that pictures are all in the folder, or that each class has some."""
+    """Raises ValueError unless all pictures are in the folder itself, or each class has some."""
+    # Loose pictures beside folders without any, such as one of notes, are fine.
     empty = [name for name, files in classes.items() if not files]
     if loose and len(empty) < len(classes):
         raise ValueError(

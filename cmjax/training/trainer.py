@@ -1,4 +1,4 @@
-"""A training step and its state. The losses do not need it: they work in any loop."""
+"""The training step and its state. Losses do not depend on it: they work in any loop."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,21 +14,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cmjax.arrays import ApplyFn
 from cmjax.training.losses.base import Batch, Frozen, FunctionLoss, Loss, Metrics
 
-AXIS = "data"  # of the mesh, over which a batch is divided
+AXIS = "data"  # name of the mesh's axis, which batches are divided along
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run needs to resume: data and randomness follow from `step` and `key`.
+    """All that resuming a run needs: data and randomness follow from `step` and `key`.
 
     Attributes:
-        step: training steps taken, i32[].
-        params: what is trained, as `loss.prepare_params` returned it.
-        ema: slow moving averages of `params`, one per decay: sample from these.
-        target: fast moving average that the loss compares with; None if it compares with `params`.
-        opt_state: the optimizer's.
-        key: raw key data, which checkpoints can hold.
+        step: number of training steps taken, i32[].
+        params: the trained parameters, in the form that `loss.prepare_params` returns.
+        ema: slow moving averages of `params`, one per decay: sample with these.
+        target: fast moving average of `params`, for the target of the loss; None if the target is
+            `params` or there is none.
+        opt_state: state of the optimizer.
+        key: PRNG key as raw data, u32[...], which checkpoints can hold.
     """
 
     step: jax.Array
@@ -43,12 +44,14 @@ class TrainState:
 class TrainStep:
     """The jitted function `(state, batch) -> (state, metrics)`, which donates the state.
 
+    `make_train_step` makes it, and checks its fields.
+
     Attributes:
-        loss: what is minimized.
-        apply_fn: `(params, x, t, **cond) -> model_output`.
+        loss: the loss to minimize.
+        apply_fn: the network, `(params, x, t, **cond) -> model_output`.
         optimizer: any optax transformation.
-        ema_decays: of `state.ema`.
-        accumulate: number of parts that a batch is divided into, one after the other.
+        ema_decays: decays of the moving averages `state.ema`.
+        accumulate: number of parts of a batch, whose gradients are computed one after the other.
         mesh: devices that a batch is divided over; None for one device.
         teacher: parameters of the teacher, or None.
     """
@@ -65,12 +68,15 @@ class TrainStep:
         """Returns the state of step 0, on every device of the mesh.
 
         Args:
-            key: of all randomness of the run.
+            key: PRNG key of all randomness of the run, typed or raw.
             params: the network's parameters, which are copied.
         """
+        # The loss says what is trained, and whether its target is a moving average.
         params = self.loss.prepare_params(params)
         step = jnp.zeros((), jnp.int32)
         has_target = self.loss.target_decay_at(step) is not None
+
+        # Checkpoints cannot hold typed keys, so the state has the raw data.
         is_typed_key = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         state = TrainState(
             step=step,
@@ -80,33 +86,39 @@ class TrainStep:
             opt_state=self.optimizer.init(params),
             key=jax.random.key_data(key) if is_typed_key else key,
         )
-        # The state is donated, so its parts may not share buffers, nor those of `params`.
+
+        # Copies throughout: the state is donated, so its fields may share no buffer with each other
+        # or with the caller's `params`.
         return self.replicate(jax.tree.map(jnp.array, state))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Takes one step; `state` is donated, and must not be used again.
+        """Takes one training step; `state` is donated and must not be used afterwards.
 
         Args:
-            state: as `init` or this function returned it.
+            state: a state that `init` or this function returned.
             batch: arrays `[B, ...]`, this process's share of the batch.
 
+        Returns:
+            The next state, and the metrics of the loss with `grad_norm`, f32[] each.
+
         Raises:
-            ValueError: if the number of devices times `accumulate` does not divide B.
+            ValueError: if B is not a multiple of this process's devices times `accumulate`.
         """
         return self._jitted(state, self.shard(batch), self._replicated_teacher)
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
-        """Returns the program before it is compiled, for its cost and memory analysis."""
+        """Returns the program of a step, not yet compiled, for cost and memory analysis."""
         return self._jitted.lower(state, self.shard(batch), self._replicated_teacher)
 
     def replicate(self, tree: Any) -> Any:
-        """Puts a copy of all arrays on every device of the mesh."""
+        """Returns the tree with a copy of every array on every device of the mesh."""
         if self.mesh is None:
             return tree
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def shard(self, batch: Batch) -> Batch:
-        """Divides arrays over the devices of the mesh, along their first axis."""
+        """Returns the arrays divided over the devices of the mesh, along their first axis."""
+        # Every device must get as many samples for every part.
         num_devices = 1 if self.mesh is None else len(self.mesh.local_devices)
         for name, array in batch.items():
             if len(array) % (num_devices * self.accumulate):
@@ -116,6 +128,8 @@ class TrainStep:
                 )
         if self.mesh is None:
             return batch
+
+        # Each process holds its own rows only; together they are one global array.
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         return {
             name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
@@ -124,39 +138,53 @@ class TrainStep:
 
     @cached_property
     def _replicated_teacher(self):
+        """The teacher's parameters on every device."""
+        # An argument of the jitted step: parameters that it closes over would be constants of the
+        # program, and slow down its compilation.
         return self.replicate(self.teacher)
 
     @cached_property
     def _jitted(self):
+        """The compiled step, with state and metrics on every device."""
+        # Shardings of the arguments are those that they have; XLA adds the mean over devices.
         shardings = {}
         if self.mesh is not None:
             shardings["out_shardings"] = NamedSharding(self.mesh, PartitionSpec())
         return jax.jit(self._step, donate_argnums=0, **shardings)
 
     def _step(self, state: TrainState, batch: Batch, teacher: Any) -> tuple[TrainState, Metrics]:
+        """Returns the next state and the metrics of this step."""
+        # The key of step k is folded from k, so a resumed run draws the same noise.
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         grads, metrics = self._gradient(key, state, batch, teacher)
+
+        # One step of the optimizer.
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
-        # The moving averages follow, quickly at first.
+        # The moving averages follow, quickly at first: they would otherwise remember the random
+        # initial parameters for 1 / (1 - decay) steps.
         num_done = state.step.astype(jnp.float32)
         ema = []
         for decay, average in zip(self.ema_decays, state.ema, strict=True):
             ramped = jnp.minimum(decay, (1 + num_done) / (10 + num_done))
             ema.append(optax.incremental_update(params, average, 1 - ramped))
 
+        # The target has the decay of the loss's own schedule.
         target = state.target
         target_decay = self.loss.target_decay_at(state.step)
         if target_decay is not None:
             target = optax.incremental_update(params, target, 1 - target_decay)
 
+        # The norm before clipping, which is the optimizer's: it shows when clipping sets in.
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         state = TrainState(state.step + 1, params, tuple(ema), target, opt_state, state.key)
         return state, metrics
 
     def _gradient(self, key, state, batch, teacher):
-        """Returns gradient and metrics, a mean over `accumulate` parts of the batch."""
+        """Returns (gradient, metrics), each the mean over `accumulate` parts of the batch."""
+        # Losses without a moving average compare with the parameters themselves, behind a
+        # `stop_gradient` of their own.
         target = state.params if state.target is None else state.target
         frozen = Frozen(target, teacher)
 
@@ -169,15 +197,19 @@ class TrainStep:
         if self.accumulate == 1:
             return gradient(key, batch)
 
+        # One part after the other in a `scan`, so that only one part's activations are in memory.
         def add_part(total, part):
             index, batch = part
             result = gradient(jax.random.fold_in(key, index), batch)
             return jax.tree.map(lambda a, b: a + b / self.accumulate, total, result), None
 
-        # Every device keeps its own samples: a part is every accumulate-th of them.
+        # Arrays [accumulate, B / accumulate, ...]. A part is every accumulate-th sample, so that
+        # every device keeps its own samples; parts of neighbours would move them between devices.
         parts = jax.tree.map(
             lambda a: a.reshape(-1, self.accumulate, *a.shape[1:]).swapaxes(0, 1), dict(batch)
         )
+
+        # Sums start from zeros of the shapes that a part returns.
         first = jax.tree.map(lambda a: a[0], parts)
         shapes = jax.eval_shape(gradient, key, first)
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), shapes)
@@ -196,26 +228,28 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the jitted function `(state, batch) -> (state, metrics)`, with `init(key, params)`.
 
-    Gradient clipping is the optimizer's (`optax.chain(optax.clip_by_global_norm(1), ...)`), lower
-    precision the network's (`cmjax.models.compute_in(apply_fn, jnp.bfloat16)`): parameters,
+    Clip gradients in the optimizer, `optax.chain(optax.clip_by_global_norm(1), ...)`, and lower the
+    precision in the network, `cmjax.models.compute_in(apply_fn, jnp.bfloat16)`: parameters,
     preconditioning and loss stay float32.
 
     Args:
         loss: such as `losses.ConsistencyTraining(scheduler, total_steps)`, or a function
             `(key, apply_fn, params, frozen, batch, step) -> (loss, metrics)`.
-        apply_fn: `(params, x, t, **cond) -> model_output`.
+        apply_fn: the network, `(params, x, t, **cond) -> model_output`.
         optimizer: any optax transformation.
-        ema_decays: of `state.ema`; each ramps up, `min(decay, (1 + step) / (10 + step))`.
-        accumulate: number of parts that a batch is divided into, one after the other, to save
-            memory. Each draws noise of its own, so the run differs from one without.
-        mesh: devices to divide every batch over, see `data_mesh`; of one host or many. None: one
+        ema_decays: decays of the moving averages `state.ema`; each decay ramps up,
+            `min(decay, (1 + step) / (10 + step))`.
+        accumulate: number of parts of a batch, whose gradients are computed one after the other to
+            save memory. Each part draws its own noise, so results differ from those of 1.
+        mesh: devices of one host or many to divide every batch over, see `data_mesh`; None for one
             device.
         teacher: parameters of the teacher, for distillation.
 
     Raises:
-        ValueError: for a distillation without a teacher, a teacher without a distillation, or
-            settings outside their range.
+        ValueError: for a distillation without a teacher, a teacher for another loss, or values out
+            of their range.
     """
+    # A plain function becomes a loss that takes a teacher or not, and has no moving average.
     if isinstance(loss, Loss):
         _check_teacher(loss, teacher)
     elif callable(loss):
@@ -225,6 +259,8 @@ def make_train_step(
             f"loss must be a Loss or a function, got {loss!r}; "
             "losses.make(name, scheduler, total_steps=...) makes one by name"
         )
+
+    # At least one average: it is what is sampled, and saved as the model.
     if not ema_decays or not all(0 <= decay < 1 for decay in ema_decays):
         raise ValueError(
             f"ema_decays must be numbers in [0, 1), at least one, got {tuple(ema_decays)}"
@@ -235,12 +271,15 @@ def make_train_step(
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh of one axis over `devices`, all of every process by default."""
-    return Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))
+    """Returns a mesh with one axis over `devices`; by default all devices of all processes."""
+    if devices is None:
+        devices = jax.devices()
+    return Mesh(np.array(devices), (AXIS,))
 
 
 def _check_teacher(loss, teacher):
-    # A function of the user's, read from a config, may take a teacher or not.
+    """Raises ValueError for a missing teacher, or one that the loss would not use."""
+    # A function may use a teacher or not, and does not say.
     if isinstance(loss, FunctionLoss):
         return
     name = type(loss).__name__

@@ -162,8 +162,8 @@ class ConsistencyTraining(DiscreteLoss):
         """Returns the loss; `frozen.teacher` is not used."""
         level_key, noise_key = random.split(key)
 
-        # The grid has more levels as training goes on: coarse pairs first, whose bias is large
-        # and variance small, fine ones at the end.
+        # The grid gets finer in the course of training: comparisons of distant levels have little
+        # variance but a large bias, those of close levels the reverse.
         num_levels = self.num_levels_at(step)
         higher, lower = _uniform_pair(level_key, batch["data"].shape[0], num_levels, self.scheduler)
 
@@ -200,6 +200,7 @@ def ode_step(
 
 def check_growth(loss, first, last):
     """Raises ValueError if the field `last` is below the field `first`: grids never shrink."""
+    # The fields are named, so that the error can say which of the loss's own is wrong.
     least = getattr(loss, first)
     if getattr(loss, last) < least:
         raise ValueError(f"{last} must be at least {first}={least}, got {getattr(loss, last)}")

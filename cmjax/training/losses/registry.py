@@ -57,6 +57,8 @@ def find_loss(name: str) -> Callable[..., Any]:
         return LOSSES[name]
     if not is_name or ":" not in name:
         raise ValueError(f"there is no loss {name!r}{did_you_mean(name, list(LOSSES))}")
+
+    # One of the user's own.
     found = import_by_name(name, "loss")
     if not callable(found):
         raise ValueError(f"the loss {name!r} must be a class or a function, got {found!r}")
