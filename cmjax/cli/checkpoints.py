@@ -13,11 +13,14 @@ from cmjax.cli import options
 if TYPE_CHECKING:
     from cmjax.checkpoints import Checkpoint
 
+
+# Dtypes that PyTorch and JAX have in common, and a network can compute in.
 DTYPES = ["float32", "bfloat16", "float16"]
 PRESET = click.option(
     "--config",
     metavar="PRESET",
-    help="Network of an OpenAI file: imagenet64 or lsun256.  [default: inferred from its tensors]",
+    help="Network of an OpenAI .pt file: imagenet64 or lsun256.  "
+    "[default: inferred from its tensors]",
 )
 
 
@@ -31,14 +34,16 @@ PRESET = click.option(
     show_default=True,
     help="Kind of folder to write.",
 )
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of the tensors.  [default: as they are]")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="Dtype of the tensors.  [default: as in SRC]"
+)
 @PRESET
 @options.trust
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def convert(
     source: str, destination: Path, to: str, dtype: str | None, config: str | None, quiet: bool
 ) -> None:
-    """Writes the model SRC as the folder DST.
+    """Converts the model SRC, writing it to the folder DST.
 
     SRC is a cmjax folder, a diffusers pipeline or UNet folder, an OpenAI .pt file, or a hub id
     owner/name.
@@ -51,6 +56,7 @@ def convert(
     """  # noqa: D301
     from cmjax.checkpoints import save
 
+    # Without --dtype every tensor keeps its own, so that a conversion there and back is exact.
     checkpoint = options.open_checkpoint(source, config)
     model = checkpoint.load(dtype=dtype, keep_dtypes=dtype is None)
     save(destination, model, to=to)  # type: ignore[arg-type]
@@ -65,9 +71,9 @@ def convert(
 @PRESET
 @options.trust
 def info(source: str | None, config: str | None) -> None:
-    """Describes the model SRC.
+    """Describes the model SRC, without reading its tensors.
 
-    Its tensors are not read. SRC is as for `cmjax convert`; left out, it is the bundled model.
+    SRC is as for cmjax convert. Without it, the bundled model is described.
 
     \b
     Examples:
@@ -77,6 +83,8 @@ def info(source: str | None, config: str | None) -> None:
     """  # noqa: D301
     checkpoint = options.open_checkpoint(source, config)
     checkpoint.check()
+
+    # Two columns, the first as wide as its longest name.
     rows = _rows(checkpoint)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
@@ -86,11 +94,12 @@ def info(source: str | None, config: str | None) -> None:
 
 
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
-    """Returns names and values, in the order in which they are printed."""
+    """Returns names and values in the order in which they are printed; options are indented."""
     from cmjax.labels import describe_classes
     from cmjax.models.registry import network_name, sample_shape
     from cmjax.registry import scheduler_to_config
 
+    # What a user asks first: what it is, what it makes, how large it is.
     config = checkpoint.config
     shape = "x".join(map(str, sample_shape(config)))
     classes = describe_classes(getattr(config, "num_class_embeds", None), checkpoint.class_names)
@@ -101,11 +110,15 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
         ("dtypes", _dtypes(checkpoint)),
         ("network", network_name(config)),
     ]
+
+    # Every option of the network and of the scheduler, defaults included.
     for field in dataclasses.fields(config):
         rows.append((f"  {field.name}", getattr(config, field.name)))
     scheduler = scheduler_to_config(checkpoint.scheduler)
     rows.append(("scheduler", scheduler["_class_name"]))
     rows += [(f"  {name}", value) for name, value in scheduler.items() if name[0] != "_"]
+
+    # The files, and what a user should know of the model, at the end.
     rows += [("file", f"{file} ({_size(file.stat().st_size)})") for file in checkpoint.files]
     if checkpoint.note:
         rows.append(("note", checkpoint.note))
@@ -113,16 +126,20 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
 
 
 def _parameters(checkpoint: "Checkpoint") -> str:
+    """Returns the numbers of parameters and of tensors, as words."""
     count = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     return f"{count:,} parameters in {len(checkpoint.tensors)} tensors"
 
 
 def _dtypes(checkpoint: "Checkpoint") -> str:
+    """Returns how many tensors have each dtype, the most frequent one first."""
     found = collections.Counter(str(tensor.dtype) for tensor in checkpoint.tensors.values())
     return ", ".join(f"{count} x {dtype}" for dtype, count in found.most_common())
 
 
 def _size(count: float) -> str:
+    """Returns a number of bytes in the unit that makes it short."""
+    # Powers of 1000, as drives and download pages count.
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.4g} {unit}"

@@ -1,4 +1,7 @@
-"""`cmjax edit`: one command a task."""
+"""`cmjax edit`: one command per task.
+
+Each prepares what its constraint needs, and leaves opening, sampling and writing to `edit_task`.
+"""
 
 import functools
 from pathlib import Path
@@ -11,48 +14,73 @@ from cmjax.cli.edit_task import edit_under, open_task, read_hole, write_tiles
 
 ALIASES = {"label": "labels"}  # earlier names of options
 
+# Options that several tasks have. `cmjax sample` has more of them, such as --dtype, with other
+# defaults.
 IMAGE = click.argument("image", metavar="[IMAGE]", required=False, type=click.Path(path_type=Path))
 MODEL = click.option(
-    "--model", metavar="MODEL", help="As for cmjax sample.  [default: bundled digits]"
+    "--model",
+    metavar="MODEL",
+    help="A model, as for cmjax sample.  [default: bundled digits]",
 )
 LABELS = click.option(
     "--labels",
     type=options.Labels(),
-    help="Classes to make, by number or name, repeated in turn, for a model with classes.",
+    help="Classes of the results, by number or name, repeated in turn, for a model with classes.",
 )
-SEED = click.option("--seed", type=options.SEED, metavar="N", default=0, show_default=True)
+SEED = click.option(
+    "--seed",
+    type=options.SEED,
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Seed of the noise; another one makes other results.",
+)
 OUT = click.option(
     "--out",
     type=click.Path(path_type=Path),
     default="edited.png",
     show_default=True,
     metavar="FILE",
+    help="The .png to write.",
 )
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 STEPS = click.option(
-    "--steps", type=click.IntRange(1), metavar="N", help="Network calls.  [default: all levels]"
+    "--steps",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of steps, one network call each.  [default: one per training level]",
 )
 TIMESTEPS = click.option(
-    "--timesteps", type=options.Numbers(int, "22,0"), help="The steps as training indices."
+    "--timesteps",
+    type=options.Numbers(int, "22,0"),
+    help="Indices of training levels to step through, descending, in place of --steps.",
 )
 SIGMAS = click.option(
-    "--sigmas", type=options.Numbers(float, "80,0.8"), help="The steps as noise levels."
+    "--sigmas",
+    type=options.Numbers(float, "80,0.8"),
+    help="Noise levels to step through, descending, in place of --steps.",
 )
 NUM = click.option(
-    "--num", type=click.IntRange(1), metavar="N", default=3, show_default=True, help="Results."
+    "--num",
+    type=click.IntRange(1),
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="Number of results.",
 )
 
-
+# All tasks take the first group; those that sample under a constraint take the second.
 common = options.group_of(MODEL, options.trust, LABELS, SEED, OUT, QUIET)
 constrained = options.group_of(STEPS, TIMESTEPS, SIGMAS, NUM, common)
 
 
 @click.group(context_settings={"token_normalize_func": lambda name: ALIASES.get(name, name)})
 def edit() -> None:
-    """Edits pictures, without training for it.
+    """Edits pictures with a model that was not trained for it.
 
-    Each task writes what was given, what is kept of it, and results. Without a picture it takes one
-    that comes with the package.
+    Most tasks write one picture that shows, side by side, the picture given, what is kept of it,
+    and the results. Without a picture, inpaint, superres and stroke take an example from the
+    package.
 
     \b
     Examples:
@@ -68,16 +96,18 @@ def edit() -> None:
 @click.option(
     "--mask",
     type=click.Path(path_type=Path),
-    help="Picture of the same size: white is repainted.",
+    help="Picture of the same size, white where IMAGE is to be repainted.",
 )
 @click.option(
-    "--mask-box", type=options.Numbers(int, "0,14,28,28"), help="x0,y0,x1,y1: pixels to repaint."
+    "--mask-box",
+    type=options.Numbers(int, "0,14,28,28"),
+    help="Rectangle x0,y0,x1,y1 of pixels to repaint, without row y1 and column x1.",
 )
 @constrained
 def inpaint(
     image: Path | None, mask: Path | None, mask_box: list[int] | None, **common: Any
 ) -> None:
-    """Repaints a part of IMAGE, which --mask or --mask-box names.
+    """Repaints the part of IMAGE that --mask or --mask-box gives.
 
     \b
     Examples:
@@ -90,13 +120,19 @@ def inpaint(
     from cmjax.constraints import inpaint
     from cmjax.images import center_crop_resize, from_uint8
 
+    # Both are too many, and with a picture of the user's none is too few; the package's own picture
+    # has a part that is repainted by default.
     if (mask is None) == (mask_box is None) and (mask or image):
         raise ValueError("give one of --mask FILE and --mask-box x0,y0,x1,y1: what to repaint")
+
+    # The mask is as large as the picture given, so both are cropped and resized in the same way.
     task = open_task(image, "seven.png", **common)
     original = task.picture()
     hole = read_hole(mask, mask_box, *original.shape[:2])
     size = task.model.config.sample_size
     picture = from_uint8(center_crop_resize(original, size))
+
+    # 1 where a pixel is kept; in between at the edges of a resized mask, where both are blended.
     known = 1 - center_crop_resize(hole, size).astype(np.float32) / 255
     edit_under(task, inpaint(picture, known), picture)
 
@@ -105,9 +141,9 @@ def inpaint(
 @IMAGE
 @constrained
 def colorize(image: Path | None, **common: Any) -> None:
-    """Gives the gray picture IMAGE colours.
+    """Colours the gray picture IMAGE.
 
-    It needs a model of colour pictures.
+    This needs a model of colour pictures.
 
     \b
     Examples:
@@ -118,6 +154,7 @@ def colorize(image: Path | None, **common: Any) -> None:
     from cmjax.constraints import REC601, colorize
     from cmjax.images import center_crop_resize, from_uint8
 
+    # The bundled model is gray, so there is neither a model nor a picture to begin with.
     if image is None:
         raise ValueError("give a picture: cmjax edit colorize IMAGE --model MODEL")
     task = open_task(image, "", **common)
@@ -125,6 +162,8 @@ def colorize(image: Path | None, **common: Any) -> None:
         raise ValueError(
             "--model: its pictures are gray; colorize needs a model of colour pictures"
         )
+
+    # The constraint is on the luminance [H, W, 1]; a gray picture has it in all three channels.
     picture = from_uint8(center_crop_resize(task.picture(), task.model.config.sample_size))
     gray = (picture @ np.asarray(REC601, np.float32))[..., None]
     edit_under(task, colorize(gray), picture, known=gray.repeat(3, -1))
@@ -138,13 +177,14 @@ def colorize(image: Path | None, **common: Any) -> None:
     metavar="N",
     default=4,
     show_default=True,
-    help="Of magnification.",
+    help="Factor by which height and width grow.",
 )
 @constrained
 def superres(image: Path | None, factor: int, **common: Any) -> None:
-    """Adds detail to the small picture IMAGE.
+    """Enlarges the small picture IMAGE, adding detail.
 
-    It has 1/N of the model's size; a larger one is reduced to that first.
+    The results have the size of the model's samples. IMAGE is reduced to 1/N of that first, N being
+    the --factor, unless it has that size already.
 
     \b
     Examples:
@@ -158,8 +198,12 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
     size = task.model.config.sample_size
     if size % factor:
         raise ValueError(f"--factor must divide the model's {size}x{size} pixels, got {factor}")
+
+    # The low resolution is all that the constraint sees; the picture itself is only shown.
     low = from_uint8(center_crop_resize(task.picture(), size // factor))
     picture = from_uint8(center_crop_resize(task.picture(), size))
+
+    # What is kept is shown as large as the results, every pixel as a square.
     edit_under(
         task,
         super_resolve(low, factor),
@@ -176,7 +220,7 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
     metavar="N",
     default=0,
     show_default=True,
-    help="Sample number.",
+    help="Number of the sample at one end.",
 )
 @click.option(
     "--to",
@@ -185,7 +229,7 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
     metavar="N",
     default=1,
     show_default=True,
-    help="Another one.",
+    help="Number of the sample at the other end.",
 )
 @click.option(
     "--num",
@@ -193,13 +237,14 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
     metavar="N",
     default=9,
     show_default=True,
-    help="Pictures, with both ends.",
+    help="Number of pictures, including both ends.",
 )
 @common
 def interpolate(first: int, second: int, num: int, **common: Any) -> None:
-    """Goes from one sample to another.
+    """Interpolates between two samples.
 
-    One network call a picture; the samples are those of --seed.
+    Each picture takes one network call. The samples are numbered as those that cmjax sample makes
+    from the same --seed.
 
     \b
     Examples:
@@ -214,15 +259,23 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
 
     if first == second:
         raise ValueError(f"--from and --to are both {first}; give two samples")
+
+    # Between two classes there is no path: the class would have to change at some picture.
     task = open_task(None, "", num=num, **common)
     if task.labels is not None and len(task.labels) > 1:
         raise ValueError(f"--labels: interpolate takes one class, got {task.labels}")
+
+    # The noise that the two samples start from, [1, ...] each, as `cmjax sample` draws it.
     model = task.model
     shape = (1, *model.sample_shape)
     ends = [level_noise(sample_keys(task.key, 1, i), 0, shape)[0] for i in (first, second)]
+
+    # The noise at these fractions of the way, one picture from each.
     fractions = jnp.linspace(0.0, 1.0, num)
     run = jax.jit(functools.partial(interpolate, model.apply_fn))
     results = run(model.params, model.scheduler, *ends, fractions, cond=task.cond)
+
+    # Only the ends are samples with a number.
     write_tiles(task, results, [first, *[""] * (num - 2), second])
 
 
@@ -231,12 +284,13 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
 @click.option(
     "--sigmas",
     type=options.Numbers(float, "5.38,2.24"),
-    help="Noise levels; a higher first one frees the model.  [default: 5.38,2.24]",
+    help="Noise levels to step through, descending; a higher first one keeps less of the sketch.  "
+    "[default: 5.38,2.24]",
 )
 @NUM
 @common
 def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> None:
-    """Makes a picture of the sketch IMAGE (SDEdit).
+    """Turns the sketch IMAGE into pictures (SDEdit).
 
     \b
     Examples:
@@ -251,9 +305,12 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
 
     task = open_task(image, "strokes.png", **common)
     model = task.model
+
+    # The sketch, with noise of the first level, is where sampling starts.
     sketch = from_uint8(center_crop_resize(task.picture(), model.config.sample_size))
     levels = np.asarray(sigmas or STROKE_SIGMAS, np.float32)
-    options.set_timesteps(model.scheduler, {"sigmas": levels})  # errors before the work
+    options.set_timesteps(model.scheduler, {"sigmas": levels})  # errors before anything compiles
+
     run = jax.jit(
         functools.partial(stroke_to_image, apply_fn=model.apply_fn, scheduler=model.scheduler)
     )

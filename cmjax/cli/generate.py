@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import options
+from cmjax.cli import distributed, options
 
 if TYPE_CHECKING:
     from cmjax.generation import Outcome
@@ -24,7 +24,7 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
     metavar="N",
     default=50_000,
     show_default=True,
-    help="Number of samples; a larger one than before adds to the folder.",
+    help="Number of samples. A larger number than in an earlier run adds to its folder.",
 )
 @click.option(
     "--out",
@@ -39,7 +39,7 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
     multiple=True,
     default=["npz"],
     show_default=True,
-    help="What to make of the samples in the end; may be repeated.",
+    help="Format of the samples in the end; may be repeated.",
 )
 @click.option(
     "--batch-size",
@@ -47,32 +47,34 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
     metavar="N",
     default=64,
     show_default=True,
-    help="Samples at a time on each device.",
+    help="Number of samples that each device makes at a time.",
 )
 @click.option(
     "--shard-size",
     type=click.IntRange(1),
     metavar="N",
-    help="Samples in a file; a kill loses three of them at most.  [default: 100]",
+    help="Number of samples per file. A process that is killed loses the samples of three files "
+    "and the batches under way at most.  [default: 100]",
 )
 @click.option(
     "--shard-params",
     is_flag=True,
-    help="Divide the parameters among devices, for models larger than one.",
+    help="Divide the parameters among the devices, for a model too large for one of them.",
 )
 @click.option(
     "--verify",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Check a folder, and make nothing.",
+    help="Check the samples in a folder instead of making any.",
 )
 @click.option(
     "--compilation-cache",
     metavar="DIR",
-    help="Where compiled programs are kept; 'none' keeps none.  [default: the user's cache folder]",
+    help="Folder that keeps compiled programs; 'none' keeps none.  "
+    "[default: ~/.cache/cmjax/compiled]",
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-@options.distributed
+@distributed.process_options
 def generate(
     model: str | None,
     scheduler: str | None,
@@ -96,11 +98,11 @@ def generate(
     num_processes: int | None,
     process_id: int | None,
 ) -> None:
-    """Makes many samples into a folder, on all devices; after any interruption, run it again.
+    """Makes many samples, in a folder, on all devices.
 
-    Sample number i depends only on the seed, the levels and its class, and is that of cmjax sample.
-    In the end the folder holds samples_NxHxWxC.npz, with arr_0 and arr_1 as the evaluator of
-    guided-diffusion reads them. Several machines: docs/scaling.md.
+    Run the same command again after any interruption: it resumes. The samples are those that cmjax
+    sample makes with the same options. In the end the folder holds samples_NxHxWxC.npz, with arr_0 and arr_1 as the
+    evaluator of guided-diffusion reads them. docs/scaling.md describes runs on several machines.
 
     \b
     Examples:
@@ -108,23 +110,29 @@ def generate(
       cmjax generate --model runs/mine --steps 2 --out mine      50,000 of yours, in two steps
       cmjax generate --num 1000 --out digits --format png        the same as pictures; none is
                                                                  sampled again
-      cmjax generate --verify digits                             are they as they were made?
+      cmjax generate --verify digits                             checks that they are still as made
     """  # noqa: D301
     if (out is None) == (verify is None):
         raise ValueError(
             "--out DIR says where the samples go, --verify DIR checks some; give one of them"
         )
     schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
+
+    # The cache must be set before anything compiles.
     _keep_compiled(compilation_cache)
     if verify is not None:
         _verify(verify, model, batch_size, shard_params, quiet)
         return
+
+    # Processes join before anything asks JAX for its devices.
     assert out is not None
-    options.initialize(coordinator, num_processes, process_id)
+    distributed.initialize(coordinator, num_processes, process_id)
 
     from cmjax.generation import Request, generate_folder
     from cmjax.generation.processes import run_on_all_processes
 
+    # A process that cannot load the model would leave the others waiting for it for ever; this
+    # fails on all of them together.
     def prepare():
         loaded = _load(model, scheduler, settings, dtype, quiet)
         options.set_timesteps(loaded.scheduler, schedule)  # an error names the option
@@ -132,6 +140,17 @@ def generate(
         return loaded, Request(**schedule, labels=classes, seed=seed, dtype=dtype)
 
     loaded, request = run_on_all_processes(prepare)
+
+    # The folder notes where the model is, for --verify. A relative path would mean another place
+    # from another working directory; a hub id is not a path.
+    source = model or ""
+    if source and os.path.exists(source):
+        source = os.path.abspath(source)
+
+    def report(text):
+        if not quiet:
+            click.echo(text, err=True)
+
     outcome = generate_folder(
         out,
         loaded,
@@ -141,15 +160,15 @@ def generate(
         shard_size=shard_size,
         shard_params=shard_params,
         formats=formats,
-        source=os.path.abspath(model) if model and os.path.exists(model) else model or "",
+        source=source,
         progress=not quiet,
-        report=lambda text: None if quiet else click.echo(text, err=True),
+        report=report,
     )
     _report(outcome, num, out, quiet)
 
 
 def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
-    """Prints what was made, or that the run was stopped."""
+    """Prints what was made, or that the run was stopped, which is exit code 130."""
     if outcome.stopped:
         click.echo(
             f"Stopped: {outcome.num_done:,} of {num:,} samples are in {out}; "
@@ -157,8 +176,12 @@ def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
             err=True,
         )
         click.get_current_context().exit(130)
+
+    # Only the process that writes the results has paths.
     if outcome.paths and not quiet:
         message = f"{options.counted(num, 'sample')} in {', '.join(map(str, outcome.paths))}"
+
+        # A run that found all its samples in the folder has no rate.
         if outcome.num_made:
             rate = outcome.num_made / outcome.seconds
             message += f", {rate:,.1f} a second by this process"
@@ -168,14 +191,21 @@ def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
 def _verify(
     folder: Path, model: str | None, batch_size: int, shard_params: bool, quiet: bool
 ) -> None:
-    """Checks a folder, with the model it was made with unless another is named."""
+    """Checks a folder, with the model that it was made with unless another is named.
+
+    Raises:
+        ValueError: naming the files that are damaged, or saying by how much samples differ.
+    """
     from cmjax.generation import verify
     from cmjax.generation.manifest import read_manifest
 
+    # The dtype decides the values, so it is that of the run.
     manifest = read_manifest(folder)
     source = model or manifest.source or None
     loaded = _load(source, None, (), str(manifest.settings.request.dtype), quiet)
     verified = verify(folder, loaded, batch_size=batch_size, shard_params=shard_params)
+
+    # Damage first: another run repairs it, and it may be all that is wrong.
     if verified.damaged:
         names = ", ".join(str(path.relative_to(folder)) for path in verified.damaged)
         raise ValueError(
@@ -185,7 +215,7 @@ def _verify(
     if not verified.reproduced:
         raise ValueError(
             f"{folder}: samples made again differ by up to {verified.max_difference} of 255; "
-            "this machine is another, or they were altered"
+            "they were altered, or this machine computes differently"
         )
     if quiet:
         return
@@ -206,6 +236,7 @@ def _load(
     """Loads a model into the host's memory: one device may have too little for all of it."""
     import jax
 
+    # JAX puts arrays on the default device; for the time of the loading that is the CPU.
     on_host = contextlib.nullcontext()
     with contextlib.suppress(RuntimeError):  # there may be no backend for the CPU
         on_host = jax.default_device(jax.local_devices(backend="cpu")[0])
@@ -214,7 +245,12 @@ def _load(
 
 
 def _keep_compiled(folder: str | None) -> None:
-    """Keeps compiled programs, so that a resumed run need not compile; JAX's own setting wins."""
+    """Keeps compiled programs on disk, so that a resumed run need not compile.
+
+    Args:
+        folder: the cache; "none" for no cache; None for JAX's own setting, or else a folder in the
+            user's cache.
+    """
     import jax
 
     if folder is None and not getattr(jax.config, "jax_compilation_cache_dir", None):
@@ -222,4 +258,6 @@ def _keep_compiled(folder: str | None) -> None:
         folder = os.path.join(caches, "cmjax", "compiled")
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", None if folder == "none" else folder)
+
+    # JAX skips programs that compile in less than a second, which a small model's do.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -20,11 +20,12 @@ class OneLineErrors(click.Group):
         return self.main(*args, **kwargs)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        # In its standalone mode click would spread usage errors over several lines.
+        # In its standalone mode, click handles errors itself, and spreads them over several lines.
         kwargs["standalone_mode"] = False
         try:
             sys.exit(super().main(*args, **kwargs))
         except click.UsageError as error:
+            # A bad value's message says what is wanted; other mistakes need the list of options.
             hint = ""
             if error.ctx is not None and not isinstance(error, click.BadParameter):
                 hint = f" See {error.ctx.command_path} --help."
@@ -33,22 +34,28 @@ class OneLineErrors(click.Group):
             self._fail(error.format_message())
 
     def invoke(self, ctx: click.Context) -> Any:
+        # Here, and not in `main`, the context still knows which subcommand failed.
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo(_INTERRUPTED, err=True)
             ctx.exit(130)
         except BrokenPipeError:
+            # It is an OSError, but a reader such as `head` that has enough is no failure.
             raise
         except OSError as error:
+            # Without the number, as in "samples.png: No space left on device".
             parts = [str(part) for part in (error.filename, error.strerror) if part]
             raise click.ClickException(": ".join(parts) or str(error)) from None
         except (ValueError, MemoryError) as error:
+            # Python's own MemoryError has no message.
             message = str(error) or "out of memory; ask for fewer samples at a time"
             raise click.ClickException(in_options(message, ctx)) from None
 
     @staticmethod
     def _fail(message: str) -> None:
+        """Prints the error and ends the process with exit code 2."""
+        # Messages of other libraries may have several lines.
         click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(2)
 
@@ -62,6 +69,9 @@ def leave(*_: Any) -> None:
     A KeyboardInterrupt would be lost, or abort the process with a core dump, where a library calls
     back into Python, as XLA does while it compiles.
     """
+    # A progress bar leaves the cursor at the end of its line.
     below_the_bar = "\n" if sys.stderr.isatty() else ""
+
+    # Not by `print`: the signal may have interrupted one, and a stream cannot be entered twice.
     os.write(2, f"{below_the_bar}{_INTERRUPTED}\n".encode())
     os._exit(130)

@@ -1,4 +1,4 @@
-"""`cmjax`, the command that the others belong to."""
+"""The command `cmjax`, which the others are subcommands of."""
 
 import click
 
@@ -22,11 +22,11 @@ def main(ctx: click.Context) -> None:
       cmjax sample                              64 digits in samples.png, one network call each
       cmjax sample --labels 3,1,4 --steps 2     threes, ones and fours, in two steps
       cmjax edit inpaint                        the lower half of a digit, repainted
-      cmjax info cd_imagenet64_lpips.pt         what a model is, of OpenAI, diffusers or cmjax
-      cmjax convert cd_imagenet64_lpips.pt dst  from one of these to another
-      cmjax train examples/digits.toml          a model of your own
+      cmjax info cd_imagenet64_lpips.pt         describes a model of OpenAI, diffusers or cmjax
+      cmjax convert cd_imagenet64_lpips.pt dst  converts a model to a folder for cmjax
+      cmjax train examples/digits.toml          trains a model of your own
       cmjax generate --out many                 50,000 samples, on all devices
-      cmjax sample --help                       all there is to choose
+      cmjax sample --help                       lists the options of a command
     """  # noqa: D301 (click wants the backspace character itself)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -1,4 +1,4 @@
-"""Options that commands share, and what they mean."""
+"""Options that several commands have, and what the library makes of their values."""
 
 import json
 import os
@@ -14,11 +14,18 @@ if TYPE_CHECKING:
     from cmjax.model import Model
     from cmjax.schedulers import Scheduler, SchedulerState
 
-SEED = click.IntRange(0, 2**32 - 1)  # keys are made of 32 bits: larger seeds would silently repeat
+# Keys are made of 32 bits of the seed: larger ones would silently repeat the samples of others.
+SEED = click.IntRange(0, 2**32 - 1)
 
 
 class Numbers(click.ParamType):
-    """Numbers separated by commas."""
+    """Numbers separated by commas, as a list.
+
+    Attributes:
+        kind: reads one number, `int` or `float`.
+        example: such a list, for the help and for errors.
+        name: the example again, which click shows in the place of the value.
+    """
 
     def __init__(self, kind: Callable[[str], int | float], example: str):
         self.kind = kind
@@ -37,6 +44,8 @@ class Numbers(click.ParamType):
                 param,
                 ctx,
             )
+
+        # Larger ones would wrap around as the int32 of an index or a pixel.
         if any(isinstance(number, int) and abs(number) >= 2**31 for number in numbers):
             self.fail(f"{value} is too large.", param, ctx)
         return numbers
@@ -58,8 +67,11 @@ class Labels(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[str]:
+        # click also passes values that are converted already, such as defaults.
         if not isinstance(value, str):
             return value
+
+        # A name of a class cannot be told from a number yet: that takes the model.
         parts = [part.strip() for part in value.split(",")]
         if not all(parts):
             self.fail(
@@ -76,11 +88,15 @@ class Setting(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, Any]:
+        # click also passes values that are converted already, such as defaults.
         if isinstance(value, tuple):
             return value
+
         key, separator, text = value.partition("=")
         if not key or not separator:
             self.fail(f"must be like eta=0.5, got {value!r}.", param, ctx)
+
+        # JSON reads numbers, true, null and lists; a word such as linear is itself.
         try:
             return key, json.loads(text)
         except ValueError:
@@ -91,6 +107,7 @@ def group_of(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
     """Returns a decorator that adds options to a command; help lists them in this order."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        # Decorators apply from the innermost, so the last option comes first.
         for option in reversed(options):
             command = option(command)
         return command
@@ -98,13 +115,15 @@ def group_of(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
     return add
 
 
-# `open_checkpoint` asks for it: a command that opens models need not pass it on.
+# The value travels in the context, where `open_checkpoint` below finds it: every command that
+# opens models has the option, and none has to pass it on.
 trust = click.option(
     "--trust",
     is_flag=True,
     expose_value=False,
     callback=lambda ctx, param, value: ctx.meta.update({"cmjax.trust": value}),
-    help="Import network and scheduler classes that the model's files name: runs their code.",
+    help="Import the network and scheduler classes that the model's files name, which runs their "
+    "code.",
 )
 
 sampling = group_of(
@@ -118,34 +137,37 @@ sampling = group_of(
     click.option(
         "--scheduler",
         metavar="NAME",
-        help="Another sampler than the model's own, such as EDMHeunScheduler, or your own class, "
-        "package.module:Name.",
+        help="Sampler in place of the model's own: a name such as EDMHeunScheduler, or "
+        "package.module:Name for a class of yours.",
     ),
     click.option(
         "--set",
         "settings",
         type=Setting(),
         multiple=True,
-        help="An option of the scheduler; may be repeated.",
+        help="Option of the scheduler, such as s_churn=10; may be repeated.",
     ),
     click.option(
         "--steps",
         type=click.IntRange(1),
         metavar="N",
-        help="Steps: a network call each, or two with samplers of second order.  [default: 1]",
+        help="Number of steps; each is one network call, or two with a sampler such as "
+        "EDMHeunScheduler.  [default: 1]",
     ),
     click.option(
         "--timesteps",
         type=Numbers(int_or_float, "22,0"),
-        help="The steps as training times or indices, descending.",
+        help="Training times or indices to step through, descending, in place of --steps.",
     ),
     click.option(
-        "--sigmas", type=Numbers(float, "80,0.8"), help="The steps as noise levels, descending."
+        "--sigmas",
+        type=Numbers(float, "80,0.8"),
+        help="Noise levels to step through, descending, in place of --steps.",
     ),
     click.option(
         "--labels",
         type=Labels(),
-        help="Classes to ask for, by number or name, repeated in turn.  [default: all]",
+        help="Classes to sample, by number or name, repeated in turn.  [default: all]",
     ),
     click.option(
         "--seed",
@@ -153,45 +175,40 @@ sampling = group_of(
         metavar="N",
         default=0,
         show_default=True,
-        help="Another seed, other samples.",
+        help="Seed of the noise; another one makes other samples.",
     ),
     click.option(
         "--dtype",
         type=click.Choice(["float32", "bfloat16"]),
         default="float32",
         show_default=True,
-        help="Of parameters and samples.",
-    ),
-)
-
-distributed = group_of(
-    click.option(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="Join the processes that give the same address, which process 0 listens on. Found out "
-        "under Slurm and on TPUs: 'auto' insists on it, 'none' runs this process alone.",
-    ),
-    click.option(
-        "--num-processes", type=click.IntRange(1), metavar="N", help="How many processes there are."
-    ),
-    click.option(
-        "--process-id", type=click.IntRange(0), metavar="I", help="This process's number, from 0."
+        help="Dtype of parameters and samples.",
     ),
 )
 
 
 def check_out(path: Path, kinds: Mapping[str, str]) -> None:
-    """Finds out before sampling, not after it, whether `path` can be written."""
+    """Checks before sampling, which may take hours, that `path` can be written after it.
+
+    Args:
+        path: the file to write.
+        kinds: what a file of each suffix holds, such as `{".png": "a picture"}`.
+
+    Raises:
+        ValueError: if the suffix is not one of these, or the folder is missing or read-only.
+    """
     if path.suffix.lower() not in kinds:
         wanted = " or ".join(f"{suffix} ({what})" for suffix, what in kinds.items())
         raise ValueError(f"--out must end in {wanted}, got {str(path)!r}")
     if path.is_dir():
         raise ValueError(f"--out: {path} is a folder; give the name of a file")
+
+    # A link may lead to a file in another folder, which is where the bytes will go.
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise ValueError(f"--out: there is no folder {path.parent}; make it first")
     try:
-        # Permission bits say too little: ask the file system.
+        # Permission bits do not show a file system that is read-only: make a file there.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(
@@ -203,6 +220,7 @@ def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoin
     """Opens a model without reading its tensors; `--trust` of this command counts."""
     from cmjax.checkpoints import loading
 
+    # There is no context where a program calls this function without a command.
     ctx = click.get_current_context(silent=True)
     trusted = ctx is not None and ctx.meta.get("cmjax.trust", False)
     try:
@@ -214,11 +232,22 @@ def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoin
 def open_model(
     model: str | None, scheduler: str | None, settings: Mapping[str, Any], dtype: str, quiet: bool
 ) -> "Model":
-    """Loads a model, with another sampler if one is asked for."""
+    """Loads a model, with another sampler if one is asked for.
+
+    Args:
+        model: as for `cmjax.load`; None is the bundled one.
+        scheduler: name of a sampler; None keeps the model's own.
+        settings: options of the sampler, by name.
+        dtype: of the parameters.
+        quiet: whether to keep a note on the model from the user.
+
+    Raises:
+        ValueError: if the model, the sampler or its options are not valid.
+    """
     try:
         checkpoint = open_checkpoint(model)
         loaded = checkpoint.load(dtype=dtype)
-    # Values in damaged files that only fail when used.
+    # Some values of a damaged file fail only when they are used, with errors of any of these kinds.
     except (TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"model {model}: its files make no sense ({type(error).__name__}: {error})"
@@ -233,7 +262,12 @@ def open_model(
 def schedule(
     steps: int | None, timesteps: list[float] | None, sigmas: list[float] | None
 ) -> dict[str, Any]:
-    """Returns --steps, --timesteps or --sigmas as an argument of `set_timesteps`; {} for none."""
+    """Returns --steps, --timesteps or --sigmas as an argument of `set_timesteps`; {} for none.
+
+    Raises:
+        ValueError: if more than one is given: each fixes the levels of the run.
+    """
+    # Only what was given is passed on, so that the scheduler's own defaults hold.
     levels = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas}
     given = {name: value for name, value in levels.items() if value is not None}
     if len(given) > 1:
@@ -258,18 +292,29 @@ def check_labels(
 ) -> list[int] | None:
     """Returns the numbers of the classes to ask for; all if none are given.
 
-    A text is a name where a class has it, and else a number: folders of classes may be named 0, 1,
-    10, 2, in that order.
+    A text is a name if a class has it, and a number otherwise: the folders of classes may be named
+    0, 1, 10, 2, in that order, and then class "10" is number 2.
+
+    Args:
+        labels: numbers and names; None for all classes.
+        num_classes: of the model; None for a model without classes.
+        class_names: one per class, or None.
 
     Returns:
         The numbers, or None for a model without classes.
+
+    Raises:
+        ValueError: if the model has no such class.
     """
     from cmjax.labels import class_indices
 
+    # Names first, so that a class called 10 can be asked for.
     names = class_names or ()
     given = None
     if labels is not None:
         given = [label if label in names else _int_or_str(label) for label in labels]
+
+    # The library's errors begin with the argument: "labels: ...".
     try:
         return class_indices(given, num_classes, class_names)
     except ValueError as error:
@@ -277,40 +322,12 @@ def check_labels(
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns such as '1 step' or '2,000 steps'."""
+    """Returns a number with its noun, such as '1 step' or '2,000 steps'."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes, if there are any; before any other use of JAX."""
-    import jax
-
-    joining = [value is not None for value in (coordinator, num_processes, process_id)]
-    if coordinator == "none" or not (any(joining) or _among_others()):
-        return
-    if any(joining) and coordinator != "auto" and not all(joining):
-        raise ValueError("--coordinator HOST:PORT, --num-processes and --process-id go together")
-    if num_processes is not None and process_id is not None and process_id >= num_processes:
-        raise ValueError(
-            f"--process-id must be below --num-processes {num_processes}, got {process_id}"
-        )
-    address = None if coordinator == "auto" else coordinator
-    # JAX gives a Slurm task one device; a task alone on its node gets them all, which [] means.
-    alone = _env_int("SLURM_STEP_NUM_TASKS") == _env_int("SLURM_STEP_NUM_NODES") > 0
-    devices = None
-    if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
-        devices = []
-    try:
-        jax.distributed.initialize(address, num_processes, process_id, local_device_ids=devices)
-    except (OSError, RuntimeError, ValueError) as error:
-        what = (str(error) or type(error).__name__).splitlines()[0]
-        hint = ""
-        if not address:
-            hint = "; outside of TPU pods and Slurm jobs give HOST:PORT, or none for a run alone"
-        raise ValueError(f"--coordinator {coordinator or 'auto'}: {what}{hint}") from None
-
-
 def _int_or_str(label: int | str) -> int | str:
+    """Reads a number if the text is one; a name is kept, for an error that lists the classes."""
     try:
         return int(label)
     except ValueError:
@@ -318,6 +335,7 @@ def _int_or_str(label: int | str) -> int | str:
 
 
 def _option(name: str) -> str:
+    """Returns the option that sets an argument of `set_timesteps`."""
     return "--steps" if name == "num_inference_steps" else f"--{name}"
 
 
@@ -328,26 +346,15 @@ def _scheduler(
     from cmjax.registry import scheduler_class, scheduler_name
     from cmjax.schedulers import scheduler_like
 
+    # Two errors apart: a wrong name is the fault of one option, a wrong value that of another.
     name = name or scheduler_name(trained_for)
     try:
         scheduler_class(name)
     except ValueError as error:
         raise ValueError(f"--scheduler: {error}") from None
+
+    # Noise levels, such as sigma_max, are those that the network was trained for.
     try:
         return scheduler_like(trained_for, name, **settings)
     except ValueError as error:
         raise ValueError(f"--set: {error}") from None
-
-
-def _among_others() -> bool:
-    """Whether Slurm started this process with others, or it is on TPUs, maybe of several hosts."""
-    if _env_int("SLURM_STEP_NUM_TASKS") > 1:
-        return True
-    found = "TPU_ML_PLATFORM" in os.environ  # which JAX sets where it finds some
-    wanted = "tpu" in (os.environ.get("JAX_PLATFORMS") or "tpu")
-    hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
-    return found and wanted and ("TPU_SKIP_MDS_QUERY" not in os.environ or "," in (hosts or ""))
-
-
-def _env_int(name: str) -> int:
-    return int(os.environ.get(name, 0))

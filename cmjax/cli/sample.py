@@ -32,7 +32,7 @@ TILE = 64  # pixels that a sample's side is enlarged to, at least
     metavar="N",
     default=64,
     show_default=True,
-    help="Samples at a time.",
+    help="Number of samples that are made at a time.",
 )
 @click.option(
     "--out",
@@ -58,10 +58,10 @@ def sample(
     out: Path,
     quiet: bool,
 ) -> None:
-    """Makes samples with a consistency model.
+    """Makes samples with a model.
 
-    Sample number i depends only on the seed, the levels and its class: neither --num nor
-    --batch-size changes it.
+    Sample number i depends only on the model and its sampler, the seed, the noise levels, the dtype
+    and its class: neither --num nor --batch-size changes it.
 
     \b
     Examples:
@@ -71,17 +71,19 @@ def sample(
                                                      training grid (0 is the noisiest)
       cmjax sample --sigmas 80,0.8                   two steps, at noise levels you choose
       cmjax sample --scheduler EDMHeunScheduler --steps 9 --set s_churn=10
-                                                     another sampler, for a denoiser
-      cmjax sample --labels 7 --num 10 --seed 1      ten other sevens
+                                                     another sampler, for a diffusion model
+      cmjax sample --labels 7 --num 10 --seed 1      ten sevens, of another seed
       cmjax sample --num 50000 --batch-size 500 --out digits.npz
-                                                     arrays for an evaluation
+                                                     arrays, to compute metrics from
       cmjax sample --model runs/mine                 your own model, saved by cmjax.save
     """  # noqa: D301
+    # Mistakes in the options are found before JAX is imported, which takes a second or two.
     options.check_out(out, {PICTURE: "a grid", ".npz": "arrays"})
     schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
 
     from cmjax.generation import Request, generate
 
+    # What only the model can tell of the options is checked before anything compiles.
     loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet)
     classes = options.check_labels(labels, loaded.num_classes, loaded.class_names)
     channels = loaded.sample_shape[-1]
@@ -89,15 +91,19 @@ def sample(
         raise ValueError(
             f"--out: a .png has 1 or 3 channels, but the model's samples have {channels}; use .npz"
         )
+
+    # The state also knows how many network calls the schedule takes, for the report at the end.
     state = options.set_timesteps(loaded.scheduler, schedule)
     request = Request(**schedule, labels=classes, seed=seed, dtype=dtype)
     generated = generate(loaded, request, num, batch_size=batch_size, progress=not quiet)
 
-    # From here on there is a file to clear away: an interrupt has to be an exception again.
+    # While a file is being written, an interrupt has to be an exception again, so that what is
+    # unfinished is removed. Before that, `leave` ends the process at once.
     if signal.getsignal(signal.SIGINT) is group.leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _write(out, generated, loaded, period=len(classes or "-"))
+        period = len(classes) if classes else 1
+        _write(out, generated, loaded, period)
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}") from None
     if not quiet:
@@ -109,16 +115,26 @@ def sample(
 
 
 def _write(path: Path, generated: "Generated", model: "Model", period: int) -> None:
-    """Writes a grid, whose labels repeat with `period`, or arrays as `cmjax generate` does."""
+    """Writes a grid of pictures, or arrays as `cmjax generate` does.
+
+    Args:
+        path: the file; its suffix says which.
+        generated: the samples, u8[N, H, W, C], and their labels.
+        model: names the classes in the captions.
+        period: number of samples after which the labels repeat, for columns that line up.
+    """
     from cmjax.image_files import ImageSet, write_npz
     from cmjax.images import save_grid, tidy_columns
 
     images = generated.images
     if path.suffix.lower() == PICTURE:
+        # A row holds every class, or a whole number of them, where that is possible.
         columns = tidy_columns(len(images), period)
         captions = None
         if generated.labels is not None:
             captions = [model.class_name(label) for label in generated.labels]
+
+        # Small samples are enlarged by a whole factor, so that pixels stay squares.
         scale = max(1, TILE // images.shape[1])
         save_grid(path, images, columns=columns, labels=captions, scale=scale)
     else:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cmjax.cli import options
+from cmjax.cli import distributed, options
 
 
 @click.command()
@@ -14,22 +14,23 @@ from cmjax.cli import options
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder of the run.  [default: runs/NAME of CONFIG]",
+    help="Folder of the run.  [default: runs/NAME, of CONFIG without its suffix]",
 )
 @click.option(
     "--set",
     "settings",
     type=options.Setting(),
     multiple=True,
-    help="section.key=value instead of what CONFIG says; may be repeated.",
+    help="Value in place of that in CONFIG, as section.key=value; may be repeated.",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print shapes, parameters, memory and arithmetic; train nothing.",
+    help="Print the shapes, the number of parameters, the memory and the operations that a step "
+    "needs, and train nothing.",
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-@options.distributed
+@distributed.process_options
 def train(
     config: str,
     out: Path | None,
@@ -38,12 +39,13 @@ def train(
     quiet: bool,
     **processes: Any,
 ) -> None:
-    """Trains the model that CONFIG, a .toml file or a preset, describes.
+    """Trains the model described by CONFIG, a .toml file or a preset.
 
-    Run the same command again to resume after an interruption: the losses are those of an
-    uninterrupted run. Sections and keys are described in docs/training.md. Presets are the papers'
-    configurations, for many accelerators: cifar10_cd, cifar10_ct, cifar10_ict, imagenet64_cd,
-    imagenet64_ct, imagenet64_ict, lsun256_cd, lsun256_ct.
+    Run the same command again after any interruption: it resumes, and the losses are those of an
+    uninterrupted run. docs/training.md describes the sections and keys of the file.
+
+    Presets are the papers' configurations, for many accelerators: cifar10_cd, cifar10_ct,
+    cifar10_ict, imagenet64_cd, imagenet64_ct, imagenet64_ict, lsun256_cd, lsun256_ct.
 
     \b
     Examples:
@@ -51,12 +53,14 @@ def train(
       cmjax train examples/digits.toml --set data.source=mnist.npz --out runs/digits
       cmjax train cifar10_ict --set data.source=cifar10.npz --dry-run
     """  # noqa: D301
+    # Processes join before anything asks JAX for its devices; a dry run needs no others.
     if not dry_run:
-        options.initialize(**processes)
+        distributed.initialize(**processes)
     # Imported late: `cmjax --help` must not wait for JAX.
     from cmjax.training import reports, run
     from cmjax.training.config import read_config
 
+    # Errors of the configuration name its file.
     try:
         train_config = read_config(config, settings)
     except ValueError as error:
@@ -65,10 +69,12 @@ def train(
         click.echo(reports.describe(train_config))
         return
 
+    # The same name every time, so that the same command finds its run again.
     out = out or Path("runs") / Path(config).stem
     is_finished = run.train(
         train_config, out, quiet=quiet, report=lambda text: click.echo(text, err=True)
     )
+    # An interrupted run has saved its state: the exit code says that it is not done yet.
     if not is_finished:
         click.get_current_context().exit(130)
     if not quiet:

@@ -1,9 +1,10 @@
-"""From the library's words to those of the command line, for all commands."""
+"""Translates the library's errors into the words of the command line, for all commands."""
 
 import re
 
 import click
 
+# Functions of the library that errors name -> what a user of the command line calls instead.
 COMMANDS = {
     "generate_folder": "cmjax generate",
     "jax.distributed.initialize": "--coordinator",
@@ -11,11 +12,14 @@ COMMANDS = {
 
 
 def in_options(message: str, ctx: click.Context) -> str:
-    """Returns an error of the library with options for arguments: `--batch-size` for `batch_size`.
+    """Replaces the arguments in an error by options: `batch_size` becomes `--batch-size`.
 
     Args:
-        message: of the error.
-        ctx: of the group whose subcommand failed; its options are the ones named.
+        message: the library's error.
+        ctx: context of the group whose subcommand failed, which gives the options to name.
+
+    Returns:
+        The message to print.
     """
     names = dict(COMMANDS)
     command = getattr(ctx.command, "commands", {}).get(ctx.invoked_subcommand)
@@ -23,6 +27,8 @@ def in_options(message: str, ctx: click.Context) -> str:
         # Names of one word, such as `seed`, are words of a sentence as well: they stay.
         if isinstance(param, click.Option) and "_" in (param.name or ""):
             names[str(param.name)] = param.opts[0]
+
+    # Whole names only: not the end of `model.batch_size`, nor the argument in `batch_size=8`.
     for name, words in names.items():
         message = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w=])", words, message)
     return message

@@ -15,7 +15,7 @@ import jax
 from click.testing import CliRunner
 
 from cmjax.cli import main
-from cmjax.cli.options import initialize
+from cmjax.cli.distributed import initialize
 from cmjax.generation import folder, processes
 from cmjax.generation.shards import Shards
 
