@@ -31,7 +31,7 @@ class Discriminator(nnx.Module):
     """`(x f32[B, 28, 28, 1], class_labels i32[B]) -> f32[B]`: a small convolutional network."""
 
     def __init__(self, rngs: nnx.Rngs):
-        # From 14x14 to 7x7: every `space_to_depth` halves the size and has four times the channels.
+        # `space_to_depth` halves the size: 28x28x1 to 14x14x4, and then 14x14x64 to 7x7x256.
         self.conv1 = layers.conv(4, 64, rngs=rngs)
         self.conv2 = layers.conv(64, 64, rngs=rngs)
         self.conv3 = layers.conv(256, 128, rngs=rngs)
@@ -60,7 +60,7 @@ class Discriminator(nnx.Module):
 
 
 def train_only(apply_fn, parts):
-    """Returns the network with no gradient outside `parts`, such as "up_blocks" or "up_blocks/1"."""
+    """Returns the network with gradients for `parts` only, such as "up_blocks" or "up_blocks/1"."""
 
     # The slash at both ends keeps "up_blocks/1" from also matching "up_blocks/10".
     def freeze(path, leaf):
@@ -94,16 +94,18 @@ def make_optimizer(learning_rate, discriminator_learning_rate, steps):
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--init", help="Model to start from; the bundled digits if left out.")
-@click.option("--steps", default=2000, show_default=True, help=f"By {BATCH_SIZE} images.")
+@click.option(
+    "--steps", default=2000, show_default=True, help=f"Training steps of {BATCH_SIZE} images."
+)
 @click.option(
     "--parts",
     default="mid_block,up_blocks,conv_norm_out,conv_out",
     show_default=True,
-    help="To train.",
+    help="Parts of the model to train.",
 )
 @click.option("--learning-rate", default=1e-4, show_default=True)
 @click.option("--discriminator-learning-rate", default=4e-4, show_default=True)
-@click.option("--gradient-penalty", default=0.02, show_default=True, help="Of the discriminator.")
+@click.option("--gradient-penalty", default=0.02, show_default=True, help="Weight of R1.")
 @click.option("--save-every", default=200, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(
@@ -122,8 +124,8 @@ def main(
     model = cmjax.load(init, dtype=jnp.float32)
     discriminator_fn, discriminator = from_nnx(Discriminator(nnx.Rngs(seed)))
 
-    # Only the layers after the bottleneck are trained by default: what the model has learned of
-    # shapes stays, and a step is cheaper.
+    # By default the bottleneck and what follows it are trained: what the layers before have learned
+    # of shapes stays.
     loss = losses.Adversarial(model.scheduler, discriminator_fn, gradient_penalty=gradient_penalty)
     train_step = trainer.make_train_step(
         loss,

@@ -31,8 +31,8 @@ HERE = Path(__file__).parent
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(source, out, denoiser_steps, steps, batch_size, seed):
     """Trains on DATA, an .npz with x_train and y_train or an IDX file with labels next to it."""
-    # (configuration, folder, settings) of each stage. The second starts from the model of the first,
-    # which is its teacher as well.
+    # (configuration, folder, settings) of each stage. The second starts from the model of the
+    # first, which is its teacher as well.
     stages = (
         ("digits_denoiser.toml", out / "denoiser", {"run.steps": denoiser_steps}),
         (
