@@ -224,7 +224,7 @@ def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path):
 def test_images_that_cannot_be_written(tmp_path, save, images):
     with pytest.raises(
         ValueError,
-        match=r"images must be u8\[N, H, W, 1 or 3\] and not empty, got .*; to_uint8 makes",
+        match=r"images must be u8\[N, H, W, 1 or 3\] and not empty, got .*; to_uint8 converts",
     ):
         save(tmp_path / "a", images)
     assert not os.listdir(tmp_path)
