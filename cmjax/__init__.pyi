@@ -34,14 +34,18 @@ from cmjax.sampling import sample as sample
 from cmjax.schedulers import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
 from cmjax.schedulers import CTMScheduler as CTMScheduler
 from cmjax.schedulers import DDIMScheduler as DDIMScheduler
+from cmjax.schedulers import DiscreteScheduler as DiscreteScheduler
+from cmjax.schedulers import DiscreteSigmasScheduler as DiscreteSigmasScheduler
 from cmjax.schedulers import EDMDPM2Scheduler as EDMDPM2Scheduler
 from cmjax.schedulers import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
 from cmjax.schedulers import EDMEulerAncestralScheduler as EDMEulerAncestralScheduler
 from cmjax.schedulers import EDMEulerScheduler as EDMEulerScheduler
 from cmjax.schedulers import EDMHeunScheduler as EDMHeunScheduler
+from cmjax.schedulers import EDMScheduler as EDMScheduler
 from cmjax.schedulers import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler as FlowMapEulerDiscreteScheduler
 from cmjax.schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
+from cmjax.schedulers import FlowScheduler as FlowScheduler
 from cmjax.schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
 from cmjax.schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
 from cmjax.schedulers import LCMScheduler as LCMScheduler
@@ -49,6 +53,7 @@ from cmjax.schedulers import Scheduler as Scheduler
 from cmjax.schedulers import SchedulerState as SchedulerState
 from cmjax.schedulers import SCMScheduler as SCMScheduler
 from cmjax.schedulers import StepOutput as StepOutput
+from cmjax.schedulers import TableScheduler as TableScheduler
 from cmjax.schedulers import TCDScheduler as TCDScheduler
 from cmjax.schedulers import scheduler_from_config as scheduler_from_config
 from cmjax.version import __version__ as __version__
