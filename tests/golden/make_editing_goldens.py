@@ -1,8 +1,9 @@
-"""Makes editing.npz: what Algorithm 4 of Song et al. 2023 gives, step by step as OpenAI's three functions take it.
+"""Makes editing.npz: what Algorithm 4 of Song et al. 2023 gives.
 
-The reference is written here from the description of the algorithm, in float64 and channels first, with what
-cmjax does otherwise: levels by index `ts` into the grid, a full orthogonal matrix from a QR decomposition, a mask
-in its coordinates, given noise. The denoiser is a formula. To make the file again:
+The reference is written here from the description of the algorithm, step by step as OpenAI's three
+functions take it, in float64 and channels first. It does otherwise what cmjax does: levels by index
+`ts` into the grid, a full orthogonal matrix from a QR decomposition, a mask in its coordinates,
+given noise. The denoiser is a formula. To make the file again:
 
     python tests/golden/make_editing_goldens.py
 """
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-SIGMA_MIN, SIGMA_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
+SIGMA_MIN = 0.002
+SIGMA_MAX = 80.0
+RHO = 7.0
+SIGMA_DATA = 0.5
 PAPER_LUMA = (0.2989, 0.5870, 0.1140)
 GRIDS = {
     "all of 18": (18, list(range(18))),
@@ -22,13 +26,20 @@ GRIDS = {
 
 
 def level(index, total):
-    """The noise level at an index into the grid of `total`, 0 being the highest (Karras et al. 2022, equation 5)."""
-    high, low = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
+    """The noise level at an index into the grid of `total`, 0 being the highest.
+
+    Karras et al. 2022, equation 5.
+    """
+    high = SIGMA_MAX ** (1 / RHO)
+    low = SIGMA_MIN ** (1 / RHO)
     return (high + index / (total - 1) * (low - high)) ** RHO
 
 
 def network(x, t):
-    """A formula that mixes neighbours, channels and the time; `tests/test_editing.py` has it in JAX."""
+    """A formula that mixes neighbours, channels and the time.
+
+    `tests/test_editing.py` has it in JAX.
+    """
     return (
         2 * np.tanh(x)
         + np.sin(np.roll(x, 1, -1) + np.roll(x, 1, -2))
@@ -72,17 +83,20 @@ class Channels:
 
 
 class Patches:
-    """Pixels of each patch in the coordinates of an orthogonal matrix, `[B, C, h, w, patch^2]`: super-resolution."""
+    """Pixels of each patch in the coordinates of an orthogonal matrix: super-resolution.
+
+    Coordinates are `[B, C, h, w, patch^2]`.
+    """
 
     def __init__(self, patch):
-        self.patch, self.q = patch, orthogonal(np.ones(patch**2))
+        self.patch = patch
+        self.q = orthogonal(np.ones(patch**2))
 
     def forward(self, x):
-        rows = [
-            [x[:, :, i :: self.patch, j :: self.patch] for j in range(self.patch)]
-            for i in range(self.patch)
-        ]
-        return np.stack(sum(rows, []), -1) @ self.q
+        pixels = []
+        for m in range(self.patch**2):
+            pixels.append(x[:, :, m // self.patch :: self.patch, m % self.patch :: self.patch])
+        return np.stack(pixels, -1) @ self.q
 
     def inverse(self, y):
         pixels = y @ self.q.T
@@ -93,12 +107,14 @@ class Patches:
 
 
 def algorithm_4(transform, image, known, noise, total, ts):
-    """Edits `image` [B, C, H, W] where `known`, in the transform's coordinates, is 0; `noise` is [len(ts), ...]."""
+    """Edits `image` [B, C, H, W] where `known`, in the transform's coordinates, is 0.
+
+    `noise` is [len(ts), B, C, H, W].
+    """
 
     def replace(x):
-        return transform.inverse(
-            transform.forward(image) * known + transform.forward(x) * (1 - known)
-        )
+        mixed = transform.forward(image) * known + transform.forward(x) * (1 - known)
+        return transform.inverse(mixed)
 
     x = replace(np.zeros_like(image)) + level(ts[0], total) * noise[0]
     for n, (index, following) in enumerate(zip(ts, ts[1:], strict=False)):
@@ -111,14 +127,13 @@ def algorithm_4(transform, image, known, noise, total, ts):
 def main():
     """Writes the file beside this script; its arrays are channels last."""
     rng = np.random.default_rng(4)
-    cases, arrays = [], {}
+    cases = []
+    arrays = {}
     for task in ("inpaint", "colorize", "super_resolve"):
         for grid, (total, ts) in GRIDS.items():
-            # float32 from the start, so that what is stored is what was computed from
-            image = rng.uniform(-1, 1, (2, 3, 8, 6)).astype(np.float32).astype(np.float64)
-            noise = (
-                rng.standard_normal((len(ts), *image.shape)).astype(np.float32).astype(np.float64)
-            )
+            # Rounded to float32, so that what is stored is what the results are computed from.
+            image = np.float64(np.float32(rng.uniform(-1, 1, (2, 3, 8, 6))))
+            noise = np.float64(np.float32(rng.standard_normal((len(ts), *image.shape))))
             first_only = (np.arange(4) == 0).astype(float)
             transform, known = {
                 "inpaint": (Identity(), (rng.uniform(size=image.shape) < 0.4).astype(float)),
@@ -132,15 +147,8 @@ def main():
                 "super_resolve": {"low": image.reshape(2, 3, 4, 2, 3, 2).mean((3, 5))},
             }[task]
             name = f"{task}, {grid}"
-            cases.append(
-                {
-                    "name": name,
-                    "task": task,
-                    "num_train_timesteps": total,
-                    "ts": ts,
-                    "given": list(given),
-                }
-            )
+            case = {"name": name, "task": task, "num_train_timesteps": total, "ts": ts}
+            cases.append({**case, "given": list(given)})
             for key, value in {**given, "noise": noise, "result": result}.items():
                 arrays[f"{name}.{key}"] = np.moveaxis(value, -3, -1).astype(np.float32)
     np.savez_compressed(Path(__file__).with_name("editing.npz"), index=json.dumps(cases), **arrays)

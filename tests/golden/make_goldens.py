@@ -1,8 +1,8 @@
-"""Makes consistency_scheduler.npz: what diffusers' CMStochasticIterativeScheduler computes, and from what.
+"""Makes consistency_scheduler.npz: what diffusers' scheduler of that name computes, and from what.
 
-The stored file was made with diffusers 0.42.1, torch 2.13.0 and NumPy 2.4.6 on an x86-64 CPU; it names them in
-`index`. It holds one flat array per quantity, all cases one after the other, and in `index` (JSON) each case's
-configuration and shapes. To make it again:
+The stored file was made with diffusers 0.42.1, torch 2.13.0 and NumPy 2.4.6 on an x86-64 CPU; it
+names them in `index`. It holds one flat array per quantity, all cases one after the other, and in
+`index` (JSON) each case's configuration and shapes. To make it again:
 
     pip install -e ".[parity]" && python tests/golden/make_goldens.py
 """
@@ -39,16 +39,18 @@ LOOPS = {
 def reference_case(
     config: dict, levels: dict, spacing: str, steps: list[int], shape: tuple, seed: int
 ) -> dict:
-    """Returns all that diffusers computes at some steps of one run, with the inputs it was computed from."""
+    """Returns all that diffusers computes at some steps of one run, with the inputs it had."""
     rng = np.random.default_rng(seed)
     scheduler = _scheduler(config, levels)
     sigmas = scheduler.sigmas.numpy()
     noise, model_output, sample = rng.standard_normal((3, len(steps), *shape), np.float32)
     sample *= sigmas[steps].reshape(-1, *[1] * len(shape))
-    low, high = config["sigma_min"], config["sigma_max"]
-    probes = np.float32(
-        [0, low, (low * high) ** 0.5, 1, high, *sigmas[steps], *rng.uniform(low, high, 3)]
-    )
+
+    # Levels at which the scalings are compared: special ones, those of the run, and drawn ones.
+    low = config["sigma_min"]
+    high = config["sigma_max"]
+    special = [0, low, (low * high) ** 0.5, 1, high]
+    probes = np.float32([*special, *sigmas[steps], *rng.uniform(low, high, 3)])
     case = {
         "config": config,
         "levels": levels,
@@ -74,13 +76,17 @@ def reference_case(
 
 
 def reference_loop(levels: dict, start: int, **published: float) -> dict:
-    """Runs one of diffusers' test loops; returns its inputs, the noise drawn, its result and the published sums."""
+    """Runs one of diffusers' test loops.
+
+    Returns its inputs, the noise drawn, its result and the published sums.
+    """
     scheduler = _scheduler(LOOP_CONFIG, levels)
     ramp = torch.arange(768) / 768
     original = ramp.reshape(3, 8, 8, 4).permute(3, 0, 1, 2) * scheduler.init_noise_sigma
     added_noise = ramp.flip(-1).reshape(3, 8, 8, 4).permute(3, 0, 1, 2)
     generator = torch.manual_seed(0)
-    noise, timesteps = [], scheduler.timesteps[start:]
+    timesteps = scheduler.timesteps[start:]
+    noise = []
 
     def draw(*args, **kwargs):
         noise.append(torch.randn(original.shape, generator=generator))
@@ -111,24 +117,28 @@ def _scheduler(config, levels):
 
 def _step(config, levels, index, sample, model_output, noise):
     def step(scheduler, noise):
-        with mock.patch.object(
-            scheduling_consistency_models, "randn_tensor", lambda *args, **kwargs: noise
-        ):
+        def given(*args, **kwargs):
+            return noise
+
+        with mock.patch.object(scheduling_consistency_models, "randn_tensor", given):
             return scheduler.step(model_output, t, sample).prev_sample
 
-    scheduler, lifted = _scheduler(config, levels), _scheduler(config, levels)
+    scheduler = _scheduler(config, levels)
+    scheduler.set_begin_index(index)
     t = scheduler.timesteps[index]
-    # diffusers does not return x0, but a step without noise does, if the root that multiplies it is a number:
-    # lift the next level away from sigma_min.
-    lifted.sigmas[index + 1] = config["sigma_max"]
-    for each in (scheduler, lifted):
-        each.set_begin_index(index)
-    return {
+    row = {
         "noisy": scheduler.add_noise(sample, noise, t[None]),
         "scaled": scheduler.scale_model_input(sample, t),
         "prev_sample": step(scheduler, noise),
-        "denoised": (lifted.scale_model_input(sample, t), step(lifted, torch.zeros_like(noise)))[1],
     }
+
+    # diffusers does not return x0, but a step without noise does, if the root that multiplies it is
+    # a number: lift the next level away from sigma_min.
+    lifted = _scheduler(config, levels)
+    lifted.sigmas[index + 1] = config["sigma_max"]
+    lifted.set_begin_index(index)
+    lifted.scale_model_input(sample, t)  # or `step` warns
+    return row | {"denoised": step(lifted, torch.zeros_like(noise))}
 
 
 def _stack(tensors):
@@ -136,7 +146,10 @@ def _stack(tensors):
 
 
 def _golden_cases():
-    """The released models' grids and odd ones, each with all three ways to choose levels, samples of ranks 1 to 4."""
+    """The released models' grids and odd ones, with samples of ranks 1 to 4.
+
+    Each comes with all three ways to choose levels.
+    """
     released = [
         {"num_train_timesteps": n, "sigma_min": 0.002, "sigma_max": 80.0}
         for n in (18, 40, 151, 201)

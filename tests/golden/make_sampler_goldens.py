@@ -1,7 +1,8 @@
 """Makes samplers.npz: what the samplers of diffusers compute in a run, and from what.
 
-The file was made with diffusers 0.42.1, torch 2.13.0 and NumPy 2.4.6 on an x86-64 CPU; it names them in `index`, which
-also holds (JSON) the class, configuration and shapes of each case. To make it again:
+The file was made with diffusers 0.42.1, torch 2.13.0 and NumPy 2.4.6 on an x86-64 CPU; it names
+them in `index`, which also holds (JSON) the class, configuration and shapes of each case. To make
+it again:
 
     pip install -e ".[parity]" && python -m tests.golden.make_sampler_goldens
 """
@@ -19,11 +20,13 @@ import diffusers
 import numpy as np
 import torch
 
-from tests.golden.sampler_cases import FINE, SAMPLERS, TYPES, Draw, draw_case
+from tests.support.sampler_cases import FINE, SAMPLERS, Draw, draw_case
 
 CASES = 12  # stored, of each class
 LARGEST_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))
-diffusers.logging.set_verbosity_error()  # of options that only cmjax has, and of times off the grid of distillation
+
+# diffusers warns of options that only cmjax has, and of times off the grid of distillation.
+diffusers.logging.set_verbosity_error()
 
 
 def reference_case(
@@ -37,19 +40,19 @@ def reference_case(
         ours: options that only cmjax has: arguments of `step` in diffusers.
         levels: arguments of `set_timesteps`.
         shape: of the samples.
-        double: whether to run diffusers in float64, its class as if it said float64 for float32; see `Draw.fine`.
+        double: whether to run diffusers in float64, its class as if it said float64 for float32;
+            see `Draw.fine`.
         seed: of samples, of what the network returns, and of noise.
     """
     with _precision(double):
         scheduler = getattr(diffusers, name)(**config)
         levels = _set_timesteps(scheduler, levels)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(
-            0
-        )  # as pipelines do; else it looks for the time, which rounding may have doubled
-    times = (
-        scheduler.timesteps[:-1] if name == "SCMScheduler" else scheduler.timesteps
-    )  # that lists the end too
+        # As pipelines do; else it looks for the time, which rounding may have doubled.
+        scheduler.set_begin_index(0)
+    times = scheduler.timesteps
+    if name == "SCMScheduler":
+        times = times[:-1]  # the end is listed too
     case = {
         "name": name,
         "config": config,
@@ -62,18 +65,21 @@ def reference_case(
     }
     if hasattr(scheduler, "init_noise_sigma"):
         case["init_noise_sigma"] = float(scheduler.init_noise_sigma) * _unit(scheduler)
-    first, *draws = np.random.default_rng(seed).standard_normal(
-        (2 * len(times) + 1, *shape), np.float32
-    )
-    sample, rows = np.float32(first * case.get("init_noise_sigma", 1.0)), []
+
+    # The run, each step from the float32 sample that cmjax starts it from.
+    rng = np.random.default_rng(seed)
+    first, *draws = rng.standard_normal((2 * len(times) + 1, *shape), np.float32)
+    sample = np.float32(first * case.get("init_noise_sigma", 1.0))
+    rows = []
     for index in range(len(times)):
-        rows.append(_step(scheduler, case, index, sample, *draws[2 * index : 2 * index + 2]))
+        output, noise = draws[2 * index : 2 * index + 2]
+        rows.append(_step(scheduler, case, index, sample, output, noise))
         sample = np.float32(rows[-1]["prev_sample"])
     case |= {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return {
-        key: np.float32(value) if isinstance(value, np.ndarray) else value
-        for key, value in case.items()
-    }
+    for key, value in case.items():
+        if isinstance(value, np.ndarray):
+            case[key] = np.float32(value)
+    return case
 
 
 @contextlib.contextmanager
@@ -93,14 +99,14 @@ def _set_timesteps(scheduler, levels):
     if name == "SCMScheduler":
         listed = levels.get("timesteps")
         n = levels.get("num_inference_steps") or len(listed)
-        scheduler.set_timesteps(
-            n,
-            timesteps=listed and [*listed, 0.0],
-            max_timesteps=None if listed else LARGEST_ANGLE,  # the default, 1.5708, is above pi/2
-            intermediate_timesteps=1.3
-            if n == 2 and not listed
-            else None,  # the default fails unless n = 2
-        )
+        options = {"timesteps": None, "max_timesteps": None, "intermediate_timesteps": None}
+        if listed:
+            options["timesteps"] = [*listed, 0.0]
+        else:
+            options["max_timesteps"] = LARGEST_ANGLE  # the default, 1.5708, is above pi/2
+            if n == 2:
+                options["intermediate_timesteps"] = 1.3  # the default, which fails for any other n
+        scheduler.set_timesteps(n, **options)
     elif name == "EDMEulerScheduler" and "sigmas" in levels:
         scheduler.set_timesteps(sigmas=torch.tensor(levels["sigmas"]))
         return {"sigmas": scheduler.sigmas[:-1].tolist()}
@@ -110,7 +116,11 @@ def _set_timesteps(scheduler, levels):
 
 
 def _unit(scheduler):
-    """Samples of SCM have variance 1 in diffusers; here what goes in is multiplied by sigma_data, as by its callers."""
+    """What diffusers' samples are divided by.
+
+    Those of SCM have variance 1 there; what goes in here is multiplied by sigma_data, as its
+    callers do.
+    """
     return scheduler.config.sigma_data if type(scheduler).__name__ == "SCMScheduler" else 1.0
 
 
@@ -129,15 +139,19 @@ def _levels(scheduler):
 
 
 def _step(scheduler, case, index, sample, output, noise):
-    name, t, last = case["name"], scheduler.timesteps[index], index == len(case["timesteps"]) - 1
+    """Takes one step; returns the arrays that went in and came out."""
+    name = case["name"]
+    t = scheduler.timesteps[index]
+    last = index == len(case["timesteps"]) - 1
     dtype = torch.float64 if case["double"] else torch.float32
     sample, output, noise = (torch.from_numpy(array).to(dtype) for array in (sample, output, noise))
     unit = _unit(scheduler)
-    scaled = (
-        scheduler.scale_model_input(sample, t)
-        if hasattr(scheduler, "scale_model_input")
-        else sample / unit
-    )
+
+    # What the network sees, what it returns, and a noised image.
+    if hasattr(scheduler, "scale_model_input"):
+        scaled = scheduler.scale_model_input(sample, t)
+    else:
+        scaled = sample / unit
     if hasattr(scheduler, "alphas_cumprod"):
         output = _prediction(case, index, scaled, output)
     row = {"sample": sample, "scaled": scaled, "model_output": output, "noise": noise}
@@ -145,24 +159,26 @@ def _step(scheduler, case, index, sample, output, noise):
         row["noisy"] = scheduler.add_noise(output, noise, t[None])
     elif hasattr(scheduler, "scale_noise"):
         row["noisy"] = scheduler.scale_noise(output, t[None], noise)
+
+    # Options that cmjax's classes have, which in diffusers are arguments of `step`.
     arguments = case["ours"]
     if name == "TCDScheduler":
-        arguments = {
-            "eta": np.broadcast_to(arguments["eta"], len(case["timesteps"])).tolist()[index]
-        }
+        etas = np.broadcast_to(arguments["eta"], len(case["timesteps"]))
+        arguments = {"eta": float(etas[index])}
     elif name == "DDIMScheduler":
         arguments = arguments | {"variance_noise": noise}
         if last and not scheduler.config.set_alpha_to_one:
-            arguments["eta"] = 0.0  # ours adds no noise on the last step
-        # diffusers goes N // n down; where that is not the next time, which it would say next, let it go there.
-        total, end = (
-            scheduler.config.num_train_timesteps,
-            -1 if last else int(scheduler.timesteps[index + 1]),
-        )
+            arguments["eta"] = 0.0  # cmjax adds no noise on the last step
+        # diffusers goes N // n down. Where that is not the next time of its own list, make it go
+        # there.
+        total = scheduler.config.num_train_timesteps
+        end = -1 if last else int(scheduler.timesteps[index + 1])
         if max(int(t) - total // len(scheduler.timesteps), -1) != end:
             scheduler.num_inference_steps = Fraction(total, int(t) - end)
     elif name == "EDMDPMSolverMultistepScheduler" and last:
-        noise = 0 * noise  # ours adds no noise on the last step
+        noise = 0 * noise  # cmjax adds no noise on the last step
+
+    # The step, with the noise given.
     module = sys.modules[type(scheduler).__module__]
     with mock.patch.object(module, "randn_tensor", lambda *args, **kwargs: noise, create=True):
         result = scheduler.step(output * unit, t, sample, **arguments)
@@ -176,30 +192,34 @@ def _step(scheduler, case, index, sample, output, noise):
 
 
 def _prediction(case, index, scaled, v):
-    """What the network returns for v: x0 and the noise are of the sample's size, as v is, at every level."""
+    """What the network returns for v: like v, x0 and the noise are of the sample's size."""
     sigma = float(case["sigmas"][index])
     alpha = float(case["alphas"][index]) if "alphas" in case else 1.0
-    alpha, sigma = alpha / math.hypot(alpha, sigma), sigma / math.hypot(alpha, sigma)
-    outputs = [alpha * v + sigma * scaled, alpha * scaled - sigma * v, v]
-    return outputs[TYPES.index(case["saved_config"]["prediction_type"])].float().to(v.dtype)
+    size = math.hypot(alpha, sigma)
+    alpha = alpha / size
+    sigma = sigma / size
+    outputs = {
+        "epsilon": alpha * v + sigma * scaled,
+        "sample": alpha * scaled - sigma * v,
+        "v_prediction": v,
+    }
+    return outputs[case["saved_config"]["prediction_type"]].float().to(v.dtype)
 
 
 def pack(cases: list[dict]) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """Returns the cases with their arrays' shapes instead of their arrays, and one flat array per quantity."""
-    arrays = [
-        {key: value for key, value in case.items() if isinstance(value, np.ndarray)}
-        for case in cases
-    ]
-    rest = [
-        {key: value for key, value in case.items() if not isinstance(value, np.ndarray)}
-        for case in cases
-    ]
-    for case, one in zip(rest, arrays, strict=True):
-        case["shapes"] = {key: value.shape for key, value in one.items()}
-    names = sorted({key for one in arrays for key in one})
-    return rest, {
-        key: np.concatenate([one[key].ravel() for one in arrays if key in one]) for key in names
-    }
+    """Takes the arrays out of the cases.
+
+    Returns the cases with the shapes of their arrays instead, and one flat array per quantity.
+    """
+    rest = []
+    parts = {}
+    for case in cases:
+        arrays = {key: value for key, value in case.items() if isinstance(value, np.ndarray)}
+        others = {key: value for key, value in case.items() if key not in arrays}
+        rest.append(others | {"shapes": {key: value.shape for key, value in arrays.items()}})
+        for key, value in arrays.items():
+            parts.setdefault(key, []).append(value.ravel())
+    return rest, {key: np.concatenate(parts[key]) for key in sorted(parts)}
 
 
 def main():

@@ -1,6 +1,6 @@
-"""cmjax against diffusers' CMStochasticIterativeScheduler, run side by side on drawn configurations.
+"""The consistency scheduler against diffusers' of the same name, on drawn configurations.
 
-What is compared, and to what tolerance, is said once, in tests/schedulers/test_consistency_goldens.py.
+What is compared, and to what tolerance, is said once, in tests/support/goldens.py.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import cmjax
 from tests.golden.make_goldens import LOOPS, reference_case, reference_loop
-from tests.schedulers.test_consistency_goldens import assert_case_reproduced, assert_loop_reproduced
+from tests.support.goldens import assert_consistency_case_reproduced, assert_loop_reproduced
 
 configs = st.fixed_dictionaries(
     {
@@ -51,16 +51,15 @@ def cases(draw, way):
     steps = sorted({0, n // 2, max(n - 2, 0), n - 1})
     shape = draw(st.sampled_from([(2,), (2, 3), (1, 2, 2, 1)]))
     spacing = draw(st.sampled_from(["linspace", "leading"])) if way == "explicit" else way
-    return reference_case(
-        config, levels, spacing, steps, shape, seed=draw(st.integers(0, 2**32 - 1))
-    )
+    seed = draw(st.integers(0, 2**32 - 1))
+    return reference_case(config, levels, spacing, steps, shape, seed)
 
 
 @pytest.mark.parametrize("way", ["leading", "linspace", "explicit"])
 @settings(max_examples=200)
 @given(data=st.data())
 def test_every_quantity_equals_that_of_diffusers(way, data):
-    assert_case_reproduced(data.draw(cases(way)))
+    assert_consistency_case_reproduced(data.draw(cases(way)))
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -74,12 +73,9 @@ def test_last_step_is_clean_where_diffusers_is_nan():
     assert np.all(np.isnan(case["prev_sample"])) and np.all(np.isfinite(case["denoised"]))
     scheduler = cmjax.CMStochasticIterativeScheduler(**config)
     state = scheduler.set_timesteps(timesteps=[22, 0]).replace(step_index=jnp.int32(1))
-    sample, model_output, noise = (
-        jnp.asarray(case[name][0]) for name in ("sample", "model_output", "noise")
-    )
-    _, ours = scheduler.advance(
-        state, sample, scheduler.denoise(state, model_output, sample), noise
-    )
+    sample = jnp.asarray(case["sample"][0])
+    denoised = scheduler.denoise(state, jnp.asarray(case["model_output"][0]), sample)
+    _, ours = scheduler.advance(state, sample, denoised, jnp.asarray(case["noise"][0]))
     np.testing.assert_allclose(ours, case["denoised"][0], rtol=1e-5)
 
 
@@ -101,9 +97,8 @@ def test_reads_the_config_that_diffusers_saves(config, tmp_path_factory):
     theirs.save_config(folder)
     ours = cmjax.scheduler_from_config(json.loads((folder / "scheduler_config.json").read_text()))
     assert ours == cmjax.CMStochasticIterativeScheduler(**config, timestep_spacing="leading")
-    assert_same_levels(
-        ours, theirs, max(1, 2 * ours.num_train_timesteps // 3)
-    )  # n that does not divide N
+    not_a_divisor = max(1, 2 * ours.num_train_timesteps // 3)
+    assert_same_levels(ours, theirs, not_a_divisor)
 
 
 @settings(max_examples=30)
@@ -114,9 +109,8 @@ def test_diffusers_reads_our_config_and_returns_it(config, spacing):
     theirs = diffusers.CMStochasticIterativeScheduler.from_config(
         json.loads(json.dumps(ours.to_config()))
     )
-    assert {name: theirs.config[name] for name in SHARED} == {
-        name: getattr(ours, name) for name in SHARED
-    }
+    for name in SHARED:
+        assert theirs.config[name] == getattr(ours, name), name
     assert cmjax.scheduler_from_config(json.loads(theirs.to_json_string())) == ours
     assert_same_levels(ours, theirs, ours.num_train_timesteps)  # n for which the spacings agree
 

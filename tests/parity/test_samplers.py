@@ -1,8 +1,8 @@
-"""cmjax against the samplers of diffusers of the same names, run side by side on drawn configurations.
+"""The other samplers against those of diffusers of the same names, on drawn configurations.
 
-What is compared, and to what tolerance, is said once, in tests/schedulers/test_sampler_goldens.py; how configurations
-are drawn, in tests/golden/sampler_cases.py. The rest of this file is what is left out there, because cmjax differs on
-purpose.
+What is compared, and to what tolerance, is said once, in tests/support/goldens.py; how
+configurations are drawn, in tests/support/sampler_cases.py. The rest of this file is what is left
+out there, because cmjax differs on purpose.
 """
 
 import dataclasses
@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 
 from cmjax.schedulers import SCHEDULERS, scheduler_from_config
 from tests.golden.make_sampler_goldens import reference_case
-from tests.golden.sampler_cases import FINE, SAMPLERS, Draw, draw_case
-from tests.schedulers import test_consistency_goldens
-from tests.schedulers.test_sampler_goldens import assert_case_reproduced
+from tests.support.goldens import assert_sampler_case_reproduced
+from tests.support.sampler_cases import FINE, SAMPLERS, Draw, draw_case
 
 # diffusers hands tensors to NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -41,14 +40,14 @@ def drawn_case(name, data, fine=False):
 @settings(max_examples=150)
 @given(data=st.data())
 def test_every_quantity_equals_that_of_diffusers(name, data):
-    assert_case_reproduced(reference_case(**drawn_case(name, data), seed=0))
+    assert_sampler_case_reproduced(reference_case(**drawn_case(name, data), seed=0))
 
 
 @pytest.mark.parametrize("name", FINE)
 @settings(max_examples=50)
 @given(data=st.data())
 def test_every_quantity_equals_that_of_diffusers_in_float64_where_float32_is_not_enough(name, data):
-    assert_case_reproduced(reference_case(**drawn_case(name, data, fine=True), seed=0))
+    assert_sampler_case_reproduced(reference_case(**drawn_case(name, data, fine=True), seed=0))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -63,25 +62,22 @@ def test_diffusers_reads_our_config_and_returns_it(name, data):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_defaults_are_those_of_diffusers(name):
-    assert (
-        scheduler_from_config(json.loads(getattr(diffusers, name)().to_json_string()))
-        == SCHEDULERS[name]()
-    )
+    saved = json.loads(getattr(diffusers, name)().to_json_string())
+    assert scheduler_from_config(saved) == SCHEDULERS[name]()
 
 
 @pytest.mark.parametrize(
     "betas", [{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, STABLE_DIFFUSION]
 )
 @pytest.mark.parametrize("name", [name for name in FINE if not name.startswith("EDM")])
-def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas, monkeypatch):
-    # Its float32 tables as they are. The lowest sigma of the linear schedule is 8.3e-5 off; steps are 1e-5 off.
-    monkeypatch.setattr(test_consistency_goldens, "RTOL", 1e-4)
+def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas):
+    # Its float32 tables as they are. The lowest sigma of the linear schedule is 8.3e-5 off; steps
+    # are 1e-5 off.
     ours = {"eta": 0.3} if name in ("TCDScheduler", "DDIMScheduler") else {}
     for n in (2, 5, 20):
         levels = {"num_inference_steps": n}
-        assert_case_reproduced(
-            reference_case(name, betas, ours, levels, shape=(2, 3, 1), double=False, seed=n)
-        )
+        case = reference_case(name, betas, ours, levels, shape=(2, 3, 1), double=False, seed=n)
+        assert_sampler_case_reproduced(case, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -115,23 +111,26 @@ def test_a_single_step_ends_at_sigma_min_where_diffusers_ends_at_sigma_max():
 
 @pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
 def test_ddim_lands_at_the_time_it_says_next(spacing):
-    """A network that says which noise was added takes the sample along its own path, to the next time and no other."""
+    """A network that says which noise was added takes the sample along its own path.
+
+    It arrives at the next time and no other.
+    """
     theirs, ours = pair("DDIMScheduler", timestep_spacing=spacing, clip_sample=False)
     theirs.set_timesteps(7)
     state = ours.set_timesteps(7)
     x0, noise = np.random.default_rng(0).standard_normal((2, 1, 3), np.float32)
     x = ours.add_noise(state, jnp.asarray(x0), jnp.asarray(noise))
-    result = theirs.step(
-        torch.from_numpy(noise), theirs.timesteps[0], torch.from_numpy(np.array(x))
-    ).prev_sample
-    state, x = ours.advance(state, x, ours.denoise(state, jnp.asarray(noise), x), jnp.zeros_like(x))
+    start = torch.from_numpy(np.array(x))
+    result = theirs.step(torch.from_numpy(noise), theirs.timesteps[0], start).prev_sample
+    denoised = ours.denoise(state, jnp.asarray(noise), x)
+    state, x = ours.advance(state, x, denoised, jnp.zeros_like(x))
     expected = ours.add_noise(state, jnp.asarray(x0), jnp.asarray(noise))
     np.testing.assert_allclose(x, expected, rtol=1e-4)
-    # diffusers goes N // n down, which is 142; the next time is 166 down of linspace, and 143 of trailing.
+    # diffusers goes N // n = 142 down; the next time is 166 down of linspace, and 143 of trailing.
     assert np.allclose(result, expected, rtol=1e-4) == (spacing == "leading")
 
 
-def test_ddim_draws_a_sample_of_no_signal_anew_where_diffusers_is_nan():
+def test_ddim_replaces_a_sample_of_no_signal_where_diffusers_is_nan():
     options = {
         "rescale_betas_zero_snr": True,
         "prediction_type": "v_prediction",
@@ -142,7 +141,8 @@ def test_ddim_draws_a_sample_of_no_signal_anew_where_diffusers_is_nan():
     ones = torch.ones(1, 3)
     assert theirs.step(ones, 999, ones, eta=1.0, variance_noise=ones).prev_sample.isnan().all()
     state = dataclasses.replace(ours, eta=1.0).set_timesteps(3)
-    np.testing.assert_allclose(state.weights[0], [state.alphas[1], 0, state.sigmas[1]], rtol=1e-6)
+    first = [column[0] for column in (state.weights.x0, state.weights.eps, state.weights.noise)]
+    np.testing.assert_allclose(first, [state.alphas[1], 0, state.sigmas[1]], rtol=1e-6)
 
 
 def test_lcm_refuses_noise_of_no_signal_where_diffusers_divides_by_zero():
@@ -158,17 +158,15 @@ def test_tcd_obeys_its_bounds_where_diffusers_does_not():
     theirs.set_timesteps(1)
     assert theirs.step(torch.full((1, 3), 9.0), 999, torch.ones(1, 3)).prev_sample.abs().max() > 2
     state = ours.set_timesteps(1)
-    np.testing.assert_array_equal(
-        ours.denoise(state, jnp.full((1, 3), 9.0), jnp.ones((1, 3))), -jnp.ones((1, 3))
-    )
+    denoised = ours.denoise(state, jnp.full((1, 3), 9.0), jnp.ones((1, 3)))
+    np.testing.assert_array_equal(denoised, -jnp.ones((1, 3)))
 
 
 def test_tcd_has_its_grid_as_an_option_where_diffusers_has_it_as_a_flag():
     theirs, ours = pair("TCDScheduler", original_inference_steps=10)
     assert ours.set_timesteps(4).timesteps.tolist() == [999, 799, 499, 299]
-    every_time = (
-        dataclasses.replace(ours, original_inference_steps=1000).set_timesteps(4).timesteps.tolist()
-    )
+    of_every_time = dataclasses.replace(ours, original_inference_steps=1000)
+    every_time = of_every_time.set_timesteps(4).timesteps.tolist()
     for steps in (10, 500):
         theirs.set_timesteps(4, original_inference_steps=steps)
         assert theirs.timesteps.tolist() == every_time
@@ -196,7 +194,8 @@ def test_flow_match_lcm_leaves_a_single_step_where_diffusers_divides_by_zero():
 def test_kdpm2_noises_to_the_level_that_the_network_is_told():
     theirs, ours = pair("KDPM2DiscreteScheduler")
     theirs.set_timesteps(3)
-    zeros, ones = torch.zeros(1, 3), torch.ones(1, 3)
+    zeros = torch.zeros(1, 3)
+    ones = torch.ones(1, 3)
     noisy = theirs.add_noise(zeros, ones, theirs.timesteps[1][None])[0, 0]
     assert noisy == theirs.sigmas[2] < theirs.sigmas_interpol[1]
     state = ours.set_timesteps(3)

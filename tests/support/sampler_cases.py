@@ -1,6 +1,7 @@
 """How to draw configurations of the samplers that diffusers has too, and runs of them.
 
-Left out is what diffusers cannot do, or does in a way of its own; tests/parity/test_samplers.py says what.
+Left out is what diffusers cannot do, or does in a way of its own; tests/parity/test_samplers.py
+says what. The order of the draws decides what tests/golden/make_sampler_goldens.py stores.
 """
 
 import dataclasses
@@ -15,11 +16,12 @@ SCHEDULES = ["linear", "scaled_linear"]
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Where random choices come from: NumPy in make_sampler_goldens.py, hypothesis in tests/parity.
+    """Where random choices come from: NumPy for the stored goldens, hypothesis in tests/parity.
 
-    With `fine`, levels are drawn that float32 rounds by more than some 5e-6 in diffusers, so that it must make them in
-    float64 to be compared with. In float32, 1 - beta keeps three digits of a beta of 1e-4, and 1 - 0.999, where the
-    cosine schedule ends, four; EDM's grid is a difference of numbers as large as sigma_max^(1/rho).
+    With `fine`, levels are drawn that float32 rounds by more than some 5e-6 in diffusers, so that
+    it must make them in float64 to be compared with. In float32, 1 - beta keeps three digits of a
+    beta of 1e-4, and 1 - 0.999, where the cosine schedule ends, four; EDM's grid is a difference of
+    numbers as large as sigma_max^(1/rho).
     """
 
     pick: Callable[[Sequence], Any]
@@ -32,7 +34,12 @@ class Draw:
 
     def some(self, options: Sequence) -> list:
         """Returns one to four of the options, descending."""
-        return sorted({self.pick(options) for _ in range(self.pick(range(1, 5)))}, reverse=True)
+        chosen = {self.pick(options) for _ in range(self.pick(range(1, 5)))}
+        return sorted(chosen, reverse=True)
+
+
+# A function for each sampler. It returns options of the class in diffusers, options that only cmjax
+# has, and arguments of set_timesteps.
 
 
 def lcm(draw):
@@ -52,13 +59,13 @@ def tcd(draw):
 def ddim(draw):
     config = discrete(draw) | bounds(draw) | spacing(draw) | {"set_alpha_to_one": draw.chance()}
     config |= zero_snr(draw, config)
-    # With eta = 1 and zero SNR the first step is all noise; diffusers has the root of a rounding error besides.
-    eta = draw.pick(range(10 if config["rescale_betas_zero_snr"] else 11)) / 10
-    return (
-        config,
-        {"eta": eta, "use_clipped_model_output": draw.chance()},
-        spaced_steps(draw, config),
-    )
+
+    # With eta = 1 and zero SNR the first step is all noise; diffusers adds the root of a rounding
+    # error to it.
+    largest = 9 if config["rescale_betas_zero_snr"] else 10
+    eta = draw.pick(range(largest + 1)) / 10
+    ours = {"eta": eta, "use_clipped_model_output": draw.chance()}
+    return config, ours, spaced_steps(draw, config)
 
 
 def scm(draw):
@@ -82,31 +89,24 @@ def flow_match_lcm(draw):
 
 def edm_euler(draw):
     config = edm(dataclasses.replace(draw, fine=True))  # its grid is made in float64 anyway
-    if (
-        config["sigma_schedule"] == "karras"
-        and config["final_sigmas_type"] == "zero"
-        and draw.chance()
-    ):
+    if starts_single_steps_high(config) and draw.chance():
         # Places on the grid, from 0 to 1 ascending: what diffusers calls sigmas.
         return config, {}, {"sigmas": [1 - k / 20 for k in draw.some(range(21))]}
     return config, {}, edm_levels(draw, config)
 
 
 def edm_dpm_multistep(draw):
-    config = edm(draw) | {
-        "solver_order": draw.pick([1, 2, 2]),
-        "solver_type": draw.pick(["midpoint", "heun"]),
-    }
-    config |= {
-        name: draw.chance() for name in ("lower_order_final", "euler_at_final", "thresholding")
-    }
-    config |= {"algorithm_type": draw.pick(["dpmsolver++", "sde-dpmsolver++"])}
-    config |= {
-        "dynamic_thresholding_ratio": draw.between(0.5, 1),
-        "sample_max_value": draw.between(1, 3),
-    }
-    # From 15 steps on, the last ones are not of lower order.
-    return config, {}, {"num_inference_steps": 15} if draw.chance(10) else edm_levels(draw, config)
+    config = edm(draw)
+    config["solver_order"] = draw.pick([1, 2, 2])
+    config["solver_type"] = draw.pick(["midpoint", "heun"])
+    for name in ("lower_order_final", "euler_at_final", "thresholding"):
+        config[name] = draw.chance()
+    config["algorithm_type"] = draw.pick(["dpmsolver++", "sde-dpmsolver++"])
+    config["dynamic_thresholding_ratio"] = draw.between(0.5, 1)
+    config["sample_max_value"] = draw.between(1, 3)
+    if draw.chance(10):
+        return config, {}, {"num_inference_steps": 15}  # from which on no order is lowered
+    return config, {}, edm_levels(draw, config)
 
 
 def heun(draw):
@@ -127,7 +127,6 @@ def euler_ancestral(draw):
     return config | zero_snr(draw, config), {}, spaced_steps(draw, config)
 
 
-# Each returns options of the class in diffusers, options that only cmjax has, and arguments of set_timesteps.
 SAMPLERS = {
     "LCMScheduler": lcm,
     "TCDScheduler": tcd,
@@ -142,10 +141,8 @@ SAMPLERS = {
     "EulerAncestralDiscreteScheduler": euler_ancestral,
 }
 
-
-FINE = [
-    name for name in SAMPLERS if not name.startswith(("SCM", "Flow", "EDMEuler"))
-]  # that `Draw.fine` is for
+# Those that `Draw.fine` is for.
+FINE = [name for name in SAMPLERS if not name.startswith(("SCM", "Flow", "EDMEuler"))]
 
 
 def draw_case(name: str, draw: Draw) -> dict:
@@ -155,33 +152,42 @@ def draw_case(name: str, draw: Draw) -> dict:
     return case | {"shape": draw.pick(SHAPES), "double": draw.fine}
 
 
+# Parts that several samplers share.
+
+
 def discrete(draw, types=TYPES, schedules=SCHEDULES):
-    """A coarse grid of training times with large betas, or a fine one such as released models have."""
-    n = draw.pick([20, 50, 1000] if draw.fine else [20, 50])
-    low, high = ((2e-5, 1e-3), (0.005, 0.03)) if draw.fine else ((0.02, 0.05), (0.06, 0.3))
+    """A coarse grid of training times with large betas, or a fine one as of released models."""
+    numbers = [20, 50]
+    low = (0.02, 0.05)
+    high = (0.06, 0.3)
+    if draw.fine:
+        numbers = [20, 50, 1000]
+        low = (2e-5, 1e-3)
+        high = (0.005, 0.03)
+        schedules = [*schedules, "squaredcos_cap_v2"]
+    n = draw.pick(numbers)
     config = {"num_train_timesteps": n, "prediction_type": draw.pick(types)}
     config |= {"beta_start": draw.between(*low), "beta_end": draw.between(*high)}
-    config["beta_schedule"] = draw.pick(
-        [*schedules, "squaredcos_cap_v2"] if draw.fine else schedules
-    )
+    config["beta_schedule"] = draw.pick(schedules)
     if n < 1000 and draw.chance(4):
         config["trained_betas"] = [draw.between(low[0], high[1]) for _ in range(n)]
     return config
 
 
 def zero_snr(draw, config):
-    # Where there is no signal the noise says nothing of the image: an error here; in diffusers NaN, or sigma = 4096.
+    # Where there is no signal the noise says nothing of the image: an error here; in diffusers NaN,
+    # or sigma = 4096.
     return {"rescale_betas_zero_snr": config["prediction_type"] != "epsilon" and draw.chance()}
 
 
 def bounds(draw):
-    floats = {
-        "clip_sample_range": (0.3, 2),
-        "dynamic_thresholding_ratio": (0.5, 1),
-        "sample_max_value": (1, 3),
+    return {
+        "clip_sample": draw.chance(),
+        "thresholding": draw.chance(3),
+        "clip_sample_range": draw.between(0.3, 2),
+        "dynamic_thresholding_ratio": draw.between(0.5, 1),
+        "sample_max_value": draw.between(1, 3),
     }
-    kinds = {"clip_sample": draw.chance(), "thresholding": draw.chance(3)}
-    return kinds | {name: draw.between(*ends) for name, ends in floats.items()}
 
 
 def spacing(draw):
@@ -193,7 +199,8 @@ def spacing(draw):
 
 def spaced_steps(draw, config):
     # diffusers starts a single step at the lowest level of linspace.
-    return {"num_inference_steps": draw.pick(STEPS[config["timestep_spacing"] == "linspace" :])}
+    steps = STEPS[1:] if config["timestep_spacing"] == "linspace" else STEPS
+    return {"num_inference_steps": draw.pick(steps)}
 
 
 def distilled(draw):
@@ -224,9 +231,10 @@ def flow_levels(draw, config):
     stretched = "shift_terminal" in config
     kind = draw.pick(["num_inference_steps", "timesteps", "sigmas"])
     if kind == "num_inference_steps":
-        return {kind: draw.pick(STEPS[stretched:])}
+        return {kind: draw.pick(STEPS[1:] if stretched else STEPS)}
     total = config["num_train_timesteps"] if kind == "timesteps" else 1
-    return {kind: [total * k / 40 for k in draw.some(range(1, 41 - stretched))]}
+    highest = 39 if stretched else 40
+    return {kind: [total * k / 40 for k in draw.some(range(1, highest + 1))]}
 
 
 def edm(draw):
@@ -242,6 +250,13 @@ def edm(draw):
 
 
 def edm_levels(draw, config):
-    # A single step is at the lowest level of the exponential grid in diffusers, and ends at the highest of the other.
-    single = config["sigma_schedule"] == "karras" and config["final_sigmas_type"] == "zero"
-    return {"num_inference_steps": draw.pick(STEPS if single else STEPS[1:])}
+    steps = STEPS if starts_single_steps_high(config) else STEPS[1:]
+    return {"num_inference_steps": draw.pick(steps)}
+
+
+def starts_single_steps_high(config):
+    """Whether diffusers starts a single step at the highest level, and ends it at the lowest.
+
+    It starts at the lowest level of the exponential grid, and ends at the highest of the other.
+    """
+    return config["sigma_schedule"] == "karras" and config["final_sigmas_type"] == "zero"

@@ -1,0 +1,278 @@
+"""What is compared with diffusers, and to what tolerance.
+
+`tests/schedulers` compares with stored results, `tests/parity` with live ones, both by what is
+here. The cases are those of tests/golden/make_goldens.py (the consistency scheduler) and of
+tests/golden/make_sampler_goldens.py (the other samplers). Where cmjax differs on purpose, this file
+says so and asserts what is right instead.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cmjax
+from cmjax.schedulers import SCHEDULERS, Weights, scheduler_from_config
+from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
+from cmjax.schedulers.edm import EDMScheduler
+
+FOLDER = Path(__file__).parents[1] / "golden"
+RTOL = 1e-5
+FLOAT32 = 2.0**-24  # largest relative error of rounding to float32
+
+
+def load_goldens(name, kind=None):
+    """Returns the cases of `tests/golden/<name>.npz`, each with its arrays.
+
+    Args:
+        name: of the file. It holds one flat array per quantity, all cases one after the other, and
+            in `index` (JSON) the rest of each case and the shapes of its arrays.
+        kind: key of the cases in `index`, where arrays are named `<kind>.<quantity>`.
+    """
+    with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
+        cases = json.loads(str(file["index"]))[kind or "cases"]
+        prefix = f"{kind}." if kind else ""
+        names = [key for key in file.files if key.startswith(prefix)]
+        arrays = {key.removeprefix(prefix): file[key] for key in names}
+    position = dict.fromkeys(arrays, 0)
+    for case in cases:
+        for quantity, shape in case.pop("shapes").items():
+            begin = position[quantity]
+            end = begin + math.prod(shape)
+            case[quantity] = arrays[quantity][begin:end].reshape(shape)
+            position[quantity] = end
+    return cases
+
+
+def assert_close(ours, theirs, scale, what, *, rtol=RTOL, atol=0.0):
+    """Asserts |ours - theirs| <= rtol scale + atol.
+
+    A sum is as accurate as its terms are large, not as it is itself: `scale` is the size of them.
+    """
+    ours = np.asarray(ours, np.float64)
+    assert ours.shape == theirs.shape, f"{what}: shape {ours.shape}, expected {theirs.shape}"
+    scale = np.broadcast_to(scale, theirs.shape)
+    excess = np.abs(ours - theirs) - (rtol * scale + atol)
+    worst = np.argmax(excess)
+    assert np.all(excess <= 0), (
+        f"{what}: {ours.flat[worst]} but diffusers has {theirs.flat[worst]}, "
+        f"terms of {scale.flat[worst]}"
+    )
+
+
+# The consistency scheduler.
+
+
+def assert_consistency_case_reproduced(case):
+    """Asserts that cmjax computes what diffusers did, from `make_goldens.reference_case`."""
+    scheduler = cmjax.CMStochasticIterativeScheduler(
+        **case["config"], timestep_spacing=case["spacing"]
+    )
+    start = scheduler.set_timesteps(**case["levels"])
+    as_saved = dataclasses.replace(scheduler, timestep_spacing="leading")
+    assert cmjax.scheduler_from_config(case["saved_config"]) == as_saved
+    assert scheduler.init_noise_sigma == case["init_noise_sigma"]
+    assert_close(start.sigmas, case["sigmas"], case["sigmas"], "sigmas")
+    _assert_times_close(start.timesteps, case["timesteps"], "timesteps")
+    _assert_scalings_reproduced(scheduler, case)
+    for row, step in enumerate(case["steps"]):
+        state = start.replace(step_index=jnp.int32(step))
+        _assert_consistency_step_reproduced(scheduler, state, case, row)
+
+
+def _assert_times_close(ours, theirs, what):
+    # A time is 250 log(sigma): rounding sigma to float32 moves it by 250 * 2^-24, however close to
+    # 0 it is.
+    assert_close(ours, theirs, np.abs(theirs), what, atol=250 * FLOAT32)
+
+
+def _assert_scalings_reproduced(scheduler, case):
+    sigma = jnp.asarray(case["probes"])
+    _assert_times_close(scheduler.sigma_to_t(sigma), case["probe_timesteps"], "sigma_to_t")
+    methods = {
+        "scalings": scheduler.get_scalings,
+        "boundary_scalings": scheduler.get_scalings_for_boundary_condition,
+    }
+
+    # sigma - sigma_min is a difference of the same two float32 numbers on both sides: there is no
+    # allowance for cancellation.
+    for name, method in methods.items():
+        for ours, theirs, part in zip(method(sigma), case[name], ("c_skip", "c_out"), strict=True):
+            assert_close(ours, theirs, np.abs(theirs), f"{part} of {name}")
+
+
+def _assert_consistency_step_reproduced(scheduler, state, case, row):
+    sample = jnp.asarray(case["sample"][row])
+    output = jnp.asarray(case["model_output"][row])
+    noise = jnp.asarray(case["noise"][row])
+    sigma = np.float64(state.sigma)
+    sigma_next = np.float64(state.next_sigma)
+
+    # What the network sees, and a noised image.
+    scaled = case["scaled"][row]
+    assert_close(scheduler.scale_input(state, sample), scaled, np.abs(scaled), "scale_input")
+    noisy_scale = np.abs(sample) + sigma * np.abs(noise)
+    noisy = scheduler.add_noise(state, sample, noise)
+    assert_close(noisy, case["noisy"][row], noisy_scale, "add_noise")
+
+    # The x0 estimate.
+    c_skip, c_out = map(np.float64, scheduler.get_scalings_for_boundary_condition(state.sigma))
+    x0_scale = np.abs(c_skip * sample) + np.abs(c_out * output)
+    denoised = scheduler.denoise(state, output, sample)
+    assert_close(denoised, case["denoised"][row], x0_scale, "denoise")
+
+    # The next sample.
+    next_state, ours = scheduler.advance(state, sample, denoised, noise)
+    theirs = case["prev_sample"][row]
+    assert next_state.step_index == state.step_index + 1
+    assert np.all(np.isfinite(ours))
+    if sigma_next == np.float32(scheduler.sigma_min):
+        # Here diffusers adds noise times the root of a rounding error, NaN if that is negative.
+        np.testing.assert_array_equal(ours, denoised)
+    elif np.all(np.isfinite(theirs)):
+        # Four float32 roundings meet in sigma'^2 - sigma_min^2; where its terms are close, the root
+        # magnifies them.
+        rounding = 4 * FLOAT32 * sigma_next**2
+        std = math.sqrt(max(sigma_next**2 - scheduler.sigma_min**2, 0))
+        magnified = rounding / max(std, math.sqrt(rounding))
+        fresh = scheduler.s_noise * np.abs(noise)
+        assert_close(ours, theirs, x0_scale + std * fresh, "advance", atol=magnified * fresh)
+
+
+def assert_loop_reproduced(loop):
+    """Asserts that cmjax ends where diffusers' loop did, at the published sums.
+
+    `loop` is from `make_goldens.reference_loop`.
+    """
+    scheduler = cmjax.CMStochasticIterativeScheduler(**loop["config"], timestep_spacing="leading")
+    state = scheduler.set_timesteps(**loop["levels"])
+    state = state.replace(step_index=jnp.int32(loop["start"]))
+    x = jnp.asarray(loop["original"])
+    if loop["start"]:
+        x = scheduler.add_noise(state, x, jnp.asarray(loop["added_noise"]))
+    for noise in loop["noise"]:
+        t = state.timesteps[state.step_index]
+        model_output = scheduler.scale_input(state, x) * t / (t + 1)
+        denoised = scheduler.denoise(state, model_output, x)
+        state, x = scheduler.advance(state, x, denoised, jnp.asarray(noise))
+    assert state.step_index == state.num_steps
+    assert_close(x, loop["result"], 1.0, "the result of the loop")  # results lie in [-1, 1]
+    # The tolerances are those of diffusers.
+    assert float(jnp.sum(jnp.abs(x))) == pytest.approx(loop["sum"], abs=1e-2)
+    assert float(jnp.mean(jnp.abs(x))) == pytest.approx(loop["mean"], abs=1e-3)
+
+
+# The other samplers.
+
+
+def assert_sampler_case_reproduced(case, rtol=RTOL):
+    """Asserts that cmjax computes what diffusers did, from `make_sampler_goldens.reference_case`.
+
+    Args:
+        case: the run of diffusers.
+        rtol: error allowed, as a share of the size of the terms of each number.
+    """
+    scheduler = scheduler_from_config({**case["saved_config"], **case["ours"]})
+    assert scheduler == SCHEDULERS[case["name"]].from_config({**case["config"], **case["ours"]})
+    state = scheduler.set_timesteps(**case["levels"])
+    _assert_levels_reproduced(scheduler, state, case, rtol)
+    state = scheduler.prepare(state, jnp.asarray(case["sample"][0]))
+    for row in range(len(case["sample"])):
+        state = _assert_step_reproduced(scheduler, state, case, row, rtol)
+    assert state.step_index == state.num_steps
+
+
+def _assert_levels_reproduced(scheduler, state, case, rtol):
+    name = case["name"]
+    for quantity in ("sigmas", "alphas"):
+        theirs = case.get(quantity)
+        if theirs is not None:
+            ours = getattr(state, quantity)[: len(theirs)]
+            assert_close(ours, theirs, theirs, quantity, rtol=rtol)
+
+    times = case["timesteps"]
+    scale = np.abs(times)
+    if name == "FlowMatchLCMScheduler":
+        # diffusers shifts the levels of explicit timesteps, but tells the network the timesteps
+        # without the shift.
+        times = case["sigmas"][:-1] * scheduler.num_train_timesteps
+        scale = times
+    elif name.startswith("EDM"):
+        scale = scale + 0.25  # times are log(sigma) / 4, and sigma is compared to 1e-5 of itself
+    elif _has_levels_of_its_own(scheduler):
+        scale = scale + 1  # interpolated, between 0 and 1 too
+    if name == "KDPM2DiscreteScheduler" and scheduler.use_karras_sigmas:
+        # diffusers rounds the times of the levels, but not of those between.
+        assert np.all(np.abs(state.timesteps - times)[::2] <= 0.5 + rtol * scale[::2])
+        is_between = np.arange(len(times)) % 2
+        times = np.where(is_between, times, state.timesteps)
+    assert_close(state.timesteps, times, scale, "timesteps", rtol=rtol)
+
+    if "init_noise_sigma" in case:
+        first = np.float64(case["init_noise_sigma"])
+        if name == "EDMEulerScheduler" and "sigmas" in case["levels"]:
+            # Of explicit levels below sigma_max diffusers starts as if at sigma_max.
+            first = np.float64(np.hypot(case["sigmas"][0], 1))
+        start = scheduler.init_sample(state, jnp.ones(1))
+        assert_close(start, first[None], first, "init_sample", rtol=rtol)
+
+
+def _has_levels_of_its_own(scheduler):
+    options = ("use_karras_sigmas", "use_exponential_sigmas")
+    return any(getattr(scheduler, option, False) for option in options)
+
+
+def _assert_step_reproduced(scheduler, state, case, row, rtol):
+    """Takes one step, from the sample that diffusers had; returns the state of the next one."""
+    name = case["name"]
+    x = case["sample"][row]
+    output = case["model_output"][row]
+    noise = case["noise"][row]
+    sample = jnp.asarray(x)
+
+    # What the network sees, and a noised image.
+    scaled = case["scaled"][row]
+    ours = scheduler.scale_input(state, sample)
+    assert_close(ours, scaled, np.abs(scaled), "scale_input", rtol=rtol)
+    # On the way to the level between two others, diffusers noises to the one after it.
+    is_between = name == "KDPM2DiscreteScheduler" and row % 2
+    if "noisy" in case and not is_between:
+        ours = scheduler.add_noise(state, jnp.asarray(output), jnp.asarray(noise))
+        scale = np.abs(output) + state.sigma * np.abs(noise)
+        assert_close(ours, case["noisy"][row], scale, "add_noise", rtol=rtol)
+
+    # The x0 estimate.
+    _, c_skip, c_out = (np.float64(column[row]) for column in state.scalings)
+    x0_scale = np.abs(c_skip * x) + np.abs(c_out * output)
+    if name == "LCMScheduler":
+        x0_scale = x0_scale + np.abs(x)  # of which it adds a share
+    denoised = scheduler.denoise(state, jnp.asarray(output), sample)
+    if "denoised" in case:
+        ours = scheduler.bound_last(denoised)
+        assert_close(ours, case["denoised"][row], x0_scale, "denoise", rtol=rtol)
+
+    # The next sample: a row of the table times the size of what each column weighs.
+    eps_scale = (np.abs(x) + np.float64(state.alpha) * x0_scale) / np.float64(state.sigma)
+    fresh = None if state.weights.noise is None else np.abs(noise)
+    sizes = Weights(x0_scale, eps_scale, fresh, *jax.tree.map(np.abs, state.memory))
+    columns = [np.float64(column[row]) for column in jax.tree.leaves(state.weights)]
+    terms = zip(columns, jax.tree.leaves(sizes), strict=True)
+    scale = sum(np.abs(weight) * size for weight, size in terms)
+    allowance = 0.0
+    if isinstance(scheduler, (EDMScheduler, DiscreteSigmasScheduler)):
+        # diffusers adds to the sample what is to be removed: it is rounded.
+        allowance = 8 * FLOAT32 * np.abs(x)
+    theirs = case["prev_sample"][row]
+    is_last = row == len(case["sample"]) - 1
+    if name == "EDMDPMSolverMultistepScheduler" and is_last:
+        if scheduler.final_sigmas_type == "sigma_min":
+            # Already there; diffusers divides one rounding error by another, NaN at times.
+            theirs = x
+    state, ours = scheduler.advance(state, sample, denoised, jnp.asarray(noise))
+    assert_close(ours, theirs, scale, "advance", rtol=rtol, atol=allowance)
+    return state
