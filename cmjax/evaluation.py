@@ -74,7 +74,7 @@ def features(
     for first in range(0, len(images), batch_size):
         batch = np.asarray(images[first : first + batch_size])
 
-        # Copies of an image rather than zeros, which are no valid input of every function.
+        # Copies of an image rather than zeros, for which some functions return NaN.
         filling = batch[-1:].repeat(batch_size - len(batch), 0)
         values = np.asarray(feature_fn(np.concatenate([batch, filling])), np.float64)
         if values.ndim != 2 or len(values) != batch_size:

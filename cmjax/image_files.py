@@ -22,7 +22,7 @@ from PIL import Image
 
 from cmjax.files import replacing, replacing_folder
 
-MIN_DIGITS = 6  # least digits of the number in a picture's name
+MIN_DIGITS = 6  # minimum number of digits in a picture's name
 
 
 class ImageSet(NamedTuple):

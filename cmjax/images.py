@@ -70,7 +70,7 @@ def center_crop_resize(image: ArrayLike, size: int) -> np.ndarray:
     if image.shape[:2] == (size, size):
         return image
 
-    # A box filter, which averages over the area of each pixel: no ringing, no aliasing.
+    # A box filter averages over the area of each new pixel, without ringing at edges.
     scaled = ImageOps.fit(picture_of(image), (size, size), Image.Resampling.BOX)
     return np.asarray(scaled).reshape(size, size, -1)
 

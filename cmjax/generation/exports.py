@@ -40,7 +40,7 @@ def check_formats(formats: Sequence[str], shape: Sequence[int]) -> None:
     """Raises ValueError unless samples of shape (H, W, C) can be exported to all `formats`."""
     for name in formats:
         if name not in FORMATS:
-            raise ValueError(f"formats must be of {list(FORMATS)}, got {name!r}")
+            raise ValueError(f"formats must be among {list(FORMATS)}, got {name!r}")
     if "png" in formats and shape[-1] not in (1, 3):
         raise ValueError(
             f"pictures have 1 or 3 channels, but the samples have {shape[-1]}; use the format npz"
@@ -111,7 +111,7 @@ def _read(shards: Shards, num: int, stopping: Callable[[], bool]) -> Iterator[np
 
 
 def _labels(shards: Shards, num: int) -> np.ndarray | None:
-    # Computed from the request rather than read from the shards, which holds less in memory.
+    # From the request, which gives them without reading any shard.
     return shards.settings.request.labels_of(range(num))
 
 

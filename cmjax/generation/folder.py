@@ -29,7 +29,7 @@ from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
 from cmjax.model import Model
 
-QUEUE = 2  # most shards that wait to be written while others are computed
+QUEUE = 2  # maximum number of shards that wait to be written while others are computed
 
 
 class Outcome(NamedTuple):
@@ -160,7 +160,7 @@ def _find_shards(
         report(f"{path} is damaged and removed; its samples are made again")
         path.unlink(missing_ok=True)
 
-    # Shards beyond `num`, of an earlier run for more samples, are neither counted nor removed.
+    # Intact shards beyond `num`, of an earlier run for more samples, stay but are not counted.
     found = [shard for shard in shards.ranges(num) if shard in intact]
     if found:
         report(f"{sum(map(len, found)):,} of {num:,} samples were there already.")
@@ -192,8 +192,8 @@ def _make_shards(
     # One writer and a short queue bound the memory: a slow disk slows down the sampling.
     with ThreadPoolExecutor(1) as writer:
         for shard, images in zip(mine, regroup(batches, map(len, mine)), strict=False):
-            # After a stop the last shard may be incomplete; it is dropped, and made by the next
-            # run.
+            # After a stop the last shard may be incomplete: it is dropped, and the next run makes
+            # it.
             if len(images) == len(shard):
                 waiting.append((shard, writer.submit(shards.write, shard, images)))
                 settle(QUEUE)
@@ -212,7 +212,7 @@ def _finish(
     Returns:
         The paths on process 0, an empty list on others; None if the run was stopped meanwhile.
     """
-    # If process 0 finished and a signal arrived at once, the run is finished, not stopped.
+    # If a signal arrives as process 0 finishes, the run counts as finished, not as stopped.
     if jax.process_index() > 0:
         wait_until(markers.finished.exists, stopping)
         return [] if markers.finished.exists() else None

@@ -1,4 +1,4 @@
-"""The manifest of a run's folder: what its samples depend on. Runs with other settings fail."""
+"""The manifest of a run's folder: what its samples depend on; other settings are refused."""
 
 import dataclasses
 import hashlib

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cmjax.files import append
 from cmjax.generation.shards import Shards
 
-REFRESH = 0.5  # least seconds between two updates of the bar, each of which lists the folder
+REFRESH = 0.5  # minimum seconds between two updates of the bar, each of which lists the folder
 
 
 class Log:

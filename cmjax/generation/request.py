@@ -89,7 +89,7 @@ class Request:
         """Raises ValueError unless the labels are classes of the model."""
         classes = model.num_classes
 
-        # A class-conditional model needs labels; others would ignore them silently.
+        # A class-conditional model needs labels; an unconditional one takes none.
         if (self.labels is None) != (classes is None):
             raise ValueError(
                 "labels must be None for a model without classes, and only then; "
@@ -97,7 +97,7 @@ class Request:
             )
         if classes is not None and max(self.labels or ()) >= classes:
             raise ValueError(
-                f"labels must be of the classes 0..{classes - 1}, got {_listed(self.labels)}"
+                f"labels must be classes from 0 to {classes - 1}, got {_listed(self.labels)}"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def as_integer(name: str, value: Any, least: int, most: int) -> int:
     """
     value = _plain(value)
 
-    # A boolean is an `int` in Python, but True samples would be a mistake.
+    # A boolean is an `int` in Python, but num=True is a mistake.
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ValueError(f"{name} must be an integer from {least} to {most}, got {value!r}")
     return value

@@ -52,8 +52,8 @@ class RunSettings:
         """Returns the settings of a run on this machine, in a new folder."""
         state = request.set_timesteps(model.scheduler)
 
-        # Through JSON and back, tuples being lists then, so that the configuration compares equal
-        # to that of a manifest.
+        # Through JSON and back, which turns tuples into lists, so that the configuration compares
+        # equal to that of a manifest.
         config = scheduler_to_config(model.scheduler)
         scheduler = json.dumps(config, default=lambda array: array.tolist())
         return cls(
@@ -152,7 +152,7 @@ def model_digest(model: Model) -> str:
         values = np.ascontiguousarray(leaf)
         digest.update(f"{name} {values.dtype} {values.shape}".encode())
 
-        # As bytes: bfloat16 arrays have no buffer of their own type to hash.
+        # As bytes, since bfloat16 arrays do not support Python's buffer protocol.
         digest.update(values.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 

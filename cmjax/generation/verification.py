@@ -124,6 +124,6 @@ def _is_rounding(difference: np.ndarray, settings: RunSettings) -> bool:
 
 def _stored(shards: Shards, found: dict[range, Path], index: int) -> np.ndarray:
     """Returns sample number `index` as it is stored, u8[H, W, C]."""
-    # Its shard is read whole for it, and so checked again.
+    # Reads the whole shard, and so checks its digest again.
     shard = next(shard for shard in found if index in shard)
     return shards.read(shard, found[shard])[index - shard.start]
