@@ -1,4 +1,4 @@
-"""Helpers for arrays that the whole package stands on."""
+"""Array helpers that the whole package uses."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,29 +21,39 @@ def combine(*terms: tuple[Any, jax.Array]) -> jax.Array:
         *terms: pairs of a coefficient, a scalar or `[B]`, and an array `[B, ...]`. Coefficients are
             aligned with the leading axis of their array.
     """
+    # Half precision would round each term; one sum in float32 is rounded once, at the end.
     dtype = jnp.float64 if terms[0][1].dtype == jnp.float64 else jnp.float32
 
     def scaled(coefficient, array):
         coefficient = jnp.asarray(coefficient).astype(dtype)
+
+        # [B] -> [B, 1, ...], since NumPy's broadcasting would align it with the last axis.
         trailing = (1,) * (array.ndim - coefficient.ndim)
         return coefficient.reshape(coefficient.shape + trailing) * array.astype(dtype)
 
+    # From the first term on: a sum that starts at 0 would turn -0 into 0.
     total = scaled(*terms[0])
     for term in terms[1:]:
         total = total + scaled(*term)
     return total.astype(terms[0][1].dtype)
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Casts to float32, unless the array is float64."""
+    return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
 def concrete(value: Any) -> np.ndarray | None:
-    """Returns `value` as a NumPy array, or None if it is only known when the program runs."""
+    """Returns `value` as a NumPy array, or None if it is traced: its value is not known yet."""
     return None if isinstance(value, Tracer) else np.asarray(value)
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a plain function as a pytree without leaves, which jitted functions can be given.
+    """Returns a plain function as a pytree without leaves, to be an argument of jitted functions.
 
-    Functions that are pytrees already, such as `cmjax.constraints` makes, are returned as they are.
+    Functions that are pytrees already, such as those of `cmjax.constraints`, stay as they are.
     """
+    # An object of a type that is no pytree, such as a function, is its own single leaf.
     leaves = jax.tree.leaves(function)
     is_plain = len(leaves) == 1 and leaves[0] is function
     return jax.tree_util.Partial(function) if is_plain else function

@@ -1,8 +1,8 @@
-"""Constraints: functions x0 -> x0 that put back what is known of a sample.
+"""Constraints: functions x0 -> x0 that restore the known part of a sample.
 
 `cmjax.sample(..., constrain=...)` applies them, and `cmjax.editing` builds on that. They are
-pytrees: other data of the same shape never compile anew. Their data are per sample, `[B, ...]`, or
-the same for all samples, `[...]`.
+pytrees, so new data of the same shape do not cause recompilation. Their data are per sample,
+`[B, ...]`, or the same for all samples, `[...]`.
 """
 
 import dataclasses
@@ -15,16 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cmjax.arrays import as_pytree, check_shapes, concrete
+from cmjax.arrays import as_pytree, at_least_float32, check_shapes, concrete
 from cmjax.configs import is_int
 
-REC601 = (
-    0.299,
-    0.587,
-    0.114,
-)  # luma of R, G, B (ITU-R BT.601); the paper rounds to 0.2989, 0.5870, 0.1140
+# Luma of R, G, B (ITU-R BT.601). Song et al. 2023 round to 0.2989, 0.5870, 0.1140.
+REC601 = (0.299, 0.587, 0.114)
 
-Constraint = Callable[[jax.Array], jax.Array]
+Constraint = Callable[[jax.Array], jax.Array]  # x0 -> x0, both [B, ...]
 _Partial = jax.tree_util.Partial  # a function that is a pytree, with its arrays
 
 
@@ -35,20 +32,23 @@ class Inpaint:
 
     Attributes:
         image: `[B, ...]` or `[...]`.
-        mask: f32 in [0, 1], likewise; 1 where the image is kept.
+        mask: f32 in [0, 1], shaped likewise; 1 where the image is kept.
     """
 
     image: jax.Array
     mask: jax.Array
 
     def __call__(self, x0: jax.Array) -> jax.Array:
-        """Returns `x0`, `[B, ...]`, with the image put back where the mask is not 0."""
+        """Returns `x0`, `[B, ...]`, with the image restored where the mask is not 0."""
+        # In at least float32, and cast to the dtype of x0 once at the end.
         exact = at_least_float32(x0)
         mask = broadcast_to_samples("mask", self.mask, exact)
         image = broadcast_to_samples("image", self.image, exact)
+
+        # Where the mask is 0 the image may be NaN, and 0 * NaN would be NaN.
         image = jnp.where(mask > 0, image, exact)
 
-        # A weighted sum alone would round where the mask is 1.
+        # The weighted sum alone would round where the mask is 1.
         blended = exact + mask * (image - exact)
         return jnp.where(mask == 1, image, blended).astype(x0.dtype)
 
@@ -61,8 +61,8 @@ class Observe:
     Attributes:
         forward: the operator A, from samples to measurements.
         pseudo_inverse: its pseudo-inverse A^+.
-        measurement: y, of the shape of A x0.
-        argument: what errors call the measurement.
+        measurement: y, of the shape of A x0, or without the batch.
+        argument: the name of the measurement in errors.
     """
 
     forward: Callable[[jax.Array], jax.Array]
@@ -71,8 +71,10 @@ class Observe:
     argument: str = dataclasses.field(default="measurement", metadata={"static": True})
 
     def __call__(self, x0: jax.Array) -> jax.Array:
-        """Returns `x0 + A^+ (y - A x0)`, `[B, ...]`: the nearest to x0 that has the measurement."""
+        """Returns `x0 + A^+ (y - A x0)`, `[B, ...]`: the nearest point to x0 with A x0 = y."""
         exact = at_least_float32(x0)
+
+        # A x0, of the shape that y must have or broadcast to.
         observed = self.forward(exact)
         measurement = broadcast_to_samples(self.argument, self.measurement, observed)
         correction = self.pseudo_inverse(measurement - observed)
@@ -92,26 +94,28 @@ class Compose:
     constraints: tuple[Constraint, ...]
 
     def __call__(self, x0: jax.Array) -> jax.Array:
-        """Returns `x0`, `[B, ...]`, after each constraint."""
+        """Returns `x0`, `[B, ...]`, after all constraints."""
         return functools.reduce(lambda x, constraint: constraint(x), self.constraints, x0)
 
 
 def inpaint(image: ArrayLike, mask: ArrayLike) -> Inpaint:
     """Keeps the part of an image, or of any other array, where a mask is 1.
 
-    Where the mask is 1 samples equal the image bit for bit. Where it is 0 they are the model's, and
-    the image is not read (NaN will do). In between they are the mean of both with that weight, for
+    Where the mask is 1, samples equal the image bit for bit. Where it is 0, they are the model's
+    and the image is ignored (it may be NaN). In between they are the weighted mean of both, for
     soft edges.
 
     Args:
         image: floats, `[B, ...]` or `[...]`.
-        mask: weights in [0, 1], or booleans, likewise; axes may have size 1, as in `[H, W, 1]`.
+        mask: weights in [0, 1], or booleans, shaped likewise; axes may have size 1, as in
+            `[H, W, 1]`.
 
     Raises:
         ValueError: for other weights or, when applied, shapes that do not fit the samples.
     """
+    # A comparison with NaN is false, so NaN is refused too.
     weights = concrete(mask)
-    if weights is not None and not np.all((weights >= 0) & (weights <= 1)):  # NaN fails too
+    if weights is not None and not np.all((weights >= 0) & (weights <= 1)):
         raise ValueError(
             f"mask must be in [0, 1], got up to {weights.max()}; an 8-bit mask is mask / 255"
         )
@@ -121,19 +125,21 @@ def inpaint(image: ArrayLike, mask: ArrayLike) -> Inpaint:
 def observe(forward: Callable, pseudo_inverse: Callable, measurement: ArrayLike) -> Observe:
     """Keeps `A x0 = y` for a linear operator A with orthogonal rows.
 
-    This is line 9 of Algorithm 4 (Song et al. 2023): of its orthogonal matrix only the first rows,
-    those of A at length 1, matter.
+    This is line 9 of Algorithm 4 (Song et al. 2023). Of its orthogonal matrix only the first rows
+    matter, which are those of A scaled to length 1.
 
     Args:
-        forward: A, from samples `[B, ...]` to measurements. Operators that hold arrays are best a
-            `jax.tree_util.Partial(function, array)`, which is traced like other data.
-        pseudo_inverse: A^+, with A A^+ = 1: A transposed, if rows have length 1.
+        forward: A, from samples `[B, ...]` to measurements. If it needs arrays, pass
+            `jax.tree_util.Partial(function, array)`, so that they are traced like other data.
+        pseudo_inverse: A^+, with A A^+ = 1: the transpose of A, if its rows have length 1.
         measurement: y, floats of the shape of A x0, or without the batch.
 
     Raises:
         ValueError: if an operator is not a function or, when applied, shapes do not fit.
     """
     check_callable(forward=forward, pseudo_inverse=pseudo_inverse)
+
+    # Plain functions are no pytrees; as a Partial they are part of its structure.
     return Observe(
         _Partial(forward), _Partial(pseudo_inverse), as_floats("measurement", measurement)
     )
@@ -143,18 +149,22 @@ def colorize(gray: ArrayLike, weights: Any = REC601) -> Observe:
     """Keeps the luminance `sum(weights * x0)` over the channels; the model chooses the colour.
 
     Args:
-        gray: the luminance, floats `[B, H, W, 1]` or `[H, W, 1]`, or of other ranks.
+        gray: the luminance, floats `[B, H, W, 1]` or `[H, W, 1]`; other ranks work likewise.
         weights: of the channels, `[C]`.
 
     Raises:
         ValueError: for weights that are not finite or all 0 or, when applied, shapes that do not
             fit the samples.
     """
+    # Weights of all 0 have no pseudo-inverse. Traced ones are checked by their rank alone.
     row = concrete(weights)
-    if np.ndim(weights) != 1 or row is not None and not (np.all(np.isfinite(row)) and np.any(row)):
+    usable = row is None or (np.all(np.isfinite(row)) and np.any(row))
+    if np.ndim(weights) != 1 or not usable:
         raise ValueError(
             f"weights must be finite numbers, one per channel and not all 0, got {weights!r}"
         )
+
+    # The operators hold the weights as arrays, so that other weights do not compile again.
     weights = as_floats("weights", weights)
     forward = _Partial(_luminance, weights)
     pseudo_inverse = _Partial(_colour, weights)
@@ -165,8 +175,8 @@ def super_resolve(low: ArrayLike, factor: int) -> Observe:
     """Keeps the average of every block of `factor` x `factor` pixels; the model adds the detail.
 
     Args:
-        low: the averages, floats `[B, H / factor, W / factor, C]` or without the batch; signals and
-            volumes have fewer or more axes between batch and channels.
+        low: the averages, floats `[B, H / factor, W / factor, C]` or without the batch. Signals and
+            volumes may have fewer or more axes between batch and channels.
         factor: length of a block along each of these axes.
 
     Raises:
@@ -182,7 +192,7 @@ def super_resolve(low: ArrayLike, factor: int) -> Observe:
 def compose(*constraints: Constraint) -> Compose:
     """Applies constraints from left to right.
 
-    The last holds exactly, the others where it does not undo them.
+    The last one holds exactly; the others hold where later ones do not undo them.
 
     Args:
         *constraints: functions x0 -> x0.
@@ -195,26 +205,27 @@ def compose(*constraints: Constraint) -> Compose:
 
 
 def _luminance(weights, x0):
-    """The operator of `colorize`: `sum(weights * x0)` over the channels."""
+    """The operator A of `colorize`: `sum(weights * x0)` over the channels, `[..., 1]`."""
     if x0.shape[-1:] != weights.shape:
         raise ValueError(f"weights are for {weights.size} channels, but the samples are {x0.shape}")
     return jnp.sum(x0 * _row(weights, x0), -1, keepdims=True)
 
 
 def _colour(weights, y):
-    """Its pseudo-inverse: `y weights / |weights|^2`."""
+    """The pseudo-inverse of `_luminance`: `y weights / |weights|^2`, `[..., C]`."""
     row = _row(weights, y)
     return y * (row / jnp.sum(jnp.square(row)))
 
 
 def _row(weights, like):
-    """The weights, aligned with the channels of `like`."""
+    """The weights as `[1, ..., 1, C]`, aligned with the channels of `like`."""
     return weights.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
-@functools.cache  # one pair of functions a factor, so that jit knows them again
+# One pair of functions for each factor: new functions would make jit compile again.
+@functools.cache
 def _block_operators(factor):
-    """The operator of `super_resolve` and its pseudo-inverse."""
+    """The operator A of `super_resolve`, and its pseudo-inverse."""
 
     def average(x0):
         sizes = x0.shape[1:-1]
@@ -223,12 +234,18 @@ def _block_operators(factor):
                 f"factor {factor} must divide every axis between batch and channels, "
                 f"but the samples are {x0.shape}; crop or pad them, or take another factor"
             )
-        # [B, H, W, C] -> [B, H / factor, factor, W / factor, factor, C], and the mean of the blocks.
-        blocks = [n for size in sizes for n in (size // factor, factor)]
+
+        # [B, H, W, C] -> [B, H / factor, factor, W / factor, factor, C].
+        blocks = []
+        for size in sizes:
+            blocks += [size // factor, factor]
+
+        # Then the mean over the axes 2, 4, ..., those within a block.
         within_blocks = tuple(range(2, 2 * len(sizes) + 1, 2))
         return x0.reshape(x0.shape[0], *blocks, x0.shape[-1]).mean(within_blocks)
 
     def spread(y):
+        # Every pixel of a block gets the block's value: A of the result is y again.
         for axis in range(1, y.ndim - 1):
             y = jnp.repeat(y, factor, axis)
         return y
@@ -236,13 +253,9 @@ def _block_operators(factor):
     return average, spread
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """Casts to float32, unless it is float64."""
-    return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
-
-
 def as_floats(name: str, value: ArrayLike) -> jax.Array:
-    """Returns an array of floats; for bytes and other integers a ValueError."""
+    """Returns an array of floats; raises ValueError for bytes and other integers."""
+    # Bytes would be taken for values of 0 to 255, where the model knows [-1, 1].
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
@@ -255,8 +268,10 @@ def broadcast_to_samples(name: str, array: jax.Array, samples: jax.Array) -> jax
     """Returns an array, with the batch or without, in the shape and dtype of samples `[B, ...]`.
 
     Raises:
-        ValueError: naming the array, if it does not fit.
+        ValueError: if it does not fit; the error has the given name.
     """
+    # Axes are aligned at the end, as in NumPy, but at most the batch may be missing: [H, W] beside
+    # [B, H, W, C] would be aligned with W and C.
     sizes = zip(array.shape[::-1], samples.shape[::-1], strict=False)
     fits = array.ndim in (samples.ndim, samples.ndim - 1)
     if not fits or any(n not in (1, size) for n, size in sizes):

@@ -1,7 +1,7 @@
 """Zero-shot editing (Song et al. 2023, appendix D).
 
-The same loop as for sampling, under a constraint or from another start. `edit` is Algorithm 4; the
-constraints of `cmjax.constraints` can be imported from here too.
+Editing is sampling under a constraint, or from another start than noise. `edit` is Algorithm 4. The
+functions of `cmjax.constraints` can also be imported from here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from cmjax.arrays import ApplyFn, check_shapes, combine, concrete
+from cmjax.arrays import ApplyFn, at_least_float32, check_shapes, combine, concrete
 from cmjax.configs import is_int
 from cmjax.constraints import (
     REC601,
     Constraint,
     as_floats,
-    at_least_float32,
     check_callable,
     colorize,
     compose,
@@ -32,16 +31,16 @@ from cmjax.sampling import sample
 from cmjax.schedulers.base import Scheduler
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
-# Of appendix D, for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40.
+# Appendix D's levels for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40.
 STROKE_SIGMAS = (5.38, 2.24)
 
 
 def editing_timesteps(num_train_timesteps: int) -> np.ndarray:
     """Returns the paper's levels for constrained editing: indices `[N-2, ..., 0]`.
 
-    Appendix D takes all N levels of the training grid, N = 40. The last is sigma_min, where f is
-    the identity, so N - 1 network calls remain: as many as in OpenAI's CIFAR-10 editing notebook
-    (N = 18). Their PyTorch code, which takes the levels as an argument, publishes none.
+    Appendix D uses all N levels of the training grid, N = 40. The last one is sigma_min, where f is
+    the identity, so N - 1 network calls remain. OpenAI's CIFAR-10 editing notebook has the same
+    number for its N = 18; their PyTorch code takes the levels as an argument without a default.
 
     Args:
         num_train_timesteps: number N of levels of the training grid.
@@ -53,6 +52,8 @@ def editing_timesteps(num_train_timesteps: int) -> np.ndarray:
         raise ValueError(
             f"num_train_timesteps must be an integer of at least 2, got {num_train_timesteps!r}"
         )
+
+    # Indices count from the noisy end, so the list is that of diffusers' `timesteps`, descending.
     return np.arange(num_train_timesteps - 1)[::-1]
 
 
@@ -73,19 +74,20 @@ def edit(
 ) -> Any:
     """Samples under a constraint (Song et al. 2023, Algorithm 4).
 
-    Starts from what is known, zero elsewhere, plus noise of the first level. The constraint applies
-    to every x0 estimate after clipping, so results leave [-1, 1] where it takes them.
+    Sampling starts from the constraint's result for zeros (an image with zeros where nothing is
+    known), plus noise of the first level. The constraint is applied to every x0 estimate after
+    clipping, so that it may move results out of [-1, 1].
 
     Args:
-        key: one key, from which sample *i* draws by `fold_in(key, first_index + i)`, or one per
+        key: one key, of which sample *i* uses `fold_in(key, first_index + i)`, or one key per
             sample `[B]`.
         apply_fn: `(params, x, t, **cond) -> model_output`.
         params: of the network.
         scheduler: the sampler.
         constraint: x0 -> x0.
         shape: of the result, `(B, ...)`.
-        num_inference_steps: number of steps. At most one of this and the next two; none means the
-            paper's `editing_timesteps`, N - 1 network calls.
+        num_inference_steps: number of steps. Give at most one of this and the next two arguments;
+            without any the levels are the paper's `editing_timesteps`, N - 1 network calls.
         timesteps: the levels as training indices.
         sigmas: the levels as noise levels.
         first_index: global index of the first sample of this batch.
@@ -96,14 +98,17 @@ def edit(
         The samples, `dtype[shape]`; with `return_trajectory` the pair (samples, trajectory).
 
     Raises:
-        ValueError: for misuse that can be seen while tracing; it names the argument and the way
-            out.
+        ValueError: for an invalid argument, as far as it can be detected while tracing.
     """
     check_callable(constraint=constraint)
+
+    # The levels of the run, by default the paper's.
     levels = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     if all(value is None for value in levels.values()):
         levels["timesteps"] = editing_timesteps(scheduler.num_train_timesteps)
     state = scheduler.set_timesteps(**levels)
+
+    # Algorithm 4, lines 2 and 3: the known part of the image, `[B, ...]`, plus noise.
     known = constraint(jnp.zeros(tuple(shape), dtype))
     return sample(
         key,
@@ -131,10 +136,10 @@ def stroke_to_image(
     first_index: int | jax.Array = 0,
     **options: Any,
 ) -> Any:
-    """Makes a picture of a sketch (SDEdit, Meng et al. 2022).
+    """Turns a sketch into an image (SDEdit, Meng et al. 2022).
 
     Adds noise of level `sigmas[0]` to the sketch, then calls `restore`. The higher the first level,
-    the freer the model.
+    the more the model may change.
 
     Args:
         key: one key, or one per sample `[B]`, as for `cmjax.sample`.
@@ -149,6 +154,7 @@ def stroke_to_image(
     Returns:
         What `cmjax.sample` returns.
     """
+    # Only for `add_noise` at the first level; `restore` makes the same state again.
     state = scheduler.set_timesteps(sigmas=sigmas)
     noisy = _noised(key, scheduler, state, as_floats("image", image), first_index)
     return restore(
@@ -167,7 +173,8 @@ def restore(
 ) -> Any:
     """Removes noise in several steps.
 
-    `denoise` at `sigmas[0]`, then noise of each lower level is added and removed in turn.
+    The network removes the noise of `sigmas[0]`; then noise of each lower level is added and
+    removed in turn.
 
     Args:
         key: one key, or one per sample `[B]`, as for `cmjax.sample`.
@@ -181,6 +188,7 @@ def restore(
     Returns:
         What `cmjax.sample` returns.
     """
+    # Noise of the first level is in the samples already, so they replace the initial noise.
     x = as_floats("noisy", noisy)
     return sample(
         key, apply_fn, params, scheduler, x.shape, sigmas=sigmas, init=x, dtype=x.dtype, **options
@@ -217,9 +225,13 @@ def denoise(
         raise ValueError(
             f"sigma must be a number or one per sample {x.shape[:1]}, got shape {np.shape(sigma)}"
         )
+
+    # The scheduler's own check raises for levels out of range: it takes them in descending order.
     known = concrete(sigma)
-    if known is not None:  # raises for levels out of range
+    if known is not None:
         scheduler.set_timesteps(sigmas=np.unique(known.astype(np.float32))[::-1])
+
+    # f(noisy, sigma), with one level per sample, f32[B].
     levels = jnp.broadcast_to(jnp.asarray(sigma).astype(jnp.float32), x.shape[:1])
     x0 = consistency_function(apply_fn, params, scheduler, x, levels, **(cond or {}))
     return jnp.clip(x0, -1, 1) if scheduler.clip_denoised else x0
@@ -235,7 +247,7 @@ def interpolate(
     *,
     cond: Mapping[str, Any] | None = None,
 ) -> jax.Array:
-    """Makes samples on the way between two one-step samples, one network call each.
+    """Interpolates between two one-step samples, with one network call per result.
 
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.
@@ -244,20 +256,24 @@ def interpolate(
         first: the standard normal noise `[...]` of one sample. That of sample *i* of a key is
             `cmjax.random.level_noise(cmjax.random.sample_keys(key, 1, i), 0, (1, ...))[0]`.
         second: the noise of the other sample.
-        fractions: `[B]`, how far on the way each is; 0 is the first, 1 the second.
+        fractions: `[B]`, from 0 for the first sample to 1 for the second.
         cond: per-sample conditioning, as for `cmjax.sample`.
 
     Returns:
         The samples, `[B, ...]`.
 
     Raises:
-        ValueError: for noises of different shapes, or fractions that are not a list.
+        ValueError: for noise of different shapes, or fractions that are not a list.
     """
     if np.ndim(fractions) != 1:
         raise ValueError(f"fractions must be a list of numbers in [0, 1], got {fractions!r}")
+
+    # The noise of the results, `[B, ...]`: a straight line between two would have less variance.
     first = as_floats("first", first)
     second = as_floats("second", second)
     noise = jax.vmap(slerp, in_axes=(None, None, 0))(first, second, jnp.asarray(fractions))
+
+    # One-step sampling: f(sigma_max z, sigma_max).
     sigma = scheduler.init_noise_sigma
     return denoise(apply_fn, params, scheduler, combine((sigma, noise)), sigma, cond=cond)
 
@@ -265,23 +281,27 @@ def interpolate(
 def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array:
     """Interpolates spherically, which keeps normal noise normal (Song et al. 2023, appendix D).
 
-    `(sin((1 - a) psi) first + sin(a psi) second) / sin psi`, psi being the angle between the
-    arrays; in a straight line for parallel ones, where that would be 0 / 0.
+    `(sin((1 - a) psi) first + sin(a psi) second) / sin psi`, where psi is the angle between the
+    arrays. Parallel arrays, for which this would be 0 / 0, are interpolated linearly.
 
     Args:
         first: any array.
-        second: another one of its shape.
+        second: an array of the same shape.
         fraction: a, 0 for the first and 1 for the second.
     """
     check_shapes(first=first, second=second)
+
+    # The angle is that between all values of the arrays as two long vectors.
     u = jnp.ravel(at_least_float32(first))
     v = jnp.ravel(at_least_float32(second))
 
-    # The angle; of parallel arrays any, since it is not used.
+    # For parallel arrays any angle will do, since `weight` does not use it; pi / 2 keeps gradients
+    # finite there, too.
     cosine = jnp.sum(u * v) / jnp.sqrt(jnp.sum(jnp.square(u)) * jnp.sum(jnp.square(v)))
     parallel = jnp.abs(cosine) > 1 - 1e-6
     psi = jnp.arccos(jnp.where(parallel, 0, cosine))
 
+    # The coefficient of an array: sin(a psi) / sin(psi), or a itself for parallel arrays.
     def weight(a):
         return jnp.where(parallel, a, jnp.sin(a * psi) / jnp.sin(psi))
 
@@ -290,9 +310,11 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
 
 
 def _noised(key, scheduler, state, image, first_index):
-    """The images with the noise that these samples begin with."""
+    """The images with noise of the first level, that of the samples of this key and index."""
     if not image.ndim:
         raise ValueError("samples must be (B, ...), got shape (); a single one is (1, ...)")
+
+    # Level 0 is the initial noise; `sample` draws from level 1 on, so none is used twice.
     keys = sample_keys(key, image.shape[0], first_index)
     return scheduler.add_noise(state, image, level_noise(keys, 0, image.shape, image.dtype))
 

@@ -14,8 +14,10 @@ def as_key(key: jax.Array) -> jax.Array:
     """Returns `key` as new-style keys, scalar or `[B]`; raw uint32 keys are wrapped.
 
     Raises:
-        ValueError: if `key` is not a PRNG key, or its generator draws other numbers under `vmap`.
+        ValueError: if `key` is not a PRNG key, or its generator draws different numbers under
+            `vmap`.
     """
+    # Old-style keys are arrays u32[..., 2], new-style ones have a dtype of their own.
     dtype = getattr(key, "dtype", None)
     if dtype == jnp.uint32 and getattr(key, "ndim", 0) >= 1:
         key = jax.random.wrap_key_data(jnp.asarray(key))
@@ -23,10 +25,12 @@ def as_key(key: jax.Array) -> jax.Array:
         raise ValueError(
             f"key must be a JAX PRNG key, got {key!r}; make one with jax.random.key(0)"
         )
+
+    # The generators "rbg" and "unsafe_rbg" ignore the key of all but the first sample under vmap.
     if "rbg" in str(jax.random.key_impl(key)):
         raise ValueError(
-            f"key uses the generator {jax.random.key_impl(key)!r}, whose numbers depend on the batch; "
-            "use jax.random.key(seed, impl='threefry2x32')"
+            f"key uses the generator {jax.random.key_impl(key)!r}, whose numbers depend on "
+            "the batch; use jax.random.key(seed, impl='threefry2x32')"
         )
     if key.ndim > 1:
         raise ValueError(f"key must be one key or one per sample [B], got shape {key.shape}")
@@ -34,17 +38,20 @@ def as_key(key: jax.Array) -> jax.Array:
 
 
 def sample_index(index: int | jax.Array) -> jax.Array | np.uint32:
-    """Returns the global index of a sample, u32[]; traced values are taken on trust.
+    """Returns the global index of a sample, u32[]; the value is not checked if it is traced.
 
     Raises:
         ValueError: unless it is an integer from 0 to 2^32 - 1.
     """
+    # Under jit only the dtype is known.
     known = concrete(index)
     if known is None:
         index = jnp.asarray(index)
         if not jnp.issubdtype(index.dtype, jnp.integer):
             raise ValueError(f"first_index must be an integer, got {index.dtype}")
         return index.astype(jnp.uint32)
+
+    # fold_in takes 32 bits: a larger index would repeat the noise of a smaller one.
     is_integer = known.shape == () and np.issubdtype(known.dtype, np.integer)
     if not is_integer or not 0 <= known < 2**32:
         raise ValueError(f"first_index must be an integer from 0 to 2^32 - 1, got {index!r}")
@@ -67,6 +74,7 @@ def sample_keys(key: jax.Array, batch: int, first_index: int | jax.Array = 0) ->
     """
     key = as_key(key)
     if key.ndim == 0:
+        # The global index, and not the place in the batch: batches of any size give one sequence.
         indices = jnp.arange(batch, dtype=jnp.uint32) + sample_index(first_index)
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
     if key.shape[0] != batch:
@@ -79,19 +87,21 @@ def sample_keys(key: jax.Array, batch: int, first_index: int | jax.Array = 0) ->
 def level_noise(
     keys: jax.Array, level: int | jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """Returns the standard normal noise `dtype[shape]` with which samples arrive at a noise level.
+    """Returns the standard normal noise `dtype[shape]` of samples that arrive at a noise level.
 
     Level 0 is the initial noise; step *i* arrives at level *i* + 1. The numbers are drawn in
-    float32 and then cast, so that a seed means the same picture in every dtype.
+    float32 and then cast, so that a seed gives the same picture in every dtype.
 
     Args:
         keys: one key per sample, `[B]`, from `sample_keys`.
         level: index into `state.sigmas`.
-        shape: `(B, ...)`.
+        shape: of the result, `(B, ...)`.
         dtype: of the result.
     """
 
     def draw(key):
+        # The key is derived from the level, not split on the way, so that a step's noise does not
+        # depend on the steps before.
         return jax.random.normal(jax.random.fold_in(key, level), tuple(shape[1:]), jnp.float32)
 
     return jax.vmap(draw)(keys).astype(dtype)

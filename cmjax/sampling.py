@@ -19,7 +19,8 @@ from cmjax.schedulers.base import (
     check_sample_shape,
 )
 
-_PROGRAMS = 64  # compiled loops to keep, for calls outside of `jax.jit`
+# Compiled loops to keep, for calls outside of `jax.jit`. Bounded, since each holds its executable.
+_PROGRAMS = 64
 
 
 def sample(
@@ -41,27 +42,29 @@ def sample(
     callback: Callable[[Any, StepOutput], None] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Any:
-    """Generates a batch of samples; a pure function to be jitted, vmapped or sharded as you like.
+    """Generates a batch of samples; a pure function that can be jitted, vmapped and sharded.
 
-    Called outside of `jax.jit` it compiles its loop, and keeps the program for the next call with
-    the same `apply_fn`, scheduler, shapes and options. What `apply_fn` closes over is fixed then.
+    Outside of `jax.jit` it compiles its loop, and reuses the program in later calls with the same
+    `apply_fn`, scheduler, shapes and options. Values that `apply_fn` closes over are constants of
+    that program; pass what changes as `params` or `cond`.
 
     Args:
-        key: one key, from which sample *i* draws by `fold_in(key, first_index + i)`, or one per
+        key: one key, of which sample *i* uses `fold_in(key, first_index + i)`, or one key per
             sample `[B]`.
         apply_fn: `(params, x, t, **cond) -> model_output`, with x `[B, ...]` and t f32[B].
         params: of the network.
         scheduler: the sampler.
         shape: of the result, `(B, ...)`; images are `(B, H, W, C)`.
-        num_inference_steps: number of steps. At most one of this and the next three; none means one
-            step.
-        timesteps: the levels as what the network is told at each.
-        sigmas: the levels as noise levels.
-        state: the levels as a state at its first step, from `scheduler.set_timesteps`.
-        cond: conditioning, handed to `apply_fn` by name, such as `class_labels`: any pytrees of
-            arrays whose leading axis is B; None is passed on as it is.
+        num_inference_steps: number of steps. Give at most one of this and the next three arguments;
+            without any of them one step is taken.
+        timesteps: the noise levels as times of the network; which values, the scheduler's docstring
+            says.
+        sigmas: the noise levels themselves.
+        state: the noise levels as a state at its first step, from `scheduler.set_timesteps`.
+        cond: conditioning, passed to `apply_fn` as keyword arguments, such as `class_labels`:
+            pytrees of arrays whose leading axis is B, or None.
         init: samples already at the first noise level, `[B, ...]`, instead of noise.
-        constrain: x0 -> x0, applied to every x0 estimate (editing).
+        constrain: x0 -> x0, applied to every x0 estimate (see `cmjax.constraints`).
         first_index: global index of the first sample of this batch, from 0 to 2^32 - 1.
         return_trajectory: also return `StepOutput(prev_sample, denoised)` of every step,
             `[N, B, ...]`.
@@ -72,13 +75,15 @@ def sample(
         The samples, `dtype[shape]`; with `return_trajectory` the pair (samples, trajectory).
 
     Raises:
-        ValueError: for misuse that can be seen while tracing; it names the argument and the way
-            out.
+        ValueError: for an invalid argument, as far as it can be detected while tracing.
     """
+    # Check all arguments here, where the caller's names are known.
     shape = tuple(shape)
     check_sample_shape(shape)
     levels = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     state, steps = _parse_levels(scheduler, levels, state)
+
+    # What the program takes as data: other values never compile again.
     inputs = {
         "key": as_key(key),
         "params": params,
@@ -88,22 +93,28 @@ def sample(
         "constrain": None if constrain is None else as_pytree(constrain),
         "first_index": sample_index(first_index),
     }
+
+    # What it is compiled for; see `_compiled`.
     options = (steps, shape, np.dtype(dtype), return_trajectory, callback)
     structure = jax.tree.structure(inputs["constrain"])
     try:
         program = _compiled(apply_fn, scheduler, *options, structure)
-    except TypeError:  # something that cannot be hashed
+    except TypeError:  # apply_fn or the callback cannot be hashed, so nothing is kept
         program = _compiled.__wrapped__(apply_fn, scheduler, *options, structure)
     return program(**inputs)
 
 
 @functools.lru_cache(_PROGRAMS, typed=True)
 def _compiled(apply_fn, scheduler, steps, shape, dtype, return_trajectory, callback, structure):
-    """The jitted loop. Inlined, so that under the caller's own `jit` it is as if it were not."""
-    del structure  # of the constraint: part of the key, so that programs go when constraints do
+    """The jitted loop; inlined, so that under the caller's own `jit` it is part of that program."""
+    # The constraint's tree structure holds its function. As part of the cache's key it lets a
+    # program be dropped with the constraint that it was compiled for.
+    del structure
 
     def loop(key, params, state, cond, init, constrain, first_index):
         keys = sample_keys(key, shape[0], first_index)
+
+        # The levels of the run, and the sample (B, ...) that it starts from.
         if state is None:
             state = scheduler.set_timesteps(steps)
         if init is None:
@@ -111,14 +122,17 @@ def _compiled(apply_fn, scheduler, steps, shape, dtype, return_trajectory, callb
         else:
             start = scheduler.prepare(state, init), init
 
+        # One network call; the noise of a step is that of its level, whatever came before.
         def step(carry, _):
             state, x = carry
             model_output = scheduler.predict(apply_fn, params, state, x, **cond)
             next_state, output = scheduler.step(keys, state, model_output, x, constrain=constrain)
             if callback is not None:
                 jax.debug.callback(callback, state.step_index, output)
-            return (next_state, output.prev_sample), output if return_trajectory else None
+            kept = output if return_trajectory else None
+            return (next_state, output.prev_sample), kept
 
+        # scan stacks what every step returns: [N, B, ...] for a trajectory.
         (_, x), trajectory = jax.lax.scan(step, start, length=state.num_steps)
         return (x, trajectory) if return_trajectory else x
 
@@ -126,17 +140,22 @@ def _compiled(apply_fn, scheduler, steps, shape, dtype, return_trajectory, callb
 
 
 def _parse_levels(scheduler, levels, state):
-    """The levels as a state, or as a number of steps, from at most one argument."""
+    """The pair (state, number of steps), one of which is None, from at most one argument."""
     given = {name: value for name, value in levels.items() if value is not None}
     if len(given) + (state is not None) > 1:
-        names = [*given, *(["state"] if state is not None else [])]
+        names = list(given)
+        if state is not None:
+            names.append("state")
         raise ValueError(
             f"give at most one of num_inference_steps, timesteps, sigmas and state, got {names}"
         )
     if state is None:
+        # A number of steps is static, so its table can be computed within the compiled program.
         if not given or "num_inference_steps" in given:
             return None, given.get("num_inference_steps", 1)
         return scheduler.set_timesteps(**given), None
+
+    # The loop has as many steps as the state has levels; a state under way would end early.
     index = concrete(state.step_index)
     if index is not None and index != 0:
         raise ValueError(
@@ -147,18 +166,20 @@ def _parse_levels(scheduler, levels, state):
 
 
 def _parse_init(init, shape, dtype):
+    """The given first samples, `dtype[shape]`, or None."""
     if init is None:
         return None
     x = jnp.asarray(init).astype(dtype)
     if x.shape != shape:
-        raise ValueError(f"init has shape {x.shape}, but the samples are to be {shape}")
+        raise ValueError(f"init has shape {x.shape}, but shape={shape}")
     return x
 
 
 def _parse_cond(cond, batch):
-    """The conditioning as trees of arrays `[B, ...]`; lists of plain numbers are arrays."""
+    """The conditioning as pytrees of arrays `[B, ...]`; lists of plain numbers become arrays."""
 
     def parse(name, value):
+        # A list of B numbers is one array [B], not a tree of B scalars.
         leaves = jax.tree.leaves(value)
         if leaves and all(isinstance(leaf, (bool, int, float)) for leaf in leaves):
             value = np.asarray(value)

@@ -12,11 +12,12 @@ class Scalings(NamedTuple):
     """The coefficients of `x0 = c_skip x + c_out F(c_in x, t)` (Karras et al. 2022, equation 7).
 
     Attributes:
-        c_in: factor on what the network sees.
+        c_in: factor on the network's input.
         c_skip: share of the sample in x0.
-        c_out: factor on what the network returns.
+        c_out: factor on the network's output.
     """
 
+    # Arrays of the shape of the noise level, or plain numbers where they do not depend on it.
     c_in: Any
     c_skip: Any
     c_out: Any
@@ -26,7 +27,7 @@ class NoiseLevel(NamedTuple):
     """A noise level in a network's own terms: `x = alpha x0 + sigma z`.
 
     Attributes:
-        time: what the network is told.
+        time: the network's time input.
         alpha: signal level.
         sigma: noise level.
     """
@@ -37,34 +38,38 @@ class NoiseLevel(NamedTuple):
 
 
 class Parametrization(abc.ABC):
-    """The noise path `x = alpha x0 + sigma z`, the time that the network is told, and its scalings.
+    """The noise path `x = alpha x0 + sigma z`, the network's time input, and its scalings.
 
-    Networks are compared by their ratio of noise to signal, `sigma / alpha`: the noise level of the
-    same sample in EDM's terms, `x / alpha = x0 + (sigma / alpha) z`. Subclasses are frozen
-    dataclasses, so that they are hashable and equal when their fields are.
+    The common scale of all networks is the ratio of noise to signal, `sigma / alpha`. It is the
+    noise level of the same sample in EDM's terms, `x / alpha = x0 + (sigma / alpha) z`. Subclasses
+    are frozen dataclasses, so they are hashable, and equal when their fields are.
     """
+
+    # `level` and `path` are inverse to each other: the one starts from the ratio sigma / alpha,
+    # the other from the network's time.
 
     @abc.abstractmethod
     def level(self, ratio: jax.Array) -> NoiseLevel:
-        """Returns time, alpha and sigma where sigma / alpha is `ratio`, of its shape."""
+        """Returns time, alpha and sigma where sigma / alpha is `ratio`, in the shape of `ratio`."""
 
     @abc.abstractmethod
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (alpha, sigma), of the shape of `time`, at what the network is told."""
+        """Returns (alpha, sigma) at the network's times, in the shape of `time`."""
 
     @abc.abstractmethod
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
-        """Returns the scalings at these levels; entries that do not depend on them are numbers."""
+        """Returns the scalings at a level; entries that do not depend on it are plain numbers."""
 
     def time(self, ratio: jax.Array) -> jax.Array:
-        """Returns what the network is told where sigma / alpha is `ratio`, of its shape."""
+        """Returns the network's time where sigma / alpha is `ratio`, in the shape of `ratio`."""
         return self.level(ratio).time
 
     def without_boundary(self) -> Self:
-        """Returns the parametrization of the denoiser that the same network is.
+        """Returns the parametrization that reads the same network as a denoiser.
 
         A consistency function is the identity at its lowest level; a denoiser has no such boundary.
         """
+        # Only EDM's scalings have a boundary; all others are the same for both readings.
         return self
 
 
@@ -83,15 +88,18 @@ def denoise(
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.
         params: of the network.
-        parametrization: what the network means.
+        parametrization: the noise path, time and scalings of the network.
         x: noisy samples `[B, ...]` in EDM's terms, whatever the network's own noise path.
         sigma: their noise levels, f32[B].
-        **cond: per-sample conditioning, handed to `apply_fn`.
+        **cond: per-sample conditioning, passed to `apply_fn`.
     """
+    # With x in EDM's terms, sigma is the ratio sigma / alpha of the network's own path.
     level = parametrization.level(sigma)
     c_in, c_skip, c_out = parametrization.scalings(level.alpha, level.sigma)
 
-    # Of the network's own path: alpha (x0 + sigma z) = alpha x0 + (alpha sigma) z.
+    # To the network's own path: alpha (x0 + sigma z) = alpha x0 + (alpha sigma) z.
     noisy = combine((level.alpha, x))
+
+    # x0 = c_skip x + c_out F(c_in x, t), `[B, ...]` in the dtype of x.
     model_output = apply_fn(params, combine((c_in, noisy)), level.time, **cond)
     return combine((c_skip, noisy), (c_out, model_output))

@@ -1,6 +1,7 @@
-"""The functions that a network defines, and networks of one parametrization as those of another.
+"""Reads a network as a consistency function or a denoiser, and converts its parametrization.
 
-A `scheduler` here is any object with a `parametrization`; `adapt` also asks for its `sigma_range`.
+A `scheduler` here is any object with a `parametrization`; `adapt` also needs its `sigma_range` and
+`num_times`.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization.base import Parametrization, denoise
 from cmjax.parametrization.trigflow import TrigFlow
 
+# Either of the two functions below: (apply_fn, params, scheduler, x, sigma, **cond) -> x0.
 Denoiser = Callable[..., jax.Array]
 
 
@@ -28,10 +30,10 @@ def consistency_function(
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.
         params: of the network.
-        scheduler: the scheduler it is for.
+        scheduler: the scheduler that the network is for.
         x: noisy samples `x0 + sigma z`, `[B, ...]`.
         sigma: their noise levels, f32[B].
-        **cond: per-sample conditioning, handed to `apply_fn`.
+        **cond: per-sample conditioning, passed to `apply_fn`.
     """
     return denoise(apply_fn, params, scheduler.parametrization, x, sigma, **cond)
 
@@ -39,18 +41,19 @@ def consistency_function(
 def edm_denoiser(
     apply_fn: ApplyFn, params: Any, scheduler: Any, x: jax.Array, sigma: jax.Array, **cond: Any
 ) -> jax.Array:
-    """Returns `D(x, sigma)`, the x0 of a network that denoises, `[B, ...]`.
+    """Returns `D(x, sigma)`, the x0 of a denoiser, `[B, ...]`.
 
     The scalings are those of Karras et al. 2022, table 1, without a boundary condition.
 
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.
         params: of the network.
-        scheduler: the scheduler it is for.
+        scheduler: the scheduler that the network is for.
         x: noisy samples `x0 + sigma z`, `[B, ...]`.
         sigma: their noise levels, f32[B].
-        **cond: per-sample conditioning, handed to `apply_fn`.
+        **cond: per-sample conditioning, passed to `apply_fn`.
     """
+    # A consistency model's scheduler has c_out = 0 at sigma_min; a denoiser's c_out is 0 nowhere.
     parametrization = scheduler.parametrization.without_boundary()
     return denoise(apply_fn, params, parametrization, x, sigma, **cond)
 
@@ -60,72 +63,81 @@ def trigflow_network(
 ) -> ApplyFn:
     """Returns a network as TrigFlow's F: `x0 = cos(t) x - sin(t) sigma_data F`.
 
-    Any network is one, up to scalings (Lu and Song 2024, section 3): at the noise level
-    `sigma_data tan(t)` it sees `x / cos(t)`. Unlike `adapt` this has no bounds on the levels, and
-    so a derivative everywhere.
+    Any network is one, up to scalings (Lu and Song 2024, section 3): a sample x at the angle t is
+    the sample `x / cos(t)` at EDM's noise level `sigma_data tan(t)`. Unlike `adapt` this puts no
+    bounds on the levels, so that it can be differentiated by t everywhere.
 
     Args:
         apply_fn: the network, `(params, x, t, **cond) -> model_output`.
-        scheduler: the scheduler it is for; its sigma_data is TrigFlow's.
-        denoiser: `consistency_function`, or `edm_denoiser` where the network is one that denoises.
+        scheduler: the scheduler that the network is for; its sigma_data becomes TrigFlow's.
+        denoiser: `consistency_function`, or `edm_denoiser` if the network is a denoiser.
 
     Returns:
-        `(params, x, t, **cond) -> F`, for x `[B, ...]` at angles t f32[B], not divided by
-        sigma_data.
+        `(params, x, t, **cond) -> F`, for samples x `[B, ...]` of standard deviation sigma_data,
+        at angles t f32[B].
     """
     sigma_data = scheduler.sigma_data
 
-    def as_it_is(params, x, t, **cond):
+    def unchanged(params, x, t, **cond):
+        # A TrigFlow network receives x / sigma_data, and returns F itself.
         return apply_fn(params, combine((1 / sigma_data, x)), t, **cond)
 
     def converted(params, x, t, **cond):
         cos = jnp.cos(t)
         sin = sigma_data * jnp.sin(t)
+
+        # To EDM's terms: x / cos(t) = x0 + sigma_data tan(t) z.
         noisy = combine((1 / cos, x))
         denoised = denoiser(apply_fn, params, scheduler, noisy, sigma_data * jnp.tan(t), **cond)
 
         # x0 = cos(t) x - sin(t) sigma_data F, solved for F.
         return combine((cos / sin, x), (-1 / sin, denoised))
 
-    return as_it_is if scheduler.parametrization == TrigFlow(sigma_data) else converted
+    # TrigFlow's own network needs no conversion, which would divide by sin(t) = 0 at t = 0.
+    is_trigflow = scheduler.parametrization == TrigFlow(sigma_data)
+    return unchanged if is_trigflow else converted
 
 
 def adapt(
     apply_fn: ApplyFn, source: Any, target: Any, denoiser: Denoiser = consistency_function
 ) -> ApplyFn:
-    """Returns a network trained for one scheduler as the network that another one expects.
+    """Converts a network trained for one scheduler into the network that another one expects.
 
-    What the target hands over is taken to EDM's terms, `x / alpha` at the level `sigma / alpha`,
-    and the x0 found there to what the target's network would have returned. Levels beyond the
-    source's are taken for its highest or lowest.
+    The target's input is converted to EDM's terms, `x / alpha` at the level `sigma / alpha`. The
+    source's network estimates x0 there, and that x0 is converted to the output that the target
+    expects. Levels outside the source's range count as its highest or lowest level.
 
     Args:
         apply_fn: the network, `(params, x, t, **cond) -> model_output`.
-        source: the scheduler it was trained for.
-        target: the scheduler that it is to be sampled with.
-        denoiser: `consistency_function`, or `edm_denoiser` where the network is one that denoises.
+        source: the scheduler that the network was trained for.
+        target: the scheduler to sample with.
+        denoiser: `consistency_function`, or `edm_denoiser` if the network is a denoiser.
 
     Returns:
         `(params, x, t, **cond) -> model_output` in the target's terms.
 
     Raises:
-        ValueError: if a scheduler's network is told two times, or its parametrization is not known.
+        ValueError: if a scheduler has no parametrization, or its network takes two times.
     """
+    # A network of two times, a flow map, has no single noise level that could be converted.
     for name, scheduler in (("source", source), ("target", target)):
         known = isinstance(getattr(scheduler, "parametrization", None), Parametrization)
         if not known or scheduler.num_times != 1:
             raise ValueError(
                 f"{name} is a {type(scheduler).__name__}, whose network cannot be converted; "
-                "networks told one time can, those told two need a network of their own"
+                "networks that take two times need a network of their own"
             )
     lowest, highest = source.sigma_range
 
     def adapted(params, scaled, t, **cond):
         alpha, sigma = target.parametrization.path(t)
         c_in, c_skip, c_out = target.parametrization.scalings(alpha, sigma)
+
+        # The target's sample before it was scaled, x = alpha x0 + sigma z.
         x = combine((1 / c_in, scaled))
 
-        # To EDM's terms. Where alpha is 0 there is noise only, scaled to the highest level.
+        # To EDM's terms: x / alpha at the level sigma / alpha, within the source's range. At
+        # alpha = 0 the sample is pure noise, which is scaled to the source's highest level.
         scale = jnp.minimum(1 / jnp.maximum(alpha, 1e-30), highest / sigma)
         level = jnp.maximum(scale * sigma, lowest)
         denoised = denoiser(apply_fn, params, source, combine((scale, x)), level, **cond)

@@ -11,8 +11,11 @@ from cmjax.parametrization.base import NoiseLevel, Parametrization, Scalings
 from cmjax.parametrization.betas import signal_variances
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-_ZERO_SNR = 2.0**-24  # alpha^2 where zero SNR would make sigma / alpha infinite, as the reference
-_SMALLEST = 1e-30  # alpha^2 where large betas leave no signal; float32 holds its inverse
+
+# The least alpha^2 that counts, so that sigma / alpha is finite: with zero SNR that of diffusers,
+# otherwise, where large betas leave no signal, a number whose inverse float32 holds.
+_ZERO_SNR = 2.0**-24
+_SMALLEST = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +35,15 @@ class Discrete(Parametrization):
             "v_prediction" (`alpha z - sigma x0`, Salimans and Ho 2022).
     """
 
+    # How much signal is left at each training time.
     num_train_timesteps: int = 1000
     beta_start: float = 0.0001
     beta_end: float = 0.02
     beta_schedule: str = "linear"
     trained_betas: tuple[float, ...] | None = None
     rescale_betas_zero_snr: bool = False
+
+    # What the network returns.
     prediction_type: str = "epsilon"
 
     def signal_variances(self) -> np.ndarray:
@@ -58,38 +64,45 @@ class Discrete(Parametrization):
         return np.sqrt((1 - variances) / variances)
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
-        """Returns time, alpha and sigma where sigma / alpha is `ratio`."""
+        """Returns time, alpha and sigma where sigma / alpha is `ratio`, in the shape of `ratio`."""
+        # From alpha^2 + sigma^2 = 1 and sigma = ratio alpha.
         alpha = 1 / jnp.sqrt(1 + jnp.square(ratio))
         return NoiseLevel(self.time(ratio), alpha, ratio * alpha)
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (alpha, sigma) at training times, whole numbers of any dtype, of their shape."""
+        """Returns (alpha, sigma) at whole training times of any dtype, in the shape of `time`."""
         index = jnp.asarray(time).astype(jnp.int32)
+
+        # Both roots are taken in float64: near time 0, 1 - alpha^2 is a difference of almost equal
+        # numbers, of which float32 would keep few digits.
         variances = self.signal_variances()
         alphas = jnp.asarray(np.sqrt(variances), jnp.float32)
         sigmas = jnp.asarray(np.sqrt(1 - variances), jnp.float32)
         return alphas[index], sigmas[index]
 
     def time(self, ratio: jax.Array) -> jax.Array:
-        """Returns training times, between whole ones, interpolated in log(sigma / alpha)."""
+        """Returns fractional training times, interpolated in log(sigma / alpha)."""
+        # In the logarithm neighbouring training times are about equally far apart.
         known = jnp.asarray(np.log(self.training_ratios()), jnp.float32)
         return jnp.interp(jnp.log(ratio), known, jnp.arange(len(known), dtype=jnp.float32))
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out) of the prediction type."""
         if self.prediction_type == "epsilon":
+            # F = z, so x0 = (x - sigma F) / alpha.
             return Scalings(1.0, 1 / alpha, -sigma / alpha)
         if self.prediction_type == "sample":
             return Scalings(1.0, 0.0, 1.0)
+        # F = alpha z - sigma x0, so alpha x - sigma F = (alpha^2 + sigma^2) x0 = x0.
         return Scalings(1.0, alpha, -sigma)
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscreteExploding(Discrete):
-    """The same networks on samples `x = x0 + sigma z`, as ODE solvers want them.
+    """The same networks on variance-exploding samples `x = x0 + sigma z`, for ODE solvers.
 
-    The noise level of a training time is `sqrt(1 - alpha^2) / alpha`; the network sees a sample of
-    variance 1, and is told times between training times for levels between theirs.
+    The noise level of a training time is `sqrt(1 - alpha^2) / alpha`. The network sees the sample
+    scaled to variance 1. Levels between those of two training times have fractional times.
 
     Attributes:
         num_train_timesteps: number N of training times.
@@ -102,20 +115,24 @@ class DiscreteExploding(Discrete):
     """
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
-        """Returns time, alpha = 1 and sigma = `ratio`, of its shape."""
+        """Returns time, alpha = 1 and sigma = `ratio`, in the shape of `ratio`."""
         return NoiseLevel(self.time(ratio), jnp.ones_like(ratio), ratio)
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (1, sigma) at training times, interpolated between whole ones, of their shape."""
+        """Returns (1, sigma) in the shape of `time`, interpolated between whole training times."""
+        # Linear in sigma, as in diffusers, while `time` is linear in log sigma: between two
+        # training times they are not exactly inverse.
         known = jnp.asarray(self.training_ratios(), jnp.float32)
         sigmas = jnp.interp(time, jnp.arange(len(known), dtype=jnp.float32), known)
         return jnp.ones_like(sigmas), sigmas
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out) of the prediction type."""
+        # 1 / sqrt(1 + sigma^2) is the alpha of the variance-preserving path: alpha x is its sample.
         c_in = 1 / jnp.sqrt(jnp.square(sigma) + 1)
         if self.prediction_type == "epsilon":
             return Scalings(c_in, 1.0, -sigma)
         if self.prediction_type == "sample":
             return Scalings(c_in, 0.0, 1.0)
+        # x0 = alpha (alpha x) - (sigma alpha) F: `Discrete`'s, with its sigma = sigma alpha.
         return Scalings(c_in, c_in * c_in, -sigma * c_in)

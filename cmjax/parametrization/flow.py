@@ -13,21 +13,22 @@ class FlowMatching(Parametrization):
     """The straight path `x = (1 - sigma) x0 + sigma z`; the network returns the velocity `z - x0`.
 
     Attributes:
-        num_train_timesteps: number N; the network is told `N sigma`.
+        num_train_timesteps: number N; the network's time is `N sigma`.
     """
 
     num_train_timesteps: int = 1000
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
         """Returns time, alpha and sigma where `sigma / (1 - sigma)` is `ratio`."""
-        sigma = ratio / (1 + ratio)
+        sigma = ratio / (1 + ratio)  # solves sigma / (1 - sigma) = ratio
         return NoiseLevel(sigma * self.num_train_timesteps, 1 - sigma, sigma)
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (1 - sigma, sigma), of the shape of `time`."""
+        """Returns (1 - sigma, sigma), in the shape of `time`."""
         sigma = time / self.num_train_timesteps
         return 1 - sigma, sigma
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (1, 1, -sigma): `x0 = x - sigma F`."""
+        # x - sigma (z - x0) = (1 - sigma) x0 + sigma x0 = x0.
         return Scalings(1.0, 1.0, -sigma)

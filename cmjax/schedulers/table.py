@@ -1,10 +1,10 @@
-"""What samplers have in common: a step is a weighted sum of what is at hand.
+"""Samplers as tables: every step is a weighted sum of a few known arrays.
 
-Every model noises data along a path `x = alpha x0 + sigma z`. Every network says what x0 is by
-`x0 = c_skip x + c_out F(c_in x, t)`, and so what the noise is, `eps = (x - alpha x0) / sigma`.
-Every step is a sum of these, of fresh noise, and of what is remembered of earlier calls. So a
-sampler is a table with named columns (`Weights`), a row per network call, as an ODE solver is a
-Butcher tableau; one `denoise` and one `advance` read it.
+Every model adds noise to data along a path `x = alpha x0 + sigma z`. Every network gives an x0
+estimate, `x0 = c_skip x + c_out F(c_in x, t)`, and with it the noise, `eps = (x - alpha x0) /
+sigma`. Every step is a weighted sum of these, of fresh noise, and of arrays kept from earlier
+calls. So a sampler is a table with named columns (`Weights`) and a row per network call, as an ODE
+solver is a Butcher tableau. One `denoise` and one `advance` read it.
 """
 
 import abc
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import check_shapes, combine
+from cmjax.arrays import at_least_float32, check_shapes, combine
 from cmjax.configs import check_options
 from cmjax.parametrization import Parametrization, Scalings
 from cmjax.schedulers.base import Scheduler, SchedulerState, check_not_finished
@@ -23,34 +23,37 @@ from cmjax.schedulers.levels import Levels, exactly_one
 
 
 class Weights(NamedTuple):
-    """The columns of a sampler's table: what each thing at hand counts in the next sample.
+    """The columns of a sampler's table: the weight of each array in the next sample.
 
-    Columns are f32[N], N being the number of network calls, or a number for all calls. A column
-    that is None is absent: it costs nothing, and what it would weigh is neither kept nor drawn.
+    Columns are f32[N] for N network calls, or one number for all calls. A column that is None is
+    absent: it costs nothing, and the array that it would weigh is neither kept nor drawn.
 
     Attributes:
-        x0: of this call's x0 estimate.
-        eps: of the noise that this estimate implies, `(x - alpha x0) / sigma`.
-        noise: of fresh standard normal noise.
-        earlier_x0: of the x0 estimates of the call before, the one before that, and so on.
-        last_sample: of the sample that the call before began at.
-        last_noise: of the fresh noise of the call before.
+        x0: weight of this call's x0 estimate.
+        eps: weight of the noise that this estimate implies, `(x - alpha x0) / sigma`.
+        noise: weight of fresh standard normal noise.
+        earlier_x0: weights of the x0 estimates of the call before, the one before that, and so on.
+        last_sample: weight of the sample at which the call before started.
+        last_noise: weight of the fresh noise of the call before.
     """
 
+    # Arrays of this call.
     x0: Any
     eps: Any
     noise: Any = None
+
+    # Arrays of earlier calls, which `Memory` keeps.
     earlier_x0: tuple[Any, ...] = ()
     last_sample: Any = None
     last_noise: Any = None
 
 
 class Memory(NamedTuple):
-    """What is remembered of earlier calls; None where the table has no such column.
+    """The arrays kept from earlier calls; None where the table has no such column.
 
     Attributes:
         earlier_x0: x0 estimates `[B, ...]`, the latest first.
-        last_sample: the sample `[B, ...]` that the call before began at.
+        last_sample: the sample `[B, ...]` at which the call before started.
         last_noise: the fresh noise `[B, ...]` of the call before.
     """
 
@@ -62,16 +65,16 @@ class Memory(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableState(SchedulerState):
-    """A run's table, a row per network call.
+    """The table of a run, a row per network call, and the row that it has reached.
 
     Attributes:
-        sigmas: f32[N+1], noise level of each call, then the level that sampling ends at.
-        timesteps: f32[N], what the network is told at each call.
-        step_index: i32[], the next call.
-        memory: what is remembered of earlier calls, a `Memory`.
-        alphas: f32[N+1], signal level of each call, then the level that sampling ends at.
-        scalings: f32[N] each: c_in, c_skip and c_out.
-        weights: f32[N] each: the columns.
+        sigmas: f32[N+1], noise level of each call, then the level where sampling ends.
+        timesteps: f32[N], the network's time at each call.
+        step_index: i32[], index of the next call.
+        memory: arrays kept from earlier calls, a `Memory`; () before `prepare`.
+        alphas: f32[N+1], signal level of each call, then the level where sampling ends.
+        scalings: the columns c_in, c_skip and c_out, f32[N] each.
+        weights: the columns of the step, f32[N] each.
     """
 
     alphas: jax.Array
@@ -86,14 +89,16 @@ class TableState(SchedulerState):
 
 @dataclasses.dataclass(frozen=True)
 class TableScheduler(Scheduler[TableState]):
-    """A sampler that is a table: it chooses a parametrization, levels and weights.
+    """A sampler that is a table.
 
-    Subclasses answer these questions:
+    Subclasses define:
 
-    * `parametrization`: what does the network mean?
-    * `levels`: which noise levels does a run go through?
-    * `weights`: what does each call's step weigh?
-    * `calls`, if it is not at these levels: where is the network called?
+    * `parametrization`: the noise path, time and scalings of the network;
+    * `sigma_range`: the noise levels that it knows;
+    * `levels`: the noise levels of a run;
+    * `weights`: the weights of each step;
+    * `calls`, if the network is called at other levels than these: those levels;
+    * `bound`, if it has options that bound the x0 estimate.
 
     They are frozen dataclasses, and declare valid values of their fields in `_domains` (see
     `cmjax.configs.check_options`).
@@ -105,7 +110,7 @@ class TableScheduler(Scheduler[TableState]):
     @property
     @abc.abstractmethod
     def parametrization(self) -> Parametrization:
-        """What the network means: its noise path, time and scalings."""
+        """The noise path, time and scalings of the network."""
 
     @property
     @abc.abstractmethod
@@ -129,15 +134,16 @@ class TableScheduler(Scheduler[TableState]):
         """Returns the table of a run over `levels`, a row per network call."""
 
     def calls(self, levels: Levels) -> Levels:
-        """Returns where the network is called in a run over `levels`; the levels themselves."""
+        """Returns the levels at which the network is called; by default `levels` themselves."""
         return levels
 
     def bound(self, denoised: jax.Array) -> jax.Array:
-        """Returns the x0 estimate clipped or thresholded, where a scheduler has such an option."""
+        """Returns the x0 estimate, clipped or thresholded in schedulers with such options."""
         return denoised
 
     def bound_last(self, denoised: jax.Array) -> jax.Array:
-        """Returns the x0 estimate as `advance` weighs it; its eps has been taken before."""
+        """Returns the x0 estimate as `advance` weighs it, after eps has been computed from it."""
+        # DDIM bounds x0 here by default, so that eps comes from the unbounded estimate.
         return denoised
 
     def set_timesteps(
@@ -145,16 +151,16 @@ class TableScheduler(Scheduler[TableState]):
     ) -> TableState:
         """Returns the state at the start of a run; give exactly one argument.
 
-        Which values each takes, the scheduler's own description says.
+        The docstring of each scheduler's class says which values each argument takes.
 
         Args:
             num_inference_steps: number of steps, on the scheduler's own grid of levels.
-            timesteps: or what the network is told at each, in strictly descending order.
+            timesteps: or the network's times, in strictly descending order.
             sigmas: or the noise levels, in strictly descending order.
 
         Returns:
             A state with `sigmas` f32[N+1], `timesteps` f32[N] and `step_index` 0. Arrays may be
-            traced; their values are then taken on trust.
+            traced; their values are then not checked.
 
         Raises:
             ValueError: if not exactly one argument is given, or for values that break these rules.
@@ -162,13 +168,17 @@ class TableScheduler(Scheduler[TableState]):
         name, value = exactly_one(
             num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas
         )
+
+        # The levels between which steps go, and those where the network is called: a solver of two
+        # calls a step has one row for each.
         levels = self.levels(name, value)
         return self._state(self.calls(levels), self.weights(levels))
 
     def _state(self, calls: Levels, weights: Weights) -> TableState:
-        """The state of a run whose network calls are at these levels."""
+        """The state at the start of a run with these network calls."""
 
         def column(values):
+            # Numbers that hold for all calls become f32[N] too, so that a row can be read.
             return jnp.broadcast_to(jnp.asarray(values).astype(jnp.float32), calls.times.shape)
 
         scalings = self.parametrization.scalings(calls.alphas[:-1], calls.sigmas[:-1])
@@ -182,18 +192,19 @@ class TableScheduler(Scheduler[TableState]):
         )
 
     def prepare(self, state: TableState, sample: jax.Array) -> TableState:
-        """Allocates what the table remembers; zeros, which the first rows weigh with 0."""
+        """Allocates the memory: zeros, to which the first rows give the weight 0."""
 
         def allocate(column):
             del column
             return jnp.zeros_like(sample)
 
+        # One array like the sample for each column of earlier calls, None for absent columns.
         weights = state.weights
         remembered = Memory(weights.earlier_x0, weights.last_sample, weights.last_noise)
         return state.replace(memory=jax.tree.map(allocate, remembered))
 
     def scale_input(self, state: TableState, sample: jax.Array) -> jax.Array:
-        """Returns what the network sees, `c_in x`, `[B, ...]` in the sample's dtype."""
+        """Returns the network's input, `c_in x`, `[B, ...]` in the sample's dtype."""
         return combine((state.scalings.c_in[state.step_index], sample))
 
     def denoise(self, state: TableState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
@@ -210,7 +221,7 @@ class TableScheduler(Scheduler[TableState]):
         return self.bound(self.estimate(state, model_output, sample))
 
     def estimate(self, state: TableState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
-        """Returns `c_skip x + c_out model_output`: what `denoise` returns before it is bounded."""
+        """Returns `c_skip x + c_out model_output`, the x0 estimate before it is bounded."""
         check_shapes(model_output=model_output, sample=sample)
         c_skip = state.scalings.c_skip[state.step_index]
         c_out = state.scalings.c_out[state.step_index]
@@ -219,10 +230,10 @@ class TableScheduler(Scheduler[TableState]):
     def advance(
         self, state: TableState, sample: jax.Array, denoised: jax.Array, noise: jax.Array
     ) -> tuple[TableState, jax.Array]:
-        """Moves to the next level by the weights of this call; the last one adds exactly no noise.
+        """Moves to the next level by the weights of this call; the last step adds no noise at all.
 
         Args:
-            state: the run; after `init` or `prepare` for samplers that remember.
+            state: the run; from `init` or `prepare` for samplers with memory.
             sample: the sample at this level, `[B, ...]`.
             denoised: the x0 estimate, `[B, ...]`.
             noise: standard normal, `[B, ...]`.
@@ -239,12 +250,12 @@ class TableScheduler(Scheduler[TableState]):
         check_shapes(sample=sample, denoised=denoised, noise=noise, **remembered)
         check_not_finished(state)
 
-        # x = alpha x0 + sigma eps, solved for eps. In float16 it would overflow at low levels,
-        # where x0 is not what the network said, as in editing.
-        wide = sample if sample.dtype == jnp.float64 else sample.astype(jnp.float32)
+        # x = alpha x0 + sigma eps, solved for eps. In float16 it could overflow: at low levels
+        # 1 / sigma is large, and a constraint may have moved x0 far from x.
+        wide = at_least_float32(sample)
         eps = combine((1 / state.sigma, wide), (-state.alpha / state.sigma, denoised))
 
-        # The next sample is the sum over the columns that the table has.
+        # The arrays that the columns weigh, in the same structure as the table.
         fresh = None if weights.noise is None else noise
         at_hand = Weights(
             self.bound_last(denoised),
@@ -259,6 +270,8 @@ class TableScheduler(Scheduler[TableState]):
                 f"{type(self).__name__} remembers earlier calls, and its memory is not allocated; "
                 "begin with state, sample = scheduler.init(key, state, shape)"
             )
+
+        # The next sample is the sum of weight times array over the columns that the table has.
         row = jax.tree.map(lambda column: column[state.step_index], weights)
         terms = zip(jax.tree.leaves(row), jax.tree.leaves(at_hand), strict=True)
         next_sample = combine(*terms)
@@ -277,7 +290,8 @@ class TableScheduler(Scheduler[TableState]):
 
 
 def _remember(memory: Memory, sample: jax.Array, denoised: jax.Array, noise: jax.Array) -> Memory:
-    """The memory after a call: its own x0 first, the oldest forgotten."""
+    """The memory after a call: this call's x0 comes first, and the oldest x0 is dropped."""
+    # As many as there were: the structure must not change within a scan.
     latest = (denoised, *memory.earlier_x0)
     return Memory(
         earlier_x0=latest[: len(memory.earlier_x0)],
@@ -287,20 +301,26 @@ def _remember(memory: Memory, sample: jax.Array, denoised: jax.Array, noise: jax
 
 
 def interleave(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Returns first[0], second[0], first[1], ... without the last, f32[2n-1], from f32[n] each.
+    """Returns first[0], second[0], first[1], ... without the last entry, f32[2n-1].
 
-    These are the calls of a solver of two calls a step, whose last step has one: it ends without
-    noise, where there is no slope to correct with.
+    A solver with two calls per step has this order of calls. Its last step has only one, since the
+    run ends at sigma = 0, where eps and so the slope are not defined.
+
+    Args:
+        first: f32[n], an entry for each step's first call.
+        second: f32[n], an entry for each step's second call; the last is dropped.
     """
+    # [n, 2] -> [2n] -> [2n-1].
     return jnp.stack([first, second], axis=1).reshape(-1)[:-1]
 
 
 def alternate(first: Weights, second: Weights, num_steps: int) -> Weights:
-    """Returns the table of a solver of two calls a step, with 2n - 1 rows (see `interleave`).
+    """Returns the table of a solver with two calls per step, 2n - 1 rows (see `interleave`).
 
     Args:
         first: weights of each step's first call, f32[n] or numbers.
-        second: weights of its second call. A column that only one of the two has is 0 in the other.
+        second: weights of its second call, likewise. A column that only one of the two has is 0 in
+            the rows of the other.
         num_steps: number n of steps.
     """
 
@@ -310,6 +330,7 @@ def alternate(first: Weights, second: Weights, num_steps: int) -> Weights:
         rows = [jnp.asarray(0.0 if row is None else row, jnp.float32) for row in (one, other)]
         return interleave(*[jnp.broadcast_to(row, (num_steps,)) for row in rows])
 
+    # Pairs of columns, None where one of the tables remembers fewer calls.
     earlier_x0 = itertools.zip_longest(first.earlier_x0, second.earlier_x0)
     return Weights(
         x0=column(first.x0, second.x0),
