@@ -1,4 +1,4 @@
-"""Samplers, one algorithm a file."""
+"""Schedulers: one sampling algorithm per file."""
 
 from cmjax.schedulers.ancestral import EDMEulerAncestralScheduler, EulerAncestralDiscreteScheduler
 from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput

@@ -12,22 +12,26 @@ from cmjax.schedulers.table import Weights, root_of_difference
 
 
 def ancestral_weights(sigmas: jax.Array, eta: float = 1.0) -> Weights:
-    """Returns the table of Euler steps to a level below the next one, and fresh noise up to it.
+    """Returns the table of ancestral sampling, f32[n] each column.
+
+    Each step is Euler's to a level below the next one, then fresh noise raises it to that level.
 
     Args:
         sigmas: f32[n+1], noise levels.
-        eta: share of fresh noise: 1 is that of the reverse of the forward process, 0 is Euler's
-            method.
+        eta: share of fresh noise: 1 reverses the forward process, 0 is Euler's method.
     """
+    # Each step goes from sigma to sigma', f32[n] each.
     high = sigmas[:-1]
     low = sigmas[1:]
-    share = jnp.full_like(high, eta).at[-1].set(0)  # no noise at the end, also where it is above 0
+
+    # The last step adds no noise, even if sampling ends above 0.
+    share = jnp.full_like(high, eta).at[-1].set(0)
 
     # up = eta sigma' sqrt(sigma^2 - sigma'^2) / sigma.
     up = share * low * root_of_difference(high, low) / high
 
-    # down = sqrt(sigma'^2 - up^2), without the difference of almost equal numbers that it is where
-    # sigma' is far below sigma.
+    # down = sqrt(sigma'^2 - up^2), multiplied out: where sigma' is far below sigma the two squares
+    # are almost equal, and their difference would be lost to rounding.
     down = low * jnp.sqrt((1 - share) * (1 + share) + jnp.square(share * low / high))
     return Weights(x0=1.0, eps=down, noise=up)
 
@@ -55,7 +59,7 @@ class EDMEulerAncestralScheduler(EDMScheduler):
     _domains = {"eta": (0.0, 1.0)}
 
     def weights(self, levels: Levels) -> Weights:
-        """Euler steps, then noise."""
+        """Returns the table of Euler steps, each followed by noise."""
         return ancestral_weights(levels.sigmas, self.eta)
 
 
@@ -82,5 +86,6 @@ class EulerAncestralDiscreteScheduler(DiscreteSigmasScheduler):
     """
 
     def weights(self, levels: Levels) -> Weights:
-        """Euler steps, then noise."""
+        """Returns the table of Euler steps, each followed by noise."""
+        # diffusers has no eta here: all of the noise is fresh.
         return ancestral_weights(levels.sigmas)

@@ -1,4 +1,4 @@
-"""The contract between a sampling loop and a sampler: `Scheduler`, its state, and its step."""
+"""The contract between the sampling loop and a sampler: `Scheduler`, its state and its step."""
 
 import abc
 import dataclasses
@@ -18,17 +18,18 @@ from cmjax.random import level_noise, sample_keys
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SchedulerState:
-    """The noise levels of one sampling run, and how far it has come.
+    """The noise levels of one sampling run, and the step that it has reached.
 
     N is the number of network calls.
 
     Attributes:
-        sigmas: f32[N+1], noise level of each call, then the level that sampling ends at.
-        timesteps: f32[N], what the network is told at each call.
-        step_index: i32[], the next call.
-        memory: what the sampler remembers of earlier calls; () for samplers that forget.
+        sigmas: f32[N+1], noise level of each call, then the level where sampling ends.
+        timesteps: f32[N], the network's time at each call.
+        step_index: i32[], index of the next call.
+        memory: arrays that a multistep sampler keeps of earlier calls; () if it keeps none.
     """
 
+    # All fields are leaves of the pytree, so one compiled step serves every step of every run.
     sigmas: jax.Array
     timesteps: jax.Array
     step_index: jax.Array
@@ -37,6 +38,7 @@ class SchedulerState:
     @property
     def num_steps(self) -> int:
         """N, the number of network calls; static."""
+        # The last axis, since a vmapped state has others in front.
         return self.timesteps.shape[-1]
 
     @property
@@ -46,7 +48,7 @@ class SchedulerState:
 
     @property
     def next_sigma(self) -> jax.Array:
-        """f32[]: the noise level that the next call arrives at."""
+        """f32[]: the noise level at which the next call arrives."""
         return self.sigmas[self.step_index + 1]
 
     def replace(self, **changes: Any) -> Self:
@@ -55,11 +57,11 @@ class SchedulerState:
 
 
 class StepOutput(NamedTuple):
-    """What one step gives.
+    """The result of one step.
 
     Attributes:
-        prev_sample: `[B, ...]`, the sample at the next noise level.
-        denoised: `[B, ...]`, the estimate of x0 that it was made from.
+        prev_sample: `[B, ...]`, the sample at the next noise level, under diffusers' name.
+        denoised: `[B, ...]`, the x0 estimate that the step used.
     """
 
     prev_sample: jax.Array
@@ -67,13 +69,13 @@ class StepOutput(NamedTuple):
 
 
 class FileOption(NamedTuple):
-    """An option of diffusers' `scheduler_config.json` files that changes nothing here.
+    """An option of diffusers' `scheduler_config.json` files that has no effect here.
 
     Attributes:
-        default: what `to_config` writes.
-        values: other values that `from_config` reads as well.
-        numbers: or (low, high) of the numbers that it reads.
-        hint: ends the error for what it does not read: what to do instead.
+        default: the value that `to_config` writes.
+        values: further values that `from_config` accepts.
+        numbers: or the range (low, high) of numbers that it accepts.
+        hint: what to do instead; ends the error for a value that is not accepted.
     """
 
     default: Any
@@ -82,40 +84,46 @@ class FileOption(NamedTuple):
     hint: str = ""
 
     def check(self, name: str, value: Any) -> None:
-        """Raises ValueError, naming the option, for a value that cannot be read."""
+        """Raises ValueError, naming the option, for a value that is not accepted."""
         if self.numbers is not None:
             low, high = self.numbers
             if not is_finite(value) or not low <= value <= high:
                 raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
             return
-        known = [(type(known), known) for known in (self.default, *self.values)]
-        if (type(value), value) not in known:  # with the type, since 0 equals False
+
+        # Compared together with the type, since 0 equals False.
+        accepted = (self.default, *self.values)
+        known = [(type(choice), choice) for choice in accepted]
+        if (type(value), value) not in known:
             if self.hint:
                 raise ValueError(f"{name}={value!r} is not supported; {self.hint}")
-            allowed = " or ".join(repr(known) for _, known in known)
+            allowed = " or ".join(map(repr, accepted))
             raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 State = TypeVar("State", bound=SchedulerState)
-Constraint = Callable[[jax.Array], jax.Array]
+Constraint = Callable[[jax.Array], jax.Array]  # x0 -> x0, both [B, ...]
 
 
 class Scheduler(abc.ABC, Generic[State]):
     """A sampler: frozen, hashable configuration with pure methods over a `SchedulerState`.
 
-    A sampler of a new kind is a frozen dataclass that inherits from this class, registered with
-    `jax.tree_util.register_static`. It writes the abstract methods; the rest is shared. Most
-    samplers inherit from `TableScheduler`, which has written them all, and fill in a table.
+    A new kind of sampler is a frozen dataclass that inherits from this class, is registered with
+    `jax.tree_util.register_static`, and implements the abstract methods. Most samplers inherit from
+    `TableScheduler`, which implements them all, and fill in a table.
 
-    The network is called once per step, so a solver that needs two evaluations lists both levels in
+    The network is called once per step. A solver that needs two evaluations lists both levels in
     `state.sigmas`, and keeps what it must remember between them in `state.memory`, which `prepare`
     allocates.
     """
 
-    num_times: ClassVar[int] = 1  # how many times the network is told; see `time_inputs`
-    solves_ode: ClassVar[bool] = False  # whether it takes a denoiser, not a consistency function
+    # The kind of network that it takes: its number of time inputs (see `time_inputs`), and whether
+    # it is a denoiser instead of a consistency function.
+    num_times: ClassVar[int] = 1
+    solves_ode: ClassVar[bool] = False
 
-    _diffusers_defaults: ClassVar[Mapping[str, Any]] = {}  # of fields whose default differs there
+    # How diffusers' config files differ: defaults that are not ours, and options without effect.
+    _diffusers_defaults: ClassVar[Mapping[str, Any]] = {}
     _file_options: ClassVar[Mapping[str, FileOption]] = {}
 
     @property
@@ -135,7 +143,7 @@ class Scheduler(abc.ABC, Generic[State]):
 
     @abc.abstractmethod
     def denoise(self, state: State, model_output: jax.Array, sample: jax.Array) -> jax.Array:
-        """Returns the x0 estimate that `model_output` stands for."""
+        """Returns the x0 estimate that `model_output` implies."""
 
     @abc.abstractmethod
     def advance(
@@ -145,7 +153,7 @@ class Scheduler(abc.ABC, Generic[State]):
 
     @abc.abstractmethod
     def add_noise(self, state: State, original: jax.Array, noise: jax.Array) -> jax.Array:
-        """Returns `original` noised to the state's level."""
+        """Returns `original` with noise added, at the state's level."""
 
     def init_sample(self, state: State, noise: jax.Array) -> jax.Array:
         """Returns the sample at the state's first level, from standard normal noise `[B, ...]`."""
@@ -158,13 +166,13 @@ class Scheduler(abc.ABC, Generic[State]):
         return state
 
     def time_inputs(self, state: State) -> tuple[jax.Array, ...]:
-        """Returns the times, f32[] each, that the network is told: one, or two for flow maps."""
+        """Returns the network's time inputs, f32[] each: one, or two for flow maps."""
         return (state.timesteps[state.step_index],)
 
     def init(
         self, key: jax.Array, state: State, shape: Sequence[int], dtype: DTypeLike = jnp.float32
     ) -> tuple[State, jax.Array]:
-        """Draws the first sample, and allocates what the sampler remembers.
+        """Draws the first sample, and allocates the sampler's memory.
 
         Args:
             key: one key, or one per sample `[B]`.
@@ -180,29 +188,34 @@ class Scheduler(abc.ABC, Generic[State]):
         """
         check_sample_shape(shape)
         keys = sample_keys(key, shape[0])
+
+        # Noise of level 0; a step draws that of the level at which it arrives.
         sample = self.init_sample(state, level_noise(keys, 0, shape, dtype))
         return self.prepare(state, sample), sample
 
     def predict(
         self, apply_fn: ApplyFn, params: Any, state: State, sample: jax.Array, **cond: Any
     ) -> jax.Array:
-        """Calls the network on the scaled sample, with the time or times that it is told.
+        """Calls the network on the scaled sample, with its time or times.
 
         Args:
             apply_fn: `(params, x, t, **cond) -> model_output`.
             params: of the network.
             state: the run.
             sample: the sample at the state's level, `[B, ...]`.
-            **cond: per-sample conditioning, handed to `apply_fn`.
+            **cond: per-sample conditioning, passed to `apply_fn`.
 
         Returns:
             The model output, `[B, ...]`.
 
         Raises:
-            ValueError: if the network returns something else than an array.
+            ValueError: if the network returns anything but an array.
         """
+        # Networks take one time per sample, f32[B].
         times = [jnp.broadcast_to(time, sample.shape[:1]) for time in self.time_inputs(state)]
         model_output = apply_fn(params, self.scale_input(state, sample), *times, **cond)
+
+        # Some networks return (output, auxiliary), which would fail far from here.
         if not hasattr(model_output, "shape"):
             kind = type(model_output).__name__
             raise ValueError(f"apply_fn must return one array, the model output, got a {kind}")
@@ -217,14 +230,14 @@ class Scheduler(abc.ABC, Generic[State]):
         *,
         constrain: Constraint | None = None,
     ) -> tuple[State, StepOutput]:
-        """Takes one step: `denoise`, then `advance` with noise drawn from the key and the level.
+        """Takes one step: `denoise`, then `advance` with noise that the key and level determine.
 
         Args:
             key: one key, or one per sample `[B]`; the same key at every step, as in `cmjax.sample`.
             state: from `init` or the step before.
             model_output: what the network returned, `[B, ...]`.
             sample: the sample at the state's level, `[B, ...]`; its dtype is kept.
-            constrain: x0 -> x0, applied to the x0 estimate (editing).
+            constrain: x0 -> x0, applied to the x0 estimate (see `cmjax.constraints`).
 
         Returns:
             The state of the next step, and `StepOutput(prev_sample, denoised)`.
@@ -233,20 +246,25 @@ class Scheduler(abc.ABC, Generic[State]):
             ValueError: for a wrong key, differing shapes, or a run that has already ended.
         """
         check_not_finished(state)
+
+        # The x0 estimate, `[B, ...]`, as the constraint allows it.
         denoised = self.denoise(state, model_output, sample)
         if constrain is not None:
             estimate = denoised
             denoised = constrain(estimate)
             check_shapes(constrained=denoised, denoised=estimate)
 
+        # The step arrives at level step_index + 1, with that level's noise.
         keys = sample_keys(key, sample.shape[0])
         noise = level_noise(keys, state.step_index + 1, sample.shape, sample.dtype)
         state, prev_sample = self.advance(state, sample, denoised, noise)
         return state, StepOutput(prev_sample, denoised)
 
     def to_config(self) -> dict[str, Any]:
-        """Returns the configuration as a JSON-able dict, in the layout of diffusers."""
+        """Returns the configuration as a dict for JSON, in the layout of diffusers' files."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+
+        # Options without effect are written too, since diffusers' classes expect them.
         unused = {name: option.default for name, option in self._file_options.items()}
         return {"_class_name": type(self).__name__, **fields, **unused}
 
@@ -255,16 +273,19 @@ class Scheduler(abc.ABC, Generic[State]):
         """Builds the scheduler from `to_config()` or from diffusers' `scheduler_config.json`.
 
         Args:
-            config: options by name; those whose names begin with `_` are diffusers' own notes.
+            config: options by name; names that begin with `_` are diffusers' metadata, and ignored.
 
         Raises:
-            ValueError: for an option that is not known, or a value out of its domain.
+            ValueError: for an unknown option, or a value out of its domain.
         """
         fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         known = [*fields, *cls._file_options]
+
+        # An option that the file leaves out has diffusers' default. `to_config` writes all of them,
+        # so its own configs are read as they were.
         values = dict(cls._diffusers_defaults)
         for name, value in config.items():
-            if name.startswith("_"):
+            if name.startswith("_"):  # such as _class_name and _diffusers_version
                 continue
             if name not in known:
                 raise ValueError(
@@ -288,6 +309,7 @@ def check_sample_shape(shape: Sequence[int]) -> None:
 
 def check_not_finished(state: SchedulerState) -> None:
     """Raises ValueError if the run is known to have taken all its steps."""
+    # Within a scan the index is traced. A vmapped state has an index for each run, hence `any`.
     index = concrete(state.step_index)
     if index is not None and np.any(index >= state.num_steps):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Keeping x0 estimates in range, for samplers with diffusers' options `clip_sample` and so on."""
+"""Clipping and thresholding of x0 estimates, under diffusers' names for the options."""
 
 from typing import Any
 
@@ -20,6 +20,7 @@ def bounded(scheduler: Any, denoised: jax.Array) -> jax.Array:
             `dynamic_thresholding_ratio` and `sample_max_value`.
         denoised: x0 estimates, `[B, ...]`.
     """
+    # Thresholding first, as in diffusers: it replaces clipping.
     if scheduler.thresholding:
         ratio = scheduler.dynamic_thresholding_ratio
         return dynamic_threshold(denoised, ratio, scheduler.sample_max_value)
@@ -37,10 +38,13 @@ def dynamic_threshold(x: jax.Array, ratio: float, largest: float) -> jax.Array:
     Args:
         x: x0 estimates, `[B, ...]`.
         ratio: the quantile, in [0, 1].
-        largest: the most that a sample is divided by.
+        largest: the largest number that a sample is divided by.
     """
+    # The quantile of each sample, f32[B]; at least 1, so that no sample is scaled up.
     wide = x.astype(jnp.float32)
     magnitude = jnp.abs(wide).reshape(x.shape[0], -1)
     limit = jnp.clip(jnp.quantile(magnitude, ratio, axis=-1), 1, largest)
+
+    # [B] -> [B, 1, ...]; clipped to the quantile first, so that the result lies in [-1, 1].
     limit = limit.reshape(-1, *[1] * (x.ndim - 1))
     return (jnp.clip(wide, -limit, limit) / limit).astype(x.dtype)

@@ -61,6 +61,7 @@ class CMStochasticIterativeScheduler(TableScheduler):
     clip_denoised: bool = True
     timestep_spacing: str = "linspace"
 
+    # diffusers knows only the stride, so its files do not name the spacing.
     _diffusers_defaults = {"timestep_spacing": "leading"}
     _domains = {
         "num_train_timesteps": (1, 1_000_000),
@@ -78,7 +79,7 @@ class CMStochasticIterativeScheduler(TableScheduler):
 
     @property
     def parametrization(self) -> EDM:
-        """EDM's, with f(x, sigma_min) = x."""
+        """EDM's parametrization, with f(x, sigma_min) = x."""
         return EDM(self.sigma_data, self.sigma_min, CONSISTENCY_TIME_FACTOR)
 
     @property
@@ -93,17 +94,23 @@ class CMStochasticIterativeScheduler(TableScheduler):
 
     def init_sample(self, state: TableState, noise: jax.Array) -> jax.Array:
         """Returns `sigma noise` at the first level, which may be below sigma_max."""
+        # Noise alone: the data's own variance is left out, as in the reference.
         return combine((state.sigma, noise))
 
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the noise levels of a run, and then sigma_min."""
+        """Returns the noise levels of a run, ending at sigma_min."""
         total = self.num_train_timesteps
         grid = jnp.asarray(self.training_sigmas(), jnp.float32)
+
+        # The levels of the network calls, f32[n], descending.
         if name == "sigmas":
             sigmas = parse_levels(name, value, self.sigma_min, self.sigma_max)
         elif name == "timesteps":
             hint = "; sigmas=[...] takes noise levels"
             indices = parse_levels(name, value, 0, total - 1, integers=True, hint=hint)
+
+            # Descending indices are ascending levels, since index 0 is sigma_max: the same indices
+            # from the other end are a run.
             sigmas = grid[indices[::-1].astype(jnp.int32)]
         else:
             hint = "; sigmas=[...] takes any number of levels"
@@ -112,11 +119,14 @@ class CMStochasticIterativeScheduler(TableScheduler):
                 sigmas = grid[np.arange(n) * (total // n)]
             else:
                 sigmas = grid[np.round(np.arange(n) * total / n).astype(int)]
+
+        # Then sigma_min, where f is the identity and sampling ends.
         sigmas = jnp.append(sigmas, jnp.float32(self.sigma_min))
         return exploding_levels(self.parametrization, sigmas)
 
     def weights(self, levels: Levels) -> Weights:
-        """Algorithm 1: `x' = x0 + sqrt(sigma'^2 - sigma_min^2) z`."""
+        """Returns the table of Algorithm 1: `x' = x0 + sqrt(sigma'^2 - sigma_min^2) z`."""
+        # f returns a sample at sigma_min rather than 0, hence the difference of variances.
         fresh = root_of_difference(levels.sigmas[1:], self.sigma_min)
         return Weights(x0=1.0, eps=0.0, noise=self.s_noise * fresh)
 
@@ -136,12 +146,13 @@ class CMStochasticIterativeScheduler(TableScheduler):
 
     def get_scalings_for_boundary_condition(self, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns `(c_skip, c_out)` with f(x, sigma_min) = x (Song et al. 2023, appendix C)."""
+        # Not self.parametrization, which in subclasses may have no boundary.
         boundary = EDM(self.sigma_data, self.sigma_min)
         _, c_skip, c_out = boundary.scalings(1.0, sigma)
         return c_skip, c_out
 
     def sigma_to_t(self, sigma: jax.Array) -> jax.Array:
-        """Returns what the network is told, `1000 * 0.25 * log(sigma + 1e-44)`."""
+        """Returns the network's time, `1000 * 0.25 * log(sigma + 1e-44)`, shaped as `sigma`."""
         return self.parametrization.time(sigma)
 
 

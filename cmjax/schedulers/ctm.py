@@ -19,9 +19,9 @@ class CTMScheduler(CMStochasticIterativeScheduler):
 
     `G(x, t, s) = (s / t) x + (1 - s / t) g(x, t, s)`, with `g = c_skip x + c_out F` by EDM's
     scalings (Kim et al. 2023, Algorithm 3). Each step jumps to the level s with
-    `s^2 = sigma_min^2 + (1 - gamma^2) (t'^2 - sigma_min^2)` and adds noise to reach t'. With
-    sigma_min = 0 that is the paper's `s = sqrt(1 - gamma^2) t'`; measured from sigma_min, where
-    sampling ends, gamma = 1 is consistency sampling exactly.
+    `s^2 = sigma_min^2 + (1 - gamma^2) (t'^2 - sigma_min^2)`, then adds noise to reach t'. With
+    sigma_min = 0 this is the paper's `s = sqrt(1 - gamma^2) t'`. Measured from sigma_min, where
+    sampling ends, gamma = 1 is exactly consistency sampling.
 
     The network is told two times, `250 log(t)` and `250 log(s)`. `set_timesteps` takes what that of
     `CMStochasticIterativeScheduler` takes.
@@ -44,22 +44,28 @@ class CTMScheduler(CMStochasticIterativeScheduler):
 
     gamma: float = 0.0
 
+    # A flow map: it receives the level of the jump's end as well.
     num_times = 2
     _domains = {"gamma": (0.0, 1.0)}
 
     @property
     def parametrization(self) -> EDM:
-        """EDM's, without a boundary: G is the identity where s = t, whatever g is."""
+        """EDM's parametrization without a boundary: G is the identity at s = t for any g."""
         return EDM(self.sigma_data, time_factor=CONSISTENCY_TIME_FACTOR)
 
     def weights(self, levels: Levels) -> Weights:
-        """`x' = G(x, t, s) + gamma sqrt(t'^2 - sigma_min^2) z`, where G is `g + s eps`."""
+        """Returns the table of `x' = G(x, t, s) + gamma sqrt(t'^2 - sigma_min^2) z`."""
+        # With eps = (x - g) / t, G = (s / t) x + (1 - s / t) g is g + s eps: the weight of eps is
+        # the level s, which `time_inputs` reads from there.
         span = root_of_difference(levels.sigmas[1:], self.sigma_min)
         target = jnp.sqrt(self.sigma_min**2 + (1 - self.gamma**2) * jnp.square(span))
         fresh = self.s_noise * self.gamma * span
-        return Weights(x0=1.0, eps=target, noise=fresh if self.gamma > 0 else None)
+
+        # At gamma = 0 the sampler is deterministic, and no noise is drawn.
+        noise = fresh if self.gamma > 0 else None
+        return Weights(x0=1.0, eps=target, noise=noise)
 
     def time_inputs(self, state: TableState) -> tuple[jax.Array, ...]:
-        """Returns the network's times of t and of s, f32[] each."""
+        """Returns the network's times at t and at s, f32[] each."""
         target = state.weights.eps[state.step_index]
         return state.timesteps[state.step_index], self.parametrization.time(target)

@@ -17,8 +17,8 @@ from cmjax.schedulers.table import TableState, Weights
 class DDIMScheduler(DiscreteScheduler):
     """The implicit sampler of models with discrete times (Song, Meng and Ermon 2020, equation 12).
 
-    Without `use_clipped_model_output`, the default of the reference, `denoise` returns the estimate
-    as it is, and `advance` bounds it.
+    By default, as in diffusers, only x0 is bounded and the direction eps comes from the unbounded
+    estimate: `denoise` returns the estimate as it is, and `advance` bounds it.
 
     The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
     number of times spaced by `timestep_spacing`, or as `timesteps` whole training times.
@@ -43,17 +43,22 @@ class DDIMScheduler(DiscreteScheduler):
             larger.
         sample_max_value: and at most this.
         eta: share of fresh noise: 0 follows the probability-flow ODE, 1 has the variance of DDPM.
-        use_clipped_model_output: take the direction, too, from the clipped x0 estimate.
+        use_clipped_model_output: take the direction, too, from the bounded x0 estimate.
     """
 
+    # The times of a run, and where it ends.
     timestep_spacing: str = "leading"
     steps_offset: int = 0
     set_alpha_to_one: bool = True
+
+    # Bounds of the x0 estimate.
     clip_sample: bool = True
     clip_sample_range: float = 1.0
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
+
+    # The step.
     eta: float = 0.0
     use_clipped_model_output: bool = False
 
@@ -61,32 +66,42 @@ class DDIMScheduler(DiscreteScheduler):
     _domains = {**BOUND_DOMAINS, "eta": (0.0, 1.0)}
 
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the levels of training times, and of the end."""
+        """Returns the levels of the training times, and of the end."""
         times = training_times(self, name, value)
-        ends = [jnp.ones(1, jnp.float32), jnp.zeros(1, jnp.float32)]
-        if not self.set_alpha_to_one:
-            ends = self.parametrization.path(jnp.zeros(1, jnp.float32))
-        alphas, sigmas = map(jnp.append, self.parametrization.path(times), ends)
-        return Levels(times, alphas, sigmas)
+        alphas, sigmas = self.parametrization.path(times)
+
+        # Sampling ends at x0, or at training time 0, which has a little noise.
+        if self.set_alpha_to_one:
+            last_alpha = jnp.ones(1, jnp.float32)
+            last_sigma = jnp.zeros(1, jnp.float32)
+        else:
+            last_alpha, last_sigma = self.parametrization.path(jnp.zeros(1, jnp.float32))
+        return Levels(times, jnp.append(alphas, last_alpha), jnp.append(sigmas, last_sigma))
 
     def weights(self, levels: Levels) -> Weights:
-        """Equation 12: `x' = alpha' x0 + sqrt(sigma'^2 - up^2) eps + up z`."""
+        """Returns the table of equation 12: `x' = alpha' x0 + sqrt(sigma'^2 - up^2) eps + up z`."""
+        # Each step goes from (alpha, sigma) to (alpha', sigma'), f32[N] each.
         alpha = levels.alphas[:-1]
         sigma = levels.sigmas[:-1]
         next_alpha = levels.alphas[1:]
         next_sigma = levels.sigmas[1:]
+
+        # The last step adds no noise, even if sampling ends at training time 0.
         share = jnp.full_like(levels.times, self.eta)
-        share = share.at[-1].set(0)  # no noise at the end, also where that is training time 0
+        share = share.at[-1].set(0)
 
         # Equation 16: up^2 = eta^2 (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2).
         drop = noise_between((next_alpha, next_sigma), (alpha, sigma))
         up = share * next_sigma / sigma * drop / next_alpha
 
-        # sqrt(sigma'^2 - up^2), without the difference of almost equal numbers that it is where
-        # there is little signal.
+        # down = sqrt(sigma'^2 - up^2), multiplied out: where there is little signal the two squares
+        # are almost equal, and their difference would be lost to rounding.
         signal = share * alpha * next_sigma / (next_alpha * sigma)
         down = next_sigma * jnp.sqrt((1 - share) * (1 + share) + jnp.square(signal))
-        return Weights(x0=next_alpha, eps=down, noise=up if self.eta > 0 else None)
+
+        # At eta = 0 the sampler is deterministic, and no noise is drawn.
+        noise = up if self.eta > 0 else None
+        return Weights(x0=next_alpha, eps=down, noise=noise)
 
     def bound(self, denoised: jax.Array) -> jax.Array:
         """Returns the x0 estimate thresholded or clipped, if so configured."""
@@ -99,5 +114,5 @@ class DDIMScheduler(DiscreteScheduler):
         return self.estimate(state, model_output, sample)
 
     def bound_last(self, denoised: jax.Array) -> jax.Array:
-        """Returns the x0 estimate, bounded if `denoise` has not done it."""
+        """Returns the x0 estimate, bounded unless `denoise` has bounded it already."""
         return denoised if self.use_clipped_model_output else self.bound(denoised)

@@ -1,4 +1,4 @@
-"""What samplers of models with a thousand discrete training times share (Ho et al. 2020)."""
+"""Shared base of samplers for models with discrete training times (Ho et al. 2020)."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,10 @@ from cmjax.parametrization.discrete import PREDICTION_TYPES
 from cmjax.schedulers.levels import check_num_steps, parse_levels
 from cmjax.schedulers.table import TableScheduler, root_of_difference
 
+# diffusers' names for how `num_inference_steps` are spread over the training times.
 SPACINGS = ("linspace", "leading", "trailing")
+
+# Valid values of the fields of all samplers for discrete times, in this file and others.
 DISCRETE_DOMAINS = {
     "num_train_timesteps": (1, 1_000_000),
     "beta_start": (1e-12, 0.999),
@@ -49,6 +52,7 @@ class DiscreteScheduler(TableScheduler):
         ValueError: for values outside their domain.
     """
 
+    # The network and its training, as `cmjax.parametrization.Discrete` has it.
     num_train_timesteps: int = 1000
     beta_start: float = 0.0001
     beta_end: float = 0.02
@@ -65,7 +69,7 @@ class DiscreteScheduler(TableScheduler):
 
     @property
     def parametrization(self) -> Discrete:
-        """The variance-preserving path of the betas."""
+        """The variance-preserving path of the beta schedule."""
         return Discrete(*network_options(self))
 
     @property
@@ -81,7 +85,7 @@ class DiscreteScheduler(TableScheduler):
 
 
 def network_options(scheduler: Any) -> tuple[Any, ...]:
-    """Returns the fields of `Discrete`, in their order, that a scheduler has too."""
+    """Returns a scheduler's values of the fields of `Discrete`, in the order of its fields."""
     return tuple(getattr(scheduler, field.name) for field in dataclasses.fields(Discrete))
 
 
@@ -89,6 +93,8 @@ def check_betas(betas: Any, num: int) -> None:
     """Raises ValueError unless `trained_betas` is None or a tuple of `num` numbers in (0, 1)."""
     if betas is None:
         return
+
+    # A tuple, since a scheduler must be hashable; `from_config` converts JSON's lists.
     valid = isinstance(betas, tuple) and len(betas) == num
     if not valid or not all(is_finite(beta) and 0 < beta < 1 for beta in betas):
         raise ValueError(
@@ -97,18 +103,21 @@ def check_betas(betas: Any, num: int) -> None:
 
 
 def training_times(scheduler: Any, name: str, value: Any) -> jax.Array:
-    """Returns f32[N] training times, descending, as `set_timesteps` of a scheduler was asked.
+    """Returns the training times of a run, f32[N], descending.
 
     Args:
         scheduler: with `num_train_timesteps`, `timestep_spacing`, `steps_offset`.
-        name: "num_inference_steps", for spaced times, or "timesteps", for those written down.
-        value: of the argument of that name.
+        name: the argument that `set_timesteps` was given: "num_inference_steps", for spaced times,
+            or "timesteps", for explicit ones.
+        value: the value of that argument.
 
     Raises:
         ValueError: for sigmas, or an invalid value.
     """
     if name != "num_inference_steps":
         return explicit_times(scheduler, name, value)
+
+    # Spaced times pass the same checks as explicit ones; only an offset can make them too large.
     last = scheduler.num_train_timesteps - 1
     n = check_num_steps(value, last + 1, "num_train_timesteps")
     times = spaced_times(scheduler, n)
@@ -120,7 +129,7 @@ def training_times(scheduler: Any, name: str, value: Any) -> jax.Array:
 
 
 def explicit_times(scheduler: Any, name: str, value: Any) -> jax.Array:
-    """Returns f32[N] training times that were written down, descending.
+    """Returns explicit training times, f32[N], descending.
 
     Raises:
         ValueError: for sigmas, or an invalid value.
@@ -134,10 +143,15 @@ def explicit_times(scheduler: Any, name: str, value: Any) -> jax.Array:
 
 
 def check_signal(scheduler: Any, times: Any) -> None:
-    """Raises ValueError where a network that predicts noise would be called at pure noise."""
+    """Raises ValueError if a network that predicts noise would be called at pure noise.
+
+    There `x0 = (x - sigma F) / alpha` would divide by alpha = 0.
+    """
     known = concrete(times)
     if scheduler.prediction_type != "epsilon" or known is None:
         return
+
+    # The first time is the noisiest. In float32, where a tiny alpha may round to 0.
     first = int(known[0])
     variances = Discrete(*network_options(scheduler)).signal_variances()
     if np.float32(variances[first] ** 0.5) == 0:
@@ -145,14 +159,15 @@ def check_signal(scheduler: Any, times: Any) -> None:
         if scheduler.rescale_betas_zero_snr:
             cause = "rescale_betas_zero_snr"
         raise ValueError(
-            f"{cause} leaves no signal at training time {first}, where the noise "
-            "(prediction_type='epsilon') says nothing of the image; use 'v_prediction', 'sample', "
+            f"{cause} leaves no signal at training time {first}, where predicted noise "
+            "(prediction_type='epsilon') does not determine x0; use 'v_prediction', 'sample', "
             "or lower timesteps"
         )
 
 
 def spaced_times(scheduler: Any, n: int) -> np.ndarray:
-    """Returns f64[n] whole training times, descending, by `timestep_spacing` and `steps_offset`."""
+    """Returns whole training times by `timestep_spacing` and `steps_offset`, f64[n], descending."""
+    # The three rules of diffusers, compared in Lin et al. 2023, table 2.
     total = scheduler.num_train_timesteps
     if scheduler.timestep_spacing == "linspace":
         return linspace_times(total, n).round()
@@ -162,7 +177,8 @@ def spaced_times(scheduler: Any, n: int) -> np.ndarray:
 
 
 def linspace_times(total: int, n: int) -> np.ndarray:
-    """Returns f64[n] equally spaced times from `total - 1` to 0; a single one is the noisiest."""
+    """Returns equally spaced times from `total - 1` to 0, f64[n]; for n = 1 only the noisiest."""
+    # NumPy's single point would be the lower end.
     if n == 1:
         return np.array([float(total - 1)])
     return np.linspace(0, total - 1, n)[::-1]
@@ -171,15 +187,17 @@ def linspace_times(total: int, n: int) -> np.ndarray:
 def noise_between(low: tuple[jax.Array, jax.Array], high: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Returns sqrt(alpha_low^2 - alpha_high^2) of two levels (alpha, sigma) of this path.
 
-    It is sqrt(sigma_high^2 - sigma_low^2) too, since alpha^2 + sigma^2 = 1; the difference of the
-    smaller numbers is the one that rounding spares.
+    Since alpha^2 + sigma^2 = 1, this also is sqrt(sigma_high^2 - sigma_low^2). The difference of
+    the smaller numbers is the more accurate one.
 
     Args:
-        low: the level of less noise.
-        high: the level of more noise.
+        low: the level with less noise.
+        high: the level with more noise.
     """
     alpha_low, sigma_low = low
     alpha_high, sigma_high = high
+
+    # Both are computed, and each element takes the one of the smaller numbers.
     by_signal = root_of_difference(alpha_low, alpha_high)
     by_noise = root_of_difference(sigma_high, sigma_low)
     return jnp.where(sigma_high < alpha_low, by_noise, by_signal)

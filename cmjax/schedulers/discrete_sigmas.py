@@ -1,4 +1,4 @@
-"""What ODE solvers of models with discrete times share: their training times as noise levels."""
+"""Shared base of ODE solvers for models with discrete times, on EDM's noise levels."""
 
 import dataclasses
 from typing import Any
@@ -27,13 +27,19 @@ from cmjax.schedulers.levels import (
 )
 from cmjax.schedulers.table import TableScheduler, TableState
 
+# diffusers' third kind of levels, which is read only if it is off; also for flow matching.
+BETA_SIGMAS_OPTION = FileOption(
+    False,
+    hint="use_karras_sigmas, use_exponential_sigmas, or sigmas=[...] in set_timesteps",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class DiscreteSigmasScheduler(TableScheduler):
     """A solver for a model with discrete times, on samples `x0 + sigma z`: variance-exploding.
 
     The level of a training time is `sqrt(1 - alpha^2) / alpha`; levels between two of them have
-    times between. The network is told a training time, 0..N-1.
+    fractional times. The network is told a training time, 0..N-1.
 
     `set_timesteps` takes as `num_inference_steps` a number of solver steps, spaced by
     `timestep_spacing`; as `timesteps` whole training times; as `sigmas` any levels between those of
@@ -60,12 +66,15 @@ class DiscreteSigmasScheduler(TableScheduler):
         ValueError: for values outside their domain.
     """
 
+    # The network and its training, as `cmjax.parametrization.Discrete` has it.
     num_train_timesteps: int = 1000
     beta_start: float = 0.0001
     beta_end: float = 0.02
     beta_schedule: str = "linear"
     trained_betas: tuple[float, ...] | None = None
     prediction_type: str = "epsilon"
+
+    # The levels of a run.
     timestep_spacing: str = "linspace"
     steps_offset: int = 0
     rescale_betas_zero_snr: bool = False
@@ -74,12 +83,7 @@ class DiscreteSigmasScheduler(TableScheduler):
 
     solves_ode = True
     _domains = DISCRETE_DOMAINS
-    _file_options = {
-        "use_beta_sigmas": FileOption(
-            False,
-            hint="use_karras_sigmas, use_exponential_sigmas, or sigmas=[...] in set_timesteps",
-        )
-    }
+    _file_options = {"use_beta_sigmas": BETA_SIGMAS_OPTION}
 
     def __post_init__(self):
         super().__post_init__()
@@ -88,7 +92,7 @@ class DiscreteSigmasScheduler(TableScheduler):
 
     @property
     def parametrization(self) -> DiscreteExploding:
-        """The training times of the betas as noise levels."""
+        """The training times of the beta schedule as noise levels."""
         return DiscreteExploding(*network_options(self))
 
     @property
@@ -107,23 +111,31 @@ class DiscreteSigmasScheduler(TableScheduler):
         return combine((self._first_scale(state.sigma), noise))
 
     def _first_scale(self, sigma):
-        """Data and noise together with "leading" times, noise alone otherwise, as the reference."""
-        return (sigma**2 + 1) ** 0.5 if self.timestep_spacing == "leading" else sigma
+        """Standard deviation of the first sample: as in diffusers it depends on the spacing."""
+        # "leading" times start below the last training time, where data still count: data of
+        # variance 1 and noise together have sqrt(sigma^2 + 1).
+        if self.timestep_spacing == "leading":
+            return (sigma**2 + 1) ** 0.5
+        return sigma
 
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the noise levels of the solver's steps, and then 0."""
+        """Returns the noise levels of the solver's steps, ending at 0."""
         replaced = self.use_karras_sigmas or self.use_exponential_sigmas
         if name == "timesteps" and replaced:
             raise ValueError(
-                "timesteps have levels of their own: leave out use_karras_sigmas and "
+                "timesteps already determine the levels: leave out use_karras_sigmas and "
                 "use_exponential_sigmas, or give sigmas"
             )
+
+        # The levels f32[n] and the network's times there, each from the other.
         if name == "sigmas":
             sigmas = parse_levels(name, value, *self.sigma_range)
             times = self.parametrization.time(sigmas)
         else:
             times = self._times(name, value)
             _, sigmas = self.parametrization.path(times)
+
+        # Another grid between the same ends. Its levels lie between training times.
         if name == "num_inference_steps" and replaced:
             sigmas = respaced(
                 sigmas, karras=self.use_karras_sigmas, exponential=self.use_exponential_sigmas
@@ -133,8 +145,11 @@ class DiscreteSigmasScheduler(TableScheduler):
 
     def _times(self, name, value):
         """Training times, f32[n]; those of "linspace" are not rounded."""
+        # Explicit times, and spacings that give whole ones.
         if name != "num_inference_steps" or self.timestep_spacing != "linspace":
             return training_times(self, name, value)
+
+        # Fractional times, as in diffusers: this network is also called between training times.
         total = self.num_train_timesteps
         times = linspace_times(total, check_num_steps(value, total, "num_train_timesteps"))
         check_signal(self, times)

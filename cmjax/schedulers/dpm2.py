@@ -12,16 +12,17 @@ from cmjax.schedulers.table import Weights, alternate, interleave
 
 
 def middle_sigmas(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
-    """Returns the geometric mean of where each step starts and ends, f32[n].
+    """Returns the geometric mean of each step's first and last level, f32[n].
 
-    The last step has no middle: it goes to its end in one call (Lu et al. 2022, DPM-Solver-2 with
+    The last step has no middle: it reaches its end in one call (Lu et al. 2022, DPM-Solver-2 with
     r = 1/2; Karras et al. 2022, appendix D).
 
     Args:
-        raised: f32[n+1], where each step starts from.
-        sigmas: f32[n+1], where the steps before it ended.
+        raised: f32[n+1], the level where each step starts.
+        sigmas: f32[n+1], the level where the step before it ended.
     """
-    # Not of the last step, which may end at 0, where the root has no slope.
+    # sqrt(sigma sigma') is the middle in log sigma. The last step, which may end at 0, is left
+    # out: the gradient of sqrt(0) is infinite.
     return jnp.append(jnp.sqrt(raised[:-2] * sigmas[1:-1]), sigmas[-1:])
 
 
@@ -31,28 +32,31 @@ def midpoint_weights(
     """Returns the table of the midpoint method, whose last step is Euler's: 2n - 1 rows.
 
     Args:
-        raised: f32[n+1], where each step starts from.
-        sigmas: f32[n+1], where the steps before it ended.
+        raised: f32[n+1], the level where each step starts.
+        sigmas: f32[n+1], the level where the step before it ended.
         noise: f32[n], added after each step, or None.
     """
+    # Each step goes from `start` to `end`, f32[n] each.
     start = raised[:-1]
     end = sigmas[1:]
 
     # The first call goes to the middle by Euler's method.
     predict = Weights(x0=1.0, eps=middle_sigmas(raised, sigmas))
 
-    # The second goes back and all the way with the slope from there, x' = x + (end - start) d'.
+    # The second starts again from x, and takes the whole step with the slope of the middle:
+    # x' = x + (end - start) d', where d' = eps.
     correct = Weights(x0=0.0, eps=end - start, noise=noise, last_sample=1.0)
     return alternate(predict, correct, len(start))
 
 
 def midpoint_calls(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
-    """Returns the noise levels f32[2n] of the calls and the end: where steps start, and middles.
+    """Returns the noise levels of the calls (each step's start and middle) and of the end, f32[2n].
 
     Args:
-        raised: f32[n+1], where each step starts from.
-        sigmas: f32[n+1], where the steps before it ended.
+        raised: f32[n+1], the level where each step starts.
+        sigmas: f32[n+1], the level where the step before it ended.
     """
+    # start, middle, start, middle, ..., last start, end.
     return jnp.append(interleave(raised[:-1], middle_sigmas(raised, sigmas)), sigmas[-1:])
 
 
@@ -77,18 +81,19 @@ class EDMDPM2Scheduler(EDMScheduler):
         s_noise: factor on the added noise.
     """
 
+    # Karras et al. 2022, Algorithm 2.
     s_churn: float = 0.0
     s_tmin: float = 0.0
     s_tmax: float = 1e18
     s_noise: float = 1.0
 
     def calls(self, levels: Levels) -> Levels:
-        """Each step calls the network where it starts, and in its middle."""
+        """Returns where the network is called: at each step's start and middle."""
         raised = churn(self, levels.sigmas).raised
         return exploding_levels(self.parametrization, midpoint_calls(raised, levels.sigmas))
 
     def weights(self, levels: Levels) -> Weights:
-        """The midpoint method, and the noise that raises the next level."""
+        """Returns the table of the midpoint method, with the noise that raises the next level."""
         added: Churn = churn(self, levels.sigmas)
         return midpoint_weights(added.raised, levels.sigmas, added.noise)
 
@@ -115,17 +120,21 @@ class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
         use_exponential_sigmas: or equal steps of log sigma.
     """
 
+    # As diffusers' default for this solver.
     beta_start: float = 0.00085
     beta_end: float = 0.012
 
     def calls(self, levels: Levels) -> Levels:
-        """Each step calls the network where it starts, and in its middle."""
+        """Returns where the network is called: at each step's start and middle."""
         middle = middle_sigmas(levels.sigmas, levels.sigmas)
+
+        # The entry of the last step is the end, 0, where log sigma is not finite; `interleave`
+        # drops it.
         middle_times = self.parametrization.time(jnp.where(middle > 0, middle, 1))
         times = interleave(levels.times, middle_times)
         sigmas = midpoint_calls(levels.sigmas, levels.sigmas)
         return exploding_levels(self.parametrization, sigmas, times)
 
     def weights(self, levels: Levels) -> Weights:
-        """The midpoint method."""
+        """Returns the table of the midpoint method."""
         return midpoint_weights(levels.sigmas, levels.sigmas)

@@ -10,7 +10,7 @@ from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.table import Weights, root_of_difference
 
-_FEW_STEPS = 15  # below, the reference ends with lower orders
+_FEW_STEPS = 15  # runs of fewer steps end with a lower order, as in diffusers
 
 
 @jax.tree_util.register_static
@@ -18,8 +18,8 @@ _FEW_STEPS = 15  # below, the reference ends with lower orders
 class EDMDPMSolverMultistepScheduler(EDMScheduler):
     """DPM-Solver++ on EDM noise levels (Lu et al. 2022, Algorithm 2).
 
-    The second order comes from the x0 estimate of the step before. A last step to sigma = 0 is of
-    the first order always.
+    The second order comes from the x0 estimate of the step before. A last step to sigma = 0 always
+    is of first order.
 
     The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
 
@@ -44,9 +44,13 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
     """
 
     solver_order: int = 2
+
+    # Bounds of the x0 estimate.
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
+
+    # The form of the step, and which steps are of first order.
     algorithm_type: str = "dpmsolver++"
     solver_type: str = "midpoint"
     lower_order_final: bool = True
@@ -67,15 +71,19 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
         return dynamic_threshold(denoised, self.dynamic_thresholding_ratio, self.sample_max_value)
 
     def weights(self, levels: Levels) -> Weights:
-        """`x' = a x + (1 - a) (x0 + c (x0 - x0_before)) + up z`, with `h = log(sigma / sigma')`.
+        """Returns the table of DPM-Solver++, with `h = log(sigma / sigma')`.
 
-        The ODE has a = exp(-h) = sigma' / sigma; the SDE has a = exp(-2h) and
-        `up = sigma' sqrt(1 - a)`, but for the last step, which adds no noise.
+        `x' = a x + (1 - a) (x0 + c (x0 - x0_before)) + up z`. The ODE has a = exp(-h) =
+        sigma' / sigma and no noise. The SDE has a = exp(-2h) and `up = sigma' sqrt(1 - a)`, except
+        in the last step, which is the ODE's.
         """
+        # Each step goes from sigma to sigma', f32[n] each.
         high = levels.sigmas[:-1]
         low = levels.sigmas[1:]
         n = len(high)
         index = jnp.arange(n)
+
+        # exp(-h), and h itself; 0 stands for infinity where the step ends at sigma' = 0.
         ratio = low / high
         h = -jnp.log(jnp.where(ratio > 0, ratio, 1))
 
@@ -86,18 +94,21 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
         up = jnp.where(adds_noise, ratio * root_of_difference(high, low), 0)
         exponent = jnp.where(adds_noise, 2 * h, h)
 
-        # (1 - a) c r, where r = h_before / h is the ratio of this step to the one before.
+        # (1 - a) c r, where r = h_before / h is the ratio of the step before to this one. The two
+        # forms differ by terms of third order in h.
         moving = h > 0
         if self.solver_type == "midpoint":
             second = (1 - a) / 2
         else:
             second = 1 - (1 - a) / jnp.where(moving, exponent, 1)
 
-        # The first step has nothing to look back at; the last may be of the first order.
+        # The first step has no estimate before it; the last step may be of first order.
         last_is_first_order = self.euler_at_final or self.final_sigmas_type == "zero"
         last_is_first_order |= self.lower_order_final and n < _FEW_STEPS
         not_last = (index < n - 1) | (not last_is_first_order)
         second_order = (self.solver_order == 2) & (index > 0) & moving & not_last
+
+        # (1 - a) c = ((1 - a) c r) h / h_before: the weight that x0 gains and x0_before loses.
         before = jnp.append(jnp.ones(1, h.dtype), h[:-1])
         back = jnp.where(second_order, second * h / before, 0)
 

@@ -1,4 +1,4 @@
-"""What solvers on EDM noise levels share: levels, preconditioning, churn (Karras et al. 2022)."""
+"""Shared base of solvers on EDM noise levels: levels, scalings, churn (Karras et al. 2022)."""
 
 import dataclasses
 import math
@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 from cmjax.arrays import combine
 from cmjax.parametrization import EDM
+from cmjax.parametrization.edm import EDM_TIME_FACTOR
 from cmjax.schedulers.base import FileOption
 from cmjax.schedulers.consistency import check_sigma_order
 from cmjax.schedulers.levels import (
+    MOST_STEPS,
     Levels,
     check_num_steps,
     exploding_levels,
@@ -22,16 +24,14 @@ from cmjax.schedulers.levels import (
 )
 from cmjax.schedulers.table import TableScheduler, TableState, root_of_difference
 
-_MOST_STEPS = 1_000_000
-
 
 @dataclasses.dataclass(frozen=True)
 class EDMScheduler(TableScheduler):
     """A solver of the probability-flow ODE on samples `x0 + sigma z`; the network denoises.
 
     The network is told `log(sigma) / 4`. `set_timesteps` takes as `num_inference_steps` a number of
-    solver steps, on a grid from sigma_max to sigma_min; as `timesteps` what the network is told at
-    each; as `sigmas` any levels in [sigma_min, sigma_max].
+    solver steps, on a grid from sigma_max to sigma_min; as `timesteps` the network's times,
+    `log(sigma) / 4`; as `sigmas` any levels in [sigma_min, sigma_max].
 
     Attributes:
         sigma_min: lowest noise level at which the network is called.
@@ -46,6 +46,7 @@ class EDMScheduler(TableScheduler):
         ValueError: for values outside their domain, or `sigma_min >= sigma_max`.
     """
 
+    # The network, the levels of a run, and where it ends.
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
@@ -57,14 +58,14 @@ class EDMScheduler(TableScheduler):
     solves_ode = True
     _file_options = {"num_train_timesteps": FileOption(1000, numbers=(1, 1_000_000))}
     _domains = {
-        "sigma_min": (1e-18, 1e18),
+        "sigma_min": (1e-18, 1e18),  # float32 holds their squares
         "sigma_max": (1e-18, 1e18),
         "sigma_data": (1e-18, 1e18),
         "sigma_schedule": ("karras", "exponential"),
         "prediction_type": ("epsilon", "v_prediction"),
-        "rho": (0.1, 1000.0),
+        "rho": (0.1, 1000.0),  # float64 holds sigma ** (1 / rho)
         "final_sigmas_type": ("zero", "sigma_min"),
-        # Of the solvers with churn.
+        # Fields of the subclasses with churn.
         "s_churn": (0.0, 1e18),
         "s_tmin": (0.0, 1e18),
         "s_tmax": (0.0, 1e18),
@@ -77,7 +78,7 @@ class EDMScheduler(TableScheduler):
 
     @property
     def parametrization(self) -> EDM:
-        """EDM's."""
+        """EDM's parametrization, without a boundary: the network is a denoiser."""
         sign = 1 if self.prediction_type == "epsilon" else -1
         return EDM(self.sigma_data, sign=sign)
 
@@ -96,21 +97,23 @@ class EDMScheduler(TableScheduler):
         return combine((jnp.sqrt(jnp.square(state.sigma) + 1), noise))
 
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the noise levels of the solver's steps, and then of the end."""
+        """Returns the noise levels of the solver's steps, and of the end."""
+        # The levels where steps start, f32[n], descending.
         if name == "sigmas":
             sigmas = parse_levels(name, value, self.sigma_min, self.sigma_max)
         elif name == "timesteps":
             sigmas = self._sigmas_of_times(value)
         else:
-            sigmas = self._grid(check_num_steps(value, _MOST_STEPS, "the most"))
+            sigmas = self._grid(check_num_steps(value, MOST_STEPS))
+
         end = 0.0 if self.final_sigmas_type == "zero" else self.sigma_min
         return exploding_levels(self.parametrization, jnp.append(sigmas, jnp.float32(end)))
 
     def _sigmas_of_times(self, times: Any) -> jax.Array:
-        """Noise levels, f32[n], where the network is told `times`."""
-        # A little beyond the ends, whose own times are rounded.
-        low = 0.25 * math.log(self.sigma_min * (1 - 1e-5))
-        high = 0.25 * math.log(self.sigma_max * (1 + 1e-5))
+        """The noise levels at the network's times, f32[n]."""
+        # Valid up to a little beyond sigma_min and sigma_max: a caller's time of these is rounded.
+        low = EDM_TIME_FACTOR * math.log(self.sigma_min * (1 - 1e-5))
+        high = EDM_TIME_FACTOR * math.log(self.sigma_max * (1 + 1e-5))
         _, sigmas = self.parametrization.path(parse_levels("timesteps", times, low, high))
         return jnp.clip(sigmas, self.sigma_min, self.sigma_max)
 
@@ -137,12 +140,13 @@ class Churn(NamedTuple):
 
 
 def churn(scheduler: Any, sigmas: jax.Array) -> Churn:
-    """Raises noise levels by a scheduler's `s_churn`, `s_tmin`, `s_tmax` and `s_noise`.
+    """Returns the noise levels raised by `s_churn`, and the noise that raises the sample to them.
 
     Args:
-        scheduler: with these fields.
+        scheduler: with the fields `s_churn`, `s_tmin`, `s_tmax` and `s_noise`.
         sigmas: f32[N+1], noise levels of a run.
     """
+    # Without churn there is no column of noise, and none is drawn.
     if scheduler.s_churn == 0:
         return Churn(sigmas, None)
     levels = sigmas[:-1]
@@ -152,5 +156,6 @@ def churn(scheduler: Any, sigmas: jax.Array) -> Churn:
     inside = (scheduler.s_tmin <= levels) & (levels <= scheduler.s_tmax)
     raised = jnp.append(levels * (1 + jnp.where(inside, gamma, 0.0)), sigmas[-1:])
 
-    # sqrt(sigma_hat^2 - sigma^2) of fresh noise.
+    # sqrt(sigma_hat^2 - sigma^2) of fresh noise, added by the step that arrives at sigma. The first
+    # level needs none: sampling starts from noise of sigma_hat.
     return Churn(raised, scheduler.s_noise * root_of_difference(raised[1:], sigmas[1:]))

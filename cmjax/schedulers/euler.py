@@ -14,8 +14,8 @@ from cmjax.schedulers.table import Weights
 class EDMEulerScheduler(EDMScheduler):
     """Euler steps along the probability-flow ODE: `x' = x + (sigma' - sigma) (x - x0) / sigma`.
 
-    Algorithms 1 and 2 of Karras et al. 2022 without the correction. With `s_churn`, noise is added
-    before the network is called, as in the paper; diffusers calls the network first.
+    Algorithms 1 and 2 of Karras et al. 2022 without the second-order correction. With `s_churn`,
+    noise is added before the network is called, as in the paper; diffusers calls the network first.
 
     The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
 
@@ -33,15 +33,17 @@ class EDMEulerScheduler(EDMScheduler):
         s_noise: factor on the added noise.
     """
 
+    # Karras et al. 2022, Algorithm 2.
     s_churn: float = 0.0
     s_tmin: float = 0.0
     s_tmax: float = 1e18
     s_noise: float = 1.0
 
     def calls(self, levels: Levels) -> Levels:
-        """The network is called at the raised levels."""
+        """Returns where the network is called: at the raised levels."""
         return exploding_levels(self.parametrization, churn(self, levels.sigmas).raised)
 
     def weights(self, levels: Levels) -> Weights:
-        """`x' = x0 + sigma' eps`, and the noise that raises the next level."""
+        """Returns the table of `x' = x0 + sigma' eps`, with the noise of the next level's churn."""
+        # With eps = (x - x0) / sigma this is x + (sigma' - sigma) (x - x0) / sigma.
         return Weights(x0=1.0, eps=levels.sigmas[1:], noise=churn(self, levels.sigmas).noise)

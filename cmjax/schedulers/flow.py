@@ -1,4 +1,4 @@
-"""What samplers of flow-matching models share: straight paths, and levels shifted towards noise."""
+"""Shared base of samplers for flow-matching models: straight paths, shifted noise levels."""
 
 import dataclasses
 from typing import Any
@@ -10,15 +10,17 @@ from cmjax.parametrization import FlowMatching
 from cmjax.schedulers.levels import Levels, append_zero, check_num_steps, parse_levels, ramp
 from cmjax.schedulers.table import TableScheduler
 
-_SIGMA_RANGE = (1e-6, 1e6)  # of sigma / (1 - sigma); at sigma = 1 it would be infinite
+# The range of sigma / (1 - sigma), which would be infinite at sigma = 1.
+_SIGMA_RANGE = (1e-6, 1e6)
 
 
 def shifted(sigmas: Any, shift: float) -> Any:
-    """Returns flow times moved towards noise, `s t / (1 + (s - 1) t)`.
+    """Returns noise levels t moved towards noise, `s t / (1 + (s - 1) t)`.
 
     Equation 23 of Esser et al. 2024.
     """
-    return sigmas / (sigmas + (1 - sigmas) / shift)  # 1 stays 1 exactly, not above it
+    # Written so that 1 stays exactly 1; rounding could lift it above, where alpha is negative.
+    return sigmas / (sigmas + (1 - sigmas) / shift)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,9 @@ class FlowScheduler(TableScheduler):
     shift; as `sigmas` the levels before the shift, in (0, 1]. Sampling ends at 0.
 
     Attributes:
-        num_train_timesteps: number N.
-        shift: of the levels towards noise (Esser et al. 2024, equation 23); 1 is none.
+        num_train_timesteps: number N, the scale of the network's time.
+        shift: how far the levels are moved towards noise (Esser et al. 2024, equation 23); 1 is not
+            at all.
     """
 
     num_train_timesteps: int = 1000
@@ -41,7 +44,7 @@ class FlowScheduler(TableScheduler):
 
     @property
     def parametrization(self) -> FlowMatching:
-        """The straight path."""
+        """The straight path, with the network's time `N sigma`."""
         return FlowMatching(self.num_train_timesteps)
 
     @property
@@ -55,7 +58,7 @@ class FlowScheduler(TableScheduler):
         return 1.0
 
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the shifted levels, and then 0."""
+        """Returns the shifted levels, ending at 0."""
         unshifted = self.unshifted_sigmas(name, value)
         return self.levels_of(shifted(unshifted, self.shift))
 
@@ -65,19 +68,23 @@ class FlowScheduler(TableScheduler):
         Args:
             name: which argument of `set_timesteps` was given.
             value: its value.
-            lowest: the last of n spaced levels, which begin at 1; None for 1/n.
+            lowest: the last of n equally spaced levels, which begin at 1; None for 1/n.
 
         Raises:
             ValueError: for an invalid value.
         """
         if name == "num_inference_steps":
             n = check_num_steps(value, self.num_train_timesteps, "num_train_timesteps")
+
+            # 1, 1 - 1/n, ..., 1/n by default: n steps of equal length down to 0.
             lowest = 1 / n if lowest is None else lowest
             return jnp.asarray(1 - (1 - lowest) * ramp(n), jnp.float32)
+
+        # A network call at level 0 would divide by sigma = 0; only the end of a run may be 0.
         scale = 1 if name == "sigmas" else self.num_train_timesteps
         return parse_levels(name, value, 1e-6 * scale, scale) / scale
 
     def levels_of(self, sigmas: jax.Array) -> Levels:
-        """Returns the levels of a run over the noise levels f32[N], and then 0."""
+        """Returns the levels of a run over the noise levels f32[N], ending at 0."""
         ending = append_zero(sigmas)
         return Levels(sigmas * self.num_train_timesteps, 1 - ending, ending)

@@ -1,4 +1,4 @@
-"""Flow maps: networks told where to go as well (Boffi et al. 2024; Geng et al. 2025, mean flow)."""
+"""Flow maps: networks of a start and an end time (Boffi et al. 2024; Geng et al. 2025)."""
 
 import dataclasses
 
@@ -14,25 +14,27 @@ from cmjax.schedulers.table import TableState, Weights
 class FlowMapEulerDiscreteScheduler(FlowScheduler):
     """Sampler of networks u(x, t, r), the mean velocity from t to r: `x' = x - (t - r) u`.
 
-    One step goes all the way. `denoised` is `x - t u`, the end of the straight line.
+    A single step suffices. `denoised` is `x - t u`, where the straight line along u reaches t = 0.
 
     The network is told two times, t and the next one r, each times N. `set_timesteps` takes as
-    `num_inference_steps` a number n of steps, from levels 1, 1 - 1/n, ... 1/n before they are
+    `num_inference_steps` a number n of steps, from the levels 1, 1 - 1/n, ..., 1/n before they are
     shifted; as `timesteps` N times the levels before the shift; as `sigmas` the levels before the
     shift, in (0, 1].
 
     Attributes:
-        num_train_timesteps: number N.
-        shift: of the levels towards noise (Esser et al. 2024, equation 23); 1 is none.
+        num_train_timesteps: number N, the scale of the network's times.
+        shift: how far the levels are moved towards noise (Esser et al. 2024, equation 23); 1 is not
+            at all.
     """
 
     num_times = 2
 
     def weights(self, levels: Levels) -> Weights:
-        """`x' = (1 - r) x0 + r eps`, which is `x - (t - r) u`."""
+        """Returns the table of `x' = (1 - r) x0 + r eps`, which is `x - (t - r) u`."""
+        # x0 = x - t u and eps = x + (1 - t) u, so the weighted sum is x + (r - t) u.
         return Weights(x0=levels.alphas[1:], eps=levels.sigmas[1:])
 
     def time_inputs(self, state: TableState) -> tuple[jax.Array, ...]:
-        """Returns the times t and r that the network is told, f32[] each."""
+        """Returns the network's times t and r, f32[] each."""
         total = self.num_train_timesteps
         return total * state.sigma, total * state.next_sigma

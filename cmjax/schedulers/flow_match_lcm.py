@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cmjax.configs import is_finite
 from cmjax.schedulers.base import FileOption
-from cmjax.schedulers.discrete_sigmas import check_one_grid
+from cmjax.schedulers.discrete_sigmas import BETA_SIGMAS_OPTION, check_one_grid
 from cmjax.schedulers.flow import FlowScheduler, shifted
 from cmjax.schedulers.levels import Levels, respaced
 from cmjax.schedulers.table import Weights
@@ -24,12 +24,13 @@ class FlowMatchLCMScheduler(FlowScheduler):
     The network is told `N sigma`. `set_timesteps` takes as `num_inference_steps` a number of
     levels, equally spaced before they are shifted; as `timesteps` N times the levels before the
     shift; as `sigmas` the levels before the shift, in (0, 1]. With explicit timesteps diffusers
-    shifts the levels but not what the network is told; here both.
+    shifts the levels but not the network's times; here both are shifted.
 
     Attributes:
-        num_train_timesteps: number N.
-        shift: of the levels towards noise (Esser et al. 2024, equation 23); 1 is none.
-        shift_terminal: stretch the shifted levels so that the lowest is this; None not to.
+        num_train_timesteps: number N, the scale of the network's time.
+        shift: how far the levels are moved towards noise (Esser et al. 2024, equation 23); 1 is not
+            at all.
+        shift_terminal: stretch the shifted levels so that this is the lowest; None leaves them.
         use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the
             same ends.
         use_exponential_sigmas: or by equal steps of log sigma.
@@ -43,20 +44,19 @@ class FlowMatchLCMScheduler(FlowScheduler):
     use_exponential_sigmas: bool = False
 
     _file_options = {
+        # Dynamic shifting: a shift that depends on the size of the image.
         "base_shift": FileOption(0.5, numbers=(-1e6, 1e6)),
         "max_shift": FileOption(1.15, numbers=(-1e6, 1e6)),
         "base_image_seq_len": FileOption(256, numbers=(1, 2**31 - 1)),
         "max_image_seq_len": FileOption(4096, numbers=(1, 2**31 - 1)),
         "time_shift_type": FileOption("exponential", values=("linear",)),
+        # Images that grow between steps, and other kinds of levels.
         "upscale_mode": FileOption("bicubic", values=_UPSCALE_MODES),
         "use_dynamic_shifting": FileOption(False, hint="set shift=exp(mu), which is the same"),
         "invert_sigmas": FileOption(
-            False, hint="it is for other models, which are told how much signal there is"
+            False, hint="it is for models whose time grows with the signal, not with the noise"
         ),
-        "use_beta_sigmas": FileOption(
-            False,
-            hint="use_karras_sigmas, use_exponential_sigmas, or sigmas=[...] in set_timesteps",
-        ),
+        "use_beta_sigmas": BETA_SIGMAS_OPTION,
         "scale_factors": FileOption(
             None, hint="the samples of a run have one size; call sample() per size, with init="
         ),
@@ -72,8 +72,9 @@ class FlowMatchLCMScheduler(FlowScheduler):
             )
 
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the shifted levels, and then 0."""
-        # The lowest level of spaced ones is shifted twice, as in the reference.
+        """Returns the shifted levels, ending at 0."""
+        # The lowest of equally spaced levels is shifted twice, as in diffusers: once here, and once
+        # with all the others.
         lowest = shifted(1 / self.num_train_timesteps, self.shift)
         sigmas = shifted(self.unshifted_sigmas(name, value, lowest), self.shift)
         if self.shift_terminal is not None:
@@ -84,7 +85,7 @@ class FlowMatchLCMScheduler(FlowScheduler):
         return self.levels_of(sigmas)
 
     def weights(self, levels: Levels) -> Weights:
-        """`x' = (1 - sigma') x0 + sigma' z`."""
+        """Returns the table of `x' = (1 - sigma') x0 + sigma' z`."""
         return Weights(x0=levels.alphas[1:], eps=0.0, noise=levels.sigmas[1:])
 
 

@@ -12,12 +12,13 @@ from cmjax.schedulers.table import Weights, alternate, interleave
 
 
 def heun_calls(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
-    """Returns the noise levels f32[2n] of the calls and the end: where steps start, and arrive.
+    """Returns the noise levels of the calls (each step's start and end) and of the end, f32[2n].
 
     Args:
-        raised: f32[n+1], where each step starts from.
-        sigmas: f32[n+1], where the steps before it ended.
+        raised: f32[n+1], the level where each step starts.
+        sigmas: f32[n+1], the level where the step before it ended.
     """
+    # start, end, start, end, ..., last start, last end.
     return jnp.append(interleave(raised[:-1], sigmas[1:]), sigmas[-1:])
 
 
@@ -25,10 +26,11 @@ def heun_weights(raised: jax.Array, sigmas: jax.Array, noise: jax.Array | None =
     """Returns the table of Heun's method, whose last step is Euler's: 2n - 1 rows.
 
     Args:
-        raised: f32[n+1], where each step starts from.
-        sigmas: f32[n+1], where the steps before it ended.
+        raised: f32[n+1], the level where each step starts.
+        sigmas: f32[n+1], the level where the step before it ended.
         noise: f32[n], added after each step, or None.
     """
+    # Each step goes from `start` to `end`, f32[n] each.
     start = raised[:-1]
     end = sigmas[1:]
     half = (end - start) / 2
@@ -36,8 +38,8 @@ def heun_weights(raised: jax.Array, sigmas: jax.Array, noise: jax.Array | None =
     # The first call goes from `start` to `end` by Euler's method.
     predict = Weights(x0=1.0, eps=end)
 
-    # The second goes back and again with the mean of both slopes, x' = x + half (d + d'), where
-    # d = (x - x0) / start is that of the call before, and d' is eps.
+    # The second starts again from x, with the mean of both slopes: x' = x + half (d + d').
+    # d = (x - x0) / start is the slope of the call before, with its sample and x0; d' is eps.
     correct = Weights(
         x0=0.0,
         eps=half,
@@ -69,18 +71,19 @@ class EDMHeunScheduler(EDMScheduler):
         s_noise: factor on the added noise.
     """
 
+    # Karras et al. 2022, Algorithm 2.
     s_churn: float = 0.0
     s_tmin: float = 0.0
     s_tmax: float = 1e18
     s_noise: float = 1.0
 
     def calls(self, levels: Levels) -> Levels:
-        """Each step calls the network where it starts, and where it arrives."""
+        """Returns where the network is called: at each step's start and end."""
         raised = churn(self, levels.sigmas).raised
         return exploding_levels(self.parametrization, heun_calls(raised, levels.sigmas))
 
     def weights(self, levels: Levels) -> Weights:
-        """Heun's method, and the noise that raises the next level."""
+        """Returns the table of Heun's method, with the noise that raises the next level."""
         added: Churn = churn(self, levels.sigmas)
         return heun_weights(added.raised, levels.sigmas, added.noise)
 
@@ -109,8 +112,11 @@ class HeunDiscreteScheduler(DiscreteSigmasScheduler):
         clip_sample_range: to plus or minus this.
     """
 
+    # As diffusers' default for this solver.
     beta_start: float = 0.00085
     beta_end: float = 0.012
+
+    # Bounds of the x0 estimate.
     clip_sample: bool = False
     clip_sample_range: float = 1.0
 
@@ -118,16 +124,19 @@ class HeunDiscreteScheduler(DiscreteSigmasScheduler):
 
     def bound(self, denoised: jax.Array) -> jax.Array:
         """Returns the x0 estimate, clipped if so configured."""
-        limit = self.clip_sample_range
-        return jnp.clip(denoised, -limit, limit) if self.clip_sample else denoised
+        if not self.clip_sample:
+            return denoised
+        return jnp.clip(denoised, -self.clip_sample_range, self.clip_sample_range)
 
     def calls(self, levels: Levels) -> Levels:
-        """Each step calls the network where it starts, and where it arrives."""
-        arrivals = jnp.append(levels.times[1:], levels.times[-1:])  # the last step arrives once
+        """Returns where the network is called: at each step's start and end."""
+        # There is no call at the end of the last step: its entry here only fills the shape, and
+        # `interleave` drops it.
+        arrivals = jnp.append(levels.times[1:], levels.times[-1:])
         times = interleave(levels.times, arrivals)
         sigmas = heun_calls(levels.sigmas, levels.sigmas)
         return exploding_levels(self.parametrization, sigmas, times)
 
     def weights(self, levels: Levels) -> Weights:
-        """Heun's method."""
+        """Returns the table of Heun's method."""
         return heun_weights(levels.sigmas, levels.sigmas)

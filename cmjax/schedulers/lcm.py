@@ -16,6 +16,8 @@ from cmjax.schedulers.levels import Levels, append_zero, check_num_steps
 from cmjax.schedulers.table import TableState, Weights
 
 _SIGMA_DATA = 0.5  # of the boundary condition; fixed in the paper's code
+
+# Shared with TCD, whose models are distilled on the same grid of times.
 DISTILLED_DOMAINS = {**BOUND_DOMAINS, "original_inference_steps": (1, 1_000_000)}
 DISTILLED_FILE_OPTIONS = {
     "timestep_spacing": FileOption("leading", values=SPACINGS),
@@ -29,12 +31,12 @@ DISTILLED_FILE_OPTIONS = {
 class LCMScheduler(DiscreteScheduler):
     """Sampler of latent consistency models (Luo et al. 2023, Algorithm 3).
 
-    `x' = alpha' f(x, t) + sigma' z`, where `f = c_skip(t) x + c_out(t) x0` keeps the boundary
-    condition. Sampling ends at f(x, t).
+    `x' = alpha' f(x, t) + sigma' z`, where `f = c_skip(t) x + c_out(t) x0` satisfies the boundary
+    condition f(x, 0) = x. Sampling ends at f(x, t).
 
     The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
     number of times from the grid of `original_inference_steps`, or as `timesteps` whole training
-    times; its own `strength` starts lower on that grid.
+    times; its additional argument `strength` starts lower on that grid.
 
     Attributes:
         num_train_timesteps: number N of training times.
@@ -56,17 +58,23 @@ class LCMScheduler(DiscreteScheduler):
         timestep_scaling: factor on t in the boundary condition.
     """
 
+    # The betas of Stable Diffusion.
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
+
+    # Bounds of the x0 estimate.
     clip_sample: bool = False
     clip_sample_range: float = 1.0
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
+
+    # The times of a run, and the boundary condition.
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
 
+    # That grid replaces diffusers' options for spaced times.
     _domains = {**DISTILLED_DOMAINS, "timestep_scaling": (1e-6, 1e6)}
     _file_options = DISTILLED_FILE_OPTIONS
 
@@ -82,18 +90,19 @@ class LCMScheduler(DiscreteScheduler):
         sigmas: Any = None,
         strength: float = 1.0,
     ) -> TableState:
-        """Returns the state at the start of a run, as `TableScheduler.set_timesteps`.
+        """Returns the state at the start of a run; give exactly one of the first three arguments.
 
         Args:
             num_inference_steps: number of times from the grid of `original_inference_steps`.
             timesteps: or training times, in strictly descending order.
             sigmas: not supported.
-            strength: with `num_inference_steps`, start at this share of the grid, from a noised
-                image: `add_noise(state, image, noise)`.
+            strength: with `num_inference_steps`, start at this share of the grid, in (0, 1], from
+                an image with noise: `add_noise(state, image, noise)`.
 
         Raises:
             ValueError: if not exactly one is given, or for values that break these rules.
         """
+        # A lower start amounts to explicit times: those of the lower part of the grid.
         if strength != 1:
             given = {"timesteps": timesteps, "sigmas": sigmas}
             timesteps = starting_lower(self, num_inference_steps, strength, **given)
@@ -101,13 +110,13 @@ class LCMScheduler(DiscreteScheduler):
         return super().set_timesteps(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
 
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the levels of training times, and then 0."""
+        """Returns the levels of the training times, ending at alpha = 1 and sigma = 0."""
         times = distilled_times(self, name, value)
         alphas, sigmas = self.parametrization.path(times)
         return Levels(times, jnp.append(alphas, jnp.ones(1, alphas.dtype)), append_zero(sigmas))
 
     def weights(self, levels: Levels) -> Weights:
-        """`x' = alpha' f(x, t) + sigma' z`."""
+        """Returns the table of `x' = alpha' f(x, t) + sigma' z`."""
         return Weights(x0=levels.alphas[1:], eps=0.0, noise=levels.sigmas[1:])
 
     def bound(self, denoised: jax.Array) -> jax.Array:
@@ -115,7 +124,8 @@ class LCMScheduler(DiscreteScheduler):
         return bounded(self, denoised)
 
     def denoise(self, state: TableState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
-        """Returns f(x, t), `[B, ...]`: the bounded x0 estimate under the boundary condition."""
+        """Returns f(x, t), `[B, ...]`: the bounded x0 estimate with the boundary condition."""
+        # On top of the network's own scalings: x0 first, as the prediction type says, then f.
         time = state.timesteps[state.step_index]
         c_skip, c_out = self.get_scalings_for_boundary_condition(time)
         denoised = super().denoise(state, model_output, sample)
@@ -124,7 +134,8 @@ class LCMScheduler(DiscreteScheduler):
     def get_scalings_for_boundary_condition(
         self, timestep: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns (c_skip, c_out) with f(x, 0) = x, of the shape of `timestep` (section 4.1)."""
+        """Returns (c_skip, c_out) with f(x, 0) = x, in the shape of `timestep` (section 4.1)."""
+        # EDM's scalings with the scaled time for sigma.
         t = timestep * self.timestep_scaling
         total = jnp.square(t) + _SIGMA_DATA**2
         return _SIGMA_DATA**2 / total, t / jnp.sqrt(total)
@@ -140,7 +151,7 @@ def check_original_steps(scheduler: Any) -> None:
 
 
 def distilled_times(scheduler: Any, name: str, value: Any) -> jax.Array:
-    """Returns f32[N] training times: some of the distilled ones, or those written down.
+    """Returns training times, f32[N], descending: some of the distilled grid, or explicit ones.
 
     Args:
         scheduler: with `num_train_timesteps` and `original_inference_steps`.
@@ -158,12 +169,12 @@ def distilled_times(scheduler: Any, name: str, value: Any) -> jax.Array:
 def starting_lower(
     scheduler: Any, num_inference_steps: int | None, strength: float, **others: Any
 ) -> np.ndarray:
-    """Returns i64[N] times of the distilled grid, the noisiest at `strength` of the way.
+    """Returns times of the lower part of the distilled grid, i64[N], descending.
 
     Args:
         scheduler: with `num_train_timesteps` and `original_inference_steps`.
         num_inference_steps: number N of steps.
-        strength: in (0, 1].
+        strength: share of the grid that the times are taken from, in (0, 1].
         **others: the other arguments of `set_timesteps`, which strength excludes.
 
     Raises:
@@ -180,7 +191,10 @@ def starting_lower(
 
 def _from_grid(scheduler, n, strength):
     """The reference's choice of n times from the grid, i64[n], descending."""
+    # Every stride-th training time, descending; with strength below 1 only the lower part.
     stride = scheduler.num_train_timesteps // scheduler.original_inference_steps
     grid = np.arange(int(scheduler.original_inference_steps * strength), 0, -1) * stride - 1
     n = check_num_steps(n, len(grid), "original_inference_steps * strength")
+
+    # n of them, equally spaced from the noisiest on; rounded down to an index.
     return grid[np.floor(np.linspace(0, len(grid), n, endpoint=False)).astype(int)]

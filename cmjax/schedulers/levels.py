@@ -1,4 +1,4 @@
-"""Noise levels: the grids that samplers share, and the levels that callers write down."""
+"""Noise levels: the grids that samplers share, and explicit levels given by callers."""
 
 from typing import Any, NamedTuple
 
@@ -10,16 +10,20 @@ from cmjax.arrays import concrete
 from cmjax.configs import is_int
 from cmjax.parametrization import Parametrization
 
+# The largest `num_inference_steps` where no training grid limits it.
+MOST_STEPS = 1_000_000
+
 
 class Levels(NamedTuple):
     """The noise levels of a run, `x = alpha x0 + sigma z`.
 
     Attributes:
-        times: f32[N], what the network is told at each level but the last.
+        times: f32[N], the network's time at each level but the last.
         alphas: f32[N+1], signal levels; the last is where sampling ends.
         sigmas: f32[N+1], noise levels, likewise.
     """
 
+    # One entry fewer than the others: the network is not called where sampling ends.
     times: jax.Array
     alphas: jax.Array
     sigmas: jax.Array
@@ -28,14 +32,16 @@ class Levels(NamedTuple):
 def exploding_levels(
     parametrization: Parametrization, sigmas: jax.Array, times: jax.Array | None = None
 ) -> Levels:
-    """Returns levels with alpha = 1.
+    """Returns the levels of samples `x0 + sigma z`, with alpha = 1.
 
     Args:
-        parametrization: of the network, which says what it is told.
-        sigmas: f32[N+1].
-        times: f32[N], what the network is told; None to ask the parametrization.
+        parametrization: of the network.
+        sigmas: f32[N+1], noise levels.
+        times: f32[N], the network's times; None for those that the parametrization gives.
     """
-    times = parametrization.time(sigmas[:-1]) if times is None else times
+    # Given times are kept exactly: converting them to sigmas and back would round them.
+    if times is None:
+        times = parametrization.time(sigmas[:-1])
     return Levels(times, jnp.ones_like(sigmas), sigmas)
 
 
@@ -44,6 +50,7 @@ def karras_sigmas(ramp: Any, sigma_min: Any, sigma_max: Any, rho: float) -> Any:
 
     Equation 5 of Karras et al. 2022.
     """
+    # Equally spaced in sigma ** (1 / rho): the larger rho, the more levels are near sigma_min.
     low = sigma_min ** (1 / rho)
     high = sigma_max ** (1 / rho)
     return (high + ramp * (low - high)) ** rho
@@ -55,12 +62,12 @@ def exponential_sigmas(ramp: Any, sigma_min: Any, sigma_max: Any) -> Any:
 
 
 def respaced(sigmas: jax.Array, *, karras: bool, exponential: bool, rho: float = 7.0) -> jax.Array:
-    """Returns as many noise levels with the same ends, f32[N], on another grid if one is asked for.
+    """Returns as many noise levels with the same ends, f32[N], on another grid.
 
     Args:
         sigmas: f32[N], descending.
-        karras: equation 5 of Karras et al. 2022.
-        exponential: equal steps of log sigma.
+        karras: whether to take the grid of Karras et al. 2022, equation 5.
+        exponential: whether to take equal steps of log sigma; with neither, `sigmas` are returned.
         rho: curvature of the Karras grid.
     """
     steps = jnp.asarray(ramp(len(sigmas)), jnp.float32)
@@ -72,12 +79,13 @@ def respaced(sigmas: jax.Array, *, karras: bool, exponential: bool, rho: float =
 
 
 def ramp(n: int) -> np.ndarray:
-    """Returns n equally spaced numbers from 0 to 1, f64[n]; the single one of n = 1 is 0."""
+    """Returns n equally spaced numbers from 0 to 1, f64[n]; only 0 for n = 1."""
     return np.linspace(0, 1, n)
 
 
 def append_zero(sigmas: jax.Array) -> jax.Array:
-    """Returns the levels with a final 0, where sampling ends without noise."""
+    """Returns the levels (or times) `[N]` with a final 0, where sampling ends, `[N+1]`."""
+    # A typed 0, since a Python float would become float64 where x64 is enabled.
     return jnp.append(sigmas, jnp.zeros(1, sigmas.dtype))
 
 
@@ -85,8 +93,9 @@ def exactly_one(**given: Any) -> tuple[str, Any]:
     """Returns the name and value of the only argument that is not None.
 
     Raises:
-        ValueError: if it is not the only one, or there is none.
+        ValueError: if none or more than one is given.
     """
+    # 0 and empty lists are given, too, and their own checks say what is wrong with them.
     named = {name: value for name, value in given.items() if value is not None}
     if len(named) != 1:
         *most, last = given
@@ -95,21 +104,22 @@ def exactly_one(**given: Any) -> tuple[str, Any]:
     return next(iter(named.items()))
 
 
-def check_num_steps(n: Any, most: int, limit: str, hint: str = "") -> int:
+def check_num_steps(n: Any, most: int, limit: str = "", hint: str = "") -> int:
     """Returns `n` if it is an integer from 1 to `most`.
 
     Args:
         n: the value of `num_inference_steps`.
-        most: the largest that is allowed.
-        limit: what that is called in the error.
+        most: the largest value that is allowed.
+        limit: the option that sets this limit, for the error; "" if none does.
         hint: ends the error.
 
     Raises:
         ValueError: otherwise.
     """
     if not is_int(n, 1) or n > most:
+        largest = f"{limit}={most}" if limit else f"{most}"
         raise ValueError(
-            f"num_inference_steps must be an integer from 1 to {limit}={most}, got {n!r}{hint}"
+            f"num_inference_steps must be an integer from 1 to {largest}, got {n!r}{hint}"
         )
     return int(n)
 
@@ -117,19 +127,20 @@ def check_num_steps(n: Any, most: int, limit: str, hint: str = "") -> int:
 def parse_levels(
     name: str, values: Any, low: float, high: float, *, integers: bool = False, hint: str = ""
 ) -> jax.Array:
-    """Returns levels that a caller wrote down, f32[N]; traced values are taken on trust.
+    """Returns explicit levels as an array, f32[N]; traced values are not checked.
 
     Args:
-        name: of the argument.
+        name: of the argument, for errors.
         values: the levels.
-        low: the lowest that is allowed.
-        high: the highest.
-        integers: whether the levels are indices.
-        hint: ends the error of a wrong type.
+        low: the lowest value that is allowed.
+        high: the highest value that is allowed.
+        integers: whether the levels must be integers, such as indices.
+        hint: ends the error for a wrong type.
 
     Raises:
         ValueError: unless they are a list of numbers in [low, high], in strictly descending order.
     """
+    # Shape and dtype are known of traced arrays, too.
     array = values if hasattr(values, "dtype") else np.asarray(values)
     is_number = jnp.issubdtype(array.dtype, jnp.integer)
     if not integers:
@@ -137,6 +148,8 @@ def parse_levels(
     if np.ndim(array) != 1 or not is_number:
         kind = "integers" if integers else "numbers"
         raise ValueError(f"{name} must be a list of {kind}, got {values!r}{hint}")
+
+    # The values are known outside of jit only.
     known = concrete(array)
     if known is not None:
         _check_descending(name, known, low, high)
@@ -144,11 +157,16 @@ def parse_levels(
 
 
 def _check_descending(name: str, values: np.ndarray, low: float, high: float) -> None:
-    """Compares as float32, as the bounds may be: 0.1 is a valid level where sigma_max is 0.1."""
+    """Raises ValueError unless values lie in [low, high] and strictly descend.
+
+    They are compared as float32, since float32's 0.1 must be valid where sigma_max is 0.1.
+    """
     with np.errstate(over="ignore"):  # infinite, and so beyond any bound
         rounded = np.float32(values)
     inside = (np.float32(low) <= rounded) & (rounded <= np.float32(high))
     if rounded.size == 0 or not np.all(inside):  # NaN is not inside
         raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {values.tolist()}")
+
+    # Two levels that are equal in float32 would be a step from a level to itself.
     if np.any(np.diff(rounded) >= 0):
         raise ValueError(f"{name} must be strictly descending, got {values.tolist()}")

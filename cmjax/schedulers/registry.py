@@ -1,4 +1,4 @@
-"""The samplers by name. A new one is a file, an import and a line in `SCHEDULERS` here."""
+"""The schedulers by name. To add one, write its file and list it in `SCHEDULERS` here."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.tcd import TCDScheduler
 
+# By the name of the class, which config files hold as `_class_name`.
 SCHEDULERS: dict[str, type[Scheduler]] = {
     scheduler.__name__: scheduler
     for scheduler in (
@@ -46,7 +47,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
 
 
 def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
-    """Builds any registered scheduler from a config dict.
+    """Builds a registered scheduler from a config dict.
 
     Args:
         config: `scheduler.to_config()`, or the content of a diffusers `scheduler_config.json`.
@@ -62,20 +63,24 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
 
 
 def scheduler_like(reference: Scheduler, name: str, **options: Any) -> Scheduler:
-    """Builds the scheduler of that name with the noise levels and the data's scale of another.
+    """Builds a scheduler with the noise levels and the data's scale of another scheduler.
 
     Args:
-        reference: whose sigma_min, sigma_max, sigma_data and rho are taken, as far as both have
-            them; all its options if it is of that name itself.
-        name: of the new one, one of `SCHEDULERS`.
-        **options: of the new one, over these.
+        reference: the scheduler whose sigma_min, sigma_max, sigma_data and rho are copied, as far
+            as both have them; all its options are if it is of the same class.
+        name: of the new scheduler, one of `SCHEDULERS`.
+        **options: of the new scheduler; they override those copied.
 
     Raises:
         ValueError: if the name or an option is unknown, or a value is out of its domain.
     """
     known = reference.to_config()
+
+    # Other options, such as s_noise or timestep_spacing, are choices for one sampler only.
     if name in SCHEDULERS and name != known["_class_name"]:
         fields = {field.name for field in dataclasses.fields(cast(Any, SCHEDULERS[name]))}
         shared = fields & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
         known = {option: known[option] for option in shared}
+
+    # This also reports an unknown name.
     return scheduler_from_config({**known, **options, "_class_name": name})

@@ -10,12 +10,14 @@ import numpy as np
 
 from cmjax.parametrization import TrigFlow
 from cmjax.schedulers.base import FileOption
-from cmjax.schedulers.levels import Levels, check_num_steps, parse_levels
+from cmjax.schedulers.levels import MOST_STEPS, Levels, append_zero, check_num_steps, parse_levels
 from cmjax.schedulers.table import TableScheduler, Weights
 
-MAX_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))  # float32's is above pi/2
-_MIDDLE_ANGLE = 1.3  # of two steps; tuned in the paper, and the reference's default
-_MOST_STEPS = 1_000_000
+# The largest float32 below pi/2: float32's pi/2 is above it, and has a negative cosine.
+MAX_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))
+
+# The second angle of two steps; tuned in the paper, and diffusers' default.
+_MIDDLE_ANGLE = 1.3
 
 
 @jax.tree_util.register_static
@@ -24,13 +26,13 @@ class SCMScheduler(TableScheduler):
     """Multistep sampling with angles for noise levels: `x = cos(t) x0 + sin(t) sigma_data z`.
 
     The network sees `x / sigma_data`, and `x0 = cos(t) x - sin(t) sigma_data F` (section 3). EDM's
-    noise level is `sigma_data tan(t)`. Samples have the scale of the data, where in diffusers the
-    caller divides by sigma_data.
+    noise level is `sigma_data tan(t)`. Samples have the scale of the data; in diffusers the caller
+    divides them by sigma_data.
 
     The network is told the angle t. `set_timesteps` takes as `num_inference_steps` a number of
-    steps: two are at pi/2 and 1.3, any other number is equally spaced from pi/2 to 0; as
-    `timesteps` angles in (0, pi/2]; as `sigmas` EDM's noise levels. Sampling ends at angle 0, which
-    is not among them.
+    steps: two steps are at pi/2 and 1.3, any other number is equally spaced from pi/2 to 0; as
+    `timesteps` angles in (0, pi/2]; as `sigmas` EDM's noise levels. Sampling ends at angle 0, where
+    the network is not called.
 
     Attributes:
         sigma_data: standard deviation of the data.
@@ -42,6 +44,8 @@ class SCMScheduler(TableScheduler):
     sigma_data: float = 0.5
 
     _domains = {"sigma_data": (1e-18, 1e18)}
+
+    # Files of diffusers have these too; N has no effect where times are angles.
     _file_options = {
         "num_train_timesteps": FileOption(1000, numbers=(1, 1_000_000)),
         "prediction_type": FileOption("trigflow"),
@@ -49,7 +53,7 @@ class SCMScheduler(TableScheduler):
 
     @property
     def parametrization(self) -> TrigFlow:
-        """TrigFlow's."""
+        """TrigFlow's parametrization."""
         return TrigFlow(self.sigma_data)
 
     @property
@@ -63,24 +67,26 @@ class SCMScheduler(TableScheduler):
         return self.sigma_data
 
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the levels of angles, and then of angle 0."""
+        """Returns the levels of the angles, ending at angle 0."""
+        # The angles of the network calls, f32[n], descending.
         if name == "timesteps":
             what = "timesteps (angles, pi/2 being 1.5707964)"
             times = parse_levels(what, value, 1e-6, math.pi / 2)
         elif name == "sigmas":
-            times = self.parametrization.time(
-                parse_levels(name, value, 1e-6 * self.sigma_data, 1e18)
-            )
+            sigmas = parse_levels(name, value, 1e-6 * self.sigma_data, 1e18)
+            times = self.parametrization.time(sigmas)
         else:
-            n = check_num_steps(value, _MOST_STEPS, "the most")
+            n = check_num_steps(value, MOST_STEPS)
             angles = np.linspace(math.pi / 2, 0, n + 1)[:-1]
-            if n == 2:
+            if n == 2:  # not pi/4, the middle
                 angles = np.array([math.pi / 2, _MIDDLE_ANGLE])
             times = jnp.asarray(angles, jnp.float32)
+
+        # pi/2 itself is allowed as an argument, but must not round up.
         times = jnp.minimum(times, MAX_ANGLE)
-        alphas, sigmas = self.parametrization.path(jnp.append(times, jnp.zeros(1, times.dtype)))
+        alphas, sigmas = self.parametrization.path(append_zero(times))
         return Levels(times, alphas, sigmas)
 
     def weights(self, levels: Levels) -> Weights:
-        """`x' = cos(t') x0 + sin(t') sigma_data z`."""
+        """Returns the table of `x' = cos(t') x0 + sin(t') sigma_data z`."""
         return Weights(x0=levels.alphas[1:], eps=0.0, noise=levels.sigmas[1:])

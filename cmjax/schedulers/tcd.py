@@ -18,7 +18,7 @@ from cmjax.schedulers.lcm import (
     distilled_times,
     starting_lower,
 )
-from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.levels import Levels, append_zero
 from cmjax.schedulers.table import TableState, Weights
 
 
@@ -29,12 +29,12 @@ class TCDScheduler(DiscreteScheduler):
 
     Each step goes along the trajectory to a time s below the next one, `s = floor((1 - eta) t')`,
     then adds fresh noise to reach t' (Zheng et al. 2024, Algorithm 4). Sampling ends at training
-    time 0. In diffusers eta is an argument of `step`, `denoised` is the sample at s where here it
-    is the x0 estimate, and the options that bound x0 are of no effect, where here they are obeyed.
+    time 0. Three things differ from diffusers: there eta is an argument of `step`, `denoised` is
+    the sample at s instead of the x0 estimate, and the options that bound x0 have no effect.
 
     The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
     number of times from the grid of `original_inference_steps`, or as `timesteps` whole training
-    times; its own `strength` starts lower on that grid.
+    times; its additional argument `strength` starts lower on that grid.
 
     Attributes:
         num_train_timesteps: number N of training times.
@@ -53,22 +53,29 @@ class TCDScheduler(DiscreteScheduler):
         sample_max_value: and at most this.
         original_inference_steps: number of times on the grid that the model was distilled on; the
             steps of a run are taken from it.
-        eta: gamma in the paper, in [0, 1], one for all steps or one per step: 0 adds no noise, 1
-            all of it.
+        eta: share of fresh noise, in [0, 1] (gamma in the paper): a number, or a tuple of one per
+            step. 0 adds no noise; at 1 all noise is fresh.
     """
 
+    # The betas of Stable Diffusion.
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
+
+    # Bounds of the x0 estimate.
     clip_sample: bool = False
     clip_sample_range: float = 1.0
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
+
+    # The times of a run, and the step.
     original_inference_steps: int = 50
     eta: float | tuple[float, ...] = 0.3
 
     _domains = DISTILLED_DOMAINS
+
+    # Files of diffusers have LCM's options too; TCD has no boundary condition to scale.
     _file_options = {
         **DISTILLED_FILE_OPTIONS,
         "timestep_scaling": FileOption(10.0, numbers=(1e-6, 1e6)),
@@ -77,6 +84,8 @@ class TCDScheduler(DiscreteScheduler):
     def __post_init__(self):
         super().__post_init__()
         check_original_steps(self)
+
+        # `_domains` knows single numbers only.
         etas = self.eta if isinstance(self.eta, tuple) else (self.eta,)
         if not etas or not all(is_finite(eta) and 0 <= eta <= 1 for eta in etas):
             raise ValueError(
@@ -91,19 +100,20 @@ class TCDScheduler(DiscreteScheduler):
         sigmas: Any = None,
         strength: float = 1.0,
     ) -> TableState:
-        """Returns the state at the start of a run, as `TableScheduler.set_timesteps`.
+        """Returns the state at the start of a run; give exactly one of the first three arguments.
 
         Args:
             num_inference_steps: number of times from the grid of `original_inference_steps`.
             timesteps: or training times, in strictly descending order.
             sigmas: not supported.
-            strength: with `num_inference_steps`, start at this share of the grid, from a noised
-                image: `add_noise(state, image, noise)`.
+            strength: with `num_inference_steps`, start at this share of the grid, in (0, 1], from
+                an image with noise: `add_noise(state, image, noise)`.
 
         Raises:
             ValueError: if not exactly one is given, for values that break these rules, or if eta is
                 a tuple of another length than the run.
         """
+        # A lower start amounts to explicit times: those of the lower part of the grid.
         if strength != 1:
             given = {"timesteps": timesteps, "sigmas": sigmas}
             timesteps = starting_lower(self, num_inference_steps, strength, **given)
@@ -111,24 +121,28 @@ class TCDScheduler(DiscreteScheduler):
         return super().set_timesteps(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
 
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the levels of training times, and of training time 0."""
+        """Returns the levels of the training times, ending at training time 0."""
         times = distilled_times(self, name, value)
-        alphas, sigmas = self.parametrization.path(jnp.append(times, jnp.zeros(1, times.dtype)))
+        alphas, sigmas = self.parametrization.path(append_zero(times))
         return Levels(times, alphas, sigmas)
 
     def weights(self, levels: Levels) -> Weights:
-        """Equation 21: `x' = (alpha' / alpha_s) x_s + sqrt(1 - (alpha' / alpha_s)^2) z`."""
+        """Returns the table of equation 21, f32[N] each column.
+
+        `x' = (alpha' / alpha_s) x_s + sqrt(1 - (alpha' / alpha_s)^2) z`.
+        """
         n = len(levels.times)
         if isinstance(self.eta, tuple) and len(self.eta) != n:
             raise ValueError(f"eta has {len(self.eta)} entries, but the run has {n} steps")
 
-        # s = floor((1 - eta) t'). 1 - eta is rounded to float32 once: float32's 1 - 0.8 is below
-        # 0.2, and a fifth of 350 must be 70.
-        next_times = jnp.append(levels.times[1:], jnp.zeros(1, levels.times.dtype))
+        # s = floor((1 - eta) t'). 1 - eta is computed in float64 and rounded once: in float32
+        # 1 - 0.8 is below 0.2, and the floor of 0.2 * 350 would be 69.
+        next_times = append_zero(levels.times[1:])
         kept = jnp.asarray(1 - np.asarray(self.eta, np.float64), jnp.float32)
         alpha_s, sigma_s = self.parametrization.path(jnp.floor(kept * next_times))
 
-        # x_s = alpha_s x0 + sigma_s eps.
+        # x_s = alpha_s x0 + sigma_s eps, so x' = alpha' x0 + (alpha' / alpha_s) sigma_s eps + up z.
+        # The last step ends at s = t' = 0, where up is 0.
         next_alpha = levels.alphas[1:]
         next_sigma = levels.sigmas[1:]
         down = next_alpha / alpha_s * sigma_s
