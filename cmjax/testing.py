@@ -1,7 +1,8 @@
-"""Checks that a scheduler or a model keeps cmjax's contract, and models whose samples are known exactly.
+"""Checks for schedulers and models, and models whose samples are known in closed form.
 
-Every check raises AssertionError with what differed, or JAX's own error for what cannot be traced, and returns
-nothing. They run on any scheduler that follows the `cmjax.Scheduler` protocol, registered or your own:
+A check returns nothing if it passes. Otherwise it raises AssertionError with a description of the
+difference, or JAX's own error for code that cannot be traced. Checks accept any subclass of
+`cmjax.schedulers.Scheduler`, registered or not:
 
     import cmjax.testing
     cmjax.testing.assert_scheduler_contract(MyScheduler())
@@ -26,17 +27,18 @@ from cmjax.schedulers import SCHEDULERS, scheduler_from_config
 from cmjax.schedulers.base import Scheduler, SchedulerState
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
-_SHAPE = (4, 3, 2)  # samples of no particular meaning
+# Of the samples in these checks. The sizes differ, so that mixed-up axes fail.
+_SHAPE = (4, 3, 2)
 
 
 def network_of(parametrization: Parametrization, x0_fn: Callable[..., jax.Array]) -> ApplyFn:
-    """Returns the network whose x0 estimates are those of a function.
+    """Returns the network whose x0 estimates are those of a given function.
 
-    With a function that is known in closed form this is a network that makes no mistakes: what
-    samples then differ by is the sampler's doing.
+    With an exact function this is a network without errors, so any error of its samples is the
+    sampler's.
 
     Args:
-        parametrization: of the network; a scheduler's is `scheduler.parametrization`.
+        parametrization: of the network, such as `scheduler.parametrization`.
         x0_fn: `(params, x, sigma, **cond) -> x0`, for one sample `x = x0 + sigma z`, `[...]`, at
             the noise level sigma, f32[].
 
@@ -47,10 +49,13 @@ def network_of(parametrization: Parametrization, x0_fn: Callable[..., jax.Array]
     def one(params, scaled, time, cond):
         alpha, sigma = parametrization.path(time)
         c_in, c_skip, c_out = parametrization.scalings(alpha, sigma)
+
+        # The sample x = alpha x0 + sigma z behind the network's input, then its x0 `[...]` in
+        # EDM's terms.
         x = scaled.astype(jnp.float32) / c_in
         x0 = x0_fn(params, x / alpha, sigma / alpha, **cond)
 
-        # x0 = c_skip x + c_out F, solved for F. Where c_out is 0, F does not matter.
+        # x0 = c_skip x + c_out F, solved for F. Where c_out is 0, F has no effect.
         known = jnp.abs(c_out) > 1e-6
         output = (x0 - c_skip * x) / jnp.where(known, c_out, 1)
         return output.astype(scaled.dtype)
@@ -68,18 +73,20 @@ def gaussian_consistency_model(
 
     The probability-flow ODE keeps `(x - mean) / sqrt(std^2 + sigma^2)` constant, hence
     `f(x, sigma) = mean + sqrt((std^2 + sigma_min^2) / (std^2 + sigma^2)) (x - mean)`. Samples have
-    mean `mean` and variance `std^2 + sigma_min^2` at any number of steps; use a scheduler with
+    mean `mean` and variance `std^2 + sigma_min^2` for any number of steps. The scheduler must have
     `clip_denoised=False`.
 
     Args:
-        scheduler: that the network is for.
+        scheduler: the scheduler that the network is for.
         mean: of the data; a number, or an array that broadcasts against one sample.
-        std: of the data, likewise.
+        std: standard deviation of the data, likewise.
     """
 
     def consistency(params, x, sigma):
         mean = jnp.broadcast_to(params["mean"], x.shape)
         variance = jnp.square(jnp.broadcast_to(params["std"], x.shape))
+
+        # At sigma = sigma_min the factor is 1: the boundary condition holds.
         final = variance + scheduler.sigma_min**2
         return mean + jnp.sqrt(final / (variance + jnp.square(sigma))) * (x - mean)
 
@@ -88,7 +95,8 @@ def gaussian_consistency_model(
 
 
 def assert_scheduler_contract(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """Runs every check below that needs a scheduler alone, at `num_steps` steps."""
+    """Runs all checks that need nothing but a scheduler, with `num_steps` steps."""
+    # From the config to whole runs, so that the first check to fail is the simplest.
     assert_config_round_trip(scheduler)
     assert_jit_equals_eager(scheduler, num_steps)
     assert_compiles_once(scheduler, num_steps)
@@ -103,28 +111,43 @@ def assert_scheduler_contract(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 
 def assert_config_round_trip(scheduler: Scheduler) -> None:
-    """The config survives JSON, and gives an equal scheduler with an equal hash."""
+    """Checks that the config survives JSON, and gives an equal scheduler with an equal hash."""
     config = json.loads(json.dumps(scheduler.to_config()))
+
+    # A registered scheduler is also found by its name.
     kind = type(scheduler)
-    read = scheduler_from_config if SCHEDULERS.get(kind.__name__) is kind else kind.from_config
-    again = read(config)
+    if SCHEDULERS.get(kind.__name__) is kind:
+        again = scheduler_from_config(config)
+    else:
+        again = kind.from_config(config)
     assert again == scheduler and hash(again) == hash(scheduler), (
         f"{again} differs from {scheduler}"
     )
+
+    # jit takes a scheduler for static data only if it has no leaves.
     assert not jax.tree.leaves(scheduler), (
         "a scheduler must be a pytree without leaves: register_static it"
     )
 
 
 def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """Every step gives the same under jit, the scheduler being an argument, and so does `set_timesteps`."""
+    """Checks that steps, and `set_timesteps`, give the same under jit as eagerly."""
     key = jax.random.key(0)
     state, x = _start(scheduler, num_steps)
-    as_argument = jax.jit(lambda scheduler, state, x: _one_step(scheduler, key, state, x))
+
+    # The scheduler is an argument, which works only if jit can treat it as static data.
+    @jax.jit
+    def jitted(scheduler, state, x):
+        return _one_step(scheduler, key, state, x)
+
     for _ in range(state.num_steps):
-        eager = _one_step(scheduler, key, state, x)
-        chex.assert_trees_all_close(as_argument(scheduler, state, x), eager, rtol=1e-5, atol=1e-5)
-        state, x = eager[0], eager[1].prev_sample
+        next_state, output = _one_step(scheduler, key, state, x)
+        chex.assert_trees_all_close(
+            jitted(scheduler, state, x), (next_state, output), rtol=1e-5, atol=1e-5
+        )
+        state = next_state
+        x = output.prev_sample
+
     chex.assert_trees_all_close(
         jax.jit(lambda: scheduler.set_timesteps(num_steps))(),
         scheduler.set_timesteps(num_steps),
@@ -133,14 +156,16 @@ def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 
 def assert_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """One trace serves all steps, and all levels of the same count."""
-    traces = []  # chex.assert_max_traces counts by name, and so over all calls of this check
+    """Checks that one trace serves all steps, and all runs of the same number of levels."""
+    # Counted by hand: chex.assert_max_traces counts by name, and so over all calls of this check.
+    traces = []
 
     @jax.jit
     def step(key, state, x):
         traces.append(1)
         return _one_step(scheduler, key, state, x)
 
+    # Two runs at different levels and times.
     for seed in range(2):
         state, x = _start(scheduler, num_steps)
         state = state.replace(
@@ -153,7 +178,7 @@ def assert_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 
 def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """Batches of states, at different steps, and of keys advance as each would alone."""
+    """Checks that a vmapped batch of states, at different steps, advances as each would alone."""
     state, x = _start(scheduler, num_steps)
     states = [state.replace(step_index=state.step_index + i) for i in range(state.num_steps)]
     keys = jax.random.split(jax.random.key(1), state.num_steps)
@@ -164,6 +189,7 @@ def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
     def stack(*leaves):
         return jnp.stack(leaves)
 
+    # One state whose leaves have an axis for the states in front, `[N, ...]`.
     stacked = jax.vmap(lambda key, state: _one_step(scheduler, key, state, x))(
         keys, jax.tree.map(stack, *states)
     )
@@ -171,14 +197,17 @@ def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 
 def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """Samples keep their dtype; levels and times stay float32; bfloat16 follows float32."""
+    """Checks that samples keep their dtype, while noise levels and times stay float32.
+
+    Samples in bfloat16 must also be close to those in float32.
+    """
     results = {}
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         state, x = _start(scheduler, num_steps, dtype)
         for _ in range(state.num_steps):
-            assert all(t.dtype == jnp.float32 for t in scheduler.time_inputs(state)), (
-                "times must be float32"
-            )
+            # bfloat16 has 8 bits, too few to tell a thousand times apart.
+            is_wide = [t.dtype == jnp.float32 for t in scheduler.time_inputs(state)]
+            assert all(is_wide), "times must be float32"
             state, output = _one_step(scheduler, jax.random.key(0), state, x)
             chex.assert_type(
                 [output.prev_sample, output.denoised, scheduler.scale_input(state, x)], [dtype] * 3
@@ -186,6 +215,8 @@ def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
             x = output.prev_sample
         chex.assert_type([state.sigmas, state.timesteps], [jnp.float32, jnp.float32])
         results[dtype] = np.asarray(x, np.float32)
+
+    # A tenth of the largest value, some 25 times bfloat16's relative rounding error of 1/256.
     error = np.abs(results[jnp.bfloat16] - results[jnp.float32]).max()
     size = max(1, np.abs(results[jnp.float32]).max())
     assert error <= 0.1 * size, (
@@ -194,17 +225,20 @@ def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 
 def assert_clean_end(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """The last step adds exactly no noise, also under jit."""
+    """Checks that the last step adds no noise at all, eagerly and under jit."""
     state, x = _start(scheduler, num_steps)
     state = state.replace(step_index=state.step_index + state.num_steps - 1)
+
+    # Noise of size 1e6 would show even with a weight of one rounding error.
     for advance in (scheduler.advance, jax.jit(scheduler.advance)):
-        quiet, loud = (advance(state, x, x / 2, jnp.full_like(x, z))[1] for z in (0.0, 1e6))
+        _, quiet = advance(state, x, x / 2, jnp.zeros_like(x))
+        _, loud = advance(state, x, x / 2, jnp.full_like(x, 1e6))
         chex.assert_tree_all_finite(loud)
         chex.assert_trees_all_equal(loud, quiet)
 
 
 def assert_threads_agree(scheduler: Scheduler, num_steps: int = 3, threads: int = 8) -> None:
-    """Runs in several threads on one scheduler do not disturb each other."""
+    """Checks that runs of one scheduler in several threads do not affect each other."""
 
     def run(seed):
         state, x = _start(scheduler, num_steps)
@@ -220,9 +254,11 @@ def assert_threads_agree(scheduler: Scheduler, num_steps: int = 3, threads: int 
 
 
 def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """`cmjax.sample` gives what its parts give, called one by one with the noise of each level."""
+    """Checks that `cmjax.sample` equals a loop by hand, with the noise of each level."""
     key = jax.random.key(3)
     expected = sample(key, _network, None, scheduler, _SHAPE, num_inference_steps=num_steps)
+
+    # The loop over the scheduler's own methods: level i's noise brings samples to level i.
     keys = sample_keys(key, _SHAPE[0])
     state = _set_timesteps(scheduler, num_steps)
     x = scheduler.init_sample(state, level_noise(keys, 0, _SHAPE))
@@ -234,7 +270,7 @@ def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 
 def assert_bare_sample_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """`cmjax.sample` outside of `jax.jit` traces a network once, whatever the key and parameters."""
+    """Checks that `cmjax.sample` outside of jit compiles once for all keys and parameters."""
     traces = []
 
     def network(gain, x, *times):
@@ -247,13 +283,15 @@ def assert_bare_sample_compiles_once(scheduler: Scheduler, num_steps: int = 3) -
         key = jax.random.key(seed)
         sample(key, network, gain, scheduler, _SHAPE, num_inference_steps=num_steps)
         counts.append(len(traces))
+
+    # The first call may trace more than once, such as for the shapes of a scan; later ones never.
     assert counts[0] == counts[-1], f"traced {counts} times after each of three calls"
 
 
 def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """Gradients of a whole run are finite, by the network and by the noise levels.
+    """Checks that gradients of a whole run are finite, by the network and by the noise levels.
 
-    By the network in reverse and in forward mode, which agree, and by `state.sigmas` in reverse.
+    Reverse and forward mode must agree on the gradient by the network.
     """
     state = _set_timesteps(scheduler, num_steps)
 
@@ -264,6 +302,7 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
         changed = state.replace(sigmas=sigmas)
         return sample(jax.random.key(0), network, gain, scheduler, _SHAPE, state=changed).sum()
 
+    # Reverse mode by both, then forward mode by the network's parameter.
     gain = jnp.float32(0.7)
     reverse = jax.grad(run, argnums=(0, 1))(gain, state.sigmas)
     chex.assert_tree_all_finite(reverse)
@@ -280,24 +319,28 @@ def assert_batch_invariant(
     tolerance: float = 1e-5,
     **options: Any,
 ) -> None:
-    """Sample *i* is the same made in one batch, alone, or in ragged parts: to `tolerance`, its noise exactly.
+    """Checks that a sample does not depend on the batch in which it is made.
+
+    Sample *i* is compared as part of the whole batch, alone, and in batches of B - 1.
 
     Args:
         apply_fn: the network.
         params: its parameters.
         scheduler: the sampler.
         shape: of the whole batch, `(B, ...)`, B of at least 2.
-        tolerance: relative and absolute; networks sum in another order at another batch size.
-        **options: for `cmjax.sample`; per-sample ones (`cond`, `init`) are cut with the batch.
+        tolerance: relative and absolute, for samples; noise must be equal. Networks add up in
+            another order at another batch size.
+        **options: of `cmjax.sample`; per-sample ones (`cond`, `init`) are sliced with the batch.
     """
-    key, batch = jax.random.key(0), shape[0]
+    key = jax.random.key(0)
+    batch = shape[0]
 
     def run(start, stop):
-        cut = {
-            name: jax.tree.map(lambda a: a[start:stop], options[name])
-            for name in ("cond", "init")
-            if name in options
-        }
+        # Samples start..stop of the batch, with their part of the per-sample options.
+        cut = {}
+        for name in ("cond", "init"):
+            if name in options:
+                cut[name] = jax.tree.map(lambda a: a[start:stop], options[name])
         part_shape = (stop - start, *shape[1:])
         return sample(
             key, apply_fn, params, scheduler, part_shape, first_index=start, **{**options, **cut}
@@ -305,7 +348,11 @@ def assert_batch_invariant(
 
     whole = run(0, batch)
     noise = level_noise(sample_keys(key, batch), 1, shape)
-    for start, stop in [(i, i + 1) for i in range(batch)] + [(0, batch - 1), (1, batch)]:
+
+    # Each sample alone, then all but the last and all but the first.
+    parts = [(i, i + 1) for i in range(batch)]
+    parts += [(0, batch - 1), (1, batch)]
+    for start, stop in parts:
         part = level_noise(sample_keys(key, stop - start, start), 1, (stop - start, *shape[1:]))
         chex.assert_trees_all_equal(part, noise[start:stop])
         chex.assert_trees_all_close(
@@ -322,40 +369,44 @@ def assert_device_invariant(
     tolerance: float = 1e-5,
     **options: Any,
 ) -> None:
-    """Samples are the same made on one device and divided over several: to `tolerance`, their noise exactly.
+    """Checks that samples are the same on one device and divided over several.
 
     Args:
         apply_fn: the network.
         params: its parameters.
         scheduler: the sampler.
-        shape: of the whole batch, `(B, ...)`; as many devices take part as divide B.
-        tolerance: relative and absolute; networks sum in another order at another batch size.
-        **options: for `cmjax.sample`.
+        shape: of the whole batch, `(B, ...)`; the largest number of devices that divides B is used.
+        tolerance: relative and absolute, for samples; noise must be equal. Networks add up in
+            another order at another batch size.
+        **options: of `cmjax.sample`.
 
     Raises:
-        ValueError: if no two or more of this process's devices divide the batch.
+        ValueError: if the batch cannot be divided over two or more devices of this process.
     """
-    keys, devices = sample_keys(jax.random.key(0), shape[0]), jax.local_devices()
+    keys = sample_keys(jax.random.key(0), shape[0])
+    devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if shape[0] % n == 0)
     if count == 1:
         raise ValueError(
-            f"of {len(devices)} devices no two or more divide a batch of {shape[0]}; on a CPU set "
+            f"no two or more of {len(devices)} devices divide a batch of {shape[0]}; on a CPU set "
             "XLA_FLAGS=--xla_force_host_platform_device_count=8 before JAX starts"
         )
 
     def run(keys):
-        return sample(keys, apply_fn, params, scheduler, shape, **options), level_noise(
-            keys, 1, shape
-        )
+        samples = sample(keys, apply_fn, params, scheduler, shape, **options)
+        return samples, level_noise(keys, 1, shape)
 
+    # The keys are divided along the batch, and XLA divides the work by them.
     mesh = Mesh(np.array(devices[:count]), ("batch",))
     divided = NamedSharding(mesh, PartitionSpec("batch"))
-    made, noise = jax.jit(run, out_shardings=divided)(jax.device_put(keys, divided))
-    assert len(made.sharding.device_set) == count
+    samples, noise = jax.jit(run, out_shardings=divided)(jax.device_put(keys, divided))
+    assert len(samples.sharding.device_set) == count
+
+    # The same program on one device.
     expected, expected_noise = jax.jit(run)(keys)
     chex.assert_trees_all_equal(np.asarray(noise), np.asarray(expected_noise))
     chex.assert_trees_all_close(
-        np.asarray(made), np.asarray(expected), rtol=tolerance, atol=tolerance
+        np.asarray(samples), np.asarray(expected), rtol=tolerance, atol=tolerance
     )
 
 
@@ -367,38 +418,44 @@ def assert_gaussian_moments(
     num_inference_steps: int = 1,
     num_samples: int = 100_000,
 ) -> None:
-    """Samples of the exact model of N(mean, std^2) have its mean and variance, in every dimension.
+    """Checks the mean and variance of samples of the exact model of N(mean, std^2).
 
-    Within six standard errors, a false alarm in one of 5e8 comparisons, beside what is lost since sampling starts from
-    noise alone: at sigma_max data are `mean + hypot(std, sigma_max) z`.
+    Both must be right in every dimension, within six standard errors (one false alarm in 5e8
+    comparisons) plus the error of starting from noise alone: sampling starts from `sigma_max z`,
+    while data at that level are `mean + sqrt(std^2 + sigma_max^2) z`.
 
     Args:
         scheduler: with `clip_denoised=False` and `s_noise=1`.
         mean: of the data, a number or an array of a sample's shape.
-        std: of the data, likewise.
+        std: standard deviation of the data, likewise.
         num_inference_steps: number of steps.
-        num_samples: to draw.
+        num_samples: number of samples to draw.
     """
     apply_fn, params = gaussian_consistency_model(scheduler, mean, std)
     mean, std = np.broadcast_arrays(np.asarray(mean, np.float64), np.asarray(std, np.float64))
     shape = (num_samples, *mean.shape)
+
+    # The moments are computed in float64: float32 sums of many samples round too much.
     x = jax.jit(
         lambda key: sample(
             key, apply_fn, params, scheduler, shape, num_inference_steps=num_inference_steps
         )
     )(jax.random.key(0))
     x = np.asarray(x, np.float64)
+
+    # Samples end at sigma_min, with this variance. `start` is about the factor of f at sigma_max,
+    # by which the first step shrinks the error of the start.
     variance = std**2 + scheduler.sigma_min**2
     start = variance**0.5 / scheduler.sigma_max
-    error, bound = (
-        abs(x.mean(axis=0) - mean),
-        6 * variance**0.5 / num_samples**0.5 + abs(mean) * start,
-    )
+
+    # The mean's standard error is std / sqrt(num_samples).
+    error = abs(x.mean(axis=0) - mean)
+    bound = 6 * variance**0.5 / num_samples**0.5 + abs(mean) * start
     assert (error < bound).all(), f"the mean is off by {error}, and may be by {bound}"
-    error, bound = (
-        abs(x.var(axis=0) - variance),
-        variance * (6 * (2 / num_samples) ** 0.5 + start**2),
-    )
+
+    # The variance's is variance * sqrt(2 / num_samples).
+    error = abs(x.var(axis=0) - variance)
+    bound = variance * (6 * (2 / num_samples) ** 0.5 + start**2)
     assert (error < bound).all(), f"the variance is off by {error}, and may be by {bound}"
 
 
@@ -409,7 +466,7 @@ def assert_boundary_condition(
     shape: Sequence[int],
     **cond: jax.Array,
 ) -> None:
-    """f(x, sigma_min) = x exactly, whatever the network says (Song et al. 2023, section 3)."""
+    """Checks that f(x, sigma_min) = x exactly, for any network (Song et al. 2023, section 3)."""
     x = jax.random.normal(jax.random.key(0), tuple(shape))
     sigma = jnp.full(shape[0], scheduler.sigma_min, jnp.float32)
     chex.assert_trees_all_equal(
@@ -418,22 +475,27 @@ def assert_boundary_condition(
 
 
 def _network(params: None, x: jax.Array, *times: jax.Array) -> jax.Array:
-    """A network that depends on all it is told, and only on its own sample."""
+    """A network that depends on all of its inputs, each sample on its own."""
     del params
+
+    # Bounded in x, so that long runs stay finite; times reach a thousand, hence the small factor.
     return combine((0.3, jnp.sin(x)), *((1e-4 * t, jnp.ones_like(x)) for t in times))
 
 
 def _start(
     scheduler: Scheduler, num_steps: int, dtype: Any = jnp.float32
 ) -> tuple[SchedulerState, jax.Array]:
+    """The state at the start of a run, and a first sample `dtype[_SHAPE]`."""
     state = _set_timesteps(scheduler, num_steps)
     return scheduler.init(jax.random.key(7), state, _SHAPE, dtype)
 
 
 def _set_timesteps(scheduler: Scheduler, num_steps: int) -> SchedulerState:
-    """One compiled program, where eagerly each operation would be compiled on its own."""
+    """The state of a run, made by one compiled program."""
+    # Eagerly, each operation would be compiled on its own, which takes longer.
     return jax.jit(lambda: scheduler.set_timesteps(num_steps))()
 
 
 def _one_step(scheduler: Scheduler, key: jax.Array, state: SchedulerState, x: jax.Array) -> Any:
+    """The next state, and the output of the step, with `_network`."""
     return scheduler.step(key, state, scheduler.predict(_network, None, state, x), x)
