@@ -93,7 +93,7 @@ def save_samples(run: Run, state: TrainState, path: Path) -> None:
 
     # A denoiser is sampled by an ODE solver, over the noise levels that it is trained on.
     if preview.solver is not None:
-        solver = scheduler_like(model.scheduler, preview.solver.__name__)
+        solver = scheduler_like(model.scheduler, preview.solver)
         model = model.with_scheduler(solver)
 
     # One row of samples for each number of steps, with the classes in turn along the row.

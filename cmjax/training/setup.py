@@ -85,7 +85,8 @@ def make_run(config: TrainConfig) -> Run:
     Raises:
         ValueError: if a model or the data cannot be used.
     """
-    # In the order of what each needs: the data must fit the model, the teacher the scheduler.
+    # In the order of what each depends on: the data must have the shape of the model's samples, and
+    # the teacher the scheduler of the model.
     model = _first_model(config)
     source = _open_data(config, model)
     model = _with_class_names(model, source)
@@ -187,7 +188,7 @@ def _load_teacher(config, model):
     if not section.weak_model:
         return teacher.params, teacher.apply_fn
 
-    # Autoguidance: one network with two sets of parameters, which therefore must fit both.
+    # Autoguidance evaluates one network with two sets of parameters, so both must be of its kind.
     weak = load(section.weak_model, dtype=jnp.float32)
     _check_interchangeable(
         "teacher.weak_model", section.weak_model, weak.scheduler, model.scheduler
@@ -201,8 +202,8 @@ def _load_teacher(config, model):
 
 def _check_interchangeable(name, source, found, wanted):
     """Raises ValueError unless two schedulers have the same class and the same sigma_data."""
-    # A network of one would be read with the wrong scalings or times by the other. Noise levels may
-    # differ: they only say where the network is evaluated.
+    # Otherwise the network would be evaluated with the wrong scalings or times. Noise levels may
+    # differ: they only say where it is evaluated.
     if type(found) is type(wanted) and found.sigma_data == wanted.sigma_data:
         return
     has = _kind_of(found)

@@ -264,7 +264,7 @@ def _find_pictures(folder, pattern):
 
 def _check_folder(folder, classes, loose):
     """Raises ValueError unless all pictures are in the folder itself, or each class has some."""
-    # Loose pictures beside folders without any, such as one of notes, are fine.
+    # Folders without pictures, such as one of notes, are fine next to loose pictures.
     empty = [name for name, files in classes.items() if not files]
     if loose and len(empty) < len(classes):
         raise ValueError(

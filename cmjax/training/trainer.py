@@ -118,7 +118,7 @@ class TrainStep:
 
     def shard(self, batch: Batch) -> Batch:
         """Returns the arrays divided over the devices of the mesh, along their first axis."""
-        # Every device must get as many samples for every part.
+        # Every device gets the same number of samples of every part.
         num_devices = 1 if self.mesh is None else len(self.mesh.local_devices)
         for name, array in batch.items():
             if len(array) % (num_devices * self.accumulate):
@@ -146,7 +146,7 @@ class TrainStep:
     @cached_property
     def _jitted(self):
         """The compiled step, with state and metrics on every device."""
-        # Shardings of the arguments are those that they have; XLA adds the mean over devices.
+        # Arguments keep the shardings that they have; XLA adds the reductions over devices.
         shardings = {}
         if self.mesh is not None:
             shardings["out_shardings"] = NamedSharding(self.mesh, PartitionSpec())

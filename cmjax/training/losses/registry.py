@@ -94,7 +94,7 @@ def make(
             raise ValueError(f"the loss {name!r} is a function without options, got {options}")
         return FunctionLoss(cls)
 
-    # The metric by name, with the constant of the Huber metric as a second key beside it.
+    # The metric by name; the constant of the Huber metric is a key of its own.
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if "metric" in fields and {"metric", "huber_c"} & options.keys():
         given = {key: options.pop(key) for key in ("metric", "huber_c") if key in options}
