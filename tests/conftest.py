@@ -9,7 +9,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-# Programs that tests, and the processes they start, have in common are compiled once, by each worker of pytest-xdist.
+# Programs that tests, and the processes they start, have in common are compiled once, by each
+# worker of pytest-xdist.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
         os.environ["JAX_COMPILATION_CACHE_DIR"], worker
@@ -32,6 +33,10 @@ hypothesis.settings.load_profile("cmjax")
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_programs():
-    """A process may hold 65,530 memory maps, and every compiled program takes some: all tests' would be too many."""
+    """Clears JAX's caches after every module.
+
+    A process may hold 65,530 memory maps, and every compiled program takes some: those of all tests
+    would be too many.
+    """
     yield
     jax.clear_caches()

@@ -1,4 +1,4 @@
-"""The contract, over every registered scheduler; and each check fails on a scheduler that breaks it."""
+"""The contract, over every registered scheduler; every check fails on one that breaks it."""
 
 import dataclasses
 
@@ -110,7 +110,10 @@ def test_schedulers_of_ones_own_need_no_registry():
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Halving(cmjax.schedulers.Scheduler):
-    """A sampler from nothing but the protocol: the network says x0, and half of the noise is taken away."""
+    """A sampler from nothing but the protocol.
+
+    The network returns x0, and every step takes half of the noise away.
+    """
 
     start: float = 8.0
 

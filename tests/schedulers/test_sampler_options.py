@@ -42,9 +42,7 @@ def start(scheduler, **levels):
 
 def draw(scheduler, dtype=jnp.float32, **levels):
     """Samples step by step, where XLA does not keep more digits than the dtype has."""
-    state = scheduler.set_timesteps(**levels)
-    x = scheduler.init_sample(state, jax.random.normal(KEY, SHAPE, dtype))
-    state = scheduler.prepare(state, x)
+    state, x = scheduler.init(KEY, scheduler.set_timesteps(**levels), SHAPE, dtype)
     for _ in range(state.num_steps):
         state, (x, _) = scheduler.step(KEY, state, jnp.tanh(scheduler.scale_input(state, x)), x)
     return np.asarray(x, np.float32)
@@ -52,7 +50,9 @@ def draw(scheduler, dtype=jnp.float32, **levels):
 
 def assert_one_line(error, *words):
     message = str(error.value)
-    assert "\n" not in message and all(word in message for word in words), message
+    assert "\n" not in message, message
+    for word in words:
+        assert word in message, message
 
 
 @EVERY
@@ -64,11 +64,9 @@ def test_an_option_of_a_wrong_type_or_size_is_named_in_one_line(name):
             assert_one_line(error, field.name, repr(value))
 
 
-TCD, FLOW_LCM, MULTISTEP = (
-    ["TCDScheduler"],
-    ["FlowMatchLCMScheduler"],
-    ["EDMDPMSolverMultistepScheduler"],
-)
+TCD = ["TCDScheduler"]
+FLOW_LCM = ["FlowMatchLCMScheduler"]
+MULTISTEP = ["EDMDPMSolverMultistepScheduler"]
 TWO_GRIDS = {"use_karras_sigmas": True, "use_exponential_sigmas": True}
 BAD_OPTIONS = [
     (
@@ -91,18 +89,14 @@ BAD_OPTIONS = [
     (
         FLOW_LCM,
         {"shift_terminal": 1.0},
-        "shift_terminal must be a number between 0 and 1, or null, got 1.0",
+        "shift_terminal .*between 0 and 1.*got 1.0",
     ),
-    (
-        DISCRETE,
-        {"prediction_type": "flow"},
-        "prediction_type must be 'epsilon' or .* 'v_prediction', got 'flow'",
-    ),
+    (DISCRETE, {"prediction_type": "flow"}, "prediction_type.*'v_prediction'.*'flow'"),
     (DISCRETE, {"trained_betas": (0.1, 0.2)}, "trained_betas must be a tuple of 1000 numbers"),
     (
         DISCRETE,
         {"trained_betas": (1.0,), "num_train_timesteps": 1},
-        "trained_betas must be .* between 0 and 1, got",
+        "trained_betas.*between 0 and 1",
     ),
     (
         DISTILLED,
@@ -110,19 +104,11 @@ BAD_OPTIONS = [
         "original_inference_steps 1001 must be at most .* 1000",
     ),
     (TCD, {"eta": (0.1, -0.1)}, r"eta must be .*a tuple.*got \(0.1, -0.1\)"),
-    (TCD, {"eta": [0.1]}, r"eta must be .*a tuple.*got \[0.1\]"),
-    (
-        ["SCMScheduler"],
-        {"prediction_type": "epsilon"},
-        "prediction_type must be 'trigflow', got 'epsilon'",
-    ),
-    (
-        EDM,
-        {"prediction_type": "sample"},
-        "prediction_type must be 'epsilon' or 'v_prediction', got 'sample'",
-    ),
-    (EDM + CM, {"sigma_min": 90}, "sigma_min 90 must be less than sigma_max 80.0"),
-    (MULTISTEP, {"algorithm_type": "dpmsolver"}, "algorithm_type must be .*got 'dpmsolver'"),
+    (TCD, {"eta": [0.1]}, r"eta.*\[0.1\]"),
+    (["SCMScheduler"], {"prediction_type": "epsilon"}, "prediction_type.*'trigflow'.*'epsilon'"),
+    (EDM, {"prediction_type": "sample"}, "prediction_type.*'v_prediction'.*'sample'"),
+    (EDM + CM, {"sigma_min": 90}, "sigma_min 90 .*sigma_max 80.0"),
+    (MULTISTEP, {"algorithm_type": "dpmsolver"}, "algorithm_type.*'dpmsolver'"),
 ]
 
 
@@ -135,9 +121,10 @@ def test_options_that_are_not_supported_say_what_to_do(names, options, message):
 
 
 def make(name, options):
-    """Options that only diffusers' files have are read, others given to the constructor."""
+    """From a file of diffusers, where options that change nothing here may stand, or by hand."""
     cls = SCHEDULERS[name]
-    return cls.from_config(options) if options.keys() & cls._file_options else cls(**options)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    return cls(**options) if options.keys() <= fields else cls.from_config(options)
 
 
 @EVERY
@@ -146,39 +133,31 @@ def test_wrong_levels_are_named_in_one_line(name):
     for n in (0, -1, 2.0, "3", True, [3], 10**7):
         with pytest.raises(ValueError) as error:
             scheduler.set_timesteps(n)
-        assert_one_line(error, "num_inference_steps must be an integer from 1 to", repr(n))
+        assert_one_line(error, "num_inference_steps", repr(n))
     for argument in ("timesteps", "sigmas"):
-        for value in (
-            [],
-            ["a"],
-            [None],
-            [math.nan],
-            [1e39],
-            [-1e9],
-            [1j],
-            [True],
-            0.5,
-            "abc",
-            [[0.5]],
-            [0.5, 0.5],
-        ):
+        for value in WRONG_LISTS:
             with pytest.raises(ValueError) as error:
                 scheduler.set_timesteps(**{argument: value})
             assert_one_line(error, argument)
-        for value in ([1, 2], [2, 2]):
-            with pytest.raises(
-                ValueError, match=f"{argument}.*(must be strictly desc|must lie)|, not {argument}"
-            ):
-                scheduler.set_timesteps(**{argument: value})
     for arguments in ({}, {"num_inference_steps": 1, "timesteps": [1]}):
-        with pytest.raises(ValueError, match="exactly one of num_inference_steps") as error:
+        with pytest.raises(ValueError) as error:
             scheduler.set_timesteps(**arguments)
-        assert_one_line(error, *(arguments or ["none"]))
+        assert_one_line(error, "num_inference_steps", *(arguments or ["none"]))
+
+
+WRONG_LISTS = [
+    # Not lists of finite numbers.
+    *([], ["a"], [None], [math.nan], [1j], [True], 0.5, "abc", [[0.5]]),
+    # Beyond every range.
+    *([1e39], [-1e9]),
+    # Not descending.
+    *([0.5, 0.5], [1, 2], [2, 2]),
+]
 
 
 BAD_LEVELS = [
     ("DDIMScheduler", {}, {"sigmas": [0.5]}, r"DDIMScheduler takes timesteps=\[999.*not sigmas"),
-    ("DDIMScheduler", {}, {"timesteps": [1000]}, r"timesteps must lie in \[0, 999\], got \[1000\]"),
+    ("DDIMScheduler", {}, {"timesteps": [1000]}, r"timesteps.*\[0, 999\].*\[1000\]"),
     (
         "DDIMScheduler",
         {"steps_offset": 1},
@@ -205,13 +184,8 @@ BAD_LEVELS = [
         {"num_inference_steps": 3},
         "eta has 2 entries, but the run has 3 steps",
     ),
-    ("SCMScheduler", {}, {"timesteps": [1.6]}, r"timesteps \(angles.*1.5707964\) must lie in.*1.6"),
-    (
-        "EDMEulerScheduler",
-        {},
-        {"sigmas": [80.1]},
-        r"sigmas must lie in \[0.002, 80\], got \[80.1\]",
-    ),
+    ("SCMScheduler", {}, {"timesteps": [1.6]}, r"timesteps \(angles.*1.5707964\).*1.6"),
+    ("EDMEulerScheduler", {}, {"sigmas": [80.1]}, r"sigmas.*\[0.002, 80\].*80.1"),
     (
         "KDPM2DiscreteScheduler",
         {"use_karras_sigmas": True},
@@ -236,7 +210,7 @@ def test_a_training_time_without_signal_is_refused_where_the_network_predicts_no
             ValueError, match="rescale_betas_zero_snr leaves no signal at.*999.*use 'v_prediction'"
         ):
             SCHEDULERS[name].from_config(stable).set_timesteps(**levels)
-    with pytest.raises(ValueError, match="beta_end=0.5 leaves no signal at training time 999"):
+    with pytest.raises(ValueError, match="beta_end=0.5 .*training time 999"):
         SCHEDULERS[name](beta_end=0.5).set_timesteps(timesteps=[999])
     start(SCHEDULERS[name].from_config(stable), timesteps=[998, 400])
     by_velocity = SCHEDULERS[name].from_config({**stable, "prediction_type": "v_prediction"})
@@ -253,7 +227,10 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
     **dict.fromkeys(VE, [TIMES, SIGMAS]),
     **dict.fromkeys(
         FLOW,
-        [({"sigmas": [0.9, 0.1]}, [900, 100], None), ({"timesteps": [900, 100]}, None, [0.9, 0.1])],
+        [
+            ({"sigmas": [0.9, 0.1]}, [900, 100], None),
+            ({"timesteps": [900, 100]}, None, [0.9, 0.1]),
+        ],
     ),
     "SCMScheduler": [
         ({"timesteps": [1.5, 0.5]}, None, 0.5 * np.sin([1.5, 0.5])),
@@ -264,19 +241,18 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
 
 @EVERY
 def test_levels_written_down_are_taken_also_when_traced(name):
-    scheduler, every = SCHEDULERS[name](), 2 if name in TWO_CALLS else 1
+    scheduler = SCHEDULERS[name]()
+    every = 2 if name in TWO_CALLS else 1
     for levels, times, sigmas in WRITTEN[name]:
         state = start(scheduler, **levels)
         if times is not None:
             np.testing.assert_allclose(state.timesteps[::every], times, rtol=1e-5)
         if sigmas is not None:
             np.testing.assert_allclose(state.sigmas[:-1:every], sigmas, rtol=1e-5)
-        told = scheduler.parametrization.path(
-            state.timesteps
-        )  # between training times interpolated
-        np.testing.assert_allclose(
-            told, (state.alphas[:-1], state.sigmas[:-1]), rtol=1e-3, atol=1e-6
-        )
+        # The network's times are those of the levels; between training times, interpolated.
+        path = scheduler.parametrization.path(state.timesteps)
+        levels_of_calls = (state.alphas[:-1], state.sigmas[:-1])
+        np.testing.assert_allclose(path, levels_of_calls, rtol=1e-3, atol=1e-6)
         arrays = {argument: np.array(value) for argument, value in levels.items()}
         traced = jax.jit(lambda arrays: scheduler.set_timesteps(**arrays))(arrays)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), traced, state)
@@ -286,21 +262,23 @@ def test_levels_written_down_are_taken_also_when_traced(name):
     "name", ["CTMScheduler", "DDIMScheduler", "FlowMapEulerDiscreteScheduler", "EDMHeunScheduler"]
 )
 def test_other_levels_of_the_same_count_compile_nothing(name):
-    scheduler, traces = SCHEDULERS[name](), []
+    scheduler = SCHEDULERS[name]()
+    traces = []
+
+    def network(params, x, *times):
+        return jnp.tanh(x)
 
     @jax.jit
     def sample(state):
         traces.append(1)
-        return cmjax.sample(
-            KEY, lambda params, x, *times: jnp.tanh(x), None, scheduler, SHAPE, state=state
-        )
+        return cmjax.sample(KEY, network, None, scheduler, SHAPE, state=state)
 
     ((argument, value),) = WRITTEN[name][0][0].items()
-    x, other = (
-        sample(start(scheduler, **{argument: np.array(value) - [0, i]}))
-        for i in (0, type(value[0])(0.0625) or 1)
-    )
-    assert not np.array_equal(x, other) and len(traces) == 1
+    lower = 1 if isinstance(value[0], int) else 0.0625
+    x = sample(start(scheduler, **{argument: np.array(value)}))
+    other = sample(start(scheduler, **{argument: np.array(value) - [0, lower]}))
+    assert not np.array_equal(x, other)
+    assert len(traces) == 1
 
 
 HIGHEST = {  # times
@@ -315,9 +293,8 @@ HIGHEST = {  # times
 @EVERY
 def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(name):
     scheduler = SCHEDULERS[name]()
-    if (
-        name == "DDIMScheduler"
-    ):  # the only one whose default is "leading": strides from the lowest time
+    if name == "DDIMScheduler":
+        # The only one whose default is "leading": strides from the lowest time.
         assert [start(scheduler, num_inference_steps=n).timesteps[0] for n in (1, 4)] == [0, 750]
         scheduler = dataclasses.replace(scheduler, timestep_spacing="trailing")
     for n in (1, 4):
@@ -331,22 +308,30 @@ def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(n
 def test_flow_levels_never_pass_one_whatever_the_shift(name):
     for shift in np.geomspace(0.01, 100, 8):
         state = start(SCHEDULERS[name](shift=float(shift)), num_inference_steps=4)
-        assert state.sigmas[0] == 1 and state.alphas[0] == 0 and np.all(np.diff(state.sigmas) < 0)
+        assert state.sigmas[0] == 1
+        assert state.alphas[0] == 0
+        assert np.all(np.diff(state.sigmas) < 0)
 
 
 @pytest.mark.parametrize(
-    "levels", [1, 2, 3, 999, 1000, {"timesteps": [math.pi / 2]}, {"sigmas": [1e18]}]
+    "levels",
+    [
+        *({"num_inference_steps": n} for n in (1, 2, 3, 999, 1000)),
+        {"timesteps": [math.pi / 2]},
+        {"sigmas": [1e18]},
+    ],
 )
 def test_scm_never_passes_pi_over_two(levels):
     # float32's pi / 2 is above pi / 2: there x0 would be in the sample with the wrong sign.
-    levels = levels if isinstance(levels, dict) else {"num_inference_steps": levels}
     state = start(SCHEDULERS["SCMScheduler"](), **levels)
-    assert np.all(np.float64(state.timesteps) < math.pi / 2) and np.all(state.alphas > 0)
+    assert np.all(np.float64(state.timesteps) < math.pi / 2)
+    assert np.all(state.alphas > 0)
 
 
 @pytest.mark.parametrize("name", TWO_CALLS + MULTISTEP)
 def test_a_solver_that_remembers_asks_for_init(name):
-    scheduler, x = SCHEDULERS[name](), jnp.ones(SHAPE)
+    scheduler = SCHEDULERS[name]()
+    x = jnp.ones(SHAPE)
     state = start(scheduler, num_inference_steps=2)
     with pytest.raises(ValueError, match=f"{name} remembers earlier calls"):
         scheduler.step(KEY, state, x, x)
@@ -360,10 +345,13 @@ def test_tcd_takes_an_eta_per_step():
     mixed = start(tcd(eta=(0.0, 1, 0.3)), num_inference_steps=3).weights
     for i, eta in enumerate((0.0, 1, 0.3)):
         alone = start(tcd(eta=eta), num_inference_steps=3).weights
-        chex.assert_trees_all_equal(*(jax.tree.map(lambda c, i=i: c[i], w) for w in (mixed, alone)))
+        row, row_alone = (jax.tree.map(lambda column, i=i: column[i], w) for w in (mixed, alone))
+        chex.assert_trees_all_equal(row, row_alone)
 
 
-WORDS = "sample v_prediction exp exponential linear trailing leading sigma_min sde-dpmsolver++ heun nearest".split()
+OTHER_WORDS = ("sample", "v_prediction", "exp", "exponential", "linear", "trailing", "leading")
+OTHER_WORDS += ("sigma_min", "sde-dpmsolver++", "heun", "nearest")
+OTHER_VALUES = ((0.5, 0.25), True, False, 0.5, 2, 1, 3.0, *OTHER_WORDS)
 
 
 def other_config(cls):
@@ -372,16 +360,14 @@ def other_config(cls):
     values = {"num_train_timesteps": 2, "original_inference_steps": 2, "trained_betas": (0.1, 0.2)}
     values = {name: value for name, value in values.items() if name in fields}
     for name, default in fields.items():
-        for value in ((0.5, 0.25), True, False, 0.5, 2, 1, 3.0, *WORDS):
-            if (
-                name not in values
-                and value != default
-                and (default is None or isinstance(value, (tuple, type(default))))
-            ):
-                try:
-                    values |= {name: getattr(cls(**values, **{name: value}), name)}
-                except ValueError:
-                    continue
+        for value in OTHER_VALUES:
+            fits = default is None or isinstance(value, (tuple, type(default)))
+            if name in values or value == default or not fits:
+                continue
+            try:
+                values[name] = getattr(cls(**values, **{name: value}), name)
+            except ValueError:
+                continue
     return cls(**values)
 
 
@@ -392,16 +378,13 @@ def test_configs_of_other_values_than_the_defaults_survive_json(name):
     default = SCHEDULERS[name]()
     changed = [field for field in fields if getattr(scheduler, field) != getattr(default, field)]
     assert len(changed) >= 0.5 * len(fields), changed
-    again = scheduler_from_config(
-        json.loads(json.dumps({**scheduler.to_config(), "_diffusers_version": "0.36.0"}))
-    )
-    assert again == scheduler and hash(again) == hash(scheduler)
-    with pytest.raises(
-        ValueError,
-        match=f"{name} has no option 'num_train_timestep'; did you mean 'num_train_timesteps'",
-    ):
+    written = json.dumps({**scheduler.to_config(), "_diffusers_version": "0.36.0"})
+    again = scheduler_from_config(json.loads(written))
+    assert again == scheduler
+    assert hash(again) == hash(scheduler)
+    with pytest.raises(ValueError, match=f"{name} .*'num_train_timestep'.*'num_train_timesteps'"):
         scheduler_from_config({"_class_name": name, "num_train_timestep": 10})
-    with pytest.raises(ValueError, match=f"did you mean '{name}'"):
+    with pytest.raises(ValueError, match=f"'{name}'"):
         scheduler_from_config({"_class_name": name + "s"})
 
 
@@ -415,24 +398,25 @@ def test_samples_are_finite_at_the_edges_of_what_is_allowed(name):
         assert np.all(np.isfinite(draw(cls.from_config(options), num_inference_steps=n)))
     if hasattr(cls, "sigma_max"):
         for low, high, dtype in ((1e-18, 1.1e-18, jnp.float32), (1e-6, 80.0, jnp.float16)):
-            assert np.all(
-                np.isfinite(draw(cls(sigma_min=low, sigma_max=high), dtype, num_inference_steps=4))
-            )
+            samples = draw(cls(sigma_min=low, sigma_max=high), dtype, num_inference_steps=4)
+            assert np.all(np.isfinite(samples))
 
 
 @EVERY
 def test_editing_at_a_low_level_does_not_overflow_float16(name):
-    # x0 is not what the network said, and (x - x0) / sigma is beyond float16: NaN, when times the last weight, 0.
-    scheduler, x = SCHEDULERS[name](), jnp.ones(SHAPE, jnp.float16)
+    # x0 is not what the network said, and (x - x0) / sigma is beyond float16: NaN, when multiplied
+    # by the last weight, 0.
+    scheduler = SCHEDULERS[name]()
+    x = jnp.ones(SHAPE, jnp.float16)
     state = start(scheduler, num_inference_steps=1).replace(sigmas=jnp.array([1e-6, 0]))
-    assert np.all(np.isfinite(scheduler.advance(scheduler.prepare(state, x), x, -x, x)[1]))
+    _, edited = scheduler.advance(scheduler.prepare(state, x), x, -x, x)
+    assert np.all(np.isfinite(edited))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_thresholding_scales_each_sample_by_its_own_quantile(rank):
     x = 3 * np.random.default_rng(rank).normal(size=(3, 5, 2, 4)[:rank]).astype(np.float32)
-    limit = np.clip(np.quantile(np.abs(x).reshape(3, -1), 0.9, axis=1), 1, 2.5).reshape(
-        -1, *[1] * (rank - 1)
-    )
+    quantiles = np.quantile(np.abs(x).reshape(3, -1), 0.9, axis=1)
+    limit = np.clip(quantiles, 1, 2.5).reshape(-1, *[1] * (rank - 1))
     actual = dynamic_threshold(jnp.asarray(x), 0.9, 2.5)
     np.testing.assert_allclose(actual, np.clip(x, -limit, limit) / limit, rtol=1e-6)

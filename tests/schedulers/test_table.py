@@ -1,4 +1,4 @@
-"""The table itself: every column against a plain recurrence, and the sampler of docs/protocol.md."""
+"""The table: every column against a plain recurrence, and the sampler of docs/protocol.md."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,8 @@ import pytest
 import cmjax
 from cmjax import testing
 from cmjax.parametrization import EDM
-from cmjax.schedulers import EDMScheduler, Scheduler, Weights
+from cmjax.schedulers import EDMScheduler, Scheduler, Weights, scheduler_like
+from cmjax.schedulers.base import FileOption
 from cmjax.schedulers.table import alternate
 
 SIGMAS = [8.0, 4.0, 2.0, 1.0, 0.5]
@@ -131,3 +132,29 @@ def test_the_documented_sampler_is_of_order_two(documented):
 
     orders = [np.log2(error(n) / error(2 * n)) for n in (80, 160)]
     assert all(1.8 < order < 2.3 for order in orders), orders
+
+
+def test_a_column_of_the_wrong_length_is_named():
+    class TooLong(EDMScheduler):
+        def weights(self, levels):
+            return Weights(x0=1.0, eps=levels.sigmas)
+
+    with pytest.raises(ValueError, match=r"column of weights .* \(3,\), got \(4,\)"):
+        TooLong().set_timesteps(3)
+
+
+def test_file_options_are_inherited():
+    class Own(EDMScheduler):
+        weights = None
+        _file_options = {"mine": FileOption(1, numbers=(0, 2))}
+
+    assert {"mine", "num_train_timesteps"} <= Own().to_config().keys()
+    assert Own.from_config({"mine": 2, "num_train_timesteps": 500}) == Own()
+
+
+def test_scheduler_like_keeps_the_defaults_of_the_class():
+    reference = cmjax.EDMHeunScheduler(sigma_max=40.0)
+    made = scheduler_like(reference, "CMStochasticIterativeScheduler", clip_denoised=False)
+    assert (made.sigma_max, made.timestep_spacing) == (40.0, "linspace")
+    assert scheduler_like(reference, cmjax.CTMScheduler).timestep_spacing == "linspace"
+    assert scheduler_like(reference, "EDMHeunScheduler", rho=5.0).sigma_max == 40.0
