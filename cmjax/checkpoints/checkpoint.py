@@ -20,7 +20,7 @@ from cmjax.models import from_nnx
 from cmjax.models.registry import ARCHITECTURES, BUILT_IN, network_name
 from cmjax.schedulers.base import Scheduler
 
-# See `Checkpoint.layout`.
+# (name, number of axes) in the network -> (name, order of axes) in the file.
 Layout = Callable[[str, int], tuple[str, tuple[int, ...]]]
 
 
@@ -136,7 +136,9 @@ class Checkpoint:
             wanted[stored_name] = tuple(leaf.shape[axis] for axis in axes)
         problems = _problems(wanted, self.tensors)
         if problems:
-            more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+            more = ""
+            if len(problems) > 10:
+                more = f"; and {len(problems) - 10} more"
             raise ValueError(
                 f"{self.files[0]}: {len(problems)} tensors do not fit the network: "
                 f"{'; '.join(problems[:10])}{more}"

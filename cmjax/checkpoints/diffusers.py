@@ -109,7 +109,7 @@ def open_unet(path: Path) -> Checkpoint:
         scheduler=CMStochasticIterativeScheduler(timestep_spacing="leading"),
         tensors=by_name(path, ((_renamed(name), tensor) for name, tensor in tensors.items())),
         layout=layout,
-        note="the folder names no scheduler: the default of 40 levels is assumed",
+        note="the folder names no scheduler: the default one, with 40 levels, is assumed",
     )
 
 
@@ -238,7 +238,7 @@ def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
     if (path / SAFETENSORS).exists():
         return (path / SAFETENSORS,), open_safetensors(path / SAFETENSORS)
 
-    # The index maps each tensor to its shard. A tensor may not be in two.
+    # The index maps each tensor to its shard.
     if index.exists():
         shards = read_json(index).get("weight_map")
         # A name with a folder in it could lead to any file of the machine.

@@ -87,7 +87,7 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
     if path.stem in TEACHERS:
         note = "an EDM diffusion model, a teacher; sample it with EDMHeunScheduler in 40 steps"
     elif path.stem not in NUM_TRAIN_TIMESTEPS:
-        note = "the file's name is not of a released model: 40 noise levels are assumed"
+        note = "the file's name is not that of a released model: 40 noise levels are assumed"
     return Checkpoint(
         kind="OpenAI file",
         files=(path,),
@@ -108,7 +108,9 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
     try:
         # Output blocks: layers + 1 for each resolution, from the lowest one up.
         blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("output_blocks.")}
-        # The first output block with a resampling module behind it ends its resolution.
+
+        # The first one that is followed by a resampling module ends its resolution. Without any
+        # there is a single resolution.
         ends = [i for i in sorted(blocks) if _ends_resolution(tensors, i)]
         layers = ends[0] if ends else len(blocks) - 1
         if layers < 1:
@@ -136,7 +138,8 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
     # Shapes of convolutions do not depend on the image size; where attention begins does.
     if not any(attention):
         raise ValueError(
-            "the image size does not follow without attention layers; pass the network's config"
+            "the image size is inferred from the attention layers, and there are none; pass the "
+            "network's config"
         )
 
     # diffusers names a block by its attention or, without any, by its way of resampling.
@@ -255,7 +258,7 @@ def _part(layer: str) -> str | None:
 
 
 def _ends_resolution(tensors: Mapping[str, StoredTensor], block: int) -> bool:
-    """Whether an output block has a resampling module, behind its attention or without one."""
+    """Whether an output block has a resampling module, after its attention or without one."""
     for place in (1, 2):
         module = f"output_blocks.{block}.{place}"
         if f"{module}.in_layers.0.weight" in tensors or f"{module}.conv.weight" in tensors:

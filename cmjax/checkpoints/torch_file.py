@@ -99,7 +99,8 @@ def _why(path: Path, error: Exception) -> str:
     """Returns why a file could not be opened, in words."""
     try:
         with path.open("rb") as file:
-            if file.read(1) == b"\x80":  # a bare pickle
+            # The first byte of a pickle; an archive begins with "PK".
+            if file.read(1) == b"\x80":
                 return (
                     "it is a pickle without an archive, as before PyTorch 1.6; load and save it "
                     "with a newer one"
@@ -127,10 +128,10 @@ def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
                 f"its entry {entry.filename} claims {entry.file_size} bytes, more than there are"
             )
 
-    # Of two entries of one name, another reader could take the other one.
+    # Of two entries with the same name, a scanner could have checked the other one.
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) != len(archive.infolist()):
-        raise ValueError("it has two entries of one name")
+        raise ValueError("it has two entries with the same name")
     if sum(name.endswith("/data.pkl") for name in entries) != 1:
         raise ValueError("it has no single data.pkl")
     return entries
@@ -225,7 +226,7 @@ class _Machine:
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
                 stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[opcode])
 
-            # The memo, for a value that occurs several times, such as the name of a dtype.
+            # The memo, for a value that occurs several times, such as the kind of a storage.
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = stack[-1]
             case "MEMOIZE":
@@ -249,13 +250,13 @@ class _Machine:
             case "SETITEMS":
                 self._set(self._since_mark())
 
-            # Here a usual unpickler imports a module. A name stays a name.
+            # Here an unpickler imports a module. This machine only keeps the name.
             case "GLOBAL":
                 stack.append(self._known(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 stack.append(self._known(".".join(self._take(2))))
 
-            # Here it asks for an object from outside of the pickle, which is a storage.
+            # Here it asks for an object that is stored elsewhere: a storage, in the archive.
             case "BINPERSID":
                 (description,) = self._take(1)
                 stack.append(self._storage(description))

@@ -14,8 +14,8 @@ from cmjax.cli.edit_task import edit_under, open_task, read_hole, write_tiles
 
 ALIASES = {"label": "labels"}  # earlier names of options
 
-# Options that several tasks have. `cmjax sample` has more of them, such as --dtype, with other
-# defaults.
+# Options that several tasks have. They are not `options.sampling`: the number of steps and the
+# classes have other defaults here, and there is no choice of scheduler.
 IMAGE = click.argument("image", metavar="[IMAGE]", required=False, type=click.Path(path_type=Path))
 MODEL = click.option(
     "--model",

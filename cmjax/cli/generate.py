@@ -101,8 +101,9 @@ def generate(
     """Makes many samples, in a folder, on all devices.
 
     Run the same command again after any interruption: it resumes. The samples are those that cmjax
-    sample makes with the same options. In the end the folder holds samples_NxHxWxC.npz, with arr_0 and arr_1 as the
-    evaluator of guided-diffusion reads them. docs/scaling.md describes runs on several machines.
+    sample makes with the same options. In the end the folder holds samples_NxHxWxC.npz, with arr_0
+    and arr_1 as the evaluator of guided-diffusion reads them. docs/scaling.md describes runs on
+    several machines.
 
     \b
     Examples:
@@ -131,8 +132,8 @@ def generate(
     from cmjax.generation import Request, generate_folder
     from cmjax.generation.processes import run_on_all_processes
 
-    # A process that cannot load the model would leave the others waiting for it for ever; this
-    # fails on all of them together.
+    # If one process failed to load the model, the others would wait for it in vain; here all of
+    # them fail together.
     def prepare():
         loaded = _load(model, scheduler, settings, dtype, quiet)
         options.set_timesteps(loaded.scheduler, schedule)  # an error names the option
@@ -219,6 +220,8 @@ def _verify(
         )
     if quiet:
         return
+
+    # Shards may be removed once the results are written; nothing is left to compare then.
     again = "none was made again"
     if verified.num_samples:
         again = f"some made again differ by {verified.max_difference} of 255"

@@ -52,7 +52,10 @@ class Numbers(click.ParamType):
 
 
 def int_or_float(text: str) -> int | float:
-    """Reads an integer where the text is one: training times are counted, angles are not."""
+    """Reads an integer if the text is one, and another number otherwise.
+
+    Training times are integers for most schedulers, and angles for TrigFlow's.
+    """
     try:
         return int(text)
     except ValueError:
@@ -126,6 +129,7 @@ trust = click.option(
     "code.",
 )
 
+# All that decides what a sample is; how many, and where they go, is left to the commands.
 sampling = group_of(
     click.option(
         "--model",
@@ -217,7 +221,15 @@ def check_out(path: Path, kinds: Mapping[str, str]) -> None:
 
 
 def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoint":
-    """Opens a model without reading its tensors; `--trust` of this command counts."""
+    """Opens a model without reading its tensors, with the `--trust` of the command that runs.
+
+    Args:
+        source: as for `cmjax.load`; None is the bundled model.
+        config: name of a preset, for an OpenAI file.
+
+    Raises:
+        ValueError: if there is no such model, or it is not one that cmjax reads.
+    """
     from cmjax.checkpoints import loading
 
     # There is no context where a program calls this function without a command.
@@ -225,6 +237,8 @@ def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoin
     trusted = ctx is not None and ctx.meta.get("cmjax.trust", False)
     try:
         return loading.open_checkpoint(source, config=config, trust=trusted)
+
+    # The library tells its user to pass trust=True; here that is an option.
     except ValueError as error:
         raise ValueError(str(error).replace("trust=True", "--trust")) from None
 
@@ -232,17 +246,17 @@ def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoin
 def open_model(
     model: str | None, scheduler: str | None, settings: Mapping[str, Any], dtype: str, quiet: bool
 ) -> "Model":
-    """Loads a model, with another sampler if one is asked for.
+    """Loads a model, with another scheduler if one is asked for.
 
     Args:
         model: as for `cmjax.load`; None is the bundled one.
-        scheduler: name of a sampler; None keeps the model's own.
-        settings: options of the sampler, by name.
-        dtype: of the parameters.
-        quiet: whether to keep a note on the model from the user.
+        scheduler: name of another scheduler; None keeps the model's own.
+        settings: options of the scheduler, by name.
+        dtype: dtype of the parameters.
+        quiet: whether not to print the checkpoint's note.
 
     Raises:
-        ValueError: if the model, the sampler or its options are not valid.
+        ValueError: if the model, the scheduler or its options are not valid.
     """
     try:
         checkpoint = open_checkpoint(model)
@@ -252,8 +266,12 @@ def open_model(
         raise ValueError(
             f"model {model}: its files make no sense ({type(error).__name__}: {error})"
         ) from None
+
+    # On stderr, with the other messages that are not results.
     if checkpoint.note and not quiet:
         click.echo(f"Note: {checkpoint.note}", err=True)
+
+    # Settings alone change the model's own scheduler.
     if scheduler or settings:
         loaded = loaded.with_scheduler(_scheduler(loaded.scheduler, scheduler, settings))
     return loaded
@@ -290,14 +308,14 @@ def check_labels(
     num_classes: int | None,
     class_names: Sequence[str] | None = None,
 ) -> list[int] | None:
-    """Returns the numbers of the classes to ask for; all if none are given.
+    """Returns the numbers of the classes to sample; all classes if none are given.
 
     A text is a name if a class has it, and a number otherwise: the folders of classes may be named
     0, 1, 10, 2, in that order, and then class "10" is number 2.
 
     Args:
         labels: numbers and names; None for all classes.
-        num_classes: of the model; None for a model without classes.
+        num_classes: number of classes of the model; None for a model without classes.
         class_names: one per class, or None.
 
     Returns:

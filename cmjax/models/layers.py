@@ -56,6 +56,7 @@ class GroupNorm(nnx.GroupNorm):
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Maps `[B, ..., C]` to the same shape and dtype."""
+        # Sums over a whole map have too many terms for 16 bits.
         return super().__call__(x.astype(jnp.float32), mask=mask).astype(x.dtype)
 
 
@@ -87,6 +88,8 @@ def sinusoidal_embedding(
 
     # Products with large times need float32, whatever the dtype of the network: [B, half].
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+
+    # [B, half] each; together [B, F] with the zero of an odd F.
     parts = (jnp.sin(angles), jnp.cos(angles))
     if flip_sin_to_cos:
         parts = parts[::-1]
@@ -197,6 +200,8 @@ class Attention(nnx.Module):
             f(pixels).reshape(batch, height * width, self.heads, -1)
             for f in (self.to_q, self.to_k, self.to_v)
         )
+
+        # Heads side by side again: [B, H * W, C].
         mixed = attend(q, k, v).reshape(batch, height * width, channels)
         return x + self.to_out[0](mixed).reshape(x.shape)
 

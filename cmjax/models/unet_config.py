@@ -16,7 +16,11 @@ UP_BLOCKS = {
     "ResnetUpsampleBlock2D": (False, "resnet"),
     "AttnUpBlock2D": (True, None),
 }
+
+# How a resolution changes: by a convolution, or within a residual block.
 RESAMPLING = ("conv", "resnet")
+
+# How a residual block uses the embedding of the time: it adds it, or scales and shifts by it.
 TIME_CONDITIONING = ("default", "scale_shift")
 
 # Of resolutions, and of residual blocks in each: a damaged file could ask for billions.

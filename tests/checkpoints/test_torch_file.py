@@ -550,7 +550,7 @@ ARCHIVES = {
         lambda path: pair_file(path, tz.dict_({}), others={"byteorder": b"big"}),
         "big-endian",
     ),
-    "duplicated": (duplicated, "two entries of one name"),
+    "duplicated": (duplicated, "two entries with the same name"),
     "overlapping": (overlapping, "repeating values|verlap"),
     "claiming": (claiming, "more than there are|verlap"),
     "elsewhere": (elsewhere, "not where the archive says|verlap|differ"),
