@@ -270,8 +270,8 @@ def broadcast_to_samples(name: str, array: jax.Array, samples: jax.Array) -> jax
     Raises:
         ValueError: if it does not fit; the error has the given name.
     """
-    # Axes are aligned at the end, as in NumPy, but at most the batch may be missing: [H, W] beside
-    # [B, H, W, C] would be aligned with W and C.
+    # Axes are aligned at the end, as in NumPy, but at most the batch may be missing: [H, W] would
+    # be aligned with W and C of [B, H, W, C].
     sizes = zip(array.shape[::-1], samples.shape[::-1], strict=False)
     fits = array.ndim in (samples.ndim, samples.ndim - 1)
     if not fits or any(n not in (1, size) for n, size in sizes):

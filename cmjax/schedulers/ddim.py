@@ -36,12 +36,12 @@ class DDIMScheduler(DiscreteScheduler):
         steps_offset: added to "leading" times.
         set_alpha_to_one: end without noise, rather than at training time 0.
         clip_sample: clip x0 estimates.
-        clip_sample_range: to plus or minus this.
+        clip_sample_range: x0 is clipped to plus or minus this.
         thresholding: scale x0 estimates that leave [-1, 1], instead of clipping (Saharia et al.
             2022, section 2.3).
-        dynamic_thresholding_ratio: quantile of |x0| of a sample that is scaled to 1, if it is
-            larger.
-        sample_max_value: and at most this.
+        dynamic_thresholding_ratio: which quantile of a sample's |x0| is scaled to 1, if it is
+            above 1.
+        sample_max_value: the largest number that a sample is divided by.
         eta: share of fresh noise: 0 follows the probability-flow ODE, 1 has the variance of DDPM.
         use_clipped_model_output: take the direction, too, from the bounded x0 estimate.
     """

@@ -60,7 +60,7 @@ class DiscreteSigmasScheduler(TableScheduler):
         rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
         use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the
             same ends.
-        use_exponential_sigmas: or by equal steps of log sigma.
+        use_exponential_sigmas: replace the levels by equal steps of log sigma.
 
     Raises:
         ValueError: for values outside their domain.

@@ -37,7 +37,7 @@ class EDMScheduler(TableScheduler):
         sigma_min: lowest noise level at which the network is called.
         sigma_max: highest noise level, where sampling starts.
         sigma_data: standard deviation of the data.
-        sigma_schedule: levels between: "karras" (equation 5) or "exponential".
+        sigma_schedule: spacing of the levels: "karras" (equation 5) or "exponential".
         prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
         rho: curvature of the levels.
         final_sigmas_type: sampling ends at "zero" or at "sigma_min".

@@ -23,13 +23,13 @@ class EDMEulerScheduler(EDMScheduler):
         sigma_min: lowest noise level at which the network is called.
         sigma_max: highest noise level, where sampling starts.
         sigma_data: standard deviation of the data.
-        sigma_schedule: levels between: "karras" (equation 5) or "exponential".
+        sigma_schedule: spacing of the levels: "karras" (equation 5) or "exponential".
         prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
         rho: curvature of the levels.
         final_sigmas_type: sampling ends at "zero" or at "sigma_min".
-        s_churn: noise added before steps, spread over all; 0 is the deterministic Algorithm 1.
-        s_tmin: lowest level that is raised by it.
-        s_tmax: highest level that is raised by it.
+        s_churn: total amount of noise added before steps; 0 is the deterministic Algorithm 1.
+        s_tmin: lowest level before which noise is added.
+        s_tmax: highest level before which noise is added.
         s_noise: factor on the added noise.
     """
 

@@ -33,7 +33,7 @@ class FlowMatchLCMScheduler(FlowScheduler):
         shift_terminal: stretch the shifted levels so that this is the lowest; None leaves them.
         use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the
             same ends.
-        use_exponential_sigmas: or by equal steps of log sigma.
+        use_exponential_sigmas: replace the levels by equal steps of log sigma.
 
     Raises:
         ValueError: for values outside their domain.

@@ -61,13 +61,13 @@ class EDMHeunScheduler(EDMScheduler):
         sigma_min: lowest noise level at which the network is called.
         sigma_max: highest noise level, where sampling starts.
         sigma_data: standard deviation of the data.
-        sigma_schedule: levels between: "karras" (equation 5) or "exponential".
+        sigma_schedule: spacing of the levels: "karras" (equation 5) or "exponential".
         prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
         rho: curvature of the levels.
         final_sigmas_type: sampling ends at "zero" or at "sigma_min".
-        s_churn: noise added before steps, spread over all; 0 is the deterministic Algorithm 1.
-        s_tmin: lowest level that is raised by it.
-        s_tmax: highest level that is raised by it.
+        s_churn: total amount of noise added before steps; 0 is the deterministic Algorithm 1.
+        s_tmin: lowest level before which noise is added.
+        s_tmax: highest level before which noise is added.
         s_noise: factor on the added noise.
     """
 
@@ -107,9 +107,9 @@ class HeunDiscreteScheduler(DiscreteSigmasScheduler):
         steps_offset: added to "leading" times.
         rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
         use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
-        use_exponential_sigmas: or equal steps of log sigma.
+        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
         clip_sample: clip x0 estimates.
-        clip_sample_range: to plus or minus this.
+        clip_sample_range: x0 is clipped to plus or minus this.
     """
 
     # As diffusers' default for this solver.
