@@ -47,7 +47,7 @@ class EDMEulerAncestralScheduler(EDMScheduler):
         sigma_min: lowest noise level at which the network is called.
         sigma_max: highest noise level, where sampling starts.
         sigma_data: standard deviation of the data.
-        sigma_schedule: levels between: "karras" (equation 5) or "exponential".
+        sigma_schedule: spacing of the levels: "karras" (equation 5) or "exponential".
         prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
         rho: curvature of the levels.
         final_sigmas_type: sampling ends at "zero" or at "sigma_min".
@@ -82,7 +82,7 @@ class EulerAncestralDiscreteScheduler(DiscreteSigmasScheduler):
         steps_offset: added to "leading" times.
         rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
         use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
-        use_exponential_sigmas: or equal steps of log sigma.
+        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
     """
 
     def weights(self, levels: Levels) -> Weights:

@@ -27,15 +27,15 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
         sigma_min: lowest noise level at which the network is called.
         sigma_max: highest noise level, where sampling starts.
         sigma_data: standard deviation of the data.
-        sigma_schedule: levels between: "karras" (equation 5) or "exponential".
+        sigma_schedule: spacing of the levels: "karras" (equation 5) or "exponential".
         prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
         rho: curvature of the levels.
         final_sigmas_type: sampling ends at "zero" or at "sigma_min".
-        solver_order: 1 or 2.
+        solver_order: order of the solver, 1 or 2.
         thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
-        dynamic_thresholding_ratio: quantile of |x0| of a sample that is scaled to 1, if it is
-            larger.
-        sample_max_value: and at most this.
+        dynamic_thresholding_ratio: which quantile of a sample's |x0| is scaled to 1, if it is
+            above 1.
+        sample_max_value: the largest number that a sample is divided by.
         algorithm_type: "dpmsolver++", or "sde-dpmsolver++" with fresh noise at every step but the
             last.
         solver_type: "midpoint" or "heun" form of the second order.

@@ -71,7 +71,7 @@ class TableState(SchedulerState):
         sigmas: f32[N+1], noise level of each call, then the level where sampling ends.
         timesteps: f32[N], the network's time at each call.
         step_index: i32[], index of the next call.
-        memory: arrays kept from earlier calls, a `Memory`; () before `prepare`.
+        memory: arrays kept from earlier calls, a `Memory`; empty before `prepare`.
         alphas: f32[N+1], signal level of each call, then the level where sampling ends.
         scalings: the columns c_in, c_skip and c_out, f32[N] each.
         weights: the columns of the step, f32[N] each.
@@ -257,15 +257,15 @@ class TableScheduler(Scheduler[TableState]):
 
         # The arrays that the columns weigh, in the same structure as the table.
         fresh = None if weights.noise is None else noise
-        at_hand = Weights(
-            self.bound_last(denoised),
-            eps,
-            fresh,
-            memory.earlier_x0,
-            memory.last_sample,
-            memory.last_noise,
+        arrays = Weights(
+            x0=self.bound_last(denoised),
+            eps=eps,
+            noise=fresh,
+            earlier_x0=memory.earlier_x0,
+            last_sample=memory.last_sample,
+            last_noise=memory.last_noise,
         )
-        if jax.tree.structure(at_hand) != jax.tree.structure(weights):
+        if jax.tree.structure(arrays) != jax.tree.structure(weights):
             raise ValueError(
                 f"{type(self).__name__} remembers earlier calls, and its memory is not allocated; "
                 "begin with state, sample = scheduler.init(key, state, shape)"
@@ -273,7 +273,7 @@ class TableScheduler(Scheduler[TableState]):
 
         # The next sample is the sum of weight times array over the columns that the table has.
         row = jax.tree.map(lambda column: column[state.step_index], weights)
-        terms = zip(jax.tree.leaves(row), jax.tree.leaves(at_hand), strict=True)
+        terms = zip(jax.tree.leaves(row), jax.tree.leaves(arrays), strict=True)
         next_sample = combine(*terms)
 
         memory = _remember(memory, sample, denoised, noise)
@@ -303,8 +303,8 @@ def _remember(memory: Memory, sample: jax.Array, denoised: jax.Array, noise: jax
 def interleave(first: jax.Array, second: jax.Array) -> jax.Array:
     """Returns first[0], second[0], first[1], ... without the last entry, f32[2n-1].
 
-    A solver with two calls per step has this order of calls. Its last step has only one, since the
-    run ends at sigma = 0, where eps and so the slope are not defined.
+    A solver with two calls per step has this order of calls. Its last step has only one: a run may
+    end at sigma = 0, where eps, and so the slope, is not defined.
 
     Args:
         first: f32[n], an entry for each step's first call.
@@ -324,6 +324,7 @@ def alternate(first: Weights, second: Weights, num_steps: int) -> Weights:
         num_steps: number n of steps.
     """
 
+    # A column of the whole table, f32[2n-1], from those of the first and second calls.
     def column(one, other):
         if one is None and other is None:
             return None

@@ -45,12 +45,12 @@ class TCDScheduler(DiscreteScheduler):
         prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
         rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
         clip_sample: clip x0 estimates.
-        clip_sample_range: to plus or minus this.
+        clip_sample_range: x0 is clipped to plus or minus this.
         thresholding: scale x0 estimates that leave [-1, 1], instead of clipping (Saharia et al.
             2022, section 2.3).
-        dynamic_thresholding_ratio: quantile of |x0| of a sample that is scaled to 1, if it is
-            larger.
-        sample_max_value: and at most this.
+        dynamic_thresholding_ratio: which quantile of a sample's |x0| is scaled to 1, if it is
+            above 1.
+        sample_max_value: the largest number that a sample is divided by.
         original_inference_steps: number of times on the grid that the model was distilled on; the
             steps of a run are taken from it.
         eta: share of fresh noise, in [0, 1] (gamma in the paper): a number, or a tuple of one per
