@@ -2,12 +2,13 @@
 
     python benchmarks/loop_overhead.py          (the second part needs torch and diffusers)
 
-1. `cmjax.sample` at N steps over N calls of the bare jitted network, taken in turn; the ratio of medians.
+1. `cmjax.sample` at N steps over N calls of the bare jitted network, taken in turn; the ratio of
+   medians.
 2. One step of the scheduler, `scale_input` and `step` with its noise, jitted, against diffusers'
    `scale_model_input` and `step`, on the same arrays in turn; large arrays (arithmetic) and tiny
    ones (Python overhead).
-3. `cmjax.sample` called bare, outside of `jax.jit`, over the same call in the caller's own `jit`, in
-   turn, after both have compiled; ratio of medians.
+3. `cmjax.sample` called bare, outside of `jax.jit`, over the same call in the caller's own `jit`,
+   in turn, after both have compiled; ratio of medians.
 4. Number of traces and compile time against N.
 """
 
@@ -44,7 +45,9 @@ def loop_over_network(batch, steps, repeats):
         28, 1, 1, block_out_channels=(64, 96), norm_num_groups=16, patch_size=2, num_class_embeds=10
     )
     apply_fn, params = from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
-    labels, x, t = jnp.zeros(batch, jnp.int32), jnp.ones((batch, 28, 28, 1)), jnp.ones(batch)
+    labels = jnp.zeros(batch, jnp.int32)
+    x = jnp.ones((batch, 28, 28, 1))
+    t = jnp.ones(batch)
     network = jax.jit(lambda params, x: apply_fn(params, x, t, class_labels=labels))
     sampler = jax.jit(
         lambda params, key: cmjax.sample(
@@ -78,12 +81,12 @@ def step_against_diffusers(shape, repeats):
 
     reference = CMStochasticIterativeScheduler()
     generator = torch.Generator().manual_seed(0)
-    x, key = jnp.ones(shape), jax.random.key(0)
+    x = jnp.ones(shape)
+    key = jax.random.key(0)
     x_torch = torch.ones(shape)
     step = jax.jit(SCHEDULER.step)
-    state = SCHEDULER.set_timesteps(2)
-
     scale = jax.jit(SCHEDULER.scale_input)
+    state = SCHEDULER.set_timesteps(2)
     reference.set_timesteps(2)
 
     def ours():
@@ -155,7 +158,8 @@ def traces_and_compile_time(steps):
     for high in (80.0, 60.0, 40.0):
         run(jnp.linspace(high, 1.0, steps))
     click.echo(
-        f"N = {steps:>3}: compile {seconds * 1e3:5.0f} ms, {len(traces)} trace(s) for three sets of levels"
+        f"N = {steps:>3}: compile {seconds * 1e3:5.0f} ms, "
+        f"{len(traces)} trace(s) for three sets of levels"
     )
 
 

@@ -29,7 +29,7 @@ import cmjax
 from cmjax import generation
 from cmjax.generation import Request
 from cmjax.images import save_grid, to_uint8
-from cmjax.schedulers import FEW_STEP, SCHEDULERS
+from cmjax.schedulers import SCHEDULERS
 
 CALLS = (1, 2, 4, 8, 18)
 DENOISER = Path(__file__).parents[1] / "examples" / "assets" / "digits_denoiser"
@@ -38,19 +38,26 @@ SHORT = {
     "EDMDPMSolverMultistepScheduler": "DPM-Solver++ 2M",
 }
 TWO_CALLS_A_STEP = ("EDMHeunScheduler", "EDMDPM2Scheduler")
-OPTIONS = {
-    "DDIMScheduler": {
-        "beta_schedule": "scaled_linear",
-        "beta_end": 0.02,
-        "timestep_spacing": "trailing",
-    }
+DDIM_OPTIONS = {
+    "beta_schedule": "scaled_linear",
+    "beta_end": 0.02,
+    "timestep_spacing": "trailing",
 }
-MODELS_OF_THEIR_OWN = ("CTMScheduler", "FlowMapEulerDiscreteScheduler")
-SAMPLED = [
-    name
-    for name in SCHEDULERS
-    if name not in MODELS_OF_THEIR_OWN and (name in FEW_STEP or name[:3] in ("EDM", "DDI"))
-]
+
+
+def can_sample_digits(name):
+    """Whether a sampler is part of the comparison: one network serves all of these.
+
+    A network that is told two times is one of its own (CTM, flow maps). Of the solvers, those on
+    training times repeat what those on EDM's levels do; DDIM stands for them.
+    """
+    cls = SCHEDULERS[name]
+    if cls.num_times > 1:
+        return False
+    return not cls.solves_ode or name.startswith("EDM") or name == "DDIMScheduler"
+
+
+SAMPLED = [name for name in SCHEDULERS if can_sample_digits(name)]
 
 
 @click.group()
@@ -69,7 +76,8 @@ def cost(repeats):
         if not hasattr(diffusers, name):
             continue
         for shape in ((1, 4), (64, 28, 28, 1)):
-            ours, theirs = our_step(cls(), shape), their_step(getattr(diffusers, name)(), shape)
+            ours = our_step(cls(), shape)
+            theirs = their_step(getattr(diffusers, name)(), shape)
             mine, peer = in_turn(ours, theirs, repeats=repeats)
             times = f"{mine * 1e6:7.0f} us{peer * 1e6:9.0f} us{mine / peer:8.2f}"
             click.echo(f"{name:<32}{str(shape):<18}{times}")
@@ -77,12 +85,14 @@ def cost(repeats):
 
 def our_step(scheduler, shape):
     """One step, the second of four, as a function without arguments."""
-    x = jnp.ones(shape)
     key = jax.random.key(0)
-    state = scheduler.prepare(scheduler.set_timesteps(4), x).replace(step_index=jnp.int32(1))
-    step = jax.jit(
-        lambda key, state, x: (scheduler.scale_input(state, x), scheduler.step(key, state, x, x))
-    )
+    state, x = scheduler.init(key, scheduler.set_timesteps(4), shape)
+    state = state.replace(step_index=jnp.int32(1))
+
+    @jax.jit
+    def step(key, state, x):
+        return scheduler.scale_input(state, x), scheduler.step(key, state, x, x)
+
     return lambda: jax.block_until_ready(step(key, state, x))
 
 
@@ -91,16 +101,18 @@ def their_step(scheduler, shape):
     import torch
 
     x = torch.ones(shape)
-    scheduler.set_timesteps(
-        4, **({"intermediate_timesteps": None} if "SCM" in type(scheduler).__name__ else {})
-    )
+    options = {}
+    if type(scheduler).__name__ == "SCMScheduler":
+        options["intermediate_timesteps"] = None  # its default allows two steps only
+    scheduler.set_timesteps(4, **options)
     t = scheduler.timesteps[1]
     scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
 
     def step():
         scheduler._step_index = 1
         if hasattr(scheduler, "model_outputs"):  # what a multistep solver has after its first step
-            scheduler.model_outputs, scheduler.lower_order_nums = [None, x], 1
+            scheduler.model_outputs = [None, x]
+            scheduler.lower_order_nums = 1
         scale(x, t)
         scheduler.step(x, t, x)
 
@@ -109,11 +121,16 @@ def their_step(scheduler, shape):
 
 def with_scheduler(name):
     """The model that a sampler runs, under that sampler."""
-    model = cmjax.load() if name in FEW_STEP else cmjax.load(DENOISER)
-    if name == "CMStochasticIterativeScheduler":
+    cls = SCHEDULERS[name]
+    model = cmjax.load(DENOISER if cls.solves_ode else None)
+    if isinstance(model.scheduler, cls):
         return model
-    shared = {"sigma_min": 0.002} if name.startswith("EDM") else {}
-    return model.with_scheduler(SCHEDULERS[name](**shared, **OPTIONS.get(name, {})))
+    options = {}
+    if name.startswith("EDM"):
+        options = {"sigma_min": 0.002}
+    elif name == "DDIMScheduler":
+        options = DDIM_OPTIONS
+    return model.with_scheduler(cls(**options))
 
 
 def generate(name, calls, labels):
@@ -150,10 +167,9 @@ def quality(data, num, out):
             accuracy = np.mean(predicted == labels)
             distance = frechet_distance(features, reference) / noise_distance
             curves.setdefault(name, []).append((made, accuracy, distance))
-        cells = "".join(
-            f"{accuracy:>8.1%}{distance:>8.1%}" for _, accuracy, distance in curves[name]
-        )
-        click.echo(f"{name:<32}{cells}")
+        points = curves[name]
+        cells = [f"{accuracy:>8.1%}{distance:>8.1%}" for _, accuracy, distance in points]
+        click.echo(f"{name:<32}{''.join(cells)}")
     plot(curves, out)
 
 
@@ -167,17 +183,18 @@ def plot(curves, path):
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
     for name, points in curves.items():
         calls, accuracy, distance = zip(*points, strict=True)
-        line = "-" if name in FEW_STEP else "--"
-        for axis, values in zip(axes, (accuracy, distance), strict=True):
-            axis.plot(
-                calls, values, line, marker="o", markersize=3, label=name.removesuffix("Scheduler")
-            )
-    for axis, title in zip(
-        axes,
-        ("recognised as the digit asked for", "Fréchet distance, of that of noise"),
-        strict=True,
-    ):
-        axis.set(xscale="log", xlabel="network calls", title=title, xticks=CALLS, xticklabels=CALLS)
+        style = {
+            "linestyle": "--" if SCHEDULERS[name].solves_ode else "-",
+            "marker": "o",
+            "markersize": 3,
+            "label": name.removesuffix("Scheduler"),
+        }
+        axes[0].plot(calls, accuracy, **style)
+        axes[1].plot(calls, distance, **style)
+    axes[0].set_title("recognised as the digit asked for")
+    axes[1].set_title("Fréchet distance, of that of noise")
+    for axis in axes:
+        axis.set(xscale="log", xlabel="network calls", xticks=CALLS, xticklabels=CALLS)
         axis.minorticks_off()
     axes[1].set_yscale("log")
     axes[0].legend(fontsize=7)
