@@ -1,4 +1,4 @@
-"""Folders that go between cmjax, diffusers and OpenAI: images, bytes and names beside the originals."""
+"""Folders between cmjax, diffusers and OpenAI: images, bytes and names as the originals have."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ import cmjax
 from cmjax.checkpoints import diffusers as reader
 from cmjax.checkpoints import open_checkpoint, openai
 from cmjax.models import PRESETS
-from tests.parity.test_unet import SMALL, draw_network
+from tests.support.torch_networks import SMALL, draw_network
 
 RESNET = {
     **SMALL,
@@ -127,7 +127,10 @@ def openai_file(path, shapes):
 
 @pytest.mark.parametrize("network", ["small", "small256"])
 def test_openai_files_are_converted_as_diffusers_does(network, tmp_path):
-    """The names come from OpenAI's network and diffusers' script; see tests/golden/make_openai_names.py."""
+    """The names come from OpenAI's network and diffusers' script.
+
+    See tests/golden/make_openai_names.py.
+    """
     path = tmp_path / "net.pt"
     tensors = openai_file(path, NAMES[network]["openai"])
     checkpoint = openai.open_file(path)

@@ -9,35 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cmjax.checkpoints import diffusers as reader
 from cmjax.models import PRESETS
+from tests.support.torch_networks import SMALL, draw_network
 
 TOLERANCE = 1e-4  # of the output's standard deviation
-SMALL = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-}
-
-
-def draw_network(**options):
-    """A diffusers network in which every tensor is random, norm scales and biases too."""
-    torch.manual_seed(0)
-    network = UNet2DModel(**options).eval()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            fan_in = max(1, parameter[0].numel()) if parameter.ndim > 1 else 4
-            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(centre + torch.randn_like(parameter) / fan_in**0.5)
-    return network
 
 
 def convert(network, folder, **options):
@@ -147,15 +126,13 @@ def test_every_intermediate_activation(change, tmp_path):
     module = UNet2D(model.config, rngs=nnx.Rngs(0))
     nnx.update(module, model.params)
     ours = {}
-    spied = [
-        name
-        for name in theirs
-        if name.split(".")[-1].isdigit() or name in ("conv_in", "mid_block", "conv_norm_out")
-    ]
+    ends = ("conv_in", "mid_block", "conv_norm_out")
+    spied = [name for name in theirs if name.split(".")[-1].isdigit() or name in ends]
 
     class Spy(nnx.Module):
         def __init__(self, name, inner):
-            self.name, self.inner = name, inner
+            self.name = name
+            self.inner = inner
 
         def __getattr__(self, attribute):
             return getattr(self.inner, attribute)
@@ -166,13 +143,12 @@ def test_every_intermediate_activation(change, tmp_path):
 
     for name in spied:
         *parents, last = name.split(".")
-        owner = functools.reduce(
-            lambda o, part: o[int(part)] if part.isdigit() else getattr(o, part), parents, module
-        )
+        owner = functools.reduce(part_of, parents, module)
+        spy = Spy(name, part_of(owner, last))
         if last.isdigit():
-            owner[int(last)] = Spy(name, owner[int(last)])
+            owner[int(last)] = spy
         else:
-            setattr(owner, last, Spy(name, getattr(owner, last)))
+            setattr(owner, last, spy)
     module(x, t, None if labels is None else jnp.asarray(labels))
     assert len(ours) >= 10
     for name, value in ours.items():
@@ -185,17 +161,20 @@ def test_every_intermediate_activation(change, tmp_path):
         )
 
 
+def part_of(module, name):
+    """A submodule, by its attribute or by its place in a list."""
+    return module[int(name)] if name.isdigit() else getattr(module, name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_the_released_architectures(preset, tmp_path, capsys):
-    network = draw_network(
-        **{k: v for k, v in reader.config_to_diffusers(PRESETS[preset]).items() if k[0] != "_"}
-    )
+    written = reader.config_to_diffusers(PRESETS[preset])
+    network = draw_network(**{key: value for key, value in written.items() if key[0] != "_"})
     model = convert(network, tmp_path)
     assert model.config == PRESETS[preset]
     found = difference(network, model, batch=1)
     with capsys.disabled():
-        print(
-            f"\n{preset}: {sum(p.numel() for p in network.parameters()):,} parameters, difference {found:.2e}"
-        )
+        count = sum(parameter.numel() for parameter in network.parameters())
+        print(f"\n{preset}: {count:,} parameters, difference {found:.2e}")
     assert found <= TOLERANCE
