@@ -1,4 +1,4 @@
-"""Editing: constraints hold exactly, the loop is Algorithm 4, Gaussian data end where theory says."""
+"""Editing: constraints hold exactly, the loop is Algorithm 4, Gaussian data end as they must."""
 
 import json
 from functools import partial
@@ -48,15 +48,20 @@ def normal(seed, *shape):
 def blocks(x, factor):
     """The averages of the blocks of one image `[H, W, C]`, in float64 and by loops."""
     x = np.asarray(x, np.float64)
-    corners = [range(0, size, factor) for size in x.shape[:2]]
-    return np.array(
-        [[x[i : i + factor, j : j + factor].mean((0, 1)) for j in corners[1]] for i in corners[0]]
-    )
+    height, width, channels = x.shape
+    averages = np.empty((height // factor, width // factor, channels))
+    for i in range(height // factor):
+        for j in range(width // factor):
+            rows = slice(i * factor, (i + 1) * factor)
+            columns = slice(j * factor, (j + 1) * factor)
+            averages[i, j] = x[rows, columns].mean((0, 1))
+    return averages
 
 
 def constraints(samples=slice(None)):
     """One of each kind, with the data of some samples of `IMAGE`."""
-    image, known = IMAGE[samples], KNOWN[samples]
+    image = IMAGE[samples]
+    known = KNOWN[samples]
     gray = (image @ WEIGHTS)[..., None]
     return {
         "inpaint": inpaint(image, known),
@@ -83,7 +88,8 @@ def to_top_row(row):
     shape=st.lists(sizes, min_size=1, max_size=5), seed=seeds, scale=st.sampled_from([1, 1e-3, 200])
 )
 def test_inpainting_keeps_known_numbers_bit_for_bit_and_leaves_the_rest(shape, seed, scale):
-    image, known = np.float32(scale) * normal(seed, *shape), normal(seed + 1, *shape) > 0
+    image = np.float32(scale) * normal(seed, *shape)
+    known = normal(seed + 1, *shape) > 0
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         x0 = normal(seed + 2, *shape).astype(dtype)
         apply = jax.jit(inpaint(image, known))
@@ -95,13 +101,13 @@ def test_inpainting_keeps_known_numbers_bit_for_bit_and_leaves_the_rest(shape, s
 
 
 def test_soft_edges_mix_and_unknown_numbers_are_never_read():
-    x0, known = jnp.asarray(normal(0, 1, 4)), np.array([1.0, 0.75, 0.25, 0.0])
+    x0 = jnp.asarray(normal(0, 1, 4))
+    known = np.array([1.0, 0.75, 0.25, 0.0])
     constraint = inpaint(np.array([2.0, -1.0, 0.5, np.nan]), known)
     expected = known * [2.0, -1.0, 0.5, 0.0] + (1 - known) * np.asarray(x0)
     np.testing.assert_allclose(constraint(x0), expected, rtol=1e-6)
-    np.testing.assert_allclose(
-        jax.grad(lambda x: constraint(x).sum())(x0), 1 - known[None], rtol=1e-6
-    )
+    gradient = jax.grad(lambda x: constraint(x).sum())(x0)
+    np.testing.assert_allclose(gradient, 1 - known[None], rtol=1e-6)
 
 
 @few
@@ -110,7 +116,8 @@ def test_soft_edges_mix_and_unknown_numbers_are_never_read():
 )
 def test_colourising_keeps_the_luminance_and_moves_along_the_weights_alone(shape, seed, channels):
     weights = editing.REC601 if channels == 3 else tuple(np.linspace(0.1, 0.6, channels))
-    x0, gray = normal(seed, *shape, channels), normal(seed + 1, *shape, 1)
+    x0 = normal(seed, *shape, channels)
+    gray = normal(seed + 1, *shape, 1)
     constraint = jax.jit(colorize(gray, weights))
     result = np.asarray(constraint(x0))
     luminance = np.asarray(result, np.float64) @ np.array(weights)
@@ -173,7 +180,8 @@ def test_any_operator_with_orthogonal_rows(dims, seed, data):
 
 
 def test_composed_constraints_hold_together_where_they_do_not_conflict_and_else_the_last():
-    gray, known = (IMAGE @ WEIGHTS)[..., None], np.broadcast_to(KNOWN, SHAPE)
+    gray = (IMAGE @ WEIGHTS)[..., None]
+    known = np.broadcast_to(KNOWN, SHAPE)
     x0 = jnp.asarray(normal(0, *SHAPE))
     result = np.asarray(compose(colorize(gray), inpaint(IMAGE, KNOWN))(x0))
     np.testing.assert_array_equal(result[known], IMAGE[known])
@@ -209,13 +217,13 @@ def test_one_trace_serves_any_data_of_a_shape_and_vmap_equals_a_loop(name):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
 def test_constraints_keep_the_dtype(name, dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        constraint, x0 = constraints()[name], jnp.asarray(IMAGE[::-1].copy()).astype(dtype)
+        constraint = constraints()[name]
+        x0 = jnp.asarray(IMAGE[::-1].copy()).astype(dtype)
         result = constraint(x0)
         chex.assert_type(result, dtype)
         full = constraint(x0.astype(jnp.float32))
-        np.testing.assert_allclose(
-            np.asarray(result, np.float32), full, atol=0.02 if x0.itemsize == 2 else 1e-6
-        )
+        atol = 0.02 if x0.itemsize == 2 else 1e-6
+        np.testing.assert_allclose(np.asarray(result, np.float32), full, atol=atol)
 
 
 # The loop.
@@ -225,23 +233,16 @@ def test_constraints_keep_the_dtype(name, dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_edited_samples_end_in_exactly_what_is_known_even_outside_the_clipped_range(wrap, dtype):
     image = 1.5 * IMAGE
-    result = wrap(
-        lambda: edit(
-            KEY,
-            network,
-            None,
-            SCHEDULER,
-            inpaint(image, KNOWN),
-            SHAPE,
-            num_inference_steps=3,
-            dtype=dtype,
-        )
-    )()
+    options = {"num_inference_steps": 3, "dtype": dtype}
+
+    def run():
+        return edit(KEY, network, None, SCHEDULER, inpaint(image, KNOWN), SHAPE, **options)
+
+    result = wrap(run)()
     chex.assert_type(result, dtype)
     known = np.broadcast_to(KNOWN, SHAPE)
-    np.testing.assert_array_equal(
-        np.asarray(result)[known], np.asarray(jnp.asarray(image).astype(dtype))[known]
-    )
+    expected = np.asarray(jnp.asarray(image).astype(dtype))
+    np.testing.assert_array_equal(np.asarray(result)[known], expected[known])
     assert np.abs(np.asarray(result, np.float32))[~known].max() <= 1
 
 
@@ -252,9 +253,8 @@ def test_measurements_hold_at_the_end_of_a_jitted_run():
     def run(constraint):
         return edit(KEY, network, None, SCHEDULER, constraint, SHAPE, num_inference_steps=3)
 
-    np.testing.assert_allclose(
-        np.asarray(run(made["colorize"])) @ WEIGHTS, IMAGE @ WEIGHTS, atol=1e-6
-    )
+    coloured = np.asarray(run(made["colorize"]))
+    np.testing.assert_allclose(coloured @ WEIGHTS, IMAGE @ WEIGHTS, atol=1e-6)
     averages = [blocks(one, 2) for one in run(made["super_resolve"])]
     np.testing.assert_allclose(averages, [blocks(one, 2) for one in IMAGE], atol=1e-6)
 
@@ -262,10 +262,8 @@ def test_measurements_hold_at_the_end_of_a_jitted_run():
 def load_goldens():
     with np.load(Path(__file__).parent / "golden" / "editing.npz", allow_pickle=False) as file:
         for case in json.loads(str(file["index"])):
-            arrays = {
-                name: file[f"{case['name']}.{name}"] for name in [*case["given"], "noise", "result"]
-            }
-            yield {**case, **arrays}
+            names = [*case["given"], "noise", "result"]
+            yield {**case, **{name: file[f"{case['name']}.{name}"] for name in names}}
 
 
 @pytest.mark.parametrize("case", list(load_goldens()), ids=lambda case: case["name"])
@@ -273,14 +271,17 @@ def test_goldens_of_algorithm_4(case, monkeypatch):
     noise = jnp.asarray(case["noise"])
     for module in (cmjax.editing, base):  # noise is given, so random generators do not matter
         monkeypatch.setattr(module, "level_noise", lambda keys, level, shape, dtype: noise[level])
-    make = {"colorize": partial(colorize, weights=(0.2989, 0.5870, 0.1140)), "inpaint": inpaint}
-    constraint = make.get(case["task"], partial(super_resolve, factor=2))(
-        **{"mask" if name == "known" else name: case[name] for name in case["given"]}
-    )
-    total, steps = case["num_train_timesteps"], case["ts"][:-1]
-    levels = (
-        {"timesteps": steps[::-1]} if len(steps) < total - 1 else {}
-    )  # all levels are the default
+    if case["task"] == "inpaint":
+        constraint = inpaint(case["image"], case["known"])
+    elif case["task"] == "colorize":
+        constraint = colorize(case["gray"], weights=(0.2989, 0.5870, 0.1140))
+    else:
+        constraint = super_resolve(case["low"], 2)
+
+    # All levels are the default.
+    total = case["num_train_timesteps"]
+    steps = case["ts"][:-1]
+    levels = {"timesteps": steps[::-1]} if len(steps) < total - 1 else {}
     scheduler = cmjax.CMStochasticIterativeScheduler(num_train_timesteps=total)
     result = edit(KEY, network, None, scheduler, constraint, case["result"].shape, **levels)
     np.testing.assert_allclose(result, case["result"], atol=2e-5)
@@ -290,7 +291,8 @@ def test_editing_starts_from_what_is_known_plus_noise_of_the_first_level():
     def skip_only(params, x, t):
         return jnp.zeros_like(x)
 
-    image, known = IMAGE[..., 0, 0], np.arange(6) < 3  # signals [B, T]
+    image = IMAGE[..., 0, 0]  # signals [B, T]
+    known = np.arange(6) < 3
     constraint = inpaint(image, known)
     result = edit(KEY, skip_only, None, UNCLIPPED, constraint, (4, 6), sigmas=[2.0], first_index=3)
     start = known * image + 2 * level_noise(sample_keys(KEY, 4, 3), 0, (4, 6))
@@ -303,17 +305,10 @@ def test_editing_starts_from_what_is_known_plus_noise_of_the_first_level():
 def test_a_sample_depends_on_its_own_data_and_index_alone(name):
     @partial(jax.jit, static_argnums=(0, 1))
     def run(start, stop):
-        constraint, shape = constraints(slice(start, stop))[name], (stop - start, *SHAPE[1:])
-        return edit(
-            KEY,
-            network,
-            None,
-            SCHEDULER,
-            constraint,
-            shape,
-            num_inference_steps=3,
-            first_index=start,
-        )
+        constraint = constraints(slice(start, stop))[name]
+        shape = (stop - start, *SHAPE[1:])
+        options = {"num_inference_steps": 3, "first_index": start}
+        return edit(KEY, network, None, SCHEDULER, constraint, shape, **options)
 
     np.testing.assert_allclose(run(1, 4), run(0, 4)[1:], rtol=1e-5, atol=1e-5)
 
@@ -325,7 +320,8 @@ def test_one_compilation_of_a_run_serves_any_mask_image_and_level():
         return edit(KEY, network, None, SCHEDULER, constraint, SHAPE, sigmas=sigmas)
 
     for seed, levels in enumerate([[80.0, 2.0], [5.0, 1.0]]):
-        image, known = normal(seed, *SHAPE), normal(seed + 9, *SHAPE) > 0
+        image = normal(seed, *SHAPE)
+        known = normal(seed + 9, *SHAPE) > 0
         result = edit_any_mask_image_and_level(inpaint(image, known), jnp.array(levels))
         expected = edit(KEY, network, None, SCHEDULER, inpaint(image, known), SHAPE, sigmas=levels)
         np.testing.assert_allclose(result, expected, atol=1e-5)
@@ -348,54 +344,48 @@ def test_sharded_data_and_keys_per_sample_give_the_same_samples():
 
 
 def test_levels_by_default_are_the_papers():
-    _, trajectory = edit(
-        KEY,
-        network,
-        None,
-        SCHEDULER,
-        constraints()["inpaint"],
-        SHAPE,
-        cond={},
-        return_trajectory=True,
-    )
+    run = partial(edit, KEY, network, None, SCHEDULER, constraints()["inpaint"], SHAPE)
+    _, trajectory = run(cond={}, return_trajectory=True)
     assert len(trajectory.denoised) == 39
+
+    # All 40 levels of the grid, sigma_min being the end; strokes start from two of them.
+    grid = SCHEDULER.training_sigmas()
     state = SCHEDULER.set_timesteps(timesteps=editing.editing_timesteps(40))
-    np.testing.assert_allclose(
-        state.sigmas, SCHEDULER.training_sigmas(), rtol=1e-6
-    )  # all 40, sigma_min being the end
-    np.testing.assert_allclose(
-        SCHEDULER.training_sigmas()[[16, 20]], editing.STROKE_SIGMAS, atol=0.005
-    )
+    np.testing.assert_allclose(state.sigmas, grid, rtol=1e-6)
+    np.testing.assert_allclose(grid[[16, 20]], editing.STROKE_SIGMAS, atol=0.005)
 
 
 # Truth, on Gaussian data.
 
 
 def correlated_gaussian_model(scheduler, covariance):
-    """The exact consistency model of N(0, covariance): along each eigenvector as in one dimension."""
+    """The exact consistency model of N(0, covariance): along eigenvectors as in one dimension.
+
+    Also returns the function sigma -> S with f(x, sigma) = S x.
+    """
     variances, axes = np.linalg.eigh(covariance)
 
     def consistency(params, x, sigma):
         shrink = jnp.sqrt((variances + scheduler.sigma_min**2) / (variances + sigma**2))
         return (x @ axes * shrink) @ axes.T
 
-    return testing.network_of(scheduler.parametrization, consistency), partial(
-        shrinking, scheduler.sigma_min, variances, axes
-    )
+    def matrix(sigma):
+        shrink = np.sqrt((variances + scheduler.sigma_min**2) / (variances + sigma**2))
+        return (axes * shrink) @ axes.T
 
-
-def shrinking(sigma_min, variances, axes, sigma):
-    """The matrix S with f(x, sigma) = S x."""
-    return (axes * np.sqrt((variances + sigma_min**2) / (variances + sigma**2))) @ axes.T
+    return testing.network_of(scheduler.parametrization, consistency), matrix
 
 
 def test_inpainted_gaussians_move_toward_the_conditional_mean():
-    # Everything is linear and noise has mean 0, so the mean of the unknown part obeys m <- S_uu m + S_uk a exactly,
-    # S being the matrix of f at each level. Its fixed point at level sigma tends to the conditional mean as
-    # sigma -> 0, since S = 1 - sigma^2 / 2 covariance^-1 + O(sigma^4); but the pull toward it, sigma^2, then fades.
-    # So the end is a distance away that more levels shorten: it halves for four times the levels. Sampled means lie
-    # within 6 standard errors (std <= 0.5) of the recursion: a false alarm in 3e-8 of tests (12 numbers, fixed seed).
-    batch, dims = 10_000, 6
+    # Everything is linear and noise has mean 0, so the mean of the unknown part obeys
+    # m <- S_uu m + S_uk a exactly, S being the matrix of f at each level. Its fixed point at level
+    # sigma tends to the conditional mean as sigma -> 0, since
+    # S = 1 - sigma^2 / 2 covariance^-1 + O(sigma^4); but the pull toward it, sigma^2, then fades.
+    # So the end is a distance away that more levels shorten: it halves for four times the levels.
+    # Sampled means lie within 6 standard errors (std <= 0.5) of the recursion: a false alarm in
+    # 3e-8 of tests (12 numbers, fixed seed).
+    batch = 10_000
+    dims = 6
     known = np.arange(dims) < 3
     a = np.array([0.8, -0.5, 0.6], np.float32)
     covariance = 0.25 * 0.8 ** np.abs(np.subtract.outer(np.arange(dims), np.arange(dims)))
@@ -421,19 +411,23 @@ def test_inpainted_gaussians_move_toward_the_conditional_mean():
 
 @pytest.mark.parametrize("sigmas", [(1.5,), editing.STROKE_SIGMAS])
 def test_strokes_keep_what_the_noise_leaves_of_them(sigmas):
-    # On N(0, std^2) a step from level s multiplies by r = sqrt((std^2 + s_min^2) / (std^2 + s^2)), after noise of
-    # level s: mean r m, variance r^2 (v + s^2). 100,000 samples: 6 standard errors are 6 std / 316, and 6 / 447 of std.
-    std, stroke = 0.5, 0.9
+    # On N(0, std^2) a step from level s multiplies by r = sqrt((std^2 + s_min^2) / (std^2 + s^2)),
+    # after noise of level s: mean r m, variance r^2 (v + s^2). 100,000 samples: 6 standard errors
+    # are 6 std / 316, and 6 / 447 of std.
+    std = 0.5
+    stroke = 0.9
     apply_fn, params = testing.gaussian_consistency_model(UNCLIPPED, 0.0, std)
     image = jnp.full((100_000,), stroke)
-    made = jax.jit(
-        lambda: editing.stroke_to_image(KEY, apply_fn, params, UNCLIPPED, image, sigmas)
-    )()
-    mean, variance = stroke, 0.0
-    for i, sigma in enumerate(sigmas):
-        added = sigma**2 - (0.002**2 if i else 0)
+    run = jax.jit(partial(editing.stroke_to_image, KEY, apply_fn, params, UNCLIPPED, image, sigmas))
+    made = run()
+    mean = stroke
+    variance = 0.0
+    there = 0.0  # noise that the sample already has
+    for sigma in sigmas:
         shrink = np.sqrt((std**2 + 0.002**2) / (std**2 + sigma**2))
-        mean, variance = shrink * mean, shrink**2 * (variance + added)
+        mean = shrink * mean
+        variance = shrink**2 * (variance + sigma**2 - there**2)
+        there = 0.002
     assert abs(float(made.mean()) - mean) < 6 * std / 316
     assert abs(float(made.std()) - variance**0.5) < 6 * std / 447
 
@@ -447,22 +441,21 @@ def test_strokes_start_from_the_noise_of_each_samples_index_and_take_constraints
     part = run(image[2:], first_index=2, constrain=inpaint(image[2:], KNOWN[2:]))
     np.testing.assert_allclose(part, whole[2:], atol=1e-5)
     noisy = image + 3 * level_noise(sample_keys(KEY, 4), 0, SHAPE)
-    np.testing.assert_allclose(
-        run(image, [3.0]), editing.denoise(network, None, SCHEDULER, noisy, 3.0), atol=1e-5
-    )
+    expected = editing.denoise(network, None, SCHEDULER, noisy, 3.0)
+    np.testing.assert_allclose(run(image, [3.0]), expected, atol=1e-5)
     assert run(image.astype(jnp.bfloat16), [3.0]).dtype == jnp.bfloat16
 
 
 def test_denoising_is_the_consistency_function_at_any_level():
-    # One trajectory of the probability-flow ODE: f gives its end from everywhere on it, here all in one batch.
+    # One trajectory of the probability-flow ODE: f gives its end from everywhere on it, here in one
+    # batch.
     sigma = np.array([0.002, 0.01, 1.0, 80.0], np.float32)
     u = normal(0, 5)
     noisy = 0.3 + np.hypot(0.7, sigma)[:, None] * u
     apply_fn, params = testing.gaussian_consistency_model(UNCLIPPED, 0.3, 0.7)
     clean = editing.denoise(apply_fn, params, UNCLIPPED, noisy, sigma)
-    np.testing.assert_allclose(
-        clean, np.tile(0.3 + np.hypot(0.7, 0.002) * u, (4, 1)), rtol=2e-4, atol=2e-5
-    )
+    expected = np.tile(0.3 + np.hypot(0.7, 0.002) * u, (4, 1))
+    np.testing.assert_allclose(clean, expected, rtol=2e-4, atol=2e-5)
     traced = jax.jit(lambda sigma: editing.denoise(apply_fn, params, UNCLIPPED, noisy, sigma))
     np.testing.assert_allclose(traced(sigma), clean, rtol=1e-4, atol=1e-5)
 
@@ -470,9 +463,8 @@ def test_denoising_is_the_consistency_function_at_any_level():
 def test_restoring_from_one_level_is_denoising_and_more_levels_give_data():
     noisy = 3 * normal(0, *SHAPE)
     clean = editing.denoise(network, None, SCHEDULER, noisy, 3.0)
-    np.testing.assert_allclose(
-        editing.restore(KEY, network, None, SCHEDULER, noisy, [3.0]), clean, atol=1e-6
-    )
+    restored = editing.restore(KEY, network, None, SCHEDULER, noisy, [3.0])
+    np.testing.assert_allclose(restored, clean, atol=1e-6)
     apply_fn, params = testing.gaussian_consistency_model(UNCLIPPED, 0.0, 0.5)
     noisy = np.hypot(0.5, 3.0) * normal(1, 100_000)
     restored = editing.restore(KEY, apply_fn, params, UNCLIPPED, noisy, [3.0, 1.0, 0.2])
@@ -508,27 +500,31 @@ def test_conditioning_reaches_every_function():
     def labelled(params, x, t, label):
         return label.reshape(-1, 1).astype(x.dtype) * jnp.ones_like(x)
 
-    cond, x = {"label": jnp.arange(3.0)}, jnp.zeros((3, 2))
+    cond = {"label": jnp.arange(3.0)}
+    x = jnp.zeros((3, 2))
     run = (labelled, None, UNCLIPPED)
     c_out = UNCLIPPED.get_scalings_for_boundary_condition(jnp.float32(2.0))[1]
     expected = c_out * jnp.arange(3.0)[:, None] * jnp.ones((3, 2))
     np.testing.assert_allclose(editing.denoise(*run, x, 2.0, cond=cond), expected, rtol=1e-6)
     np.testing.assert_allclose(editing.restore(KEY, *run, x, [2.0], cond=cond), expected, rtol=1e-6)
+
+    # With the same noise for all three samples, only the label differs.
+    keys = jnp.stack([KEY] * 3)
     for made in (
         editing.interpolate(*run, normal(0, 2), normal(1, 2), [0.0, 0.0, 0.0], cond=cond),
-        editing.stroke_to_image(jnp.stack([KEY] * 3), *run, x, [2.0], cond=cond),
-        edit(jnp.stack([KEY] * 3), *run, lambda x0: x0, (3, 2), sigmas=[2.0], cond=cond),
-    ):  # the same noise for all three samples, so only the label differs
+        editing.stroke_to_image(keys, *run, x, [2.0], cond=cond),
+        edit(keys, *run, lambda x0: x0, (3, 2), sigmas=[2.0], cond=cond),
+    ):
         np.testing.assert_allclose(np.diff(np.diff(made, axis=0), axis=0), 0, atol=1e-5)
         assert np.diff(made, axis=0).min() > 0.4
 
 
-# Misuse.
+# Misuse. The words of constraints.py and editing.py are asserted here, each once.
 
 _run = partial(edit, KEY, network, None, SCHEDULER)
 MISUSE = {
     "8-bit mask": (lambda: inpaint(IMAGE, np.full(SHAPE, 255)), "mask must be in.*255"),
-    "NaN in the mask": (lambda: inpaint(IMAGE, np.full(SHAPE, np.nan)), "mask must be in"),
+    "NaN in the mask": (lambda: inpaint(IMAGE, np.full(SHAPE, np.nan)), "mask.*nan"),
     "8-bit image": (
         lambda: inpaint(np.zeros(SHAPE, np.uint8), KNOWN),
         "image must hold floats.*uint8.*127.5",
@@ -539,19 +535,19 @@ MISUSE = {
     ),
     "mask without channels": (
         lambda: _run(inpaint(IMAGE, KNOWN[0, ..., 0]), SHAPE),
-        r"mask is \(6, 6\).*\(6, 6, 3\)",
+        r"mask .*\(6, 6\).*\(6, 6, 3\)",
     ),
     "image of another size": (
         lambda: _run(inpaint(IMAGE, KNOWN), (4, 8, 8, 3)),
-        r"mask is .*\(4, 8, 8, 3\)",
+        r"mask .*\(4, 8, 8, 3\)",
     ),
     "image of another batch": (
         lambda: _run(inpaint(IMAGE[:3], KNOWN), SHAPE),
-        r"image is \(3, 6, 6, 3\)",
+        r"image .*\(3, 6, 6, 3\)",
     ),
     "gray with colours": (
         lambda: _run(colorize(IMAGE), SHAPE),
-        r"gray is \(4, 6, 6, 3\).*\(4, 6, 6, 1\)",
+        r"gray .*\(4, 6, 6, 3\).*\(4, 6, 6, 1\)",
     ),
     "colour of gray samples": (
         lambda: edit(KEY, network, None, SCHEDULER, colorize(IMAGE[..., :1]), (4, 6, 6, 1)),
@@ -563,10 +559,10 @@ MISUSE = {
     ),
     "one weight": (
         lambda: colorize(IMAGE[..., :1], 0.3),
-        "weights must be finite.*one per channel",
+        "weights.*one per channel",
     ),
     "factor 0": (lambda: super_resolve(IMAGE, 0), "factor must be an integer of at least 1, got 0"),
-    "factor 1.5": (lambda: super_resolve(IMAGE, 1.5), "factor must be an integer.*1.5"),
+    "factor 1.5": (lambda: super_resolve(IMAGE, 1.5), "factor.*1.5"),
     "factor that does not divide": (
         lambda: _run(super_resolve(IMAGE, 4), SHAPE),
         r"factor 4 must divide.*6, 6",
@@ -577,12 +573,12 @@ MISUSE = {
     ),
     "low of another size": (
         lambda: _run(super_resolve(IMAGE, 2), SHAPE),
-        r"low is \(4, 6, 6, 3\).*\(4, 3, 3, 3\)",
+        r"low .*\(4, 6, 6, 3\).*\(4, 3, 3, 3\)",
     ),
-    "operator": (lambda: observe(np.eye(3), to_top_row, IMAGE), "forward must be a function"),
+    "operator": (lambda: observe(np.eye(3), to_top_row, IMAGE), "forward"),
     "measurement": (
         lambda: _run(observe(top_row, to_top_row, IMAGE), SHAPE),
-        r"measurement is \(4, 6, 6, 3\)",
+        r"measurement .*\(4, 6, 6, 3\)",
     ),
     "inverse": (
         lambda: _run(observe(top_row, top_row, IMAGE[:, 0]), SHAPE),
@@ -591,13 +587,13 @@ MISUSE = {
     "no constraint": (lambda: _run(IMAGE, SHAPE), "constraint must be a function.*inpaint"),
     "composing arrays": (
         lambda: compose(lambda x: x, IMAGE),
-        r"constraints\[1\] must be a function",
+        r"constraints\[1\]",
     ),
     "no batch": (lambda: _run(lambda x: x, ()), r"samples must be \(B, ...\)"),
-    "empty batch": (lambda: _run(lambda x: x, (0, 6, 6, 3)), "shape must be"),
+    "empty batch": (lambda: _run(lambda x: x, (0, 6, 6, 3)), "shape.*0"),
     "two kinds of levels": (
         lambda: _run(lambda x: x, SHAPE, sigmas=[80.0], timesteps=[0]),
-        "exactly one of.*timesteps and sigmas",
+        "timesteps and sigmas",
     ),
     "grid of one": (
         lambda: editing.editing_timesteps(1),
@@ -605,11 +601,11 @@ MISUSE = {
     ),
     "level above sigma_max": (
         lambda: editing.denoise(network, None, SCHEDULER, IMAGE, 81.0),
-        r"sigmas must lie.*81",
+        r"sigmas.*81",
     ),
     "level NaN": (
         lambda: editing.denoise(network, None, SCHEDULER, IMAGE, np.nan),
-        "sigmas must lie",
+        "sigmas.*nan",
     ),
     "levels of another batch": (
         lambda: editing.denoise(network, None, SCHEDULER, IMAGE, np.ones(3)),
@@ -617,11 +613,11 @@ MISUSE = {
     ),
     "bytes to denoise": (
         lambda: editing.denoise(network, None, SCHEDULER, IMAGE.astype(int), 1.0),
-        "noisy must hold",
+        "noisy.*int",
     ),
     "stroke level": (
         lambda: editing.stroke_to_image(KEY, network, None, SCHEDULER, IMAGE, 5.0),
-        "sigmas must be a list",
+        "sigmas.*list",
     ),
     "noises": (
         lambda: editing.interpolate(network, None, SCHEDULER, IMAGE[0], IMAGE, [0.5]),
@@ -629,7 +625,7 @@ MISUSE = {
     ),
     "one fraction": (
         lambda: editing.interpolate(network, None, SCHEDULER, IMAGE[0], IMAGE[1], 0.5),
-        "fractions must be a list",
+        "fractions",
     ),
 }
 
