@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import get_opaque_trace_state
 
 ApplyFn = Callable[..., Any]  # a network: (params, x, t, **cond) -> model_output
 
@@ -46,6 +47,30 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 def concrete(value: Any) -> np.ndarray | None:
     """Returns `value` as a NumPy array, or None if it is traced: its value is not known yet."""
     return None if isinstance(value, Tracer) else np.asarray(value)
+
+
+with jax.ensure_compile_time_eval():
+    _EAGER = get_opaque_trace_state(convention="flax")
+
+
+def is_tracing() -> bool:
+    """Whether JAX is tracing the caller, under `jit`, `vmap`, `grad` and the like."""
+    return get_opaque_trace_state(convention="flax") != _EAGER
+
+
+def hashable(*values: Any) -> bool:
+    """Whether all values can be part of a cache's key."""
+    try:
+        hash(values)
+    except TypeError:
+        return False
+    return True
+
+
+def check_floating(name: str, dtype: Any) -> None:
+    """Raises ValueError, naming the argument, unless a dtype is one of floating-point numbers."""
+    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise ValueError(f"{name} must be a floating-point dtype, got {jnp.dtype(dtype)}")
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -158,8 +158,8 @@ def check_options(config: Any) -> None:
             is allowed.
     """
     cls = type(config)
-    domains = _inherited(cls, "_domains")
-    unsupported = _inherited(cls, "_unsupported")
+    domains = inherited(cls, "_domains")
+    unsupported = inherited(cls, "_unsupported")
     hints = _type_hints(cls)
     for field in dataclasses.fields(config):
         name = field.name
@@ -223,7 +223,7 @@ def _optional(hint: Any) -> bool:
     return get_origin(hint) in (types.UnionType, Union) and get_args(hint)[1] is type(None)
 
 
-def _inherited(cls: type, table: str) -> dict[str, Any]:
+def inherited(cls: type, table: str) -> dict[str, Any]:
     """Returns the entries of a class-level table, merged over the class and its bases."""
     # From the most basic class on: derived classes override entries.
     merged: dict[str, Any] = {}

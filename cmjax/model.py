@@ -32,6 +32,7 @@ class Model:
         trained_for: if `apply_fn` adapts the network to another scheduler, the one that it was
             trained for; otherwise None.
         class_names: one name per class, or None if the classes have no names.
+        unadapted: if `apply_fn` adapts the network, the network itself; otherwise None.
 
     Raises:
         ValueError: if `class_names` is not a tuple of one distinct name per class.
@@ -43,6 +44,7 @@ class Model:
     config: Any = dataclasses.field(metadata={"static": True})
     trained_for: Scheduler | None = dataclasses.field(default=None, metadata={"static": True})
     class_names: tuple[str, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    unadapted: ApplyFn | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self):
         # Only static fields are checked: JAX also builds models whose params are tracers, or
@@ -147,21 +149,31 @@ class Model:
         as one, that is, without the boundary condition of consistency models.
 
         Args:
-            scheduler: the new scheduler, of the same class or any to which the network can be
-                adapted; see `cmjax.parametrization.adapt`.
+            scheduler: the new scheduler, of the class that the network was trained for or any to
+                which it can be adapted; see `cmjax.parametrization.adapt`.
 
         Raises:
             ValueError: if the network cannot be adapted to the scheduler.
         """
-        # The same class with other options takes the same network.
-        if type(scheduler) is type(self.scheduler):
-            return dataclasses.replace(self, scheduler=scheduler)
+        # From the network itself, so that one adaptation is never made on top of another.
+        source = self.trained_for or self.scheduler
+        network = self.unadapted or self.apply_fn
+
+        # The class that it was trained for takes the network as it is; its options then say what
+        # the network means.
+        if type(scheduler) is type(source):
+            return dataclasses.replace(
+                self, apply_fn=network, scheduler=scheduler, trained_for=None, unadapted=None
+            )
 
         # Otherwise the network's input and output are converted by way of x0; see `adapt`.
         denoiser = edm_denoiser if scheduler.solves_ode else consistency_function
-        apply_fn = adapt(self.apply_fn, self.scheduler, scheduler, denoiser)
         return dataclasses.replace(
-            self, apply_fn=apply_fn, scheduler=scheduler, trained_for=self.scheduler
+            self,
+            apply_fn=adapt(network, source, scheduler, denoiser),
+            scheduler=scheduler,
+            trained_for=source,
+            unadapted=network,
         )
 
     def __repr__(self) -> str:

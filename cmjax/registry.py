@@ -129,6 +129,7 @@ def _register_scheduler(cls: Any, name: str | None) -> None:
     if name in _BUILT_IN:
         raise ValueError(f"name {name!r} is taken by a scheduler of cmjax; choose another")
     SCHEDULERS[name] = cls
+    cls._config_name = name
 
 
 def _importable_name(cls: type) -> str:

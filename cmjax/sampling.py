@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from cmjax.arrays import ApplyFn, as_pytree, concrete
+from cmjax.arrays import ApplyFn, as_pytree, check_floating, concrete, hashable, is_tracing
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.schedulers.base import (
     Constraint,
@@ -80,6 +80,12 @@ def sample(
     # Check all arguments here, where the caller's names are known.
     shape = tuple(shape)
     check_sample_shape(shape)
+    check_floating("dtype", dtype)
+    if not isinstance(scheduler, Scheduler):
+        raise ValueError(
+            "scheduler must be a scheduler, such as cmjax.CMStochasticIterativeScheduler(), "
+            f"got {scheduler!r:.200}"
+        )
     levels = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     state, steps = _parse_levels(scheduler, levels, state)
 
@@ -97,11 +103,11 @@ def sample(
     # What it is compiled for; see `_compiled`.
     options = (steps, shape, np.dtype(dtype), return_trajectory, callback)
     structure = jax.tree.structure(inputs["constrain"])
-    try:
-        program = _compiled(apply_fn, scheduler, *options, structure)
-    except TypeError:  # apply_fn or the callback cannot be hashed, so nothing is kept
-        program = _compiled.__wrapped__(apply_fn, scheduler, *options, structure)
-    return program(**inputs)
+    compiled = _compiled
+    if is_tracing() or not hashable(apply_fn, scheduler, options):
+        # Nothing is kept: under a trace, apply_fn may close over values of that trace.
+        compiled = _compiled.__wrapped__
+    return compiled(apply_fn, scheduler, *options, structure)(**inputs)
 
 
 @functools.lru_cache(_PROGRAMS, typed=True)
@@ -152,8 +158,10 @@ def _parse_levels(scheduler, levels, state):
     if state is None:
         # A number of steps is static, so its table can be computed within the compiled program.
         if not given or "num_inference_steps" in given:
-            return None, given.get("num_inference_steps", 1)
-        return scheduler.set_timesteps(**given), None
+            steps = given.get("num_inference_steps", 1)
+            return None, int(steps) if isinstance(steps, np.integer) else steps
+        ((name, value),) = given.items()
+        return _state_of_levels(scheduler, name, value), None
 
     # The loop has as many steps as the state has levels; a state under way would end early.
     index = concrete(state.step_index)
@@ -163,6 +171,20 @@ def _parse_levels(scheduler, levels, state):
             "pass a state from set_timesteps"
         )
     return state, None
+
+
+def _state_of_levels(scheduler, name, value):
+    """The state of levels that were written down, kept for the next call where they are known."""
+    known = concrete(value)
+    if known is None or known.ndim != 1 or is_tracing() or not hashable(scheduler):
+        return scheduler.set_timesteps(**{name: value})
+    return _known_state(scheduler, name, known.dtype.str, tuple(known.tolist()))
+
+
+@functools.lru_cache(_PROGRAMS)
+def _known_state(scheduler, name, dtype, values):
+    """Made eagerly, an operation at a time: a hundred times as slow as to look it up."""
+    return scheduler.set_timesteps(**{name: np.array(values, dtype)})
 
 
 def _parse_init(init, shape, dtype):
@@ -177,13 +199,21 @@ def _parse_init(init, shape, dtype):
 
 def _parse_cond(cond, batch):
     """The conditioning as pytrees of arrays `[B, ...]`; lists of plain numbers become arrays."""
+    if cond is not None and not isinstance(cond, Mapping):
+        raise ValueError(f"cond must map names to arrays, got {cond!r:.200}")
+
+    def array(name, leaf):
+        try:
+            return jnp.asarray(leaf)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"cond[{name!r}] must hold arrays, got {leaf!r:.200}") from error
 
     def parse(name, value):
         # A list of B numbers is one array [B], not a tree of B scalars.
         leaves = jax.tree.leaves(value)
         if leaves and all(isinstance(leaf, (bool, int, float)) for leaf in leaves):
-            value = np.asarray(value)
-        value = jax.tree.map(jnp.asarray, value)
+            value = array(name, value)
+        value = jax.tree.map(functools.partial(array, name), value)
         for leaf in jax.tree.leaves(value):
             if leaf.shape[:1] != (batch,):
                 raise ValueError(

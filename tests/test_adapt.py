@@ -36,23 +36,25 @@ denoiser_network = testing.network_of(EDM.parametrization.without_boundary(), ex
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_sampler_gets_the_x0_of_the_denoiser(name):
-    target = SCHEDULERS[name](**({"clip_sample": False} if name == "DDIMScheduler" else {}))
+    options = {"clip_sample": False} if name == "DDIMScheduler" else {}
+    target = SCHEDULERS[name](**options)
     network = adapt(denoiser_network, EDM, target, edm_denoiser)
     state = target.set_timesteps(4)
     for step in range(state.num_steps):
         state = state.replace(step_index=jnp.int32(step))
-        alpha, sigma = float(state.alpha), float(state.sigma)
+        alpha = float(state.alpha)
+        sigma = float(state.sigma)
         if sigma / max(alpha, 1e-9) > EDM.sigma_max:
             continue  # beyond the levels of the network
-        x = (
-            alpha * MEAN
-            + jax.random.normal(jax.random.key(step), (5, 3))
-            * (alpha**2 * STD**2 + sigma**2) ** 0.5
-        )
-        t = jnp.broadcast_to(target.time_inputs(state)[0], 5)
-        x0 = target.estimate(state, network(None, target.scale_input(state, x), t), x)
+
+        # A sample of that level, and the x0 estimate of the adapted network.
+        variance = alpha**2 * STD**2 + sigma**2
+        unit = jax.random.normal(jax.random.key(step), (5, 3))
+        x = alpha * MEAN + variance**0.5 * unit
+        x0 = target.estimate(state, target.predict(network, None, state, x), x)
+
         # E[x0 | alpha x0 + sigma z = x], with no detour over EDM.
-        expected = MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
+        expected = MEAN + alpha * STD**2 / variance * (x - alpha * MEAN)
         np.testing.assert_allclose(x0, expected, atol=2e-4)
 
 
@@ -68,8 +70,8 @@ def test_a_consistency_model_has_the_right_moments_under_other_consistency_sampl
     samples = cmjax.sample(
         jax.random.key(1), network, params, scheduler, (20_000, 1), num_inference_steps=steps
     )
-    # Five standard errors: a false alarm in a million. LCM's noise starts at sigma / alpha = 14.6, without the data's
-    # share, which shifts a single step by MEAN STD / 14.6.
+    # Five standard errors: a false alarm in a million. LCM's noise starts at sigma / alpha = 14.6,
+    # without the data's share, which shifts a single step by MEAN STD / 14.6.
     bias = MEAN * STD / 14.6 if isinstance(scheduler, LCMScheduler) and steps == 1 else 0
     assert abs(float(samples.mean()) - MEAN) < bias + 5 * STD / 20_000**0.5
     assert abs(float(samples.std()) - STD) < 0.002 + 5 * STD / (2 * 20_000) ** 0.5
@@ -127,7 +129,33 @@ def test_a_network_told_two_times_is_not_adapted():
 def test_an_adapted_model_is_not_saved_as_what_it_is_not(tmp_path):
     with pytest.raises(
         ValueError,
-        match="adapted to LCMScheduler, .* save the one of CMStochasticIterativeScheduler",
+        match="adapted to LCMScheduler, .* save the CMStochasticIterativeScheduler model",
     ):
         cmjax.save(tmp_path / "model", cmjax.load().with_scheduler(SCHEDULERS["LCMScheduler"]()))
     assert not (tmp_path / "model").exists()
+
+
+def test_one_adaptation_is_not_made_on_top_of_another():
+    model = cmjax.load()
+    other = EDMEulerScheduler(sigma_data=1.0)
+    direct = model.with_scheduler(other)
+    detour = model.with_scheduler(EDMEulerScheduler()).with_scheduler(LCMScheduler())
+    detour = detour.with_scheduler(other)
+    assert detour.trained_for == direct.trained_for == model.scheduler
+    options = {"labels": 3, "num_inference_steps": 2}
+    np.testing.assert_array_equal(
+        detour.sample(jax.random.key(0), 2, **options),
+        direct.sample(jax.random.key(0), 2, **options),
+    )
+    assert model.with_scheduler(other).apply_fn is direct.apply_fn  # and so compiled once
+    back = detour.with_scheduler(model.scheduler)
+    assert back.apply_fn is model.apply_fn and back.trained_for is None
+
+
+@pytest.mark.parametrize("sigma_min", [0.002, 0.00218, 0.0371])
+def test_where_the_output_does_not_matter_it_is_finite(sigma_min):
+    # At sigma_min a consistency model's c_out is 0, or a rounding error beside it.
+    target = cmjax.CMStochasticIterativeScheduler(sigma_min=sigma_min)
+    network = adapt(denoiser_network, EDM, target, edm_denoiser)
+    t = target.sigma_to_t(jnp.full(2, sigma_min))
+    assert np.all(np.isfinite(network(None, jnp.ones((2, 3)), t)))

@@ -115,7 +115,8 @@ def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = 
 
     Raises:
         ValueError: if the network is not known or has options that diffusers does not have, if
-            `path` holds other files, or if the network is adapted to another scheduler.
+            `path` holds other files, if the network is adapted to another scheduler, or if what was
+            written cannot be loaded again: the folder is then left as it was.
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
@@ -137,5 +138,12 @@ def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = 
             raise ValueError(
                 f"{path} holds other files than a model's, such as {others[0]}; give another name"
             )
+
+    # What cannot be loaded again does not take the place of what could.
     with replacing_folder(path) as folder:
         WRITERS[to](folder, model)
+        try:
+            open_checkpoint(folder, trust=True).load(keep_dtypes=True)
+        except ValueError as error:
+            message = str(error).replace(str(folder), str(path))
+            raise ValueError(f"model could not be loaded again: {message}") from None

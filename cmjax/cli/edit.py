@@ -74,8 +74,12 @@ common = options.group_of(MODEL, options.trust, LABELS, SEED, OUT, QUIET)
 constrained = options.group_of(STEPS, TIMESTEPS, SIGMAS, NUM, common)
 
 
-@click.group(context_settings={"token_normalize_func": lambda name: ALIASES.get(name, name)})
-def edit() -> None:
+@click.group(
+    invoke_without_command=True,
+    context_settings={"token_normalize_func": lambda name: ALIASES.get(name, name)},
+)
+@click.pass_context
+def edit(ctx: click.Context) -> None:
     """Edits pictures with a model that was not trained for it.
 
     Most tasks write one picture that shows, side by side, the picture given, what is kept of it,
@@ -89,6 +93,8 @@ def edit() -> None:
       cmjax edit superres                                  from 7x7 pixels
       cmjax edit interpolate                               from one sample to another
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @edit.command()

@@ -79,6 +79,7 @@ def denoise(
     parametrization: Parametrization,
     x: jax.Array,
     sigma: jax.Array,
+    /,
     **cond: Any,
 ) -> jax.Array:
     """Returns the network's estimate of x0 from `x = x0 + sigma z`, `[B, ...]`.

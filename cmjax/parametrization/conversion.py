@@ -4,22 +4,25 @@ A `scheduler` here is any object with a `parametrization`; `adapt` also needs it
 `num_times`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, combine, hashable, is_tracing
 from cmjax.parametrization.base import Parametrization, denoise
 from cmjax.parametrization.trigflow import TrigFlow
 
 # Either of the two functions below: (apply_fn, params, scheduler, x, sigma, **cond) -> x0.
+_NETWORKS = 64  # adapted networks to keep
+
 Denoiser = Callable[..., jax.Array]
 
 
 def consistency_function(
-    apply_fn: ApplyFn, params: Any, scheduler: Any, x: jax.Array, sigma: jax.Array, **cond: Any
+    apply_fn: ApplyFn, params: Any, scheduler: Any, x: jax.Array, sigma: jax.Array, /, **cond: Any
 ) -> jax.Array:
     """Returns `f(x, sigma)`, the x0 of a consistency model, `[B, ...]`.
 
@@ -39,7 +42,7 @@ def consistency_function(
 
 
 def edm_denoiser(
-    apply_fn: ApplyFn, params: Any, scheduler: Any, x: jax.Array, sigma: jax.Array, **cond: Any
+    apply_fn: ApplyFn, params: Any, scheduler: Any, x: jax.Array, sigma: jax.Array, /, **cond: Any
 ) -> jax.Array:
     """Returns `D(x, sigma)`, the x0 of a denoiser, `[B, ...]`.
 
@@ -82,7 +85,7 @@ def trigflow_network(
         # A TrigFlow network receives x / sigma_data, and returns F itself.
         return apply_fn(params, combine((1 / sigma_data, x)), t, **cond)
 
-    def converted(params, x, t, **cond):
+    def converted(params, x, t, /, **cond):
         cos = jnp.cos(t)
         sin = sigma_data * jnp.sin(t)
 
@@ -127,9 +130,17 @@ def adapt(
                 f"{name} is a {type(scheduler).__name__}, whose network cannot be converted; "
                 "networks that take two times need a network of their own"
             )
+    if is_tracing() or not hashable(apply_fn, source, target, denoiser):
+        return _adapted.__wrapped__(apply_fn, source, target, denoiser)
+    return _adapted(apply_fn, source, target, denoiser)
+
+
+@functools.lru_cache(_NETWORKS)
+def _adapted(apply_fn, source, target, denoiser):
+    """The same function for the same arguments, so that what it is compiled into is kept."""
     lowest, highest = source.sigma_range
 
-    def adapted(params, scaled, t, **cond):
+    def adapted(params, scaled, t, /, **cond):
         alpha, sigma = target.parametrization.path(t)
         c_in, c_skip, c_out = target.parametrization.scalings(alpha, sigma)
 
@@ -142,7 +153,9 @@ def adapt(
         level = jnp.maximum(scale * sigma, lowest)
         denoised = denoiser(apply_fn, params, source, combine((scale, x)), level, **cond)
 
-        # x0 = c_skip x + c_out F, solved for the target's F.
-        return combine((1 / c_out, denoised), (-c_skip / c_out, x))
+        # x0 = c_skip x + c_out F, solved for the target's F. Where c_out is 0, F does not matter.
+        known = jnp.asarray(c_out) != 0
+        inverse = jnp.where(known, 1 / jnp.where(known, c_out, 1), 0)
+        return combine((inverse, denoised), (-c_skip * inverse, x))
 
     return adapted

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from cmjax.arrays import ApplyFn, check_shapes, combine, concrete
-from cmjax.configs import did_you_mean, from_json, is_finite, is_int
+from cmjax.arrays import ApplyFn, check_floating, check_shapes, combine, concrete
+from cmjax.configs import did_you_mean, from_json, inherited, is_finite, is_int
 from cmjax.random import level_noise, sample_keys
 
 
@@ -187,6 +187,7 @@ class Scheduler(abc.ABC, Generic[State]):
             ValueError: for a wrong key or shape.
         """
         check_sample_shape(shape)
+        check_floating("dtype", dtype)
         keys = sample_keys(key, shape[0])
 
         # Noise of level 0; a step draws that of the level at which it arrives.
@@ -194,7 +195,7 @@ class Scheduler(abc.ABC, Generic[State]):
         return self.prepare(state, sample), sample
 
     def predict(
-        self, apply_fn: ApplyFn, params: Any, state: State, sample: jax.Array, **cond: Any
+        self, apply_fn: ApplyFn, params: Any, state: State, sample: jax.Array, /, **cond: Any
     ) -> jax.Array:
         """Calls the network on the scaled sample, with its time or times.
 
@@ -253,6 +254,7 @@ class Scheduler(abc.ABC, Generic[State]):
             estimate = denoised
             denoised = constrain(estimate)
             check_shapes(constrained=denoised, denoised=estimate)
+            denoised = denoised.astype(estimate.dtype)
 
         # The step arrives at level step_index + 1, with that level's noise.
         keys = sample_keys(key, sample.shape[0])
@@ -265,8 +267,11 @@ class Scheduler(abc.ABC, Generic[State]):
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
 
         # Options without effect are written too, since diffusers' classes expect them.
-        unused = {name: option.default for name, option in self._file_options.items()}
-        return {"_class_name": type(self).__name__, **fields, **unused}
+        file_options = inherited(type(self), "_file_options")
+        unused = {name: option.default for name, option in file_options.items()}
+        # Registered classes of one's own have the name by which they are found again.
+        name = vars(type(self)).get("_config_name", type(self).__name__)
+        return {"_class_name": name, **fields, **unused}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -279,7 +284,8 @@ class Scheduler(abc.ABC, Generic[State]):
             ValueError: for an unknown option, or a value out of its domain.
         """
         fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        known = [*fields, *cls._file_options]
+        file_options = inherited(cls, "_file_options")
+        known = [*fields, *file_options]
 
         # An option that the file leaves out has diffusers' default. `to_config` writes all of them,
         # so its own configs are read as they were.
@@ -291,8 +297,8 @@ class Scheduler(abc.ABC, Generic[State]):
                 raise ValueError(
                     f"{cls.__name__} has no option {name!r}{did_you_mean(name, known)}"
                 )
-            if name in cls._file_options:
-                cls._file_options[name].check(name, value)
+            if name in file_options:
+                file_options[name].check(name, value)
             else:
                 values[name] = value
         return from_json(cls, values)

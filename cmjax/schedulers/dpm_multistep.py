@@ -117,5 +117,5 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
             x0=1 + back,
             eps=a * high,
             noise=up if stochastic else None,
-            earlier_x0=(-back,),
+            earlier_x0=(-back,) if self.solver_order == 2 else (),
         )

@@ -56,31 +56,35 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
         ValueError: if `_class_name` is missing or unknown, or an option is unknown or out of its
             domain.
     """
-    name = config.get("_class_name")
-    if not isinstance(name, str) or name not in SCHEDULERS:
-        raise ValueError(f"config['_class_name'] is {name!r}{did_you_mean(name, list(SCHEDULERS))}")
-    return SCHEDULERS[name].from_config(config)
+    return _by_name(config.get("_class_name")).from_config(config)
 
 
-def scheduler_like(reference: Scheduler, name: str, **options: Any) -> Scheduler:
-    """Builds a scheduler with the noise levels and the data's scale of another scheduler.
+def scheduler_like(reference: Scheduler, kind: str | type[Scheduler], **options: Any) -> Scheduler:
+    """Builds a scheduler with the noise levels and the data's scale of another.
 
     Args:
-        reference: the scheduler whose sigma_min, sigma_max, sigma_data and rho are copied, as far
-            as both have them; all its options are if it is of the same class.
-        name: of the new scheduler, one of `SCHEDULERS`.
-        **options: of the new scheduler; they override those copied.
+        reference: whose sigma_min, sigma_max, sigma_data and rho are taken, as far as both have
+            them; all its options if it is of that class itself.
+        kind: the class of the new one, or its name in `SCHEDULERS`.
+        **options: of the new one, over these.
 
     Raises:
         ValueError: if the name or an option is unknown, or a value is out of its domain.
     """
+    cls = _by_name(kind) if isinstance(kind, str) else kind
     known = reference.to_config()
-
-    # Other options, such as s_noise or timestep_spacing, are choices for one sampler only.
-    if name in SCHEDULERS and name != known["_class_name"]:
-        fields = {field.name for field in dataclasses.fields(cast(Any, SCHEDULERS[name]))}
-        shared = fields & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
+    if type(reference) is not cls:
+        fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
+        shared = fields.keys() & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
         known = {option: known[option] for option in shared}
 
-    # This also reports an unknown name.
-    return scheduler_from_config({**known, **options, "_class_name": name})
+        # The class's own defaults, where a file that leaves these options out has diffusers'.
+        known.update({name: fields[name].default for name in cls._diffusers_defaults})
+    return cls.from_config({**known, **options})
+
+
+def _by_name(name: Any) -> type[Scheduler]:
+    """The registered scheduler of that name."""
+    if not isinstance(name, str) or name not in SCHEDULERS:
+        raise ValueError(f"config['_class_name'] is {name!r}{did_you_mean(name, list(SCHEDULERS))}")
+    return SCHEDULERS[name]

@@ -75,11 +75,13 @@ class TableState(SchedulerState):
         alphas: f32[N+1], signal level of each call, then the level where sampling ends.
         scalings: the columns c_in, c_skip and c_out, f32[N] each.
         weights: the columns of the step, f32[N] each.
+        kind: name of the class of the scheduler that made it; static.
     """
 
     alphas: jax.Array
     scalings: Scalings
     weights: Weights
+    kind: str = dataclasses.field(metadata={"static": True})
 
     @property
     def alpha(self) -> jax.Array:
@@ -179,13 +181,22 @@ class TableScheduler(Scheduler[TableState]):
 
         def column(values):
             # Numbers that hold for all calls become f32[N] too, so that a row can be read.
-            return jnp.broadcast_to(jnp.asarray(values).astype(jnp.float32), calls.times.shape)
+            values = jnp.asarray(values).astype(jnp.float32)
+            if values.shape not in ((), calls.times.shape):
+                raise ValueError(
+                    f"a column of weights must be a number or have the shape of the network calls, "
+                    f"{calls.times.shape}, got {values.shape}"
+                )
+            return jnp.broadcast_to(values, calls.times.shape)
 
+        _check_columns(weights)
         scalings = self.parametrization.scalings(calls.alphas[:-1], calls.sigmas[:-1])
         return TableState(
             sigmas=calls.sigmas.astype(jnp.float32),
             timesteps=calls.times.astype(jnp.float32),
             step_index=jnp.zeros((), jnp.int32),
+            memory=Memory(),
+            kind=type(self).__name__,
             alphas=calls.alphas.astype(jnp.float32),
             scalings=jax.tree.map(column, scalings),
             weights=jax.tree.map(column, weights),
@@ -242,10 +253,16 @@ class TableScheduler(Scheduler[TableState]):
             The state of the next step, and the sample `[B, ...]` at its level.
 
         Raises:
-            ValueError: if the shapes differ, the run has already ended, or memory is not allocated.
+            ValueError: if the shapes differ, the run has already ended, the state is another
+                scheduler's, or memory is not allocated.
         """
+        if state.kind != type(self).__name__:
+            raise ValueError(
+                f"state was made by a {state.kind}, but this is a {type(self).__name__}; "
+                "pass what its own set_timesteps returns"
+            )
         weights = state.weights
-        memory = state.memory or Memory()
+        memory = state.memory
         remembered = {f"memory[{i}]": array for i, array in enumerate(jax.tree.leaves(memory))}
         check_shapes(sample=sample, denoised=denoised, noise=noise, **remembered)
         check_not_finished(state)
@@ -287,6 +304,19 @@ class TableScheduler(Scheduler[TableState]):
         """
         check_shapes(original=original, noise=noise)
         return combine((state.alpha, original), (state.sigma, noise))
+
+
+def _check_columns(weights: Any) -> None:
+    """Raises ValueError for what a sampler may by mistake return as its table."""
+    if not isinstance(weights, Weights):
+        raise ValueError(f"weights(levels) must return Weights(...), got {weights!r:.200}")
+    if weights.x0 is None or weights.eps is None:
+        raise ValueError("weights.x0 and weights.eps must be arrays or numbers; 0.0 for no weight")
+    if not isinstance(weights.earlier_x0, tuple):
+        raise ValueError(
+            "weights.earlier_x0 must be a tuple of columns, such as (column,), "
+            f"got {weights.earlier_x0!r:.200}"
+        )
 
 
 def _remember(memory: Memory, sample: jax.Array, denoised: jax.Array, noise: jax.Array) -> Memory:

@@ -252,11 +252,11 @@ def make_train_step(
     # A plain function becomes a loss that takes a teacher or not, and has no moving average.
     if isinstance(loss, Loss):
         _check_teacher(loss, teacher)
-    elif callable(loss):
+    elif callable(loss) and not isinstance(loss, type):
         loss = FunctionLoss(loss)
     else:
         raise ValueError(
-            f"loss must be a Loss or a function, got {loss!r}; "
+            f"loss must be an instance of a Loss or a function, got {loss!r}; "
             "losses.make(name, scheduler, total_steps=...) makes one by name"
         )
 

@@ -158,3 +158,20 @@ def test_scheduler_like_keeps_the_defaults_of_the_class():
     assert (made.sigma_max, made.timestep_spacing) == (40.0, "linspace")
     assert scheduler_like(reference, cmjax.CTMScheduler).timestep_spacing == "linspace"
     assert scheduler_like(reference, "EDMHeunScheduler", rho=5.0).sigma_max == 40.0
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((1.0, 2.0), "must return Weights"),
+        (Weights(x0=1.0, eps=None), "weights.x0 and weights.eps must be"),
+        (Weights(x0=1.0, eps=0.0, earlier_x0=[0.0]), "weights.earlier_x0 must be a tuple"),
+    ],
+)
+def test_what_is_no_table_is_named(weights, message):
+    class Mistaken(EDMScheduler):
+        def weights(self, levels):
+            return weights
+
+    with pytest.raises(ValueError, match=message):
+        Mistaken().set_timesteps(2)
