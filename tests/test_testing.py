@@ -20,6 +20,10 @@ def test_every_scheduler_keeps_the_contract(name, num_steps):
     testing.assert_scheduler_contract(SCHEDULERS[name](), num_steps)
 
 
+def network(params, x, *times):
+    return jnp.tanh(x)
+
+
 def broken(**methods):
     """A registered scheduler of the same fields with some methods replaced."""
     cls = jax.tree_util.register_static(
@@ -90,7 +94,7 @@ def test_checks_catch_what_they_are_for(check, methods):
 
 def test_batch_invariance_check_catches_neighbours():
     with pytest.raises(AssertionError):
-        testing.assert_batch_invariant(testing._network, None, broken(denoise=neighbours), (3, 2))
+        testing.assert_batch_invariant(network, None, broken(denoise=neighbours), (3, 2))
 
 
 def test_config_check_catches_a_lost_option():
@@ -151,7 +155,7 @@ def test_device_check_catches_a_difference_and_asks_for_devices():
     with pytest.raises(AssertionError):
         testing.assert_device_invariant(another_each_time, None, Base(clip_denoised=False), (8, 2))
     with pytest.raises(ValueError, match="divide a batch of 1; on a CPU set XLA_FLAGS"):
-        testing.assert_device_invariant(testing._network, None, Base(), (1, 2))
+        testing.assert_device_invariant(network, None, Base(), (1, 2))
 
 
 def test_moments_check_catches_a_wrong_mean_and_a_wrong_spread():
@@ -176,8 +180,8 @@ def test_boundary_check_catches_plain_edm_scalings():
     plain = property(lambda self: Base.parametrization.fget(self).without_boundary())
     scheduler = broken(parametrization=plain)
     with pytest.raises(AssertionError):
-        testing.assert_boundary_condition(testing._network, None, scheduler, (3, 2))
-    testing.assert_boundary_condition(testing._network, None, Base(), (3, 2))
+        testing.assert_boundary_condition(network, None, scheduler, (3, 2))
+    testing.assert_boundary_condition(network, None, Base(), (3, 2))
 
 
 def test_compile_check_catches_values_in_the_trace():

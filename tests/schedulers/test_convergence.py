@@ -1,4 +1,4 @@
-"""Solvers converge at their order to exact solutions; samplers with noise draw the exact distribution."""
+"""Truth: solvers converge at their order, and samplers with noise draw the exact distribution."""
 
 import functools
 import math
@@ -29,24 +29,34 @@ GAUSSIAN = ((1.0, MEAN, STD),)
 def denoiser(x, levels, *_, data=MIXTURE):
     """E[x0 | alpha x0 + sigma z = x], also where alpha or sigma is 0."""
     alpha, sigma = (jnp.asarray(level).astype(x.dtype) for level in levels)
-    logits, means = [], []
+
+    # Of each Gaussian: the logarithm of its density at x, and its E[x0 | x].
+    logits = []
+    means = []
     for weight, mean, std in data:
-        variance, away = jnp.square(alpha * std) + jnp.square(sigma), x - alpha * mean
+        variance = jnp.square(alpha * std) + jnp.square(sigma)
+        away = x - alpha * mean
         logits.append(math.log(weight) - jnp.log(variance) / 2 - jnp.square(away) / (2 * variance))
         means.append(mean + alpha * std**2 / variance * away)
-    return jnp.sum(jax.nn.softmax(jnp.stack(logits), axis=0) * jnp.stack(means), axis=0)
+    share = jax.nn.softmax(jnp.stack(logits), axis=0)
+    return jnp.sum(share * jnp.stack(means), axis=0)
 
 
 def gaussian_flow(x, start, end=(1.0, 0.0)):
-    """Takes x from levels (alpha, sigma) to others along the probability-flow ODE of GAUSSIAN, exactly."""
-    before, after = (
-        jnp.sqrt(jnp.square(alpha * STD) + jnp.square(sigma)) for alpha, sigma in (start, end)
-    )
-    return end[0] * MEAN + after / before * (x - start[0] * MEAN)
+    """Takes x from levels (alpha, sigma) to others along the probability-flow ODE of GAUSSIAN."""
+
+    def spread(alpha, sigma):
+        return jnp.sqrt(jnp.square(alpha * STD) + jnp.square(sigma))
+
+    # (x - alpha mean) / spread stays as it is.
+    return end[0] * MEAN + spread(*end) / spread(*start) * (x - start[0] * MEAN)
 
 
 def convention(scheduler, alpha, sigma):
-    """What samples are divided by for the network, and what it predicts, by the papers, not `scalings`."""
+    """What samples are divided by for the network, and what it predicts of (x, x0, eps).
+
+    Written from the papers, not from the `scalings` that are tested.
+    """
     if isinstance(scheduler, FlowScheduler):
         return 1, lambda x, x0, eps: eps - x0
     if isinstance(scheduler, SCMScheduler):
@@ -59,7 +69,8 @@ def convention(scheduler, alpha, sigma):
             "v_prediction": lambda x, x0, eps: (alpha * eps - sigma * x0) / size,
         }
         return size, predictions[scheduler.prediction_type]
-    size, std = jnp.sqrt(jnp.square(sigma) + scheduler.sigma_data**2), scheduler.sigma_data
+    std = scheduler.sigma_data
+    size = jnp.sqrt(jnp.square(sigma) + std**2)
     sign = -1 if getattr(scheduler, "prediction_type", "epsilon") == "v_prediction" else 1
     return size, lambda x, x0, eps: sign * (x0 * size - x * std**2 / size) / (sigma * std)
 
@@ -92,28 +103,34 @@ def exact_flow(x, low, high):
     In one dimension it is monotone and its marginals are known, so it keeps quantiles.
     """
     quantiles = cumulative(x, low)
-    below, above = np.full_like(x, -10 * high - 10), np.full_like(x, 10 * high + 10)
+
+    # Bisection for the number with the same share of the mixture below it.
+    below = np.full_like(x, -10 * high - 10)
+    above = np.full_like(x, 10 * high + 10)
     for _ in range(80):
         middle = (below + above) / 2
         small = cumulative(middle, high) < quantiles
-        below, above = np.where(small, middle, below), np.where(small, above, middle)
+        below = np.where(small, middle, below)
+        above = np.where(small, above, middle)
     return (below + above) / 2
 
 
 def exact_denoising_run(scheduler, state, x):
-    """Runs the solver with the exact x0, at the state's levels, in the dtype of x, without noise."""
+    """Runs the solver with the exact x0, at the state's levels and without noise."""
 
     def step(carry, _):
         state, x = carry
-        return scheduler.advance(
-            state, x, denoiser(x, (state.alpha, state.sigma)), jnp.zeros_like(x)
-        ), None
+        denoised = denoiser(x, (state.alpha, state.sigma))
+        return scheduler.advance(state, x, denoised, jnp.zeros_like(x)), None
 
-    return jax.lax.scan(step, (scheduler.prepare(state, x), x), length=state.num_steps)[0][1]
+    start = scheduler.prepare(state, x), x
+    (_, end), _ = jax.lax.scan(step, start, length=state.num_steps)
+    return end
 
 
 def edm(name, **options):
-    # Karras's levels are smooth in the step index; ending at zero, the last step would not shrink with the others.
+    # Karras's levels are smooth in the step index; if sampling ended at zero, the last step would
+    # not shrink with the others.
     scheduler = schedulers.SCHEDULERS[name](
         sigma_min=0.1, sigma_max=10.0, final_sigmas_type="sigma_min", **options
     )
@@ -123,19 +140,25 @@ def edm(name, **options):
 def uneven():
     # Every second step is twice as long, which the slope between two x0 must allow for.
     scheduler, _ = edm("EDMDPMSolverMultistepScheduler")
-    return scheduler, lambda n: scheduler.set_timesteps(
-        sigmas=10 * 0.01 ** ((np.arange(n) + np.arange(n) % 2 / 3) / n)
-    )
+
+    def levels(n):
+        places = (np.arange(n) + np.arange(n) % 2 / 3) / n
+        return scheduler.set_timesteps(sigmas=10 * 0.01**places)
+
+    return scheduler, levels
 
 
 def ddim():
-    # Times at exact strides from the first to the last, where sampling ends (so set_alpha_to_one=False).
+    # Times at exact strides from the first to the last, where sampling ends: hence
+    # set_alpha_to_one=False.
     scheduler = DDIMScheduler(
         num_train_timesteps=1025, clip_sample=False, set_alpha_to_one=False, beta_start=0.001
     )
-    return scheduler, lambda n: scheduler.set_timesteps(
-        timesteps=1024 - 1024 // n * np.arange(n + 1)
-    )
+
+    def levels(n):
+        return scheduler.set_timesteps(timesteps=1024 - 1024 // n * np.arange(n + 1))
+
+    return scheduler, levels
 
 
 def flow():
@@ -162,20 +185,20 @@ def test_the_error_falls_with_the_order_of_the_method(name):
     (scheduler, levels), order = ORDERS[name]
     counts = np.array([64, 128, 256])
     ends = np.linspace(-1.6, 1.4, 7)
-    with (
-        jax.enable_x64()
-    ):  # levels and weights are float32: a floor near 1e-7, below all errors here
-        errors = []
+    errors = []
+    # Levels and weights stay float32: a floor near 1e-7, below all errors here.
+    with jax.enable_x64():
         for n in counts:
             state = jax.jit(levels, static_argnums=0)(int(n))
-            alphas, sigmas = (
-                np.asarray(state.alphas, np.float64),
-                np.asarray(state.sigmas, np.float64),
-            )
-            noise = sigmas / alphas  # of x / alpha, for which the ODE is that of EDM levels
-            x = jnp.asarray(
-                alphas[0] * exact_flow(ends / alphas[-1], noise[-1], noise[0]), jnp.float64
-            )
+            alphas = np.asarray(state.alphas, np.float64)
+            sigmas = np.asarray(state.sigmas, np.float64)
+
+            # Back from the ends to where they come from: for x / alpha the ODE is that of EDM.
+            noise = sigmas / alphas
+            start = alphas[0] * exact_flow(ends / alphas[-1], noise[-1], noise[0])
+
+            # And forth by the solver.
+            x = jnp.asarray(start, jnp.float64)
             x = jax.jit(exact_denoising_run, static_argnums=0)(scheduler, state, x)
             errors.append(np.sqrt(np.mean((np.asarray(x) - ends) ** 2)))
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
@@ -205,21 +228,20 @@ def run(scheduler, estimate, state, init):
 
 
 def assert_mean_and_variance(x, mean, variance):
-    # Five standard errors each: one false alarm in 9e5 tests of a correct sampler, were seeds not fixed.
+    # Five standard errors each: one false alarm in 9e5 tests of a correct sampler, were seeds not
+    # fixed.
     assert abs(x.mean() - mean) < 5 * (variance / x.size) ** 0.5
-    assert abs(np.mean((x - mean) ** 2) - variance) < 5 * np.std((x - mean) ** 2) / x.size**0.5
+    squares = (x - mean) ** 2
+    assert abs(np.mean(squares) - variance) < 5 * np.std(squares) / x.size**0.5
 
 
 KEY = jax.random.key(0)
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 
+# n steps are enough for an error of discretisation below two standard errors.
 @pytest.mark.parametrize(
-    (
-        "name",
-        "options",
-        "n",
-    ),  # steps enough for an error of discretisation below two standard errors
+    ("name", "options", "n"),
     [
         ("EDMEulerAncestralScheduler", {}, 200),
         ("EDMEulerAncestralScheduler", {"eta": 0.5}, 200),
@@ -266,9 +288,8 @@ def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(name, o
     state = start(scheduler, num_inference_steps=200)
     init = draws(state, GAUSSIAN, 5)
     x = run(scheduler, functools.partial(denoiser, data=GAUSSIAN), state, init)
-    np.testing.assert_allclose(
-        x, gaussian_flow(init, (state.alphas[0], state.sigmas[0])), atol=tolerance
-    )
+    expected = gaussian_flow(init, (state.alphas[0], state.sigmas[0]))
+    np.testing.assert_allclose(x, expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -285,18 +306,19 @@ def test_consistency_samplers_with_the_exact_function_draw_gaussian_data_in_any_
 ):
     scheduler = schedulers.SCHEDULERS[name](**options)
     state = start(scheduler, num_inference_steps=n)
-    assert_mean_and_variance(
-        run(scheduler, gaussian_flow, state, draws(state, GAUSSIAN)), MEAN, STD**2
-    )
+    x = run(scheduler, gaussian_flow, state, draws(state, GAUSSIAN))
+    assert_mean_and_variance(x, MEAN, STD**2)
 
 
 def jump_as_x0(x, start, end):
-    """The x0 with which a straight line, in x0 and eps, from (alpha, sigma) arrives where the ODE does."""
+    """The x0 with which one straight step from `start` arrives where the ODE does.
+
+    The step is x' = kept x + (alpha' - kept alpha) x0 with kept = sigma' / sigma.
+    """
     kept = end[1] / start[1]
     share = end[0] - kept * start[0]
-    return (gaussian_flow(x, start, end) - kept * x) / jnp.where(
-        share > 0, share, 1
-    )  # 0: no way to go
+    share = jnp.where(share > 0, share, 1)  # 0: there is no way to go
+    return (gaussian_flow(x, start, end) - kept * x) / share
 
 
 @pytest.mark.parametrize(
@@ -305,12 +327,11 @@ def jump_as_x0(x, start, end):
 def test_ctm_with_the_exact_jump_draws_gaussian_data_for_any_gamma_and_number_of_steps(gamma, n):
     scheduler = CTMScheduler(gamma=gamma, clip_denoised=False)
     state = start(scheduler, num_inference_steps=n)
-    x = run(
-        scheduler,
-        lambda x, levels, s: jump_as_x0(x, levels, scheduler.parametrization.path(s)),
-        state,
-        draws(state, GAUSSIAN),
-    )
+
+    def x0(x, levels, s):
+        return jump_as_x0(x, levels, scheduler.parametrization.path(s))
+
+    x = run(scheduler, x0, state, draws(state, GAUSSIAN))
     assert_mean_and_variance(x, MEAN, STD**2 + scheduler.sigma_min**2)
 
 
@@ -318,11 +339,11 @@ def test_ctm_with_the_exact_jump_draws_gaussian_data_for_any_gamma_and_number_of
 def test_tcd_with_the_exact_jump_draws_gaussian_data_for_any_eta(eta, n):
     scheduler = TCDScheduler(eta=eta)
     state = start(scheduler, num_inference_steps=n)
-    arrivals = jnp.asarray(
-        np.floor(np.float32(1 - np.array(eta)) * np.append(state.timesteps[1:], np.float32(0)))
-    )
+    next_times = np.append(state.timesteps[1:], np.float32(0))
+    arrivals = jnp.asarray(np.floor(np.float32(1 - np.array(eta)) * next_times))
 
-    def x0(x, levels):  # TCD's networks learn where to; this one looks it up
+    def x0(x, levels):
+        # TCD's networks learn the time to jump to; this one looks it up.
         here = jnp.argmin(jnp.abs(state.sigmas[:-1] - levels[1]))
         return jump_as_x0(x, levels, scheduler.parametrization.path(arrivals[here]))
 
