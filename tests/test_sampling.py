@@ -412,7 +412,7 @@ def test_conditioning_that_is_no_array(cond):
         draw((2, 3), cond=cond)
 
 
-@pytest.mark.parametrize("name", ["state", "sample", "params", "sigma", "key", "scheduler"])
+@pytest.mark.parametrize("name", ["state", "sample", "sigma", "key", "scheduler"])
 def test_conditioning_may_have_any_name(name):
     def conditioned(params, x, t, **cond):
         return network(params, x, t) + cond[name][:, None]

@@ -186,3 +186,12 @@ def test_a_hub_id_that_is_not_cached_says_so_offline(monkeypatch, tmp_path):
 def test_only_cmjax_networks_can_be_saved(tmp_path):
     with pytest.raises(ValueError, match=r"model.config must be.*UNet2D"):
         cmjax.save(tmp_path, cmjax.Model(lambda p, x, t: x, {}, SCHEDULER, None))
+
+
+def test_what_cannot_be_loaded_again_does_not_replace_what_could(tmp_path):
+    model = networks.model()
+    cmjax.save(tmp_path / "m", model)
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
+    with pytest.raises(ValueError, match=f"{tmp_path}/m/model.safetensors: .* not finite"):
+        cmjax.save(tmp_path / "m", dataclasses.replace(model, params=broken))
+    chex.assert_trees_all_equal(cmjax.load(tmp_path / "m").params, model.params)

@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmjax.schedulers import SCHEDULERS
-from tests.support.goldens import assert_close, assert_sampler_case_reproduced, load_goldens
+from tests.support.goldens import (
+    FLOAT32,
+    assert_close,
+    assert_sampler_case_reproduced,
+    load_goldens,
+)
 
 
 @pytest.mark.parametrize("case", load_goldens("samplers"), ids=lambda case: case["name"])
@@ -75,4 +80,6 @@ def test_churn_is_that_of_the_paper(name, calls, data):
     for call in range(state.num_steps):
         x0 = jnp.asarray(denoiser(np.float64(x), np.float64(state.sigma)), jnp.float32)
         state, x = scheduler.advance(state, x, x0, jnp.asarray(noise[call + 1]))
-    assert_close(x, expected, 1 + np.abs(expected), "the end of the run")
+    # Heun's second call is a difference of terms as large as the sample that its step began at.
+    rounding = 2 * FLOAT32 * np.abs(first).max()
+    assert_close(x, expected, 1 + np.abs(expected), "the end of the run", atol=rounding)

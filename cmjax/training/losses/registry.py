@@ -1,6 +1,7 @@
 """The losses by their names in configuration files."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -61,10 +62,11 @@ def find_loss(name: str) -> Callable[..., Any]:
     # One of the user's own.
     found = import_by_name(name, "loss")
     if isinstance(found, type):
-        # Of its own: fields that only a base declares would not be arguments.
-        is_dataclass = "__dataclass_fields__" in vars(found)
-        if not is_dataclass or not issubclass(found, Loss):
-            raise ValueError(f"the loss {name!r} must be a dataclass derived from Loss")
+        usable = issubclass(found, Loss) and dataclasses.is_dataclass(found)
+        if not usable or inspect.isabstract(found):
+            raise ValueError(
+                f"the loss {name!r} must be a dataclass derived from Loss, with a __call__"
+            )
     if not callable(found):
         raise ValueError(f"the loss {name!r} must be a class or a function, got {found!r}")
     return found
