@@ -177,7 +177,7 @@ def main(repeats):
     except ImportError as error:
         click.echo(f"skipped: {error}")
     click.echo("\nsample() called bare, over the same in the caller's own jit")
-    bare_over_jitted(1, 1, (16, 16), 10 * repeats)
+    bare_over_jitted(1, 1, (32, 32), 10 * repeats)
     bare_over_jitted(64, 1, (64, 96), repeats)
     bare_over_jitted(64, 4, (64, 96), repeats)
     click.echo("\ntraces and compile time")
