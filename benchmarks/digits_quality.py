@@ -68,7 +68,9 @@ def train_classifier(images, labels, epochs=3, batch_size=128, seed=1):
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, opt_state, x, y):
         def loss(params):
-            return optax.softmax_cross_entropy_with_integer_labels(apply_fn(params, x)[0], y).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(
+                apply_fn(params, x)[0], y
+            ).mean()
 
         updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
         return optax.apply_updates(params, updates), opt_state
@@ -76,7 +78,9 @@ def train_classifier(images, labels, epochs=3, batch_size=128, seed=1):
     opt_state = optimizer.init(params)
     for i in tqdm(range(steps), desc="classifier", leave=False):
         index = batch_indices(seed, i, batch_size, len(images))
-        params, opt_state = step(params, opt_state, from_uint8(images[index]), labels[index])
+        params, opt_state = step(
+            params, opt_state, from_uint8(images[index]), labels[index]
+        )
     return jax.jit(partial(apply_fn, params))
 
 
@@ -127,7 +131,10 @@ def generate(model, labels, steps, batch_size=100, seed=0):
 def main(data, model, num, steps):
     """Measure a digits model against the MNIST file DATA."""
     with np.load(data) as arrays:
-        train, train_labels = arrays["x_train"][..., None], arrays["y_train"].astype(np.int32)
+        train, train_labels = (
+            arrays["x_train"][..., None],
+            arrays["y_train"].astype(np.int32),
+        )
         test, test_labels = arrays["x_test"][..., None], arrays["y_test"].astype(np.int32)
     model = cmjax.load(model)
     classifier = train_classifier(train, train_labels)
@@ -136,7 +143,9 @@ def main(data, model, num, steps):
 
     noise = to_uint8(jax.random.normal(jax.random.key(0), (num, *model.sample_shape)))
     noise_distance = frechet_distance(evaluate(classifier, noise)[1], reference)
-    click.echo(f"{'samples':<18}{'accuracy':>10}{'specks':>10}{'Fréchet':>12}{'of noise':>10}")
+    click.echo(
+        f"{'samples':<18}{'accuracy':>10}{'specks':>10}{'Fréchet':>12}{'of noise':>10}"
+    )
 
     def row(name, images, labels):
         predicted, features = evaluate(classifier, images)
@@ -144,7 +153,9 @@ def main(data, model, num, steps):
         accuracy = "" if labels is None else f"{np.mean(predicted == labels):.2%}"
         specks = np.mean([has_speck(image[..., 0]) for image in images])
         share = distance / noise_distance
-        click.echo(f"{name:<18}{accuracy:>10}{specks:>10.2%}{distance:>12.3f}{share:>10.2%}")
+        click.echo(
+            f"{name:<18}{accuracy:>10}{specks:>10.2%}{distance:>12.3f}{share:>10.2%}"
+        )
 
     row("noise", noise, None)
     pick = np.random.default_rng(0).permutation(len(train))[:10_000]

@@ -81,7 +81,9 @@ def train(name, teacher, images, labels, steps, folder):
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of checkpoints."
 )
-@click.option("--steps", default=600, show_default=True, help="Of every student, by 64 images.")
+@click.option(
+    "--steps", default=600, show_default=True, help="Of every student, by 64 images."
+)
 @click.option("--num", default=10_000, show_default=True, help="Samples to judge by.")
 @click.option("--only", help="Names of students, separated by commas.")
 def main(data, out, steps, num, only):
@@ -91,7 +93,9 @@ def main(data, out, steps, num, only):
         test = arrays["x_test"][..., None]
     teacher = cmjax.load(DENOISER, dtype=jnp.float32)
     names = only.split(",") if only else list(STUDENTS)
-    trained = {name: train(name, teacher, images, labels, steps, out / name) for name in names}
+    trained = {
+        name: train(name, teacher, images, labels, steps, out / name) for name in names
+    }
 
     classifier = digits_quality.train_classifier(images, labels)
     reference = digits_quality.evaluate(classifier, test)[1]

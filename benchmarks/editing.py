@@ -74,7 +74,9 @@ def main(batch, steps, channels, repeats):
         patch_size=2,
     )
     apply_fn, params = from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
-    image = np.random.default_rng(0).uniform(-1, 1, (batch, SIZE, SIZE, 3)).astype(np.float32)
+    image = (
+        np.random.default_rng(0).uniform(-1, 1, (batch, SIZE, SIZE, 3)).astype(np.float32)
+    )
     key = jax.random.key(0)
     shape = image.shape
     noise = jnp.asarray(image)
@@ -83,7 +85,9 @@ def main(batch, steps, channels, repeats):
 
     @jax.jit
     def plain(params, key):
-        return cmjax.sample(key, apply_fn, params, SCHEDULER, shape, num_inference_steps=steps)
+        return cmjax.sample(
+            key, apply_fn, params, SCHEDULER, shape, num_inference_steps=steps
+        )
 
     @jax.jit
     def edited(params, key, constraint):
@@ -100,7 +104,10 @@ def main(batch, steps, channels, repeats):
             apply_fn, params, SCHEDULER, x[0], x[-1], fractions
         )
     )
-    functions = {"network": lambda: bare(params, noise), "sample": lambda: plain(params, key)}
+    functions = {
+        "network": lambda: bare(params, noise),
+        "sample": lambda: plain(params, key),
+    }
     made = constraints(image)
     for name, constraint in made.items():
         functions[name] = lambda constraint=constraint: edited(params, key, constraint)
@@ -115,11 +122,15 @@ def main(batch, steps, channels, repeats):
     for name in made:
         per_image = medians[name] / batch * 1e3
         ratio = medians[name] / medians["sample"]
-        click.echo(f"{name:<14} {per_image:8.1f} ms an image, edit() / sample() = {ratio:.3f}")
+        click.echo(
+            f"{name:<14} {per_image:8.1f} ms an image, edit() / sample() = {ratio:.3f}"
+        )
     for name in ("denoise", "interpolate"):
         per_image = medians[name] / batch * 1e3
         ratio = medians[name] / medians["network"]
-        click.echo(f"{name:<14} {per_image:8.1f} ms an image, over the network = {ratio:.3f}")
+        click.echo(
+            f"{name:<14} {per_image:8.1f} ms an image, over the network = {ratio:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,14 @@ def edit(apply_fn, params, scheduler, constraint, steps, labels):
     shape = (len(labels), 28, 28, 1)
     key = jax.random.key(0)
     return editing.edit(
-        key, apply_fn, params, scheduler, constraint, shape, cond={"class_labels": labels}, **levels
+        key,
+        apply_fn,
+        params,
+        scheduler,
+        constraint,
+        shape,
+        cond={"class_labels": labels},
+        **levels,
     )
 
 
@@ -76,7 +83,9 @@ def main(data, model, num):
         constraint, left = task(images)
         click.echo(f"{name}: {accuracy(to_uint8(left)):.1%} recognised in what was left")
         for steps in (2, 8, None):
-            made = edit(model.apply_fn, model.params, model.scheduler, constraint, steps, labels)
+            made = edit(
+                model.apply_fn, model.params, model.scheduler, constraint, steps, labels
+            )
             calls = f"{steps} calls" if steps else "all levels"
             click.echo(f"  edited in {calls}: {accuracy(to_uint8(made)):.1%}")
 

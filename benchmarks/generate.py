@@ -53,7 +53,9 @@ def network():
         num_class_embeds=10,
     )
     torch.manual_seed(0)
-    options = {k: v for k, v in diffusers.config_to_diffusers(config).items() if k[0] != "_"}
+    options = {
+        k: v for k, v in diffusers.config_to_diffusers(config).items() if k[0] != "_"
+    }
     module = UNet2DModel(**options).eval()
     with tempfile.TemporaryDirectory() as folder:
         module.save_pretrained(folder)
@@ -101,7 +103,9 @@ def overhead(batch, batches, repeats):
             start = time.perf_counter()
             generation.generate_folder(run, model, request, num, batch_size=batch)
             seconds = time.perf_counter() - start
-            (compiled,) = [event for event in events_of(run) if event["event"] == "compiled"]
+            (compiled,) = [
+                event for event in events_of(run) if event["event"] == "compiled"
+            ]
             return seconds - compiled["seconds"]
 
     def once_diffusers():
@@ -129,7 +133,9 @@ def overhead(batch, batches, repeats):
 def events_of(run):
     """The lines of a run's log; none if there is no log yet."""
     log = run / "log.jsonl"
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return (
+        [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    )
 
 
 def in_turn(one, two, backwards):
@@ -179,7 +185,9 @@ def kills(num, count, seed):
             if process.wait() != -signal.SIGKILL:
                 break
             killed += 1
-            shards = [_seconds(event) for event in events_of(out) if event["event"] == "shard"]
+            shards = [
+                _seconds(event) for event in events_of(out) if event["event"] == "shard"
+            ]
             firsts += [seconds - begin for seconds in shards if seconds > begin][:1]
         assert start(out, num, cache).wait() == 0
         name = f"samples_{num}x28x28x1.npz"

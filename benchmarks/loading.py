@@ -61,7 +61,9 @@ def folders(root, preset):
 
 @click.command()
 @click.argument("sources", nargs=-1, type=click.Path(exists=True, path_type=Path))
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="imagenet64", show_default=True)
+@click.option(
+    "--preset", type=click.Choice(list(PRESETS)), default="imagenet64", show_default=True
+)
 def main(sources, preset):
     with tempfile.TemporaryDirectory() as root:
         for source in sources or list(folders(Path(root), preset)):
@@ -69,7 +71,9 @@ def main(sources, preset):
             size = 4 * sum(np.prod(tensor.shape) for tensor in tensors.values())
             for command in COMMANDS:
                 peak, seconds = measure(command, source)
-                ratio = f", {peak / size:.2f} of the parameters" if command == "load" else ""
+                ratio = (
+                    f", {peak / size:.2f} of the parameters" if command == "load" else ""
+                )
                 print(
                     f"{source.name:20} {command}: {seconds:5.1f} s, "
                     f"peak {peak / 1e6:6.0f} MB{ratio}"

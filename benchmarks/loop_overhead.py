@@ -42,7 +42,13 @@ def in_turn(*functions, repeats):
 
 def loop_over_network(batch, steps, repeats):
     config = UNet2DConfig(
-        28, 1, 1, block_out_channels=(64, 96), norm_num_groups=16, patch_size=2, num_class_embeds=10
+        28,
+        1,
+        1,
+        block_out_channels=(64, 96),
+        norm_num_groups=16,
+        patch_size=2,
+        num_class_embeds=10,
     )
     apply_fn, params = from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
     labels = jnp.zeros(batch, jnp.int32)
@@ -100,7 +106,9 @@ def step_against_diffusers(shape, repeats):
 
     noise = jnp.ones(shape)
     given = jax.jit(
-        lambda state, x, noise: SCHEDULER.advance(state, x, SCHEDULER.denoise(state, x, x), noise)
+        lambda state, x, noise: SCHEDULER.advance(
+            state, x, SCHEDULER.denoise(state, x, x), noise
+        )
     )
 
     def ours_given():
@@ -115,7 +123,13 @@ def step_against_diffusers(shape, repeats):
 
 def bare_over_jitted(batch, steps, channels, repeats):
     config = UNet2DConfig(
-        28, 1, 1, block_out_channels=channels, norm_num_groups=16, patch_size=2, layers_per_block=1
+        28,
+        1,
+        1,
+        block_out_channels=channels,
+        norm_num_groups=16,
+        patch_size=2,
+        layers_per_block=1,
     )
     apply_fn, params = from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
     key = jax.random.key(0)

@@ -110,7 +110,9 @@ def their_step(scheduler, shape):
 
     def step():
         scheduler._step_index = 1
-        if hasattr(scheduler, "model_outputs"):  # what a multistep solver has after its first step
+        if hasattr(
+            scheduler, "model_outputs"
+        ):  # what a multistep solver has after its first step
             scheduler.model_outputs = [None, x]
             scheduler.lower_order_nums = 1
         scale(x, t)
@@ -138,7 +140,9 @@ def generate(name, calls, labels):
     model = with_scheduler(name)
     steps = (calls + 1) // 2 if name in TWO_CALLS_A_STEP else calls
     request = Request(num_inference_steps=steps, labels=labels)
-    images = generation.generate(model, request, len(labels), batch_size=100, progress=True).images
+    images = generation.generate(
+        model, request, len(labels), batch_size=100, progress=True
+    ).images
     return images, request.set_timesteps(model.scheduler).num_steps
 
 
@@ -146,19 +150,27 @@ def generate(name, calls, labels):
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--num", default=1000, show_default=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path), default="samplers_quality.png", show_default=True
+    "--out",
+    type=click.Path(path_type=Path),
+    default="samplers_quality.png",
+    show_default=True,
 )
 def quality(data, num, out):
     """Measure every sampler against the MNIST file DATA; write a plot."""
     with np.load(data) as arrays:
-        train, train_labels = arrays["x_train"][..., None], arrays["y_train"].astype(np.int32)
+        train, train_labels = (
+            arrays["x_train"][..., None],
+            arrays["y_train"].astype(np.int32),
+        )
         test = arrays["x_test"][..., None]
     classifier = train_classifier(train, train_labels)
     reference = evaluate(classifier, test)[1]
     noise = to_uint8(jax.random.normal(jax.random.key(0), (num, 28, 28, 1)))
     noise_distance = frechet_distance(evaluate(classifier, noise)[1], reference)
     labels = np.arange(num) % 10
-    click.echo(f"{'':<32}" + "".join(f"{calls:>16}" for calls in CALLS) + "   network calls")
+    click.echo(
+        f"{'':<32}" + "".join(f"{calls:>16}" for calls in CALLS) + "   network calls"
+    )
     curves = {}
     for name in SAMPLED:
         for calls in CALLS:

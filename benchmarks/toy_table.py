@@ -25,7 +25,11 @@ from cmjax.schedulers import EDMHeunScheduler
 from cmjax.training import losses, trainer
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False, sigma_max=20.0)
-SIMPLIFIED = {"tangent_warmup_steps": 500, "uniform_fraction": 0.5, "adaptive_weight": False}
+SIMPLIFIED = {
+    "tangent_warmup_steps": 500,
+    "uniform_fraction": 0.5,
+    "adaptive_weight": False,
+}
 STUDENTS = {  # what differs from the papers' settings, which are for 800,000 steps on CIFAR-10
     "cd": {"num_levels": 40, "target_decay": 0.95, "metric": "l2"},
     "ct": {
@@ -128,9 +132,13 @@ def main(seeds, steps, only):
     for seed in range(seeds):
         apply_fn, params = from_nnx(MLP(rngs=nnx.Rngs(seed)))
         start = time.perf_counter()
-        teacher, _ = train("denoising", apply_fn, params, steps, seed, {"uniform_fraction": 0.5})
+        teacher, _ = train(
+            "denoising", apply_fn, params, steps, seed, {"uniform_fraction": 0.5}
+        )
         heun = EDMHeunScheduler(sigma_min=0.002, sigma_max=20.0, sigma_data=0.5)
-        samples = generate(adapt(apply_fn, SCHEDULER, heun, edm_denoiser), teacher, heun, 40)
+        samples = generate(
+            adapt(apply_fn, SCHEDULER, heun, edm_denoiser), teacher, heun, 40
+        )
         rows.setdefault("teacher, Heun 40", []).append(
             (distance(samples, data), np.nan, time.perf_counter() - start)
         )
@@ -138,11 +146,16 @@ def main(seeds, steps, only):
             if only in (None, name):
                 start = time.perf_counter()
                 begin = jax.tree.map(jnp.copy, teacher)
-                student, metrics = train(name, apply_fn, begin, steps, seed, options, teacher)
+                student, metrics = train(
+                    name, apply_fn, begin, steps, seed, options, teacher
+                )
                 seconds = time.perf_counter() - start
                 if not all(np.isfinite(value).all() for value in metrics.values()):
                     raise SystemExit(f"{name} with seed {seed}: the loss was not finite")
-                found = [distance(generate(apply_fn, student, SCHEDULER, n), data) for n in (1, 2)]
+                found = [
+                    distance(generate(apply_fn, student, SCHEDULER, n), data)
+                    for n in (1, 2)
+                ]
                 rows.setdefault(name, []).append((*found, seconds))
     for name, values in rows.items():
         values = np.array(values)
@@ -151,7 +164,9 @@ def main(seeds, steps, only):
             f"{m:.4f} (max {w:.4f})" if np.isfinite(m) else ""
             for m, w in zip(means[:2], worst[:2], strict=True)
         )
-        click.echo(f"{name:<16}" + "".join(f"{cell:>24}" for cell in cells) + f"{means[2]:>10.1f}")
+        click.echo(
+            f"{name:<16}" + "".join(f"{cell:>24}" for cell in cells) + f"{means[2]:>10.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -52,10 +52,14 @@ class TorchDiT(torch.nn.Module):
     def forward(self, x, t):
         angles = 0.01 * t[:, None] * 10000.0 ** -(torch.arange(128) / 128)
         condition = self.time(torch.cat([angles.cos(), angles.sin()], -1))
-        patches = x.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).reshape(len(x), 49, PATCH**2)
+        patches = (
+            x.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).reshape(len(x), 49, PATCH**2)
+        )
         h = self.enter(patches) + self.position
         for block, modulation in zip(self.blocks.layers, self.modulation, strict=True):
-            shift, scale, gate, shift2, scale2, gate2 = modulation(condition)[:, None].chunk(6, -1)
+            shift, scale, gate, shift2, scale2, gate2 = modulation(condition)[
+                :, None
+            ].chunk(6, -1)
             h = h + gate * block._sa_block(block.norm1(h) * (1 + scale) + shift, None, None)
             h = h + gate2 * block._ff_block(block.norm2(h) * (1 + scale2) + shift2)
         shift, scale = self.last(condition)[:, None].chunk(2, -1)
@@ -130,13 +134,23 @@ def jax_step(module, images):
 @click.option("--rounds", default=5, show_default=True)
 def main(batch_size, rounds):
     """Time both sides in turn."""
-    images = np.random.default_rng(0).uniform(-1, 1, (batch_size, 28, 28, 1)).astype(np.float32)
-    shared = {"sample_size": 28, "in_channels": 1, "out_channels": 1, "time_scale": 0.01}
-    unet = UNet2DConfig(block_out_channels=(64, 96), norm_num_groups=16, patch_size=2, **shared)
-    dit = DiTConfig(
-        patch_size=PATCH, num_layers=BLOCKS, num_attention_heads=4, attention_head_dim=32, **shared
+    images = (
+        np.random.default_rng(0).uniform(-1, 1, (batch_size, 28, 28, 1)).astype(np.float32)
     )
-    click.echo(f"{'':<8}{'JAX s/step':>12}{'PyTorch s/step':>16}{'ratio':>8}{'parameters':>24}")
+    shared = {"sample_size": 28, "in_channels": 1, "out_channels": 1, "time_scale": 0.01}
+    unet = UNet2DConfig(
+        block_out_channels=(64, 96), norm_num_groups=16, patch_size=2, **shared
+    )
+    dit = DiTConfig(
+        patch_size=PATCH,
+        num_layers=BLOCKS,
+        num_attention_heads=4,
+        attention_head_dim=32,
+        **shared,
+    )
+    click.echo(
+        f"{'':<8}{'JAX s/step':>12}{'PyTorch s/step':>16}{'ratio':>8}{'parameters':>24}"
+    )
     for name, module, network in (
         ("UNet", UNet2D(unet, rngs=nnx.Rngs(0)), TorchUNet()),
         ("DiT", DiT(dit, rngs=nnx.Rngs(0)), TorchDiT()),

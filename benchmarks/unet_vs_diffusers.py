@@ -46,7 +46,11 @@ def calls(network, model, batch):
     labels = np.arange(batch, dtype=np.int32) if model.num_classes else None
     cond = {} if labels is None else {"class_labels": labels}
     apply_fn = jax.jit(model.apply_fn)
-    inputs = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    inputs = (
+        torch.from_numpy(x)
+        .permute(0, 3, 1, 2)
+        .contiguous(memory_format=torch.channels_last)
+    )
     theirs = None if labels is None else torch.from_numpy(labels)
 
     def ours():
@@ -54,14 +58,22 @@ def calls(network, model, batch):
 
     def diffusers_():
         with torch.inference_mode():
-            return network(inputs, torch.from_numpy(t), theirs).sample.permute(0, 2, 3, 1).numpy()
+            return (
+                network(inputs, torch.from_numpy(t), theirs)
+                .sample.permute(0, 2, 3, 1)
+                .numpy()
+            )
 
     return ours, diffusers_
 
 
 @click.command()
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="imagenet64", show_default=True)
-@click.option("--batch", "batches", multiple=True, type=int, default=(1, 4), show_default=True)
+@click.option(
+    "--preset", type=click.Choice(list(PRESETS)), default="imagenet64", show_default=True
+)
+@click.option(
+    "--batch", "batches", multiple=True, type=int, default=(1, 4), show_default=True
+)
 @click.option("--repeats", default=7, show_default=True)
 def main(preset, batches, repeats):
     network, model = networks(preset)

@@ -31,18 +31,24 @@ from cmjax.models import from_linen as from_linen
 from cmjax.models import from_nnx as from_nnx
 from cmjax.registry import register as register
 from cmjax.sampling import sample as sample
-from cmjax.schedulers import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
+from cmjax.schedulers import (
+    CMStochasticIterativeScheduler as CMStochasticIterativeScheduler,
+)
 from cmjax.schedulers import CTMScheduler as CTMScheduler
 from cmjax.schedulers import DDIMScheduler as DDIMScheduler
 from cmjax.schedulers import DiscreteScheduler as DiscreteScheduler
 from cmjax.schedulers import DiscreteSigmasScheduler as DiscreteSigmasScheduler
 from cmjax.schedulers import EDMDPM2Scheduler as EDMDPM2Scheduler
-from cmjax.schedulers import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
+from cmjax.schedulers import (
+    EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler,
+)
 from cmjax.schedulers import EDMEulerAncestralScheduler as EDMEulerAncestralScheduler
 from cmjax.schedulers import EDMEulerScheduler as EDMEulerScheduler
 from cmjax.schedulers import EDMHeunScheduler as EDMHeunScheduler
 from cmjax.schedulers import EDMScheduler as EDMScheduler
-from cmjax.schedulers import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
+from cmjax.schedulers import (
+    EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
+)
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler as FlowMapEulerDiscreteScheduler
 from cmjax.schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
 from cmjax.schedulers import FlowScheduler as FlowScheduler

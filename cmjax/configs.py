@@ -45,7 +45,8 @@ def from_json(cls: type[Config], values: Mapping[str, Any]) -> Config:
 
     # JSON has no tuples, but a hashable dataclass has no lists.
     arguments = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
     }
     return cls(**arguments)
 
@@ -94,7 +95,9 @@ def import_by_name(text: str, what: str) -> Any:
     except Exception as error:
         # The user's module runs as it is imported, and may raise anything.
         why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{what} {text!r}: importing {module_name} failed: {why}") from error
+        raise ValueError(
+            f"{what} {text!r}: importing {module_name} failed: {why}"
+        ) from error
 
     # The name may have dots, for an attribute of a class.
     found: Any = module
@@ -125,7 +128,9 @@ def is_int(value: Any, low: float | None = None, high: float | None = None) -> b
 
 def is_finite(value: Any, low: float | None = None, high: float | None = None) -> bool:
     """Returns whether `value` is a finite number from `low` to `high`; None means no bound."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if isinstance(value, bool) or not isinstance(
+        value, (int, float, np.integer, np.floating)
+    ):
         return False
 
     # Not `math.isfinite`, which raises for integers that are larger than any float.
@@ -174,7 +179,9 @@ def check_options(config: Any) -> None:
 
         # At most 1,000 characters of the value: it may come from any file.
         if not _fits(value, hints[name], domain):
-            raise ValueError(f"{name} must be {_words(hints[name], domain)}, got {value!r:.1000}")
+            raise ValueError(
+                f"{name} must be {_words(hints[name], domain)}, got {value!r:.1000}"
+            )
 
 
 def _fits(value: Any, hint: Any, domain: Any) -> bool:

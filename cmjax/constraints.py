@@ -200,14 +200,18 @@ def compose(*constraints: Constraint) -> Compose:
     Raises:
         ValueError: if one is not a function.
     """
-    check_callable(**{f"constraints[{i}]": constraint for i, constraint in enumerate(constraints)})
+    check_callable(
+        **{f"constraints[{i}]": constraint for i, constraint in enumerate(constraints)}
+    )
     return Compose(tuple(as_pytree(constraint) for constraint in constraints))
 
 
 def _luminance(weights, x0):
     """The operator A of `colorize`: `sum(weights * x0)` over the channels, `[..., 1]`."""
     if x0.shape[-1:] != weights.shape:
-        raise ValueError(f"weights are for {weights.size} channels, but the samples are {x0.shape}")
+        raise ValueError(
+            f"weights are for {weights.size} channels, but the samples are {x0.shape}"
+        )
     return jnp.sum(x0 * _row(weights, x0), -1, keepdims=True)
 
 

@@ -103,7 +103,11 @@ def edit(
     check_callable(constraint=constraint)
 
     # The levels of the run, by default the paper's.
-    levels = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
+    levels = {
+        "num_inference_steps": num_inference_steps,
+        "timesteps": timesteps,
+        "sigmas": sigmas,
+    }
     if all(value is None for value in levels.values()):
         levels["timesteps"] = editing_timesteps(scheduler.num_train_timesteps)
     state = scheduler.set_timesteps(**levels)
@@ -191,7 +195,15 @@ def restore(
     # Noise of the first level is in the samples already, so they replace the initial noise.
     x = as_floats("noisy", noisy)
     return sample(
-        key, apply_fn, params, scheduler, x.shape, sigmas=sigmas, init=x, dtype=x.dtype, **options
+        key,
+        apply_fn,
+        params,
+        scheduler,
+        x.shape,
+        sigmas=sigmas,
+        init=x,
+        dtype=x.dtype,
+        **options,
     )
 
 
@@ -266,7 +278,9 @@ def interpolate(
         ValueError: for noise of different shapes, or fractions that are not a list.
     """
     if np.ndim(fractions) != 1:
-        raise ValueError(f"fractions must be a list of numbers in [0, 1], got {fractions!r}")
+        raise ValueError(
+            f"fractions must be a list of numbers in [0, 1], got {fractions!r}"
+        )
 
     # The noise of the results, `[B, ...]`: a straight line between two would have less variance.
     first = as_floats("first", first)

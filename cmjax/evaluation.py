@@ -125,7 +125,9 @@ def fit_gaussian(batches: Iterable[ArrayLike]) -> Gaussian:
         mean = mean + step * (len(batch) / total)
         count = total
     if count < 2:
-        raise ValueError(f"a Gaussian needs the features of at least 2 samples, got {count}")
+        raise ValueError(
+            f"a Gaussian needs the features of at least 2 samples, got {count}"
+        )
     return Gaussian(mean, scatter / (count - 1))
 
 
@@ -147,12 +149,16 @@ def frechet_distance(a: ArrayLike | Gaussian, b: ArrayLike | Gaussian) -> float:
     mean_a, cov_a = as_gaussian(a, "a")
     mean_b, cov_b = as_gaussian(b, "b")
     if mean_a.shape != mean_b.shape:
-        raise ValueError(f"a and b must have as many features, got {len(mean_a)} and {len(mean_b)}")
+        raise ValueError(
+            f"a and b must have as many features, got {len(mean_a)} and {len(mean_b)}"
+        )
 
     # With C = R R^T, tr (C1 C2)^1/2 is the sum of the singular values of R1^T R2. Taking roots of
     # the eigenvalues of C1 C2 instead would turn their rounding errors e into e^1/2.
     cross = np.linalg.svd(_root(cov_a).T @ _root(cov_b), compute_uv=False).sum()
-    distance = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    distance = (
+        np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    )
 
     # Equal Gaussians may come out below zero by rounding.
     return max(float(distance), 0.0)
@@ -239,7 +245,9 @@ def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:
             f"{name} must have a mean [D] and a covariance [D, D], got {mean.shape} and {cov.shape}"
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-        raise ValueError(f"{name} must have a mean and a covariance that are finite; fit it again")
+        raise ValueError(
+            f"{name} must have a mean and a covariance that are finite; fit it again"
+        )
 
     # A symmetric matrix up to the rounding of float32, in which statistics may have been stored.
     if np.abs(cov - cov.T).max() > 1e-5 * np.abs(cov).max():
@@ -254,7 +262,9 @@ def _as_features(values: ArrayLike, name: str) -> np.ndarray:
     """Returns features as f64[N, D]; raises ValueError for other shapes and non-finite numbers."""
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not values.size:
-        raise ValueError(f"{name} must be features [N, D] and not empty, got shape {values.shape}")
+        raise ValueError(
+            f"{name} must be features [N, D] and not empty, got shape {values.shape}"
+        )
     wrong = ~np.isfinite(values).all(1)
     if wrong.any():
         raise ValueError(

@@ -19,7 +19,9 @@ from cmjax.image_files import ImageSet, picture_of, write_npz, write_png_folder
 MARGIN = 4  # pixels around every tile of a grid
 CAPTION = 16  # height in pixels of the caption above a tile
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode by number of channels
-LARGEST_PICTURE = 2**26  # pixels; a small file can declare a huge picture and exhaust the memory
+LARGEST_PICTURE = (
+    2**26
+)  # pixels; a small file can declare a huge picture and exhaust the memory
 
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:
@@ -115,7 +117,9 @@ def to_pil(samples: ArrayLike) -> Any:
             f"samples must be [H, W, 1 or 3] or [B, H, W, 1 or 3], got shape {array.shape}"
         )
     if array.dtype != np.uint8 and not floating:
-        raise ValueError(f"samples must be floats in [-1, 1] or u8 pixels, got {array.dtype}")
+        raise ValueError(
+            f"samples must be floats in [-1, 1] or u8 pixels, got {array.dtype}"
+        )
 
     pixels = to_uint8(array) if floating else array
     if pixels.ndim == 3:
@@ -124,7 +128,11 @@ def to_pil(samples: ArrayLike) -> Any:
 
 
 def image_grid(
-    images: ArrayLike, *, columns: int, labels: Sequence[object] | None = None, scale: int = 1
+    images: ArrayLike,
+    *,
+    columns: int,
+    labels: Sequence[object] | None = None,
+    scale: int = 1,
 ) -> Image.Image:
     """Arranges images on a white background, row by row, with optional captions.
 
@@ -261,7 +269,12 @@ def _as_images(images: ArrayLike) -> np.ndarray:
     """Returns images as a NumPy array u8[N, H, W, 1 or 3]; raises ValueError for others."""
     images = np.asarray(images)
     shape = images.shape
-    if images.dtype != np.uint8 or images.ndim != 4 or shape[-1] not in MODES or not images.size:
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or shape[-1] not in MODES
+        or not images.size
+    ):
         raise ValueError(
             "images must be u8[N, H, W, 1 or 3] and not empty, got "
             f"{images.dtype}{list(shape)}; to_uint8 converts samples in [-1, 1] to pixels"

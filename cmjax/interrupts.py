@@ -21,7 +21,9 @@ def interruptible() -> Iterator[list[int]]:
         _restore(before)
 
     with contextlib.suppress(ValueError):  # not in the main thread
-        before = {name: signal.signal(name, note) for name in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            name: signal.signal(name, note) for name in (signal.SIGINT, signal.SIGTERM)
+        }
     try:
         yield caught
     finally:

@@ -57,7 +57,9 @@ def check_class_names(names: Any, num_classes: int | None) -> None:
         ValueError: if it is not.
     """
     # A tuple, not a list: names are static data of a pytree, which must be hashable.
-    if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
+    if not isinstance(names, tuple) or not all(
+        isinstance(name, str) and name for name in names
+    ):
         raise ValueError(f"class_names must be a tuple of names, got {names!r:.200}")
     if len(names) != num_classes:
         raise ValueError(f"class_names has {len(names)} names for {num_classes} classes")
@@ -97,7 +99,9 @@ def _class_index(label: Any, num_classes: int, names: Sequence[str]) -> int:
     """Returns the number of the class that one label names."""
     if not isinstance(label, str):
         if not is_int(label, 0, num_classes - 1):
-            raise ValueError(f"labels: the model's classes are 0..{num_classes - 1}, got {label!r}")
+            raise ValueError(
+                f"labels: the model's classes are 0..{num_classes - 1}, got {label!r}"
+            )
         return int(label)
     if label in names:
         return list(names).index(label)

@@ -42,8 +42,12 @@ class Model:
     params: Any
     scheduler: Scheduler = dataclasses.field(metadata={"static": True})
     config: Any = dataclasses.field(metadata={"static": True})
-    trained_for: Scheduler | None = dataclasses.field(default=None, metadata={"static": True})
-    class_names: tuple[str, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    trained_for: Scheduler | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+    class_names: tuple[str, ...] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
     unadapted: ApplyFn | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self):
@@ -104,7 +108,10 @@ class Model:
         cond = dict(options.pop("cond", None) or {})
         if "class_labels" in cond and labels is not None:
             raise ValueError("labels and cond['class_labels'] exclude each other; give one")
-        if "class_labels" not in cond and (classes := self.class_indices(labels)) is not None:
+        if (
+            "class_labels" not in cond
+            and (classes := self.class_indices(labels)) is not None
+        ):
             # i32[num]: sample i has class classes[i mod len], where i counts from `first_index`, so
             # that it does not depend on how many samples are made at a time. `first_index` may be
             # traced.
@@ -163,7 +170,11 @@ class Model:
         # the network means.
         if type(scheduler) is type(source):
             return dataclasses.replace(
-                self, apply_fn=network, scheduler=scheduler, trained_for=None, unadapted=None
+                self,
+                apply_fn=network,
+                scheduler=scheduler,
+                trained_for=None,
+                unadapted=None,
             )
 
         # Otherwise the network's input and output are converted by way of x0; see `adapt`.

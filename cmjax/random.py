@@ -33,7 +33,9 @@ def as_key(key: jax.Array) -> jax.Array:
             "the batch; use jax.random.key(seed, impl='threefry2x32')"
         )
     if key.ndim > 1:
-        raise ValueError(f"key must be one key or one per sample [B], got shape {key.shape}")
+        raise ValueError(
+            f"key must be one key or one per sample [B], got shape {key.shape}"
+        )
     return key
 
 
@@ -54,7 +56,9 @@ def sample_index(index: int | jax.Array) -> jax.Array | np.uint32:
     # fold_in takes 32 bits: a larger index would repeat the noise of a smaller one.
     is_integer = known.shape == () and np.issubdtype(known.dtype, np.integer)
     if not is_integer or not 0 <= known < 2**32:
-        raise ValueError(f"first_index must be an integer from 0 to 2^32 - 1, got {index!r}")
+        raise ValueError(
+            f"first_index must be an integer from 0 to 2^32 - 1, got {index!r}"
+        )
     return np.uint32(known)
 
 
@@ -85,7 +89,10 @@ def sample_keys(key: jax.Array, batch: int, first_index: int | jax.Array = 0) ->
 
 
 def level_noise(
-    keys: jax.Array, level: int | jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+    keys: jax.Array,
+    level: int | jax.Array,
+    shape: Sequence[int],
+    dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """Returns the standard normal noise `dtype[shape]` of samples that arrive at a noise level.
 
@@ -102,6 +109,8 @@ def level_noise(
     def draw(key):
         # The key is derived from the level, not split on the way, so that a step's noise does not
         # depend on the steps before.
-        return jax.random.normal(jax.random.fold_in(key, level), tuple(shape[1:]), jnp.float32)
+        return jax.random.normal(
+            jax.random.fold_in(key, level), tuple(shape[1:]), jnp.float32
+        )
 
     return jax.vmap(draw)(keys).astype(dtype)

@@ -120,12 +120,16 @@ def _register_scheduler(cls: Any, name: str | None) -> None:
     """Adds a scheduler class to the table by which all of cmjax finds schedulers."""
     name = name or _importable_name(cls)
     if not _is_scheduler(cls):
-        raise ValueError(f"scheduler {name!r} must be a subclass of Scheduler, got {cls!r:.200}")
+        raise ValueError(
+            f"scheduler {name!r} must be a subclass of Scheduler, got {cls!r:.200}"
+        )
 
     # A scheduler is a static argument of jitted functions, so it must be hashable. A dataclass that
     # is not frozen has None for `__hash__`.
     if cls.__hash__ is None or not hasattr(cls, "__dataclass_fields__"):
-        raise ValueError(f"scheduler {name!r} must be a frozen dataclass; decorate it as one")
+        raise ValueError(
+            f"scheduler {name!r} must be a frozen dataclass; decorate it as one"
+        )
     if name in _BUILT_IN:
         raise ValueError(f"name {name!r} is taken by a scheduler of cmjax; choose another")
     SCHEDULERS[name] = cls

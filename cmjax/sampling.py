@@ -86,7 +86,11 @@ def sample(
             "scheduler must be a scheduler, such as cmjax.CMStochasticIterativeScheduler(), "
             f"got {scheduler!r:.200}"
         )
-    levels = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
+    levels = {
+        "num_inference_steps": num_inference_steps,
+        "timesteps": timesteps,
+        "sigmas": sigmas,
+    }
     state, steps = _parse_levels(scheduler, levels, state)
 
     # What the program takes as data: other values never compile again.
@@ -111,7 +115,9 @@ def sample(
 
 
 @functools.lru_cache(_PROGRAMS, typed=True)
-def _compiled(apply_fn, scheduler, steps, shape, dtype, return_trajectory, callback, structure):
+def _compiled(
+    apply_fn, scheduler, steps, shape, dtype, return_trajectory, callback, structure
+):
     """The jitted loop; inlined, so that under the caller's own `jit` it is part of that program."""
     # The constraint's tree structure holds its function. As part of the cache's key it lets a
     # program be dropped with the constraint that it was compiled for.
@@ -132,7 +138,9 @@ def _compiled(apply_fn, scheduler, steps, shape, dtype, return_trajectory, callb
         def step(carry, _):
             state, x = carry
             model_output = scheduler.predict(apply_fn, params, state, x, **cond)
-            next_state, output = scheduler.step(keys, state, model_output, x, constrain=constrain)
+            next_state, output = scheduler.step(
+                keys, state, model_output, x, constrain=constrain
+            )
             if callback is not None:
                 jax.debug.callback(callback, state.step_index, output)
             kept = output if return_trajectory else None
@@ -206,7 +214,9 @@ def _parse_cond(cond, batch):
         try:
             return jnp.asarray(leaf)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"cond[{name!r}] must hold arrays, got {leaf!r:.200}") from error
+            raise ValueError(
+                f"cond[{name!r}] must hold arrays, got {leaf!r:.200}"
+            ) from error
 
     def parse(name, value):
         # A list of B numbers is one array [B], not a tree of B scalars.

@@ -31,7 +31,9 @@ from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 _SHAPE = (4, 3, 2)
 
 
-def network_of(parametrization: Parametrization, x0_fn: Callable[..., jax.Array]) -> ApplyFn:
+def network_of(
+    parametrization: Parametrization, x0_fn: Callable[..., jax.Array]
+) -> ApplyFn:
     """Returns the network whose x0 estimates are those of a given function.
 
     With an exact function this is a network without errors, so any error of its samples is the
@@ -180,7 +182,9 @@ def assert_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
 def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
     """Checks that a vmapped batch of states, at different steps, advances as each would alone."""
     state, x = _start(scheduler, num_steps)
-    states = [state.replace(step_index=state.step_index + i) for i in range(state.num_steps)]
+    states = [
+        state.replace(step_index=state.step_index + i) for i in range(state.num_steps)
+    ]
     keys = jax.random.split(jax.random.key(1), state.num_steps)
     expected = [
         _one_step(scheduler, key, state, x) for key, state in zip(keys, states, strict=True)
@@ -193,7 +197,9 @@ def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
     stacked = jax.vmap(lambda key, state: _one_step(scheduler, key, state, x))(
         keys, jax.tree.map(stack, *states)
     )
-    chex.assert_trees_all_close(stacked, jax.tree.map(stack, *expected), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(
+        stacked, jax.tree.map(stack, *expected), rtol=1e-5, atol=1e-5
+    )
 
 
 def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
@@ -210,7 +216,8 @@ def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
             assert all(is_wide), "times must be float32"
             state, output = _one_step(scheduler, jax.random.key(0), state, x)
             chex.assert_type(
-                [output.prev_sample, output.denoised, scheduler.scale_input(state, x)], [dtype] * 3
+                [output.prev_sample, output.denoised, scheduler.scale_input(state, x)],
+                [dtype] * 3,
             )
             x = output.prev_sample
         chex.assert_type([state.sigmas, state.timesteps], [jnp.float32, jnp.float32])
@@ -237,7 +244,9 @@ def assert_clean_end(scheduler: Scheduler, num_steps: int = 3) -> None:
         chex.assert_trees_all_equal(loud, quiet)
 
 
-def assert_threads_agree(scheduler: Scheduler, num_steps: int = 3, threads: int = 8) -> None:
+def assert_threads_agree(
+    scheduler: Scheduler, num_steps: int = 3, threads: int = 8
+) -> None:
     """Checks that runs of one scheduler in several threads do not affect each other."""
 
     def run(seed):
@@ -300,7 +309,9 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
             return gain * _network(None, x, *times)
 
         changed = state.replace(sigmas=sigmas)
-        return sample(jax.random.key(0), network, gain, scheduler, _SHAPE, state=changed).sum()
+        return sample(
+            jax.random.key(0), network, gain, scheduler, _SHAPE, state=changed
+        ).sum()
 
     # Reverse mode by both, then forward mode by the network's parameter.
     gain = jnp.float32(0.7)
@@ -343,7 +354,13 @@ def assert_batch_invariant(
                 cut[name] = jax.tree.map(lambda a: a[start:stop], options[name])
         part_shape = (stop - start, *shape[1:])
         return sample(
-            key, apply_fn, params, scheduler, part_shape, first_index=start, **{**options, **cut}
+            key,
+            apply_fn,
+            params,
+            scheduler,
+            part_shape,
+            first_index=start,
+            **{**options, **cut},
         )
 
     whole = run(0, batch)
@@ -353,7 +370,9 @@ def assert_batch_invariant(
     parts = [(i, i + 1) for i in range(batch)]
     parts += [(0, batch - 1), (1, batch)]
     for start, stop in parts:
-        part = level_noise(sample_keys(key, stop - start, start), 1, (stop - start, *shape[1:]))
+        part = level_noise(
+            sample_keys(key, stop - start, start), 1, (stop - start, *shape[1:])
+        )
         chex.assert_trees_all_equal(part, noise[start:stop])
         chex.assert_trees_all_close(
             run(start, stop), whole[start:stop], rtol=tolerance, atol=tolerance
@@ -432,7 +451,9 @@ def assert_gaussian_moments(
         num_samples: number of samples to draw.
     """
     apply_fn, params = gaussian_consistency_model(scheduler, mean, std)
-    mean, std = np.broadcast_arrays(np.asarray(mean, np.float64), np.asarray(std, np.float64))
+    mean, std = np.broadcast_arrays(
+        np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    )
     shape = (num_samples, *mean.shape)
 
     # The moments are computed in float64: float32 sums of many samples round too much.
@@ -496,6 +517,8 @@ def _set_timesteps(scheduler: Scheduler, num_steps: int) -> SchedulerState:
     return jax.jit(lambda: scheduler.set_timesteps(num_steps))()
 
 
-def _one_step(scheduler: Scheduler, key: jax.Array, state: SchedulerState, x: jax.Array) -> Any:
+def _one_step(
+    scheduler: Scheduler, key: jax.Array, state: SchedulerState, x: jax.Array
+) -> Any:
     """The next state, and the output of the step, with `_network`."""
     return scheduler.step(key, state, scheduler.predict(_network, None, state, x), x)

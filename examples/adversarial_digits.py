@@ -92,10 +92,15 @@ def make_optimizer(learning_rate, discriminator_learning_rate, steps):
 
 @click.command(help=__doc__.split("\n")[0])
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."
+)
 @click.option("--init", help="Model to start from; the bundled digits if left out.")
 @click.option(
-    "--steps", default=2000, show_default=True, help=f"Training steps of {BATCH_SIZE} images."
+    "--steps",
+    default=2000,
+    show_default=True,
+    help=f"Training steps of {BATCH_SIZE} images.",
 )
 @click.option(
     "--parts",
@@ -126,7 +131,9 @@ def main(
 
     # By default the bottleneck and what follows it are trained: what the layers before have learned
     # of shapes stays.
-    loss = losses.Adversarial(model.scheduler, discriminator_fn, gradient_penalty=gradient_penalty)
+    loss = losses.Adversarial(
+        model.scheduler, discriminator_fn, gradient_penalty=gradient_penalty
+    )
     train_step = trainer.make_train_step(
         loss,
         train_only(model.apply_fn, parts.split(",")),
@@ -152,7 +159,9 @@ def main(
 
             # Not at every step, as reading metrics waits for the device.
             if step % 20 == 0:
-                bar.set_postfix({name: f"{float(value):.3g}" for name, value in metrics.items()})
+                bar.set_postfix(
+                    {name: f"{float(value):.3g}" for name, value in metrics.items()}
+                )
 
             # The moving average is the better model, so it is what is saved for sampling.
             if step % save_every == 0 or step == steps or interrupted:

@@ -22,10 +22,16 @@ HERE = Path(__file__).parent
 
 @click.command()
 @click.argument("source", metavar="DATA", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default="runs/digits", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="runs/digits", show_default=True
+)
 @click.option("--denoiser-steps", type=click.IntRange(1), default=5000, show_default=True)
 @click.option(
-    "--steps", type=click.IntRange(1), default=1700, show_default=True, help="Of the distillation."
+    "--steps",
+    type=click.IntRange(1),
+    default=1700,
+    show_default=True,
+    help="Of the distillation.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -42,7 +48,11 @@ def main(source, out, denoiser_steps, steps, batch_size, seed):
         ),
     )
     for config, folder, settings in stages:
-        settings |= {"data.source": str(source), "run.batch_size": batch_size, "run.seed": seed}
+        settings |= {
+            "data.source": str(source),
+            "run.batch_size": batch_size,
+            "run.seed": seed,
+        }
 
         # A short trial run must not be over before its warm-up is.
         settings["optimizer.warmup_steps"] = min(100, settings["run.steps"] // 2)

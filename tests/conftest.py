@@ -17,7 +17,9 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     )
 elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    atexit.register(
+        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+    )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import hypothesis
@@ -27,7 +29,9 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-hypothesis.settings.register_profile("cmjax", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile(
+    "cmjax", deadline=None, derandomize=True, print_blob=True
+)
 hypothesis.settings.load_profile("cmjax")
 
 

@@ -22,7 +22,9 @@ MEAN, STD = 0.3, 0.5
 EDM = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
 TWO_TIMES = ("CTMScheduler", "FlowMapEulerDiscreteScheduler")
 TARGETS = [
-    name for name in SCHEDULERS if name not in (*TWO_TIMES, "CMStochasticIterativeScheduler")
+    name
+    for name in SCHEDULERS
+    if name not in (*TWO_TIMES, "CMStochasticIterativeScheduler")
 ]
 
 
@@ -31,7 +33,9 @@ def exact_denoiser(params, x, sigma):
     return (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
 
 
-denoiser_network = testing.network_of(EDM.parametrization.without_boundary(), exact_denoiser)
+denoiser_network = testing.network_of(
+    EDM.parametrization.without_boundary(), exact_denoiser
+)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -68,7 +72,12 @@ def test_a_consistency_model_has_the_right_moments_under_other_consistency_sampl
     apply_fn, params = gaussian_consistency_model(EDM, MEAN, STD)
     network = adapt(apply_fn, EDM, scheduler)
     samples = cmjax.sample(
-        jax.random.key(1), network, params, scheduler, (20_000, 1), num_inference_steps=steps
+        jax.random.key(1),
+        network,
+        params,
+        scheduler,
+        (20_000, 1),
+        num_inference_steps=steps,
     )
     # Five standard errors: a false alarm in a million. LCM's noise starts at sigma / alpha = 14.6,
     # without the data's share, which shifts a single step by MEAN STD / 14.6.
@@ -96,7 +105,12 @@ def test_a_subclass_of_a_solver_takes_the_network_as_a_denoiser_too():
         adapted = model.with_scheduler(scheduler)
         options = {"num_inference_steps": 2, "cond": cond}
         return cmjax.sample(
-            jax.random.key(0), adapted.apply_fn, model.params, scheduler, (2, 28, 28, 1), **options
+            jax.random.key(0),
+            adapted.apply_fn,
+            model.params,
+            scheduler,
+            (2, 28, 28, 1),
+            **options,
         )
 
     np.testing.assert_array_equal(draw(UsersOwnSolver()), draw(EDMHeunScheduler()))
@@ -117,7 +131,9 @@ def test_a_network_of_any_kind_is_adapted(name):
 
 @pytest.mark.parametrize("name", TWO_TIMES)
 def test_a_network_told_one_time_is_not_adapted_to_two(name):
-    with pytest.raises(ValueError, match=f"target is a {name}, .* need a network of their own"):
+    with pytest.raises(
+        ValueError, match=f"target is a {name}, .* need a network of their own"
+    ):
         cmjax.load().with_scheduler(SCHEDULERS[name]())
 
 
@@ -131,7 +147,9 @@ def test_an_adapted_model_is_not_saved_as_what_it_is_not(tmp_path):
         ValueError,
         match="adapted to LCMScheduler, .* save the CMStochasticIterativeScheduler model",
     ):
-        cmjax.save(tmp_path / "model", cmjax.load().with_scheduler(SCHEDULERS["LCMScheduler"]()))
+        cmjax.save(
+            tmp_path / "model", cmjax.load().with_scheduler(SCHEDULERS["LCMScheduler"]())
+        )
     assert not (tmp_path / "model").exists()
 
 

@@ -28,23 +28,33 @@ from tests.support.networks import tiny_model
 def folders(tmp_path_factory):
     """Folders of models: with classes, without, with channels no picture has, and broken ones."""
     root = tmp_path_factory.mktemp("models")
-    for name, classes, channels in (("classes", 10, 1), ("plain", None, 3), ("latent", None, 4)):
+    for name, classes, channels in (
+        ("classes", 10, 1),
+        ("plain", None, 3),
+        ("latent", None, 4),
+    ):
         cmjax.save(root / name, tiny_model(classes, channels))
     (root / "empty").mkdir()
     (root / "file").write_text("")
     weights = "model.safetensors"
     for name in ("corrupt", "no-weights", "folder-weights", "odd-config", "no-json", "nan"):
         shutil.copytree(root / "classes", root / name)
-    (root / "corrupt" / weights).write_bytes((root / "classes" / weights).read_bytes()[:-10])
+    (root / "corrupt" / weights).write_bytes(
+        (root / "classes" / weights).read_bytes()[:-10]
+    )
     for name in ("no-weights", "folder-weights"):
         (root / name / weights).unlink()
     (root / "folder-weights" / weights).mkdir()
     config = json.loads((root / "classes" / "config.json").read_text())
-    (root / "odd-config" / "config.json").write_text(json.dumps({**config, "num_layers": "8"}))
+    (root / "odd-config" / "config.json").write_text(
+        json.dumps({**config, "num_layers": "8"})
+    )
     (root / "no-json" / "scheduler_config.json").write_text("{")
     model = cmjax.load(root / "classes")
     nan = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), model.params)
-    cmjax.save(root / "nan", cmjax.Model(model.apply_fn, nan, model.scheduler, model.config))
+    cmjax.save(
+        root / "nan", cmjax.Model(model.apply_fn, nan, model.scheduler, model.config)
+    )
     return root
 
 
@@ -88,7 +98,9 @@ def test_by_default_a_labelled_grid_and_a_line(folders, tmp_path, monkeypatch):
     result = CliRunner().invoke(cli.main, ["sample", "--model", str(folders / "classes")])
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""  # one batch, and nobody at a terminal: no bar
-    pattern = r"64 samples in samples\.png: 1 network call, compile \d+\.\d s, run \d+\.\d s\n"
+    pattern = (
+        r"64 samples in samples\.png: 1 network call, compile \d+\.\d s, run \d+\.\d s\n"
+    )
     assert re.fullmatch(pattern, result.stdout), result.stdout
     assert os.listdir(tmp_path) == ["samples.png"]
     with Image.open("samples.png") as picture:  # ten columns of 8 pixels, eightfold
@@ -170,7 +182,9 @@ def test_bfloat16_is_nearly_float32(arrays, monkeypatch):
 
     def spy(*args, **kwargs):
         result = cmjax.sample(*args, **kwargs)
-        dtypes.append({leaf.dtype.name for leaf in jax.tree.leaves(args[2])} | {result.dtype.name})
+        dtypes.append(
+            {leaf.dtype.name for leaf in jax.tree.leaves(args[2])} | {result.dtype.name}
+        )
         return result
 
     reference = arrays("--num 10")["arr_0"].astype(int)
@@ -188,7 +202,9 @@ def test_the_bar_is_on_stderr_and_quiet_says_nothing(run):
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_another_sampler_has_the_levels_of_the_model_and_the_options_given(run, monkeypatch):
+def test_another_sampler_has_the_levels_of_the_model_and_the_options_given(
+    run, monkeypatch
+):
     used = []
     generate = generation.generate
 
@@ -198,8 +214,12 @@ def test_another_sampler_has_the_levels_of_the_model_and_the_options_given(run, 
 
     monkeypatch.setattr(generation, "generate", spy)
     result = run("--scheduler EDMHeunScheduler --set s_churn=2.5 --steps 3 --num 2")
-    assert result.stdout.startswith("2 samples in samples.png: 5 network calls, "), result.stderr
-    assert used[0].scheduler == EDMHeunScheduler(sigma_min=0.002, sigma_max=80.0, s_churn=2.5)
+    assert result.stdout.startswith("2 samples in samples.png: 5 network calls, "), (
+        result.stderr
+    )
+    assert used[0].scheduler == EDMHeunScheduler(
+        sigma_min=0.002, sigma_max=80.0, s_churn=2.5
+    )
 
 
 def test_set_alone_changes_the_sampler_of_the_model(arrays):
@@ -252,7 +272,10 @@ MISUSES = [
     ("--set clip_denoised=yes", "clip_denoised"),
     # numbers
     ("--num 0", "--num"),
-    ("--num 4294967296 --batch-size 1 --model {models}/latent --out x.npz", "Unable to allocate"),
+    (
+        "--num 4294967296 --batch-size 1 --model {models}/latent --out x.npz",
+        "Unable to allocate",
+    ),
     ("--batch-size 0", "--batch-size"),
     ("--seed -1", "--seed"),
     ("--seed 4294967296", "--seed"),
@@ -305,14 +328,18 @@ def test_without_permission_nothing_is_sampled(run, monkeypatch):
     monkeypatch.setattr(
         generation, "generate", lambda *_, **__: pytest.fail("sampled all the same")
     )
-    assert_one_line(run(), "--out: cannot write in .: Permission denied; choose another folder")
+    assert_one_line(
+        run(), "--out: cannot write in .: Permission denied; choose another folder"
+    )
 
 
 @pytest.mark.skipif(
     not os.path.isdir("/proc/self"), reason="needs a folder that not even root may write in"
 )
 def test_a_file_system_that_takes_no_files(run):
-    assert_one_line(run("--out /proc/self/samples.png"), "--out: cannot write in /proc/self: ")
+    assert_one_line(
+        run("--out /proc/self/samples.png"), "--out: cannot write in /proc/self: "
+    )
 
 
 @pytest.mark.parametrize("out", ["x.png", "x.npz"])
@@ -350,7 +377,9 @@ def test_a_device_without_memory_is_one_line(run, monkeypatch):
 def test_errors_of_the_library_are_put_in_the_words_of_the_command():
     ctx = click.Context(cli.main)
     ctx.invoked_subcommand = "generate"
-    message = "a smaller batch_size; the same generate_folder; join by jax.distributed.initialize"
+    message = (
+        "a smaller batch_size; the same generate_folder; join by jax.distributed.initialize"
+    )
     expected = "a smaller --batch-size; the same cmjax generate; join by --coordinator"
     assert in_options(message, ctx) == expected
     ctx.invoked_subcommand = "info"  # which has no such option
@@ -373,7 +402,9 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(where, interrupt)
-    assert_one_line(run("--num 4"), "Interrupted; nothing unfinished was written.", code=130)
+    assert_one_line(
+        run("--num 4"), "Interrupted; nothing unfinished was written.", code=130
+    )
     assert os.listdir(tmp_path) == []
 
 

@@ -74,7 +74,9 @@ def test_info_reads_no_tensors(folder):
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
-    weights.write_bytes(content[:header] + b"\xff" * (len(content) - header))  # NaN throughout
+    weights.write_bytes(
+        content[:header] + b"\xff" * (len(content) - header)
+    )  # NaN throughout
     ok("info", folder)
     with pytest.raises(
         ValueError, match="model.safetensors: tensor .* has values that are not finite"
@@ -96,14 +98,17 @@ def test_there_and_back(folder):
 
 def test_in_another_dtype(folder):
     ok("convert", folder, "half", "--dtype", "float16")
-    whole, half = load_file(folder / "model.safetensors"), load_file("half/model.safetensors")
+    whole, half = (
+        load_file(folder / "model.safetensors"),
+        load_file("half/model.safetensors"),
+    )
     for name, tensor in half.items():
         assert tensor.dtype == np.float16
         np.testing.assert_array_equal(tensor, whole[name].astype(np.float16))
     ok("convert", "half", "again")  # as they are
-    assert {tensor.dtype.name for tensor in load_file("again/model.safetensors").values()} == {
-        "float16"
-    }
+    assert {
+        tensor.dtype.name for tensor in load_file("again/model.safetensors").values()
+    } == {"float16"}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +117,10 @@ def test_in_another_dtype(folder):
         (["info", "nowhere"], "'nowhere' is not there"),
         (["info", "model", "--config", "imagenet64"], "config is for OpenAI files"),
         (["convert", "model"], "Missing argument 'DST'"),
-        (["convert", "model", "x", "--to", "onnx"], "'onnx' is not one of 'cmjax', 'diffusers'"),
+        (
+            ["convert", "model", "x", "--to", "onnx"],
+            "'onnx' is not one of 'cmjax', 'diffusers'",
+        ),
         (["convert", "model", "x", "--dtype", "int8"], "'int8' is not one of"),
         (["convert", "model", "model/config.json"], "is a file; give the name of a folder"),
         (["convert", "model", "."], "holds other files than a model"),

@@ -17,7 +17,11 @@ def models(tmp_path_factory):
     """Small models of 8x8 pictures: colour without classes, gray with."""
     root = tmp_path_factory.mktemp("models")
     scheduler = cmjax.CMStochasticIterativeScheduler(num_train_timesteps=6)
-    for name, channels, classes in (("colour", 3, None), ("gray", 1, 4), ("latent", 4, None)):
+    for name, channels, classes in (
+        ("colour", 3, None),
+        ("gray", 1, 4),
+        ("latent", 4, None),
+    ):
         model = tiny_model(classes, channels)
         cmjax.save(root / name, model.with_scheduler(scheduler))
     return root
@@ -91,7 +95,11 @@ def test_a_box_is_a_mask(run):
     by_mask = tiles(5)
     succeeded(run("inpaint", "picture.png", "--mask-box", "4,0,8,8", "--steps", "2"))
     np.testing.assert_array_equal(tiles(5), by_mask)
-    succeeded(run("inpaint", "picture.png", "--mask-box", "4,0,8,8", "--steps", "2", "--seed", "1"))
+    succeeded(
+        run(
+            "inpaint", "picture.png", "--mask-box", "4,0,8,8", "--steps", "2", "--seed", "1"
+        )
+    )
     assert np.any(tiles(5)[2] != by_mask[2])
 
 
@@ -102,12 +110,24 @@ def test_a_colourisation_keeps_the_luminance(run):
     np.testing.assert_allclose(known, (given @ weights)[..., None].repeat(3, -1), atol=0.51)
     inside = np.all((made > 0) & (made < 255), -1)  # clipped pixels cannot keep it
     assert inside.mean() > 0.3
-    np.testing.assert_allclose((made @ weights)[inside], (given @ weights)[inside], atol=1.5)
+    np.testing.assert_allclose(
+        (made @ weights)[inside], (given @ weights)[inside], atol=1.5
+    )
 
 
 def test_superresolution_keeps_block_averages(run):
     succeeded(
-        run("superres", "gray.png", "--factor", "2", "--num", "1", "--labels", "1", model="gray")
+        run(
+            "superres",
+            "gray.png",
+            "--factor",
+            "2",
+            "--num",
+            "1",
+            "--labels",
+            "1",
+            model="gray",
+        )
     )
     _, known, made = (tile.astype(float) for tile in tiles(3))
     blocks = made.reshape(4, 2, 4, 2)
@@ -140,7 +160,9 @@ def test_interpolation_starts_and_ends_at_the_samples(run, models):
 def test_strokes(run):
     succeeded(run("stroke", "picture.png", "--sigmas", "0.01", "--num", "1"))
     given, made = tiles(2)
-    assert np.abs(given.astype(int) - made).mean() < 10  # hardly any noise, hardly any change
+    assert (
+        np.abs(given.astype(int) - made).mean() < 10
+    )  # hardly any noise, hardly any change
     succeeded(run("stroke", "picture.png", "--num", "1"))
     assert np.abs(given.astype(int) - tiles(2)[1]).mean() > 10
 
@@ -186,7 +208,10 @@ def test_classes_repeat_in_turn(run):
         ("inpaint . --mask mask.png", "cannot read .: Is a directory"),
         ("superres text.png", "text.png"),
         ("superres picture.png --factor 0", "0 is not in the range x>=1"),
-        ("superres picture.png --factor 3", "--factor must divide the model's 8x8 pixels, got 3"),
+        (
+            "superres picture.png --factor 3",
+            "--factor must divide the model's 8x8 pixels, got 3",
+        ),
         ("superres picture.png --steps 2 --sigmas 1", "--steps and --sigmas"),
         ("superres picture.png --sigmas 99", "--sigmas: "),
         ("superres picture.png --num 0", "0 is not in the range"),
@@ -217,7 +242,9 @@ def test_gray_and_palette_pictures_become_colour(run):
         succeeded(run("superres", name, "--steps", "1", "--num", "1"))
 
 
-@pytest.mark.parametrize("task", ["", "inpaint", "colorize", "superres", "interpolate", "stroke"])
+@pytest.mark.parametrize(
+    "task", ["", "inpaint", "colorize", "superres", "interpolate", "stroke"]
+)
 def test_help_teaches_by_example(run, task):
     lines = succeeded(run(*filter(None, [task]), "--help", model=None)).stdout.splitlines()
     assert "  Examples:" in lines and max(map(len, lines)) <= 100

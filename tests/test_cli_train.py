@@ -62,7 +62,9 @@ def folder(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 8, 8), np.uint8), np.arange(40) % 3
     np.savez(tmp_path / "d.npz", images=images, labels=labels)
-    (tmp_path / "a.toml").write_text(TINY_TOML + f'[data]\nsource = "{tmp_path / "d.npz"}"\n')
+    (tmp_path / "a.toml").write_text(
+        TINY_TOML + f'[data]\nsource = "{tmp_path / "d.npz"}"\n'
+    )
     return tmp_path
 
 
@@ -105,7 +107,9 @@ def test_it_trains_draws_logs_and_resumes_to_the_same_end(folder):
         assert picture.size == (10 * 68 + 4, 68 + 4)
     assert [row["step"] for row in rows(straight / "metrics.csv")] == ["2", "3", "4", "6"]
     assert cmjax.load(straight / "model").num_classes == 3
-    assert not np.array_equal(leaves(straight / "model")[0], leaves(straight / "model_0.1")[0])
+    assert not np.array_equal(
+        leaves(straight / "model")[0], leaves(straight / "model_0.1")[0]
+    )
 
     # A run that was killed after its checkpoint of step 3.
     ok(folder, "--out", parts, *decays)
@@ -214,10 +218,16 @@ def test_tensorboard_files(folder):
         (changes("network.sample_size=16"), "images of 8x8"),
         (changes("network.num_class_embeds=2"), "label 2"),
         (changes("loss.name=cd"), "teacher.model is missing: 'cd' distils a denoiser"),
-        (changes("teacher.model=x"), "the loss 'denoising' has none; leave the section out"),
+        (
+            changes("teacher.model=x"),
+            "the loss 'denoising' has none; leave the section out",
+        ),
         (changes("data.source=/nowhere"), "/nowhere"),
         (changes("data.source="), "data.source is missing"),
-        (changes("scheduler.class=SCMScheduler"), "network.time_scale 0.01 hides the times"),
+        (
+            changes("scheduler.class=SCMScheduler"),
+            "network.time_scale 0.01 hides the times",
+        ),
         (["--coordinator", "localhost:1"], "--num-processes and --process-id go together"),
     ],
 )
@@ -298,8 +308,12 @@ def test_models_for_other_schedulers_are_refused(folder):
 
 
 def test_a_trigflow_model_trains_and_samples(folder):
-    trigflow = changes("scheduler.class=SCMScheduler", "network.time_scale=1", "run.steps=1")
-    ok(folder, "--out", folder / "denoiser", *trigflow)  # drawn by an ODE solver on EDM's levels
+    trigflow = changes(
+        "scheduler.class=SCMScheduler", "network.time_scale=1", "run.steps=1"
+    )
+    ok(
+        folder, "--out", folder / "denoiser", *trigflow
+    )  # drawn by an ODE solver on EDM's levels
     assert (folder / "denoiser" / "samples_000001.png").exists()
     ok(folder, "--out", folder / "sct", *trigflow, *changes("loss.name=sct"))
     assert type(cmjax.load(folder / "sct" / "model").scheduler).__name__ == "SCMScheduler"
@@ -309,8 +323,19 @@ def test_a_trigflow_model_trains_and_samples(folder):
 @contextlib.contextmanager
 def launched(folder, *options, devices=1):
     """The program in a process of its own; what it prints to stderr goes to a file."""
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    command = [sys.executable, "-m", "cmjax", "train", folder / "a.toml", "--quiet", *options]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "cmjax",
+        "train",
+        folder / "a.toml",
+        "--quiet",
+        *options,
+    ]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             list(map(str, command)), cwd=ROOT, env=environment, stderr=errors
@@ -346,7 +371,9 @@ def test_ctrl_c_saves_and_says_how_to_resume(folder):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("steps, kills", [(40, 2), pytest.param(200, 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "steps, kills", [(40, 2), pytest.param(200, 10, marks=pytest.mark.slow)]
+)
 def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(folder, steps, kills):
     options = changes(
         f"run.steps={steps}", "run.save_every=5", "run.log_every=1000", "run.sample_every=0"
@@ -379,7 +406,14 @@ def free_address():
 @contextlib.contextmanager
 def launched_together(folder, *options, devices=1):
     """Two processes of one run."""
-    shared = [*options, "--coordinator", free_address(), "--num-processes", "2", "--process-id"]
+    shared = [
+        *options,
+        "--coordinator",
+        free_address(),
+        "--num-processes",
+        "2",
+        "--process-id",
+    ]
     with (
         launched(folder, *shared, "0", devices=devices) as first,
         launched(folder, *shared, "1", devices=devices) as second,
@@ -389,7 +423,9 @@ def launched_together(folder, *options, devices=1):
 
 @pytest.mark.process
 def test_processes_with_two_devices_each_give_the_same_losses(folder):
-    options = changes("run.steps=4", "run.log_every=1", "run.sample_every=0", "run.save_every=4")
+    options = changes(
+        "run.steps=4", "run.log_every=1", "run.sample_every=0", "run.save_every=4"
+    )
     with launched(folder, "--out", folder / "alone", *options) as process:
         assert process.wait(300) == 0, process.errors()
     with launched_together(folder, "--out", folder / "shared", *options, devices=2) as pair:
@@ -434,7 +470,15 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder):
         "from cmjax.cli import main; main()"
     )
     longer = [*options, *changes("run.steps=9")]
-    command = [sys.executable, "-c", limited, "train", folder / "a.toml", "--quiet", *longer]
+    command = [
+        sys.executable,
+        "-c",
+        limited,
+        "train",
+        folder / "a.toml",
+        "--quiet",
+        *longer,
+    ]
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": ""}
     full = subprocess.run(
         list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True
@@ -450,10 +494,20 @@ def test_the_digits_example_trains_a_denoiser_and_distils_it(tmp_path, monkeypat
     main = runpy.run_path(str(ROOT / "examples/train_digits.py"))["main"]
     trained = []
     monkeypatch.setattr(
-        runs, "train", lambda config, out, **_: trained.append((config, out)) or len(trained) < 3
+        runs,
+        "train",
+        lambda config, out, **_: trained.append((config, out)) or len(trained) < 3,
     )
     (tmp_path / "data.npz").touch()
-    arguments = [f"{tmp_path}/data.npz", "--out", f"{tmp_path}/out", "--steps", "7", "--seed", "3"]
+    arguments = [
+        f"{tmp_path}/data.npz",
+        "--out",
+        f"{tmp_path}/out",
+        "--steps",
+        "7",
+        "--seed",
+        "3",
+    ]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert result.output.endswith(f"--model {tmp_path}/out/consistency/model\n")
@@ -462,5 +516,7 @@ def test_the_digits_example_trains_a_denoiser_and_distils_it(tmp_path, monkeypat
     assert (first.run.steps, second.run.steps, second.run.seed) == (5000, 7, 3)
     assert not first.run.init and Path(second.run.init) == denoiser / "model"
     assert consistency == tmp_path / "out" / "consistency"
-    assert CliRunner().invoke(main, arguments).exit_code == 130  # stopped in the first stage
+    assert (
+        CliRunner().invoke(main, arguments).exit_code == 130
+    )  # stopped in the first stage
     assert len(trained) == 3

@@ -58,7 +58,10 @@ def test_values_that_fit(values):
         ({"size": True}, "size must be an integer"),
         ({"kinds": ("a", "c")}, "kinds must be a list, each item 'a' or 'b', got"),
         ({"kinds": "ab"}, "kinds must be a list"),
-        ({"widths": (1, 10)}, "widths must be a list, each item an integer from 1 to 9, got"),
+        (
+            {"widths": (1, 10)},
+            "widths must be a list, each item an integer from 1 to 9, got",
+        ),
         ({"groups": 0}, "groups must be an integer of at least 1, or null, got 0"),
         ({"rate": 2}, "rate must be a number from 0 to 1, got 2"),
         ({"rate": float("nan")}, "rate must be a number from 0 to 1, got nan"),
@@ -97,7 +100,10 @@ def test_names_are_imported():
     [
         ("collections", "network 'collections' must be like 'package.module:Name'"),
         (":x", "must be like"),
-        ("no_such.nets:Net", "there is no module 'no_such'; install it, or put its folder on"),
+        (
+            "no_such.nets:Net",
+            "there is no module 'no_such'; install it, or put its folder on",
+        ),
         ("collections.nets:Net", "there is no module 'collections.nets'"),
         ("collections:OrderedDcit", "has no 'OrderedDcit'; did you mean 'OrderedDict'?"),
         ("broken_module:X", "importing broken_module failed: ZeroDivisionError: division"),

@@ -38,7 +38,9 @@ def network(params, x, t):
     del params
     mixed = jnp.sin(jnp.roll(x, 1, -2) + jnp.roll(x, 1, -3))
     time = 5e-4 * t.reshape(-1, 1, 1, 1).astype(x.dtype)
-    return 2 * jnp.tanh(x) + mixed + 0.5 * jnp.roll(x, 1, -1) + time  # wide enough to be clipped
+    return (
+        2 * jnp.tanh(x) + mixed + 0.5 * jnp.roll(x, 1, -1) + time
+    )  # wide enough to be clipped
 
 
 def normal(seed, *shape):
@@ -85,7 +87,9 @@ def to_top_row(row):
 
 @few
 @given(
-    shape=st.lists(sizes, min_size=1, max_size=5), seed=seeds, scale=st.sampled_from([1, 1e-3, 200])
+    shape=st.lists(sizes, min_size=1, max_size=5),
+    seed=seeds,
+    scale=st.sampled_from([1, 1e-3, 200]),
 )
 def test_inpainting_keeps_known_numbers_bit_for_bit_and_leaves_the_rest(shape, seed, scale):
     image = np.float32(scale) * normal(seed, *shape)
@@ -112,9 +116,13 @@ def test_soft_edges_mix_and_unknown_numbers_are_never_read():
 
 @few
 @given(
-    shape=st.lists(sizes, min_size=1, max_size=4), seed=seeds, channels=st.sampled_from([1, 3, 4])
+    shape=st.lists(sizes, min_size=1, max_size=4),
+    seed=seeds,
+    channels=st.sampled_from([1, 3, 4]),
 )
-def test_colourising_keeps_the_luminance_and_moves_along_the_weights_alone(shape, seed, channels):
+def test_colourising_keeps_the_luminance_and_moves_along_the_weights_alone(
+    shape, seed, channels
+):
     weights = editing.REC601 if channels == 3 else tuple(np.linspace(0.1, 0.6, channels))
     x0 = normal(seed, *shape, channels)
     gray = normal(seed + 1, *shape, 1)
@@ -125,7 +133,9 @@ def test_colourising_keeps_the_luminance_and_moves_along_the_weights_alone(shape
     np.testing.assert_allclose(luminance, gray[..., 0], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(constraint(result), result, rtol=1e-6, atol=1e-6)
     change = np.asarray(result - x0, np.float64)
-    np.testing.assert_allclose(change[..., :1] / weights[0] * np.array(weights), change, atol=2e-5)
+    np.testing.assert_allclose(
+        change[..., :1] / weights[0] * np.array(weights), change, atol=2e-5
+    )
 
 
 @few
@@ -147,7 +157,9 @@ def test_super_resolving_keeps_block_averages_of_signals_images_and_volumes(
         averages = np.stack([blocks(one, factor) for one in result])
         np.testing.assert_allclose(averages, measured, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(constraint(result), result, rtol=2e-6, atol=2e-6)
-    for axis in range(1, len(low) + 1):  # all pixels of a block move alike: detail is untouched
+    for axis in range(
+        1, len(low) + 1
+    ):  # all pixels of a block move alike: detail is untouched
         firsts = np.take(change, range(0, change.shape[axis], factor), axis)
         np.testing.assert_allclose(np.repeat(firsts, factor, axis), change, atol=2e-6)
 
@@ -156,7 +168,9 @@ def test_super_resolving_keeps_block_averages_of_signals_images_and_volumes(
 def test_odd_sizes(size):
     image = normal(0, 1, size, 3 * size, 2)
     result = super_resolve(blocks(image[0], 3), 3)(jnp.asarray(normal(1, *image.shape)))
-    np.testing.assert_allclose(blocks(result[0], 3), blocks(image[0], 3), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        blocks(result[0], 3), blocks(image[0], 3), rtol=1e-6, atol=1e-6
+    )
 
 
 @few
@@ -231,7 +245,9 @@ def test_constraints_keep_the_dtype(name, dtype):
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_edited_samples_end_in_exactly_what_is_known_even_outside_the_clipped_range(wrap, dtype):
+def test_edited_samples_end_in_exactly_what_is_known_even_outside_the_clipped_range(
+    wrap, dtype
+):
     image = 1.5 * IMAGE
     options = {"num_inference_steps": 3, "dtype": dtype}
 
@@ -260,7 +276,9 @@ def test_measurements_hold_at_the_end_of_a_jitted_run():
 
 
 def load_goldens():
-    with np.load(Path(__file__).parent / "golden" / "editing.npz", allow_pickle=False) as file:
+    with np.load(
+        Path(__file__).parent / "golden" / "editing.npz", allow_pickle=False
+    ) as file:
         for case in json.loads(str(file["index"])):
             names = [*case["given"], "noise", "result"]
             yield {**case, **{name: file[f"{case['name']}.{name}"] for name in names}}
@@ -269,8 +287,13 @@ def load_goldens():
 @pytest.mark.parametrize("case", list(load_goldens()), ids=lambda case: case["name"])
 def test_goldens_of_algorithm_4(case, monkeypatch):
     noise = jnp.asarray(case["noise"])
-    for module in (cmjax.editing, base):  # noise is given, so random generators do not matter
-        monkeypatch.setattr(module, "level_noise", lambda keys, level, shape, dtype: noise[level])
+    for module in (
+        cmjax.editing,
+        base,
+    ):  # noise is given, so random generators do not matter
+        monkeypatch.setattr(
+            module, "level_noise", lambda keys, level, shape, dtype: noise[level]
+        )
     if case["task"] == "inpaint":
         constraint = inpaint(case["image"], case["known"])
     elif case["task"] == "colorize":
@@ -294,7 +317,9 @@ def test_editing_starts_from_what_is_known_plus_noise_of_the_first_level():
     image = IMAGE[..., 0, 0]  # signals [B, T]
     known = np.arange(6) < 3
     constraint = inpaint(image, known)
-    result = edit(KEY, skip_only, None, UNCLIPPED, constraint, (4, 6), sigmas=[2.0], first_index=3)
+    result = edit(
+        KEY, skip_only, None, UNCLIPPED, constraint, (4, 6), sigmas=[2.0], first_index=3
+    )
     start = known * image + 2 * level_noise(sample_keys(KEY, 4, 3), 0, (4, 6))
     c_skip, _ = UNCLIPPED.get_scalings_for_boundary_condition(jnp.float32(2))
     np.testing.assert_allclose(result[:, 3:], (c_skip * start)[:, 3:], rtol=1e-6)
@@ -323,12 +348,16 @@ def test_one_compilation_of_a_run_serves_any_mask_image_and_level():
         image = normal(seed, *SHAPE)
         known = normal(seed + 9, *SHAPE) > 0
         result = edit_any_mask_image_and_level(inpaint(image, known), jnp.array(levels))
-        expected = edit(KEY, network, None, SCHEDULER, inpaint(image, known), SHAPE, sigmas=levels)
+        expected = edit(
+            KEY, network, None, SCHEDULER, inpaint(image, known), SHAPE, sigmas=levels
+        )
         np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_sharded_data_and_keys_per_sample_give_the_same_samples():
-    sharding = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("batch",)), PartitionSpec("batch"))
+    sharding = NamedSharding(
+        Mesh(np.array(jax.devices()[:4]), ("batch",)), PartitionSpec("batch")
+    )
     constraint = constraints()["inpaint"]
     keys, sharded = jax.device_put((sample_keys(KEY, 4), constraint), sharding)
     run = jax.jit(
@@ -389,14 +418,18 @@ def test_inpainted_gaussians_move_toward_the_conditional_mean():
     known = np.arange(dims) < 3
     a = np.array([0.8, -0.5, 0.6], np.float32)
     covariance = 0.25 * 0.8 ** np.abs(np.subtract.outer(np.arange(dims), np.arange(dims)))
-    conditional = covariance[~known][:, known] @ np.linalg.solve(covariance[known][:, known], a)
+    conditional = covariance[~known][:, known] @ np.linalg.solve(
+        covariance[known][:, known], a
+    )
     apply_fn, matrix = correlated_gaussian_model(UNCLIPPED, covariance.astype(np.float32))
     constraint = inpaint(np.append(a, np.zeros(3, np.float32)), known)
     distances = []
     for n in (1, 8, 64, 256):
         sigmas = karras_sigmas(np.arange(n) / n, 0.002, 80.0, 7.0)
         run = jax.jit(
-            lambda s: edit(KEY, apply_fn, None, UNCLIPPED, constraint, (batch, dims), sigmas=s)
+            lambda s: edit(
+                KEY, apply_fn, None, UNCLIPPED, constraint, (batch, dims), sigmas=s
+            )
         )
         mean = np.asarray(run(jnp.asarray(sigmas, jnp.float32)))[:, ~known].mean(0)
         expected = np.zeros(3)
@@ -418,7 +451,9 @@ def test_strokes_keep_what_the_noise_leaves_of_them(sigmas):
     stroke = 0.9
     apply_fn, params = testing.gaussian_consistency_model(UNCLIPPED, 0.0, std)
     image = jnp.full((100_000,), stroke)
-    run = jax.jit(partial(editing.stroke_to_image, KEY, apply_fn, params, UNCLIPPED, image, sigmas))
+    run = jax.jit(
+        partial(editing.stroke_to_image, KEY, apply_fn, params, UNCLIPPED, image, sigmas)
+    )
     made = run()
     mean = stroke
     variance = 0.0
@@ -456,7 +491,9 @@ def test_denoising_is_the_consistency_function_at_any_level():
     clean = editing.denoise(apply_fn, params, UNCLIPPED, noisy, sigma)
     expected = np.tile(0.3 + np.hypot(0.7, 0.002) * u, (4, 1))
     np.testing.assert_allclose(clean, expected, rtol=2e-4, atol=2e-5)
-    traced = jax.jit(lambda sigma: editing.denoise(apply_fn, params, UNCLIPPED, noisy, sigma))
+    traced = jax.jit(
+        lambda sigma: editing.denoise(apply_fn, params, UNCLIPPED, noisy, sigma)
+    )
     np.testing.assert_allclose(traced(sigma), clean, rtol=1e-4, atol=1e-5)
 
 
@@ -473,17 +510,23 @@ def test_restoring_from_one_level_is_denoising_and_more_levels_give_data():
 
 def test_interpolation_ends_in_the_two_samples_and_is_spherical_between():
     noise = level_noise(sample_keys(KEY, 2), 0, (2, *SHAPE[1:]))
-    between = editing.interpolate(network, None, SCHEDULER, noise[0], noise[1], [0.0, 0.25, 1.0])
+    between = editing.interpolate(
+        network, None, SCHEDULER, noise[0], noise[1], [0.0, 0.25, 1.0]
+    )
     samples = cmjax.sample(KEY, network, None, SCHEDULER, (2, *SHAPE[1:]))
     np.testing.assert_allclose(between[jnp.array([0, 2])], samples, atol=2e-6)
-    middle = editing.denoise(network, None, SCHEDULER, 80 * editing.slerp(*noise, 0.25)[None], 80.0)
+    middle = editing.denoise(
+        network, None, SCHEDULER, 80 * editing.slerp(*noise, 0.25)[None], 80.0
+    )
     np.testing.assert_allclose(between[1:2], middle, atol=1e-5)
 
 
 @few
 @given(seed=seeds, fraction=st.floats(0, 1))
 def test_slerp_walks_the_arc_at_constant_speed(seed, fraction):
-    first, second = (x / np.linalg.norm(x) for x in (normal(seed, 3, 4), normal(seed + 1, 3, 4)))
+    first, second = (
+        x / np.linalg.norm(x) for x in (normal(seed, 3, 4), normal(seed + 1, 3, 4))
+    )
     result = np.asarray(jax.jit(editing.slerp)(first, second, fraction), np.float64)
     angle = np.arccos(np.sum(first.astype(np.float64) * second))
     np.testing.assert_allclose(np.sum(result**2), 1, atol=1e-5)
@@ -505,8 +548,12 @@ def test_conditioning_reaches_every_function():
     run = (labelled, None, UNCLIPPED)
     c_out = UNCLIPPED.get_scalings_for_boundary_condition(jnp.float32(2.0))[1]
     expected = c_out * jnp.arange(3.0)[:, None] * jnp.ones((3, 2))
-    np.testing.assert_allclose(editing.denoise(*run, x, 2.0, cond=cond), expected, rtol=1e-6)
-    np.testing.assert_allclose(editing.restore(KEY, *run, x, [2.0], cond=cond), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        editing.denoise(*run, x, 2.0, cond=cond), expected, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        editing.restore(KEY, *run, x, [2.0], cond=cond), expected, rtol=1e-6
+    )
 
     # With the same noise for all three samples, only the label differs.
     keys = jnp.stack([KEY] * 3)
@@ -561,7 +608,10 @@ MISUSE = {
         lambda: colorize(IMAGE[..., :1], 0.3),
         "weights.*one per channel",
     ),
-    "factor 0": (lambda: super_resolve(IMAGE, 0), "factor must be an integer of at least 1, got 0"),
+    "factor 0": (
+        lambda: super_resolve(IMAGE, 0),
+        "factor must be an integer of at least 1, got 0",
+    ),
     "factor 1.5": (lambda: super_resolve(IMAGE, 1.5), "factor.*1.5"),
     "factor that does not divide": (
         lambda: _run(super_resolve(IMAGE, 4), SHAPE),
@@ -641,7 +691,9 @@ def test_misuse(name, wrap):
 @pytest.mark.parametrize("name", ["init", "state", "constrain"])
 def test_edit_takes_nothing_that_it_makes_itself(name):
     with pytest.raises(TypeError, match=name):
-        _run(lambda x: x, SHAPE, num_inference_steps=1, **{name: SCHEDULER.set_timesteps(1)})
+        _run(
+            lambda x: x, SHAPE, num_inference_steps=1, **{name: SCHEDULER.set_timesteps(1)}
+        )
 
 
 def test_edit_called_bare_compiles_once_for_other_pictures():
@@ -655,7 +707,15 @@ def test_edit_called_bare_compiles_once_for_other_pictures():
     for seed in range(3):
         constraint = compose(inpaint(normal(seed, *SHAPE), KNOWN), clip)
         options = {"num_inference_steps": 3, "first_index": seed}
-        edit(jax.random.key(seed), network, jnp.float32(1), SCHEDULER, constraint, SHAPE, **options)
+        edit(
+            jax.random.key(seed),
+            network,
+            jnp.float32(1),
+            SCHEDULER,
+            constraint,
+            SHAPE,
+            **options,
+        )
         counts.append(len(traces))
     assert counts[0] == counts[-1], counts
 

@@ -10,7 +10,13 @@ import scipy.linalg
 from PIL import Image
 
 from cmjax import evaluation
-from cmjax.evaluation import Gaussian, features, fit_gaussian, frechet_distance, precision_recall
+from cmjax.evaluation import (
+    Gaussian,
+    features,
+    fit_gaussian,
+    frechet_distance,
+    precision_recall,
+)
 from cmjax.images import save_npz, save_png_folder
 from cmjax.training.sources import open_source
 
@@ -23,19 +29,25 @@ def normal(seed, *shape):
 
 def correlated(seed, count, width):
     """Features of full rank around a mean that is not 0."""
-    return normal(seed, count, width) @ normal(seed + 1, width, width) + normal(seed + 2, width)
+    return normal(seed, count, width) @ normal(seed + 1, width, width) + normal(
+        seed + 2, width
+    )
 
 
 def by_scipy(a, b):
     root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
-    return np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    return np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(
+        np.cov(a.T) + np.cov(b.T) - 2 * root
+    )
 
 
 def manifold_share(points, samples, k):
     """The share of points in a ball around one of the samples, by the definition."""
     own = np.linalg.norm(samples[:, None] - samples, axis=-1)
     radii = [np.sort(np.delete(row, i))[k - 1] for i, row in enumerate(own)]
-    return np.mean([np.any(np.linalg.norm(samples - point, axis=-1) <= radii) for point in points])
+    return np.mean(
+        [np.any(np.linalg.norm(samples - point, axis=-1) <= radii) for point in points]
+    )
 
 
 @pytest.mark.parametrize("width", [2, 5, 40])
@@ -48,12 +60,17 @@ def test_frechet_distance_is_scipys(seed, width):
 def test_frechet_distance_of_diagonal_gaussians():
     means, deviations = normal(0, 2, 6), np.abs(normal(1, 2, 6))
     a, b = (Gaussian(m, np.diag(s**2)) for m, s in zip(means, deviations, strict=True))
-    expected = np.sum((means[0] - means[1]) ** 2) + np.sum((deviations[0] - deviations[1]) ** 2)
+    expected = np.sum((means[0] - means[1]) ** 2) + np.sum(
+        (deviations[0] - deviations[1]) ** 2
+    )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
 
 
 def test_frechet_distance_of_one_feature():
-    a, b = np.array([[0.0], [2.0]]), np.array([[5.0], [9.0]])  # means 1 and 7, variances 2 and 8
+    a, b = (
+        np.array([[0.0], [2.0]]),
+        np.array([[5.0], [9.0]]),
+    )  # means 1 and 7, variances 2 and 8
     assert frechet_distance(a, b) == pytest.approx(36 + 2 + 8 - 2 * 4)
 
 
@@ -63,7 +80,10 @@ def test_frechet_distance_of_fewer_samples_than_features():
     inner = (a - a.mean(0)) @ (b - b.mean(0)).T / np.sqrt(11 * 7)
     means = np.sum((a.mean(0) - b.mean(0)) ** 2)
     expected = (
-        means + a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * np.linalg.norm(inner, "nuc")
+        means
+        + a.var(0, ddof=1).sum()
+        + b.var(0, ddof=1).sum()
+        - 2 * np.linalg.norm(inner, "nuc")
     )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-11)
 
@@ -83,7 +103,9 @@ def test_frechet_distance_is_a_distance(count):
     distance = frechet_distance(a, b)
     rotation = scipy.linalg.qr(normal(9, 50, 50))[0]
     assert frechet_distance(b, a) == pytest.approx(distance, rel=1e-12)
-    assert frechet_distance(a @ rotation + 7, b @ rotation + 7) == pytest.approx(distance, rel=1e-9)
+    assert frechet_distance(a @ rotation + 7, b @ rotation + 7) == pytest.approx(
+        distance, rel=1e-9
+    )
     assert 0 <= frechet_distance(a, a) < 1e-9 < distance
     assert 0 <= frechet_distance(a, a[::-1]) < 1e-9  # rounded otherwise
     assert frechet_distance(np.ones((3, 2)), np.ones((3, 2))) == 0
@@ -131,8 +153,12 @@ def test_a_generator_of_one_mode_is_precise_but_recalls_little():
 
 
 @pytest.mark.parametrize("count", [7, 160])
-@pytest.mark.parametrize("block", [1, 2**23])  # products of other shapes are rounded in other ways
-def test_the_same_sample_again_is_on_the_manifold_whatever_is_rounded(monkeypatch, block, count):
+@pytest.mark.parametrize(
+    "block", [1, 2**23]
+)  # products of other shapes are rounded in other ways
+def test_the_same_sample_again_is_on_the_manifold_whatever_is_rounded(
+    monkeypatch, block, count
+):
     monkeypatch.setattr(evaluation, "BLOCK", block)
     real = np.repeat(
         1e3 + normal(0, 40, 64).astype(np.float32), 4, 0
@@ -160,7 +186,9 @@ def test_features_in_batches_are_those_of_all_images(dtype, batch_size):
         return images.reshape(len(images), -1)[:, ::7].astype("bfloat16") * 2
 
     result = features(feature_fn, IMAGES.astype(dtype), batch_size)
-    assert traced == [((batch_size, 4, 5, 3), dtype)]  # one compilation, for the last batch too
+    assert traced == [
+        ((batch_size, 4, 5, 3), dtype)
+    ]  # one compilation, for the last batch too
     assert result.dtype == np.float64
     np.testing.assert_array_equal(result, IMAGES.reshape(10, -1)[:, ::7].astype("f8") * 2)
 
@@ -171,11 +199,16 @@ def test_the_npz_of_the_guided_diffusion_evaluator(tmp_path, channels, order):
     path = tmp_path / "new" / f"samples_10x4x5x{channels}.npz"
     images = np.asarray(IMAGES[..., :channels], order=order)
     save_npz(path, images, np.arange(10, dtype=np.int32))
-    with zipfile.ZipFile(path) as file:  # the evaluator reads the member and its header itself
+    with zipfile.ZipFile(
+        path
+    ) as file:  # the evaluator reads the member and its header itself
         assert sorted(file.namelist()) == ["arr_0.npy", "arr_1.npy"]
         with file.open("arr_0.npy") as member:
             assert np.lib.format.read_magic(member) == (1, 0)
-            assert np.lib.format.read_array_header_1_0(member)[::2] == ((10, 4, 5, 3), np.uint8)
+            assert np.lib.format.read_array_header_1_0(member)[::2] == (
+                (10, 4, 5, 3),
+                np.uint8,
+            )
     with np.load(path) as arrays:
         np.testing.assert_array_equal(
             arrays["arr_0"], IMAGES if channels == 3 else IMAGES[..., [0, 0, 0]]
@@ -211,7 +244,8 @@ def test_a_folder_of_pngs(tmp_path, channels, mode, exists):
 def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path):
     save_png_folder(tmp_path / "a", IMAGES)
     with pytest.raises(
-        ValueError, match="a must be new or empty, but holds 000000.png; remove it or give another"
+        ValueError,
+        match="a must be new or empty, but holds 000000.png; remove it or give another",
     ):
         save_png_folder(tmp_path / "a", IMAGES[:2])
     assert len(os.listdir(tmp_path / "a")) == 10
@@ -232,7 +266,9 @@ def test_images_that_cannot_be_written(tmp_path, save, images):
 
 @pytest.mark.parametrize("labels", [np.arange(9), np.arange(10.0), np.zeros((10, 1), int)])
 def test_labels_that_cannot_be_written(tmp_path, labels):
-    with pytest.raises(ValueError, match=r"labels must be one integer per image, \[10\], got"):
+    with pytest.raises(
+        ValueError, match=r"labels must be one integer per image, \[10\], got"
+    ):
         save_npz(tmp_path / "a.npz", IMAGES, labels)
     assert not os.listdir(tmp_path)
 
@@ -283,8 +319,14 @@ BROKEN = np.where(np.arange(5)[:, None] == 3, np.nan, GOOD)
         (lambda: precision_recall(GOOD, GOOD[0]), "generated must be features"),
         (lambda: precision_recall(BROKEN, GOOD), "real is not finite at row 3"),
         (lambda: precision_recall(GOOD, GOOD[:, :2]), "as many features, got 3 and 2"),
-        (lambda: precision_recall(GOOD, GOOD, k=5), "got k=5 for 5 real and 5 generated ones"),
-        (lambda: precision_recall(GOOD, GOOD[:3]), "got k=3 for 5 real and 3 generated ones"),
+        (
+            lambda: precision_recall(GOOD, GOOD, k=5),
+            "got k=5 for 5 real and 5 generated ones",
+        ),
+        (
+            lambda: precision_recall(GOOD, GOOD[:3]),
+            "got k=3 for 5 real and 3 generated ones",
+        ),
         (lambda: precision_recall(GOOD, GOOD, k=0), "k must be from 1"),
         (lambda: features(lambda x: x, GOOD, 0), "batch_size must be at least 1, got 0"),
         (lambda: features(lambda x: x, GOOD[:0]), "images must not be empty"),
@@ -296,7 +338,10 @@ BROKEN = np.where(np.arange(5)[:, None] == 3, np.nan, GOOD)
             lambda: features(lambda x: x[:2], GOOD, 4),
             r"must return \[4, D\] for 4 images, got \(2, 3\)",
         ),
-        (lambda: features(lambda x: x, BROKEN, 2), "feature_fn's result is not finite at row 3"),
+        (
+            lambda: features(lambda x: x, BROKEN, 2),
+            "feature_fn's result is not finite at row 3",
+        ),
     ],
 )
 def test_misuse(call, message):

@@ -14,7 +14,17 @@ import cmjax
 from cmjax import schedulers
 
 STUB = Path(cmjax.__file__).with_suffix(".pyi")
-HEAVY = ("jax", "flax", "optax", "orbax", "grain", "huggingface_hub", "PIL", "click", "tqdm")
+HEAVY = (
+    "jax",
+    "flax",
+    "optax",
+    "orbax",
+    "grain",
+    "huggingface_hub",
+    "PIL",
+    "click",
+    "tqdm",
+)
 
 
 def stub_names():
@@ -23,7 +33,9 @@ def stub_names():
     for node in ast.parse(STUB.read_text()).body:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                assert alias.asname == alias.name  # or type checkers would take it for private
+                assert (
+                    alias.asname == alias.name
+                )  # or type checkers would take it for private
                 found[alias.name] = node.module
     return found
 
@@ -40,7 +52,9 @@ def test_the_stub_says_what_is_there():
 
 
 def test_every_submodule_and_scheduler_is_public():
-    modules = {module.name for module in pkgutil.iter_modules(cmjax.__path__)} - {"__main__"}
+    modules = {module.name for module in pkgutil.iter_modules(cmjax.__path__)} - {
+        "__main__"
+    }
     assert modules <= set(cmjax.__all__)
     found = {name: getattr(schedulers, name) for name in schedulers.__all__}
     classes = {
@@ -60,7 +74,9 @@ def imported_by(program):
     """The heavy packages that a program imports in a process of its own."""
     code = f"{program}\nimport json, sys\nprint(json.dumps(sorted({HEAVY} & sys.modules.keys())))"
     code = code.replace(str(HEAVY), str(set(HEAVY)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

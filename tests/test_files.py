@@ -83,7 +83,9 @@ def test_a_failure_of_the_exchange_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_exchange", fail)
     with pytest.raises(OSError, match="Input/output"), replacing_folder(target) as folder:
         fill(folder, "new")
-    assert content(target)["a"] == "old" and [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert content(target)["a"] == "old" and [path.name for path in tmp_path.iterdir()] == [
+        "x"
+    ]
 
 
 def test_a_file_is_not_replaced_by_a_folder(tmp_path):
@@ -148,7 +150,9 @@ def test_a_full_disk_leaves_the_old_model(tmp_path, to):
 
 
 def assert_is(loaded, seed):
-    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, tiny.model(seed).params))
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, loaded.params, tiny.model(seed).params)
+    )
 
 
 def which(loaded):
@@ -184,14 +188,18 @@ def test_a_killed_process_leaves_the_old_or_the_new(tmp_path):
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": root},
         )
-        assert process.stdout.read(2) == b".."  # at least two are written, and both can be there
+        assert (
+            process.stdout.read(2) == b".."
+        )  # at least two are written, and both can be there
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert which(cmjax.load(target)) in (0, 1)
         assert all(
-            path.name.startswith(".cmjax-") for path in target.parent.iterdir() if path != target
+            path.name.startswith(".cmjax-")
+            for path in target.parent.iterdir()
+            if path != target
         )
     cmjax.save(target, tiny.model(1))  # whatever was left over
     assert which(cmjax.load(target)) == 1
@@ -215,7 +223,9 @@ def test_a_line_that_was_cut_short_does_not_spoil_the_next(tmp_path):
     assert log.read_text() == "one\ntw\nthree\nfour\n"
 
 
-def test_a_file_system_that_cannot_flush_folders_is_written_all_the_same(tmp_path, monkeypatch):
+def test_a_file_system_that_cannot_flush_folders_is_written_all_the_same(
+    tmp_path, monkeypatch
+):
     flush = os.fsync
 
     def fsync(descriptor):

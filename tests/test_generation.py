@@ -185,7 +185,9 @@ def test_the_devices_do_not_communicate_and_one_program_serves_every_batch(model
         if "backend_compile" in event:
             compiled.append(event)
 
-    sampler = BatchSampler(dataclasses.replace(model, apply_fn=counting), REQUEST, batch_size=2)
+    sampler = BatchSampler(
+        dataclasses.replace(model, apply_fn=counting), REQUEST, batch_size=2
+    )
     assert sampler.size == 16
     text = sampler.compiled.as_text()
     assert [name for name in COLLECTIVES if name in text] == []
@@ -238,7 +240,9 @@ def test_a_whole_run_compiles_its_program_once(model, tmp_path, caplog):
     assert names.count("draw") == 1
 
 
-def test_writing_overlaps_sampling_and_no_more_than_a_few_shards_wait(model, tmp_path, monkeypatch):
+def test_writing_overlaps_sampling_and_no_more_than_a_few_shards_wait(
+    model, tmp_path, monkeypatch
+):
     computed = []
     ahead = []
     write = Shards.write
@@ -261,7 +265,12 @@ def test_writing_overlaps_sampling_and_no_more_than_a_few_shards_wait(model, tmp
 
 def test_the_log_tells_machines_how_far_it_is(whole):
     lines = events(whole)
-    assert [line["event"] for line in lines] == ["start", "compiled", *["shard"] * 12, "done"]
+    assert [line["event"] for line in lines] == [
+        "start",
+        "compiled",
+        *["shard"] * 12,
+        "done",
+    ]
     shards = lines[2:-1]
     assert [line["first"] for line in shards] == list(range(0, 90, 8))
     assert all(line["rate"] > 0 for line in shards)

@@ -54,7 +54,10 @@ def out(tmp_path, finished):
 
 SETTINGS = {
     "model": "0123456789abcdef0123456789abcdef",
-    "scheduler": {"_class_name": "CMStochasticIterativeScheduler", "num_train_timesteps": 40},
+    "scheduler": {
+        "_class_name": "CMStochasticIterativeScheduler",
+        "num_train_timesteps": 40,
+    },
     "schedule": {"sigmas": [70, 1.5]},
     "sigmas": [70.0, 1.5, 0.0020000000949949026],
     "timesteps": [1062.123779296875, 101.36627960205078],
@@ -168,7 +171,9 @@ def test_a_damaged_shard_is_named_and_made_again(model, tmp_path, out, harm):
         content[len(content) // 2] ^= 1
     elif harm == "moved":  # a whole shard, with its digest, in the place of another
         shards[1].unlink()
-        shards[1] = shards[1].with_name("000000008-000000015-" + shards[0].name.split("-")[-1])
+        shards[1] = shards[1].with_name(
+            "000000008-000000015-" + shards[0].name.split("-")[-1]
+        )
         content = shards[0].read_bytes()
     else:  # a whole shard of a run with another seed
         make(tmp_path / "other", model, request=Request(labels=CLASSES, seed=1))
@@ -277,7 +282,9 @@ def test_a_full_disk_under_pictures_is_named(model, out, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("cmjax.image_files.save_png", full)
-    with pytest.raises(OSError, match=f"No space left on device: '{out}/samples_24x8x8x1_png'"):
+    with pytest.raises(
+        OSError, match=f"No space left on device: '{out}/samples_24x8x8x1_png'"
+    ):
         make(out, model, formats=["png"])
     last = events(out)[-1]
     assert last["event"] == "failed" and "No space left" in last["error"]
@@ -352,7 +359,9 @@ def test_the_command_makes_and_verifies_a_folder(model, tmp_path):
 
     result = run("--verify", out)  # the manifest says which model it was
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith(f"{out}: 24 samples in shards, all files whole; some made")
+    assert result.stdout.startswith(
+        f"{out}: 24 samples in shards, all files whole; some made"
+    )
     assert run("--verify", out, "--quiet").output == ""
     shards_of(out)[0].write_bytes(b"")
     assert_one_line(run("--verify", out), "damaged, missing or unknown: shards/000000000-")
@@ -377,6 +386,8 @@ def test_the_command_makes_and_verifies_a_folder(model, tmp_path):
 def test_misuse_is_one_line(tmp_path, options, message):
     (tmp_path / "something").touch()
     arguments = options.format(tmp=tmp_path).split()
-    result = CliRunner().invoke(cli.main, ["generate", "--compilation-cache", "none", *arguments])
+    result = CliRunner().invoke(
+        cli.main, ["generate", "--compilation-cache", "none", *arguments]
+    )
     assert_one_line(result, message)
     assert json.dumps(sorted(path.name for path in tmp_path.iterdir())) == '["something"]'

@@ -61,7 +61,9 @@ def test_killed_at_any_moment_the_file_is_the_same_byte_for_byte(model, saved, t
     (out / "shards/.cmjax-2.npz").touch()  # as a kill within a shard may leave it
     outcome = make(out, model, 600)
     assert (outcome.num_resumed, outcome.num_done) == (600, 600)
-    assert [event.get("resumed") for event in events(out) if event["event"] == "start"][1] > 0
+    assert [event.get("resumed") for event in events(out) if event["event"] == "start"][
+        1
+    ] > 0
     assert export_of(out).read_bytes() == export_of(tmp_path / "alone").read_bytes()
     assert not list(out.rglob(".cmjax-*"))
 
@@ -111,7 +113,8 @@ def test_two_processes_share_the_work(pair, model, tmp_path):
     root, results = pair
     assert [code for code, _ in results["whole"]] == [0, 0], results
     made = [
-        sum(e["event"] == "shard" for e in events(root / "whole", process)) for process in (0, 1)
+        sum(e["event"] == "shard" for e in events(root / "whole", process))
+        for process in (0, 1)
     ]
     assert made == [6, 6]
     make(tmp_path / "alone", model, 90)
@@ -190,7 +193,11 @@ def test_a_task_alone_on_its_node_has_all_its_devices(joined, monkeypatch, nodes
         ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "cpu"}, False),
         ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, False),
         (
-            {"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "a,b"},
+            {
+                "TPU_ML_PLATFORM": "JAX",
+                "TPU_SKIP_MDS_QUERY": "1",
+                "TPU_WORKER_HOSTNAMES": "a,b",
+            },
             True,
         ),
     ],

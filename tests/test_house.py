@@ -81,7 +81,9 @@ def test_nothing_inside_imports_the_facade(path):
             assert {alias.name for alias in node.names} <= set(LEVEL), path
 
 
-@pytest.mark.parametrize("room_name", ["parametrization", "schedulers", "sampling", "guidance"])
+@pytest.mark.parametrize(
+    "room_name", ["parametrization", "schedulers", "sampling", "guidance"]
+)
 def test_samplers_import_arrays_and_nothing_else(room_name):
     for path in modules():
         if room(path) == room_name:
@@ -103,7 +105,9 @@ def test_packages_define_nothing(path):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_sampler_explains_each_of_its_fields_itself(name):
     cls = SCHEDULERS[name]
-    explained = re.findall(r"^ +(\w+): ", cls.__doc__.partition("Attributes:")[2], re.MULTILINE)
+    explained = re.findall(
+        r"^ +(\w+): ", cls.__doc__.partition("Attributes:")[2], re.MULTILINE
+    )
     assert [field.name for field in dataclasses.fields(cls)] == [
         field for field in explained if field != "ValueError"
     ]
@@ -113,5 +117,7 @@ def test_every_sampler_explains_each_of_its_fields_itself(name):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_class_chains_are_short(name):
     # The sampler, its family, the table; and the contract.
-    ours = [base for base in SCHEDULERS[name].__mro__ if base.__module__.startswith("cmjax")]
+    ours = [
+        base for base in SCHEDULERS[name].__mro__ if base.__module__.startswith("cmjax")
+    ]
     assert len(ours) <= 4, ours

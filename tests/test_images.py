@@ -35,17 +35,25 @@ def test_samples_become_pixels_rounded_and_clipped(dtype):
 @pytest.mark.parametrize("channels, mode", [(1, "L"), (3, "RGB")])
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 def test_samples_and_pixels_become_pictures(channels, mode, array):
-    samples = np.random.default_rng(0).uniform(-1.2, 1.2, (2, 4, 6, channels)).astype(np.float32)
+    samples = (
+        np.random.default_rng(0).uniform(-1.2, 1.2, (2, 4, 6, channels)).astype(np.float32)
+    )
     pixels = to_uint8(samples)
     for given in (array(samples), array(pixels)):
         pictures = to_pil(given)
-        assert [(picture.mode, picture.size) for picture in pictures] == [(mode, (6, 4))] * 2
+        assert [(picture.mode, picture.size) for picture in pictures] == [
+            (mode, (6, 4))
+        ] * 2
         for picture, expected in zip(pictures, pixels, strict=True):
-            np.testing.assert_array_equal(np.asarray(picture).reshape(expected.shape), expected)
+            np.testing.assert_array_equal(
+                np.asarray(picture).reshape(expected.shape), expected
+            )
         one = to_pil(given[0])
         np.testing.assert_array_equal(np.asarray(one), np.asarray(pictures[0]))
     low = to_pil(jnp.asarray(samples, jnp.bfloat16))[0]
-    assert np.abs(np.asarray(low).reshape(pixels[0].shape).astype(int) - pixels[0]).max() <= 1
+    assert (
+        np.abs(np.asarray(low).reshape(pixels[0].shape).astype(int) - pixels[0]).max() <= 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +135,10 @@ def test_tiles_are_enlarged_unchanged_in_reading_order(channels, mode, labels):
     picture = image_grid(images, columns=3, labels=labels, scale=4)
     caption = 0 if labels is None else CAPTION
     assert picture.mode == mode
-    assert picture.size == (MARGIN + 3 * (24 + MARGIN), MARGIN + 2 * (16 + MARGIN + caption))
+    assert picture.size == (
+        MARGIN + 3 * (24 + MARGIN),
+        MARGIN + 2 * (16 + MARGIN + caption),
+    )
     pixels = np.asarray(picture).reshape(picture.height, picture.width, channels)
     for i in range(6):
         x = MARGIN + i % 3 * (24 + MARGIN)
@@ -136,7 +147,9 @@ def test_tiles_are_enlarged_unchanged_in_reading_order(channels, mode, labels):
         above = pixels[y - MARGIN - caption : y, x : x + 24]
         if i < 5:
             np.testing.assert_array_equal(tile, images[i].repeat(4, 0).repeat(4, 1))
-            assert (above < 128).any() == (labels is not None)  # the caption is there, in the dark
+            assert (above < 128).any() == (
+                labels is not None
+            )  # the caption is there, in the dark
         else:
             assert (tile == 255).all() and (above == 255).all()
 
@@ -196,7 +209,9 @@ def test_save_grid_makes_its_folder_and_a_file_as_any_other(tmp_path):
     with Image.open(tmp_path / "new" / "a.png") as picture:
         assert picture.format == "PNG"
         assert picture.getpixel((MARGIN, MARGIN)) == (1, 2, 3)
-    modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("new/a.png", "other")]
+    modes = [
+        stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("new/a.png", "other")
+    ]
     assert modes[0] == modes[1]
 
 

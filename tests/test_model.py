@@ -46,7 +46,9 @@ def test_labels_and_what_they_mean():
 
     chex.assert_trees_all_equal(made(), made(labels=[0, 1]))
     chex.assert_trees_all_equal(made(labels="dogs"), made(labels=1), made(labels=["dogs"]))
-    chex.assert_trees_all_equal(made(labels=np.array([1, 0])), made(labels=["dogs", "cats"]))
+    chex.assert_trees_all_equal(
+        made(labels=np.array([1, 0])), made(labels=["dogs", "cats"])
+    )
     chex.assert_trees_all_equal(made(labels=jnp.array(1)), made(labels=1))
     cond = {"class_labels": jnp.ones(4, jnp.int32)}
     chex.assert_trees_all_equal(made(cond=cond), made(labels=1))
@@ -76,7 +78,9 @@ def test_other_misuse_of_sample():
     with pytest.raises(ValueError, match="num must be a positive integer, got 0"):
         model().sample(KEY, 0)
     with pytest.raises(ValueError, match="labels: pass traced labels as cond"):
-        jax.jit(lambda labels: model().sample(KEY, 2, labels=labels))(jnp.zeros(2, jnp.int32))
+        jax.jit(lambda labels: model().sample(KEY, 2, labels=labels))(
+            jnp.zeros(2, jnp.int32)
+        )
     bare = model(config=dataclasses.replace(checkpoints.CONFIG, num_class_embeds=None))
     with pytest.raises(ValueError, match="labels: the model has no classes"):
         bare.sample(KEY, 1, labels=0)
@@ -100,7 +104,9 @@ def test_repr_is_one_screen():
     text = repr(model(class_names=NAMES))
     count = sum(leaf.size for leaf in jax.tree.leaves(model().params))
     assert f"UNet2D, {count:,} parameters, float32" in text
-    assert "4x4x1, 2 classes (cats, dogs)" in text and "CMStochasticIterativeScheduler" in text
+    assert (
+        "4x4x1, 2 classes (cats, dogs)" in text and "CMStochasticIterativeScheduler" in text
+    )
     assert len(text.splitlines()) <= 10 and len(text) < 1000
     assert "float32" in repr(jax.eval_shape(lambda m: m, model()))  # without arrays too
     assert "no arrays" in repr(cmjax.Model(lambda p, x, t: x, {}, model().scheduler, None))
@@ -136,7 +142,9 @@ def test_damaged_class_names(tmp_path, content, message):
 
 def test_the_folder_of_a_training_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"run": {}, "loss": {"name": "cd"}}))
-    with pytest.raises(ValueError, match="a training run that has not saved its first model"):
+    with pytest.raises(
+        ValueError, match="a training run that has not saved its first model"
+    ):
         cmjax.load(tmp_path)
     cmjax.save(tmp_path / "model", model())
     chex.assert_trees_all_equal(cmjax.load(tmp_path).params, model().params)

@@ -55,12 +55,16 @@ def test_it_is_saved_and_loaded_where_the_file_is_trusted(package, tmp_path):
     # As in a new process: the file alone may not import anything.
     own.forget()
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"config.json: .*'mypkg.nets:MyNet'.*trust=True"):
+        with pytest.raises(
+            ValueError, match=r"config.json: .*'mypkg.nets:MyNet'.*trust=True"
+        ):
             cmjax.load(tmp_path / "m")
         assert "mypkg" not in sys.modules
     loaded = cmjax.load(tmp_path / "m", trust=True)
     assert dataclasses.asdict(loaded.config) == dataclasses.asdict(model.config)
-    chex.assert_trees_all_equal(jax.tree.leaves(loaded.params), jax.tree.leaves(model.params))
+    chex.assert_trees_all_equal(
+        jax.tree.leaves(loaded.params), jax.tree.leaves(model.params)
+    )
     cmjax.load(tmp_path / "m")  # it is known now
 
 
@@ -111,13 +115,19 @@ def test_networks_that_are_none(package, name, message):
 
 def test_what_cannot_be_registered(package):
     nets = importlib.import_module("mypkg.nets")
-    with pytest.raises(ValueError, match="UNet2DConfig is the config of the network 'UNet2D'"):
+    with pytest.raises(
+        ValueError, match="UNet2DConfig is the config of the network 'UNet2D'"
+    ):
         cmjax.register(nets.MyNet, cmjax.models.UNet2DConfig)
     with pytest.raises(ValueError, match="name 'DiT' is taken by a network of cmjax"):
         cmjax.register(nets.MyNet, name="DiT")
-    with pytest.raises(ValueError, match="there is no network 'Unet2D'; did you mean 'UNet2D'"):
+    with pytest.raises(
+        ValueError, match="there is no network 'Unet2D'; did you mean 'UNet2D'"
+    ):
         network_class("Unet2D")
-    with pytest.raises(ValueError, match="model.config must be the config of one of UNet2D, DiT"):
+    with pytest.raises(
+        ValueError, match="model.config must be the config of one of UNet2D, DiT"
+    ):
         network_name(nets.MyConfig())
 
 
@@ -125,7 +135,9 @@ def test_a_network_with_other_variables_is_not_saved(package, tmp_path):
     module, config = network_class("mypkg.nets:Stateful")
     apply_fn, params = cmjax.from_nnx(module(config(), rngs=nnx.Rngs(0)))
     scheduler = cmjax.CMStochasticIterativeScheduler()
-    with pytest.raises(ValueError, match="variables of type BatchStat; only nnx.Param is stored"):
+    with pytest.raises(
+        ValueError, match="variables of type BatchStat; only nnx.Param is stored"
+    ):
         cmjax.save(tmp_path / "m", cmjax.Model(apply_fn, params, scheduler, config()))
     assert not (tmp_path / "m").exists()
 
@@ -159,7 +171,11 @@ def test_the_command_line(package, tmp_path, monkeypatch):
     cmjax.save("tiny", checkpoints.model())
     own.forget()
     result = run("info", "mine")
-    assert result.exit_code == 2 and "--trust" in result.stderr and "trust=" not in result.stderr
+    assert (
+        result.exit_code == 2
+        and "--trust" in result.stderr
+        and "trust=" not in result.stderr
+    )
     result = run("info", "mine", "--trust")
     assert result.exit_code == 0 and NETWORK in result.stdout, result.output
     own.forget()
@@ -178,7 +194,14 @@ def test_training_by_name_and_on_folders_of_classes(package, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.savez("data.npz", images=rng.normal(size=(8, 3)).astype(np.float32))
-    common = ["--set", "run.steps=2", "--set", "run.batch_size=8", "--set", "run.sample_every=0"]
+    common = [
+        "--set",
+        "run.steps=2",
+        "--set",
+        "run.batch_size=8",
+        "--set",
+        "run.sample_every=0",
+    ]
     (tmp_path / "own.toml").write_text(
         f'[network]\nclass = "{NETWORK}"\nhidden = [4]\n[scheduler]\nclass = "{SOLVER}"\n'
         '[loss]\nname = "ct"\n[data]\nsource = "data.npz"\n'
@@ -186,7 +209,10 @@ def test_training_by_name_and_on_folders_of_classes(package, tmp_path, monkeypat
     result = run("train", "own.toml", "--quiet", *common)
     assert result.exit_code == 0, result.output
     model = cmjax.load("runs/own")
-    assert network_name(model.config) == NETWORK and type(model.scheduler).__name__ == "MySolver"
+    assert (
+        network_name(model.config) == NETWORK
+        and type(model.scheduler).__name__ == "MySolver"
+    )
 
     for name in ("cats", "dogs"):
         (tmp_path / "pictures" / name).mkdir(parents=True)

@@ -77,7 +77,9 @@ def test_default_is_one_step_from_noise_at_sigma_max():
 def test_sample_i_draws_from_the_key_folded_with_its_index():
     keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(5, 9))
     expected = cmjax.sample(keys, network, PARAMS, SCHEDULER, (4, 2), num_inference_steps=2)
-    chex.assert_trees_all_equal(draw((4, 2), num_inference_steps=2, first_index=5), expected)
+    chex.assert_trees_all_equal(
+        draw((4, 2), num_inference_steps=2, first_index=5), expected
+    )
 
 
 def test_raw_keys_equal_new_style_keys():
@@ -86,14 +88,20 @@ def test_raw_keys_equal_new_style_keys():
         cmjax.sample(jax.random.key(0), network, PARAMS, SCHEDULER, (4, 2)),
     )
     raw = jax.random.key_data(sample_keys(KEY, 4))
-    chex.assert_trees_all_equal(cmjax.sample(raw, network, PARAMS, SCHEDULER, (4, 2)), draw((4, 2)))
+    chex.assert_trees_all_equal(
+        cmjax.sample(raw, network, PARAMS, SCHEDULER, (4, 2)), draw((4, 2))
+    )
 
 
 def test_steps_draw_different_noise_and_keys_different_samples():
     state = SCHEDULER.set_timesteps(3)
-    noise = np.stack([level_noise(sample_keys(KEY, 200), level, (200, 50)) for level in range(4)])
+    noise = np.stack(
+        [level_noise(sample_keys(KEY, 200), level, (200, 50)) for level in range(4)]
+    )
     correlation = np.corrcoef(noise.reshape(4, -1))
-    assert np.abs(correlation - np.eye(4)).max() < 0.05  # 5 standard errors of 1/sqrt(10,000)
+    assert (
+        np.abs(correlation - np.eye(4)).max() < 0.05
+    )  # 5 standard errors of 1/sqrt(10,000)
     first, second = np.asarray(draw((2, 3), state=state))
     assert np.abs(first - second).min() > 0
 
@@ -104,7 +112,9 @@ def test_conditioning_reaches_its_own_sample():
     for i in range(4):
         alone = draw((1, 3), cond={"bias": bias[i : i + 1]}, first_index=i)
         np.testing.assert_allclose(alone[0], together[i], rtol=1e-5, atol=1e-5)
-    assert np.abs(np.asarray(together - draw((4, 3), cond={"bias": 0 * bias})))[1:].min() > 0.1
+    assert (
+        np.abs(np.asarray(together - draw((4, 3), cond={"bias": 0 * bias})))[1:].min() > 0.1
+    )
 
 
 def test_init_is_taken_at_the_first_level():
@@ -167,18 +177,24 @@ def test_jit_equals_eager_and_compiles_once_for_other_levels_keys_and_params():
     for seed, levels in enumerate([[80.0, 1.0], [40.0, 0.5], [80.0, 2.0]]):
         key, params = jax.random.key(seed), PARAMS + seed
         eager = cmjax.sample(key, network, params, SCHEDULER, (4, 3), sigmas=levels)
-        np.testing.assert_allclose(run(key, params, jnp.array(levels)), eager, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            run(key, params, jnp.array(levels)), eager, rtol=1e-5, atol=1e-6
+        )
     assert len(traces) == 1
 
 
 def test_traced_timesteps_equal_concrete_ones():
     run = jax.jit(lambda timesteps: draw((4, 3), timesteps=timesteps))
-    np.testing.assert_allclose(run(jnp.array([22, 0])), draw((4, 3), timesteps=[22, 0]), rtol=1e-5)
+    np.testing.assert_allclose(
+        run(jnp.array([22, 0])), draw((4, 3), timesteps=[22, 0]), rtol=1e-5
+    )
 
 
 def test_vmap_over_keys_and_scan_over_batches():
     keys = jax.random.split(KEY, 3)
-    one = partial(cmjax.sample, apply_fn=network, params=PARAMS, scheduler=SCHEDULER, shape=(2, 3))
+    one = partial(
+        cmjax.sample, apply_fn=network, params=PARAMS, scheduler=SCHEDULER, shape=(2, 3)
+    )
     expected = jnp.stack([one(key) for key in keys])
     np.testing.assert_allclose(jax.vmap(one)(keys), expected, rtol=1e-5)
 
@@ -199,7 +215,9 @@ def test_a_sample_does_not_change_with_the_number_of_devices(devices):
     @partial(jax.jit, out_shardings=(sharding, sharding))
     def run(keys):
         noise = level_noise(keys, 1, (8, 5))
-        return cmjax.sample(keys, network, PARAMS, SCHEDULER, (8, 5), num_inference_steps=3), noise
+        return cmjax.sample(
+            keys, network, PARAMS, SCHEDULER, (8, 5), num_inference_steps=3
+        ), noise
 
     x, noise = run(keys)
     assert len(x.sharding.device_set) == devices
@@ -253,7 +271,9 @@ def test_works_under_x64():
         chex.assert_type(x64, jnp.float64)
         x32 = draw((4, 3), num_inference_steps=3)
         chex.assert_type(x32, jnp.float32)
-    np.testing.assert_allclose(x64, draw((4, 3), num_inference_steps=3), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        x64, draw((4, 3), num_inference_steps=3), rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_array_equal(x32, draw((4, 3), num_inference_steps=3))
 
 
@@ -316,7 +336,9 @@ def test_wrong_shapes(shape):
 
 def test_a_network_of_the_wrong_output_shape():
     with pytest.raises(ValueError, match=r"model_output \(2, 6\)"):
-        cmjax.sample(KEY, lambda p, x, t: jnp.concatenate([x, x], 1), None, SCHEDULER, (2, 3))
+        cmjax.sample(
+            KEY, lambda p, x, t: jnp.concatenate([x, x], 1), None, SCHEDULER, (2, 3)
+        )
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -333,7 +355,9 @@ def test_conditioning_is_any_tree_of_arrays():
 
     def conditioned(params, x, t, observation, labels, nothing):
         seen.append((jax.tree.structure(observation), labels.shape, nothing))
-        return network(params, x, t) + observation["left"][:, None] * observation["right"][0]
+        return (
+            network(params, x, t) + observation["left"][:, None] * observation["right"][0]
+        )
 
     cond = {"observation": observation, "labels": [3, 1], "nothing": None}
     made = cmjax.sample(KEY, conditioned, PARAMS, SCHEDULER, (2, 3), cond=cond)
@@ -360,7 +384,9 @@ def test_first_index_is_an_integer_of_32_bits(index):
 def test_first_index_has_its_whole_range():
     last = 2**32 - 1
     made = cmjax.sample(KEY, network, PARAMS, SCHEDULER, (1, 3), first_index=last)
-    expected = cmjax.sample(jax.random.fold_in(KEY, last)[None], network, PARAMS, SCHEDULER, (1, 3))
+    expected = cmjax.sample(
+        jax.random.fold_in(KEY, last)[None], network, PARAMS, SCHEDULER, (1, 3)
+    )
     np.testing.assert_array_equal(made, expected)
 
 
@@ -378,7 +404,9 @@ def test_a_network_that_cannot_be_hashed_is_called_all_the_same():
             return network(params, x, t)
 
     made = cmjax.sample(KEY, Callable(), PARAMS, SCHEDULER, (2, 3))
-    np.testing.assert_array_equal(made, cmjax.sample(KEY, network, PARAMS, SCHEDULER, (2, 3)))
+    np.testing.assert_array_equal(
+        made, cmjax.sample(KEY, network, PARAMS, SCHEDULER, (2, 3))
+    )
 
 
 def test_nothing_of_a_trace_is_kept():
@@ -387,7 +415,11 @@ def test_nothing_of_a_trace_is_kept():
         @jax.jit
         def run(scale):
             return cmjax.sample(
-                KEY, lambda params, x, t: scale * network(params, x, t), PARAMS, SCHEDULER, (2, 3)
+                KEY,
+                lambda params, x, t: scale * network(params, x, t),
+                PARAMS,
+                SCHEDULER,
+                (2, 3),
             )
 
         run(jnp.float32(2)).block_until_ready()
@@ -417,13 +449,17 @@ def test_conditioning_may_have_any_name(name):
     def conditioned(params, x, t, **cond):
         return network(params, x, t) + cond[name][:, None]
 
-    made = cmjax.sample(KEY, conditioned, PARAMS, SCHEDULER, (2, 3), cond={name: jnp.arange(2.0)})
+    made = cmjax.sample(
+        KEY, conditioned, PARAMS, SCHEDULER, (2, 3), cond={name: jnp.arange(2.0)}
+    )
     np.testing.assert_array_equal(made[0], draw((2, 3))[0])
 
 
 def test_a_state_of_another_scheduler_is_refused():
     state = SCHEDULERS["EDMHeunScheduler"]().set_timesteps(2)
-    with pytest.raises(ValueError, match="state was made by a EDMHeunScheduler, but this is a CM"):
+    with pytest.raises(
+        ValueError, match="state was made by a EDMHeunScheduler, but this is a CM"
+    ):
         draw((2, 3), state=state)
 
 

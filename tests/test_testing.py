@@ -42,7 +42,9 @@ def neighbours(self, state, model_output, sample):
 
 
 def upcasts(self, state, model_output, sample):
-    return Base.denoise(self, state, model_output.astype(jnp.float32), sample.astype(jnp.float32))
+    return Base.denoise(
+        self, state, model_output.astype(jnp.float32), sample.astype(jnp.float32)
+    )
 
 
 def looks_at_values(self, state, model_output, sample):
@@ -153,7 +155,9 @@ def test_device_check_catches_a_difference_and_asks_for_devices():
         return x * len(traces)
 
     with pytest.raises(AssertionError):
-        testing.assert_device_invariant(another_each_time, None, Base(clip_denoised=False), (8, 2))
+        testing.assert_device_invariant(
+            another_each_time, None, Base(clip_denoised=False), (8, 2)
+        )
     with pytest.raises(ValueError, match="divide a batch of 1; on a CPU set XLA_FLAGS"):
         testing.assert_device_invariant(network, None, Base(), (1, 2))
 

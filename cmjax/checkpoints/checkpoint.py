@@ -73,7 +73,9 @@ class Checkpoint:
                 wanted = self.tensors[stored_name].dtype
             leaves.append(self._read(stored_name, leaf.shape, axes, np.dtype(wanted)))
         params = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-        return Model(apply_fn, params, self.scheduler, self.config, class_names=self.class_names)
+        return Model(
+            apply_fn, params, self.scheduler, self.config, class_names=self.class_names
+        )
 
     def _read(
         self, name: str, shape: tuple[int, ...], axes: tuple[int, ...], dtype: np.dtype
@@ -90,7 +92,9 @@ class Checkpoint:
 
         # Without x64, device_put would make float32 of float64 without a word.
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            raise ValueError(f"{where} as {dtype} needs jax_enable_x64; or ask for another dtype")
+            raise ValueError(
+                f"{where} as {dtype} needs jax_enable_x64; or ask for another dtype"
+            )
 
         # argsort inverts the permutation. Values beyond the range of the dtype become infinite,
         # which is an error below and no warning here.
@@ -127,7 +131,9 @@ class Checkpoint:
         try:
             apply_fn, abstract = _abstract_network(self.config)
         except ValueError as error:
-            raise ValueError(f"{self.files[0]}: the config makes no network: {error}") from None
+            raise ValueError(
+                f"{self.files[0]}: the config makes no network: {error}"
+            ) from None
 
         # Names and shapes as they should be in the file; the errors name what the user can look up.
         wanted = {}
@@ -151,7 +157,9 @@ def _problems(
 ) -> list[str]:
     """Lists what is wrong with the tensors found, for a network that wants these shapes."""
     # Grouped by what is wrong: what is missing says most of which network the file is for.
-    missing = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in found]
+    missing = [
+        f"missing {name} {shape}" for name, shape in wanted.items() if name not in found
+    ]
     unexpected = []
     misshapen = []
     unreal = []

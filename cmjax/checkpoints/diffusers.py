@@ -17,7 +17,12 @@ from cmjax.checkpoints.json_files import (
     write_class_names,
     write_json,
 )
-from cmjax.checkpoints.tensors import StoredTensor, by_name, open_safetensors, write_safetensors
+from cmjax.checkpoints.tensors import (
+    StoredTensor,
+    by_name,
+    open_safetensors,
+    write_safetensors,
+)
 from cmjax.checkpoints.torch_file import open_torch
 from cmjax.configs import from_json
 from cmjax.model import Model
@@ -107,7 +112,9 @@ def open_unet(path: Path) -> Checkpoint:
         files=files,
         config=config,
         scheduler=CMStochasticIterativeScheduler(timestep_spacing="leading"),
-        tensors=by_name(path, ((_renamed(name), tensor) for name, tensor in tensors.items())),
+        tensors=by_name(
+            path, ((_renamed(name), tensor) for name, tensor in tensors.items())
+        ),
         layout=layout,
         note="the folder names no scheduler: the default one, with 40 levels, is assumed",
     )
@@ -140,8 +147,13 @@ def write(folder: Path, model: Model) -> None:
     # The index, and the configs of both parts.
     (folder / "unet").mkdir()
     (folder / "scheduler").mkdir()
-    parts = {"scheduler": ["diffusers", type(scheduler).__name__], "unet": ["diffusers", NETWORK]}
-    write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts})
+    parts = {
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "unet": ["diffusers", NETWORK],
+    }
+    write_json(
+        folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts}
+    )
     write_class_names(folder, model)
     write_json(folder / "unet" / CONFIG, config_to_diffusers(model.config))
     config = scheduler.to_config()
@@ -173,23 +185,30 @@ def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
         ValueError: naming an option that is unknown, or has a value that `UNet2D` does not support.
     """
     if content.get("_class_name") != NETWORK:
-        raise ValueError(f"_class_name is {content.get('_class_name')!r}; cmjax reads a {NETWORK}")
+        raise ValueError(
+            f"_class_name is {content.get('_class_name')!r}; cmjax reads a {NETWORK}"
+        )
 
     # Options that the file leaves out have diffusers' defaults, not those of `UNet2DConfig`.
     values = dict(DEFAULTS)
-    values.update((name, value) for name, value in content.items() if not name.startswith("_"))
+    values.update(
+        (name, value) for name, value in content.items() if not name.startswith("_")
+    )
 
     # Options without a counterpart must have the value that `UNet2D` implements.
     for name, supported in FIXED.items():
         value = values.pop(name, supported[0])
         # In Python True == 1, but in JSON true is not 1.
         if not any(
-            value == one and isinstance(value, bool) == isinstance(one, bool) for one in supported
+            value == one and isinstance(value, bool) == isinstance(one, bool)
+            for one in supported
         ):
             hint = ""
             if name == "dropout":
                 hint = "; for sampling set it to 0: only training uses it"
-            raise ValueError(f"{name} {value!r} is not supported, only {supported[0]!r}{hint}")
+            raise ValueError(
+                f"{name} {value!r} is not supported, only {supported[0]!r}{hint}"
+            )
 
     # Those that only cmjax has are not to be read from a file of diffusers.
     for name in OWN_OPTIONS:
@@ -203,7 +222,9 @@ def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
     elif isinstance(size, list):
         raise ValueError(f"sample_size {size} is not supported, only squares")
     elif size is None:
-        raise ValueError("sample_size is missing; write the images' height and width into the file")
+        raise ValueError(
+            "sample_size is missing; write the images' height and width into the file"
+        )
     return from_json(UNet2DConfig, values)
 
 
@@ -243,7 +264,8 @@ def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
         shards = read_json(index).get("weight_map")
         # A name with a folder in it could lead to any file of the machine.
         if not isinstance(shards, dict) or not all(
-            isinstance(shard, str) and Path(shard).name == shard for shard in shards.values()
+            isinstance(shard, str) and Path(shard).name == shard
+            for shard in shards.values()
         ):
             raise ValueError(
                 f"{index}: weight_map must map names of tensors to names of files in the folder"

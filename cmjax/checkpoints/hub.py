@@ -45,12 +45,18 @@ def download(source: str) -> Path:
 
     # Imported late: most models are on disk already.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     repo, _, revision = source.partition("@")
     wanted = [*CONFIGS, native.WEIGHTS, *SAFETENSORS, *INDICES, *SHARDS]
     try:
-        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
+        folder = Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=wanted)
+        )
         # Most repositories hold the same weights as .bin too: gigabytes that nobody reads.
         if not any(folder.rglob("*.safetensors")):
             snapshot_download(repo, revision=revision or None, allow_patterns=TORCH)

@@ -107,7 +107,9 @@ def _parse_json(path: Path) -> Any:
 
     # Deep lists would exhaust Python's stack later, where a config is printed or compared.
     if _is_deep(content):
-        raise ValueError(f"{path} is nested more than {DEEPEST_JSON} deep, which no model needs")
+        raise ValueError(
+            f"{path} is nested more than {DEEPEST_JSON} deep, which no model needs"
+        )
     return content
 
 

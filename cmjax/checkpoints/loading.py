@@ -102,7 +102,9 @@ def open_checkpoint(
     raise ValueError(f"{path / native.CONFIG}: _class_name is {name!r:.200}{hint}")
 
 
-def save(path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = "cmjax") -> None:
+def save(
+    path: str | Path, model: Model, *, to: Literal["cmjax", "diffusers"] = "cmjax"
+) -> None:
     """Writes a model's folder.
 
     A crash leaves the folder that was there before or the new one, and never half of one.

@@ -63,7 +63,9 @@ def write(folder: Path, model: Model) -> None:
     write_class_names(folder, model)
 
     # np.asarray copies the parameters from the device, whole if they are divided among several.
-    tensors = {name: np.asarray(value) for name, value in flatten_named(model.params).items()}
+    tensors = {
+        name: np.asarray(value) for name, value in flatten_named(model.params).items()
+    }
     write_safetensors(folder / WEIGHTS, tensors)
 
 

@@ -65,7 +65,9 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
     """
     if isinstance(config, str):
         if config not in PRESETS:
-            raise ValueError(f"config {config!r} is not a preset; presets are {', '.join(PRESETS)}")
+            raise ValueError(
+                f"config {config!r} is not a preset; presets are {', '.join(PRESETS)}"
+            )
         config = PRESETS[config]
 
     # Every network of theirs begins with this convolution: other files are recognised by it.
@@ -85,9 +87,13 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
     levels = NUM_TRAIN_TIMESTEPS.get(path.stem, 40)
     note = ""
     if path.stem in TEACHERS:
-        note = "an EDM diffusion model, a teacher; sample it with EDMHeunScheduler in 40 steps"
+        note = (
+            "an EDM diffusion model, a teacher; sample it with EDMHeunScheduler in 40 steps"
+        )
     elif path.stem not in NUM_TRAIN_TIMESTEPS:
-        note = "the file's name is not that of a released model: 40 noise levels are assumed"
+        note = (
+            "the file's name is not that of a released model: 40 noise levels are assumed"
+        )
     return Checkpoint(
         kind="OpenAI file",
         files=(path,),
@@ -107,7 +113,9 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
     """
     try:
         # Output blocks: layers + 1 for each resolution, from the lowest one up.
-        blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("output_blocks.")}
+        blocks = {
+            int(name.split(".")[1]) for name in tensors if name.startswith("output_blocks.")
+        }
 
         # The first one that is followed by a resampling module ends its resolution. Without any
         # there is a single resolution.
@@ -125,9 +133,15 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
 
         # How resolution changes, and how the network is conditioned on time and class: a block that
         # is scaled and shifted by the embedding needs two numbers per channel.
-        resample = "conv" if f"input_blocks.{layers + 1}.0.op.weight" in tensors else "resnet"
-        scale_shift = tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * widths[0]
-        classes = tensors["label_emb.weight"].shape[0] if "label_emb.weight" in tensors else None
+        resample = (
+            "conv" if f"input_blocks.{layers + 1}.0.op.weight" in tensors else "resnet"
+        )
+        scale_shift = (
+            tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * widths[0]
+        )
+        classes = (
+            tensors["label_emb.weight"].shape[0] if "label_emb.weight" in tensors else None
+        )
         in_channels = tensors["input_blocks.0.0.weight"].shape[1]
         out_channels = tensors["out.2.weight"].shape[0]
     except (KeyError, IndexError, ValueError) as error:
@@ -148,8 +162,12 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         sample_size=LARGEST_ATTENTION * 2 ** attention.index(True),
         in_channels=in_channels,
         out_channels=out_channels,
-        down_block_types=tuple("AttnDownBlock2D" if a else plain.format("Down") for a in attention),
-        up_block_types=tuple("AttnUpBlock2D" if a else plain.format("Up") for a in attention[::-1]),
+        down_block_types=tuple(
+            "AttnDownBlock2D" if a else plain.format("Down") for a in attention
+        ),
+        up_block_types=tuple(
+            "AttnUpBlock2D" if a else plain.format("Up") for a in attention[::-1]
+        ),
         block_out_channels=tuple(widths),
         layers_per_block=layers,
         downsample_type=resample,
@@ -253,7 +271,9 @@ def _part(layer: str) -> str | None:
     None if there is no such layer.
     """
     # "qkv" has three names here. The convolution of a resampling is "op" going down, "conv" up.
-    table = {theirs: ours for ours, theirs in {**RESNET, **ATTENTION}.items() if theirs != "qkv"}
+    table = {
+        theirs: ours for ours, theirs in {**RESNET, **ATTENTION}.items() if theirs != "qkv"
+    }
     return {**table, "op": "conv", "conv": "conv"}.get(layer)
 
 

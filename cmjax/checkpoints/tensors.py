@@ -50,7 +50,9 @@ class StoredTensor:
         shape = (stop - start, *self.shape[1:])
         while len(shape) > 1 and shape[-1] == 1:
             shape = shape[:-1]
-        return StoredTensor(shape, self.dtype, lambda: self.read()[start:stop].reshape(shape))
+        return StoredTensor(
+            shape, self.dtype, lambda: self.read()[start:stop].reshape(shape)
+        )
 
 
 def check_file(path: Path) -> None:
@@ -66,7 +68,9 @@ def check_file(path: Path) -> None:
         raise ValueError(f"{path} is not a file")
 
 
-def by_name(where: object, tensors: Iterable[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
+def by_name(
+    where: object, tensors: Iterable[tuple[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
     """Returns the tensors by name.
 
     Args:
@@ -97,7 +101,8 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}
             headers = {
-                name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+                name: (tuple(part.get_shape()), part.get_dtype())
+                for name, part in slices.items()
             }
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None

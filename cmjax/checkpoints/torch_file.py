@@ -33,7 +33,9 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-LARGEST_PICKLE = 4 * 2**20  # bytes; that of the largest released model has under a tenth of one MiB
+LARGEST_PICKLE = (
+    4 * 2**20
+)  # bytes; that of the largest released model has under a tenth of one MiB
 MOST_AXES = 32  # what every version of NumPy can view
 # Tensors may overlap and repeat values, but claim at most this many times the size of the file.
 MOST_SHARING = 4
@@ -74,19 +76,26 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
         EOFError,
         ValueError,
     ) as error:
-        raise ValueError(f"{path} is not a readable PyTorch file: {_why(path, error)}") from None
+        raise ValueError(
+            f"{path} is not a readable PyTorch file: {_why(path, error)}"
+        ) from None
 
     # Values that are not tensors, such as an optimizer's settings, come with a training checkpoint.
     if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in found.items()
+        isinstance(name, str) and isinstance(tensor, _Tensor)
+        for name, tensor in found.items()
     ):
         raise ValueError(
             f"{path} does not hold a state dict (names and tensors); save model.state_dict()"
         )
 
     # Strides of zero let a small file claim tensors of any size.
-    stored = {name: _stored(path, name, tensor, entries, folder) for name, tensor in found.items()}
-    claimed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in stored.values())
+    stored = {
+        name: _stored(path, name, tensor, entries, folder) for name, tensor in found.items()
+    }
+    claimed = sum(
+        math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in stored.values()
+    )
     if claimed > MOST_SHARING * path.stat().st_size + 2**20:
         raise ValueError(
             f"{path}: its tensors claim {claimed} bytes by repeating values; save contiguous "
@@ -119,7 +128,10 @@ def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
     # Compressed entries could grow to any size, and could not be mapped into memory.
     size = path.stat().st_size
     for entry in archive.infolist():
-        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+        if (
+            entry.compress_type != zipfile.ZIP_STORED
+            or entry.compress_size != entry.file_size
+        ):
             raise ValueError(
                 f"its entry {entry.filename} is compressed, which PyTorch's own are not"
             )
@@ -224,7 +236,9 @@ class _Machine:
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
                 stack.append(argument)
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[opcode])
+                stack.append(
+                    {"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[opcode]
+                )
 
             # The memo, for a value that occurs several times, such as the kind of a storage.
             case "BINPUT" | "LONG_BINPUT":
@@ -277,7 +291,9 @@ class _Machine:
         """Returns the storage that a persistent id describes."""
         # The fourth part is the device it was saved from, which does not matter here.
         match description:
-            case ("storage", _Name(name), str() as key, _, int() as size) if name in _STORAGE_NAMES:
+            case ("storage", _Name(name), str() as key, _, int() as size) if (
+                name in _STORAGE_NAMES
+            ):
                 return _Storage(_STORAGE_NAMES[name], key, size)
         raise _RefusedError(
             f"its pickle refers to {_shown(description)}, which is not a storage of numbers"
@@ -368,7 +384,9 @@ def _shown(value: Any) -> str:
         return f"a {type(value).__name__}"
     words = []
     for item in value[:5]:
-        words.append(_shown(item) if isinstance(item, (str, _Name)) else type(item).__name__)
+        words.append(
+            _shown(item) if isinstance(item, (str, _Name)) else type(item).__name__
+        )
     return f"({', '.join(words)})"
 
 
@@ -408,8 +426,13 @@ def _stored(
 
     # The place of the last value: offset + sum of (n - 1) * stride over the axes. The stride of an
     # axis of length 1 is never used, and PyTorch may store any number there.
-    steps = [stride if n > 1 else 0 for n, stride in zip(tensor.shape, tensor.strides, strict=True)]
-    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, steps, strict=True))
+    steps = [
+        stride if n > 1 else 0
+        for n, stride in zip(tensor.shape, tensor.strides, strict=True)
+    ]
+    last = tensor.offset + sum(
+        (n - 1) * step for n, step in zip(tensor.shape, steps, strict=True)
+    )
     if math.prod(tensor.shape) and last >= storage.size:
         raise ValueError(f"{path}: tensor {name} reaches beyond its storage")
 

@@ -41,7 +41,12 @@ PRESET = click.option(
 @options.trust
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def convert(
-    source: str, destination: Path, to: str, dtype: str | None, config: str | None, quiet: bool
+    source: str,
+    destination: Path,
+    to: str,
+    dtype: str | None,
+    config: str | None,
+    quiet: bool,
 ) -> None:
     """Converts the model SRC, writing it to the folder DST.
 
@@ -63,7 +68,9 @@ def convert(
     if not quiet:
         if checkpoint.note:
             click.echo(f"Note: {checkpoint.note}", err=True)
-        click.echo(f"{destination}: {_parameters(checkpoint)}, from {checkpoint.kind} {source}")
+        click.echo(
+            f"{destination}: {_parameters(checkpoint)}, from {checkpoint.kind} {source}"
+        )
 
 
 @click.command()
@@ -102,7 +109,9 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
     # What a user asks first: what it is, what it makes, how large it is.
     config = checkpoint.config
     shape = "x".join(map(str, sample_shape(config)))
-    classes = describe_classes(getattr(config, "num_class_embeds", None), checkpoint.class_names)
+    classes = describe_classes(
+        getattr(config, "num_class_embeds", None), checkpoint.class_names
+    )
     rows: list[tuple[str, Any]] = [
         ("kind", checkpoint.kind),
         ("samples", f"{shape}, {classes}"),
@@ -119,7 +128,9 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
     rows += [(f"  {name}", value) for name, value in scheduler.items() if name[0] != "_"]
 
     # The files, and what a user should know of the model, at the end.
-    rows += [("file", f"{file} ({_size(file.stat().st_size)})") for file in checkpoint.files]
+    rows += [
+        ("file", f"{file} ({_size(file.stat().st_size)})") for file in checkpoint.files
+    ]
     if checkpoint.note:
         rows.append(("note", checkpoint.note))
     return rows

@@ -28,7 +28,9 @@ process_options = group_of(
 )
 
 
-def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def initialize(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
     """Joins the other processes of the run, if there are any.
 
     It has to come before any other use of JAX, which fixes its devices at the first.
@@ -52,7 +54,9 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
 
     # With "auto", JAX completes the numbers that are missing; with an address it needs them all.
     if any(joining) and coordinator != "auto" and not all(joining):
-        raise ValueError("--coordinator HOST:PORT, --num-processes and --process-id go together")
+        raise ValueError(
+            "--coordinator HOST:PORT, --num-processes and --process-id go together"
+        )
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise ValueError(
             f"--process-id must be below --num-processes {num_processes}, got {process_id}"
@@ -67,7 +71,9 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         devices = []
 
     try:
-        jax.distributed.initialize(address, num_processes, process_id, local_device_ids=devices)
+        jax.distributed.initialize(
+            address, num_processes, process_id, local_device_ids=devices
+        )
     except (OSError, RuntimeError, ValueError) as error:
         # The runtime's errors can fill a page; their first line says what happened.
         what = (str(error) or type(error).__name__).splitlines()[0]
@@ -87,7 +93,9 @@ def _among_others() -> bool:
     wanted = "tpu" in (os.environ.get("JAX_PLATFORMS") or "tpu")
 
     # Without the metadata server, only a list of hosts can name others.
-    hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get(
+        "TPU_WORKER_HOSTNAMES"
+    )
     several = "TPU_SKIP_MDS_QUERY" not in os.environ or "," in (hosts or "")
     return found and wanted and several
 

@@ -16,7 +16,9 @@ ALIASES = {"label": "labels"}  # earlier names of options
 
 # Options that several tasks have. They are not `options.sampling`: the number of steps and the
 # classes have other defaults here, and there is no choice of scheduler.
-IMAGE = click.argument("image", metavar="[IMAGE]", required=False, type=click.Path(path_type=Path))
+IMAGE = click.argument(
+    "image", metavar="[IMAGE]", required=False, type=click.Path(path_type=Path)
+)
 MODEL = click.option(
     "--model",
     metavar="MODEL",
@@ -129,7 +131,9 @@ def inpaint(
     # Both are too many, and with a picture of the user's none is too few; the package's own picture
     # has a part that is repainted by default.
     if (mask is None) == (mask_box is None) and (mask or image):
-        raise ValueError("give one of --mask FILE and --mask-box x0,y0,x1,y1: what to repaint")
+        raise ValueError(
+            "give one of --mask FILE and --mask-box x0,y0,x1,y1: what to repaint"
+        )
 
     # The mask is as large as the picture given, so both are cropped and resized in the same way.
     task = open_task(image, "seven.png", **common)
@@ -203,7 +207,9 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
     task = open_task(image, "seven.png", factor, **common)
     size = task.model.config.sample_size
     if size % factor:
-        raise ValueError(f"--factor must divide the model's {size}x{size} pixels, got {factor}")
+        raise ValueError(
+            f"--factor must divide the model's {size}x{size} pixels, got {factor}"
+        )
 
     # The low resolution is all that the constraint sees; the picture itself is only shown.
     low = from_uint8(center_crop_resize(task.picture(), size // factor))
@@ -315,11 +321,19 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
     # The sketch, with noise of the first level, is where sampling starts.
     sketch = from_uint8(center_crop_resize(task.picture(), model.config.sample_size))
     levels = np.asarray(sigmas or STROKE_SIGMAS, np.float32)
-    options.set_timesteps(model.scheduler, {"sigmas": levels})  # errors before anything compiles
+    options.set_timesteps(
+        model.scheduler, {"sigmas": levels}
+    )  # errors before anything compiles
 
     run = jax.jit(
-        functools.partial(stroke_to_image, apply_fn=model.apply_fn, scheduler=model.scheduler)
+        functools.partial(
+            stroke_to_image, apply_fn=model.apply_fn, scheduler=model.scheduler
+        )
     )
     copies = np.repeat(sketch[None], task.num, 0)
-    results = run(task.key, params=model.params, image=copies, sigmas=levels, cond=task.cond)
-    write_tiles(task, np.concatenate([sketch[None], results]), ["given", *range(1, task.num + 1)])
+    results = run(
+        task.key, params=model.params, image=copies, sigmas=levels, cond=task.cond
+    )
+    write_tiles(
+        task, np.concatenate([sketch[None], results]), ["given", *range(1, task.num + 1)]
+    )

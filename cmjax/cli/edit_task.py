@@ -110,14 +110,18 @@ def open_task(
     checkpoint = options.open_checkpoint(model)
     channels = sample_shape(checkpoint.config)[-1]
     if channels not in MODES:
-        raise ValueError(f"--model: its samples have {channels} channels, which is no picture")
+        raise ValueError(
+            f"--model: its samples have {channels} channels, which is no picture"
+        )
 
     # The class of the package's pictures is known. That of a user's picture is not, and a model
     # conditioned on another class would repaint a cat as something else.
     classes = getattr(checkpoint.config, "num_class_embeds", None)
     if classes is not None and labels is None:
         if model is not None or image is not None:
-            raise ValueError(f"--labels: the model has classes 0..{classes - 1}; say which to make")
+            raise ValueError(
+                f"--labels: the model has classes 0..{classes - 1}; say which to make"
+            )
         labels = [str(EXAMPLE_LABEL)]
     indices = options.check_labels(labels, classes, checkpoint.class_names)
 
@@ -138,11 +142,14 @@ def _report_scaling(path: Path, picture: "np.ndarray", size: int, factor: int) -
     # super-resolution takes its picture at the smaller size, so that one is no surprise either.
     if (height, width) not in ((size, size), (size // factor, size // factor)):
         click.echo(
-            f"{path}: {width}x{height} pixels, its middle square scaled to {size}x{size}", err=True
+            f"{path}: {width}x{height} pixels, its middle square scaled to {size}x{size}",
+            err=True,
         )
 
 
-def read_hole(mask: Path | None, box: list[int] | None, height: int, width: int) -> "np.ndarray":
+def read_hole(
+    mask: Path | None, box: list[int] | None, height: int, width: int
+) -> "np.ndarray":
     """Returns what is to be repainted, u8[H, W, 1]: a mask, a box, or else the lower half.
 
     Args:
@@ -189,7 +196,10 @@ def _box(corners: list[int], height: int, width: int) -> "np.ndarray":
 
 
 def edit_under(
-    task: Task, constraint: "Constraint", picture: "np.ndarray", known: "np.ndarray | None" = None
+    task: Task,
+    constraint: "Constraint",
+    picture: "np.ndarray",
+    known: "np.ndarray | None" = None,
 ) -> None:
     """Samples under a constraint; writes what was given, what is kept of it, and the results.
 
@@ -206,16 +216,27 @@ def edit_under(
 
     model = task.model
     if task.schedule:
-        options.set_timesteps(model.scheduler, task.schedule)  # errors before anything compiles
+        options.set_timesteps(
+            model.scheduler, task.schedule
+        )  # errors before anything compiles
     shape = (task.num, *model.sample_shape)
-    scheduler: Any = model.scheduler  # `edit` raises an error for one that takes no constraint
+    scheduler: Any = (
+        model.scheduler
+    )  # `edit` raises an error for one that takes no constraint
 
     # One program for both, with the parameters as an argument: as a constant they would be copied
     # into it.
     @jax.jit
     def run(key, params, constraint, cond):
         results = edit(
-            key, model.apply_fn, params, scheduler, constraint, shape, **task.schedule, cond=cond
+            key,
+            model.apply_fn,
+            params,
+            scheduler,
+            constraint,
+            shape,
+            **task.schedule,
+            cond=cond,
         )
         return constraint(jax.numpy.zeros(shape))[:1], results
 

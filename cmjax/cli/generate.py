@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 ALIASES = {"num-samples": "num"}  # earlier names of options
 
 
-@click.command(context_settings={"token_normalize_func": lambda name: ALIASES.get(name, name)})
+@click.command(
+    context_settings={"token_normalize_func": lambda name: ALIASES.get(name, name)}
+)
 @options.sampling
 @click.option(
     "--num",
@@ -180,7 +182,9 @@ def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
 
     # Only the process that writes the results has paths.
     if outcome.paths and not quiet:
-        message = f"{options.counted(num, 'sample')} in {', '.join(map(str, outcome.paths))}"
+        message = (
+            f"{options.counted(num, 'sample')} in {', '.join(map(str, outcome.paths))}"
+        )
 
         # A run that found all its samples in the folder has no rate.
         if outcome.num_made:

@@ -78,7 +78,9 @@ class Labels(click.ParamType):
         parts = [part.strip() for part in value.split(",")]
         if not all(parts):
             self.fail(
-                f"must be classes separated by commas, such as 3,1,4, got {value!r}.", param, ctx
+                f"must be classes separated by commas, such as 3,1,4, got {value!r}.",
+                param,
+                ctx,
             )
         return parts
 
@@ -106,7 +108,9 @@ class Setting(click.ParamType):
             return key, text
 
 
-def group_of(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def group_of(
+    *options: Callable[..., Any],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Returns a decorator that adds options to a command; help lists them in this order."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -244,7 +248,11 @@ def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoin
 
 
 def open_model(
-    model: str | None, scheduler: str | None, settings: Mapping[str, Any], dtype: str, quiet: bool
+    model: str | None,
+    scheduler: str | None,
+    settings: Mapping[str, Any],
+    dtype: str,
+    quiet: bool,
 ) -> "Model":
     """Loads a model, with another scheduler if one is asked for.
 

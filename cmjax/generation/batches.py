@@ -93,7 +93,9 @@ class BatchSampler:
             # keeps the devices busy while the host copies and writes.
             computing = deque()
             for batch in indices:
-                computing.append((batch, self.compiled(*self._constants, *self._inputs(batch))))
+                computing.append(
+                    (batch, self.compiled(*self._constants, *self._inputs(batch)))
+                )
                 if len(computing) > 1:
                     yield _fetch(*computing.popleft())
 

@@ -173,7 +173,9 @@ def _record_sums(path: Path) -> None:
 def _of_export(sums: Mapping[str, str], path: Path) -> dict[str, str]:
     """Selects the digests of one export, which is a file or a folder of files."""
     # Names are relative to the run's folder: "samples.npz", or "samples_png/000000.png".
-    return {name: digest for name, digest in sums.items() if name.split("/")[0] == path.name}
+    return {
+        name: digest for name, digest in sums.items() if name.split("/")[0] == path.name
+    }
 
 
 def _sums(path: Path) -> dict[str, str]:

@@ -43,7 +43,9 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def open_shards(folder: Path, settings: RunSettings, source: str, shard_size: int | None) -> Shards:
+def open_shards(
+    folder: Path, settings: RunSettings, source: str, shard_size: int | None
+) -> Shards:
     """Opens the folder of a run, or starts a new run in it.
 
     Args:
@@ -73,10 +75,14 @@ def open_shards(folder: Path, settings: RunSettings, source: str, shard_size: in
     else:
         # A new run. The manifest is written before the folder `shards` exists, so that there are
         # never shards without one.
-        settings = dataclasses.replace(settings, shard_size=shard_size or settings.shard_size)
+        settings = dataclasses.replace(
+            settings, shard_size=shard_size or settings.shard_size
+        )
         content = {"settings": settings.to_json(), "source": source}
         with replacing(path) as file:
-            file.write(json.dumps({**content, "digest": _digest(content)}, indent=1).encode())
+            file.write(
+                json.dumps({**content, "digest": _digest(content)}, indent=1).encode()
+            )
     (folder / "shards").mkdir(exist_ok=True)
     return Shards(folder, settings)
 
@@ -96,9 +102,13 @@ def read_manifest(folder: Path) -> Manifest:
         if content.pop("digest") != _digest(content):
             raise ValueError
     except FileNotFoundError:
-        raise ValueError(f"{folder} has no {MANIFEST}; generate_folder has not made it") from None
+        raise ValueError(
+            f"{folder} has no {MANIFEST}; generate_folder has not made it"
+        ) from None
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError(f"{path} is damaged; restore it, or choose another folder") from None
+        raise ValueError(
+            f"{path} is damaged; restore it, or choose another folder"
+        ) from None
 
     # A manifest of a version with other settings is whole, but these samples cannot be resumed.
     try:

@@ -30,7 +30,12 @@ class Generated(NamedTuple):
 
 
 def generate(
-    model: Model, request: Request, num: int, *, batch_size: int = 64, progress: bool = False
+    model: Model,
+    request: Request,
+    num: int,
+    *,
+    batch_size: int = 64,
+    progress: bool = False,
 ) -> Generated:
     """Generates samples on one device and returns them in memory.
 
@@ -61,7 +66,9 @@ def generate(
     # A single batch needs no bar in a log file; at a terminal it shows that something is going on.
     several = len(batches) > 1
     hidden = not progress or not (several or sys.stderr.isatty())
-    bar = tqdm(total=len(batches), desc="compiling", unit="batch", leave=False, disable=hidden)
+    bar = tqdm(
+        total=len(batches), desc="compiling", unit="batch", leave=False, disable=hidden
+    )
     with bar:
         # `BatchSampler` compiles when it is built: timed apart from sampling.
         begin = time.perf_counter()

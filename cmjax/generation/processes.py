@@ -166,9 +166,13 @@ def open_on_all(
     wanted, token = _gather(num - 1, secrets.randbits(32))
     if (wanted != wanted[0]).any():
         numbers = [int(n) + 1 for n in wanted]
-        raise ValueError(f"all processes must make the same number of samples, got {numbers}")
+        raise ValueError(
+            f"all processes must make the same number of samples, got {numbers}"
+        )
     name = f"{token[0]:08x}"
-    return shards, Markers(stop=folder / f".stop-{name}", finished=folder / f".finished-{name}")
+    return shards, Markers(
+        stop=folder / f".stop-{name}", finished=folder / f".finished-{name}"
+    )
 
 
 def _wait_for_manifest(folder: Path) -> None:
@@ -229,7 +233,9 @@ def stopping_together(stop: Path) -> Iterator[Callable[[], bool]]:
         try:
             yield lambda: bool(interrupted) or (several and stop.exists())
         except BaseException:
-            interrupted.append(0)  # an error counts as a signal: the marker is written below
+            interrupted.append(
+                0
+            )  # an error counts as a signal: the marker is written below
             raise
         finally:
             if interrupted and several:

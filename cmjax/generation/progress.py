@@ -13,7 +13,9 @@ from tqdm import tqdm
 from cmjax.files import append
 from cmjax.generation.shards import Shards
 
-REFRESH = 0.5  # minimum seconds between two updates of the bar, each of which lists the folder
+REFRESH = (
+    0.5  # minimum seconds between two updates of the bar, each of which lists the folder
+)
 
 
 class Log:
@@ -35,7 +37,11 @@ class Log:
             OSError: if the line cannot be written.
         """
         # UTC, so that the logs of machines in different time zones can be merged.
-        line = {"time": datetime.datetime.now(datetime.UTC).isoformat(), "event": event, **values}
+        line = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(),
+            "event": event,
+            **values,
+        }
         append(self._path, json.dumps(line))
 
 

@@ -49,7 +49,9 @@ class Request:
         # The levels may be given in one way only.
         given = [name for name in LEVELS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"give at most one of {', '.join(LEVELS)}, got {' and '.join(given)}")
+            raise ValueError(
+                f"give at most one of {', '.join(LEVELS)}, got {' and '.join(given)}"
+            )
         steps = self.num_inference_steps if given else 1
         if steps is not None:
             steps = as_integer("num_inference_steps", steps, 1, 2**31 - 1)
@@ -119,7 +121,9 @@ class Request:
         Raises:
             ValueError: if a field is missing or out of range.
         """
-        missing = [name for name in ("schedule", "labels", "seed", "dtype") if name not in values]
+        missing = [
+            name for name in ("schedule", "labels", "seed", "dtype") if name not in values
+        ]
         if missing:
             raise ValueError(f"the request has no {missing[0]!r}")
         return cls(
@@ -169,7 +173,9 @@ def _labels(values: Any) -> tuple[int, ...] | None:
     labels = _plain_tuple("labels", values)
     for label in labels:
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 2**31:
-            raise ValueError(f"labels must be a list of classes, 0 or more, got {list(labels)}")
+            raise ValueError(
+                f"labels must be a list of classes, 0 or more, got {list(labels)}"
+            )
     return labels
 
 
@@ -201,5 +207,7 @@ def _dtype_name(value: Any) -> str:
 
     # Without x64 JAX computes in float32 where float64 is asked for.
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(f"dtype {dtype.name} needs jax.config.update('jax_enable_x64', True)")
+        raise ValueError(
+            f"dtype {dtype.name} needs jax.config.update('jax_enable_x64', True)"
+        )
     return dtype.name

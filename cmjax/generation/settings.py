@@ -111,7 +111,9 @@ class RunSettings:
         names = [field.name for field in dataclasses.fields(cls) if field.name != "request"]
         expected = {*names, *request.to_json()}
         if odd := sorted(expected ^ values.keys()):
-            raise ValueError(f"the settings of another version of cmjax differ in {', '.join(odd)}")
+            raise ValueError(
+                f"the settings of another version of cmjax differ in {', '.join(odd)}"
+            )
         return cls(request=request, **{name: values[name] for name in names})
 
     def differences(self, other: "RunSettings") -> list[str]:

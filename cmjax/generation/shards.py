@@ -99,7 +99,9 @@ class Shards:
         # Hidden files are temporary ones, of shards that were being written.
         known = {path for _, path in self.files()}
         there = sorted((self.folder / "shards").glob("*"))
-        return [path for path in there if path not in known and not path.name.startswith(".")]
+        return [
+            path for path in there if path not in known and not path.name.startswith(".")
+        ]
 
     def write(self, shard: range, images: np.ndarray) -> None:
         """Writes a shard.
@@ -131,7 +133,9 @@ class Shards:
         # Read once, checked and decoded from the same bytes.
         content = path.read_bytes()
         if not self._matches(shard, path, content):
-            raise ValueError(f"{path} is damaged; run the same generate_folder again to repair it")
+            raise ValueError(
+                f"{path} is damaged; run the same generate_folder again to repair it"
+            )
         with np.load(io.BytesIO(content)) as arrays:
             return arrays["images"]
 

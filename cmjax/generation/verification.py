@@ -99,7 +99,9 @@ def _as_it_was(folder: Path, model: Model, settings: RunSettings) -> Model:
     else:
         same = model_digest(model) == settings.model
     if not same:
-        raise ValueError(f"{folder} was made with another model; pass the one it was made with")
+        raise ValueError(
+            f"{folder} was made with another model; pass the one it was made with"
+        )
     return model
 
 

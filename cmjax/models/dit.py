@@ -120,9 +120,13 @@ class DiT(nnx.Module):
         self.class_embedding = class_embedding
 
         # The blocks, and a layer per long skip, from twice the channels back to the width.
-        self.blocks = nnx.List([_Block(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.blocks = nnx.List(
+            [_Block(config, rngs=rngs) for _ in range(config.num_layers)]
+        )
         joined = config.num_layers // 2 if config.long_skips else 0
-        self.skips = nnx.List([layers.linear(2 * width, width, rngs=rngs) for _ in range(joined)])
+        self.skips = nnx.List(
+            [layers.linear(2 * width, width, rngs=rngs) for _ in range(joined)]
+        )
 
         # From tokens to patches, scaled and shifted as in the blocks.
         self.modulation = _zero_linear(width, 2 * width, rngs)
@@ -205,13 +209,17 @@ class _Block(nnx.Module):
             self.modulation(condition)[:, None], 6, axis=-1
         )
         h = h + gate_a * self._attend(_modulated(h, shift_a, scale_a))
-        hidden = jax.nn.gelu(self.linear_1(_modulated(h, shift_m, scale_m)), approximate=True)
+        hidden = jax.nn.gelu(
+            self.linear_1(_modulated(h, shift_m, scale_m)), approximate=True
+        )
         return h + gate_m * self.linear_2(hidden)
 
     def _attend(self, h):
         # One product makes queries, keys and values: [B, T, 3 * width] to three [B, T, heads, C].
         batch, tokens, width = h.shape
-        q, k, v = jnp.moveaxis(self.to_qkv(h).reshape(batch, tokens, 3, self.heads, -1), 2, 0)
+        q, k, v = jnp.moveaxis(
+            self.to_qkv(h).reshape(batch, tokens, 3, self.heads, -1), 2, 0
+        )
         return self.to_out(layers.attend(q, k, v).reshape(batch, tokens, width))
 
 
@@ -243,4 +251,6 @@ def _modulated(h, shift, scale):
 
 def _zero_linear(features_in, features_out, rngs):
     """Returns a dense layer whose output is zero until it is trained."""
-    return layers.linear(features_in, features_out, kernel_init=nnx.initializers.zeros, rngs=rngs)
+    return layers.linear(
+        features_in, features_out, kernel_init=nnx.initializers.zeros, rngs=rngs
+    )

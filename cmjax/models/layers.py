@@ -20,9 +20,13 @@ def in_input_dtype(arrays: Any, **_: Any) -> Any:
     return tuple(None if array is None else array.astype(dtype) for array in arrays)
 
 
-def linear(features_in: int, features_out: int, *, rngs: nnx.Rngs, **options: Any) -> nnx.Linear:
+def linear(
+    features_in: int, features_out: int, *, rngs: nnx.Rngs, **options: Any
+) -> nnx.Linear:
     """Returns a dense layer; `options` are those of `nnx.Linear`."""
-    return nnx.Linear(features_in, features_out, promote_dtype=in_input_dtype, rngs=rngs, **options)
+    return nnx.Linear(
+        features_in, features_out, promote_dtype=in_input_dtype, rngs=rngs, **options
+    )
 
 
 def conv(
@@ -35,7 +39,12 @@ def conv(
     # "SAME" would pad a convolution of stride 2 on two sides only, and PyTorch pads all four.
     options = {"padding": (size - 1) // 2, **options}
     return nnx.Conv(
-        channels_in, channels_out, (size, size), promote_dtype=in_input_dtype, rngs=rngs, **options
+        channels_in,
+        channels_out,
+        (size, size),
+        promote_dtype=in_input_dtype,
+        rngs=rngs,
+        **options,
     )
 
 
@@ -161,7 +170,13 @@ class Attention(nnx.Module):
     """Multi-head self-attention among the pixels of a map, with normalisation and residual."""
 
     def __init__(
-        self, channels: int, head_dim: int, *, groups: int | None, epsilon: float, rngs: nnx.Rngs
+        self,
+        channels: int,
+        head_dim: int,
+        *,
+        groups: int | None,
+        epsilon: float,
+        rngs: nnx.Rngs,
     ):
         """Makes attention with `channels // head_dim` heads.
 
@@ -245,7 +260,9 @@ class ResnetBlock(nnx.Module):
         self.conv1 = conv(channels_in, channels_out, rngs=rngs)
 
         # Two numbers per channel, to scale and to shift, or one to add.
-        self.time_emb_proj = linear(time_features, channels_out * (1 + scale_shift), rngs=rngs)
+        self.time_emb_proj = linear(
+            time_features, channels_out * (1 + scale_shift), rngs=rngs
+        )
         self.norm2 = GroupNorm(channels_out, groups, epsilon, rngs=rngs)
         self.conv2 = conv(channels_out, channels_out, rngs=rngs)
 

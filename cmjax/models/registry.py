@@ -19,7 +19,9 @@ ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
 BUILT_IN = tuple(ARCHITECTURES)
 
 
-def network_class(name: Any, *, trust: bool = True) -> tuple[Callable[..., nnx.Module], type]:
+def network_class(
+    name: Any, *, trust: bool = True
+) -> tuple[Callable[..., nnx.Module], type]:
     """Returns the network of a name, and the class of its config.
 
     Args:
@@ -39,7 +41,9 @@ def network_class(name: Any, *, trust: bool = True) -> tuple[Callable[..., nnx.M
         return ARCHITECTURES[name]
     if not isinstance(name, str) or ":" not in name:
         hint = did_you_mean(name, list(ARCHITECTURES))
-        raise ValueError(f"there is no network {name!r:.200}{hint}, or give 'package.module:Name'")
+        raise ValueError(
+            f"there is no network {name!r:.200}{hint}, or give 'package.module:Name'"
+        )
     if not trust:
         raise ValueError(
             f"the network is {name!r:.200}, which is not part of cmjax; call cmjax.register with "
@@ -53,7 +57,9 @@ def network_class(name: Any, *, trust: bool = True) -> tuple[Callable[..., nnx.M
     return ARCHITECTURES[name]
 
 
-def register_network(cls: Any, config: type | None = None, *, name: str | None = None) -> None:
+def register_network(
+    cls: Any, config: type | None = None, *, name: str | None = None
+) -> None:
     """Adds a network to the registry; `cmjax.register` describes it.
 
     Args:
@@ -74,7 +80,9 @@ def register_network(cls: Any, config: type | None = None, *, name: str | None =
     # The config is a static field of `Model`, so jit finds its programs by it: it must be hashable.
     config = config or _annotated_config(cls)
     if not dataclasses.is_dataclass(config) or config.__hash__ is None:
-        raise ValueError(f"the config of {name!r} must be a frozen dataclass, got {config!r:.200}")
+        raise ValueError(
+            f"the config of {name!r} must be a frozen dataclass, got {config!r:.200}"
+        )
 
     # A user's own name may be registered again, as in a notebook; cmjax's may not, nor may a config
     # be shared, because `network_name` finds the network by its config.

@@ -26,7 +26,9 @@ class UNet2D(nnx.Module):
 
         # The first feature map, and what all blocks are conditioned on: the time and the class.
         self.conv_in = layers.conv(folded * config.in_channels, widths[0], rngs=rngs)
-        self.time_embedding = layers.TimestepEmbedding(widths[0], config.time_features, rngs=rngs)
+        self.time_embedding = layers.TimestepEmbedding(
+            widths[0], config.time_features, rngs=rngs
+        )
         classes = config.num_class_embeds
         class_embedding = None
         if classes is not None:
@@ -63,7 +65,10 @@ class UNet2D(nnx.Module):
             widths[0], config.norm_num_groups, config.norm_eps, rngs=rngs
         )
         self.conv_out = layers.conv(
-            widths[0], folded * config.out_channels, kernel_init=nnx.initializers.zeros, rngs=rngs
+            widths[0],
+            folded * config.out_channels,
+            kernel_init=nnx.initializers.zeros,
+            rngs=rngs,
         )
 
     def __call__(
@@ -160,7 +165,9 @@ class _MidBlock(nnx.Module):
     """A residual block, attention and another residual block, at the lowest resolution."""
 
     def __init__(self, config, channels, *, rngs):
-        self.resnets = nnx.List([_resnet(config, channels, channels, rngs) for _ in range(2)])
+        self.resnets = nnx.List(
+            [_resnet(config, channels, channels, rngs) for _ in range(2)]
+        )
         self.attentions = nnx.List(
             [_attention(config, channels, config.mid_attention_groups, rngs)]
         )
@@ -229,4 +236,6 @@ def _attention(config, channels, groups, rngs):
     """Returns an attention layer with the options of the config."""
     # None is a single head.
     head_dim = config.attention_head_dim or channels
-    return layers.Attention(channels, head_dim, groups=groups, epsilon=config.norm_eps, rngs=rngs)
+    return layers.Attention(
+        channels, head_dim, groups=groups, epsilon=config.norm_eps, rngs=rngs
+    )

@@ -129,7 +129,9 @@ class UNet2DConfig:
                 )
         groups = self.attn_norm_num_groups
         if groups is not None and widths[-1] % groups:
-            raise ValueError(f"attn_norm_num_groups {groups} does not divide {widths[-1]} channels")
+            raise ValueError(
+                f"attn_norm_num_groups {groups} does not divide {widths[-1]} channels"
+            )
 
         # The time embedding divides by half its features minus freq_shift.
         if widths[0] < 2 or widths[0] // 2 == self.freq_shift:

@@ -35,7 +35,9 @@ def signal_variances(
         betas = np.asarray(trained, np.float64)
     elif schedule == "linear":
         betas = np.linspace(start, end, num)
-    elif schedule == "scaled_linear":  # linear in sqrt(beta), as Stable Diffusion was trained
+    elif (
+        schedule == "scaled_linear"
+    ):  # linear in sqrt(beta), as Stable Diffusion was trained
         betas = np.linspace(start**0.5, end**0.5, num) ** 2
     else:
         t = np.arange(num + 1) / num

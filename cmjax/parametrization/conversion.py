@@ -22,7 +22,13 @@ Denoiser = Callable[..., jax.Array]
 
 
 def consistency_function(
-    apply_fn: ApplyFn, params: Any, scheduler: Any, x: jax.Array, sigma: jax.Array, /, **cond: Any
+    apply_fn: ApplyFn,
+    params: Any,
+    scheduler: Any,
+    x: jax.Array,
+    sigma: jax.Array,
+    /,
+    **cond: Any,
 ) -> jax.Array:
     """Returns `f(x, sigma)`, the x0 of a consistency model, `[B, ...]`.
 
@@ -42,7 +48,13 @@ def consistency_function(
 
 
 def edm_denoiser(
-    apply_fn: ApplyFn, params: Any, scheduler: Any, x: jax.Array, sigma: jax.Array, /, **cond: Any
+    apply_fn: ApplyFn,
+    params: Any,
+    scheduler: Any,
+    x: jax.Array,
+    sigma: jax.Array,
+    /,
+    **cond: Any,
 ) -> jax.Array:
     """Returns `D(x, sigma)`, the x0 of a denoiser, `[B, ...]`.
 
@@ -91,7 +103,9 @@ def trigflow_network(
 
         # To EDM's terms: x / cos(t) = x0 + sigma_data tan(t) z.
         noisy = combine((1 / cos, x))
-        denoised = denoiser(apply_fn, params, scheduler, noisy, sigma_data * jnp.tan(t), **cond)
+        denoised = denoiser(
+            apply_fn, params, scheduler, noisy, sigma_data * jnp.tan(t), **cond
+        )
 
         # x0 = cos(t) x - sin(t) sigma_data F, solved for F.
         return combine((cos / sin, x), (-1 / sin, denoised))

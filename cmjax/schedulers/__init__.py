@@ -1,6 +1,9 @@
 """Schedulers: one sampling algorithm per file."""
 
-from cmjax.schedulers.ancestral import EDMEulerAncestralScheduler, EulerAncestralDiscreteScheduler
+from cmjax.schedulers.ancestral import (
+    EDMEulerAncestralScheduler,
+    EulerAncestralDiscreteScheduler,
+)
 from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler

@@ -88,7 +88,9 @@ class FileOption(NamedTuple):
         if self.numbers is not None:
             low, high = self.numbers
             if not is_finite(value) or not low <= value <= high:
-                raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
+                raise ValueError(
+                    f"{name} must be a number from {low:g} to {high:g}, got {value!r}"
+                )
             return
 
         # Compared together with the type, since 0 equals False.
@@ -133,7 +135,11 @@ class Scheduler(abc.ABC, Generic[State]):
 
     @abc.abstractmethod
     def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Any = None,
+        sigmas: Any = None,
     ) -> State:
         """Returns the state at the start of a run, from exactly one of its arguments."""
 
@@ -142,7 +148,9 @@ class Scheduler(abc.ABC, Generic[State]):
         """Returns what the network sees of `sample` at the state's level."""
 
     @abc.abstractmethod
-    def denoise(self, state: State, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+    def denoise(
+        self, state: State, model_output: jax.Array, sample: jax.Array
+    ) -> jax.Array:
         """Returns the x0 estimate that `model_output` implies."""
 
     @abc.abstractmethod
@@ -170,7 +178,11 @@ class Scheduler(abc.ABC, Generic[State]):
         return (state.timesteps[state.step_index],)
 
     def init(
-        self, key: jax.Array, state: State, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+        self,
+        key: jax.Array,
+        state: State,
+        shape: Sequence[int],
+        dtype: DTypeLike = jnp.float32,
     ) -> tuple[State, jax.Array]:
         """Draws the first sample, and allocates the sampler's memory.
 
@@ -195,7 +207,13 @@ class Scheduler(abc.ABC, Generic[State]):
         return self.prepare(state, sample), sample
 
     def predict(
-        self, apply_fn: ApplyFn, params: Any, state: State, sample: jax.Array, /, **cond: Any
+        self,
+        apply_fn: ApplyFn,
+        params: Any,
+        state: State,
+        sample: jax.Array,
+        /,
+        **cond: Any,
     ) -> jax.Array:
         """Calls the network on the scaled sample, with its time or times.
 
@@ -213,13 +231,17 @@ class Scheduler(abc.ABC, Generic[State]):
             ValueError: if the network returns anything but an array.
         """
         # Networks take one time per sample, f32[B].
-        times = [jnp.broadcast_to(time, sample.shape[:1]) for time in self.time_inputs(state)]
+        times = [
+            jnp.broadcast_to(time, sample.shape[:1]) for time in self.time_inputs(state)
+        ]
         model_output = apply_fn(params, self.scale_input(state, sample), *times, **cond)
 
         # Some networks return (output, auxiliary), which would fail far from here.
         if not hasattr(model_output, "shape"):
             kind = type(model_output).__name__
-            raise ValueError(f"apply_fn must return one array, the model output, got a {kind}")
+            raise ValueError(
+                f"apply_fn must return one array, the model output, got a {kind}"
+            )
         return model_output
 
     def step(

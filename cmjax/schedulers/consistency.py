@@ -144,7 +144,9 @@ class CMStochasticIterativeScheduler(TableScheduler):
         _, c_skip, c_out = self.parametrization.without_boundary().scalings(1.0, sigma)
         return c_skip, c_out
 
-    def get_scalings_for_boundary_condition(self, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def get_scalings_for_boundary_condition(
+        self, sigma: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Returns `(c_skip, c_out)` with f(x, sigma_min) = x (Song et al. 2023, appendix C)."""
         # Not self.parametrization, which in subclasses may have no boundary.
         boundary = EDM(self.sigma_data, self.sigma_min)

@@ -107,7 +107,9 @@ class DDIMScheduler(DiscreteScheduler):
         """Returns the x0 estimate thresholded or clipped, if so configured."""
         return bounded(self, denoised)
 
-    def denoise(self, state: TableState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+    def denoise(
+        self, state: TableState, model_output: jax.Array, sample: jax.Array
+    ) -> jax.Array:
         """Returns the x0 estimate, `[B, ...]`; bounded here with `use_clipped_model_output`."""
         if self.use_clipped_model_output:
             return super().denoise(state, model_output, sample)

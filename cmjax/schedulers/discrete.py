@@ -184,7 +184,9 @@ def linspace_times(total: int, n: int) -> np.ndarray:
     return np.linspace(0, total - 1, n)[::-1]
 
 
-def noise_between(low: tuple[jax.Array, jax.Array], high: tuple[jax.Array, jax.Array]) -> jax.Array:
+def noise_between(
+    low: tuple[jax.Array, jax.Array], high: tuple[jax.Array, jax.Array]
+) -> jax.Array:
     """Returns sqrt(alpha_low^2 - alpha_high^2) of two levels (alpha, sigma) of this path.
 
     Since alpha^2 + sigma^2 = 1, this also is sqrt(sigma_high^2 - sigma_low^2). The difference of

@@ -138,7 +138,9 @@ class DiscreteSigmasScheduler(TableScheduler):
         # Another grid between the same ends. Its levels lie between training times.
         if name == "num_inference_steps" and replaced:
             sigmas = respaced(
-                sigmas, karras=self.use_karras_sigmas, exponential=self.use_exponential_sigmas
+                sigmas,
+                karras=self.use_karras_sigmas,
+                exponential=self.use_exponential_sigmas,
             )
             times = self.parametrization.time(sigmas)
         return exploding_levels(self.parametrization, append_zero(sigmas), times)

@@ -68,7 +68,9 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
         """Returns the x0 estimate, thresholded if so configured."""
         if not self.thresholding:
             return denoised
-        return dynamic_threshold(denoised, self.dynamic_thresholding_ratio, self.sample_max_value)
+        return dynamic_threshold(
+            denoised, self.dynamic_thresholding_ratio, self.sample_max_value
+        )
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of DPM-Solver++, with `h = log(sigma / sigma')`.

@@ -46,4 +46,6 @@ class EDMEulerScheduler(EDMScheduler):
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x' = x0 + sigma' eps`, with the noise of the next level's churn."""
         # With eps = (x - x0) / sigma this is x + (sigma' - sigma) (x - x0) / sigma.
-        return Weights(x0=1.0, eps=levels.sigmas[1:], noise=churn(self, levels.sigmas).noise)
+        return Weights(
+            x0=1.0, eps=levels.sigmas[1:], noise=churn(self, levels.sigmas).noise
+        )

@@ -62,7 +62,9 @@ class FlowScheduler(TableScheduler):
         unshifted = self.unshifted_sigmas(name, value)
         return self.levels_of(shifted(unshifted, self.shift))
 
-    def unshifted_sigmas(self, name: str, value: Any, lowest: float | None = None) -> jax.Array:
+    def unshifted_sigmas(
+        self, name: str, value: Any, lowest: float | None = None
+    ) -> jax.Array:
         """Returns the noise levels before the shift, f32[n].
 
         Args:

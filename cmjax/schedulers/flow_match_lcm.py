@@ -52,13 +52,17 @@ class FlowMatchLCMScheduler(FlowScheduler):
         "time_shift_type": FileOption("exponential", values=("linear",)),
         # Images that grow between steps, and other kinds of levels.
         "upscale_mode": FileOption("bicubic", values=_UPSCALE_MODES),
-        "use_dynamic_shifting": FileOption(False, hint="set shift=exp(mu), which is the same"),
+        "use_dynamic_shifting": FileOption(
+            False, hint="set shift=exp(mu), which is the same"
+        ),
         "invert_sigmas": FileOption(
-            False, hint="it is for models whose time grows with the signal, not with the noise"
+            False,
+            hint="it is for models whose time grows with the signal, not with the noise",
         ),
         "use_beta_sigmas": BETA_SIGMAS_OPTION,
         "scale_factors": FileOption(
-            None, hint="the samples of a run have one size; call sample() per size, with init="
+            None,
+            hint="the samples of a run have one size; call sample() per size, with init=",
         ),
     }
 

@@ -22,7 +22,9 @@ def heun_calls(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
     return jnp.append(interleave(raised[:-1], sigmas[1:]), sigmas[-1:])
 
 
-def heun_weights(raised: jax.Array, sigmas: jax.Array, noise: jax.Array | None = None) -> Weights:
+def heun_weights(
+    raised: jax.Array, sigmas: jax.Array, noise: jax.Array | None = None
+) -> Weights:
     """Returns the table of Heun's method, whose last step is Euler's: 2n - 1 rows.
 
     Args:

@@ -107,13 +107,17 @@ class LCMScheduler(DiscreteScheduler):
             given = {"timesteps": timesteps, "sigmas": sigmas}
             timesteps = starting_lower(self, num_inference_steps, strength, **given)
             num_inference_steps = None
-        return super().set_timesteps(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        return super().set_timesteps(
+            num_inference_steps, timesteps=timesteps, sigmas=sigmas
+        )
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the training times, ending at alpha = 1 and sigma = 0."""
         times = distilled_times(self, name, value)
         alphas, sigmas = self.parametrization.path(times)
-        return Levels(times, jnp.append(alphas, jnp.ones(1, alphas.dtype)), append_zero(sigmas))
+        return Levels(
+            times, jnp.append(alphas, jnp.ones(1, alphas.dtype)), append_zero(sigmas)
+        )
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x' = alpha' f(x, t) + sigma' z`."""
@@ -123,7 +127,9 @@ class LCMScheduler(DiscreteScheduler):
         """Returns the x0 estimate thresholded or clipped, if so configured."""
         return bounded(self, denoised)
 
-    def denoise(self, state: TableState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+    def denoise(
+        self, state: TableState, model_output: jax.Array, sample: jax.Array
+    ) -> jax.Array:
         """Returns f(x, t), `[B, ...]`: the bounded x0 estimate with the boundary condition."""
         # On top of the network's own scalings: x0 first, as the prediction type says, then f.
         time = state.timesteps[state.step_index]
@@ -181,7 +187,9 @@ def starting_lower(
         ValueError: for a strength outside (0, 1], or without `num_inference_steps`.
     """
     if not is_finite(strength) or not 0 < strength <= 1:
-        raise ValueError(f"strength must be a number above 0 and at most 1, got {strength!r}")
+        raise ValueError(
+            f"strength must be a number above 0 and at most 1, got {strength!r}"
+        )
     if num_inference_steps is None or any(value is not None for value in others.values()):
         raise ValueError(
             "strength shortens num_inference_steps; with timesteps, start the list lower instead"

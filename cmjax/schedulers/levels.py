@@ -61,7 +61,9 @@ def exponential_sigmas(ramp: Any, sigma_min: Any, sigma_max: Any) -> Any:
     return sigma_max * (sigma_min / sigma_max) ** ramp
 
 
-def respaced(sigmas: jax.Array, *, karras: bool, exponential: bool, rho: float = 7.0) -> jax.Array:
+def respaced(
+    sigmas: jax.Array, *, karras: bool, exponential: bool, rho: float = 7.0
+) -> jax.Array:
     """Returns as many noise levels with the same ends, f32[N], on another grid.
 
     Args:
@@ -125,7 +127,13 @@ def check_num_steps(n: Any, most: int, limit: str = "", hint: str = "") -> int:
 
 
 def parse_levels(
-    name: str, values: Any, low: float, high: float, *, integers: bool = False, hint: str = ""
+    name: str,
+    values: Any,
+    low: float,
+    high: float,
+    *,
+    integers: bool = False,
+    hint: str = "",
 ) -> jax.Array:
     """Returns explicit levels as an array, f32[N]; traced values are not checked.
 

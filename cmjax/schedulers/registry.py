@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from cmjax.configs import did_you_mean
-from cmjax.schedulers.ancestral import EDMEulerAncestralScheduler, EulerAncestralDiscreteScheduler
+from cmjax.schedulers.ancestral import (
+    EDMEulerAncestralScheduler,
+    EulerAncestralDiscreteScheduler,
+)
 from cmjax.schedulers.base import Scheduler
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
@@ -59,7 +62,9 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
     return _by_name(config.get("_class_name")).from_config(config)
 
 
-def scheduler_like(reference: Scheduler, kind: str | type[Scheduler], **options: Any) -> Scheduler:
+def scheduler_like(
+    reference: Scheduler, kind: str | type[Scheduler], **options: Any
+) -> Scheduler:
     """Builds a scheduler with the noise levels and the data's scale of another.
 
     Args:
@@ -75,7 +80,9 @@ def scheduler_like(reference: Scheduler, kind: str | type[Scheduler], **options:
     known = reference.to_config()
     if type(reference) is not cls:
         fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
-        shared = fields.keys() & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
+        shared = (
+            fields.keys() & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
+        )
         known = {option: known[option] for option in shared}
 
         # The class's own defaults, where a file that leaves these options out has diffusers'.
@@ -86,5 +93,7 @@ def scheduler_like(reference: Scheduler, kind: str | type[Scheduler], **options:
 def _by_name(name: Any) -> type[Scheduler]:
     """The registered scheduler of that name."""
     if not isinstance(name, str) or name not in SCHEDULERS:
-        raise ValueError(f"config['_class_name'] is {name!r}{did_you_mean(name, list(SCHEDULERS))}")
+        raise ValueError(
+            f"config['_class_name'] is {name!r}{did_you_mean(name, list(SCHEDULERS))}"
+        )
     return SCHEDULERS[name]

@@ -10,7 +10,13 @@ import numpy as np
 
 from cmjax.parametrization import TrigFlow
 from cmjax.schedulers.base import FileOption
-from cmjax.schedulers.levels import MOST_STEPS, Levels, append_zero, check_num_steps, parse_levels
+from cmjax.schedulers.levels import (
+    MOST_STEPS,
+    Levels,
+    append_zero,
+    check_num_steps,
+    parse_levels,
+)
 from cmjax.schedulers.table import TableScheduler, Weights
 
 # The largest float32 below pi/2: float32's pi/2 is above it, and has a negative cosine.

@@ -149,7 +149,11 @@ class TableScheduler(Scheduler[TableState]):
         return denoised
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, *, timesteps: Any = None, sigmas: Any = None
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Any = None,
+        sigmas: Any = None,
     ) -> TableState:
         """Returns the state at the start of a run; give exactly one argument.
 
@@ -218,7 +222,9 @@ class TableScheduler(Scheduler[TableState]):
         """Returns the network's input, `c_in x`, `[B, ...]` in the sample's dtype."""
         return combine((state.scalings.c_in[state.step_index], sample))
 
-    def denoise(self, state: TableState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+    def denoise(
+        self, state: TableState, model_output: jax.Array, sample: jax.Array
+    ) -> jax.Array:
         """Returns the x0 estimate `c_skip x + c_out model_output`, bounded if so configured.
 
         Args:
@@ -231,7 +237,9 @@ class TableScheduler(Scheduler[TableState]):
         """
         return self.bound(self.estimate(state, model_output, sample))
 
-    def estimate(self, state: TableState, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+    def estimate(
+        self, state: TableState, model_output: jax.Array, sample: jax.Array
+    ) -> jax.Array:
         """Returns `c_skip x + c_out model_output`, the x0 estimate before it is bounded."""
         check_shapes(model_output=model_output, sample=sample)
         c_skip = state.scalings.c_skip[state.step_index]
@@ -263,7 +271,9 @@ class TableScheduler(Scheduler[TableState]):
             )
         weights = state.weights
         memory = state.memory
-        remembered = {f"memory[{i}]": array for i, array in enumerate(jax.tree.leaves(memory))}
+        remembered = {
+            f"memory[{i}]": array for i, array in enumerate(jax.tree.leaves(memory))
+        }
         check_shapes(sample=sample, denoised=denoised, noise=noise, **remembered)
         check_not_finished(state)
 
@@ -296,7 +306,9 @@ class TableScheduler(Scheduler[TableState]):
         memory = _remember(memory, sample, denoised, noise)
         return state.replace(step_index=state.step_index + 1, memory=memory), next_sample
 
-    def add_noise(self, state: TableState, original: jax.Array, noise: jax.Array) -> jax.Array:
+    def add_noise(
+        self, state: TableState, original: jax.Array, noise: jax.Array
+    ) -> jax.Array:
         """Returns `alpha original + sigma noise` at the state's current level, `[B, ...]`.
 
         Raises:
@@ -311,7 +323,9 @@ def _check_columns(weights: Any) -> None:
     if not isinstance(weights, Weights):
         raise ValueError(f"weights(levels) must return Weights(...), got {weights!r:.200}")
     if weights.x0 is None or weights.eps is None:
-        raise ValueError("weights.x0 and weights.eps must be arrays or numbers; 0.0 for no weight")
+        raise ValueError(
+            "weights.x0 and weights.eps must be arrays or numbers; 0.0 for no weight"
+        )
     if not isinstance(weights.earlier_x0, tuple):
         raise ValueError(
             "weights.earlier_x0 must be a tuple of columns, such as (column,), "
@@ -319,7 +333,9 @@ def _check_columns(weights: Any) -> None:
         )
 
 
-def _remember(memory: Memory, sample: jax.Array, denoised: jax.Array, noise: jax.Array) -> Memory:
+def _remember(
+    memory: Memory, sample: jax.Array, denoised: jax.Array, noise: jax.Array
+) -> Memory:
     """The memory after a call: this call's x0 comes first, and the oldest x0 is dropped."""
     # As many as there were: the structure must not change within a scan.
     latest = (denoised, *memory.earlier_x0)
@@ -358,7 +374,9 @@ def alternate(first: Weights, second: Weights, num_steps: int) -> Weights:
     def column(one, other):
         if one is None and other is None:
             return None
-        rows = [jnp.asarray(0.0 if row is None else row, jnp.float32) for row in (one, other)]
+        rows = [
+            jnp.asarray(0.0 if row is None else row, jnp.float32) for row in (one, other)
+        ]
         return interleave(*[jnp.broadcast_to(row, (num_steps,)) for row in rows])
 
     # Pairs of columns, None where one of the tables remembers fewer calls.

@@ -118,7 +118,9 @@ class TCDScheduler(DiscreteScheduler):
             given = {"timesteps": timesteps, "sigmas": sigmas}
             timesteps = starting_lower(self, num_inference_steps, strength, **given)
             num_inference_steps = None
-        return super().set_timesteps(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        return super().set_timesteps(
+            num_inference_steps, timesteps=timesteps, sigmas=sigmas
+        )
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the training times, ending at training time 0."""

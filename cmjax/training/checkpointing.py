@@ -23,10 +23,14 @@ class Checkpoints:
         """
         # Orbax takes absolute paths only, and leaves unfinished folders when a process dies.
         self.folder = Path(folder).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True
+        )
         # With an explicit handler, shapes can be read before the arrays.
         handler = ocp.StandardCheckpointHandler()
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handler)
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_handlers=handler
+        )
 
     def __enter__(self) -> Self:
         """Returns itself."""

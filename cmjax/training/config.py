@@ -26,7 +26,11 @@ from cmjax.training.sections import (
 )
 
 # Fields of losses that other sections of a configuration give, and where.
-_ELSEWHERE = {"total_steps": "run.steps", "scheduler": "[scheduler]", "teacher_fn": "[teacher]"}
+_ELSEWHERE = {
+    "total_steps": "run.steps",
+    "scheduler": "[scheduler]",
+    "teacher_fn": "[teacher]",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,9 @@ class TrainConfig:
     """
 
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    loss: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "denoising"})
+    loss: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"name": "denoising"}
+    )
     scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data: DataSection = DataSection()
     teacher: TeacherSection = TeacherSection()
@@ -138,7 +144,9 @@ class TrainConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def read_config(source: str | Path, settings: Iterable[tuple[str, Any]] = ()) -> TrainConfig:
+def read_config(
+    source: str | Path, settings: Iterable[tuple[str, Any]] = ()
+) -> TrainConfig:
     """Returns the run that a TOML file or a preset describes.
 
     Args:
@@ -168,7 +176,9 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
     sections = {}
     for name, value in values.items():
         if name not in hints:
-            raise ValueError(f"there is no section {name!r}{did_you_mean(name, list(hints))}")
+            raise ValueError(
+                f"there is no section {name!r}{did_you_mean(name, list(hints))}"
+            )
         if not isinstance(value, Mapping):
             raise ValueError(
                 f"{name} must be a section, got {value!r}; put it under one, such as [run]"

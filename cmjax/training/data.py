@@ -87,7 +87,9 @@ def _check_arguments(source, batch_size, seed, start, index, count):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if batch_size > len(source):
-        raise ValueError(f"batch_size {batch_size} is larger than the data set of {len(source)}")
+        raise ValueError(
+            f"batch_size {batch_size} is larger than the data set of {len(source)}"
+        )
     if not 0 <= index < count:
         raise ValueError(
             f"process_index must be from 0 to {count - 1} for {count} processes, got {index}"
@@ -104,7 +106,9 @@ def _import_grain():
     try:
         import grain
     except ImportError:
-        raise ValueError("training data needs the package grain: pip install grain") from None
+        raise ValueError(
+            "training data needs the package grain: pip install grain"
+        ) from None
     return grain
 
 
@@ -126,7 +130,10 @@ def _collate(source, rows, num_classes):
             )
 
     # Arrays [B, ...] by name: f32 samples, i32 labels, and anything else as it is.
-    batch = {name: _stack([record[name] for record in records], rows, name) for name in records[0]}
+    batch = {
+        name: _stack([record[name] for record in records], rows, name)
+        for name in records[0]
+    }
     batch["data"] = _as_samples(batch["data"], rows)
     if "class_labels" in batch:
         batch["class_labels"] = _checked_labels(batch["class_labels"], rows, num_classes)
@@ -162,7 +169,9 @@ def _as_samples(data, rows):
     data = data.astype(np.float32)
     index = first_not_finite(data)
     if index is not None:
-        raise ValueError(f"record {rows[index]} of the data is not finite; remove or repair it")
+        raise ValueError(
+            f"record {rows[index]} of the data is not finite; remove or repair it"
+        )
     return data
 
 
@@ -194,4 +203,7 @@ def _mirror(batch, is_flipped):
             f"flip needs images [H, W, C], got data of shape {data.shape[1:]}; leave it out"
         )
     # Along the axis of the width, the third of [B, H, W, C].
-    return {**batch, "data": np.where(is_flipped[:, None, None, None], data[:, :, ::-1], data)}
+    return {
+        **batch,
+        "data": np.where(is_flipped[:, None, None, None], data[:, :, ::-1], data),
+    }

@@ -49,7 +49,10 @@ def growing_target_decay(
 
 
 def doubling_num_levels(
-    step: jax.Array, total_steps: int, initial_intervals: int = 10, final_intervals: int = 1280
+    step: jax.Array,
+    total_steps: int,
+    initial_intervals: int = 10,
+    final_intervals: int = 1280,
 ) -> jax.Array:
     """Returns i32[], iCT's number N(k) of noise levels (Song and Dhariwal 2023, section 3.4).
 

@@ -55,7 +55,12 @@ def _preset(network, loss, learning_rate, batch_size, steps, ema_decay, dtype="f
 
 def _distillation(num_levels, target_decay):
     """Returns the section [loss] of consistency distillation."""
-    return {"name": "cd", "metric": "l2", "num_levels": num_levels, "target_decay": target_decay}
+    return {
+        "name": "cd",
+        "metric": "l2",
+        "num_levels": num_levels,
+        "target_decay": target_decay,
+    }
 
 
 def _training(final_levels, initial_target_decay):
@@ -72,19 +77,47 @@ def _training(final_levels, initial_target_decay):
 # Each: network, loss, learning rate, batch size, steps, decay of the moving average, dtype.
 PRESETS: dict[str, dict[str, Any]] = {
     # Song et al. 2023, appendix C, table 3. CD has a fixed grid, CT one that grows.
-    "cifar10_cd": _preset(_CIFAR10_NETWORK, _distillation(18, 0.0), 4e-4, 512, 800_000, 0.9999),
-    "cifar10_ct": _preset(_CIFAR10_NETWORK, _training(150, 0.9), 4e-4, 512, 800_000, 0.9999),
+    "cifar10_cd": _preset(
+        _CIFAR10_NETWORK, _distillation(18, 0.0), 4e-4, 512, 800_000, 0.9999
+    ),
+    "cifar10_ct": _preset(
+        _CIFAR10_NETWORK, _training(150, 0.9), 4e-4, 512, 800_000, 0.9999
+    ),
     "imagenet64_cd": _preset(
-        _network("imagenet64"), _distillation(40, 0.95), 8e-6, 2048, 600_000, _EMA_LARGE, "bfloat16"
+        _network("imagenet64"),
+        _distillation(40, 0.95),
+        8e-6,
+        2048,
+        600_000,
+        _EMA_LARGE,
+        "bfloat16",
     ),
     "imagenet64_ct": _preset(
-        _network("imagenet64"), _training(200, 0.95), 8e-6, 2048, 800_000, _EMA_LARGE, "bfloat16"
+        _network("imagenet64"),
+        _training(200, 0.95),
+        8e-6,
+        2048,
+        800_000,
+        _EMA_LARGE,
+        "bfloat16",
     ),
     "lsun256_cd": _preset(
-        _network("lsun256"), _distillation(40, 0.95), 1e-5, 2048, 600_000, _EMA_LARGE, "bfloat16"
+        _network("lsun256"),
+        _distillation(40, 0.95),
+        1e-5,
+        2048,
+        600_000,
+        _EMA_LARGE,
+        "bfloat16",
     ),
     "lsun256_ct": _preset(
-        _network("lsun256"), _training(150, 0.95), 1e-5, 2048, 1_000_000, _EMA_LARGE, "bfloat16"
+        _network("lsun256"),
+        _training(150, 0.95),
+        1e-5,
+        2048,
+        1_000_000,
+        _EMA_LARGE,
+        "bfloat16",
     ),
     # Song and Dhariwal 2023, appendix A. The loss has the paper's settings as its defaults.
     "cifar10_ict": _preset(_CIFAR10_NETWORK, {"name": "ict"}, 1e-4, 1024, 400_000, 0.99993),

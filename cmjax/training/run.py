@@ -22,7 +22,11 @@ FREE_TO_CHANGE = ("log_every", "sample_every", "save_every", "keep", "tensorboar
 
 
 def train(
-    config: TrainConfig, out: Path, *, quiet: bool = False, report: Callable[[str], None] = print
+    config: TrainConfig,
+    out: Path,
+    *,
+    quiet: bool = False,
+    report: Callable[[str], None] = print,
 ) -> bool:
     """Trains until the last step or an interruption, resuming from the newest checkpoint in `out`.
 
@@ -82,14 +86,18 @@ def train(
                 if saves or step % settings.log_every == 0:
                     values = {name: float(value) for name, value in metrics.items()}
                     _check_finite(step, values, checkpoints, settings.dtype)
-                    bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
+                    bar.set_postfix(
+                        {name: f"{value:.4g}" for name, value in values.items()}
+                    )
                     metrics_file.write(step, values)
 
                 if saves:
                     checkpoints.save(state)
                     last_saved = step
                     _save_models(run, state, out)
-                samples = settings.sample_every and (step % settings.sample_every == 0 or is_last)
+                samples = settings.sample_every and (
+                    step % settings.sample_every == 0 or is_last
+                )
                 if is_first and samples:
                     save_samples(run, state, out / f"samples_{step:06d}.png")
 
@@ -168,6 +176,8 @@ def _save_models(run, state, out):
     # Parameters are on every device, so one process has them all.
     if jax.process_index() != 0:
         return
-    for i, (decay, ema) in enumerate(zip(run.config.run.ema_decays, state.ema, strict=True)):
+    for i, (decay, ema) in enumerate(
+        zip(run.config.run.ema_decays, state.ema, strict=True)
+    ):
         name = "model" if i == 0 else f"model_{decay}"
         save(out / name, run.model_of(ema))

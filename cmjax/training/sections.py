@@ -92,7 +92,9 @@ class OptimizerSection:
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             if not is_finite(value) or value < 0:
-                raise ValueError(f"optimizer.{name} must be at least 0 and finite, got {value}")
+                raise ValueError(
+                    f"optimizer.{name} must be at least 0 and finite, got {value}"
+                )
 
     def make(self, total_steps: int) -> optax.GradientTransformation:
         """Returns the optimizer for a run of `total_steps` steps, with schedule and clipping.
@@ -162,7 +164,14 @@ class RunSection:
 
     def __post_init__(self):
         # Each of these is a count or a period, and periods are divisors.
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep"):
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "save_every",
+            "keep",
+        ):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"run.{name} must be at least 1, got {value}")

@@ -122,7 +122,9 @@ def _first_model(config):
     if init:
         model = load(init, dtype=jnp.float32)
         if network_config not in (None, model.config):
-            raise ValueError(f"network differs from that of run.init {init}; leave out [network]")
+            raise ValueError(
+                f"network differs from that of run.init {init}; leave out [network]"
+            )
         if config.scheduler:
             _check_interchangeable("run.init", init, model.scheduler, scheduler)
             model = dataclasses.replace(model, scheduler=scheduler)
@@ -184,7 +186,9 @@ def _load_teacher(config, model):
     teacher = model
     if section.model:
         teacher = load(section.model, dtype=jnp.float32)
-    _check_interchangeable("teacher.model", section.model, teacher.scheduler, model.scheduler)
+    _check_interchangeable(
+        "teacher.model", section.model, teacher.scheduler, model.scheduler
+    )
     if not section.weak_model:
         return teacher.params, teacher.apply_fn
 

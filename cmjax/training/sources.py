@@ -76,7 +76,9 @@ class Pictures:
 
         # In order of their names, so that labels do not depend on the file system.
         subfolders = sorted(
-            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+            path
+            for path in folder.iterdir()
+            if path.is_dir() and not path.name.startswith(".")
         )
         classes = {path.name: _find_pictures(path, "**/*") for path in subfolders}
         loose = _find_pictures(folder, "*")
@@ -137,7 +139,9 @@ def open_source(path: str | Path, size: int | None = None, channels: int = 3) ->
     path = Path(path)
     if path.is_dir():
         if size is None:
-            raise ValueError(f"{path} is a folder of pictures, and needs a size to scale them to")
+            raise ValueError(
+                f"{path} is a folder of pictures, and needs a size to scale them to"
+            )
         return Pictures(path, size, channels)
 
     # A file: everything is read into memory and checked once.

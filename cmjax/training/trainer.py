@@ -152,7 +152,9 @@ class TrainStep:
             shardings["out_shardings"] = NamedSharding(self.mesh, PartitionSpec())
         return jax.jit(self._step, donate_argnums=0, **shardings)
 
-    def _step(self, state: TrainState, batch: Batch, teacher: Any) -> tuple[TrainState, Metrics]:
+    def _step(
+        self, state: TrainState, batch: Batch, teacher: Any
+    ) -> tuple[TrainState, Metrics]:
         """Returns the next state and the metrics of this step."""
         # The key of step k is folded from k, so a resumed run draws the same noise.
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -206,7 +208,8 @@ class TrainStep:
         # Arrays [accumulate, B / accumulate, ...]. A part is every accumulate-th sample, so that
         # every device keeps its own samples; parts of neighbours would move them between devices.
         parts = jax.tree.map(
-            lambda a: a.reshape(-1, self.accumulate, *a.shape[1:]).swapaxes(0, 1), dict(batch)
+            lambda a: a.reshape(-1, self.accumulate, *a.shape[1:]).swapaxes(0, 1),
+            dict(batch),
         )
 
         # Sums start from zeros of the shapes that a part returns.
@@ -267,7 +270,9 @@ def make_train_step(
         )
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
-    return TrainStep(loss, apply_fn, optimizer, tuple(ema_decays), accumulate, mesh, teacher)
+    return TrainStep(
+        loss, apply_fn, optimizer, tuple(ema_decays), accumulate, mesh, teacher
+    )
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:

@@ -104,7 +104,10 @@ def test_shards_that_an_index_lists(folder):
             {"dropout": 0.1},
             "config.json: dropout 0.1 is not supported, only 0; for sampling set it to 0",
         ),
-        ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier' is not supported"),
+        (
+            {"time_embedding_type": "fourier"},
+            "time_embedding_type 'fourier' is not supported",
+        ),
         ({"mid_block_type": None}, "mid_block_type None is not supported"),
         ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor"),
         ({"downsample_padding": 0}, "downsample_padding 0"),
@@ -147,28 +150,41 @@ def test_a_square_size_as_a_pair(folder):
 
 
 def test_options_a_file_leaves_out_have_the_defaults_of_diffusers():
-    config = diffusers.config_from_diffusers({"_class_name": "UNet2DModel", "sample_size": 32})
-    assert config.block_out_channels == (224, 448, 672, 896) and config.attention_head_dim == 8
+    config = diffusers.config_from_diffusers(
+        {"_class_name": "UNet2DModel", "sample_size": 32}
+    )
+    assert (
+        config.block_out_channels == (224, 448, 672, 896) and config.attention_head_dim == 8
+    )
     assert config.down_block_types == ("DownBlock2D",) + ("AttnDownBlock2D",) * 3
     for preset in PRESETS.values():
-        assert diffusers.config_from_diffusers(diffusers.config_to_diffusers(preset)) == preset
+        assert (
+            diffusers.config_from_diffusers(diffusers.config_to_diffusers(preset)) == preset
+        )
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (
-            lambda f: edit(f / "model_index.json", unet=["diffusers", "UNet2DConditionModel"]),
+            lambda f: edit(
+                f / "model_index.json", unet=["diffusers", "UNet2DConditionModel"]
+            ),
             "unet must be a UNet2DModel",
         ),
-        (lambda f: edit(f / "model_index.json", unet=3), "unet must be a UNet2DModel, got 3"),
+        (
+            lambda f: edit(f / "model_index.json", unet=3),
+            "unet must be a UNet2DModel, got 3",
+        ),
         (lambda f: (f / "unet" / "config.json").unlink(), "has no config.json"),
         (
             lambda f: (f / "scheduler" / "scheduler_config.json").unlink(),
             "has no scheduler_config.json",
         ),
         (
-            lambda f: edit(f / "scheduler" / "scheduler_config.json", _class_name="DDPMScheduler"),
+            lambda f: edit(
+                f / "scheduler" / "scheduler_config.json", _class_name="DDPMScheduler"
+            ),
             "DDPMScheduler",
         ),
         (
@@ -193,7 +209,13 @@ def test_damaged_pipelines(folder, damage, message):
 
 def test_what_diffusers_cannot_hold_is_not_written(tmp_path):
     patched = UNet2DConfig(
-        4, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=4, patch_size=2
+        4,
+        1,
+        1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        attention_head_dim=4,
+        patch_size=2,
     )
     with pytest.raises(ValueError, match="patch_size 2 is cmjax's own"):
         cmjax.save(tmp_path / "x", model(patched), to="diffusers")
@@ -217,7 +239,9 @@ def test_what_the_hub_is_asked_for(folder, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    jax.tree.map(np.testing.assert_array_equal, cmjax.load("owner/name@v2").params, model().params)
+    jax.tree.map(
+        np.testing.assert_array_equal, cmjax.load("owner/name@v2").params, model().params
+    )
     ((repo, revision, patterns),) = asked
     assert (repo, revision) == ("owner/name", "v2")
     for file in folder.rglob("*.*"):
@@ -230,7 +254,9 @@ def test_what_the_hub_is_asked_for(folder, monkeypatch):
 
 def test_dtypes(folder):
     half = cmjax.load(folder, dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {
+        jnp.dtype(jnp.bfloat16)
+    }
     cmjax.save(folder, half, to="diffusers")  # over the old one
     kept = open_checkpoint(folder).load(keep_dtypes=True)
     jax.tree.map(np.testing.assert_array_equal, kept.params, half.params)

@@ -26,7 +26,11 @@ def sources(tmp_path_factory):
     made = {}
     for kind in tiny.KINDS:
         path, weights = tiny.write(root, kind)
-        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        files = (
+            [path]
+            if path.is_file()
+            else [file for file in path.rglob("*") if file.is_file()]
+        )
         made[kind] = path, weights, {file: file.read_bytes() for file in files}
     yield made
     for what, counts in sorted(COUNTS.items()):
@@ -44,7 +48,11 @@ def one_network():
 
 
 def fuzz(examples):
-    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+    checks = [
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.data_too_large,
+    ]
     return settings(max_examples=examples, suppress_health_check=checks, database=None)
 
 
@@ -105,7 +113,9 @@ def mutations(draw, content):
                 st.integers(0, max(size - 1, 0)),
             )
         )
-        match draw(st.sampled_from(["flip", "set", "cut", "remove", "insert", "splice", "swap"])):
+        match draw(
+            st.sampled_from(["flip", "set", "cut", "remove", "insert", "splice", "swap"])
+        ):
             case "flip" if size:
                 content[at] ^= 1 << draw(st.integers(0, 7))
             case "set":
@@ -242,7 +252,9 @@ def test_values_of_the_json_files(sources, data):
             case "swap":
                 other = data.draw(st.sampled_from(sorted(content) or ["x"]))
                 content[name], content[other] = content.get(other), content.get(name)
-    load_mutated(sources, kind, file, json.dumps(content).encode(), f"{kind} {file.name}, values")
+    load_mutated(
+        sources, kind, file, json.dumps(content).encode(), f"{kind} {file.name}, values"
+    )
 
 
 @fuzz(200)
@@ -295,7 +307,9 @@ def test_networks_told_from_names_and_shapes(data):
         parts = name.split(".")
         match data.draw(st.sampled_from(["remove", "rename", "reshape", "renumber"])):
             case "rename":
-                shapes[data.draw(WORDS) + name[data.draw(st.integers(0, len(name))) :]] = shape
+                shapes[data.draw(WORDS) + name[data.draw(st.integers(0, len(name))) :]] = (
+                    shape
+                )
             case "reshape":
                 shapes[name] = data.draw(st.lists(st.integers(0, 200), max_size=5))
             case "renumber" if len(parts) > 1:
@@ -310,7 +324,9 @@ def test_networks_told_from_names_and_shapes(data):
             openai.open_file(tiny.NO_FILE).check()
             counts["loaded"] += 1
         except ValueError as error:
-            assert type(error) is ValueError and str(tiny.NO_FILE) in str(error), repr(error)
+            assert type(error) is ValueError and str(tiny.NO_FILE) in str(error), repr(
+                error
+            )
             counts["refused"] += 1
 
 

@@ -71,7 +71,9 @@ UNREADABLE = {
     "length too large": lambda p: p.write_bytes(
         struct.pack("<Q", p.stat().st_size) + p.read_bytes()[8:]
     ),
-    "length of 1 TB": lambda p: p.write_bytes(struct.pack("<Q", 2**40) + p.read_bytes()[8:]),
+    "length of 1 TB": lambda p: p.write_bytes(
+        struct.pack("<Q", 2**40) + p.read_bytes()[8:]
+    ),
     "length of 16 EB": lambda p: p.write_bytes(b"\xff" * 8 + p.read_bytes()[8:]),
     "unknown dtype": lambda p: change(p, FIRST, dtype="F128"),
     "negative shape": lambda p: change(p, FIRST, shape=[-2]),
@@ -91,11 +93,15 @@ UNREADABLE = {
 @pytest.mark.parametrize("which", UNREADABLE)
 def test_safetensors_that_cannot_be_read(weights, which):
     UNREADABLE[which](weights)
-    with pytest.raises(ValueError, match="model.safetensors is not a readable safetensors file"):
+    with pytest.raises(
+        ValueError, match="model.safetensors is not a readable safetensors file"
+    ):
         open_checkpoint(weights.parent)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("F8_E4M3", 1), ("U64", 8), ("U16", 2), ("C64", 8)])
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("F8_E4M3", 1), ("U64", 8), ("U16", 2), ("C64", 8)]
+)
 def test_dtypes_that_are_not_ours(weights, dtype, size):
     with_header(
         weights,
@@ -115,7 +121,8 @@ def test_values_that_are_not_finite(weights, value, where):
     tensors["conv_in.kernel"].reshape(-1)[where] = value
     save_file(tensors, weights)
     with pytest.raises(
-        ValueError, match="model.safetensors: tensor conv_in.kernel has values that are not finite"
+        ValueError,
+        match="model.safetensors: tensor conv_in.kernel has values that are not finite",
     ):
         cmjax.load(weights.parent)
 
@@ -124,20 +131,27 @@ def test_values_that_the_dtype_cannot_hold(weights):
     tensors = load_file(weights)
     tensors["conv_in.bias"] = np.array([1e300, 1])
     save_file(tensors, weights)
-    with pytest.raises(ValueError, match="tensor conv_in.bias has values too large for float32"):
+    with pytest.raises(
+        ValueError, match="tensor conv_in.bias has values too large for float32"
+    ):
         cmjax.load(weights.parent)
     with pytest.raises(
-        ValueError, match="tensor conv_in.bias as float64 needs jax_enable_x64; or ask for another"
+        ValueError,
+        match="tensor conv_in.bias as float64 needs jax_enable_x64; or ask for another",
     ):
         open_checkpoint(weights.parent).load(keep_dtypes=True)
     tensors["conv_in.bias"] = np.array([1e5, 1], np.float32)
     save_file(tensors, weights)
     assert cmjax.load(weights.parent).params["conv_in"]["bias"][0] == 1e5
-    with pytest.raises(ValueError, match="tensor conv_in.bias has values too large for float16"):
+    with pytest.raises(
+        ValueError, match="tensor conv_in.bias has values too large for float16"
+    ):
         cmjax.load(weights.parent, dtype="float16")
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_])
+@pytest.mark.parametrize(
+    "dtype", [np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_]
+)
 def test_integers_are_not_parameters(kind, dtype):
     path, weights, load = kind
     if weights.suffix == ".safetensors":
@@ -146,10 +160,14 @@ def test_integers_are_not_parameters(kind, dtype):
     else:
         tz.save(
             weights,
-            {name: t.read().astype(dtype) for name, t in diffusers.open_torch(weights).items()},
+            {
+                name: t.read().astype(dtype)
+                for name, t in diffusers.open_torch(weights).items()
+            },
         )
     with pytest.raises(
-        ValueError, match=rf"{weights.name}: 75 tensors do not fit.*, not floating-point numbers"
+        ValueError,
+        match=rf"{weights.name}: 75 tensors do not fit.*, not floating-point numbers",
     ):
         load()
 
@@ -202,7 +220,9 @@ ABSURD += [json.loads("[" * 50 + "]" * 50)]
 
 
 @pytest.mark.parametrize("kind", ["cmjax", "diffusers"], indirect=True)
-@pytest.mark.parametrize("value", ABSURD, ids=lambda value: f"{str(value)[:12]}-{len(str(value))}")
+@pytest.mark.parametrize(
+    "value", ABSURD, ids=lambda value: f"{str(value)[:12]}-{len(str(value))}"
+)
 def test_absurd_options(kind, value):
     """Every option of network and scheduler in turn: it loads, or the error names the file."""
     path, weights, load = kind
@@ -231,7 +251,10 @@ def test_a_huge_network_is_only_described(weights, width):
 
 
 def test_a_deep_network_is_not_built_for_a_small_file(weights):
-    levels = {"down_block_types": ["DownBlock2D"] * 30, "up_block_types": ["UpBlock2D"] * 30}
+    levels = {
+        "down_block_types": ["DownBlock2D"] * 30,
+        "up_block_types": ["UpBlock2D"] * 30,
+    }
     tiny.edit(
         weights.parent / "config.json",
         sample_size=2**30,
@@ -327,19 +350,35 @@ def test_what_is_not_a_file(kind, which):
 
 @pytest.mark.parametrize(
     "shard",
-    ["../m.safetensors", "/etc/passwd", "a/b", "..", ".", "", "\0", "\ud800", "x" * 300, 3, None],
+    [
+        "../m.safetensors",
+        "/etc/passwd",
+        "a/b",
+        "..",
+        ".",
+        "",
+        "\0",
+        "\ud800",
+        "x" * 300,
+        3,
+        None,
+    ],
 )
 def test_shards_outside_of_the_folder(tmp_path, shard):
     path, weights = tiny.write(tmp_path, "diffusers")
     weights.rename(tmp_path / "m.safetensors")  # whole, and where an index must not look
     index = weights.with_name(f"{diffusers.SAFETENSORS}.index.json")
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": shard}}))
-    with pytest.raises(ValueError, match="weight_map must map|has no|is not a file") as caught:
+    with pytest.raises(
+        ValueError, match="weight_map must map|has no|is not a file"
+    ) as caught:
         cmjax.load(path)
     assert str(weights.parent) in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["", ".", "x" * 5000, "a\0b", "a/" + "b" * 5000, "/", "\ud800"])
+@pytest.mark.parametrize(
+    "source", ["", ".", "x" * 5000, "a\0b", "a/" + "b" * 5000, "/", "\ud800"]
+)
 def test_sources_that_are_no_models(tmp_path, monkeypatch, source):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
@@ -357,7 +396,9 @@ def test_a_tensor_under_its_old_and_its_new_name(tmp_path):
         tensors["mid_block.attentions.0.to_q.weight"] + 1
     )
     save_file(tensors, weights)
-    with pytest.raises(ValueError, match="two tensors for mid_block.attentions.0.to_q.weight"):
+    with pytest.raises(
+        ValueError, match="two tensors for mid_block.attentions.0.to_q.weight"
+    ):
         cmjax.load(path)
 
 
@@ -378,7 +419,8 @@ def test_names_that_tell_no_network(tmp_path, number):
     ]
     tz.save(tmp_path / "x.pt", {name: np.zeros((1, 1, 1, 1), np.float32) for name in names})
     with pytest.raises(
-        ValueError, match=r"x\.pt: the tensors are not those of OpenAI's network.*name a preset"
+        ValueError,
+        match=r"x\.pt: the tensors are not those of OpenAI's network.*name a preset",
     ):
         open_checkpoint(tmp_path / "x.pt")
 
@@ -393,7 +435,8 @@ def test_large_claims_take_little_memory(tmp_path):
         (tmp_path / f"st{i}").mkdir()
         damage(tiny.write(tmp_path / f"st{i}", "cmjax")[1])
     many = {
-        str(i): tz.tensor(tz.storage("FloatStorage", "0", 2**18), (2**18,)) for i in range(1000)
+        str(i): tz.tensor(tz.storage("FloatStorage", "0", 2**18), (2**18,))
+        for i in range(1000)
     }
     tz.write(
         tmp_path / "shared.pt", tz.program(tz.dict_(many)), {"0": bytes(2**20)}
@@ -401,9 +444,13 @@ def test_large_claims_take_little_memory(tmp_path):
     with (tmp_path / "sparse.pt").open("wb") as file:
         tz.write(file, tz.program(b"N"))
         file.truncate(2**36)
-    for i, options in enumerate([{"block_out_channels": [10**9]}, {"num_class_embeds": 2**31 - 1}]):
+    for i, options in enumerate(
+        [{"block_out_channels": [10**9]}, {"num_class_embeds": 2**31 - 1}]
+    ):
         (tmp_path / f"config{i}").mkdir()
-        tiny.edit(tiny.write(tmp_path / f"config{i}", "cmjax")[0] / "config.json", **options)
+        tiny.edit(
+            tiny.write(tmp_path / f"config{i}", "cmjax")[0] / "config.json", **options
+        )
     (tmp_path / "json" / "cmjax").mkdir(parents=True)
     with (tmp_path / "json" / "cmjax" / "config.json").open("wb") as file:
         file.truncate(2**36)
@@ -450,9 +497,18 @@ def broken(tmp_path, monkeypatch):
     evil = tz.call(tz.name("os", "system"), tz.text("touch ran"))
     return {
         "pickle": (tz.write(root / "evil.pt", tz.program(evil)), "evil.pt"),
-        "legacy": ((root / "old.pt", (root / "old.pt").write_bytes(b"\x80\x02.\n"))[0], "old.pt"),
-        "not a zip": ((root / "text.pt", (root / "text.pt").write_text("hello"))[0], "text.pt"),
-        "other tensors": (tz.save(root / "other.pt", {"x\nyé\x1b[2J": np.zeros(2)}), "other.pt"),
+        "legacy": (
+            (root / "old.pt", (root / "old.pt").write_bytes(b"\x80\x02.\n"))[0],
+            "old.pt",
+        ),
+        "not a zip": (
+            (root / "text.pt", (root / "text.pt").write_text("hello"))[0],
+            "text.pt",
+        ),
+        "other tensors": (
+            tz.save(root / "other.pt", {"x\nyé\x1b[2J": np.zeros(2)}),
+            "other.pt",
+        ),
         "evil bin": (
             folder("bin", lambda p, w: tz.write(w, tz.program(evil)), "bin"),
             "diffusion_pytorch_model.bin",
@@ -474,11 +530,15 @@ def broken(tmp_path, monkeypatch):
             "config.json",
         ),
         "heads": (
-            folder("heads", lambda p, w: tiny.edit(p / "config.json", attention_head_dim=7)),
+            folder(
+                "heads", lambda p, w: tiny.edit(p / "config.json", attention_head_dim=7)
+            ),
             "model.safetensors",
         ),
         "index": (
-            folder("index", lambda p, w: (p / "model_index.json").write_text("{"), "diffusers"),
+            folder(
+                "index", lambda p, w: (p / "model_index.json").write_text("{"), "diffusers"
+            ),
             "model_index.json",
         ),
         "scheduler": (
@@ -533,8 +593,12 @@ def test_not_finite_values_are_not_converted(weights, tmp_path, monkeypatch):
     tensors = load_file(weights)
     tensors["conv_in.bias"][:] = np.nan
     save_file(tensors, weights)
-    result = CliRunner().invoke(cli.main, ["convert", str(weights.parent), str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        cli.main, ["convert", str(weights.parent), str(tmp_path / "out")]
+    )
     assert (
-        result.exit_code == 2 and result.stderr.count("\n") == 1 and str(weights) in result.stderr
+        result.exit_code == 2
+        and result.stderr.count("\n") == 1
+        and str(weights) in result.stderr
     )
     assert [path.name for path in tmp_path.iterdir()] == ["cmjax"]

@@ -14,7 +14,11 @@ import cmjax
 from tests.support import networks
 
 CONFIG = dataclasses.replace(
-    networks.UNET, sample_size=4, block_out_channels=(8, 8), attention_head_dim=4, patch_size=1
+    networks.UNET,
+    sample_size=4,
+    block_out_channels=(8, 8),
+    attention_head_dim=4,
+    patch_size=1,
 )
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(sigma_max=40.0)
 
@@ -53,7 +57,9 @@ def test_a_saved_model_loads_equal_and_samples_equal(folder):
 def test_parameters_in_the_dtype_asked_for(folder):
     loaded = cmjax.load(folder, dtype=jnp.bfloat16)
     assert {p.dtype for p in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.bfloat16)}
-    assert {p.dtype for p in jax.tree.leaves(cmjax.load(folder).params)} == {jnp.dtype(jnp.float32)}
+    assert {p.dtype for p in jax.tree.leaves(cmjax.load(folder).params)} == {
+        jnp.dtype(jnp.float32)
+    }
 
 
 def test_half_precision_files_load_as_float32(tmp_path):
@@ -84,7 +90,10 @@ def test_tensor_names_are_readable(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("conv_in.bias"), r"1 tensors do not fit.*missing conv_in.bias \(8,\)"),
+        (
+            lambda t: t.pop("conv_in.bias"),
+            r"1 tensors do not fit.*missing conv_in.bias \(8,\)",
+        ),
         (lambda t: t.update(extra=np.zeros(2)), r"unexpected extra \(2,\)"),
         (
             lambda t: t.update({"conv_in.bias": np.zeros(9, np.float32)}),
@@ -145,8 +154,14 @@ def edit(folder, name, **changes):
             "clip_denoised must be",
         ),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object, got list"),
-        (lambda f: (f / "config.json").unlink(), "is not a whole model: it has no config.json"),
+        (
+            lambda f: (f / "config.json").write_text("[]"),
+            "must hold a JSON object, got list",
+        ),
+        (
+            lambda f: (f / "config.json").unlink(),
+            "is not a whole model: it has no config.json",
+        ),
         (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
         (
             lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 100),

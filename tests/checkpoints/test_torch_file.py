@@ -95,10 +95,19 @@ def test_views_of_one_storage(tmp_path):
 def test_parameters_ordered_dictionaries_and_metadata(tmp_path):
     ordered = tz.call(tz.name("collections", "OrderedDict"))
     parameter = tz.call(
-        tz.name("torch._utils", "_rebuild_parameter"), tz.tensor(PAIR_STORAGE), b"\x88", ordered
+        tz.name("torch._utils", "_rebuild_parameter"),
+        tz.tensor(PAIR_STORAGE),
+        b"\x88",
+        ordered,
     )
     metadata = tz.dict_(
-        {"_metadata": ordered + b"(" + tz.text("") + tz.dict_({"version": tz.number(1)}) + b"u"}
+        {
+            "_metadata": ordered
+            + b"("
+            + tz.text("")
+            + tz.dict_({"version": tz.number(1)})
+            + b"u"
+        }
     )
     body = ordered + b"(" + tz.text("x") + parameter + b"u" + metadata + b"b"
     assert read(pair_file(tmp_path / "x.pt", body))["x"].tolist() == PAIR.tolist()
@@ -160,7 +169,8 @@ def payloads(marker):
         ),
         "Popen": (
             tz.call(
-                tz.name("subprocess", "Popen"), tz.tuple_(tz.text("touch"), tz.text(str(marker)))
+                tz.name("subprocess", "Popen"),
+                tz.tuple_(tz.text("touch"), tz.text(str(marker))),
             ),
             "Popen",
             True,
@@ -180,7 +190,11 @@ def payloads(marker):
             "torch.path.os.system",
             False,
         ),
-        "GLOBAL, dotted": (tz.call(tz.name("torch", "os.system"), touch), "torch.os.system", False),
+        "GLOBAL, dotted": (
+            tz.call(tz.name("torch", "os.system"), touch),
+            "torch.os.system",
+            False,
+        ),
         "GLOBAL below a known name": (
             tz.call(tz.name("torch._utils", "_rebuild_tensor_v2.__globals__"), touch),
             "torch._utils._rebuild_tensor_v2.__globals__",
@@ -188,19 +202,35 @@ def payloads(marker):
         ),
         "INST": (b"(" + touch + b"ios\nsystem\n", "INST", True),
         "OBJ": (b"(" + system + touch + b"o", "os.system", True),
-        "OBJ of a known name": (b"(" + tz.name("collections", "OrderedDict") + b"o", "OBJ", False),
+        "OBJ of a known name": (
+            b"(" + tz.name("collections", "OrderedDict") + b"o",
+            "OBJ",
+            False,
+        ),
         "NEWOBJ": (tz.name("builtins", "object") + b")\x81", "builtins.object", False),
         "NEWOBJ of a known name": (
             tz.name("collections", "OrderedDict") + b")\x81",
             "NEWOBJ",
             False,
         ),
-        "NEWOBJ_EX": (tz.name("collections", "OrderedDict") + b")}\x92", "NEWOBJ_EX", False),
+        "NEWOBJ_EX": (
+            tz.name("collections", "OrderedDict") + b")}\x92",
+            "NEWOBJ_EX",
+            False,
+        ),
         "EXT1": (b"\x82\xf7" + b"(" + touch + b"tR", "EXT1", True),
         "EXT2": (b"\x83\xf7\x00" + b"(" + touch + b"tR", "EXT2", True),
         "EXT4": (b"\x84\xf7\x00\x00\x00" + b"(" + touch + b"tR", "EXT4", True),
-        "BUILD with __setstate__": (tz.call(partial + state + b"b"), "functools.partial", True),
-        "BUILD of a name": (tz.name("collections", "OrderedDict") + b"}b", "makes no sense", False),
+        "BUILD with __setstate__": (
+            tz.call(partial + state + b"b"),
+            "functools.partial",
+            True,
+        ),
+        "BUILD of a name": (
+            tz.name("collections", "OrderedDict") + b"}b",
+            "makes no sense",
+            False,
+        ),
         "REDUCE of text": (
             tz.call(tz.text("os.system"), touch),
             "calls os.system with arguments",
@@ -249,7 +279,11 @@ def payloads(marker):
             False,
         ),
         "thrown away": (tz.call(system, touch) + b"0" + tz.dict_({}), "os.system", True),
-        "torch.load within": (tz.call(tz.name("torch", "load"), tz.text("x")), "torch.load", False),
+        "torch.load within": (
+            tz.call(tz.name("torch", "load"), tz.text("x")),
+            "torch.load",
+            False,
+        ),
         "a whole module": (
             tz.name("torch.nn.modules.linear", "Linear") + b")\x81}b",
             "torch.nn.modules.linear.Linear",
@@ -291,7 +325,9 @@ class Evil:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize(
-    "wrap", [lambda e: e, lambda e: {"x": e}, lambda e: [(e,)]], ids=["bare", "dict", "list"]
+    "wrap",
+    [lambda e: e, lambda e: {"x": e}, lambda e: [(e,)]],
+    ids=["bare", "dict", "list"],
 )
 def test_reduce_does_not_run(tmp_path, protocol, wrap):
     marker = tmp_path / "ran"
@@ -335,8 +371,14 @@ def test_reduce_does_not_run(tmp_path, protocol, wrap):
             ),
             "refers",
         ),
-        (tz.storage("FloatStorage", "0", 2)[:-1].replace(tz.text("0"), tz.number(0)), "refers"),
-        (tz.storage("FloatStorage", "0", 2)[:-1].replace(tz.number(2), tz.text("2")), "refers"),
+        (
+            tz.storage("FloatStorage", "0", 2)[:-1].replace(tz.text("0"), tz.number(0)),
+            "refers",
+        ),
+        (
+            tz.storage("FloatStorage", "0", 2)[:-1].replace(tz.number(2), tz.text("2")),
+            "refers",
+        ),
         (tz.text("storage"), "refers to storage"),
         (tz.number(3), "refers to a int"),
         (b")", "refers to a tuple"),
@@ -344,7 +386,9 @@ def test_reduce_does_not_run(tmp_path, protocol, wrap):
 )
 def test_persistent_ids_that_are_not_storages(tmp_path, description, message):
     with pytest.raises(ValueError, match=message):
-        open_torch(pair_file(tmp_path / "x.pt", tz.dict_({"x": tz.tensor(description + b"Q")})))
+        open_torch(
+            pair_file(tmp_path / "x.pt", tz.dict_({"x": tz.tensor(description + b"Q")}))
+        )
 
 
 @pytest.mark.parametrize(
@@ -393,7 +437,8 @@ def test_tensors_beyond_their_storage(tmp_path, shape, strides, offset, message)
     with pytest.raises(ValueError, match=message):
         open_torch(
             pair_file(
-                tmp_path / "x.pt", tz.dict_({"x": tz.tensor(PAIR_STORAGE, shape, strides, offset)})
+                tmp_path / "x.pt",
+                tz.dict_({"x": tz.tensor(PAIR_STORAGE, shape, strides, offset)}),
             )
         )
 
@@ -412,7 +457,9 @@ def test_tensors_beyond_their_storage(tmp_path, shape, strides, offset, message)
     ids=["a tensor", "a number", "nested", "a storage", "a list", "nothing", "a mark"],
 )
 def test_what_is_not_a_state_dict(tmp_path, body):
-    with pytest.raises(ValueError, match=r"does not hold a state dict.*save model.state_dict\(\)"):
+    with pytest.raises(
+        ValueError, match=r"does not hold a state dict.*save model.state_dict\(\)"
+    ):
         open_torch(pair_file(tmp_path / "x.pt", body))
 
 
@@ -420,7 +467,9 @@ def test_values_that_are_to_be_negated_are_refused(tmp_path):
     """PyTorch writes a negative view (a conjugate's imaginary part) as its storage and a note."""
     body = tz.tensor(PAIR_STORAGE)
     noted = body[:-2] + tz.dict_({"neg": b"\x88"}) + body[-2:]
-    with pytest.raises(ValueError, match="_rebuild_tensor_v2 with arguments it does not take"):
+    with pytest.raises(
+        ValueError, match="_rebuild_tensor_v2 with arguments it does not take"
+    ):
         open_torch(pair_file(tmp_path / "x.pt", tz.dict_({"x": noted})))
 
 
@@ -454,7 +503,9 @@ def test_names_in_messages_are_cut(tmp_path):
     assert len(str(caught.value)) < 1000
     with pytest.raises(ValueError, match="dictionary whose keys are not names"):
         open_torch(
-            pair_file(tmp_path / "x.pt", b"}(" + tz.number(1) + tz.tensor(PAIR_STORAGE) + b"u")
+            pair_file(
+                tmp_path / "x.pt", b"}(" + tz.number(1) + tz.tensor(PAIR_STORAGE) + b"u"
+            )
         )
 
 
@@ -466,7 +517,10 @@ def legacy(path):
 
 
 def duplicated(path):
-    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+    with (
+        zipfile.ZipFile(path, "w") as archive,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
         archive.writestr("a/data.pkl", tz.program(tz.dict_({})))
         archive.writestr("a/data/0", b"12345678")
         archive.writestr("a/data/0", b"12345678")
@@ -485,7 +539,8 @@ def overlapping(path):
     )
     with zipfile.ZipFile(path, "w") as archive:
         items = {
-            str(i): tz.tensor(tz.storage("ByteStorage", str(i), 2**16), (2**16,)) for i in range(64)
+            str(i): tz.tensor(tz.storage("ByteStorage", str(i), 2**16), (2**16,))
+            for i in range(64)
         }
         archive.writestr("a/data.pkl", tz.program(tz.dict_(items)))
         archive.writestr("a/data/0", bytes(2**16))
@@ -620,7 +675,11 @@ BOMBS = {
     + b"".join(tz.number(i * (2**61 - 1)) + b"N" for i in range(10**5))
     + b"u",
     "many axes": tz.dict_(
-        {"x": tz.tensor(PAIR_STORAGE).replace(tz.numbers((2,)), tz.numbers([2**62] * 10**5), 1)}
+        {
+            "x": tz.tensor(PAIR_STORAGE).replace(
+                tz.numbers((2,)), tz.numbers([2**62] * 10**5), 1
+            )
+        }
     ),
     "empty dicts": b"}" * (LARGEST_PICKLE - 4) + b"N",
     "too long": b"N" * LARGEST_PICKLE,
@@ -671,4 +730,6 @@ def test_bombs_take_little_memory(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(done.stdout.split()) == sorted(path.name for path in tmp_path.glob("*.pt"))
+    assert sorted(done.stdout.split()) == sorted(
+        path.name for path in tmp_path.glob("*.pt")
+    )

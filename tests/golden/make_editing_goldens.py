@@ -95,14 +95,18 @@ class Patches:
     def forward(self, x):
         pixels = []
         for m in range(self.patch**2):
-            pixels.append(x[:, :, m // self.patch :: self.patch, m % self.patch :: self.patch])
+            pixels.append(
+                x[:, :, m // self.patch :: self.patch, m % self.patch :: self.patch]
+            )
         return np.stack(pixels, -1) @ self.q
 
     def inverse(self, y):
         pixels = y @ self.q.T
         x = np.empty((*y.shape[:2], y.shape[2] * self.patch, y.shape[3] * self.patch))
         for m in range(self.patch**2):
-            x[:, :, m // self.patch :: self.patch, m % self.patch :: self.patch] = pixels[..., m]
+            x[:, :, m // self.patch :: self.patch, m % self.patch :: self.patch] = pixels[
+                ..., m
+            ]
         return x
 
 
@@ -136,7 +140,10 @@ def main():
             noise = np.float64(np.float32(rng.standard_normal((len(ts), *image.shape))))
             first_only = (np.arange(4) == 0).astype(float)
             transform, known = {
-                "inpaint": (Identity(), (rng.uniform(size=image.shape) < 0.4).astype(float)),
+                "inpaint": (
+                    Identity(),
+                    (rng.uniform(size=image.shape) < 0.4).astype(float),
+                ),
                 "colorize": (Channels(PAPER_LUMA), first_only[:3].reshape(3, 1, 1)),
                 "super_resolve": (Patches(2), first_only),
             }[task]
@@ -151,7 +158,9 @@ def main():
             cases.append({**case, "given": list(given)})
             for key, value in {**given, "noise": noise, "result": result}.items():
                 arrays[f"{name}.{key}"] = np.moveaxis(value, -3, -1).astype(np.float32)
-    np.savez_compressed(Path(__file__).with_name("editing.npz"), index=json.dumps(cases), **arrays)
+    np.savez_compressed(
+        Path(__file__).with_name("editing.npz"), index=json.dumps(cases), **arrays
+    )
 
 
 if __name__ == "__main__":

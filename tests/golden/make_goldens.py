@@ -20,7 +20,12 @@ from diffusers.schedulers import scheduling_consistency_models
 # tests/schedulers/test_scheduler_consistency_model.py at 58eb52c0803ea9af3abec60841c2a093bdf1f951.
 LOOP_CONFIG = {"num_train_timesteps": 201, "sigma_min": 0.002, "sigma_max": 80.0}
 LOOPS = {
-    "one step": {"levels": {"num_inference_steps": 1}, "start": 0, "sum": 192.7614, "mean": 0.2510},
+    "one step": {
+        "levels": {"num_inference_steps": 1},
+        "start": 0,
+        "sum": 192.7614,
+        "mean": 0.2510,
+    },
     "timesteps 106 and 0": {
         "levels": {"timesteps": [106, 0]},
         "start": 0,
@@ -92,7 +97,9 @@ def reference_loop(levels: dict, start: int, **published: float) -> dict:
         noise.append(torch.randn(original.shape, generator=generator))
         return noise[-1]
 
-    sample = scheduler.add_noise(original, added_noise, timesteps[:1]) if start else original
+    sample = (
+        scheduler.add_noise(original, added_noise, timesteps[:1]) if start else original
+    )
     with mock.patch.object(scheduling_consistency_models, "randn_tensor", draw):
         for t in timesteps:
             model_output = scheduler.scale_model_input(sample, t) * (t / (t + 1)).float()
@@ -193,9 +200,16 @@ def _golden_cases():
 def _pack(entries):
     names = [name for name, value in entries[0].items() if isinstance(value, np.ndarray)]
     shapes = [{name: entry[name].shape for name in names} for entry in entries]
-    rest = [{key: value for key, value in entry.items() if key not in names} for entry in entries]
-    arrays = {name: np.concatenate([entry[name].ravel() for entry in entries]) for name in names}
-    return [{**one, "shapes": shape} for one, shape in zip(rest, shapes, strict=True)], arrays
+    rest = [
+        {key: value for key, value in entry.items() if key not in names}
+        for entry in entries
+    ]
+    arrays = {
+        name: np.concatenate([entry[name].ravel() for entry in entries]) for name in names
+    }
+    return [
+        {**one, "shapes": shape} for one, shape in zip(rest, shapes, strict=True)
+    ], arrays
 
 
 def main():

@@ -56,8 +56,8 @@ NETWORKS = {  # arguments of OpenAI's UNetModel; attention_resolutions are facto
 
 def openai_tensors(clone, options):
     """The state dict of OpenAI's network, on no device: names and shapes."""
-    sys.modules["flash_attn"] = sys.modules["flash_attn.flash_attention"] = types.SimpleNamespace(
-        FlashAttention=lambda **_: torch.nn.Identity()
+    sys.modules["flash_attn"] = sys.modules["flash_attn.flash_attention"] = (
+        types.SimpleNamespace(FlashAttention=lambda **_: torch.nn.Identity())
     )
     sys.modules.setdefault("einops", types.SimpleNamespace(rearrange=None))
     for name in ("blobfile", "mpi4py"):
@@ -67,7 +67,11 @@ def openai_tensors(clone, options):
 
     with torch.device("meta"):
         network = UNetModel(
-            in_channels=3, out_channels=3, num_head_channels=64, resblock_updown=True, **options
+            in_channels=3,
+            out_channels=3,
+            num_head_channels=64,
+            resblock_updown=True,
+            **options,
         )
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
@@ -108,14 +112,19 @@ def by_diffusers(script, shapes, options):
         )
         converted = convert.con_pt_to_diffuser(f"{folder}/x.pt", config)
     firsts = {name: int(tensor.flatten()[0]) for name, tensor in converted.items()}
-    return {name: (names[first // 100000], first % 100000) for name, first in firsts.items()}
+    return {
+        name: (names[first // 100000], first % 100000) for name, first in firsts.items()
+    }
 
 
 def main(clone, script):
     networks = {}
     for name, options in NETWORKS.items():
         shapes = openai_tensors(Path(clone), options)
-        networks[name] = {"openai": shapes, "diffusers": by_diffusers(script, shapes, options)}
+        networks[name] = {
+            "openai": shapes,
+            "diffusers": by_diffusers(script, shapes, options),
+        }
     path = Path(__file__).with_name("openai_names.json")
     path.write_text(json.dumps(networks, separators=(",", ":")) + "\n")
     print(f"{path}: {path.stat().st_size} bytes")

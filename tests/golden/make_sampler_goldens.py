@@ -105,7 +105,9 @@ def _set_timesteps(scheduler, levels):
         else:
             options["max_timesteps"] = LARGEST_ANGLE  # the default, 1.5708, is above pi/2
             if n == 2:
-                options["intermediate_timesteps"] = 1.3  # the default, which fails for any other n
+                options["intermediate_timesteps"] = (
+                    1.3  # the default, which fails for any other n
+                )
         scheduler.set_timesteps(n, **options)
     elif name == "EDMEulerScheduler" and "sigmas" in levels:
         scheduler.set_timesteps(sigmas=torch.tensor(levels["sigmas"]))
@@ -121,7 +123,9 @@ def _unit(scheduler):
     Those of SCM have variance 1 there; what goes in here is multiplied by sigma_data, as its
     callers do.
     """
-    return scheduler.config.sigma_data if type(scheduler).__name__ == "SCMScheduler" else 1.0
+    return (
+        scheduler.config.sigma_data if type(scheduler).__name__ == "SCMScheduler" else 1.0
+    )
 
 
 def _levels(scheduler):
@@ -144,7 +148,9 @@ def _step(scheduler, case, index, sample, output, noise):
     t = scheduler.timesteps[index]
     last = index == len(case["timesteps"]) - 1
     dtype = torch.float64 if case["double"] else torch.float32
-    sample, output, noise = (torch.from_numpy(array).to(dtype) for array in (sample, output, noise))
+    sample, output, noise = (
+        torch.from_numpy(array).to(dtype) for array in (sample, output, noise)
+    )
     unit = _unit(scheduler)
 
     # What the network sees, what it returns, and a noised image.
@@ -180,7 +186,9 @@ def _step(scheduler, case, index, sample, output, noise):
 
     # The step, with the noise given.
     module = sys.modules[type(scheduler).__module__]
-    with mock.patch.object(module, "randn_tensor", lambda *args, **kwargs: noise, create=True):
+    with mock.patch.object(
+        module, "randn_tensor", lambda *args, **kwargs: noise, create=True
+    ):
         result = scheduler.step(output * unit, t, sample, **arguments)
     scheduler.num_inference_steps = len(scheduler.timesteps)
     row["prev_sample"] = result.prev_sample
@@ -214,9 +222,13 @@ def pack(cases: list[dict]) -> tuple[list[dict], dict[str, np.ndarray]]:
     rest = []
     parts = {}
     for case in cases:
-        arrays = {key: value for key, value in case.items() if isinstance(value, np.ndarray)}
+        arrays = {
+            key: value for key, value in case.items() if isinstance(value, np.ndarray)
+        }
         others = {key: value for key, value in case.items() if key not in arrays}
-        rest.append(others | {"shapes": {key: value.shape for key, value in arrays.items()}})
+        rest.append(
+            others | {"shapes": {key: value.shape for key, value in arrays.items()}}
+        )
         for key, value in arrays.items():
             parts.setdefault(key, []).append(value.ravel())
     return rest, {key: np.concatenate(parts[key]) for key in sorted(parts)}
@@ -231,7 +243,9 @@ def main():
     )
     kinds = [(name, i % 2 == 1 and name in FINE) for name in SAMPLERS for i in range(CASES)]
     drawn = [draw_case(name, dataclasses.replace(draw, fine=fine)) for name, fine in kinds]
-    cases, arrays = pack([reference_case(**case, seed=seed) for seed, case in enumerate(drawn)])
+    cases, arrays = pack(
+        [reference_case(**case, seed=seed) for seed, case in enumerate(drawn)]
+    )
     versions = {
         "diffusers": diffusers.__version__,
         "torch": torch.__version__,

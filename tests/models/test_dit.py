@@ -113,7 +113,12 @@ def test_positions_tell_all_tokens_apart():
 
 def test_the_papers_sizes():
     # Peebles & Xie 2023, table 1: widths 384, 768, 1024, 1152.
-    assert [DiTConfig(**size).width for size in DIT_SIZES.values()] == [384, 768, 1024, 1152]
+    assert [DiTConfig(**size).width for size in DIT_SIZES.values()] == [
+        384,
+        768,
+        1024,
+        1152,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +155,11 @@ def test_it_is_saved_loaded_and_sampled(tmp_path):
     model = cmjax.Model(apply_fn, params, cmjax.CMStochasticIterativeScheduler(), config)
     cmjax.save(tmp_path / "dit", model)
     again = cmjax.load(tmp_path / "dit")
-    assert again.config == config and again.num_classes == 3 and again.sample_shape == (8, 8, 3)
+    assert (
+        again.config == config
+        and again.num_classes == 3
+        and again.sample_shape == (8, 8, 3)
+    )
     chex.assert_trees_all_equal(jax.tree.leaves(again.params), jax.tree.leaves(params))
     x = cmjax.sample(
         jax.random.key(0),

@@ -58,7 +58,9 @@ def test_computes_in_the_dtype_of_its_input_whatever_the_parameters(dtype, param
         chex.assert_trees_all_equal(actual, expected)
     # bfloat16 has 8 bits; over some twenty layers a few percent accumulate
     scale = float(jnp.std(expected))
-    np.testing.assert_allclose(np.asarray(actual, np.float32), expected, atol=0.15 * scale + 1e-6)
+    np.testing.assert_allclose(
+        np.asarray(actual, np.float32), expected, atol=0.15 * scale + 1e-6
+    )
 
 
 def test_time_embedding_stays_float32():
@@ -91,7 +93,9 @@ def test_forward_mode_derivative_equals_finite_differences():
 
     tangent = jax.jvp(f, (T,), (jnp.ones(2),))[1]
     h = 0.05
-    np.testing.assert_allclose(tangent, (f(T + h) - f(T - h)) / (2 * h), rtol=0.05, atol=2e-3)
+    np.testing.assert_allclose(
+        tangent, (f(T + h) - f(T - h)) / (2 * h), rtol=0.05, atol=2e-3
+    )
 
 
 def test_patches_fold_and_unfold():
@@ -108,7 +112,9 @@ def test_attention_equals_the_formula():
     pixels = np.asarray(attention.group_norm(x), np.float64).reshape(2, 9, 8)
 
     def project(f, v):
-        return v @ np.asarray(f.kernel[...], np.float64) + np.asarray(f.bias[...], np.float64)
+        return v @ np.asarray(f.kernel[...], np.float64) + np.asarray(
+            f.bias[...], np.float64
+        )
 
     q, k, v = (project(f, pixels) for f in (attention.to_q, attention.to_k, attention.to_v))
     out = np.zeros_like(q)
@@ -126,7 +132,10 @@ def test_attention_equals_the_formula():
             {"down_block_types": ("DownBlock2D", "SkipDownBlock2D")},
             "down_block_types.*SkipDownBlock2D",
         ),
-        ({"up_block_types": ("UpBlock2D",)}, "up_block_types must have one entry per entry"),
+        (
+            {"up_block_types": ("UpBlock2D",)},
+            "up_block_types must have one entry per entry",
+        ),
         ({"norm_num_groups": 5}, "norm_num_groups 5 does not divide 8"),
         ({"sample_size": 10}, "sample_size 10 is not a multiple of 4"),
     ],
@@ -165,7 +174,9 @@ def test_from_linen_and_from_nnx_sample_alike():
 
     module = NNX()
     variables = {
-        "params": {"Dense_0": {"kernel": module.dense.kernel[...], "bias": module.dense.bias[...]}}
+        "params": {
+            "Dense_0": {"kernel": module.dense.kernel[...], "bias": module.dense.bias[...]}
+        }
     }
     results = [
         jax.jit(
@@ -178,7 +189,10 @@ def test_from_linen_and_from_nnx_sample_alike():
                 num_inference_steps=2,
             )
         )(params)
-        for apply_fn, params in (cmjax.from_nnx(module), cmjax.from_linen(Linen(), variables))
+        for apply_fn, params in (
+            cmjax.from_nnx(module),
+            cmjax.from_linen(Linen(), variables),
+        )
     ]
     np.testing.assert_allclose(*results, rtol=1e-6)
 

@@ -47,13 +47,19 @@ def test_images_of_the_pipeline(pipeline, tmp_path, monkeypatch, timesteps):
     shape = (2, 8, 8, 3)
     noises = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
     monkeypatch.setattr(
-        "cmjax.schedulers.base.level_noise", lambda keys, level, *_: jnp.asarray(noises)[level]
+        "cmjax.schedulers.base.level_noise",
+        lambda keys, level, *_: jnp.asarray(noises)[level],
     )
     theirs = iter([torch.from_numpy(noise).permute(0, 3, 1, 2) for noise in noises])
     module = "diffusers.schedulers.scheduling_consistency_models.randn_tensor"
     monkeypatch.setattr(module, lambda *_, **__: next(theirs))
     labels = [1, 4] if model.num_classes else None
-    options = {"batch_size": 2, "class_labels": labels, "timesteps": timesteps, "output_type": "np"}
+    options = {
+        "batch_size": 2,
+        "class_labels": labels,
+        "timesteps": timesteps,
+        "output_type": "np",
+    }
     expected = pipeline(latents=next(theirs), **options).images
 
     cond = {"class_labels": jnp.array(labels)} if labels else {}
@@ -68,16 +74,22 @@ def test_images_of_the_pipeline(pipeline, tmp_path, monkeypatch, timesteps):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
 def test_there_and_back_is_byte_for_byte(pipeline, tmp_path, dtype, safe):
-    pipeline.unet.to(dtype).save_pretrained(tmp_path / "pipeline" / "unet", safe_serialization=safe)
+    pipeline.unet.to(dtype).save_pretrained(
+        tmp_path / "pipeline" / "unet", safe_serialization=safe
+    )
     if not safe:
         (tmp_path / "pipeline" / "unet" / reader.SAFETENSORS).unlink()
     expected = {
         name: tensor.view(torch.uint8).numpy().tobytes()
         for name, tensor in pipeline.unet.state_dict().items()
     }
-    cmjax.save(tmp_path / "ours", open_checkpoint(tmp_path / "pipeline").load(keep_dtypes=True))
     cmjax.save(
-        tmp_path / "back", open_checkpoint(tmp_path / "ours").load(keep_dtypes=True), to="diffusers"
+        tmp_path / "ours", open_checkpoint(tmp_path / "pipeline").load(keep_dtypes=True)
+    )
+    cmjax.save(
+        tmp_path / "back",
+        open_checkpoint(tmp_path / "ours").load(keep_dtypes=True),
+        to="diffusers",
     )
     tensors = load_file(tmp_path / "back" / "unet" / reader.SAFETENSORS)
     assert {name: tensor.tobytes() for name, tensor in tensors.items()} == expected
@@ -85,8 +97,12 @@ def test_there_and_back_is_byte_for_byte(pipeline, tmp_path, dtype, safe):
     for name, tensor in theirs.unet.state_dict().items():
         assert torch.equal(tensor, pipeline.unet.state_dict()[name])
     for part in ("unet", "scheduler"):
-        was, now = (json.loads(getattr(p, part).to_json_string()) for p in (pipeline, theirs))
-        assert {k: now[k] for k in was if k[0] != "_"} == {k: was[k] for k in was if k[0] != "_"}
+        was, now = (
+            json.loads(getattr(p, part).to_json_string()) for p in (pipeline, theirs)
+        )
+        assert {k: now[k] for k in was if k[0] != "_"} == {
+            k: was[k] for k in was if k[0] != "_"
+        }
 
 
 def test_options_of_our_own_are_not_written_for_diffusers(tmp_path):
@@ -167,7 +183,9 @@ def test_released_architectures_are_inferred_from_their_tensors(preset):
     assert openai.infer_config(tensors) == PRESETS[preset]
     renamed = openai._as_diffusers(tensors, PRESETS[preset])
     assert set(renamed) == set(NAMES[preset]["diffusers"])
-    checkpoint = cmjax.checkpoints.Checkpoint("", (), PRESETS[preset], None, renamed, reader.layout)
+    checkpoint = cmjax.checkpoints.Checkpoint(
+        "", (), PRESETS[preset], None, renamed, reader.layout
+    )
     checkpoint.check()
 
 

@@ -95,8 +95,12 @@ def test_reads_the_config_that_diffusers_saves(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("config")
     theirs = diffusers.CMStochasticIterativeScheduler(**config)
     theirs.save_config(folder)
-    ours = cmjax.scheduler_from_config(json.loads((folder / "scheduler_config.json").read_text()))
-    assert ours == cmjax.CMStochasticIterativeScheduler(**config, timestep_spacing="leading")
+    ours = cmjax.scheduler_from_config(
+        json.loads((folder / "scheduler_config.json").read_text())
+    )
+    assert ours == cmjax.CMStochasticIterativeScheduler(
+        **config, timestep_spacing="leading"
+    )
     not_a_divisor = max(1, 2 * ours.num_train_timesteps // 3)
     assert_same_levels(ours, theirs, not_a_divisor)
 
@@ -112,7 +116,9 @@ def test_diffusers_reads_our_config_and_returns_it(config, spacing):
     for name in SHARED:
         assert theirs.config[name] == getattr(ours, name), name
     assert cmjax.scheduler_from_config(json.loads(theirs.to_json_string())) == ours
-    assert_same_levels(ours, theirs, ours.num_train_timesteps)  # n for which the spacings agree
+    assert_same_levels(
+        ours, theirs, ours.num_train_timesteps
+    )  # n for which the spacings agree
 
 
 def assert_same_levels(ours, theirs, n):

@@ -24,13 +24,19 @@ from tests.support.sampler_cases import FINE, SAMPLERS, Draw, draw_case
 
 # diffusers hands tensors to NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
-STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+STABLE_DIFFUSION = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 
 
 def drawn_case(name, data, fine=False):
     draw = Draw(
         pick=lambda options: data.draw(st.sampled_from(options)),
-        between=lambda low, high: low + (high - low) * data.draw(st.integers(0, 10**6)) / 10**6,
+        between=lambda low, high: (
+            low + (high - low) * data.draw(st.integers(0, 10**6)) / 10**6
+        ),
         fine=fine,
     )
     return draw_case(name, draw)
@@ -46,8 +52,12 @@ def test_every_quantity_equals_that_of_diffusers(name, data):
 @pytest.mark.parametrize("name", FINE)
 @settings(max_examples=50)
 @given(data=st.data())
-def test_every_quantity_equals_that_of_diffusers_in_float64_where_float32_is_not_enough(name, data):
-    assert_sampler_case_reproduced(reference_case(**drawn_case(name, data, fine=True), seed=0))
+def test_every_quantity_equals_that_of_diffusers_in_float64_where_float32_is_not_enough(
+    name, data
+):
+    assert_sampler_case_reproduced(
+        reference_case(**drawn_case(name, data, fine=True), seed=0)
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -57,7 +67,10 @@ def test_diffusers_reads_our_config_and_returns_it(name, data):
     case = drawn_case(name, data, fine=data.draw(st.booleans()))
     ours = SCHEDULERS[name].from_config({**case["config"], **case["ours"]})
     theirs = getattr(diffusers, name).from_config(json.loads(json.dumps(ours.to_config())))
-    assert scheduler_from_config({**json.loads(theirs.to_json_string()), **case["ours"]}) == ours
+    assert (
+        scheduler_from_config({**json.loads(theirs.to_json_string()), **case["ours"]})
+        == ours
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -67,7 +80,8 @@ def test_defaults_are_those_of_diffusers(name):
 
 
 @pytest.mark.parametrize(
-    "betas", [{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, STABLE_DIFFUSION]
+    "betas",
+    [{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, STABLE_DIFFUSION],
 )
 @pytest.mark.parametrize("name", [name for name in FINE if not name.startswith("EDM")])
 def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas):
@@ -76,7 +90,9 @@ def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas):
     ours = {"eta": 0.3} if name in ("TCDScheduler", "DDIMScheduler") else {}
     for n in (2, 5, 20):
         levels = {"num_inference_steps": n}
-        case = reference_case(name, betas, ours, levels, shape=(2, 3, 1), double=False, seed=n)
+        case = reference_case(
+            name, betas, ours, levels, shape=(2, 3, 1), double=False, seed=n
+        )
         assert_sampler_case_reproduced(case, rtol=1e-4)
 
 
@@ -139,16 +155,22 @@ def test_ddim_replaces_a_sample_of_no_signal_where_diffusers_is_nan():
     theirs, ours = pair("DDIMScheduler", **options)
     theirs.set_timesteps(3)
     ones = torch.ones(1, 3)
-    assert theirs.step(ones, 999, ones, eta=1.0, variance_noise=ones).prev_sample.isnan().all()
+    assert (
+        theirs.step(ones, 999, ones, eta=1.0, variance_noise=ones).prev_sample.isnan().all()
+    )
     state = dataclasses.replace(ours, eta=1.0).set_timesteps(3)
-    first = [column[0] for column in (state.weights.x0, state.weights.eps, state.weights.noise)]
+    first = [
+        column[0] for column in (state.weights.x0, state.weights.eps, state.weights.noise)
+    ]
     np.testing.assert_allclose(first, [state.alphas[1], 0, state.sigmas[1]], rtol=1e-6)
 
 
 def test_lcm_refuses_noise_of_no_signal_where_diffusers_divides_by_zero():
     theirs, ours = pair("LCMScheduler", rescale_betas_zero_snr=True)
     theirs.set_timesteps(4)
-    assert not torch.isfinite(theirs.step(torch.ones(1, 3), 999, torch.zeros(1, 3)).denoised).any()
+    assert not torch.isfinite(
+        theirs.step(torch.ones(1, 3), 999, torch.zeros(1, 3)).denoised
+    ).any()
     with pytest.raises(ValueError, match="rescale_betas_zero_snr"):
         ours.set_timesteps(4)
 
@@ -156,7 +178,10 @@ def test_lcm_refuses_noise_of_no_signal_where_diffusers_divides_by_zero():
 def test_tcd_obeys_its_bounds_where_diffusers_does_not():
     theirs, ours = pair("TCDScheduler", clip_sample=True)
     theirs.set_timesteps(1)
-    assert theirs.step(torch.full((1, 3), 9.0), 999, torch.ones(1, 3)).prev_sample.abs().max() > 2
+    assert (
+        theirs.step(torch.full((1, 3), 9.0), 999, torch.ones(1, 3)).prev_sample.abs().max()
+        > 2
+    )
     state = ours.set_timesteps(1)
     denoised = ours.denoise(state, jnp.full((1, 3), 9.0), jnp.ones((1, 3)))
     np.testing.assert_array_equal(denoised, -jnp.ones((1, 3)))

@@ -46,10 +46,14 @@ def assert_reads(path, content, **options):
 
 
 def draw(*shape, dtype=torch.float32):
-    bits = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (*shape, 8), np.uint8))
+    bits = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (*shape, 8), np.uint8)
+    )
     if dtype == torch.bool:
         return bits[..., 0] > 127
-    return bits.view(dtype)[..., 0].clone()  # any bits: NaNs, infinities and subnormals among them
+    return bits.view(dtype)[
+        ..., 0
+    ].clone()  # any bits: NaNs, infinities and subnormals among them
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -100,7 +104,9 @@ def test_state_dicts(tmp_path, protocol):
     assert isinstance(state, collections.OrderedDict) and state._metadata
     assert_reads(tmp_path / "module.pt", state, pickle_protocol=protocol)
     assert_reads(
-        tmp_path / "parameters.pt", dict(module.named_parameters()), pickle_protocol=protocol
+        tmp_path / "parameters.pt",
+        dict(module.named_parameters()),
+        pickle_protocol=protocol,
     )
     tied = {
         "a": module[0].weight,
@@ -114,7 +120,8 @@ def test_state_dicts(tmp_path, protocol):
 def test_many_tensors(tmp_path):
     """More than 256, where the memo's instructions change."""
     assert_reads(
-        tmp_path / "x.pt", {f"blocks.{i}.weight": torch.full((2,), float(i)) for i in range(3000)}
+        tmp_path / "x.pt",
+        {f"blocks.{i}.weight": torch.full((2,), float(i)) for i in range(3000)},
     )
 
 
@@ -127,7 +134,9 @@ def test_a_file_object_and_another_ending(tmp_path):
 
 
 def test_the_old_format_is_told_apart(tmp_path):
-    torch.save({"x": torch.zeros(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"x": torch.zeros(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False
+    )
     with pytest.raises(
         ValueError,
         match=r"x\.pt is not a readable.*before PyTorch 1.6; load and save it with a newer",
@@ -173,7 +182,8 @@ def test_torchscript_is_refused(tmp_path):
         tmp_path / "x.pt", "w"
     ) as archive:  # as torch.jit.save, which PyTorch has deprecated
         archive.writestr(
-            "x/data.pkl", b"\x80\x02c__torch__.torch.nn.modules.linear\nLinear\nq\x00)\x81}b."
+            "x/data.pkl",
+            b"\x80\x02c__torch__.torch.nn.modules.linear\nLinear\nq\x00)\x81}b.",
         )
         archive.writestr("x/constants.pkl", b"\x80\x02).")
     with pytest.raises(ValueError, match="__torch__.torch.nn.modules.linear.Linear"):

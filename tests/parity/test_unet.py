@@ -30,7 +30,11 @@ def inputs(network, batch=2):
     x = rng.standard_normal((batch, size, size, channels)).astype(np.float32)
     t = np.array([-1553.6, 1095.5, 250.0, 3.3], np.float32)[:batch]
     classes = network.config.num_class_embeds
-    return x, t, None if classes is None else rng.integers(0, classes, batch, dtype=np.int32)
+    return (
+        x,
+        t,
+        None if classes is None else rng.integers(0, classes, batch, dtype=np.int32),
+    )
 
 
 def torch_output(network, x, t, labels):
@@ -65,7 +69,9 @@ def options(draw):
         "center_input_sample": draw(st.booleans()),
         "down_block_types": tuple(draw(st.sampled_from(DOWN)) for _ in range(levels)),
         "up_block_types": tuple(draw(st.sampled_from(UP)) for _ in range(levels)),
-        "block_out_channels": tuple(draw(st.sampled_from([8, 16, 24])) for _ in range(levels)),
+        "block_out_channels": tuple(
+            draw(st.sampled_from([8, 16, 24])) for _ in range(levels)
+        ),
         "layers_per_block": draw(st.integers(1, 2)),
         "downsample_type": draw(st.sampled_from(["conv", "resnet"])),
         "upsample_type": draw(st.sampled_from(["conv", "resnet"])),
@@ -170,7 +176,9 @@ def part_of(module, name):
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_the_released_architectures(preset, tmp_path, capsys):
     written = reader.config_to_diffusers(PRESETS[preset])
-    network = draw_network(**{key: value for key, value in written.items() if key[0] != "_"})
+    network = draw_network(
+        **{key: value for key, value in written.items() if key[0] != "_"}
+    )
     model = convert(network, tmp_path)
     assert model.config == PRESETS[preset]
     found = difference(network, model, batch=1)

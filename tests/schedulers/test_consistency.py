@@ -82,7 +82,9 @@ def test_levels_may_be_differentiated_at_the_end():
 
 
 def test_sigma_to_t_at_zero_is_the_logarithm_of_1e_44():
-    assert SCHEDULER.sigma_to_t(jnp.float32(0)) == pytest.approx(250 * math.log(1e-44), rel=1e-6)
+    assert SCHEDULER.sigma_to_t(jnp.float32(0)) == pytest.approx(
+        250 * math.log(1e-44), rel=1e-6
+    )
 
 
 def test_scalings_take_any_shape():
@@ -93,7 +95,9 @@ def test_scalings_take_any_shape():
 
 
 def test_config_round_trip_and_diffusers_default():
-    config = CMStochasticIterativeScheduler(sigma_data=0.3, num_train_timesteps=201).to_config()
+    config = CMStochasticIterativeScheduler(
+        sigma_data=0.3, num_train_timesteps=201
+    ).to_config()
     assert config["_class_name"] == "CMStochasticIterativeScheduler"
     assert cmjax.scheduler_from_config(config).to_config() == config
     # What diffusers 0.42 writes.
@@ -116,9 +120,18 @@ def test_config_round_trip_and_diffusers_default():
     ("config", "message"),
     [
         ({}, "_class_name.*None.*CMStochasticIterativeScheduler"),
-        ({"_class_name": "CMStochasticIterativeSchedule"}, "'CMStochasticIterativeScheduler'"),
-        ({"_class_name": "CMStochasticIterativeScheduler", "sigma_mim": 1.0}, "'sigma_min'"),
-        ({"_class_name": "CMStochasticIterativeScheduler", "sigma_min": -1.0}, "sigma_min.*-1.0"),
+        (
+            {"_class_name": "CMStochasticIterativeSchedule"},
+            "'CMStochasticIterativeScheduler'",
+        ),
+        (
+            {"_class_name": "CMStochasticIterativeScheduler", "sigma_mim": 1.0},
+            "'sigma_min'",
+        ),
+        (
+            {"_class_name": "CMStochasticIterativeScheduler", "sigma_min": -1.0},
+            "sigma_min.*-1.0",
+        ),
     ],
 )
 def test_bad_configs(config, message):
@@ -155,7 +168,10 @@ def test_bad_options(options, message):
     ("arguments", "message"),
     [
         ({}, "exactly one.*none"),
-        ({"num_inference_steps": 2, "timesteps": [22, 0]}, "num_inference_steps and timesteps"),
+        (
+            {"num_inference_steps": 2, "timesteps": [22, 0]},
+            "num_inference_steps and timesteps",
+        ),
         ({"timesteps": [22, 0], "sigmas": [80.0]}, "timesteps and sigmas"),
         ({"num_inference_steps": 0}, "num_inference_steps.*40, got 0"),
         (

@@ -15,7 +15,9 @@ CASES = load_goldens("consistency_scheduler", "case")
 LOOPS = load_goldens("consistency_scheduler", "loop")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['spacing']}-{case['levels']}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case['spacing']}-{case['levels']}"
+)
 def test_every_quantity_equals_the_stored_one(case):
     assert_consistency_case_reproduced(case)
 

@@ -21,7 +21,10 @@ from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.flow import FlowScheduler
 
-MIXTURE = (0.3, -1.0, 0.4), (0.7, 0.8, 0.25)  # weight, mean, standard deviation of each Gaussian
+MIXTURE = (
+    (0.3, -1.0, 0.4),
+    (0.7, 0.8, 0.25),
+)  # weight, mean, standard deviation of each Gaussian
 MEAN, STD = 0.6, 0.3
 GAUSSIAN = ((1.0, MEAN, STD),)
 
@@ -36,7 +39,9 @@ def denoiser(x, levels, *_, data=MIXTURE):
     for weight, mean, std in data:
         variance = jnp.square(alpha * std) + jnp.square(sigma)
         away = x - alpha * mean
-        logits.append(math.log(weight) - jnp.log(variance) / 2 - jnp.square(away) / (2 * variance))
+        logits.append(
+            math.log(weight) - jnp.log(variance) / 2 - jnp.square(away) / (2 * variance)
+        )
         means.append(mean + alpha * std**2 / variance * away)
     share = jax.nn.softmax(jnp.stack(logits), axis=0)
     return jnp.sum(share * jnp.stack(means), axis=0)
@@ -152,7 +157,10 @@ def ddim():
     # Times at exact strides from the first to the last, where sampling ends: hence
     # set_alpha_to_one=False.
     scheduler = DDIMScheduler(
-        num_train_timesteps=1025, clip_sample=False, set_alpha_to_one=False, beta_start=0.001
+        num_train_timesteps=1025,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        beta_start=0.001,
     )
 
     def levels(n):
@@ -163,7 +171,9 @@ def ddim():
 
 def flow():
     scheduler = FlowMapEulerDiscreteScheduler()
-    return scheduler, lambda n: scheduler.set_timesteps(sigmas=np.linspace(0.9, 0, n + 1)[:-1])
+    return scheduler, lambda n: scheduler.set_timesteps(
+        sigmas=np.linspace(0.9, 0, n + 1)[:-1]
+    )
 
 
 ORDERS = {
@@ -215,7 +225,9 @@ def draws(state, data, count=20_000):
     weights, means, stds = np.array(data).T
     kind = random.choice(len(data), count, p=weights)
     x0 = means[kind] + stds[kind] * random.standard_normal(count)
-    return np.float32(state.alphas[0] * x0 + state.sigmas[0] * random.standard_normal(count))
+    return np.float32(
+        state.alphas[0] * x0 + state.sigmas[0] * random.standard_normal(count)
+    )
 
 
 def run(scheduler, estimate, state, init):
@@ -283,7 +295,9 @@ def test_samplers_with_noise_draw_the_mixture(name, options, n):
         ("FlowMapEulerDiscreteScheduler", {"shift": 3.0}, 0.02),
     ],
 )
-def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(name, options, tolerance):
+def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(
+    name, options, tolerance
+):
     scheduler = schedulers.SCHEDULERS[name](**options)
     state = start(scheduler, num_inference_steps=200)
     init = draws(state, GAUSSIAN, 5)
@@ -324,7 +338,9 @@ def jump_as_x0(x, start, end):
 @pytest.mark.parametrize(
     ("gamma", "n"), [(0.0, 1), (0.0, 40), (0.3, 2), (0.3, 40), (1.0, 1), (1.0, 3)]
 )
-def test_ctm_with_the_exact_jump_draws_gaussian_data_for_any_gamma_and_number_of_steps(gamma, n):
+def test_ctm_with_the_exact_jump_draws_gaussian_data_for_any_gamma_and_number_of_steps(
+    gamma, n
+):
     scheduler = CTMScheduler(gamma=gamma, clip_denoised=False)
     state = start(scheduler, num_inference_steps=n)
 

@@ -94,7 +94,11 @@ def assert_close(actual, expected, tolerance=1e-3):
     np.testing.assert_allclose(actual / size, expected / size, atol=tolerance)
 
 
-@holds(**PROPERTIES, times=TIMES, prediction=st.sampled_from(["sample", "epsilon", "v_prediction"]))
+@holds(
+    **PROPERTIES,
+    times=TIMES,
+    prediction=st.sampled_from(["sample", "epsilon", "v_prediction"]),
+)
 def test_tcd_with_all_noise_fresh_is_lcm(seed, data, times, prediction):
     # LCM's boundary scaling is off at this timestep_scaling; with this beta_start TCD's lowest
     # level, time 0, is clean.
@@ -132,9 +136,13 @@ def test_an_euler_step_is_the_same_on_all_three_paths(seed, data, times):
     levels = sigma / alpha
     straight = sigma / (alpha + sigma)
     alphas, vp = run(ddim, seed, data, sigma[0] * z, timesteps=times)
-    _, ve = run(schedulers.EDMEulerScheduler(**EDM), seed, data, levels[0] * z, sigmas=levels)
+    _, ve = run(
+        schedulers.EDMEulerScheduler(**EDM), seed, data, levels[0] * z, sigmas=levels
+    )
     flow = schedulers.FlowMapEulerDiscreteScheduler()
-    kept, line = run(flow, seed, data, straight[0] * z, x0=estimate_anywhere, sigmas=straight)
+    kept, line = run(
+        flow, seed, data, straight[0] * z, x0=estimate_anywhere, sigmas=straight
+    )
     assert_close(vp / alphas, ve)
     assert_close(line / kept, ve)
 
@@ -151,7 +159,9 @@ def estimate_anywhere(data, x, alpha, sigma, r):
 
 @holds(**PROPERTIES, times=TIMES, eta=st.sampled_from([0.4, 1.0]))
 def test_ddim_is_ancestral_sampling_with_the_same_share_of_noise(seed, data, times, eta):
-    ddim = schedulers.DDIMScheduler(clip_sample=False, eta=eta, prediction_type="v_prediction")
+    ddim = schedulers.DDIMScheduler(
+        clip_sample=False, eta=eta, prediction_type="v_prediction"
+    )
     alpha, sigma = (np.asarray(level) for level in ddim.parametrization.path(times))
     z = noise(seed)
     alphas, vp = run(ddim, seed, data, sigma[0] * z, timesteps=times)
@@ -167,7 +177,9 @@ def test_first_order_solvers_without_noise_are_euler(seed, data, levels):
     for scheduler in (
         schedulers.EDMEulerAncestralScheduler(**options, eta=0.0),
         schedulers.EDMDPMSolverMultistepScheduler(**options, solver_order=1),
-        schedulers.EDMEulerScheduler(**options, s_churn=9.0, s_tmin=1e4),  # no level is as high
+        schedulers.EDMEulerScheduler(
+            **options, s_churn=9.0, s_tmin=1e4
+        ),  # no level is as high
         schedulers.EDMEulerScheduler(**options, s_churn=9.0, s_tmax=1e-4),
     ):
         assert_close(run(scheduler, seed, data, sigmas=levels)[1], euler, 1e-5)
@@ -176,7 +188,9 @@ def test_first_order_solvers_without_noise_are_euler(seed, data, levels):
 @holds(**PROPERTIES, levels=LEVELS, end=st.sampled_from(["zero", "sigma_min"]))
 def test_sde_dpm_solver_of_first_order_is_ancestral_sampling(seed, data, levels, end):
     options = {**EDM, "final_sigmas_type": end}
-    _, ancestral = run(schedulers.EDMEulerAncestralScheduler(**options), seed, data, sigmas=levels)
+    _, ancestral = run(
+        schedulers.EDMEulerAncestralScheduler(**options), seed, data, sigmas=levels
+    )
     solver = schedulers.EDMDPMSolverMultistepScheduler(
         **options, solver_order=1, algorithm_type="sde-dpmsolver++"
     )
@@ -237,7 +251,9 @@ def test_one_step_of_a_flow_map_subtracts_the_mean_velocity():
     def u(params, x, t, r):
         return jnp.cos(x) + (r - t)[0] / 1000
 
-    x = cmjax.sample(KEY, u, None, schedulers.FlowMapEulerDiscreteScheduler(), SHAPE, init=noise(0))
+    x = cmjax.sample(
+        KEY, u, None, schedulers.FlowMapEulerDiscreteScheduler(), SHAPE, init=noise(0)
+    )
     np.testing.assert_allclose(x, noise(0) - (jnp.cos(noise(0)) - 1), atol=1e-6)
 
 
@@ -258,12 +274,16 @@ def test_ctm_with_all_noise_fresh_is_consistency_sampling(seed, data, levels):
 
 
 @holds(**PROPERTIES, levels=LEVELS)
-def test_ctm_without_noise_and_with_a_denoiser_is_euler_down_to_sigma_min(seed, data, levels):
+def test_ctm_without_noise_and_with_a_denoiser_is_euler_down_to_sigma_min(
+    seed, data, levels
+):
     ctm = schedulers.CTMScheduler(**EDM, clip_denoised=False)
     euler = schedulers.EDMEulerScheduler(**EDM, final_sigmas_type="sigma_min")
     init = levels[0] * noise(seed)
     _, expected = run(euler, seed, data, init, sigmas=levels)
-    assert_close(run(ctm, seed, data, init, x0=estimate_anywhere, sigmas=levels)[1], expected)
+    assert_close(
+        run(ctm, seed, data, init, x0=estimate_anywhere, sigmas=levels)[1], expected
+    )
 
 
 @functools.partial(jax.jit, static_argnames="scheduler")

@@ -57,12 +57,19 @@ def denoiser(x, sigma):
 
 # diffusers raises the level after the network was called, so that the paper is what churn is
 # compared with.
-@pytest.mark.parametrize(("name", "calls"), [("EDMEulerScheduler", 1), ("EDMHeunScheduler", 2)])
+@pytest.mark.parametrize(
+    ("name", "calls"), [("EDMEulerScheduler", 1), ("EDMHeunScheduler", 2)]
+)
 @settings(max_examples=50)
 @given(data=st.data())
 def test_churn_is_that_of_the_paper(name, calls, data):
     # Far less churn than 0.1 a step is not a float32 apart from none.
-    ranges = {"s_churn": (0.5, 10), "s_tmin": (0, 1), "s_tmax": (0.5, 100), "s_noise": (0, 1.5)}
+    ranges = {
+        "s_churn": (0.5, 10),
+        "s_tmin": (0, 1),
+        "s_tmax": (0.5, 100),
+        "s_noise": (0, 1.5),
+    }
     options = {key: data.draw(st.floats(*ends)) for key, ends in ranges.items()}
     n = data.draw(st.sampled_from([1, 2, 3, 5]))
     sigmas = np.float64(SCHEDULERS["EDMEulerScheduler"]().set_timesteps(n).sigmas)

@@ -44,7 +44,9 @@ def draw(scheduler, dtype=jnp.float32, **levels):
     """Samples step by step, where XLA does not keep more digits than the dtype has."""
     state, x = scheduler.init(KEY, scheduler.set_timesteps(**levels), SHAPE, dtype)
     for _ in range(state.num_steps):
-        state, (x, _) = scheduler.step(KEY, state, jnp.tanh(scheduler.scale_input(state, x)), x)
+        state, (x, _) = scheduler.step(
+            KEY, state, jnp.tanh(scheduler.scale_input(state, x)), x
+        )
     return np.asarray(x, np.float32)
 
 
@@ -74,7 +76,11 @@ BAD_OPTIONS = [
         {"use_beta_sigmas": True},
         "use_beta_sigmas=True is not supported; use_karras_sigmas, .*sigmas=",
     ),
-    (VE + FLOW_LCM, TWO_GRIDS, "use_karras_sigmas and use_exponential_sigmas exclude each other"),
+    (
+        VE + FLOW_LCM,
+        TWO_GRIDS,
+        "use_karras_sigmas and use_exponential_sigmas exclude each other",
+    ),
     (
         FLOW_LCM,
         {"use_dynamic_shifting": True},
@@ -92,7 +98,11 @@ BAD_OPTIONS = [
         "shift_terminal .*between 0 and 1.*got 1.0",
     ),
     (DISCRETE, {"prediction_type": "flow"}, "prediction_type.*'v_prediction'.*'flow'"),
-    (DISCRETE, {"trained_betas": (0.1, 0.2)}, "trained_betas must be a tuple of 1000 numbers"),
+    (
+        DISCRETE,
+        {"trained_betas": (0.1, 0.2)},
+        "trained_betas must be a tuple of 1000 numbers",
+    ),
     (
         DISCRETE,
         {"trained_betas": (1.0,), "num_train_timesteps": 1},
@@ -105,7 +115,11 @@ BAD_OPTIONS = [
     ),
     (TCD, {"eta": (0.1, -0.1)}, r"eta must be .*a tuple.*got \(0.1, -0.1\)"),
     (TCD, {"eta": [0.1]}, r"eta.*\[0.1\]"),
-    (["SCMScheduler"], {"prediction_type": "epsilon"}, "prediction_type.*'trigflow'.*'epsilon'"),
+    (
+        ["SCMScheduler"],
+        {"prediction_type": "epsilon"},
+        "prediction_type.*'trigflow'.*'epsilon'",
+    ),
     (EDM, {"prediction_type": "sample"}, "prediction_type.*'v_prediction'.*'sample'"),
     (EDM + CM, {"sigma_min": 90}, "sigma_min 90 .*sigma_max 80.0"),
     (MULTISTEP, {"algorithm_type": "dpmsolver"}, "algorithm_type.*'dpmsolver'"),
@@ -156,7 +170,12 @@ WRONG_LISTS = [
 
 
 BAD_LEVELS = [
-    ("DDIMScheduler", {}, {"sigmas": [0.5]}, r"DDIMScheduler takes timesteps=\[999.*not sigmas"),
+    (
+        "DDIMScheduler",
+        {},
+        {"sigmas": [0.5]},
+        r"DDIMScheduler takes timesteps=\[999.*not sigmas",
+    ),
     ("DDIMScheduler", {}, {"timesteps": [1000]}, r"timesteps.*\[0, 999\].*\[1000\]"),
     (
         "DDIMScheduler",
@@ -164,14 +183,24 @@ BAD_LEVELS = [
         {"num_inference_steps": 1000},
         "steps_offset=1 leads beyond.* 999",
     ),
-    ("LCMScheduler", {}, {"num_inference_steps": 51}, "original_inference_steps.*=50, got 51"),
+    (
+        "LCMScheduler",
+        {},
+        {"num_inference_steps": 51},
+        "original_inference_steps.*=50, got 51",
+    ),
     (
         "LCMScheduler",
         {},
         {"num_inference_steps": 6, "strength": 0.1},
         "original_inference_steps.*=5, got 6",
     ),
-    ("TCDScheduler", {}, {"num_inference_steps": 4, "strength": 0.0}, "strength must be.*got 0.0"),
+    (
+        "TCDScheduler",
+        {},
+        {"num_inference_steps": 4, "strength": 0.0},
+        "strength must be.*got 0.0",
+    ),
     (
         "TCDScheduler",
         {},
@@ -196,7 +225,9 @@ BAD_LEVELS = [
 
 
 @pytest.mark.parametrize(("name", "options", "levels", "message"), BAD_LEVELS)
-def test_levels_that_a_scheduler_does_not_take_say_what_to_do(name, options, levels, message):
+def test_levels_that_a_scheduler_does_not_take_say_what_to_do(
+    name, options, levels, message
+):
     with pytest.raises(ValueError, match=message) as error:
         SCHEDULERS[name](**options).set_timesteps(**levels)
     assert_one_line(error)
@@ -207,13 +238,16 @@ def test_a_training_time_without_signal_is_refused_where_the_network_predicts_no
     stable = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
     for levels in ({"num_inference_steps": 4}, {"timesteps": [999, 400]}):
         with pytest.raises(
-            ValueError, match="rescale_betas_zero_snr leaves no signal at.*999.*use 'v_prediction'"
+            ValueError,
+            match="rescale_betas_zero_snr leaves no signal at.*999.*use 'v_prediction'",
         ):
             SCHEDULERS[name].from_config(stable).set_timesteps(**levels)
     with pytest.raises(ValueError, match="beta_end=0.5 .*training time 999"):
         SCHEDULERS[name](beta_end=0.5).set_timesteps(timesteps=[999])
     start(SCHEDULERS[name].from_config(stable), timesteps=[998, 400])
-    by_velocity = SCHEDULERS[name].from_config({**stable, "prediction_type": "v_prediction"})
+    by_velocity = SCHEDULERS[name].from_config(
+        {**stable, "prediction_type": "v_prediction"}
+    )
     state = start(by_velocity, timesteps=[999, 400])
     assert all(np.all(np.isfinite(numbers)) for numbers in jax.tree.leaves(state))
 
@@ -221,8 +255,12 @@ def test_a_training_time_without_signal_is_refused_where_the_network_predicts_no
 TIMES = ({"timesteps": [999, 40]}, [999, 40], None)
 SIGMAS = ({"sigmas": [9.0, 0.5]}, None, [9, 0.5])
 WRITTEN = {  # arguments, and the times and noise levels that they must give
-    **dict.fromkeys(EDM, [SIGMAS, ({"timesteps": [0.5, -0.5]}, [0.5, -0.5], np.exp([2, -2]))]),
-    **dict.fromkeys(CM, [SIGMAS, ({"timesteps": [39, 0]}, 250 * np.log([80, 0.002]), [80, 0.002])]),
+    **dict.fromkeys(
+        EDM, [SIGMAS, ({"timesteps": [0.5, -0.5]}, [0.5, -0.5], np.exp([2, -2]))]
+    ),
+    **dict.fromkeys(
+        CM, [SIGMAS, ({"timesteps": [39, 0]}, 250 * np.log([80, 0.002]), [80, 0.002])]
+    ),
     **dict.fromkeys(DISCRETE, [TIMES]),
     **dict.fromkeys(VE, [TIMES, SIGMAS]),
     **dict.fromkeys(
@@ -255,11 +293,14 @@ def test_levels_written_down_are_taken_also_when_traced(name):
         np.testing.assert_allclose(path, levels_of_calls, rtol=1e-3, atol=1e-6)
         arrays = {argument: np.array(value) for argument, value in levels.items()}
         traced = jax.jit(lambda arrays: scheduler.set_timesteps(**arrays))(arrays)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), traced, state)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), traced, state
+        )
 
 
 @pytest.mark.parametrize(
-    "name", ["CTMScheduler", "DDIMScheduler", "FlowMapEulerDiscreteScheduler", "EDMHeunScheduler"]
+    "name",
+    ["CTMScheduler", "DDIMScheduler", "FlowMapEulerDiscreteScheduler", "EDMHeunScheduler"],
 )
 def test_other_levels_of_the_same_count_compile_nothing(name):
     scheduler = SCHEDULERS[name]()
@@ -295,7 +336,10 @@ def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(n
     scheduler = SCHEDULERS[name]()
     if name == "DDIMScheduler":
         # The only one whose default is "leading": strides from the lowest time.
-        assert [start(scheduler, num_inference_steps=n).timesteps[0] for n in (1, 4)] == [0, 750]
+        assert [start(scheduler, num_inference_steps=n).timesteps[0] for n in (1, 4)] == [
+            0,
+            750,
+        ]
         scheduler = dataclasses.replace(scheduler, timestep_spacing="trailing")
     for n in (1, 4):
         state = start(scheduler, num_inference_steps=n)
@@ -345,11 +389,21 @@ def test_tcd_takes_an_eta_per_step():
     mixed = start(tcd(eta=(0.0, 1, 0.3)), num_inference_steps=3).weights
     for i, eta in enumerate((0.0, 1, 0.3)):
         alone = start(tcd(eta=eta), num_inference_steps=3).weights
-        row, row_alone = (jax.tree.map(lambda column, i=i: column[i], w) for w in (mixed, alone))
+        row, row_alone = (
+            jax.tree.map(lambda column, i=i: column[i], w) for w in (mixed, alone)
+        )
         chex.assert_trees_all_equal(row, row_alone)
 
 
-OTHER_WORDS = ("sample", "v_prediction", "exp", "exponential", "linear", "trailing", "leading")
+OTHER_WORDS = (
+    "sample",
+    "v_prediction",
+    "exp",
+    "exponential",
+    "linear",
+    "trailing",
+    "leading",
+)
 OTHER_WORDS += ("sigma_min", "sde-dpmsolver++", "heun", "nearest")
 OTHER_VALUES = ((0.5, 0.25), True, False, 0.5, 2, 1, 3.0, *OTHER_WORDS)
 
@@ -357,7 +411,11 @@ OTHER_VALUES = ((0.5, 0.25), True, False, 0.5, 2, 1, 3.0, *OTHER_WORDS)
 def other_config(cls):
     """A scheduler with as many options as possible other than by default."""
     fields = {field.name: field.default for field in dataclasses.fields(cls)}
-    values = {"num_train_timesteps": 2, "original_inference_steps": 2, "trained_betas": (0.1, 0.2)}
+    values = {
+        "num_train_timesteps": 2,
+        "original_inference_steps": 2,
+        "trained_betas": (0.1, 0.2),
+    }
     values = {name: value for name, value in values.items() if name in fields}
     for name, default in fields.items():
         for value in OTHER_VALUES:
@@ -376,13 +434,17 @@ def test_configs_of_other_values_than_the_defaults_survive_json(name):
     scheduler = other_config(SCHEDULERS[name])
     fields = [field.name for field in dataclasses.fields(scheduler)]
     default = SCHEDULERS[name]()
-    changed = [field for field in fields if getattr(scheduler, field) != getattr(default, field)]
+    changed = [
+        field for field in fields if getattr(scheduler, field) != getattr(default, field)
+    ]
     assert len(changed) >= 0.5 * len(fields), changed
     written = json.dumps({**scheduler.to_config(), "_diffusers_version": "0.36.0"})
     again = scheduler_from_config(json.loads(written))
     assert again == scheduler
     assert hash(again) == hash(scheduler)
-    with pytest.raises(ValueError, match=f"{name} .*'num_train_timestep'.*'num_train_timesteps'"):
+    with pytest.raises(
+        ValueError, match=f"{name} .*'num_train_timestep'.*'num_train_timesteps'"
+    ):
         scheduler_from_config({"_class_name": name, "num_train_timestep": 10})
     with pytest.raises(ValueError, match=f"'{name}'"):
         scheduler_from_config({"_class_name": name + "s"})

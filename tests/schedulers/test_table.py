@@ -93,7 +93,9 @@ def test_get_scalings_are_those_of_the_parametrization():
     _, *edm = EDM(0.7).scalings(1.0, sigma)
     np.testing.assert_array_equal(scheduler.get_scalings(sigma), edm)
     _, *boundary = EDM(0.7, 0.002).scalings(1.0, sigma)
-    np.testing.assert_array_equal(scheduler.get_scalings_for_boundary_condition(sigma), boundary)
+    np.testing.assert_array_equal(
+        scheduler.get_scalings_for_boundary_condition(sigma), boundary
+    )
     np.testing.assert_array_equal(boundary[0][0], 1)
 
 
@@ -116,7 +118,9 @@ def test_the_documented_sampler_keeps_the_contract(documented):
 def test_the_documented_sampler_is_of_order_two(documented):
     # On Gaussian data the flow is known: (x - mean) / sqrt(std^2 + sigma^2) is constant.
     std, low, high = 0.5, 0.5, 8.0
-    scheduler = documented(sigma_min=low, sigma_max=high, rho=1.0, final_sigmas_type="sigma_min")
+    scheduler = documented(
+        sigma_min=low, sigma_max=high, rho=1.0, final_sigmas_type="sigma_min"
+    )
     network = testing.network_of(
         scheduler.parametrization, lambda _, x, sigma: x * std**2 / (std**2 + sigma**2)
     )

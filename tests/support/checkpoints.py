@@ -33,12 +33,16 @@ NO_FILE = Path("cd_tiny.pt")  # a name alone
 
 @functools.cache
 def model(seed=0):
-    apply_fn, abstract = cmjax.from_nnx(nnx.eval_shape(lambda: UNet2D(CONFIG, rngs=nnx.Rngs(0))))
+    apply_fn, abstract = cmjax.from_nnx(
+        nnx.eval_shape(lambda: UNet2D(CONFIG, rngs=nnx.Rngs(0)))
+    )
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: jax.numpy.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), abstract
     )
-    return cmjax.Model(jax.jit(apply_fn), params, cmjax.CMStochasticIterativeScheduler(), CONFIG)
+    return cmjax.Model(
+        jax.jit(apply_fn), params, cmjax.CMStochasticIterativeScheduler(), CONFIG
+    )
 
 
 def write(root, kind):
@@ -77,7 +81,9 @@ def openai_names(tensors):
         flat = "attentions" in parent and tensor.ndim > 1
         theirs = f"{modules[parent]}.{parts.get(part, part)}.{leaf}"
         tensor = tensor[..., None] if flat else tensor
-        renamed[theirs] = np.concatenate([renamed[theirs], tensor]) if theirs in renamed else tensor
+        renamed[theirs] = (
+            np.concatenate([renamed[theirs], tensor]) if theirs in renamed else tensor
+        )
     return renamed
 
 

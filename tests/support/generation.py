@@ -103,7 +103,16 @@ def launched(folder, model, num, before=""):
     """`cmjax generate` as `make` would run it, as a process of its own."""
     program = f"{before}\nfrom cmjax.cli import main; main()"
     options = ["--out", folder, "--model", model, "--num", num, "--batch-size", 2]
-    command = [sys.executable, "-c", program, "generate", *options, "--shard-size", 8, "--quiet"]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "generate",
+        *options,
+        "--shard-size",
+        8,
+        "--quiet",
+    ]
     with process_of(*command) as process:
         yield process
 

@@ -55,7 +55,9 @@ def assert_close(ours, theirs, scale, what, *, rtol=RTOL, atol=0.0):
     A sum is as accurate as its terms are large, not as it is itself: `scale` is the size of them.
     """
     ours = np.asarray(ours, np.float64)
-    assert ours.shape == theirs.shape, f"{what}: shape {ours.shape}, expected {theirs.shape}"
+    assert ours.shape == theirs.shape, (
+        f"{what}: shape {ours.shape}, expected {theirs.shape}"
+    )
     scale = np.broadcast_to(scale, theirs.shape)
     excess = np.abs(ours - theirs) - (rtol * scale + atol)
     worst = np.argmax(excess)
@@ -102,7 +104,9 @@ def _assert_scalings_reproduced(scheduler, case):
     # sigma - sigma_min is a difference of the same two float32 numbers on both sides: there is no
     # allowance for cancellation.
     for name, method in methods.items():
-        for ours, theirs, part in zip(method(sigma), case[name], ("c_skip", "c_out"), strict=True):
+        for ours, theirs, part in zip(
+            method(sigma), case[name], ("c_skip", "c_out"), strict=True
+        ):
             assert_close(ours, theirs, np.abs(theirs), f"{part} of {name}")
 
 
@@ -115,13 +119,17 @@ def _assert_consistency_step_reproduced(scheduler, state, case, row):
 
     # What the network sees, and a noised image.
     scaled = case["scaled"][row]
-    assert_close(scheduler.scale_input(state, sample), scaled, np.abs(scaled), "scale_input")
+    assert_close(
+        scheduler.scale_input(state, sample), scaled, np.abs(scaled), "scale_input"
+    )
     noisy_scale = np.abs(sample) + sigma * np.abs(noise)
     noisy = scheduler.add_noise(state, sample, noise)
     assert_close(noisy, case["noisy"][row], noisy_scale, "add_noise")
 
     # The x0 estimate.
-    c_skip, c_out = map(np.float64, scheduler.get_scalings_for_boundary_condition(state.sigma))
+    c_skip, c_out = map(
+        np.float64, scheduler.get_scalings_for_boundary_condition(state.sigma)
+    )
     x0_scale = np.abs(c_skip * sample) + np.abs(c_out * output)
     denoised = scheduler.denoise(state, output, sample)
     assert_close(denoised, case["denoised"][row], x0_scale, "denoise")
@@ -141,7 +149,9 @@ def _assert_consistency_step_reproduced(scheduler, state, case, row):
         std = math.sqrt(max(sigma_next**2 - scheduler.sigma_min**2, 0))
         magnified = rounding / max(std, math.sqrt(rounding))
         fresh = scheduler.s_noise * np.abs(noise)
-        assert_close(ours, theirs, x0_scale + std * fresh, "advance", atol=magnified * fresh)
+        assert_close(
+            ours, theirs, x0_scale + std * fresh, "advance", atol=magnified * fresh
+        )
 
 
 def assert_loop_reproduced(loop):
@@ -149,7 +159,9 @@ def assert_loop_reproduced(loop):
 
     `loop` is from `make_goldens.reference_loop`.
     """
-    scheduler = cmjax.CMStochasticIterativeScheduler(**loop["config"], timestep_spacing="leading")
+    scheduler = cmjax.CMStochasticIterativeScheduler(
+        **loop["config"], timestep_spacing="leading"
+    )
     state = scheduler.set_timesteps(**loop["levels"])
     state = state.replace(step_index=jnp.int32(loop["start"]))
     x = jnp.asarray(loop["original"])
@@ -178,7 +190,9 @@ def assert_sampler_case_reproduced(case, rtol=RTOL):
         rtol: error allowed, as a share of the size of the terms of each number.
     """
     scheduler = scheduler_from_config({**case["saved_config"], **case["ours"]})
-    assert scheduler == SCHEDULERS[case["name"]].from_config({**case["config"], **case["ours"]})
+    assert scheduler == SCHEDULERS[case["name"]].from_config(
+        {**case["config"], **case["ours"]}
+    )
     state = scheduler.set_timesteps(**case["levels"])
     _assert_levels_reproduced(scheduler, state, case, rtol)
     state = scheduler.prepare(state, jnp.asarray(case["sample"][0]))
@@ -204,7 +218,9 @@ def _assert_levels_reproduced(scheduler, state, case, rtol):
         times = case["sigmas"][:-1] * scheduler.num_train_timesteps
         scale = times
     elif name.startswith("EDM"):
-        scale = scale + 0.25  # times are log(sigma) / 4, and sigma is compared to 1e-5 of itself
+        scale = (
+            scale + 0.25
+        )  # times are log(sigma) / 4, and sigma is compared to 1e-5 of itself
     elif _has_levels_of_its_own(scheduler):
         scale = scale + 1  # interpolated, between 0 and 1 too
 

@@ -22,7 +22,11 @@ UNET = UNet2DConfig(
     num_class_embeds=3,
 )
 DIT = DiTConfig(
-    sample_size=8, num_layers=4, num_attention_heads=2, attention_head_dim=8, num_class_embeds=3
+    sample_size=8,
+    num_layers=4,
+    num_attention_heads=2,
+    attention_head_dim=8,
+    num_class_embeds=3,
 )
 
 
@@ -33,7 +37,9 @@ def network(config=UNET):
     NumPy draws them: a network made layer by layer compiles a program for every shape.
     """
     cls, _ = network_class(network_name(config))
-    apply_fn, abstract = cmjax.from_nnx(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
+    apply_fn, abstract = cmjax.from_nnx(
+        nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
+    )
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -72,7 +78,9 @@ def tiny_model(num_classes=10, channels=1, seed=0):
         attention_head_dim=8,
         num_class_embeds=num_classes,
     )
-    apply_fn, abstract = cmjax.from_nnx(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
+    apply_fn, abstract = cmjax.from_nnx(
+        nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
+    )
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: jax.numpy.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), abstract

@@ -27,7 +27,15 @@ def run(root: Path, model: str) -> None:
 
     def generate(name, out=None, model=model, num=90):
         options = ["--model", model, "--num", num, "--out", root / (out or name)]
-        options += ["--batch-size", 2, "--shard-size", 8, "--coordinator", "none", "--quiet"]
+        options += [
+            "--batch-size",
+            2,
+            "--shard-size",
+            8,
+            "--coordinator",
+            "none",
+            "--quiet",
+        ]
         result = CliRunner().invoke(main, ["generate", *map(str, options)])
         results[name] = (result.exit_code, result.stderr)
 

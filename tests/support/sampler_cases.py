@@ -57,7 +57,9 @@ def tcd(draw):
 
 
 def ddim(draw):
-    config = discrete(draw) | bounds(draw) | spacing(draw) | {"set_alpha_to_one": draw.chance()}
+    config = (
+        discrete(draw) | bounds(draw) | spacing(draw) | {"set_alpha_to_one": draw.chance()}
+    )
     config |= zero_snr(draw, config)
 
     # With eta = 1 and zero SNR the first step is all noise; diffusers adds the root of a rounding
@@ -110,7 +112,9 @@ def edm_dpm_multistep(draw):
 
 
 def heun(draw):
-    config = discrete(draw, schedules=[*SCHEDULES, "exp"]) | spacing(draw) | other_levels(draw)
+    config = (
+        discrete(draw, schedules=[*SCHEDULES, "exp"]) | spacing(draw) | other_levels(draw)
+    )
     config |= {"clip_sample": draw.chance(), "clip_sample_range": draw.between(0.3, 2)}
     if not any(name.startswith("use_") for name in config) and draw.chance():
         return config, {}, {"timesteps": draw.some(range(config["num_train_timesteps"]))}
@@ -177,7 +181,9 @@ def discrete(draw, types=TYPES, schedules=SCHEDULES):
 def zero_snr(draw, config):
     # Where there is no signal the noise says nothing of the image: an error here; in diffusers NaN,
     # or sigma = 4096.
-    return {"rescale_betas_zero_snr": config["prediction_type"] != "epsilon" and draw.chance()}
+    return {
+        "rescale_betas_zero_snr": config["prediction_type"] != "epsilon" and draw.chance()
+    }
 
 
 def bounds(draw):
@@ -214,7 +220,10 @@ def distilled_levels(draw, config):
         return {"timesteps": draw.some(range(config["num_train_timesteps"]))}
     strength = draw.between(0.3, 1.0) if draw.chance() else 1.0
     most = int(config["original_inference_steps"] * strength)
-    return {"num_inference_steps": draw.pick([n for n in STEPS if n <= most]), "strength": strength}
+    return {
+        "num_inference_steps": draw.pick([n for n in STEPS if n <= most]),
+        "strength": strength,
+    }
 
 
 def other_levels(draw):

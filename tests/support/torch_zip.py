@@ -52,14 +52,17 @@ def dict_(items: dict[str, bytes]) -> bytes:
 
 def storage(kind: str, key: str, size: int) -> bytes:
     return (
-        tuple_(text("storage"), name("torch", kind), text(key), text("cpu"), number(size)) + b"Q"
+        tuple_(text("storage"), name("torch", kind), text(key), text("cpu"), number(size))
+        + b"Q"
     )  # BINPERSID
 
 
 def tensor(stored: bytes, shape=(2,), strides=(1,), offset=0) -> bytes:
     hooks = call(name("collections", "OrderedDict"))
     rebuild = name("torch._utils", "_rebuild_tensor_v2")
-    return call(rebuild, stored, number(offset), numbers(shape), numbers(strides), b"\x89", hooks)
+    return call(
+        rebuild, stored, number(offset), numbers(shape), numbers(strides), b"\x89", hooks
+    )
 
 
 def program(body: bytes, protocol: int = 2) -> bytes:
@@ -90,7 +93,8 @@ def parts(arrays) -> tuple[bytes, dict[str, bytes]]:
     for i, (key, array) in enumerate(arrays.items()):
         array = np.asarray(array)
         strides = [
-            stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides
+            stride // array.itemsize
+            for stride in np.empty(array.shape, array.dtype).strides
         ]
         stored = storage(STORAGE[array.dtype.name], str(i), array.size)
         items[key] = tensor(stored, array.shape, strides)

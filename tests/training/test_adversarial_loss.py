@@ -19,7 +19,10 @@ from cmjax.training import losses, trainer
 from tests.support.training import EDM, evaluate, finite_differences, value, wide
 
 KEY = jax.random.key(5)
-DATA = {"data": 0.3 * jax.random.normal(jax.random.key(1), (8, 3)), "shift": jnp.linspace(-1, 1, 8)}
+DATA = {
+    "data": 0.3 * jax.random.normal(jax.random.key(1), (8, 3)),
+    "shift": jnp.linspace(-1, 1, 8),
+}
 PARAMS = losses.AdversarialParams(
     {"a": jnp.float32(0.7), "b": jnp.float32(0.2)},
     {"u": jnp.array([0.5, -1.0, 2.0]), "v": jnp.float32(0.6)},
@@ -79,7 +82,9 @@ def test_values_and_gradients_are_those_of_the_papers_and_do_not_mix():
     assert sigma[4:].min() > 0.7 and np.ptp(sigma[4:]) > 1
 
     at = jax.jit(
-        jax.value_and_grad(lambda p: evaluate(loss, network, p, DATA, key=KEY), has_aux=True)
+        jax.value_and_grad(
+            lambda p: evaluate(loss, network, p, DATA, key=KEY), has_aux=True
+        )
     )
     (_, metrics), gradient = at(PARAMS)
     net, disc = wide(PARAMS)
@@ -91,7 +96,9 @@ def test_values_and_gradients_are_those_of_the_papers_and_do_not_mix():
         finite_differences(lambda p: reference(p, disc, sigma)[0], net),
         finite_differences(lambda p: reference(net, p, sigma)[1], disc),
     )
-    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-6)
 
 
@@ -164,7 +171,8 @@ def test_an_inner_loss_is_added_and_gets_the_networks_alone(name):
 @pytest.mark.parametrize("lowest", [0.001, 80.0, float("nan")])
 def test_a_lowest_level_outside_the_schedulers_is_refused(lowest):
     with pytest.raises(
-        ValueError, match=r"lowest_sigma must be a noise level between 0\.002 and 80\.0, got "
+        ValueError,
+        match=r"lowest_sigma must be a noise level between 0\.002 and 80\.0, got ",
     ):
         losses.Adversarial(EDM, discriminator, lowest_sigma=lowest)
 

@@ -22,7 +22,11 @@ def toml(tmp_path):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("loss.p_meen", 1, "loss: Denoising has no option 'p_meen'; did you mean 'p_mean'?"),
+        (
+            "loss.p_meen",
+            1,
+            "loss: Denoising has no option 'p_meen'; did you mean 'p_mean'?",
+        ),
         ("loss.name", "sctt", "no loss 'sctt'; did you mean 'sct'"),
         ("loss.name", ["ct"], "no loss \\['ct'\\]"),
         ("loss.total_steps", 7, "loss.total_steps is given elsewhere; use run.steps"),
@@ -45,13 +49,21 @@ def toml(tmp_path):
             "network.class: there is no network .UNet.; did you mean .UNet2D.",
         ),
         ("network.class", ["DiT"], "network.class: "),
-        ("network.num_layer", 1, "network: .* no option 'num_layer'; did you mean 'num_layers'?"),
+        (
+            "network.num_layer",
+            1,
+            "network: .* no option 'num_layer'; did you mean 'num_layers'?",
+        ),
         ("optimizer.name", "adma", "optimizer.name is 'adma'; did you mean 'adam'?"),
         ("optimizer.options", {"beta": 1.0}, "optimizer.options: .*beta"),
         ("optimizer.options", {"b2": "x"}, "optimizer.options must be a table of numbers"),
         ("optimizer.warmup_steps", -1, "from 0 to below run.steps=6, got -1"),
         ("optimizer.warmup_steps", 6, "from 0 to below run.steps=6, got 6"),
-        ("optimizer.clip_norm", -1, "optimizer.clip_norm must be at least 0 and finite, got -1"),
+        (
+            "optimizer.clip_norm",
+            -1,
+            "optimizer.clip_norm must be at least 0 and finite, got -1",
+        ),
         ("optimizer.learning_rate", float("inf"), "must be at least 0 and finite, got inf"),
         ("scheduler.sigma_mim", 1, "scheduler: .*did you mean 'sigma_min'"),
         ("scheduler.class", "LCMScheduler", "loss: scheduler must have"),
@@ -72,7 +84,9 @@ def test_what_is_no_configuration(tmp_path, toml):
     toml.write_text("[run]\nsteps = 3\n")
     with pytest.raises(ValueError, match="network is missing"):
         read_config(toml)
-    with pytest.raises(ValueError, match="neither .* nor a preset; did you mean 'cifar10_ict'"):
+    with pytest.raises(
+        ValueError, match="neither .* nor a preset; did you mean 'cifar10_ict'"
+    ):
         read_config("cifar10_it")
 
 
@@ -87,11 +101,19 @@ def test_the_presets_are_whole_and_print_the_papers_numbers():
     loss = ict.make_loss(ict.make_scheduler())
     assert (loss.initial_intervals, loss.final_intervals) == (10, 1280)
     assert (loss.p_mean, loss.p_std) == (-1.1, 2.0)
-    assert (ict.run.batch_size, ict.run.steps, ict.run.ema_decays) == (1024, 400_000, (0.99993,))
+    assert (ict.run.batch_size, ict.run.steps, ict.run.ema_decays) == (
+        1024,
+        400_000,
+        (0.99993,),
+    )
 
     ct = read_config("imagenet64_ct")
     loss = ct.make_loss(ct.make_scheduler())
-    assert (loss.initial_levels, loss.final_levels, loss.initial_target_decay) == (2, 200, 0.95)
+    assert (loss.initial_levels, loss.final_levels, loss.initial_target_decay) == (
+        2,
+        200,
+        0.95,
+    )
     assert loss.metric == losses.L2() and loss.total_steps == 800_000
 
 

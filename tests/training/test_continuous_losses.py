@@ -44,13 +44,19 @@ def trigflow_gaussian_teacher(variance, x, t):
 
 def tiny(params, x, t, xp=jnp):
     return (
-        xp.tanh(params["a"] * x + params["b"][None] + 0.3 * xp.sin(2 * t)[:, None] * x[:, ::-1])
+        xp.tanh(
+            params["a"] * x + params["b"][None] + 0.3 * xp.sin(2 * t)[:, None] * x[:, ::-1]
+        )
         + params["shift"]
     )
 
 
 def tiny_params(count):
-    return {"a": jnp.float32(0.7), "b": jnp.array([0.1, -0.2, 0.3]), "shift": jnp.zeros((count, 3))}
+    return {
+        "a": jnp.float32(0.7),
+        "b": jnp.array([0.1, -0.2, 0.3]),
+        "shift": jnp.zeros((count, 3)),
+    }
 
 
 def reference_tangents(step, loss, teacher=None):
@@ -101,7 +107,9 @@ def test_scm_tangents_equal_finite_differences(teacher):
     for step in (0, 30, 500):
         (found, metrics), gradient = at(params, step)
         expected, norm = reference_tangents(step, loss, reference)
-        np.testing.assert_allclose(-gradient["shift"] * 8 * 3 / 2, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            -gradient["shift"] * 8 * 3 / 2, expected, rtol=1e-4, atol=1e-4
+        )
         assert metrics["tangent_norm"] == pytest.approx(norm.mean(), rel=1e-4)
         assert found == pytest.approx(np.mean(expected**2), rel=1e-4)
 
@@ -129,7 +137,13 @@ def test_scm_distillation_vanishes_at_the_exact_consistency_function(scheduler):
     def at(p, scale):
         batch = gaussian_batch(512)
         return value(
-            loss, network, p, batch, target=params, teacher=scale * jnp.float32(STD**2), step=9
+            loss,
+            network,
+            p,
+            batch,
+            target=params,
+            teacher=scale * jnp.float32(STD**2),
+            step=9,
         )
 
     found, gradient = at(params, 1.0)
@@ -148,7 +162,9 @@ def test_scm_training_is_stationary_at_the_exact_consistency_function(scheduler)
     def gradient(std):
         moved = std**2 if scheduler is TRIGFLOW else {**params, "std": std}
         found = jax.grad(
-            lambda p: value(loss, network, p, gaussian_batch(200_000, 1), target=moved, step=9)
+            lambda p: value(
+                loss, network, p, gaussian_batch(200_000, 1), target=moved, step=9
+            )
         )(moved)
         return 1e6 * (found if scheduler is TRIGFLOW else found["std"])
 
@@ -195,13 +211,17 @@ def test_discrete_training_tends_to_the_continuous_loss():
     params = {"a": jnp.float32(0.7), "b": jnp.array([0.1]), "c": jnp.float32(0.2)}
 
     def network(params, x, t):
-        return jnp.tanh(params["a"] * x + params["b"][None]) + params["c"] * t[:, None] / 1000
+        return (
+            jnp.tanh(params["a"] * x + params["b"][None]) + params["c"] * t[:, None] / 1000
+        )
 
     scheduler = cmjax.CMStochasticIterativeScheduler(clip_denoised=False, sigma_max=10.0)
 
     def gradient(loss):
         batch = gaussian_batch(400_000, 1)
-        grads = jax.jit(jax.grad(lambda p: value(loss, network, p, batch, target=params)))(params)
+        grads = jax.jit(jax.grad(lambda p: value(loss, network, p, batch, target=params)))(
+            params
+        )
         return np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
 
     limit = gradient(losses.ContinuousConsistencyTraining(scheduler))
@@ -230,7 +250,9 @@ def test_adaptive_weights_settle_where_every_level_counts_the_same():
     sigma = jnp.exp(jnp.linspace(-3, 3, 50))
     error = 0.2 + 0.1 * jnp.cos(jnp.log(sigma) / 4)
     weight = losses.with_level_weight(None).level_weight
-    np.testing.assert_array_equal(losses.weigh_levels(weight, error, sigma), error)  # w starts at 0
+    np.testing.assert_array_equal(
+        losses.weigh_levels(weight, error, sigma), error
+    )  # w starts at 0
     gradient = jax.jit(jax.grad(lambda w: losses.weigh_levels(w, error, sigma).mean()))
     for _ in range(2000):
         weight -= 0.05 * gradient(weight)
@@ -241,7 +263,9 @@ def test_adaptive_weights_settle_where_every_level_counts_the_same():
 def test_an_adaptive_weighting_is_part_of_the_parameters():
     loss = losses.SimplifiedConsistencyTraining(TRIGFLOW)
     trained = loss.prepare_params({"a": 1})
-    assert isinstance(trained, losses.WeightedParams) and loss.network_params(trained) == {"a": 1}
+    assert isinstance(trained, losses.WeightedParams) and loss.network_params(trained) == {
+        "a": 1
+    }
     assert Training(TRIGFLOW).prepare_params({"a": 1}) == {"a": 1}
     with pytest.raises(ValueError, match="adaptive_weight=True .*loss.prepare_params"):
         value(loss, tiny, tiny_params(8), gaussian_batch(8))

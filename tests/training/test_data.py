@@ -70,17 +70,23 @@ def test_resumed_batches_are_those_of_an_uninterrupted_run(start):
         np.arange(10, dtype=np.int32),
     )
     straight = take(data.batches(source, 4, seed=3, flip=True), start + 3)
-    assert_equal(take(data.batches(source, 4, seed=3, flip=True, start=start), 3), straight[start:])
+    assert_equal(
+        take(data.batches(source, 4, seed=3, flip=True, start=start), 3), straight[start:]
+    )
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_any_number_of_processes_shares_the_same_batches(count):
-    images = sources.Arrays(np.random.default_rng(0).standard_normal((20, 3, 2, 1), np.float32))
+    images = sources.Arrays(
+        np.random.default_rng(0).standard_normal((20, 3, 2, 1), np.float32)
+    )
     for source, flip in ((Numbers(20), False), (images, True)):
         options = {"seed": 0, "start": 5, "flip": flip}
         whole = take(data.batches(source, 12, **options), 4)
         shares = [
-            take(data.batches(source, 12, process_index=i, process_count=count, **options), 4)
+            take(
+                data.batches(source, 12, process_index=i, process_count=count, **options), 4
+            )
             for i in range(count)
         ]
         assert all(len(batch["data"]) == 12 // count for share in shares for batch in share)
@@ -119,7 +125,9 @@ def test_about_half_of_the_images_are_mirrored_and_every_epoch_others():
                 for image, i in zip(batch["data"], index, strict=True)
             ]
         )
-        np.testing.assert_array_equal(batch["data"][flipped], images[index[flipped], :, ::-1])
+        np.testing.assert_array_equal(
+            batch["data"][flipped], images[index[flipped], :, ::-1]
+        )
         assert 12 <= flipped.sum() <= 52
         epochs.append((flipped, flipped[np.argsort(index)]))
     assert not any(
@@ -203,7 +211,10 @@ def test_wrong_options_are_refused_at_once(options, message):
             {"data": np.zeros(2, np.float32), "class_labels": 0.5},
             r"record 5 .* class_labels float64\[\], but .* int64",
         ),
-        ({"class_labels": 0}, 'record 5 of the data must be a mapping with "data", got dict'),
+        (
+            {"class_labels": 0},
+            'record 5 of the data must be a mapping with "data", got dict',
+        ),
         (
             np.zeros(2, np.float32),
             'record 5 of the data must be a mapping with "data", got ndarray',
@@ -221,7 +232,10 @@ def test_bad_records_are_named(record, message):
 @pytest.mark.parametrize(
     "record, message",
     [
-        ({"data": np.zeros(2, np.int32)}, "record 0 of the data is int32; give pixels as uint8"),
+        (
+            {"data": np.zeros(2, np.int32)},
+            "record 0 of the data is int32; give pixels as uint8",
+        ),
         (
             {"data": np.zeros(2, np.float32), "class_labels": 0.5},
             "record 0 .* one integer label, got float64",
@@ -299,7 +313,10 @@ def test_npz_files_of_floats_are_taken_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"pictures": IMAGES}, r"neither 'x_train' nor 'images' nor 'arr_0', but \['pictures'\]"),
+        (
+            {"pictures": IMAGES},
+            r"neither 'x_train' nor 'images' nor 'arr_0', but \['pictures'\]",
+        ),
         (
             {"images": IMAGES.astype(np.int64)},
             r"u8\[N, H, W\(, C\)\] or floats \[N, ...\], got int64\[2, 3, 4\]",
@@ -307,7 +324,10 @@ def test_npz_files_of_floats_are_taken_as_they_are(tmp_path):
         ({"images": IMAGES[:0]}, r"got uint8\[0, 3, 4\]"),
         ({"images": IMAGES[0]}, r"got uint8\[3, 4\]"),
         ({"images": IMAGES}, "images of 4x3, but 8x8 are wanted"),
-        ({"images": np.array([[0, 1], [2, np.nan], [np.inf, 0]])}, "sample 1 is not finite"),
+        (
+            {"images": np.array([[0, 1], [2, np.nan], [np.inf, 0]])},
+            "sample 1 is not finite",
+        ),
         ({"images": np.array([[0, 1], [2, 1e300]])}, "sample 1 is not finite in float32"),
         (
             {"images": np.ones((2, 2)), "labels": np.array([1, 2, 3])},
@@ -317,7 +337,10 @@ def test_npz_files_of_floats_are_taken_as_they_are(tmp_path):
             {"images": np.ones((2, 2)), "labels": np.array([0.5, 1])},
             r"an integer label for each .* got float64\[2\]",
         ),
-        ({"images": np.array([None, None])}, "is not an .npz that can be read: Object arrays"),
+        (
+            {"images": np.array([None, None])},
+            "is not an .npz that can be read: Object arrays",
+        ),
     ],
 )
 def test_bad_npz_files(tmp_path, arrays, message):
@@ -344,7 +367,10 @@ def test_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="neither an .npz nor an IDX"):
         sources.read_idx(tmp_path / "text-images")
     write_idx(tmp_path / "cut", IMAGES)
-    for length, message in ((-5, r"\(2, 3, 4\) but holds 19"), (9, "neither an .npz nor an IDX")):
+    for length, message in (
+        (-5, r"\(2, 3, 4\) but holds 19"),
+        (9, "neither an .npz nor an IDX"),
+    ):
         (tmp_path / "part").write_bytes((tmp_path / "cut").read_bytes()[:length])
         with pytest.raises(ValueError, match=message):
             sources.read_idx(tmp_path / "part")
@@ -381,12 +407,16 @@ def test_folders_of_pictures_are_classes(tmp_path):
     assert isinstance(source, sources.Pictures) and source.classes == ["cat", "dog"]
     assert images[:, 0, 0, 0].tolist() == [2, 1, 0] and labels == [0, 1, 1]
     batch = next(data.batches(source, 3, seed=0, num_classes=2))
-    assert batch["data"].shape == (3, 4, 4, 3) and sorted(batch["class_labels"].tolist()) == [
+    assert batch["data"].shape == (3, 4, 4, 3) and sorted(
+        batch["class_labels"].tolist()
+    ) == [
         0,
         1,
         1,
     ]
-    with pytest.raises(ValueError, match="label 1; labels must be 0 or more, below num_classes 1"):
+    with pytest.raises(
+        ValueError, match="label 1; labels must be 0 or more, below num_classes 1"
+    ):
         next(data.batches(source, 3, seed=0, num_classes=1))
 
 

@@ -97,8 +97,12 @@ def test_consistency_training_and_its_gradient(num_levels):
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 @pytest.mark.parametrize("num_levels", [2, 18])
 def test_consistency_distillation_and_its_gradient(solver, num_levels):
-    loss = losses.ConsistencyDistillation(EDM, num_levels, solver=solver, metric=losses.L2())
-    check(loss, TEACHER, partial(distillation_reference, num_levels=num_levels, solver=solver))
+    loss = losses.ConsistencyDistillation(
+        EDM, num_levels, solver=solver, metric=losses.L2()
+    )
+    check(
+        loss, TEACHER, partial(distillation_reference, num_levels=num_levels, solver=solver)
+    )
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
@@ -125,7 +129,9 @@ def test_the_teachers_step_is_exact_for_gaussian_data(solver):
 def test_progressive_distillation_wants_two_steps_in_one():
     """On Gaussian data two Euler steps multiply x by a number; any x0 but theirs has a loss."""
     variance = 0.49
-    loss = losses.ProgressiveDistillation(EDM, student_steps=4, teacher_fn=gaussian_denoiser)
+    loss = losses.ProgressiveDistillation(
+        EDM, student_steps=4, teacher_fn=gaussian_denoiser
+    )
     level_key, noise_key = jax.random.split(KEY)
     index = np.asarray(jax.random.randint(level_key, (16,), 0, 4))
     levels = karras_grid(9)

@@ -29,7 +29,9 @@ def test_improved_training_doubles_its_levels():
     total = 400_000
     n = jax.vmap(lambda k: d.doubling_num_levels(k, total))(jnp.arange(0, total + 1, 1000))
     assert sorted(set(n.tolist())) == [11, 21, 41, 81, 161, 321, 641, 1281]
-    assert n[49] == 11 and n[50] == 21 and n[349] == 641 and n[350] == 1281 and n[-1] == 1281
+    assert (
+        n[49] == 11 and n[50] == 21 and n[349] == 641 and n[350] == 1281 and n[-1] == 1281
+    )
     # not a power of two: the last doubling is cut short
     assert int(d.doubling_num_levels(jnp.int32(10**9), 1000, 10, 150)) == 151
 
@@ -40,7 +42,9 @@ def test_improved_training_draws_levels_by_the_mass_between_them():
     grid = karras_sigmas(np.arange(n) / (n - 1), 0.002, 80.0, 7.0)
     erf = np.array([math.erf((math.log(sigma) + 1.1) / (2**0.5 * 2.0)) for sigma in grid])
     expected = -np.diff(erf) / (erf[0] - erf[-1])
-    index = d.lognormal_index(jax.random.key(0), draws, -1.1, 2.0, jnp.int32(n), 0.002, 80.0, 7.0)
+    index = d.lognormal_index(
+        jax.random.key(0), draws, -1.1, 2.0, jnp.int32(n), 0.002, 80.0, 7.0
+    )
     found = np.bincount(index, minlength=n - 1) / draws
     # Five standard deviations: one false alarm in a million draws of the seed.
     assert np.all(np.abs(found - expected) < 5 * np.sqrt(expected / draws) + 1e-6)
@@ -78,10 +82,14 @@ def test_easy_ratio_follows_its_equation_and_closes_the_gap():
         n = 1 + 8 / (1 + np.exp(np.asarray(t, np.float64)))
         expected = np.asarray(t) * np.clip(1 - n / 2**stage, 0, 1)
         np.testing.assert_allclose(
-            d.easy_consistency_level(t, jnp.int32(step), 100), expected, rtol=1e-4, atol=1e-6
+            d.easy_consistency_level(t, jnp.int32(step), 100),
+            expected,
+            rtol=1e-4,
+            atol=1e-6,
         )
     ratios = [
-        float(d.easy_consistency_level(t, jnp.int32(k), 100)[3] / t[3]) for k in (0, 100, 300, 1500)
+        float(d.easy_consistency_level(t, jnp.int32(k), 100)[3] / t[3])
+        for k in (0, 100, 300, 1500)
     ]
     assert ratios == sorted(ratios)
     assert ratios[0] == pytest.approx(0.5, abs=1e-3) and ratios[-1] > 0.9999

@@ -40,7 +40,9 @@ def test_consistency_losses_vanish_at_the_consistency_function_as_levels_close_i
     datum = jnp.array([[0.3, -0.8]])
     batch = {"data": jnp.repeat(datum, 4096, 0)}
 
-    network = testing.network_of(EDM.parametrization, lambda params, x, sigma: params * datum[0])
+    network = testing.network_of(
+        EDM.parametrization, lambda params, x, sigma: params * datum[0]
+    )
 
     at = jax.jit(partial(value, loss, network, batch=batch, target=jnp.float32(1)))
     for step in (0, 500, 1000):
@@ -88,14 +90,18 @@ def test_the_target_gets_no_gradient(loss):
     assert abs(at(jnp.float32(0.4)) - at(jnp.float32(0.9))) > 1e-4  # though it matters
 
 
-@pytest.mark.parametrize("loss", [losses.Denoising(EDM), CT, ECT], ids=["denoising", "ct", "ect"])
+@pytest.mark.parametrize(
+    "loss", [losses.Denoising(EDM), CT, ECT], ids=["denoising", "ct", "ect"]
+)
 def test_conditioning_reaches_the_network(loss):
     def network(params, x, t, class_labels):
         return x * class_labels[:, None].astype(x.dtype)
 
     batch = {**gaussian_batch(8), "class_labels": jnp.arange(8)}
     other = {**batch, "class_labels": jnp.zeros(8, jnp.int32)}
-    assert value(loss, network, None, batch, step=3) != value(loss, network, None, other, step=3)
+    assert value(loss, network, None, batch, step=3) != value(
+        loss, network, None, other, step=3
+    )
 
 
 def test_levels_are_lognormal_or_uniform_on_the_karras_grid():
@@ -107,7 +113,9 @@ def test_levels_are_lognormal_or_uniform_on_the_karras_grid():
     uniform = losses.draw_sigmas(KEY, 100_000, EDM, -1.2, 1.2, uniform_fraction=1.0)
     sigma = np.asarray(uniform, np.float64)
     ramp = (sigma ** (1 / 7) - 80 ** (1 / 7)) / (0.002 ** (1 / 7) - 80 ** (1 / 7))
-    np.testing.assert_allclose(np.quantile(ramp, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01)
+    np.testing.assert_allclose(
+        np.quantile(ramp, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01
+    )
     assert sigma.min() > 0.002 and sigma.max() <= 80.001
 
 
@@ -135,7 +143,9 @@ def test_easy_consistency_stays_finite_when_levels_meet():
 
     def at(params):
         network = lambda p, x, t: p * jnp.tanh(x)  # noqa: E731
-        return value(loss, network, params, gaussian_batch(64), target=jnp.float32(0.3), step=1000)
+        return value(
+            loss, network, params, gaussian_batch(64), target=jnp.float32(0.3), step=1000
+        )
 
     found, gradient = jax.value_and_grad(at)(jnp.float32(0.3))
     assert np.isfinite(found) and np.isfinite(gradient) and gradient != 0
@@ -164,7 +174,9 @@ def test_defaults_are_the_papers():
     assert make("ict") == losses.ImprovedConsistencyTraining(EDM, 100, 10, 1280, -1.1, 2.0)
     assert make("ct") == losses.ConsistencyTraining(EDM, 100, 2, 150, 0.9)
     assert make("cd") == losses.ConsistencyDistillation(EDM, 18, 0.0, "heun")
-    assert make("sct") == losses.SimplifiedConsistencyTraining(EDM, -1.0, 1.4, 0.0, 10_000, 0.1)
+    assert make("sct") == losses.SimplifiedConsistencyTraining(
+        EDM, -1.0, 1.4, 0.0, 10_000, 0.1
+    )
     assert make("ect").metric == losses.PseudoHuber(0.0)
     assert all(hash(make(name)) == hash(make(name)) for name in losses.LOSSES)
 
@@ -174,7 +186,9 @@ def test_what_trains_and_what_is_previewed():
     distillations = {name for name in losses.LOSSES if make(name).needs_teacher}
     assert distillations == {"progressive", "cd", "scd", "continuous_cd"}
     step = jnp.int32(0)
-    averaged = {name for name in losses.LOSSES if make(name).target_decay_at(step) is not None}
+    averaged = {
+        name for name in losses.LOSSES if make(name).target_decay_at(step) is not None
+    }
     assert averaged == {"cd", "ct"}
     assert float(make("cd", target_decay=0.95).target_decay_at(step)) == pytest.approx(0.95)
     assert float(make("ct").target_decay_at(step)) == pytest.approx(0.9, rel=1e-6)
@@ -217,7 +231,11 @@ def test_losses_of_the_users_own_are_found_by_module_and_name():
     "name, options, message",
     [
         ("itc", {}, "no loss 'itc'; did you mean 'ict'"),
-        ("ct", {"num_levels": 3}, "ConsistencyTraining has no option 'num_levels'; did you mean"),
+        (
+            "ct",
+            {"num_levels": 3},
+            "ConsistencyTraining has no option 'num_levels'; did you mean",
+        ),
         ("cd", {"metric": "lpips"}, "metric is 'lpips'; known are l1, l2, pseudo_huber"),
         ("cd", {"metric": "l2", "huber_c": 0.1}, "huber_c=0.1 is the constant of metric"),
         ("cd", {"metric": 3}, "metric must be a function .* got 3"),
@@ -225,8 +243,16 @@ def test_losses_of_the_users_own_are_found_by_module_and_name():
         ("cd", {"solver": "dpm"}, "solver must be 'heun' or 'euler', got 'dpm'"),
         ("cd", {"num_levels": 1}, "num_levels must be an integer from 2"),
         ("ect", {"p_std": -1.0}, "p_std must be a number from 1e-06 to 50, got -1.0"),
-        ("ct", {"initial_levels": 20, "final_levels": 10}, "final_levels must be at least initial"),
-        ("ict", {"initial_intervals": 20, "final_intervals": 10}, "final_intervals must be at"),
+        (
+            "ct",
+            {"initial_levels": 20, "final_levels": 10},
+            "final_levels must be at least initial",
+        ),
+        (
+            "ict",
+            {"initial_intervals": 20, "final_intervals": 10},
+            "final_intervals must be at",
+        ),
         ("sct", {"adaptive_weight": 1}, "adaptive_weight must be true or false"),
         ("nowhere.at:all", {}, "loss 'nowhere.at:all'"),
         (f"{__name__}:absent", {}, "has no 'absent'"),
@@ -240,12 +266,16 @@ def test_wrong_losses_are_named(name, options, message):
 
 
 def test_a_run_has_steps():
-    with pytest.raises(ValueError, match="total_steps must be an integer of at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="total_steps must be an integer of at least 1, got 0"
+    ):
         losses.EasyConsistencyTuning(EDM, total_steps=0)
 
 
 def test_schedulers_that_a_loss_cannot_use_are_named():
-    with pytest.raises(ValueError, match="scheduler must have sigma_data.*LCMScheduler has not"):
+    with pytest.raises(
+        ValueError, match="scheduler must have sigma_data.*LCMScheduler has not"
+    ):
         losses.Denoising(LCMScheduler())
     for name in ("progressive", "cd", "ct", "ict", "ect", "continuous_cd", "continuous_ct"):
         with pytest.raises(ValueError, match="sigma_max.*SCMScheduler has not"):

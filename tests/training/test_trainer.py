@@ -122,7 +122,9 @@ def test_the_parts_of_a_batch_draw_noise_of_their_own():
     assert float(train_step(state, BATCH)[1]["loss"]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name, counts", [("denoising", (1, 2, 8)), ("ect", (8,)), ("sct", (2,))])
+@pytest.mark.parametrize(
+    "name, counts", [("denoising", (1, 2, 8)), ("ect", (8,)), ("sct", (2,))]
+)
 def test_any_number_of_devices_gives_the_same_losses(name, counts):
     loss = by_name(name)
     _, expected = run(*make(loss, accumulate=2), 5)
@@ -142,7 +144,9 @@ def test_bfloat16_is_the_networks_alone():
 
     fixed = compute_in(spy, jnp.bfloat16)
     train_step = trainer.make_train_step(DENOISING, fixed, OPTIMIZER)
-    state, metrics = train_step(train_step.init(jax.random.key(0), {"gain": jnp.float32(1)}), BATCH)
+    state, metrics = train_step(
+        train_step.init(jax.random.key(0), {"gain": jnp.float32(1)}), BATCH
+    )
     assert seen[0] == (jnp.bfloat16, jnp.float32)
     assert state.params["gain"].dtype == metrics["loss"].dtype == jnp.float32
 
@@ -166,8 +170,14 @@ def test_a_function_may_take_a_teacher():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"loss": by_name("cd")}, "loss ConsistencyDistillation needs a teacher: pass teacher"),
-        ({"loss": by_name("ct"), "teacher": {}}, "loss ConsistencyTraining takes no teacher"),
+        (
+            {"loss": by_name("cd")},
+            "loss ConsistencyDistillation needs a teacher: pass teacher",
+        ),
+        (
+            {"loss": by_name("ct"), "teacher": {}},
+            "loss ConsistencyTraining takes no teacher",
+        ),
         ({"loss": "ct"}, r"loss must be a Loss or a function, got 'ct'; losses.make\("),
         ({"ema_decays": (1.0,)}, r"ema_decays must be numbers in \[0, 1\).*got \(1.0,\)"),
         ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
@@ -224,7 +234,10 @@ def test_what_is_saved_is_the_state_of_its_step_although_training_goes_on(tmp_pa
     # The newest is what is restored: they are taken away one by one.
     for step in range(len(gains), 0, -1):
         with Checkpoints(tmp_path, keep=100) as checkpoints:
-            assert float(checkpoints.restore(start(train_step)).params["gain"]) == gains[step - 1]
+            assert (
+                float(checkpoints.restore(start(train_step)).params["gain"])
+                == gains[step - 1]
+            )
         shutil.rmtree(tmp_path / "checkpoints" / str(step))
 
 
@@ -239,7 +252,8 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         ):
             checkpoints.restore(other)
         with pytest.raises(
-            ValueError, match="another run: target/bias has shape .* and is missing in this one"
+            ValueError,
+            match="another run: target/bias has shape .* and is missing in this one",
         ):
             checkpoints.restore(make(by_name("ict"))[1])
         assert checkpoints.latest() == 0

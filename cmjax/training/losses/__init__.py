@@ -22,7 +22,10 @@ from cmjax.training.losses.discrete import (
     ConsistencyTraining,
     ode_step,
 )
-from cmjax.training.losses.improved import EasyConsistencyTuning, ImprovedConsistencyTraining
+from cmjax.training.losses.improved import (
+    EasyConsistencyTuning,
+    ImprovedConsistencyTraining,
+)
 from cmjax.training.losses.metrics import L1, L2, METRICS, Metric, PseudoHuber
 from cmjax.training.losses.progressive import ProgressiveDistillation
 from cmjax.training.losses.registry import FROM_THE_RUN, LOSSES, find_loss, make

@@ -183,7 +183,9 @@ class Adversarial(Loss):
         score_real, vjp_fn = jax.vjp(
             lambda x: self.discriminator_fn(discriminator, x, **cond), real
         )
-        score_fake = self.discriminator_fn(discriminator, jax.lax.stop_gradient(fake), **cond)
+        score_fake = self.discriminator_fn(
+            discriminator, jax.lax.stop_gradient(fake), **cond
+        )
         gap = score_real - score_fake
 
         # R1, gamma/2 |grad D(real)|^2, a mean over the batch. As a score depends on its own sample

@@ -116,7 +116,9 @@ class FunctionLoss(Loss):
 
     function: Callable[..., tuple[jax.Array, Metrics]]
 
-    def __call__(self, key, apply_fn, params, frozen, batch, step) -> tuple[jax.Array, Metrics]:
+    def __call__(
+        self, key, apply_fn, params, frozen, batch, step
+    ) -> tuple[jax.Array, Metrics]:
         """Calls the function."""
         return self.function(key, apply_fn, params, frozen, batch, step)
 
@@ -168,7 +170,9 @@ def check_total_steps(total_steps: Any) -> None:
     """Raises ValueError unless `total_steps` is an integer of at least 1."""
     # The curricula divide by it, inside `jit`, where a 0 would become a NaN in silence.
     if not is_int(total_steps, 1):
-        raise ValueError(f"total_steps must be an integer of at least 1, got {total_steps!r}")
+        raise ValueError(
+            f"total_steps must be an integer of at least 1, got {total_steps!r}"
+        )
 
 
 def check_metric(metric: Any) -> None:
@@ -217,7 +221,9 @@ def draw_sigmas(
     sigma_min, sigma_max, rho = karras_range(scheduler)
 
     # sigma(u) of the Karras grid for uniform u, in place of some of the lognormal levels.
-    uniform = karras_sigmas(jax.random.uniform(ramp_key, (count,)), sigma_min, sigma_max, rho)
+    uniform = karras_sigmas(
+        jax.random.uniform(ramp_key, (count,)), sigma_min, sigma_max, rho
+    )
     is_uniform = jax.random.uniform(choice_key, (count,)) < uniform_fraction
     sigma = jnp.where(is_uniform, uniform, lognormal)
 

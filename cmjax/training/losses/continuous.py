@@ -54,7 +54,9 @@ class ContinuousConsistencyTraining(Loss):
             del x, sigma
             return noise
 
-        return _continuous_loss(self.scheduler, key, apply_fn, params, frozen.target, batch, slope)
+        return _continuous_loss(
+            self.scheduler, key, apply_fn, params, frozen.target, batch, slope
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +90,17 @@ class ContinuousConsistencyDistillation(Loss):
 
         # dx/dsigma of the teacher; the noise that was drawn no longer matters.
         cond = split_batch(batch)[1]
-        ode_slope = teacher_slope(self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond)
+        ode_slope = teacher_slope(
+            self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond
+        )
 
         def slope(x, sigma, noise):
             del noise
             return ode_slope(x, sigma)
 
-        return _continuous_loss(self.scheduler, key, apply_fn, params, frozen.target, batch, slope)
+        return _continuous_loss(
+            self.scheduler, key, apply_fn, params, frozen.target, batch, slope
+        )
 
 
 def _continuous_loss(scheduler, key, apply_fn, params, target_params, batch, slope):

@@ -43,7 +43,11 @@ class Denoising(Loss):
     p_std: float = 1.2
     uniform_fraction: float = 0.0
 
-    _domains = {"p_mean": (-50.0, 50.0), "p_std": (1e-6, 50.0), "uniform_fraction": (0.0, 1.0)}
+    _domains = {
+        "p_mean": (-50.0, 50.0),
+        "p_std": (1e-6, 50.0),
+        "uniform_fraction": (0.0, 1.0),
+    }
 
     def __post_init__(self):
         super().__post_init__()

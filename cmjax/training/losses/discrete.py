@@ -97,14 +97,18 @@ class ConsistencyDistillation(DiscreteLoss):
 
         # One step of the teacher's probability-flow ODE from there down to the lower level. It gets
         # no gradient: the target that it leads to is behind `stop_gradient`.
-        slope = teacher_slope(self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond)
+        slope = teacher_slope(
+            self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond
+        )
         less_noisy = ode_step(self.solver, slope, noisy, higher, lower)
 
         # d(f(x, higher), f_target(x', lower)): both ends of the step map to the same x0.
         target = consistency_function(
             apply_fn, frozen.target, self.scheduler, less_noisy, lower, **cond
         )
-        estimate = consistency_function(apply_fn, params, self.scheduler, noisy, higher, **cond)
+        estimate = consistency_function(
+            apply_fn, params, self.scheduler, noisy, higher, **cond
+        )
         loss = jnp.mean(self.metric(estimate, jax.lax.stop_gradient(target)))
         return loss, {"loss": loss}
 
@@ -150,7 +154,9 @@ class ConsistencyTraining(DiscreteLoss):
 
     def num_levels_at(self, step: jax.Array) -> jax.Array:
         """Returns N(k), the number of noise levels at a training step, i32[]."""
-        return growing_num_levels(step, self.total_steps, self.initial_levels, self.final_levels)
+        return growing_num_levels(
+            step, self.total_steps, self.initial_levels, self.final_levels
+        )
 
     def target_decay_at(self, step):
         """Returns mu(k), the decay at a training step, f32[]."""
@@ -165,7 +171,9 @@ class ConsistencyTraining(DiscreteLoss):
         # The grid gets finer in the course of training: comparisons of distant levels have little
         # variance but a large bias, those of close levels the reverse.
         num_levels = self.num_levels_at(step)
-        higher, lower = _uniform_pair(level_key, batch["data"].shape[0], num_levels, self.scheduler)
+        higher, lower = _uniform_pair(
+            level_key, batch["data"].shape[0], num_levels, self.scheduler
+        )
 
         # Without a teacher, x0 + lower z with the same z stands in for the ODE step (theorem 2).
         distance = distance_between(
@@ -203,7 +211,9 @@ def check_growth(loss, first, last):
     # The fields are named, so that the error can say which of the loss's own is wrong.
     least = getattr(loss, first)
     if getattr(loss, last) < least:
-        raise ValueError(f"{last} must be at least {first}={least}, got {getattr(loss, last)}")
+        raise ValueError(
+            f"{last} must be at least {first}={least}, got {getattr(loss, last)}"
+        )
 
 
 def _uniform_pair(key, count, num_levels, scheduler):

@@ -162,6 +162,8 @@ class EasyConsistencyTuning(DiscreteLoss):
         r = jnp.clip(r, karras_range(self.scheduler).sigma_min, (1 - 1e-5) * t)
 
         # Weighted by 1 / (t - r): the gradient keeps its size while the gap shrinks.
-        distance = distance_between(self, noise_key, apply_fn, params, frozen.target, batch, t, r)
+        distance = distance_between(
+            self, noise_key, apply_fn, params, frozen.target, batch, t, r
+        )
         loss = jnp.mean(distance / (t - r))
         return loss, {"loss": loss, "ratio": jnp.mean(r / t)}

@@ -73,7 +73,9 @@ def mean_square(error: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(error.astype(jnp.float32)), axis=tuple(range(1, error.ndim)))
 
 
-def metric_from_options(default: Any, metric: Any = None, huber_c: float | None = None) -> Metric:
+def metric_from_options(
+    default: Any, metric: Any = None, huber_c: float | None = None
+) -> Metric:
     """Returns the metric that a configuration file describes with `metric` and `huber_c`.
 
     Args:

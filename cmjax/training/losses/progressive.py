@@ -76,7 +76,9 @@ class ProgressiveDistillation(Loss):
 
         # Two Euler steps of the teacher, from noisy data at `high` to `end` at `low`.
         noisy = add_noise(data, high, random.normal(noise_key, data.shape))
-        slope = teacher_slope(self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond)
+        slope = teacher_slope(
+            self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond
+        )
         halfway = combine((1, noisy), (middle - high, slope(noisy, high)))
         end = combine((1, halfway), (low - middle, slope(halfway, middle)))
 

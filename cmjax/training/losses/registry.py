@@ -17,7 +17,10 @@ from cmjax.training.losses.discrete import (
     ConsistencyDistillation,
     ConsistencyTraining,
 )
-from cmjax.training.losses.improved import EasyConsistencyTuning, ImprovedConsistencyTraining
+from cmjax.training.losses.improved import (
+    EasyConsistencyTuning,
+    ImprovedConsistencyTraining,
+)
 from cmjax.training.losses.metrics import metric_from_options
 from cmjax.training.losses.progressive import ProgressiveDistillation
 from cmjax.training.losses.simplified import (
@@ -98,7 +101,9 @@ def make(
     # A function has no fields, so there is nothing that options could set.
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         if options:
-            raise ValueError(f"the loss {name!r} is a function without options, got {options}")
+            raise ValueError(
+                f"the loss {name!r} is a function without options, got {options}"
+            )
         return FunctionLoss(cls)
 
     # The metric by name; the constant of the Huber metric is a key of its own.
@@ -108,6 +113,10 @@ def make(
         options["metric"] = metric_from_options(fields["metric"].default, **given)
 
     # What the run knows comes last: a configuration file cannot set it.
-    of_the_run = {"scheduler": scheduler, "total_steps": total_steps, "teacher_fn": teacher_fn}
+    of_the_run = {
+        "scheduler": scheduler,
+        "total_steps": total_steps,
+        "teacher_fn": teacher_fn,
+    }
     options |= {key: value for key, value in of_the_run.items() if key in fields}
     return from_json(cast(Any, cls), options)

@@ -110,7 +110,9 @@ class _SimplifiedLoss(Loss):
         # The normalized tangent g / (|g| + c) tames samples with huge tangents. The target is F
         # itself, moved along it.
         norm = jnp.sqrt(mean_square(g) * g[0].size)
-        target = jax.lax.stop_gradient(combine((1, value), (1 / (norm + self.tangent_c), g)))
+        target = jax.lax.stop_gradient(
+            combine((1, value), (1 / (norm + self.tangent_c), g))
+        )
 
         # The weighted error |F - target|^2, f32[B] (equation 8). Only here is there a gradient.
         error = mean_square(network(self.network_params(params), x, t, **cond) - target)
