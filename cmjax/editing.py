@@ -109,6 +109,11 @@ def edit(
         "sigmas": sigmas,
     }
     if all(value is None for value in levels.values()):
+        if not isinstance(scheduler, CMStochasticIterativeScheduler):
+            raise ValueError(
+                "give num_inference_steps, timesteps or sigmas: the paper's levels are those of a "
+                f"CMStochasticIterativeScheduler, and scheduler is a {type(scheduler).__name__}"
+            )
         levels["timesteps"] = editing_timesteps(scheduler.num_train_timesteps)
     state = scheduler.set_timesteps(**levels)
 
@@ -246,7 +251,7 @@ def denoise(
     # f(noisy, sigma), with one level per sample, f32[B].
     levels = jnp.broadcast_to(jnp.asarray(sigma).astype(jnp.float32), x.shape[:1])
     x0 = consistency_function(apply_fn, params, scheduler, x, levels, **(cond or {}))
-    return jnp.clip(x0, -1, 1) if scheduler.clip_denoised else x0
+    return scheduler.bound(x0)
 
 
 def interpolate(

@@ -57,8 +57,8 @@ def sample(
         shape: of the result, `(B, ...)`; images are `(B, H, W, C)`.
         num_inference_steps: number of steps. Give at most one of this and the next three arguments;
             without any of them one step is taken.
-        timesteps: the noise levels as times of the network; which values, the scheduler's docstring
-            says.
+        timesteps: the noise levels as the scheduler's own timesteps: training indices, times or
+            angles, as its docstring says.
         sigmas: the noise levels themselves.
         state: the noise levels as a state at its first step, from `scheduler.set_timesteps`.
         cond: conditioning, passed to `apply_fn` as keyword arguments, such as `class_labels`:

@@ -722,3 +722,25 @@ def test_edit_called_bare_compiles_once_for_other_pictures():
 
 def clip(x0):
     return jnp.clip(x0, -1, 1)
+
+
+def test_other_schedulers_edit_at_levels_that_are_given():
+    solver = cmjax.EDMEulerScheduler()
+    constraint = inpaint(IMAGE, KNOWN)
+    with pytest.raises(
+        ValueError, match="give num_inference_steps, .* is a EDMEulerScheduler"
+    ):
+        edit(KEY, network, None, solver, constraint, SHAPE)
+    made = edit(KEY, network, None, solver, constraint, SHAPE, num_inference_steps=2)
+    kept = np.broadcast_to(KNOWN, SHAPE)
+    np.testing.assert_array_equal(np.asarray(made)[kept], np.asarray(IMAGE)[kept])
+
+
+@pytest.mark.parametrize("name", ["EDMHeunScheduler", "SCMScheduler"])
+def test_other_schedulers_denoise_in_one_call(name):
+    scheduler = getattr(cmjax, name)()
+    exact = testing.network_of(scheduler.parametrization, lambda params, x, sigma: x / 2)
+    x = jnp.asarray(normal(0, 2, 3))
+    np.testing.assert_allclose(
+        editing.denoise(exact, None, scheduler, x, 1.5), x / 2, rtol=1e-5
+    )

@@ -161,7 +161,8 @@ class TableScheduler(Scheduler[TableState]):
 
         Args:
             num_inference_steps: number of steps, on the scheduler's own grid of levels.
-            timesteps: or the network's times, in strictly descending order.
+            timesteps: or the levels as the scheduler's own timesteps (training indices, times or
+                angles; its docstring says which), in strictly descending order.
             sigmas: or the noise levels, in strictly descending order.
 
         Returns:

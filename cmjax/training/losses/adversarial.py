@@ -129,8 +129,7 @@ class Adversarial(Loss):
         fake = consistency_function(
             apply_fn, self.network_params(params), self.scheduler, noisy, sigma, **cond
         )
-        if getattr(self.scheduler, "clip_denoised", False):
-            fake = jnp.clip(fake, -1, 1)
+        fake = self.scheduler.bound(fake)
 
         # With noise on both, the two distributions overlap. Otherwise the discriminator may learn
         # to tell them apart perfectly, and its gradient then says little to the network.
