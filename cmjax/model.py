@@ -162,6 +162,12 @@ class Model:
         Raises:
             ValueError: if the network cannot be adapted to the scheduler.
         """
+        if not isinstance(scheduler, Scheduler):
+            raise ValueError(
+                "scheduler must be a scheduler, such as cmjax.EDMHeunScheduler(), "
+                f"got {scheduler!r:.200}"
+            )
+
         # From the network itself, so that one adaptation is never made on top of another.
         source = self.trained_for or self.scheduler
         network = self.unadapted or self.apply_fn

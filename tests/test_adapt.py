@@ -177,3 +177,9 @@ def test_where_the_output_does_not_matter_it_is_finite(sigma_min):
     network = adapt(denoiser_network, EDM, target, edm_denoiser)
     t = target.sigma_to_t(jnp.full(2, sigma_min))
     assert np.all(np.isfinite(network(None, jnp.ones((2, 3)), t)))
+
+
+@pytest.mark.parametrize("scheduler", ["LCMScheduler", LCMScheduler, None])
+def test_what_is_no_scheduler_is_not_adapted_to(scheduler):
+    with pytest.raises(ValueError, match="scheduler must be a scheduler, such as"):
+        cmjax.load().with_scheduler(scheduler)
