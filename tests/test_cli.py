@@ -394,7 +394,8 @@ def test_a_defect_of_ours_is_not_hidden(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "where", ["cmjax.checkpoints.open_checkpoint", SAMPLE, "cmjax.images.image_grid"]
+    "where",
+    ["cmjax.checkpoints.loading.open_checkpoint", SAMPLE, "cmjax.images.image_grid"],
 )
 def test_an_interrupt_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, where):
     def interrupt(*_, **__):
@@ -446,7 +447,9 @@ def test_every_example_in_the_help_runs(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     opened = checkpoints.open_checkpoint(folders / "classes")
     asked = []
-    monkeypatch.setattr(checkpoints, "open_checkpoint", lambda source: opened)
+    monkeypatch.setattr(
+        "cmjax.checkpoints.loading.open_checkpoint", lambda source, **_: opened
+    )
     monkeypatch.setattr(cli.sample, "_write", lambda *_, **__: None)
     generated = generation.Generated(None, None, 0, 0)
 

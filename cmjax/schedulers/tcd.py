@@ -149,7 +149,7 @@ class TCDScheduler(DiscreteScheduler):
         next_sigma = levels.sigmas[1:]
         down = next_alpha / alpha_s * sigma_s
         up = noise_between((alpha_s, sigma_s), (next_alpha, next_sigma)) / alpha_s
-        return Weights(x0=next_alpha, eps=down, noise=up if np.any(self.eta) else None)
+        return Weights(x0=next_alpha, eps=down, noise=up)
 
     def bound(self, denoised: jax.Array) -> jax.Array:
         """Returns the x0 estimate thresholded or clipped, if so configured."""

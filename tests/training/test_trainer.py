@@ -178,7 +178,10 @@ def test_a_function_may_take_a_teacher():
             {"loss": by_name("ct"), "teacher": {}},
             "loss ConsistencyTraining takes no teacher",
         ),
-        ({"loss": "ct"}, r"loss must be a Loss or a function, got 'ct'; losses.make\("),
+        (
+            {"loss": "ct"},
+            r"loss must be an instance of a Loss or a function, got 'ct'",
+        ),
         ({"ema_decays": (1.0,)}, r"ema_decays must be numbers in \[0, 1\).*got \(1.0,\)"),
         ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
     ],
