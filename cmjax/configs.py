@@ -152,8 +152,7 @@ def check_options(config: Any) -> None:
     * the lowest and the highest number, for `int`, `float` and tuples of them. None means no bound.
 
     Fields of type `bool` need no domain; other fields without one are not checked. `X | None`
-    allows None as well. `_unsupported` maps a field that must keep its default to a hint that the
-    error message shows. Both tables are inherited, and derived classes may override entries.
+    allows None as well. The table is inherited, and derived classes may override entries.
 
     Args:
         config: an instance of a dataclass.
@@ -164,13 +163,10 @@ def check_options(config: Any) -> None:
     """
     cls = type(config)
     domains = inherited(cls, "_domains")
-    unsupported = inherited(cls, "_unsupported")
     hints = _type_hints(cls)
     for field in dataclasses.fields(config):
         name = field.name
         value = getattr(config, name)
-        if name in unsupported and value != field.default:
-            raise ValueError(f"{name}={value!r} is not supported; {unsupported[name]}")
 
         # A string without a domain has one allowed value, its default.
         domain = domains.get(name)

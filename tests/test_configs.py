@@ -18,7 +18,6 @@ class Options:
     mode: str = "fast"
     fixed: str = "only"
     flag: bool = False
-    off: int = 0
     anything: object = None
 
     _domains = {
@@ -30,7 +29,6 @@ class Options:
         "shift": (None, None),
         "mode": ("fast", "slow"),
     }
-    _unsupported = {"off": "leave it out"}
 
     def __post_init__(self):
         check_options(self)
@@ -71,7 +69,6 @@ def test_values_that_fit(values):
         ({"mode": "slwo"}, "mode must be 'fast' or 'slow', got 'slwo'"),
         ({"fixed": "other"}, "fixed must be 'only', got 'other'"),
         ({"flag": 1}, "flag must be true or false, got 1"),
-        ({"off": 1}, "off=1 is not supported; leave it out"),
     ],
 )
 def test_values_that_do_not(values, message):
