@@ -8,6 +8,7 @@ difference, or JAX's own error for code that cannot be traced. Checks accept any
     cmjax.testing.assert_scheduler_contract(MyScheduler())
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -151,9 +152,7 @@ def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
         x = output.prev_sample
 
     chex.assert_trees_all_close(
-        jax.jit(lambda: scheduler.set_timesteps(num_steps))(),
-        scheduler.set_timesteps(num_steps),
-        rtol=1e-6,
+        _set_timesteps(scheduler, num_steps), scheduler.set_timesteps(num_steps), rtol=1e-6
     )
 
 
@@ -194,9 +193,12 @@ def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
         return jnp.stack(leaves)
 
     # One state whose leaves have an axis for the states in front, `[N, ...]`.
-    stacked = jax.vmap(lambda key, state: _one_step(scheduler, key, state, x))(
-        keys, jax.tree.map(stack, *states)
-    )
+    @jax.jit
+    @jax.vmap
+    def advance_all(key, state):
+        return _one_step(scheduler, key, state, x)
+
+    stacked = advance_all(keys, jax.tree.map(stack, *states))
     chex.assert_trees_all_close(
         stacked, jax.tree.map(stack, *expected), rtol=1e-5, atol=1e-5
     )
@@ -245,7 +247,7 @@ def assert_clean_end(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 
 def assert_threads_agree(
-    scheduler: Scheduler, num_steps: int = 3, threads: int = 8
+    scheduler: Scheduler, num_steps: int = 3, threads: int = 4
 ) -> None:
     """Checks that runs of one scheduler in several threads do not affect each other."""
 
@@ -313,11 +315,17 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
             jax.random.key(0), network, gain, scheduler, _SHAPE, state=changed
         ).sum()
 
-    # Reverse mode by both, then forward mode by the network's parameter.
-    gain = jnp.float32(0.7)
-    reverse = jax.grad(run, argnums=(0, 1))(gain, state.sigmas)
+    # Reverse mode by both, and forward mode by the network's parameter, in one program.
+    @jax.jit
+    def gradients(gain, sigmas):
+        reverse = jax.grad(run, argnums=(0, 1))(gain, sigmas)
+        _, forward = jax.jvp(
+            lambda gain: run(gain, sigmas), (gain,), (jnp.ones_like(gain),)
+        )
+        return reverse, forward
+
+    reverse, forward = gradients(jnp.float32(0.7), state.sigmas)
     chex.assert_tree_all_finite(reverse)
-    forward = jax.jvp(lambda gain: run(gain, state.sigmas), (gain,), (jnp.float32(1),))[1]
     chex.assert_trees_all_close(forward, reverse[0], rtol=1e-3, atol=1e-3)
 
 
@@ -511,10 +519,11 @@ def _start(
     return scheduler.init(jax.random.key(7), state, _SHAPE, dtype)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _set_timesteps(scheduler: Scheduler, num_steps: int) -> SchedulerState:
-    """The state of a run, made by one compiled program."""
+    """The state of a run, made by one program that is compiled once for all checks."""
     # Eagerly, each operation would be compiled on its own, which takes longer.
-    return jax.jit(lambda: scheduler.set_timesteps(num_steps))()
+    return scheduler.set_timesteps(num_steps)
 
 
 def _one_step(
