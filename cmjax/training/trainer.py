@@ -170,13 +170,13 @@ class TrainStep:
         ema = []
         for decay, average in zip(self.ema_decays, state.ema, strict=True):
             ramped = jnp.minimum(decay, (1 + num_done) / (10 + num_done))
-            ema.append(optax.incremental_update(params, average, 1 - ramped))
+            ema.append(_moved(average, params, 1 - ramped))
 
         # The target has the decay of the loss's own schedule.
         target = state.target
         target_decay = self.loss.target_decay_at(state.step)
         if target_decay is not None:
-            target = optax.incremental_update(params, target, 1 - target_decay)
+            target = _moved(target, params, 1 - target_decay)
 
         # The norm before clipping, which is the optimizer's: it shows when clipping sets in.
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
@@ -217,6 +217,13 @@ class TrainStep:
         shapes = jax.eval_shape(gradient, key, first)
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), shapes)
         return jax.lax.scan(add_part, zeros, (jnp.arange(self.accumulate), parts))[0]
+
+
+def _moved(average: Any, params: Any, rate: jax.Array) -> Any:
+    """Returns a moving average after it has moved towards the parameters by a share, `rate`."""
+    # average + rate (params - average): parameters that are not trained stay as they are to the
+    # last bit, which (1 - rate) average + rate params would not promise.
+    return jax.tree.map(lambda a, p: (a + rate * (p - a)).astype(a.dtype), average, params)
 
 
 def make_train_step(

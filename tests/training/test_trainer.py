@@ -84,6 +84,20 @@ def test_averages_follow_their_ramps():
             assert float(state.ema[i]["gain"]) == pytest.approx(expected[i], rel=1e-5)
 
 
+def test_averages_of_frozen_parameters_stay_as_they_are():
+    def mean_gain(params, x, t):
+        return params.mean() * x
+
+    frozen = optax.set_to_zero()
+    train_step = trainer.make_train_step(
+        DENOISING, mean_gain, frozen, ema_decays=(0.9, 0.1)
+    )
+    gains = jax.random.normal(jax.random.key(3), (1000,))
+    state, _ = run(train_step, train_step.init(jax.random.key(0), gains), 3)
+    for average in state.ema:
+        chex.assert_trees_all_equal(average, gains)
+
+
 def test_a_moving_target_is_what_the_loss_compares_with():
     class Steady(losses.ConsistencyTraining):
         def target_decay_at(self, step):
