@@ -9,20 +9,13 @@ solver is a Butcher tableau. One `denoise` and one `advance` read it.
 
 import abc
 import dataclasses
-import functools
 import itertools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import (
-    at_least_float32,
-    check_shapes,
-    combine,
-    hashable,
-    is_tracing,
-)
+from cmjax.arrays import at_least_float32, check_shapes, combine
 from cmjax.configs import check_options
 from cmjax.parametrization import Parametrization, Scalings
 from cmjax.schedulers.base import Scheduler, SchedulerState, check_not_finished
@@ -183,14 +176,6 @@ class TableScheduler(Scheduler[TableState]):
             num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas
         )
 
-        # Eagerly, every operation would be compiled on its own for each new number of steps.
-        is_count = name == "num_inference_steps" and type(value) is int
-        if is_count and hashable(self) and not is_tracing():
-            return _compiled_run(self, value)
-        return self._run(name, value)
-
-    def _run(self, name: str, value: Any) -> TableState:
-        """The state at the start of a run over `levels(name, value)`."""
         # The levels between which steps go, and those where the network is called: a solver of two
         # calls a step has one row for each.
         levels = self.levels(name, value)
@@ -332,12 +317,6 @@ class TableScheduler(Scheduler[TableState]):
         """
         check_shapes(original=original, noise=noise)
         return combine((state.alpha, original), (state.sigma, noise))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled_run(scheduler: TableScheduler, num_inference_steps: int) -> TableState:
-    """The state at the start of a run of so many steps, made by one program."""
-    return scheduler._run("num_inference_steps", num_inference_steps)
 
 
 def _check_columns(weights: Any) -> None:
