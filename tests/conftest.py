@@ -5,8 +5,14 @@ import os
 import shutil
 import tempfile
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most of a test's time goes into compiling programs that run once, so they are not optimized.
+# XLA_FLAGS=--xla_backend_optimization_level=3 runs the tests on what a user's program would be.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
 )
 
 # Programs that tests, and the processes they start, have in common are compiled once, by each

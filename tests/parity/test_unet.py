@@ -86,9 +86,20 @@ def options(draw):
     }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(options=options())
 def test_random_networks(options):
+    check_parity(options)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(options=options())
+def test_many_random_networks(options):
+    check_parity(options)
+
+
+def check_parity(options):
     network = draw_network(**options)
     with tempfile.TemporaryDirectory() as folder:
         assert difference(network, convert(network, folder)) <= TOLERANCE
