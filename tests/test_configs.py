@@ -51,24 +51,112 @@ class Options:
 def test_values_that_fit(values):
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     for name, value in values.items():
-        cls(**required | {field.name: getattr(default, field.name)})
+        assert getattr(Options(**values), name) == value
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 0}, "size must be an integer of at least 1, got 0"),
+        ({"size": 1.0}, "size must be an integer"),
+        ({"size": True}, "size must be an integer"),
+        ({"kinds": ("a", "c")}, "kinds must be a list, each item 'a' or 'b', got"),
+        ({"kinds": "ab"}, "kinds must be a list"),
+        (
+            {"widths": (1, 10)},
+            "widths must be a list, each item an integer from 1 to 9, got",
+        ),
+        ({"groups": 0}, "groups must be an integer of at least 1, or null, got 0"),
+        ({"rate": 2}, "rate must be a number from 0 to 1, got 2"),
+        ({"rate": float("nan")}, "rate must be a number from 0 to 1, got nan"),
+        ({"shift": float("inf")}, "shift must be a finite number, got inf"),
+        ({"shift": 10**400}, "shift must be a finite number"),
+        ({"shift": None}, "shift must be a finite number"),
+        ({"mode": "slwo"}, "mode must be 'fast' or 'slow', got 'slwo'"),
+        ({"fixed": "other"}, "fixed must be 'only', got 'other'"),
+        ({"flag": 1}, "flag must be true or false, got 1"),
+    ],
+)
+def test_values_that_do_not(values, message):
+    with pytest.raises(ValueError) as caught:
+        Options(**{"size": 1, **values})
+    assert message in str(caught.value)
+
+
+def test_json_must_name_options():
+    assert from_json(Options, {"size": 3, "widths": [2]}) == Options(3, widths=(2,))
+    with pytest.raises(ValueError, match="Options needs the option 'size'"):
+        from_json(Options, {})
+    with pytest.raises(ValueError, match="no option 'sise'; did you mean 'size'"):
+        from_json(Options, {"sise": 3})
+    with pytest.raises(ValueError, match="size has a number of 41 bits"):
+        from_json(Options, {"size": 2**40})
+
+
+def test_names_are_imported():
+    assert import_by_name("collections:OrderedDict", "class").__name__ == "OrderedDict"
+    assert import_by_name("collections.abc:Mapping.get", "method").__name__ == "get"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("collections", "network 'collections' must be like 'package.module:Name'"),
+        (":x", "must be like"),
+        (
+            "no_such.nets:Net",
+            "there is no module 'no_such'; install it, or put its folder on",
+        ),
+        ("collections.nets:Net", "there is no module 'collections.nets'"),
+        ("collections:OrderedDcit", "has no 'OrderedDcit'; did you mean 'OrderedDict'?"),
+        ("broken_module:X", "importing broken_module failed: ZeroDivisionError: division"),
+        ("needy_module:X", "needy_module needs 'no_such_dependency'"),
+    ],
+)
+def test_names_that_cannot_be(text, message, tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("1 / 0")
+    (tmp_path / "needy_module.py").write_text("import no_such_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        import_by_name(text, "network")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+NUMBERS = [np.nan, np.inf, -np.inf, -1e30, 1e30, True, 2**63, "1", None, [1], 1 + 0j, {}]
+CONFIGS = [*SCHEDULERS.values(), UNet2DConfig, DiTConfig]
+
+
+def of_type(cls, kinds):
+    """The fields of a configuration that are of one of these types, with their types."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if hints[field.name] in kinds:
+            yield field.name, hints[field.name]
+
+
+def make(cls, **options):
+    required = {"sample_size": 32} if cls is UNet2DConfig else {}
+    return cls(**required | options)
+
+
+@pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
+def test_every_number_of_a_configuration_has_a_domain(cls):
+    for name, hint in of_type(cls, (int, float, int | None, float | None)):
+        make(cls, **{name: getattr(make(cls), name)})
         for value in NUMBERS:
-            if value is None and hints[field.name] in (int | None, float | None):
+            if value is None and hint in (int | None, float | None):
                 continue
-            with pytest.raises(ValueError, match=field.name) as caught:
-                cls(**required | {field.name: value})
+            with pytest.raises(ValueError, match=name) as caught:
+                make(cls, **{name: value})
             assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
 def test_words_and_switches_are_of_their_kind(cls):
-    required = {"sample_size": 32} if cls is UNet2DConfig else {}
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if hints[field.name] in (str, bool):
-            for value in ("x", 1, np.zeros(3), [], b"x"):
-                with pytest.raises(ValueError, match=f"{field.name} must be"):
-                    cls(**required | {field.name: value})
+    for name, _ in of_type(cls, (str, bool)):
+        for value in ("x", 1, np.zeros(3), [], b"x"):
+            with pytest.raises(ValueError, match=f"{name} must be"):
+                make(cls, **{name: value})
 
 
 @pytest.mark.parametrize("config", [None, [1], "x", {1: 2}, 3])
