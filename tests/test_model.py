@@ -178,7 +178,7 @@ def test_indices_and_numbers_of_samples():
     expected = model().sample(jax.random.fold_in(KEY, last)[None], 1, labels=[0])
     np.testing.assert_array_equal(made, expected)
     for index in (-1, 2**32, 2.7, np.nan, True, "3"):
-        with pytest.raises(ValueError, match="first_index must be an integer from 0 to 2"):
+        with pytest.raises(ValueError, match="first_index must be"):
             model().sample(KEY, 1, first_index=index)
     with pytest.raises(ValueError, match="first_index 4294967295 leaves 1 of 2.32 samples"):
         model().sample(KEY, 2, first_index=last)
@@ -212,7 +212,7 @@ def module_level_network(params, x, t):
 
 def test_pickles_and_copies():
     with pytest.raises(
-        TypeError, match="model cannot be pickled, because apply_fn .* save"
+        TypeError, match="model cannot be pickled, because apply_fn .* by cmjax.save"
     ):
         pickle.dumps(model())
     named = model(apply_fn=module_level_network, params=np.ones(2), config=None)

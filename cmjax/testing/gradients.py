@@ -1,6 +1,7 @@
 """Checks that a run can be differentiated, by the network and by its noise levels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,31 +26,33 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
     """
     state = set_timesteps(scheduler, num_steps)
     levels = _levels_between(state.sigmas)
-    takes_levels = _takes_levels(scheduler, levels)
 
-    # Samplers that take whole training times alone are differentiated by the state's levels.
-    def run(gain, levels):
+    # Samplers that take whole training times alone have only the state's levels to differentiate
+    # by. Those are shifted in any case, since a sampler may read them at every step.
+    made = _state_of_levels(scheduler, levels)
+    shift = jnp.zeros_like(state.sigmas if made is None else made.sigmas)
+
+    def run(gain, levels, shift):
         def scaled(gain, x, *times):
             return gain * network(None, x, *times)
 
-        given = {"sigmas": levels}
-        if not takes_levels:
-            given = {"state": state.replace(sigmas=levels)}
-        return sample(jax.random.key(0), scaled, gain, scheduler, SHAPE, **given)
+        begun = state if made is None else scheduler.set_timesteps(sigmas=levels)
+        shifted = begun.replace(sigmas=begun.sigmas + shift)
+        return sample(jax.random.key(0), scaled, gain, scheduler, SHAPE, state=shifted)
 
-    # Reverse mode by both, then forward mode by the network's parameter.
+    # Reverse mode by all of them, then forward mode by the network's parameter.
     gain = jnp.float32(0.7)
-    levels = levels if takes_levels else state.sigmas
-    reverse, by_levels = jax.grad(lambda *args: run(*args).sum(), argnums=(0, 1))(
-        gain, levels
-    )
-    assert_finite({"gain": reverse, "levels": by_levels})
+    reverse, by_levels, by_shift = jax.grad(
+        lambda *args: run(*args).sum(), argnums=(0, 1, 2)
+    )(gain, levels, shift)
+    assert_finite({"gain": reverse, "sigmas": by_levels, "state.sigmas": by_shift})
     _, forward = jax.jvp(
-        lambda gain: run(gain, levels).sum(), (gain,), (jnp.ones_like(gain),)
+        lambda gain: run(gain, levels, shift).sum(), (gain,), (jnp.ones_like(gain),)
     )
     assert_close(forward, reverse, rtol=1e-3, atol=1e-3)
-    if takes_levels:
-        _check_differences(jax.jit(lambda levels: run(gain, levels)), levels, by_levels)
+    if made is not None:
+        compiled = jax.jit(lambda levels: run(gain, levels, shift))
+        _check_differences(compiled, levels, by_levels)
 
 
 def _levels_between(sigmas: jax.Array) -> jax.Array:
@@ -60,13 +63,13 @@ def _levels_between(sigmas: jax.Array) -> jax.Array:
     return jnp.asarray(between if between.size else 0.9 * known, jnp.float32)
 
 
-def _takes_levels(scheduler: Scheduler, levels: jax.Array) -> bool:
+def _state_of_levels(scheduler: Scheduler, levels: jax.Array) -> Any:
+    """Returns the shapes of a run at these levels; None if the scheduler takes no `sigmas`."""
     # Traced, since eagerly each operation would be compiled on its own.
     try:
-        jax.eval_shape(lambda sigmas: scheduler.set_timesteps(sigmas=sigmas), levels)
+        return jax.eval_shape(lambda sigmas: scheduler.set_timesteps(sigmas=sigmas), levels)
     except (TypeError, ValueError):
-        return False
-    return True
+        return None
 
 
 def _check_differences(
