@@ -39,7 +39,8 @@ from cmjax.networks import num_classes, parse_cond
 from cmjax.parametrization import consistency_function
 from cmjax.random import level_noise, sample_keys
 from cmjax.sampling import check_scheduler, sample
-from cmjax.schedulers.base import Scheduler, check_sample_shape
+from cmjax.schedulers.base import Scheduler
+from cmjax.schedulers.checks import check_sample_shape
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
 # Appendix D's levels for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40.

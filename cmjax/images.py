@@ -77,14 +77,14 @@ def center_crop_resize(image: ArrayLike, size: int) -> np.ndarray:
     Raises:
         ValueError: for other pictures, C being 1 or 3, or a size below 1.
     """
-    (image,) = _as_images(as_numpy("image", image)[None], "image")
+    picture = _as_images(as_numpy("image", image)[None], "image")[0]
     if not is_int(size, 1) or size**2 > LARGEST_PICTURE:
         raise ValueError(f"size must be an integer of at least 1, got {shown(size)}")
-    if image.shape[:2] == (size, size):
-        return image
+    if picture.shape[:2] == (size, size):
+        return picture
 
     # A box filter averages over the area of each new pixel, without ringing at edges.
-    scaled = ImageOps.fit(picture_of(image), (size, size), Image.Resampling.BOX)
+    scaled = ImageOps.fit(picture_of(picture), (size, size), Image.Resampling.BOX)
     return np.asarray(scaled).reshape(size, size, -1)
 
 

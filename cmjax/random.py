@@ -25,7 +25,9 @@ def as_key(key: jax.Array) -> jax.Array:
     is_raw = isinstance(key, jax.Array | np.ndarray) and key.ndim > 0
     if is_raw and dtype == jnp.uint32 and key.shape[-1] in _KEY_SIZES:
         key = jax.random.wrap_key_data(jnp.asarray(key))
-    elif not isinstance(key, jax.Array) or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    elif not isinstance(key, jax.Array) or not jnp.issubdtype(
+        key.dtype, jax.dtypes.prng_key
+    ):
         raise ValueError(
             f"key must be a JAX PRNG key, got {shown(key)}; make one with jax.random.key(0)"
         )

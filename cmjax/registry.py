@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from cmjax.configs import did_you_mean, import_by_name, shown
 from cmjax.models.registry import check_registration, register_network
 from cmjax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
-from cmjax.schedulers.base import check_config
+from cmjax.schedulers.checks import check_config
 
 Class = TypeVar("Class", bound=type)
 

@@ -27,9 +27,8 @@ from cmjax.schedulers.base import (
     Scheduler,
     SchedulerState,
     StepOutput,
-    check_constraint,
-    check_sample_shape,
 )
+from cmjax.schedulers.checks import check_constraint, check_sample_shape
 
 # Compiled loops to keep, for calls outside of `jax.jit`. Bounded, since each holds its executable.
 _PROGRAMS = 64

@@ -9,7 +9,8 @@ from cmjax.schedulers.ancestral import (
     EDMEulerAncestralScheduler,
     EulerAncestralDiscreteScheduler,
 )
-from cmjax.schedulers.base import Scheduler, check_config
+from cmjax.schedulers.base import Scheduler
+from cmjax.schedulers.checks import check_config
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.ddim import DDIMScheduler

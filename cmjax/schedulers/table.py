@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from cmjax.arrays import as_floats, at_least_float32, check_shapes, combine
 from cmjax.configs import check_options, shown
 from cmjax.parametrization import Parametrization, Scalings
-from cmjax.schedulers.base import Scheduler, SchedulerState, check_not_finished
+from cmjax.schedulers.base import Scheduler, SchedulerState
+from cmjax.schedulers.checks import check_not_finished
 from cmjax.schedulers.levels import Levels, exactly_one
 
 
