@@ -92,6 +92,7 @@ class Observe:
         observed = as_floats("forward's result", self.forward(exact))
         measurement = broadcast_to_samples(self.argument, self.measurement, observed)
         correction = self.pseudo_inverse(measurement - observed)
+        correction = as_floats("pseudo_inverse's result", correction).astype(exact.dtype)
         check_shapes(pseudo_inverse=correction, samples=exact)
         return (exact + correction).astype(x0.dtype)
 

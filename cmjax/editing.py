@@ -181,9 +181,11 @@ def stroke_to_image(
     """
     check_scheduler(scheduler)
 
+    image = as_samples("image", as_image("image", image))
+
     # Only for `add_noise` at the first level; `restore` makes the same state again.
     state = scheduler.set_timesteps(sigmas=sigmas)
-    noisy = _noised(key, scheduler, state, as_image("image", image), first_index)
+    noisy = _noised(key, scheduler, state, image, first_index)
     return restore(
         key, apply_fn, params, scheduler, noisy, sigmas, first_index=first_index, **options
     )

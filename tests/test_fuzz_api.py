@@ -66,11 +66,12 @@ def fault_of(function, arguments, replaced):
                 return None
             result = function(**{**arguments, **values})
             jax.block_until_ready(result)
+            fault = fault_of_result(result)
     except (ValueError, TypeError) as error:
         return fault_of_message(str(error), arguments)
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
-    return None if is_infinite(values.values()) else fault_of_result(result)
+    return None if is_infinite(values.values()) else fault
 
 
 def fault_of_message(message, arguments):

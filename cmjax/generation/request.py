@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
@@ -195,6 +197,9 @@ def _plain_tuple(name: str, values: Any) -> tuple[Any, ...]:
 
 def _plain(value: Any) -> Any:
     """Returns a scalar of NumPy or JAX as a Python number, and anything else unchanged."""
-    if isinstance(value, Tracer):  # whose value is not known
+    # A traced value is not known, and a key is no number.
+    if isinstance(value, Tracer):
+        return value
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return value
     return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
