@@ -377,7 +377,7 @@ def test_a_pair_whose_length_is_the_batch_is_no_array():
 
 @pytest.mark.parametrize("index", [-1, 2**32, 2.7, np.nan, "3", True, [1]])
 def test_first_index_is_an_integer_of_32_bits(index):
-    with pytest.raises(ValueError, match="first_index must be an integer from 0 to 2"):
+    with pytest.raises(ValueError, match="first_index must be"):
         cmjax.sample(KEY, network, PARAMS, SCHEDULER, (2, 3), first_index=index)
 
 

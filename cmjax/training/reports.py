@@ -116,7 +116,13 @@ def save_samples(run: Run, state: TrainState, path: Path) -> None:
 
     # By a whole factor, so that pixels stay square and sharp.
     scale = max(1, _LEAST_SIZE // shape[1])
-    save_grid(path, to_uint8(np.concatenate(rows)), columns=_COLUMNS, scale=scale)
+    save_grid(path, to_uint8(_in_range(rows)), columns=_COLUMNS, scale=scale)
+
+
+def _in_range(rows: list[jax.Array]) -> np.ndarray:
+    """Returns samples `[N, ...]` clipped to [-1, 1]; those of a network that diverged are gray."""
+    # A picture is no reason to end a run, and `to_uint8` refuses what cannot be samples.
+    return np.clip(np.nan_to_num(np.concatenate(rows)), -1, 1)
 
 
 def describe(config: TrainConfig) -> str:

@@ -1,0 +1,94 @@
+"""Checks that a run can be differentiated, by the network and by its noise levels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.sampling import sample
+from cmjax.schedulers.base import Scheduler
+from cmjax.testing.comparisons import assert_close, assert_finite, check
+from cmjax.testing.runs import SHAPE, network, set_timesteps
+
+# Differences are taken over this share of a level, and agree with gradients to this tolerance.
+_STEP = 2e-3
+_RTOL = 0.05
+_ATOL = 2e-3
+
+
+def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
+    """Checks gradients of a whole run, by the network and by the noise levels.
+
+    All must be finite. Reverse and forward mode must agree on the gradient by the network. Where
+    the scheduler takes `sigmas`, the gradient by these must agree with differences.
+    """
+    state = set_timesteps(scheduler, num_steps)
+    levels = _levels_between(state.sigmas)
+
+    # Samplers that take whole training times alone have only the state's levels to differentiate
+    # by. Those are shifted in any case, since a sampler may read them at every step.
+    made = _state_of_levels(scheduler, levels)
+    shift = jnp.zeros_like(state.sigmas if made is None else made.sigmas)
+
+    def run(gain, levels, shift):
+        def scaled(gain, x, *times):
+            return gain * network(None, x, *times)
+
+        begun = state if made is None else scheduler.set_timesteps(sigmas=levels)
+        shifted = begun.replace(sigmas=begun.sigmas + shift)
+        return sample(jax.random.key(0), scaled, gain, scheduler, SHAPE, state=shifted)
+
+    # Reverse mode by all of them, and forward mode by the network's parameter, in one program.
+    @jax.jit
+    def gradients(gain, levels, shift):
+        def total(*args):
+            return run(*args).sum()
+
+        reverse = jax.grad(total, argnums=(0, 1, 2))(gain, levels, shift)
+        _, forward = jax.jvp(
+            lambda gain: total(gain, levels, shift), (gain,), (jnp.ones_like(gain),)
+        )
+        return reverse, forward
+
+    gain = jnp.float32(0.7)
+    (reverse, by_levels, by_shift), forward = gradients(gain, levels, shift)
+    assert_finite({"gain": reverse, "sigmas": by_levels, "state.sigmas": by_shift})
+    assert_close(forward, reverse, rtol=1e-3, atol=1e-3)
+    if made is not None:
+        compiled = jax.jit(lambda levels: run(gain, levels, shift))
+        _check_differences(compiled, levels, by_levels)
+
+
+def _levels_between(sigmas: jax.Array) -> jax.Array:
+    """Returns levels between those of a run, descending, where all of them may be varied."""
+    known = np.unique(np.asarray(sigmas))[::-1]
+    known = known[known > 0]
+    between = np.sqrt(known[1:] * known[:-1])
+    return jnp.asarray(between if between.size else 0.9 * known, jnp.float32)
+
+
+def _state_of_levels(scheduler: Scheduler, levels: jax.Array) -> Any:
+    """Returns the shapes of a run at these levels; None if the scheduler takes no `sigmas`."""
+    # Traced, since eagerly each operation would be compiled on its own.
+    try:
+        return jax.eval_shape(lambda sigmas: scheduler.set_timesteps(sigmas=sigmas), levels)
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_differences(
+    run: Callable[[jax.Array], jax.Array], levels: jax.Array, gradient: jax.Array
+) -> None:
+    """Checks the gradient of the sum of a run's samples, one level after the other."""
+    for i, level in enumerate(np.asarray(levels)):
+        step = np.float32(_STEP * level)
+        above = np.asarray(run(levels.at[i].add(step)), np.float64)
+        below = np.asarray(run(levels.at[i].add(-step)), np.float64)
+        slope = (above - below).sum() / (2 * np.float64(step))
+        error = abs(float(gradient[i]) - slope)
+        check(
+            error <= _ATOL + _RTOL * abs(slope),
+            f"the gradient by sigmas[{i}] = {level:g} is {gradient[i]:g}, by differences {slope:g}",
+        )
