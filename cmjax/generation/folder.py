@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
         num_made: number of samples that this process made.
         seconds: time that this process spent sampling, from its first batch to its last shard.
         stopped: whether a signal to one of the processes stopped the run.
-        signal: the number of that signal; 0 if there was none.
+        signal: number of a signal that arrived meanwhile; 0 if none did.
     """
 
     paths: list[Path]
@@ -151,8 +151,8 @@ def generate_until_stopped(
                 paths = _finish(shards, num, formats, markers, stopping)
             stopped = paths is None
             run.log("stopped" if stopped else "done", done=num_done, seconds=seconds)
-            number = stopping.signal if stopped else 0
     made = run.num_made
+    number = stopping.signal
     return Outcome(paths or [], num_done, num_resumed, made, seconds, stopped, number)
 
 
