@@ -8,6 +8,7 @@ import numpy as np
 
 from cmjax.configs import LARGEST, is_int
 from cmjax.images import from_uint8
+from cmjax.training.sections import LARGEST_SEED
 from cmjax.training.sources import Source, first_not_finite
 
 READ_AHEAD = 4  # batches that are prepared ahead, each by a thread of its own
@@ -80,14 +81,14 @@ def batches(
 
 def _check_arguments(source, batch_size, seed, start, index, count):
     """Raises ValueError for arguments of `batches` that are out of range."""
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-        ("start", start, 0),
+    for name, value, least, most in (
+        ("batch_size", batch_size, 1, LARGEST),
+        ("seed", seed, 0, LARGEST_SEED),
+        ("start", start, 0, LARGEST),
     ):
-        if not is_int(value, least, LARGEST):
+        if not is_int(value, least, most):
             raise ValueError(
-                f"{name} must be an integer from {least} to {LARGEST}, got {value!r}"
+                f"{name} must be an integer from {least} to {most}, got {value!r:.200}"
             )
     if batch_size > len(source):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Damaged and foreign checkpoints: one line that names them and the way out, never another state."""
+"""Damaged and foreign checkpoints: one line that names them, never another state."""
 
 import random
 import shutil
@@ -50,7 +50,7 @@ def files_of(checkpoint):
 
 
 def test_a_flipped_bit_is_never_another_state(copy, capfd):
-    """Bits of every file, so that all kinds of damage occur; some are in bytes that nobody reads."""
+    """Bits of every file, so that all kinds of damage occur; some bytes nobody reads."""
     draw = random.Random(0)
     wanted = state_of(6)
     refused = 0

@@ -162,7 +162,7 @@ def test_records_are_read_ahead_by_threads_that_end_with_the_iterator():
     [
         ({"batch_size": 60}, "batch_size 60 is larger than the data set of 50"),
         ({"batch_size": 0}, "batch_size must be an integer from 1 to 2147483647, got 0"),
-        ({"seed": -1}, "seed must be an integer from 0 to 2147483647, got -1"),
+        ({"seed": -1}, "seed must be an integer from 0 to 4294967295, got -1"),
         ({"start": -1}, "start must be an integer from 0 to 2147483647, got -1"),
         (
             {"process_count": 3, "process_index": 0},
