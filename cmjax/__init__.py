@@ -27,6 +27,7 @@ _SUBMODULES = (
     "labels",
     "model",
     "models",
+    "networks",
     "parametrization",
     "processes",
     "progress",

@@ -16,6 +16,7 @@ from cmjax import interrupts as interrupts
 from cmjax import labels as labels
 from cmjax import model as model
 from cmjax import models as models
+from cmjax import networks as networks
 from cmjax import parametrization as parametrization
 from cmjax import random as random
 from cmjax import registry as registry

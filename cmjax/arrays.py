@@ -9,6 +9,12 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
+from cmjax.configs import shown
+
+_BRIGHTEST = (
+    8  # the largest value of a picture without negative ones that passes for a sample
+)
+
 ApplyFn = Callable[..., Any]  # a network: (params, x, t, **cond) -> model_output
 
 
@@ -67,10 +73,177 @@ def hashable(*values: Any) -> bool:
     return True
 
 
-def check_floating(name: str, dtype: Any) -> None:
-    """Raises ValueError, naming the argument, unless a dtype is one of floating-point numbers."""
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise ValueError(f"{name} must be a floating-point dtype, got {jnp.dtype(dtype)}")
+def is_floating(dtype: Any) -> bool:
+    """Whether a dtype is one that samples may have: floating-point, of 16, 32 or 64 bits."""
+    # Those of 8 bits and fewer hold neither noise nor, some of them, negative numbers.
+    return jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize in (2, 4, 8)
+
+
+def floating_dtype(name: str, dtype: Any) -> np.dtype:
+    """Returns a dtype of samples or parameters, such as `jnp.bfloat16`, "float32" or `float`.
+
+    Args:
+        name: the argument's name, for the error.
+        dtype: the dtype, or what names it.
+
+    Raises:
+        ValueError: unless it is a floating-point dtype of 16 or 32 bits, or of 64 where JAX is set
+            to compute in float64.
+    """
+    # Python's own `float` is JAX's default; None would be NumPy's, float64.
+    if dtype is float:
+        return jax.dtypes.canonicalize_dtype(dtype)
+    try:
+        found = jnp.dtype(dtype)
+    except Exception:  # NumPy raises errors of many kinds
+        found = None
+    if dtype is None or found is None or not is_floating(found):
+        raise ValueError(
+            f"{name} must be a floating-point dtype such as 'float32', got {shown(dtype)}"
+        )
+
+    # Without x64 JAX computes in float32 where float64 is asked for.
+    if jax.dtypes.canonicalize_dtype(found) != found:
+        raise ValueError(f"{name}={found} needs jax.config.update('jax_enable_x64', True)")
+    return found
+
+
+def as_array(name: str, value: Any) -> np.ndarray | jax.Array:
+    """Returns numbers or booleans as an array, of JAX if they are one of JAX or traced.
+
+    Args:
+        name: the argument's name, for the error.
+        value: an array, a number, or lists of these.
+
+    Raises:
+        ValueError: for anything else, such as text or a list of lists of different lengths.
+    """
+    array = value if isinstance(value, jax.Array) else _numpy_or_traced(value)
+    is_number = array is not None and (
+        array.dtype == bool or jnp.issubdtype(array.dtype, np.number)
+    )
+    if array is None or not is_number:
+        raise ValueError(f"{name} must be numbers, got {shown(value)}")
+    return array
+
+
+def as_numpy(name: str, value: Any) -> np.ndarray:
+    """Returns numbers or booleans as an array of NumPy.
+
+    Args:
+        name: the argument's name, for the error.
+        value: what `as_array` takes.
+
+    Raises:
+        ValueError: for anything else, or numbers that are traced.
+    """
+    known = concrete(as_array(name, value))
+    if known is None:
+        raise ValueError(
+            f"{name} must be numbers that are known, got {shown(value)}; "
+            "call this function outside of jax.jit and the like"
+        )
+    return known
+
+
+def _numpy_or_traced(value: Any) -> Any:
+    """The value as an array, or None if it is none."""
+    # JAX takes what NumPy does not: lists that hold traced numbers.
+    for convert in (np.asarray, jnp.asarray):
+        try:
+            array = convert(value)
+        except Exception:  # what objects of foreign types raise is up to them
+            continue
+
+        # JAX has no floats beyond float64.
+        return array.astype(np.float64) if array.dtype == np.longdouble else array
+    return None
+
+
+def as_floats(name: str, value: Any) -> jax.Array:
+    """Returns samples, or anything like them, as an array of JAX.
+
+    Args:
+        name: the argument's name, for the error.
+        value: an array of floats, or what `as_array` takes.
+
+    Raises:
+        ValueError: for bytes and other integers, booleans, complex numbers, and what is no array.
+    """
+    array = as_array(name, value)
+    if is_floating(array.dtype):
+        return _on_device(array)
+
+    # Bytes would be taken for values of 0 to 255, where the model knows [-1, 1].
+    hint = ""
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        hint = "; bytes become an image by x / 127.5 - 1"
+    raise ValueError(f"{name} must hold floats, got {array.dtype}{hint}")
+
+
+def _on_device(array):
+    """The array as one of JAX; what float32 cannot hold becomes infinite without a warning."""
+    with np.errstate(over="ignore"):
+        return jnp.asarray(array)
+
+
+def as_samples(name: str, value: Any) -> jax.Array:
+    """Returns samples as an array of JAX; raises ValueError unless they are floats `[B, ...]`."""
+    array = as_floats(name, value)
+    if not array.ndim or not all(array.shape):
+        raise ValueError(
+            f"{name} must be (B, ...) with sizes of at least 1, got shape {array.shape}; "
+            "a single one is (1, ...)"
+        )
+    return array
+
+
+def check_pixels(name: str, array: Any) -> None:
+    """Raises ValueError for pixels of 0 to 255, where samples in [-1, 1] belong.
+
+    Traced values are not checked, and very dark pictures cannot be told from samples.
+    """
+    known = concrete(array)
+    if known is None:
+        return
+
+    # Samples of standard deviation 1 or less, however far from [-1, 1], have both signs.
+    numbers = known[np.isfinite(known)]
+    if numbers.size and numbers.min() >= 0 and numbers.max() > _BRIGHTEST:
+        raise ValueError(
+            f"{name} goes from {numbers.min():g} to {numbers.max():g}, as pixels do; "
+            "samples lie in [-1, 1], which pixels become by x / 127.5 - 1"
+        )
+
+
+def as_reals(name: str, value: Any) -> jax.Array:
+    """Returns noise levels, weights or other coefficients, whole or not, in at least float32.
+
+    Args:
+        name: the argument's name, for the error.
+        value: real numbers, as `as_array` takes them.
+
+    Raises:
+        ValueError: for booleans, complex numbers, and what is no array.
+    """
+    array = as_array(name, value)
+    if is_floating(array.dtype):
+        return at_least_float32(_on_device(array))
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        # Converted before JAX cuts integers to 32 bits.
+        return jnp.asarray(array.astype(jnp.float32))
+    raise ValueError(f"{name} must be real numbers, got {array.dtype}")
+
+
+def known_reals(name: str, value: Any) -> np.ndarray | None:
+    """Returns the values of real numbers, or None if they are traced; errors as of `as_reals`.
+
+    Taken before JAX has the numbers: within `jax.jit` it traces constants, too.
+    """
+    array = as_array(name, value)
+    if not (is_floating(array.dtype) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise ValueError(f"{name} must be real numbers, got {array.dtype}")
+    return concrete(array)
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:

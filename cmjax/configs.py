@@ -23,15 +23,18 @@ def from_json(cls: type[Config], values: Mapping[str, Any]) -> Config:
         values: the options by name. Those with defaults may be missing.
 
     Raises:
-        ValueError: for an unknown option, a missing option without default, or an integer beyond
-            32 bits.
+        ValueError: if `values` is no mapping, for an unknown option, a missing option without
+            default, or an integer beyond 32 bits.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} needs options by name, got {shown(values)}")
+
     # Unknown names are errors: a misspelt option would otherwise silently keep its default.
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in fields:
             hint = did_you_mean(name, list(fields))
-            raise ValueError(f"{cls.__name__} has no option {name!r}{hint}")
+            raise ValueError(f"{cls.__name__} has no option {shown(name)}{hint}")
         _check_size(name, value)
 
     # Missing names: `cls(**values)` would raise a TypeError, which says less.
@@ -118,6 +121,17 @@ def did_you_mean(name: Any, known: list[str]) -> str:
     return f"; known are {', '.join(known)}"
 
 
+def shown(value: Any, most: int = 200) -> str:
+    """Returns a value as errors show it: its `repr` in one line of at most `most` letters."""
+    # A `repr` may fail: of an object whose own raises, or of an integer of thousands of digits.
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
 def is_int(value: Any, low: float | None = None, high: float | None = None) -> bool:
     """Returns whether `value` is an integer from `low` to `high`; None means no bound."""
     # A boolean is an `int` in Python, but num_steps=True is a mistake.
@@ -178,7 +192,7 @@ def check_options(config: Any) -> None:
         # At most 1,000 characters of the value: it may come from any file.
         if not _fits(value, hints[name], domain):
             raise ValueError(
-                f"{name} must be {_words(hints[name], domain)}, got {value!r:.1000}"
+                f"{name} must be {_words(hints[name], domain)}, got {shown(value, 1000)}"
             )
 
 
@@ -196,7 +210,8 @@ def _fits(value: Any, hint: Any, domain: Any) -> bool:
         item = get_args(hint)[0]
         return isinstance(value, tuple) and all(_fits(each, item, domain) for each in value)
     if hint is str:
-        return value in domain
+        # Arrays would be compared number by number.
+        return isinstance(value, str) and value in domain
     if hint is int:
         return is_int(value, *domain)
     return is_finite(value, *domain)

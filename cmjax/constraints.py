@@ -15,11 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cmjax.arrays import as_pytree, at_least_float32, check_shapes, concrete
-from cmjax.configs import is_int
+from cmjax.arrays import (
+    as_array,
+    as_floats,
+    as_pytree,
+    as_reals,
+    at_least_float32,
+    check_pixels,
+    check_shapes,
+    concrete,
+    known_reals,
+)
+from cmjax.configs import LARGEST, is_int, shown
 
 # Luma of R, G, B (ITU-R BT.601). Song et al. 2023 round to 0.2989, 0.5870, 0.1140.
 REC601 = (0.299, 0.587, 0.114)
+
+_PICTURE_NDIM = 3  # (H, W, C); arrays of fewer axes may hold anything
 
 Constraint = Callable[[jax.Array], jax.Array]  # x0 -> x0, both [B, ...]
 _Partial = jax.tree_util.Partial  # a function that is a pytree, with its arrays
@@ -41,6 +53,7 @@ class Inpaint:
     def __call__(self, x0: jax.Array) -> jax.Array:
         """Returns `x0`, `[B, ...]`, with the image restored where the mask is not 0."""
         # In at least float32, and cast to the dtype of x0 once at the end.
+        x0 = as_floats("x0", x0)
         exact = at_least_float32(x0)
         mask = broadcast_to_samples("mask", self.mask, exact)
         image = broadcast_to_samples("image", self.image, exact)
@@ -72,10 +85,11 @@ class Observe:
 
     def __call__(self, x0: jax.Array) -> jax.Array:
         """Returns `x0 + A^+ (y - A x0)`, `[B, ...]`: the nearest point to x0 with A x0 = y."""
+        x0 = as_floats("x0", x0)
         exact = at_least_float32(x0)
 
         # A x0, of the shape that y must have or broadcast to.
-        observed = self.forward(exact)
+        observed = as_floats("forward's result", self.forward(exact))
         measurement = broadcast_to_samples(self.argument, self.measurement, observed)
         correction = self.pseudo_inverse(measurement - observed)
         check_shapes(pseudo_inverse=correction, samples=exact)
@@ -106,20 +120,26 @@ def inpaint(image: ArrayLike, mask: ArrayLike) -> Inpaint:
     soft edges.
 
     Args:
-        image: floats, `[B, ...]` or `[...]`.
+        image: floats in the range of the samples (pictures in [-1, 1]), `[B, ...]` or `[...]`.
         mask: weights in [0, 1], or booleans, shaped likewise; axes may have size 1, as in
-            `[H, W, 1]`.
+            `[H, W, 1]`. Under `jax.jit` values are not known, and an 8-bit mask must be divided by
+            255 before.
 
     Raises:
-        ValueError: for other weights or, when applied, shapes that do not fit the samples.
+        ValueError: for other weights, pixels of 0 to 255, or, when applied, shapes that do not fit
+            the samples.
     """
+    weights = as_array("mask", mask)
+    if weights.dtype != bool:
+        known_reals("mask", mask)
+
     # A comparison with NaN is false, so NaN is refused too.
-    weights = concrete(mask)
-    if weights is not None and not np.all((weights >= 0) & (weights <= 1)):
+    known = concrete(weights)
+    if known is not None and not np.all((known >= 0) & (known <= 1)):
         raise ValueError(
-            f"mask must be in [0, 1], got up to {weights.max()}; an 8-bit mask is mask / 255"
+            f"mask must be in [0, 1], got up to {known.max()}; an 8-bit mask is mask / 255"
         )
-    return Inpaint(as_floats("image", image), jnp.asarray(mask).astype(jnp.float32))
+    return Inpaint(as_image("image", image), jnp.asarray(weights).astype(jnp.float32))
 
 
 def observe(forward: Callable, pseudo_inverse: Callable, measurement: ArrayLike) -> Observe:
@@ -157,18 +177,19 @@ def colorize(gray: ArrayLike, weights: Any = REC601) -> Observe:
             fit the samples.
     """
     # Weights of all 0 have no pseudo-inverse. Traced ones are checked by their rank alone.
-    row = concrete(weights)
-    usable = row is None or (np.all(np.isfinite(row)) and np.any(row))
-    if np.ndim(weights) != 1 or not usable:
+    row = as_reals("weights", weights)
+    known = known_reals("weights", weights)
+    usable = known is None or (np.all(np.isfinite(known)) and np.any(known))
+    if row.ndim != 1 or not usable:
         raise ValueError(
-            f"weights must be finite numbers, one per channel and not all 0, got {weights!r}"
+            "weights must be finite numbers, one per channel and not all 0, "
+            f"got {shown(weights)}"
         )
 
     # The operators hold the weights as arrays, so that other weights do not compile again.
-    weights = as_floats("weights", weights)
-    forward = _Partial(_luminance, weights)
-    pseudo_inverse = _Partial(_colour, weights)
-    return Observe(forward, pseudo_inverse, as_floats("gray", gray), "gray")
+    forward = _Partial(_luminance, row)
+    pseudo_inverse = _Partial(_colour, row)
+    return Observe(forward, pseudo_inverse, as_image("gray", gray), "gray")
 
 
 def super_resolve(low: ArrayLike, factor: int) -> Observe:
@@ -183,10 +204,10 @@ def super_resolve(low: ArrayLike, factor: int) -> Observe:
         ValueError: for a factor below 1 or, when applied, one that does not divide the samples or
             fit `low`.
     """
-    if not is_int(factor, 1):
-        raise ValueError(f"factor must be an integer of at least 1, got {factor!r}")
+    if not is_int(factor, 1, LARGEST):
+        raise ValueError(f"factor must be an integer of at least 1, got {shown(factor)}")
     average, spread = _block_operators(int(factor))
-    return Observe(_Partial(average), _Partial(spread), as_floats("low", low), "low")
+    return Observe(_Partial(average), _Partial(spread), as_image("low", low), "low")
 
 
 def compose(*constraints: Constraint) -> Compose:
@@ -257,14 +278,11 @@ def _block_operators(factor):
     return average, spread
 
 
-def as_floats(name: str, value: ArrayLike) -> jax.Array:
-    """Returns an array of floats; raises ValueError for bytes and other integers."""
-    # Bytes would be taken for values of 0 to 255, where the model knows [-1, 1].
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(
-            f"{name} must hold floats, got {array.dtype}; bytes become an image by x / 127.5 - 1"
-        )
+def as_image(name: str, value: ArrayLike) -> jax.Array:
+    """Returns a picture, or any other array of floats; raises ValueError for bytes and pixels."""
+    array = as_floats(name, value)
+    if array.ndim >= _PICTURE_NDIM:
+        check_pixels(name, as_array(name, value))
     return array
 
 
@@ -274,6 +292,14 @@ def broadcast_to_samples(name: str, array: jax.Array, samples: jax.Array) -> jax
     Raises:
         ValueError: if it does not fit; the error has the given name.
     """
+    # Of samples (D, D) an array (D,) could be one number per sample, or one sample for all.
+    per_sample = array.ndim == samples.ndim - 1 and array.shape == samples.shape[:-1]
+    if per_sample and array.shape == samples.shape[1:] and samples.shape[0] > 1:
+        raise ValueError(
+            f"{name} {array.shape} fits samples {samples.shape} in two ways; give it all axes: "
+            f"{name}[None] is the same for all samples, {name}[..., None] one for each"
+        )
+
     # Axes are aligned at the end, as in NumPy, but at most the batch may be missing: [H, W] would
     # be aligned with W and C of [B, H, W, C].
     sizes = zip(array.shape[::-1], samples.shape[::-1], strict=False)
@@ -292,5 +318,5 @@ def check_callable(**functions: Any) -> None:
         if not callable(function):
             raise ValueError(
                 f"{name} must be a function, such as what inpaint(image, mask) returns, "
-                f"got {function!r}"
+                f"got {shown(function)}"
             )

@@ -12,12 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from cmjax.arrays import ApplyFn, at_least_float32, check_shapes, combine, concrete
-from cmjax.configs import is_int
+from cmjax.arrays import (
+    ApplyFn,
+    as_floats,
+    as_reals,
+    as_samples,
+    at_least_float32,
+    check_shapes,
+    combine,
+    floating_dtype,
+    known_reals,
+)
+from cmjax.configs import is_int, shown
 from cmjax.constraints import (
     REC601,
     Constraint,
-    as_floats,
+    as_image,
     check_callable,
     colorize,
     compose,
@@ -25,10 +35,11 @@ from cmjax.constraints import (
     observe,
     super_resolve,
 )
+from cmjax.networks import num_classes, parse_cond
 from cmjax.parametrization import consistency_function
 from cmjax.random import level_noise, sample_keys
-from cmjax.sampling import sample
-from cmjax.schedulers.base import Scheduler
+from cmjax.sampling import check_scheduler, sample
+from cmjax.schedulers.base import Scheduler, check_sample_shape
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
 # Appendix D's levels for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40.
@@ -48,9 +59,10 @@ def editing_timesteps(num_train_timesteps: int) -> np.ndarray:
     Raises:
         ValueError: for fewer than 2 levels.
     """
-    if not is_int(num_train_timesteps, 2):
+    if not is_int(num_train_timesteps, 2, 1_000_000):
         raise ValueError(
-            f"num_train_timesteps must be an integer of at least 2, got {num_train_timesteps!r}"
+            "num_train_timesteps must be an integer of at least 2, and at most a million, "
+            f"got {shown(num_train_timesteps)}"
         )
 
     # Indices count from the noisy end, so the list is that of diffusers' `timesteps`, descending.
@@ -101,6 +113,9 @@ def edit(
         ValueError: for an invalid argument, as far as it can be detected while tracing.
     """
     check_callable(constraint=constraint)
+    check_scheduler(scheduler)
+    shape = check_sample_shape(shape)
+    dtype = floating_dtype("dtype", dtype)
 
     # The levels of the run, by default the paper's.
     levels = {
@@ -118,7 +133,7 @@ def edit(
     state = scheduler.set_timesteps(**levels)
 
     # Algorithm 4, lines 2 and 3: the known part of the image, `[B, ...]`, plus noise.
-    known = constraint(jnp.zeros(tuple(shape), dtype))
+    known = constraint(jnp.zeros(shape, dtype))
     return sample(
         key,
         apply_fn,
@@ -163,9 +178,11 @@ def stroke_to_image(
     Returns:
         What `cmjax.sample` returns.
     """
+    check_scheduler(scheduler)
+
     # Only for `add_noise` at the first level; `restore` makes the same state again.
     state = scheduler.set_timesteps(sigmas=sigmas)
-    noisy = _noised(key, scheduler, state, as_floats("image", image), first_index)
+    noisy = _noised(key, scheduler, state, as_image("image", image), first_index)
     return restore(
         key, apply_fn, params, scheduler, noisy, sigmas, first_index=first_index, **options
     )
@@ -198,7 +215,9 @@ def restore(
         What `cmjax.sample` returns.
     """
     # Noise of the first level is in the samples already, so they replace the initial noise.
-    x = as_floats("noisy", noisy)
+    x = as_samples("noisy", noisy)
+    if sigmas is None:
+        raise ValueError("sigmas must be a list of noise levels, got None")
     return sample(
         key,
         apply_fn,
@@ -237,20 +256,23 @@ def denoise(
     Raises:
         ValueError: for levels outside `[sigma_min, sigma_max]` or of another shape.
     """
-    x = as_floats("noisy", noisy)
-    if np.shape(sigma) not in ((), x.shape[:1]):
+    check_scheduler(scheduler)
+    x = as_samples("noisy", noisy)
+    levels = as_reals("sigma", sigma).astype(jnp.float32)
+    if levels.shape not in ((), x.shape[:1]):
         raise ValueError(
-            f"sigma must be a number or one per sample {x.shape[:1]}, got shape {np.shape(sigma)}"
+            f"sigma must be a number or one per sample {x.shape[:1]}, got shape {levels.shape}"
         )
 
     # The scheduler's own check raises for levels out of range: it takes them in descending order.
-    known = concrete(sigma)
+    known = known_reals("sigma", sigma)
     if known is not None:
         scheduler.set_timesteps(sigmas=np.unique(known.astype(np.float32))[::-1])
 
     # f(noisy, sigma), with one level per sample, f32[B].
-    levels = jnp.broadcast_to(jnp.asarray(sigma).astype(jnp.float32), x.shape[:1])
-    x0 = consistency_function(apply_fn, params, scheduler, x, levels, **(cond or {}))
+    levels = jnp.broadcast_to(levels, x.shape[:1])
+    conditioning = parse_cond(cond, x.shape[0], num_classes(apply_fn))
+    x0 = consistency_function(apply_fn, params, scheduler, x, levels, **conditioning)
     return scheduler.bound(x0)
 
 
@@ -280,17 +302,22 @@ def interpolate(
         The samples, `[B, ...]`.
 
     Raises:
-        ValueError: for noise of different shapes, or fractions that are not a list.
+        ValueError: for noise of different shapes, or fractions that are not a list of numbers in
+            [0, 1].
     """
-    if np.ndim(fractions) != 1:
+    check_scheduler(scheduler)
+    weights = as_reals("fractions", fractions)
+    known = known_reals("fractions", fractions)
+    inside = known is None or np.all((known >= 0) & (known <= 1))
+    if weights.ndim != 1 or not weights.size or not inside:
         raise ValueError(
-            f"fractions must be a list of numbers in [0, 1], got {fractions!r}"
+            f"fractions must be a list of numbers in [0, 1], got {shown(fractions)}"
         )
 
     # The noise of the results, `[B, ...]`: a straight line between two would have less variance.
     first = as_floats("first", first)
     second = as_floats("second", second)
-    noise = jax.vmap(slerp, in_axes=(None, None, 0))(first, second, jnp.asarray(fractions))
+    noise = jax.vmap(slerp, in_axes=(None, None, 0))(first, second, weights)
 
     # One-step sampling: f(sigma_max z, sigma_max).
     sigma = scheduler.init_noise_sigma
@@ -306,8 +333,18 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
     Args:
         first: any array.
         second: an array of the same shape.
-        fraction: a, 0 for the first and 1 for the second.
+        fraction: a, a number: 0 for the first and 1 for the second.
+
+    Raises:
+        ValueError: for arrays that hold no floats or differ in shape, or a fraction that is no
+            number.
     """
+    first = as_floats("first", first)
+    second = as_floats("second", second)
+    a = as_reals("fraction", fraction)
+    known = known_reals("fraction", fraction)
+    if a.ndim or not (known is None or np.isfinite(known)):
+        raise ValueError(f"fraction must be one finite number, got {shown(fraction)}")
     check_shapes(first=first, second=second)
 
     # The angle is that between all values of the arrays as two long vectors.
@@ -316,22 +353,31 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
 
     # For parallel arrays any angle will do, since `weight` does not use it; pi / 2 keeps gradients
     # finite there, too.
-    cosine = jnp.sum(u * v) / jnp.sqrt(jnp.sum(jnp.square(u)) * jnp.sum(jnp.square(v)))
-    parallel = jnp.abs(cosine) > 1 - 1e-6
+    # An array of zeros has no direction, and counts as parallel too.
+    lengths = jnp.sqrt(_positive(jnp.sum(jnp.square(u)))) * jnp.sqrt(
+        _positive(jnp.sum(jnp.square(v)))
+    )
+    cosine = jnp.sum(u * v) / lengths
+    is_zero = ~(jnp.any(u != 0) & jnp.any(v != 0))
+    parallel = (jnp.abs(cosine) > 1 - 1e-6) | is_zero
     psi = jnp.arccos(jnp.where(parallel, 0, cosine))
 
     # The coefficient of an array: sin(a psi) / sin(psi), or a itself for parallel arrays.
     def weight(a):
         return jnp.where(parallel, a, jnp.sin(a * psi) / jnp.sin(psi))
 
-    a = jnp.asarray(fraction).astype(u.dtype)
+    a = a.astype(u.dtype)
     return combine((weight(1 - a), first), (weight(a), second))
+
+
+def _positive(square: jax.Array) -> jax.Array:
+    """The number, or 1 in place of 0, whose root has no gradient."""
+    return jnp.where(square > 0, square, 1)
 
 
 def _noised(key, scheduler, state, image, first_index):
     """The images with noise of the first level, that of the samples of this key and index."""
-    if not image.ndim:
-        raise ValueError("samples must be (B, ...), got shape (); a single one is (1, ...)")
+    image = as_samples("samples", image)
 
     # Level 0 is the initial noise; `sample` draws from level 1 on, so none is used twice.
     keys = sample_keys(key, image.shape[0], first_index)

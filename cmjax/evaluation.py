@@ -19,6 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cmjax.arrays import as_numpy
+from cmjax.configs import is_int, shown
+
+LARGEST_FEATURE = 1e140  # float64 holds sums of its square
+LARGEST_BATCH = 2**20
 BLOCK = 2**23  # distances computed at a time: 64 MiB in float64
 
 
@@ -64,19 +69,28 @@ def features(
         The features, f64[N, D].
 
     Raises:
-        ValueError: if there are no images, or features have another shape or are not finite.
+        ValueError: if there are no images, `feature_fn` is no function, or features have another
+            shape or are not finite.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not len(images):
-        raise ValueError("images must not be empty")
+    if not callable(feature_fn):
+        raise ValueError(
+            f"feature_fn must be a function of images, got {shown(feature_fn)}"
+        )
+    if not is_int(batch_size, 1, LARGEST_BATCH):
+        raise ValueError(
+            f"batch_size must be an integer of at least 1, got {shown(batch_size)}"
+        )
+    images = as_numpy("images", images)
+    if not images.ndim or not len(images):
+        raise ValueError("images must be [N, ...] and not empty")
     parts = []
     for first in range(0, len(images), batch_size):
         batch = np.asarray(images[first : first + batch_size])
 
         # Copies of an image rather than zeros, for which some functions return NaN.
         filling = batch[-1:].repeat(batch_size - len(batch), 0)
-        values = np.asarray(feature_fn(np.concatenate([batch, filling])), np.float64)
+        made = feature_fn(np.concatenate([batch, filling]))
+        values = _as_float64("feature_fn's result", made)
         if values.ndim != 2 or len(values) != batch_size:
             raise ValueError(
                 f"feature_fn must return [{batch_size}, D] for {batch_size} images, "
@@ -105,8 +119,10 @@ def fit_gaussian(batches: Iterable[ArrayLike]) -> Gaussian:
     count = 0
     mean = np.zeros(1)
     scatter = np.zeros(1)
-    for batch in batches:
-        batch = _as_features(batch, "every batch (a single array goes in a list)")
+    if not isinstance(batches, Iterable) or getattr(batches, "shape", None) == ():
+        raise ValueError(f"batches must be a list of features [n, D], got {shown(batches)}")
+    for i, batch in enumerate(batches):
+        batch = _as_features(batch, f"batches[{i}] (a single array goes in a list)")
         if count and batch.shape[1:] != mean.shape:
             raise ValueError(
                 f"batches must have as many features each, got {mean.shape[0]} and {batch.shape[1]}"
@@ -126,7 +142,7 @@ def fit_gaussian(batches: Iterable[ArrayLike]) -> Gaussian:
         count = total
     if count < 2:
         raise ValueError(
-            f"a Gaussian needs the features of at least 2 samples, got {count}"
+            f"batches must have the features of at least 2 samples in all, got {count}"
         )
     return Gaussian(mean, scatter / (count - 1))
 
@@ -153,15 +169,25 @@ def frechet_distance(a: ArrayLike | Gaussian, b: ArrayLike | Gaussian) -> float:
             f"a and b must have as many features, got {len(mean_a)} and {len(mean_b)}"
         )
 
-    # With C = R R^T, tr (C1 C2)^1/2 is the sum of the singular values of R1^T R2. Taking roots of
-    # the eigenvalues of C1 C2 instead would turn their rounding errors e into e^1/2.
-    cross = np.linalg.svd(_root(cov_a).T @ _root(cov_b), compute_uv=False).sum()
-    distance = (
-        np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
-    )
+    # Differences of what float64 holds may be too large for it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        distance = _distance(mean_a, cov_a, mean_b, cov_b)
+    if not np.isfinite(distance):
+        raise ValueError("a and b are so large that float64 does not hold their distance")
 
     # Equal Gaussians may come out below zero by rounding.
     return max(float(distance), 0.0)
+
+
+def _distance(mean_a, cov_a, mean_b, cov_b):
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2), but for rounding errors."""
+    # With C = R R^T, tr (C1 C2)^1/2 is the sum of the singular values of R1^T R2. Taking roots of
+    # the eigenvalues of C1 C2 instead would turn their rounding errors e into e^1/2.
+    product = _root(cov_a).T @ _root(cov_b)
+    if not np.isfinite(product).all():
+        return np.inf
+    cross = np.linalg.svd(product, compute_uv=False).sum()
+    return np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
 
 
 def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> PrecisionRecall:
@@ -191,11 +217,17 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> Preci
         raise ValueError(
             f"real and generated must have as many features, got {x.shape[1]} and {y.shape[1]}"
         )
-    if not 1 <= k < min(len(x), len(y)):
+    if not is_int(k, 1, min(len(x), len(y)) - 1):
         raise ValueError(
-            f"k must be from 1 to the number of other samples, "
-            f"got k={k} for {len(x)} real and {len(y)} generated ones"
+            f"k must be an integer from 1 to the number of other samples, "
+            f"got k={shown(k)} for {len(x)} real and {len(y)} generated ones"
         )
+
+    # Fractions do not change by a common factor: a power of two, which rounds nothing, brings all
+    # numbers to a size whose squares neither overflow nor vanish.
+    _, exponent = np.frexp(max(np.abs(x).max(), np.abs(y).max()))
+    x = np.ldexp(x, -exponent)
+    y = np.ldexp(y, -exponent)
 
     # Distances do not change by a shift. Without it, a large mean that all features share would
     # cost digits in |x|^2 + |y|^2 - 2 x y.
@@ -238,8 +270,8 @@ def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:
         return fit_gaussian([values])
 
     # A Gaussian from a file of statistics may hold anything.
-    mean = np.asarray(values.mean, np.float64)
-    cov = np.asarray(values.cov, np.float64)
+    mean = _as_float64(f"{name}.mean", values.mean)
+    cov = _as_float64(f"{name}.cov", values.cov)
     if mean.ndim != 1 or not mean.size or cov.shape != 2 * mean.shape:
         raise ValueError(
             f"{name} must have a mean [D] and a covariance [D, D], got {mean.shape} and {cov.shape}"
@@ -255,12 +287,28 @@ def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:
             f"{name} must have a symmetric covariance; "
             "give the covariance itself, not a factor of it"
         )
+
+    # Nor a variance below 0 in any direction, up to that rounding.
+    variances = np.linalg.eigvalsh(cov)
+    if variances[0] < -1e-4 * np.abs(variances).max():
+        raise ValueError(
+            f"{name} must have a covariance without negative eigenvalues, "
+            f"got one of {variances[0]:g}"
+        )
     return Gaussian(mean, cov)
+
+
+def _as_float64(name: str, values: Any) -> np.ndarray:
+    """Returns real numbers as f64; raises ValueError for anything else."""
+    array = as_numpy(name, values)
+    if np.issubdtype(array.dtype, np.complexfloating):
+        raise ValueError(f"{name} must be real numbers, got {array.dtype}")
+    return array.astype(np.float64)
 
 
 def _as_features(values: ArrayLike, name: str) -> np.ndarray:
     """Returns features as f64[N, D]; raises ValueError for other shapes and non-finite numbers."""
-    values = np.asarray(values, np.float64)
+    values = _as_float64(name, values)
     if values.ndim != 2 or not values.size:
         raise ValueError(
             f"{name} must be features [N, D] and not empty, got shape {values.shape}"
@@ -270,6 +318,12 @@ def _as_features(values: ArrayLike, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} is not finite at row {wrong.argmax()}; "
             "remove that sample or repair the features"
+        )
+    largest = np.abs(values).max()
+    if largest > LARGEST_FEATURE:
+        raise ValueError(
+            f"{name} has numbers up to {largest:g}, whose squares float64 does not hold; "
+            "divide all features by the same number"
         )
     return values
 

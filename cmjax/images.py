@@ -4,16 +4,18 @@ All arguments that are arrays may be of NumPy or of JAX.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from cmjax.arrays import as_array, as_numpy, check_pixels, concrete, is_floating
+from cmjax.configs import LARGEST, is_int, shown
 from cmjax.files import check_regular, replacing
 from cmjax.image_files import ImageSet, picture_of, write_npz, write_png_folder
 
@@ -40,6 +42,8 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
     Raises:
         ValueError: if the file cannot be read or is of another kind. The message names it.
     """
+    if not is_int(channels) or channels not in MODES:
+        raise ValueError(f"channels must be 1 or 3, got {shown(channels)}")
     with _open_picture(path) as image:
         upright = ImageOps.exif_transpose(image)
         pixels = np.asarray(upright.convert(MODES[channels]))
@@ -60,6 +64,7 @@ def check_picture(path: str | Path, *, whole: bool) -> None:
 @contextlib.contextmanager
 def _open_picture(path: str | Path) -> Iterator[Image.Image]:
     """Opens a picture that can be converted to 8 bits without a change that goes unnoticed."""
+    path = _as_path("path", path)
     try:
         check_regular(path)
         # `open` reads only the header, so that huge pictures are refused before decoding.
@@ -93,8 +98,14 @@ def _check_kind(path: str | Path, image: Image.Image) -> None:
 
 
 def center_crop_resize(image: ArrayLike, size: int) -> np.ndarray:
-    """Crops the largest central square of u8[H, W, C] and scales it to u8[size, size, C]."""
-    image = np.asarray(image)
+    """Crops the largest central square of u8[H, W, C] and scales it to u8[size, size, C].
+
+    Raises:
+        ValueError: for other pictures, C being 1 or 3, or a size below 1.
+    """
+    (image,) = _as_images(as_numpy("image", image)[None], "image")
+    if not is_int(size, 1) or size**2 > LARGEST_PICTURE:
+        raise ValueError(f"size must be an integer of at least 1, got {shown(size)}")
     if image.shape[:2] == (size, size):
         return image
 
@@ -104,7 +115,19 @@ def center_crop_resize(image: ArrayLike, size: int) -> np.ndarray:
 
 
 def from_uint8(pixels: ArrayLike) -> np.ndarray:
-    """Maps pixels 0..255 to samples in [-1, 1], f32 of the same shape."""
+    """Maps pixels 0..255 to samples in [-1, 1], f32 of the same shape.
+
+    Raises:
+        ValueError: for anything but integers from 0 to 255.
+    """
+    pixels = as_numpy("pixels", pixels)
+    if not np.issubdtype(pixels.dtype, np.integer):
+        raise ValueError(f"pixels must be integers from 0 to 255, got {pixels.dtype}")
+    if pixels.dtype != np.uint8 and pixels.size:
+        low, high = pixels.min(), pixels.max()
+        if low < 0 or high > 255:
+            raise ValueError(f"pixels must be from 0 to 255, got {low} to {high}")
+
     # x = p / 127.5 - 1, so that 0 becomes -1 and 255 becomes 1.
     return np.asarray(pixels, np.float32) / 127.5 - 1
 
@@ -112,13 +135,27 @@ def from_uint8(pixels: ArrayLike) -> np.ndarray:
 def to_uint8(samples: ArrayLike) -> Any:
     """Maps samples in [-1, 1] to pixels, u8 of the same shape, rounded and clipped.
 
+    Under `jax.jit` values are not known, and those that are refused otherwise become any pixels.
+
     Returns:
         A NumPy array; under `jax.jit`, a traced array.
+
+    Raises:
+        ValueError: for integers, NaN, or what has the range of pixels already.
     """
+    array = as_array("samples", samples)
+    if not is_floating(array.dtype):
+        raise ValueError(f"samples must be floats in [-1, 1], got {array.dtype}")
+    known = concrete(array)
+    if known is not None:
+        if np.isnan(known).any():
+            raise ValueError("samples must be numbers, got NaN among them")
+        check_pixels("samples", known)
+
     # The inverse of `from_uint8`: p = round(127.5 (x + 1)). In float32, since bfloat16 has too few
     # bits for 256 values.
-    xp = jnp if isinstance(samples, jax.core.Tracer) else np
-    pixels = (xp.asarray(samples, xp.float32) + 1) * 127.5
+    xp = jnp if known is None else np
+    pixels = (xp.asarray(array, xp.float32) + 1) * 127.5
     return xp.clip(xp.round(pixels), 0, 255).astype(np.uint8)
 
 
@@ -134,10 +171,8 @@ def to_pil(samples: ArrayLike) -> Any:
     Raises:
         ValueError: for another shape or dtype.
     """
-    array = np.asarray(samples)
-
-    # JAX's `issubdtype`, not NumPy's, which does not count bfloat16 as floating.
-    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    array = as_numpy("samples", samples)
+    floating = is_floating(array.dtype)
     if array.ndim not in (3, 4) or array.shape[-1] not in MODES:
         raise ValueError(
             f"samples must be [H, W, 1 or 3] or [B, H, W, 1 or 3], got shape {array.shape}"
@@ -176,13 +211,14 @@ def image_grid(
             below 1.
     """
     images = _as_images(images)
-    if columns < 1 or scale < 1:
+    if not is_int(columns, 1) or not is_int(scale, 1):
         raise ValueError(
-            f"columns and scale must be at least 1, got columns={columns} and scale={scale}"
+            "columns and scale must be integers of at least 1, "
+            f"got columns={shown(columns)} and scale={shown(scale)}"
         )
     count, height, width, channels = images.shape
-    if labels is not None and len(labels) != count:
-        raise ValueError(f"labels must be one per image, {count}, got {len(labels)}")
+    if labels is not None:
+        labels = _captions(labels, count)
 
     # Sizes in pixels, (width, height): of a tile, of its cell with margin and caption, and of the
     # whole picture.
@@ -193,6 +229,10 @@ def image_grid(
     cell_width = tile[0] + MARGIN
     cell_height = tile[1] + MARGIN + caption
     size = (columns * cell_width + MARGIN, rows * cell_height + MARGIN)
+    if size[0] * size[1] > LARGEST_PICTURE:
+        raise ValueError(
+            f"scale={shown(scale)} makes a picture of {shown(size)} pixels; take a smaller one"
+        )
 
     # Draw each tile below its caption, at the top left of its cell.
     canvas = Image.new(MODES[channels], size, "white")
@@ -209,8 +249,17 @@ def image_grid(
         if labels is not None:
             middle = (x + tile[0] / 2, y + caption / 2)
             # Pillow's anchor "mm": the middle of the text, in both directions, is at this point.
-            draw.text(middle, str(labels[i]), fill="black", font=font, anchor="mm")
+            draw.text(middle, labels[i], fill="black", font=font, anchor="mm")
     return canvas
+
+
+def _captions(labels: Any, count: int) -> list[str]:
+    """Returns one caption per image; raises ValueError for another number of them."""
+    if np.ndim(labels) == 0 and not isinstance(labels, Sequence):
+        raise ValueError(f"labels must be a list of captions, got {shown(labels)}")
+    if len(labels) != count:
+        raise ValueError(f"labels must be one per image, {count}, got {len(labels)}")
+    return [str(label) for label in labels]
 
 
 def tidy_columns(count: int, period: int = 1) -> int:
@@ -221,6 +270,9 @@ def tidy_columns(count: int, period: int = 1) -> int:
         period: number of images after which their labels repeat. If it fits, rows hold whole
             periods, so that every column shows one class.
     """
+    for name, value in (("count", count), ("period", period)):
+        if not is_int(value, 1, LARGEST):
+            raise ValueError(f"{name} must be an integer of at least 1, got {shown(value)}")
     side = round(count**0.5)
 
     # Rows of more than 20 images, as of 1,000 classes, would be too wide: ignore the period.
@@ -233,10 +285,13 @@ def tidy_columns(count: int, period: int = 1) -> int:
 
 def save_grid(path: str | Path, images: ArrayLike, **options: Any) -> None:
     """Writes `image_grid(images, **options)` to a picture file, creating its folder if needed."""
-    path = Path(path)
+    path = _as_path("path", path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"path {path} must end as a picture's name does, such as .png")
+    grid = image_grid(images, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        image_grid(images, **options).save(file)  # the format goes by the file's suffix
+        grid.save(file)  # the format goes by the file's suffix
 
 
 def save_npz(path: str | Path, images: ArrayLike, labels: ArrayLike | None = None) -> None:
@@ -256,7 +311,7 @@ def save_npz(path: str | Path, images: ArrayLike, labels: ArrayLike | None = Non
     """
     images = _as_images(images)
     if labels is not None:
-        labels = np.asarray(labels)
+        labels = as_numpy("labels", labels)
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
                 f"labels must be one integer per image, [{len(images)}], "
@@ -265,7 +320,7 @@ def save_npz(path: str | Path, images: ArrayLike, labels: ArrayLike | None = Non
 
     # A view: gray pixels are tripled only as they are written.
     rgb = np.broadcast_to(images, (*images.shape[:3], 3))
-    path = Path(path)
+    path = _as_path("path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_npz(path, ImageSet.of(rgb, labels))
 
@@ -281,7 +336,7 @@ def save_png_folder(folder: str | Path, images: ArrayLike) -> None:
         ValueError: for arrays of another dtype or shape, or a folder that is not empty.
     """
     images = _as_images(images)
-    folder = Path(folder)
+    folder = _as_path("folder", folder)
 
     # Pictures of another set among these would falsify a measurement.
     if folder.is_dir() and (found := sorted(file.name for file in folder.iterdir())):
@@ -291,9 +346,17 @@ def save_png_folder(folder: str | Path, images: ArrayLike) -> None:
     write_png_folder(folder, ImageSet.of(images))
 
 
-def _as_images(images: ArrayLike) -> np.ndarray:
+def _as_path(name: str, value: Any) -> Path:
+    """Returns the path of a file or folder; raises ValueError for what cannot be one."""
+    usable = isinstance(value, str | os.PathLike) and "\0" not in str(value)
+    if not usable or not str(value):
+        raise ValueError(f"{name} must be a path, got {shown(value)}")
+    return Path(value)
+
+
+def _as_images(images: ArrayLike, name: str = "images") -> np.ndarray:
     """Returns images as a NumPy array u8[N, H, W, 1 or 3]; raises ValueError for others."""
-    images = np.asarray(images)
+    images = as_numpy(name, images)
     shape = images.shape
     if (
         images.dtype != np.uint8
@@ -302,7 +365,7 @@ def _as_images(images: ArrayLike) -> np.ndarray:
         or not images.size
     ):
         raise ValueError(
-            "images must be u8[N, H, W, 1 or 3] and not empty, got "
+            f"{name} must be u8[N, H, W, 1 or 3] and not empty, got "
             f"{images.dtype}{list(shape)}; to_uint8 converts samples in [-1, 1] to pixels"
         )
     return images

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from cmjax.arrays import concrete
-from cmjax.configs import did_you_mean, is_int
+from cmjax.arrays import as_array, concrete
+from cmjax.configs import did_you_mean, is_int, shown
 
 # What users may pass as `labels`: one class, several, or None for all classes in turn.
 Labels = int | str | Sequence[int | str] | np.ndarray | jax.Array | None
@@ -36,6 +36,13 @@ def class_indices(
         if labels is not None:
             raise ValueError("labels: the model has no classes; leave them out")
         return None
+    if not is_int(num_classes, 1):
+        raise ValueError(
+            f"num_classes must be a positive integer or None, got {shown(num_classes)}"
+        )
+    if class_names is not None:
+        names = tuple(class_names) if isinstance(class_names, list) else class_names
+        check_class_names(names, num_classes)
     if labels is None:
         return list(range(num_classes))
 
@@ -44,6 +51,32 @@ def class_indices(
     if not given:
         raise ValueError("labels: give at least one class, or None for all")
     return [_class_index(label, num_classes, class_names or ()) for label in given]
+
+
+def check_class_labels(name: str, labels: Any, num_classes: int) -> None:
+    """Checks the array of classes that a network is conditioned on.
+
+    A class that is not one of the network's would be looked up as another one, or as NaN.
+
+    Args:
+        name: the argument's name, for the error.
+        labels: integers; traced values are not checked, since they are not known yet.
+        num_classes: number of classes of the network.
+
+    Raises:
+        ValueError: unless they are integers, from 0 to `num_classes - 1`.
+    """
+    array = as_array(name, labels)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} must be integers, the classes, got {array.dtype}")
+    known = concrete(array)
+    if known is None:
+        return
+    wrong = known[(known < 0) | (known >= num_classes)]
+    if wrong.size:
+        raise ValueError(
+            f"{name}: the model's classes are 0..{num_classes - 1}, got {wrong.flat[0]}"
+        )
 
 
 def check_class_names(names: Any, num_classes: int | None) -> None:
@@ -60,9 +93,14 @@ def check_class_names(names: Any, num_classes: int | None) -> None:
     if not isinstance(names, tuple) or not all(
         isinstance(name, str) and name for name in names
     ):
-        raise ValueError(f"class_names must be a tuple of names, got {names!r:.200}")
-    if len(names) != num_classes:
-        raise ValueError(f"class_names has {len(names)} names for {num_classes} classes")
+        raise ValueError(f"class_names must be a tuple of names, got {shown(names)}")
+    if not is_int(num_classes) or len(names) != num_classes:
+        raise ValueError(
+            f"class_names has {len(names)} names for {shown(num_classes)} classes"
+        )
+
+    if not names:
+        raise ValueError("class_names must have at least one name; leave them out")
 
     # A name that occurs twice could not be asked for.
     name, count = Counter(names).most_common(1)[0]
@@ -76,22 +114,27 @@ def describe_classes(num_classes: int | None, class_names: Sequence[str] | None)
         return "no classes"
     if class_names is None:
         return f"{num_classes} classes"
-    shown = ", ".join(class_names[:8])
+    first = ", ".join(class_names[:8])
     more = ", ..." if len(class_names) > 8 else ""
-    return f"{num_classes} classes ({shown}{more})"
+    return f"{num_classes} classes ({first}{more})"
 
 
 def _as_list(labels: Any) -> list[Any]:
     """Returns one label, or an array or sequence of labels, as a list."""
-    # A string is a sequence too, of characters.
-    if isinstance(labels, str):
+    # A string is a sequence too, of characters, and bytes of small numbers.
+    if isinstance(labels, str | bytes):
         return [labels]
-    if isinstance(labels, (jax.Array, np.ndarray)):
+    if isinstance(labels, jax.Array):
         # Under `jax.jit` the values are not known, so that they cannot be checked here.
-        known = concrete(labels)
-        if known is None:
+        labels = concrete(as_array("labels", labels))
+        if labels is None:
             raise ValueError("labels: pass traced labels as cond={'class_labels': labels}")
-        return known.reshape(-1).tolist()
+    if isinstance(labels, np.ndarray):
+        if labels.ndim > 1:
+            raise ValueError(
+                f"labels must be one class or a list, got shape {labels.shape}"
+            )
+        return labels.reshape(-1).tolist()
     return list(labels) if isinstance(labels, Sequence) else [labels]
 
 
@@ -100,7 +143,7 @@ def _class_index(label: Any, num_classes: int, names: Sequence[str]) -> int:
     if not isinstance(label, str):
         if not is_int(label, 0, num_classes - 1):
             raise ValueError(
-                f"labels: the model's classes are 0..{num_classes - 1}, got {label!r}"
+                f"labels: the model's classes are 0..{num_classes - 1}, got {shown(label)}"
             )
         return int(label)
     if label in names:
@@ -110,7 +153,7 @@ def _class_index(label: Any, num_classes: int, names: Sequence[str]) -> int:
     if not names:
         raise ValueError(
             f"labels: the model's classes have no names; give numbers 0..{num_classes - 1}, "
-            f"got {label!r}"
+            f"got {shown(label)}"
         )
     hint = did_you_mean(label, list(names))
-    raise ValueError(f"labels: there is no class {label!r}{hint:.1000}")
+    raise ValueError(f"labels: there is no class {shown(label)}{hint:.1000}")

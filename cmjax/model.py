@@ -1,5 +1,6 @@
 """`Model`: a network with its parameters and its scheduler."""
 
+import copy
 import dataclasses
 from collections import Counter
 from typing import Any, Self
@@ -9,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.arrays import ApplyFn
-from cmjax.configs import is_int
+from cmjax.configs import LARGEST, is_int, shown
 from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
 from cmjax.models.registry import sample_shape
+from cmjax.networks import check_network, parse_cond
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
-from cmjax.sampling import sample
+from cmjax.random import sample_index
+from cmjax.sampling import check_scheduler, sample
 from cmjax.schedulers import Scheduler
 
 
@@ -35,7 +38,8 @@ class Model:
         unadapted: if `apply_fn` adapts the network, the network itself; otherwise None.
 
     Raises:
-        ValueError: if `class_names` is not a tuple of one distinct name per class.
+        ValueError: if `apply_fn` is no function, `scheduler` no scheduler, or `class_names` not a
+            tuple of one distinct name per class.
     """
 
     apply_fn: ApplyFn = dataclasses.field(metadata={"static": True})
@@ -53,6 +57,8 @@ class Model:
     def __post_init__(self):
         # Only static fields are checked: JAX also builds models whose params are tracers, or
         # placeholders without a shape.
+        check_network(self.apply_fn)
+        check_scheduler(self.scheduler)
         if self.class_names is not None:
             check_class_names(self.class_names, self.num_classes)
 
@@ -101,11 +107,13 @@ class Model:
             ValueError: for labels that the model does not have, and for whatever `cmjax.sample`
                 rejects.
         """
-        if not is_int(num, 1):
-            raise ValueError(f"num must be a positive integer, got {num!r}")
+        if not is_int(num, 1, LARGEST):
+            raise ValueError(f"num must be a positive integer, got {shown(num)}")
+        first_index = sample_index(options.get("first_index", 0), num)
 
         # A copy, since `class_labels` is added to it.
-        cond = dict(options.pop("cond", None) or {})
+        cond = options.pop("cond", None)
+        cond = parse_cond(cond, num, self.num_classes)
         if "class_labels" in cond and labels is not None:
             raise ValueError("labels and cond['class_labels'] exclude each other; give one")
         if (
@@ -115,7 +123,6 @@ class Model:
             # i32[num]: sample i has class classes[i mod len], where i counts from `first_index`, so
             # that it does not depend on how many samples are made at a time. `first_index` may be
             # traced.
-            first_index = jnp.asarray(options.get("first_index", 0)).astype(jnp.uint32)
             indices = first_index + jnp.arange(num, dtype=jnp.uint32)
             turn = indices % jnp.uint32(len(classes))
             cond["class_labels"] = jnp.asarray(classes, jnp.int32)[turn]
@@ -146,7 +153,16 @@ class Model:
         return class_indices(labels, self.num_classes, self.class_names)
 
     def class_name(self, index: int) -> str:
-        """Returns the name of a class, or its number as text if the classes have no names."""
+        """Returns the name of a class, or its number as text if the classes have no names.
+
+        Raises:
+            ValueError: if the model has no such class.
+        """
+        last = LARGEST if self.num_classes is None else self.num_classes - 1
+        if not is_int(index, 0, last):
+            raise ValueError(
+                f"index must be an integer from 0 to {last}, got {shown(index)}"
+            )
         return str(index) if self.class_names is None else self.class_names[index]
 
     def with_scheduler(self, scheduler: Scheduler) -> Self:
@@ -162,11 +178,7 @@ class Model:
         Raises:
             ValueError: if the network cannot be adapted to the scheduler.
         """
-        if not isinstance(scheduler, Scheduler):
-            raise ValueError(
-                "scheduler must be a scheduler, such as cmjax.EDMHeunScheduler(), "
-                f"got {scheduler!r:.200}"
-            )
+        check_scheduler(scheduler)
 
         # From the network itself, so that one adaptation is never made on top of another.
         source = self.trained_for or self.scheduler
@@ -183,6 +195,14 @@ class Model:
                 unadapted=None,
             )
 
+        # A network of two times, a flow map, gives no x0 of a single level.
+        if scheduler.num_times != 1 or source.num_times != 1:
+            raise ValueError(
+                f"scheduler is a {type(scheduler).__name__}, to which the network of a "
+                f"{type(source).__name__} cannot be adapted; networks that take two times "
+                "are trained for their own scheduler"
+            )
+
         # Otherwise the network's input and output are converted by way of x0; see `adapt`.
         denoiser = edm_denoiser if scheduler.solves_ode else consistency_function
         return dataclasses.replace(
@@ -192,6 +212,21 @@ class Model:
             trained_for=source,
             unadapted=network,
         )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Lets a model be pickled if `apply_fn` can be imported by its name."""
+        # pickle's own error names a function within cmjax.
+        if "<locals>" in getattr(self.apply_fn, "__qualname__", ""):
+            raise TypeError(
+                "model cannot be pickled, because apply_fn is a function made by another one; "
+                "write it by cmjax.save, and load it where it is needed"
+            )
+        return super().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Returns a model with copies of the parameters; all else is immutable."""
+        params = jax.tree.map(lambda leaf: copy.deepcopy(leaf, memo), self.params)
+        return dataclasses.replace(self, params=params)
 
     def __repr__(self) -> str:
         """Describes the model in a few lines, without its arrays."""

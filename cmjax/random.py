@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from cmjax.arrays import concrete
+from cmjax.arrays import as_array, concrete
+from cmjax.configs import shown
+
+_KEY_SIZES = (2, 4)  # numbers in a raw key, of threefry and of rbg
 
 
 def as_key(key: jax.Array) -> jax.Array:
@@ -19,11 +22,12 @@ def as_key(key: jax.Array) -> jax.Array:
     """
     # Old-style keys are arrays u32[..., 2], new-style ones have a dtype of their own.
     dtype = getattr(key, "dtype", None)
-    if dtype == jnp.uint32 and getattr(key, "ndim", 0) >= 1:
+    is_raw = isinstance(key, jax.Array | np.ndarray) and key.ndim > 0
+    if is_raw and dtype == jnp.uint32 and key.shape[-1] in _KEY_SIZES:
         key = jax.random.wrap_key_data(jnp.asarray(key))
-    elif dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    elif not isinstance(key, jax.Array) or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise ValueError(
-            f"key must be a JAX PRNG key, got {key!r}; make one with jax.random.key(0)"
+            f"key must be a JAX PRNG key, got {shown(key)}; make one with jax.random.key(0)"
         )
 
     # The generators "rbg" and "unsafe_rbg" ignore the key of all but the first sample under vmap.
@@ -39,25 +43,34 @@ def as_key(key: jax.Array) -> jax.Array:
     return key
 
 
-def sample_index(index: int | jax.Array) -> jax.Array | np.uint32:
-    """Returns the global index of a sample, u32[]; the value is not checked if it is traced.
+def sample_index(index: int | jax.Array, batch: int = 1) -> jax.Array | np.uint32:
+    """Returns the global index of the first sample of a batch, u32[].
+
+    The value is not checked if it is traced.
+
+    Args:
+        index: the index.
+        batch: number of samples, the last of which must have an index, too.
 
     Raises:
         ValueError: unless it is an integer from 0 to 2^32 - 1.
     """
-    # Under jit only the dtype is known.
-    known = concrete(index)
+    # Under jit only the dtype and the shape are known.
+    array = as_array("first_index", index)
+    known = concrete(array)
+    is_integer = array.shape == () and np.issubdtype(array.dtype, np.integer)
+    if not is_integer or (known is not None and not 0 <= known < 2**32):
+        raise ValueError(
+            f"first_index must be an integer from 0 to 2^32 - 1, got {shown(index)}"
+        )
     if known is None:
-        index = jnp.asarray(index)
-        if not jnp.issubdtype(index.dtype, jnp.integer):
-            raise ValueError(f"first_index must be an integer, got {index.dtype}")
-        return index.astype(jnp.uint32)
+        return jnp.asarray(array).astype(jnp.uint32)
 
     # fold_in takes 32 bits: a larger index would repeat the noise of a smaller one.
-    is_integer = known.shape == () and np.issubdtype(known.dtype, np.integer)
-    if not is_integer or not 0 <= known < 2**32:
+    if int(known) + batch > 2**32:
         raise ValueError(
-            f"first_index must be an integer from 0 to 2^32 - 1, got {index!r}"
+            f"first_index {int(known)} leaves {2**32 - int(known)} of 2^32 samples, "
+            f"for a batch of {batch}"
         )
     return np.uint32(known)
 
@@ -79,7 +92,7 @@ def sample_keys(key: jax.Array, batch: int, first_index: int | jax.Array = 0) ->
     key = as_key(key)
     if key.ndim == 0:
         # The global index, and not the place in the batch: batches of any size give one sequence.
-        indices = jnp.arange(batch, dtype=jnp.uint32) + sample_index(first_index)
+        indices = jnp.arange(batch, dtype=jnp.uint32) + sample_index(first_index, batch)
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
     if key.shape[0] != batch:
         raise ValueError(

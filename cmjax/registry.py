@@ -6,9 +6,10 @@ What is registered can be named in files, in training configs and on the command
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from cmjax.configs import did_you_mean, import_by_name
-from cmjax.models.registry import register_network
+from cmjax.configs import did_you_mean, import_by_name, shown
+from cmjax.models.registry import check_registration, register_network
 from cmjax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
+from cmjax.schedulers.base import check_config
 
 Class = TypeVar("Class", bound=type)
 
@@ -36,8 +37,9 @@ def register(cls: Class, config: type | None = None, *, name: str | None = None)
         `cls`.
 
     Raises:
-        ValueError: if `cls` is neither kind of class, if `config` is not a frozen dataclass or is
-            that of another network, or if the name belongs to a class of cmjax.
+        ValueError: if `cls` is neither kind of class or is abstract, if `config` is not a frozen
+            dataclass or is that of another network, or if the name is no printable text or belongs
+            to another class.
     """
     if _is_scheduler(cls):
         _register_scheduler(cls, name)
@@ -57,16 +59,18 @@ def scheduler_class(name: Any, *, trust: bool = True) -> type[Scheduler]:
     Raises:
         ValueError: if there is no such class, it is no scheduler, or it may not be imported.
     """
-    if isinstance(name, str) and name in SCHEDULERS:
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a scheduler must be text, got {shown(name)}")
+    if name in SCHEDULERS:
         return SCHEDULERS[name]
-    if not isinstance(name, str) or ":" not in name:
+    if ":" not in name:
         hint = did_you_mean(name, list(SCHEDULERS))
-        raise ValueError(f"there is no scheduler {name!r:.200}{hint}")
+        raise ValueError(f"there is no scheduler {shown(name)}{hint}")
 
     # The name could be of any module, whose import could run any program.
     if not trust:
         raise ValueError(
-            f"the scheduler is {name!r:.200}, which is not part of cmjax; register it with "
+            f"the scheduler is {shown(name)}, which is not part of cmjax; register it with "
             "cmjax.register, or pass trust=True to import its module, which runs it"
         )
     cls = import_by_name(name, "scheduler")
@@ -104,6 +108,7 @@ def read_scheduler_config(config: Mapping[str, Any], *, trust: bool = False) -> 
     Raises:
         ValueError: if the scheduler is unknown or may not be imported, or an option is wrong.
     """
+    check_config(config)
     name = config.get("_class_name")
 
     # A colon marks an importable name: finding the class registers it for the next line.
@@ -118,11 +123,14 @@ def _is_scheduler(cls: Any) -> bool:
 
 def _register_scheduler(cls: Any, name: str | None) -> None:
     """Adds a scheduler class to the table by which all of cmjax finds schedulers."""
-    name = name or _importable_name(cls)
     if not _is_scheduler(cls):
         raise ValueError(
-            f"scheduler {name!r} must be a subclass of Scheduler, got {cls!r:.200}"
+            f"scheduler {name!r} must be a subclass of Scheduler, got {shown(cls)}"
         )
+    name = _importable_name(cls) if name is None else name
+    if isinstance(name, str) and name in _BUILT_IN:
+        raise ValueError(f"name {name!r} is taken by a scheduler of cmjax; choose another")
+    check_registration(cls, name, SCHEDULERS.get(name) if isinstance(name, str) else None)
 
     # A scheduler is a static argument of jitted functions, so it must be hashable. A dataclass that
     # is not frozen has None for `__hash__`.
@@ -130,8 +138,6 @@ def _register_scheduler(cls: Any, name: str | None) -> None:
         raise ValueError(
             f"scheduler {name!r} must be a frozen dataclass; decorate it as one"
         )
-    if name in _BUILT_IN:
-        raise ValueError(f"name {name!r} is taken by a scheduler of cmjax; choose another")
     SCHEDULERS[name] = cls
     cls._config_name = name
 

@@ -9,13 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from cmjax.arrays import ApplyFn, as_pytree, check_floating, concrete, hashable, is_tracing
+from cmjax.arrays import (
+    ApplyFn,
+    as_array,
+    as_floats,
+    as_pytree,
+    concrete,
+    floating_dtype,
+    hashable,
+    is_tracing,
+)
+from cmjax.configs import LARGEST, is_int, shown
+from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.schedulers.base import (
     Constraint,
     Scheduler,
     SchedulerState,
     StepOutput,
+    check_constraint,
     check_sample_shape,
 )
 
@@ -78,14 +90,13 @@ def sample(
         ValueError: for an invalid argument, as far as it can be detected while tracing.
     """
     # Check all arguments here, where the caller's names are known.
-    shape = tuple(shape)
-    check_sample_shape(shape)
-    check_floating("dtype", dtype)
-    if not isinstance(scheduler, Scheduler):
-        raise ValueError(
-            "scheduler must be a scheduler, such as cmjax.CMStochasticIterativeScheduler(), "
-            f"got {scheduler!r:.200}"
-        )
+    shape = check_sample_shape(shape)
+    dtype = floating_dtype("dtype", dtype)
+    check_network(apply_fn)
+    check_scheduler(scheduler)
+    check_constraint(constrain)
+    _check_params(params)
+    _check_options(return_trajectory, callback)
     levels = {
         "num_inference_steps": num_inference_steps,
         "timesteps": timesteps,
@@ -98,14 +109,14 @@ def sample(
         "key": as_key(key),
         "params": params,
         "state": state,
-        "cond": _parse_cond(cond, shape[0]),
+        "cond": parse_cond(cond, shape[0], num_classes(apply_fn)),
         "init": _parse_init(init, shape, dtype),
         "constrain": None if constrain is None else as_pytree(constrain),
-        "first_index": sample_index(first_index),
+        "first_index": sample_index(first_index, shape[0]),
     }
 
     # What it is compiled for; see `_compiled`.
-    options = (steps, shape, np.dtype(dtype), return_trajectory, callback)
+    options = (steps, shape, dtype, return_trajectory, callback)
     structure = jax.tree.structure(inputs["constrain"])
     compiled = _compiled
     if is_tracing() or not hashable(apply_fn, scheduler, options):
@@ -153,6 +164,38 @@ def _compiled(
     return jax.jit(loop, inline=True)
 
 
+def check_scheduler(scheduler: Any) -> None:
+    """Raises ValueError unless `scheduler` is one."""
+    if not isinstance(scheduler, Scheduler):
+        raise ValueError(
+            "scheduler must be a scheduler, such as cmjax.CMStochasticIterativeScheduler(), "
+            f"got {shown(scheduler)}"
+        )
+
+
+def _check_params(params):
+    """Raises ValueError for parameters that are no pytree of arrays."""
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.Array | float) or is_int(leaf, -LARGEST, LARGEST):
+            continue
+        if not isinstance(leaf, np.ndarray | np.generic | bool | complex):
+            raise ValueError(f"params must be a pytree of arrays, got a leaf {shown(leaf)}")
+        if as_array("params", leaf).dtype != np.asarray(leaf).dtype:
+            raise ValueError(f"params must be arrays of JAX's dtypes, got {shown(leaf)}")
+
+
+def _check_options(return_trajectory, callback):
+    """Raises ValueError for options of the loop that are of another kind."""
+    if not isinstance(return_trajectory, bool | np.bool_):
+        raise ValueError(
+            f"return_trajectory must be True or False, got {shown(return_trajectory)}"
+        )
+    if callback is not None and not callable(callback):
+        raise ValueError(
+            f"callback must be a function (step_index, StepOutput), got {shown(callback)}"
+        )
+
+
 def _parse_levels(scheduler, levels, state):
     """The pair (state, number of steps), one of which is None, from at most one argument."""
     given = {name: value for name, value in levels.items() if value is not None}
@@ -163,7 +206,9 @@ def _parse_levels(scheduler, levels, state):
         raise ValueError(
             f"give at most one of num_inference_steps, timesteps, sigmas and state, got {names}"
         )
-    if state is None:
+    if state is not None:
+        scheduler.check_state(state)
+    else:
         # A number of steps is static, so its table can be computed within the compiled program.
         if not given or "num_inference_steps" in given:
             steps = given.get("num_inference_steps", 1)
@@ -183,7 +228,7 @@ def _parse_levels(scheduler, levels, state):
 
 def _state_of_levels(scheduler, name, value):
     """The state of levels that were written down, kept for the next call where they are known."""
-    known = concrete(value)
+    known = concrete(as_array(name, value))
     if known is None or known.ndim != 1 or is_tracing() or not hashable(scheduler):
         return scheduler.set_timesteps(**{name: value})
     return _known_state(scheduler, name, known.dtype.str, tuple(known.tolist()))
@@ -199,37 +244,7 @@ def _parse_init(init, shape, dtype):
     """The given first samples, `dtype[shape]`, or None."""
     if init is None:
         return None
-    x = jnp.asarray(init).astype(dtype)
+    x = as_floats("init", init).astype(dtype)
     if x.shape != shape:
         raise ValueError(f"init has shape {x.shape}, but shape={shape}")
     return x
-
-
-def _parse_cond(cond, batch):
-    """The conditioning as pytrees of arrays `[B, ...]`; lists of plain numbers become arrays."""
-    if cond is not None and not isinstance(cond, Mapping):
-        raise ValueError(f"cond must map names to arrays, got {cond!r:.200}")
-
-    def array(name, leaf):
-        try:
-            return jnp.asarray(leaf)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"cond[{name!r}] must hold arrays, got {leaf!r:.200}"
-            ) from error
-
-    def parse(name, value):
-        # A list of B numbers is one array [B], not a tree of B scalars.
-        leaves = jax.tree.leaves(value)
-        if leaves and all(isinstance(leaf, (bool, int, float)) for leaf in leaves):
-            value = array(name, value)
-        value = jax.tree.map(functools.partial(array, name), value)
-        for leaf in jax.tree.leaves(value):
-            if leaf.shape[:1] != (batch,):
-                raise ValueError(
-                    f"cond[{name!r}] must have the leading axis of the batch, {batch}, "
-                    f"got {leaf.shape}"
-                )
-        return value
-
-    return {name: parse(name, value) for name, value in (cond or {}).items()}

@@ -132,7 +132,7 @@ def test_a_network_of_any_kind_is_adapted(name):
 @pytest.mark.parametrize("name", TWO_TIMES)
 def test_a_network_told_one_time_is_not_adapted_to_two(name):
     with pytest.raises(
-        ValueError, match=f"target is a {name}, .* need a network of their own"
+        ValueError, match=f"scheduler is a {name}, to which the network of a CM.* cannot be"
     ):
         cmjax.load().with_scheduler(SCHEDULERS[name]())
 

@@ -1,10 +1,16 @@
 """Configuration dataclasses: checks by annotation and domain, and names that are imported."""
 
 import dataclasses
+from typing import get_type_hints
 
+import numpy as np
 import pytest
 
-from cmjax.configs import check_options, from_json, import_by_name
+import cmjax
+from cmjax.configs import check_options, from_json, import_by_name, shown
+from cmjax.models import DiTConfig, UNet2DConfig
+from cmjax.registry import read_scheduler_config
+from cmjax.schedulers import SCHEDULERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,3 +120,63 @@ def test_names_that_cannot_be(text, message, tmp_path, monkeypatch):
     with pytest.raises(ValueError) as caught:
         import_by_name(text, "network")
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+NUMBERS = [np.nan, np.inf, -np.inf, -1e30, 1e30, True, 2**63, "1", None, [1], 1 + 0j, {}]
+CONFIGS = [*SCHEDULERS.values(), UNet2DConfig, DiTConfig]
+
+
+def of_type(cls, kinds):
+    """The fields of a configuration that are of one of these types, with their types."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if hints[field.name] in kinds:
+            yield field.name, hints[field.name]
+
+
+def make(cls, **options):
+    required = {"sample_size": 32} if cls is UNet2DConfig else {}
+    return cls(**required | options)
+
+
+@pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
+def test_every_number_of_a_configuration_has_a_domain(cls):
+    for name, hint in of_type(cls, (int, float, int | None, float | None)):
+        make(cls, **{name: getattr(make(cls), name)})
+        for value in NUMBERS:
+            if value is None and hint in (int | None, float | None):
+                continue
+            with pytest.raises(ValueError, match=name) as caught:
+                make(cls, **{name: value})
+            assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
+def test_words_and_switches_are_of_their_kind(cls):
+    for name, _ in of_type(cls, (str, bool)):
+        for value in ("x", 1, np.zeros(3), [], b"x"):
+            with pytest.raises(ValueError, match=f"{name} must be"):
+                make(cls, **{name: value})
+
+
+@pytest.mark.parametrize("config", [None, [1], "x", {1: 2}, 3])
+def test_configs_that_are_none(config):
+    for read in (
+        cmjax.scheduler_from_config,
+        cmjax.DDIMScheduler.from_config,
+        read_scheduler_config,
+    ):
+        with pytest.raises(ValueError, match="config must map the names of options"):
+            read(config)
+
+
+def test_values_are_shown_in_one_line():
+    class Foreign:
+        def __repr__(self):
+            raise RuntimeError
+
+    assert shown(np.zeros((2, 2))) == "array([[0., 0.], [0., 0.]])"
+    assert shown(Foreign()) == "<Foreign>"
+    assert shown(10**5000) == "<int>"
+    assert shown("a" * 500) == f"'{'a' * 199} ..."
+    assert shown("a\n\x1b[2J") == r"'a\n\x1b[2J'"

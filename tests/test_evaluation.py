@@ -303,12 +303,31 @@ BROKEN = np.where(np.arange(5)[:, None] == 3, np.nan, GOOD)
             "b must have .* finite",
         ),
         (
+            lambda: frechet_distance(Gaussian(GOOD[0], -EYE), GOOD),
+            "a must have a covariance without negative eigenvalues, got one of -1",
+        ),
+        (
+            lambda: frechet_distance(Gaussian(GOOD[0], EYE + 0j), GOOD),
+            "a.cov must be real numbers, got complex128",
+        ),
+        (
+            lambda: frechet_distance(Gaussian(GOOD[0] * 1e300, EYE), GOOD),
+            "a and b are so large that float64 does not hold their distance",
+        ),
+        (
+            lambda: fit_gaussian([GOOD * 1e200]),
+            r"batches\[0\] .* up to .*, whose squares float64 does not hold; divide",
+        ),
+        (lambda: features(3, GOOD), "feature_fn must be a function of images, got 3"),
+        (lambda: precision_recall(GOOD, GOOD, k=True), "k must be an integer .* k=True"),
+        (lambda: precision_recall([["1"]], GOOD), "real must be numbers"),
+        (
             lambda: frechet_distance(GOOD, Gaussian(GOOD[0], np.tri(3))),
             "b must have a symmetric covariance",
         ),
         (
             lambda: fit_gaussian(GOOD),
-            r"every batch \(a single array goes in a list\) must be features",
+            r"batches\[0\] \(a single array goes in a list\) must be features",
         ),
         (
             lambda: fit_gaussian([GOOD, GOOD[:, :2]]),
@@ -327,9 +346,12 @@ BROKEN = np.where(np.arange(5)[:, None] == 3, np.nan, GOOD)
             lambda: precision_recall(GOOD, GOOD[:3]),
             "got k=3 for 5 real and 3 generated ones",
         ),
-        (lambda: precision_recall(GOOD, GOOD, k=0), "k must be from 1"),
-        (lambda: features(lambda x: x, GOOD, 0), "batch_size must be at least 1, got 0"),
-        (lambda: features(lambda x: x, GOOD[:0]), "images must not be empty"),
+        (lambda: precision_recall(GOOD, GOOD, k=0), "k must be an integer from 1"),
+        (
+            lambda: features(lambda x: x, GOOD, 0),
+            "batch_size must be an integer of at least 1, got 0",
+        ),
+        (lambda: features(lambda x: x, GOOD[:0]), "images must be .* and not empty"),
         (
             lambda: features(lambda x: x[:, 0], GOOD, 4),
             r"must return \[4, D\] for 4 images, got \(4,\)",
@@ -347,3 +369,30 @@ BROKEN = np.where(np.arange(5)[:, None] == 3, np.nan, GOOD)
 def test_misuse(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("exponent", [-1000, -600, -3, 3, 450])
+def test_precision_and_recall_do_not_change_by_a_common_factor(exponent):
+    # Squares of the smallest would vanish, and every sample be within reach of every other.
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(40, 3))
+    generated = rng.normal(0.5, 1, size=(40, 3))
+    expected = precision_recall(real, generated)
+    assert 0 < expected.precision < 1 and 0 < expected.recall < 1
+    found = precision_recall(np.ldexp(real, exponent), np.ldexp(generated, exponent))
+    assert found == expected
+
+
+def test_features_too_large_for_their_squares_are_refused():
+    far = np.random.default_rng(0).normal(size=(50, 4))
+    with pytest.raises(ValueError, match="real has numbers up to .*e.200, whose squares"):
+        precision_recall(far * 1e200, -far * 1e200)
+
+
+def test_a_covariance_that_was_rounded_is_one():
+    # That of fewer samples than features, stored in float32, has eigenvalues below 0.
+    few = np.random.default_rng(0).normal(size=(5, 30))
+    fitted = fit_gaussian([few])
+    stored = Gaussian(fitted.mean, fitted.cov.astype(np.float32))
+    assert np.linalg.eigvalsh(stored.cov.astype(np.float64)).min() < 0
+    assert frechet_distance(stored, fitted) < 1e-4 * np.trace(fitted.cov)

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "cmjax"
 LAYERS = [
     {"version", "configs", "system", "files", "interrupts", "image_files"},
     {"processes", "progress"},
-    {"arrays", "random", "labels"},
+    {"arrays", "random", "labels", "networks"},
     {"parametrization"},
     {"guidance"},
     {"schedulers"},

@@ -3,6 +3,7 @@
 import os
 import stat
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cmjax.images import (
     CAPTION,
     MARGIN,
     center_crop_resize,
+    from_uint8,
     image_grid,
     read_image,
     save_grid,
@@ -251,3 +253,53 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, failure):
         raise failure
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.npz"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.linspace(0, 255, 12), "samples goes from 0 to 255, as pixels do"),
+        (jnp.full((2, 2), 200.0), "samples goes from 200 to 200"),
+        (np.zeros((2, 2), np.uint8), "samples must be floats in .* got uint8"),
+        (np.ones(2, bool), "samples must be floats in .* got bool"),
+        (np.array([0, np.nan]), "samples must be numbers, got NaN"),
+        (["x"], "samples must be numbers"),
+    ],
+)
+def test_pixels_and_no_numbers_are_not_samples(samples, message):
+    with pytest.raises(ValueError, match=message):
+        to_uint8(samples)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.linspace(0, 1, 4), "pixels must be integers from 0 to 255, got float64"),
+        (np.array([-1, 3]), "pixels must be from 0 to 255, got -1 to 3"),
+        (np.array([256]), "pixels must be from 0 to 255, got 256 to 256"),
+        (np.array([True]), "got bool"),
+    ],
+)
+def test_what_is_no_pixel(pixels, message):
+    with pytest.raises(ValueError, match=message):
+        from_uint8(pixels)
+
+
+def test_noisy_samples_are_clipped_and_traced_ones_not_looked_at():
+    assert to_uint8(np.array([-80.0, 300.0])).tolist() == [0, 255]
+    assert from_uint8(np.array([0, 255])).tolist() == [-1, 1]
+    assert jax.eval_shape(to_uint8, jnp.full(3, 200.0)).dtype == np.uint8
+    with pytest.raises(ValueError, match="images must be numbers that are known"):
+        jax.eval_shape(lambda x: save_png_folder("a", x), jnp.zeros((1, 2, 2, 1), np.uint8))
+
+
+@pytest.mark.parametrize("path", [None, 3, "", "a\0b", b"a"])
+def test_what_is_no_path(path):
+    images = np.zeros((1, 2, 2, 1), np.uint8)
+    for call in (
+        lambda: read_image(path, 1),
+        lambda: save_npz(path, images),
+        lambda: save_grid(path, images, columns=1),
+    ):
+        with pytest.raises(ValueError, match="path must be a path"):
+            call()

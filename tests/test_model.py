@@ -1,7 +1,9 @@
 """Model: samples, classes by number and name, its repr, and the folder of a training run."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import chex
 import jax
@@ -168,3 +170,56 @@ def test_info_names_the_classes(tmp_path):
 def test_labels_of_the_command_line(labels, names, indices):
     count = len(names or NAMES)
     assert cli.options.check_labels(labels, count, names) == indices
+
+
+def test_indices_and_numbers_of_samples():
+    last = 2**32 - 1
+    made = model().sample(KEY, 1, labels=[1, 0], first_index=last)
+    expected = model().sample(jax.random.fold_in(KEY, last)[None], 1, labels=[0])
+    np.testing.assert_array_equal(made, expected)
+    for index in (-1, 2**32, 2.7, np.nan, True, "3"):
+        with pytest.raises(ValueError, match="first_index must be an integer from 0 to 2"):
+            model().sample(KEY, 1, first_index=index)
+    with pytest.raises(ValueError, match="first_index 4294967295 leaves 1 of 2.32 samples"):
+        model().sample(KEY, 2, first_index=last)
+    for index in (-1, 2, True, 0.5, "cats", None):
+        with pytest.raises(ValueError, match="index must be an integer from 0 to 1"):
+            model(class_names=NAMES).class_name(index)
+
+
+@pytest.mark.parametrize("labels", [b"\x01", {0}, np.array([[0, 1]]), [None], jnp.ones(1)])
+def test_labels_of_other_kinds(labels):
+    with pytest.raises(ValueError, match="labels"):
+        model().sample(KEY, 1, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"apply_fn": None}, "apply_fn must be a function"),
+        ({"scheduler": cmjax.DDIMScheduler}, "scheduler must be a scheduler, such as"),
+        ({"scheduler": None}, "scheduler must be a scheduler, such as"),
+    ],
+)
+def test_models_of_other_kinds(changes, message):
+    with pytest.raises(ValueError, match=message):
+        model(**changes)
+
+
+def module_level_network(params, x, t):
+    return params * x
+
+
+def test_pickles_and_copies():
+    with pytest.raises(
+        TypeError, match="model cannot be pickled, because apply_fn .* save"
+    ):
+        pickle.dumps(model())
+    named = model(apply_fn=module_level_network, params=np.ones(2), config=None)
+    again = pickle.loads(pickle.dumps(named))
+    assert again.apply_fn is module_level_network and again.scheduler == named.scheduler
+
+    copied = copy.deepcopy(model())
+    assert copied.apply_fn is model().apply_fn and copied.config == model().config
+    chex.assert_trees_all_equal(copied.params, model().params)
+    assert copy.deepcopy(named).params is not named.params

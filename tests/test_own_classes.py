@@ -17,6 +17,7 @@ import cmjax
 from cmjax import cli
 from cmjax.models.registry import ARCHITECTURES, network_class, network_name
 from cmjax.registry import scheduler_class
+from cmjax.schedulers import SCHEDULERS
 from tests.support import checkpoints, networks, own
 
 NETWORK = "mypkg.nets:MyNet"
@@ -104,7 +105,7 @@ def test_names_and_config_classes_of_ones_own(package):
     [
         ("NoConfig", "the config of NoConfig is not known.*def __init__"),
         ("Thawed", "the config of 'mypkg.nets:Thawed' must be a frozen dataclass"),
-        ("MyConfig", "must be a subclass of flax.nnx.Module, got"),
+        ("MyConfig", "network .* must be a subclass of flax.nnx.Module"),
         ("MyNte", "has no 'MyNte'; did you mean 'MyNet'"),
     ],
 )
@@ -129,6 +130,50 @@ def test_what_cannot_be_registered(package):
         ValueError, match="model.config must be the config of one of UNet2D, DiT"
     ):
         network_name(nets.MyConfig())
+
+
+@pytest.mark.parametrize("name", ["", " a", "a\n", "a\x1b[2J", 3, b"a", ["a"], "a" * 201])
+def test_names_that_files_could_not_hold(package, name):
+    nets = importlib.import_module("mypkg.nets")
+    solvers = importlib.import_module("mypkg.solvers")
+    for cls in (nets.MyNet, solvers.MySolver):
+        with pytest.raises(ValueError, match="name must be printable text of 1 to 200"):
+            cmjax.register(cls, name=name)
+
+
+def test_abstract_classes_and_names_of_other_classes(package):
+    nets = importlib.import_module("mypkg.nets")
+    solvers = importlib.import_module("mypkg.solvers")
+
+    class Unfinished(cmjax.Scheduler):
+        pass
+
+    with pytest.raises(
+        ValueError, match="cls Unfinished is abstract: it does not define add_"
+    ):
+        cmjax.register(Unfinished)
+    for wrong in (None, 3, nets, solvers.MySolver()):
+        with pytest.raises(ValueError, match="cls must be a subclass of flax.nnx.Module"):
+            cmjax.register(wrong)
+
+    # The same class again, as where its module is run twice, but no other one.
+    @jax.tree_util.register_static
+    @dataclasses.dataclass(frozen=True)
+    class Other(solvers.MySolver):
+        pass
+
+    cmjax.register(solvers.MySolver, name="mypkg's")
+    try:
+        own.forget()
+        again = importlib.import_module("mypkg.solvers").MySolver
+        assert again is not solvers.MySolver
+        cmjax.register(again, name="mypkg's")
+        with pytest.raises(
+            ValueError, match='name "mypkg\'s" is taken by mypkg.solvers:MyS'
+        ):
+            cmjax.register(Other, name="mypkg's")
+    finally:
+        SCHEDULERS.pop("mypkg's", None)
 
 
 def test_a_network_with_other_variables_is_not_saved(package, tmp_path):

@@ -1,9 +1,13 @@
 """The contract, over every registered scheduler; every check fails on one that breaks it."""
 
+import ast
 import dataclasses
+from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import cmjax
@@ -207,3 +211,73 @@ def test_compile_check_catches_values_in_the_trace():
 
     with pytest.raises(jax.errors.ConcretizationTypeError):
         testing.assert_compiles_once(broken(scale_input=scale_input))
+
+
+def test_checks_cannot_be_switched_off():
+    # chex's switch is one for the whole program; users of other libraries turn it.
+    chex.disable_asserts()
+    try:
+        with pytest.raises(AssertionError):
+            testing.assert_batch_invariant(
+                network, None, broken(denoise=neighbours), (3, 2)
+            )
+        for check, methods in (
+            (testing.assert_clean_end, {"advance": noisy_end}),
+            (testing.assert_dtype_kept, {"denoise": upcasts}),
+            (testing.assert_differentiable, {"scale_input": nan_gradient}),
+        ):
+            with pytest.raises(AssertionError):
+                check(broken(**methods), 1)
+        with pytest.raises(ValueError, match=r"model_output \(2, 1\), sample \(2, 3\)"):
+            cmjax.sample(jax.random.key(0), lambda p, x, t: x[:, :1], None, Base(), (2, 3))
+        with pytest.raises(ValueError, match="constrained"):
+            cmjax.sample(
+                jax.random.key(0),
+                network,
+                None,
+                Base(),
+                (2, 3),
+                constrain=lambda x0: x0[:1],
+            )
+    finally:
+        chex.enable_asserts()
+
+
+def test_no_module_relies_on_assertions_that_can_be_switched_off():
+    # `python -O` leaves out `assert`, and chex has a switch.
+    for path in Path(cmjax.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, ast.Assert), path
+            assert not (isinstance(node, ast.Name) and node.id == "chex"), path
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "expected"),
+    [
+        ("EDMDPM2Scheduler", [70.0, 5.0, 0.5], [-2.04e-5, -0.01418, 1.3196]),
+        ("KDPM2DiscreteScheduler", [12.0, 5.0, 0.5], [-2.2793, 1.5172, 3.3273]),
+    ],
+)
+def test_gradients_by_levels_of_the_midpoint_solvers(name, levels, expected):
+    # By differences. They were NaN: the root of the last level's 0 has no gradient.
+    def bounded(params, x, t):
+        time = 0.1 * jnp.sin(t / 100)
+        return 0.1 * jnp.tanh(x) + time[:, None]
+
+    def total(levels):
+        key = jax.random.key(0)
+        return cmjax.sample(
+            key, bounded, None, SCHEDULERS[name](), (2, 3), sigmas=levels
+        ).sum()
+
+    gradient = jax.grad(total)(jnp.asarray(levels))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_gradient_check_catches_a_level_that_is_cut_off():
+    def weights(self, levels):
+        fixed = levels._replace(sigmas=jax.lax.stop_gradient(levels.sigmas))
+        return Base.weights(self, fixed)
+
+    with pytest.raises(AssertionError, match=r"the gradient by sigmas\[1\] = .* by diff"):
+        testing.assert_differentiable(broken(weights=weights))

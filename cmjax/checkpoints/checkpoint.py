@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from cmjax.arrays import ApplyFn
+from cmjax.arrays import ApplyFn, floating_dtype
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.model import Model
 from cmjax.models import from_nnx
@@ -60,9 +60,13 @@ class Checkpoint:
             The model, with its parameters on JAX's default device.
 
         Raises:
-            ValueError: if a tensor of the network is missing, a tensor of the file is not one of
-                the network's, shapes differ, or values are not finite.
+            ValueError: if `dtype` is no floating-point dtype, a tensor of the network is missing, a
+                tensor of the file is not one of the network's, shapes differ, or values are not
+                finite.
         """
+        if dtype is not None:
+            dtype = floating_dtype("dtype", dtype)
+
         # In the order of the network's own tree, which the leaves are put into at the end.
         apply_fn, abstract = self.check()
         leaves = []

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
+from cmjax.arrays import floating_dtype
+from cmjax.configs import shown
 from cmjax.model import Model
 from cmjax.schedulers.base import Scheduler, SchedulerState
 
@@ -64,7 +65,7 @@ class Request:
         set_field(self, "sigmas", _levels("sigmas", self.sigmas))
         set_field(self, "labels", _labels(self.labels))
         set_field(self, "seed", as_integer("seed", self.seed, 0, MAX_SEED))
-        set_field(self, "dtype", _dtype_name(self.dtype))
+        set_field(self, "dtype", floating_dtype("dtype", self.dtype).name)
 
     @property
     def schedule(self) -> dict[str, Any]:
@@ -147,7 +148,9 @@ def as_integer(name: str, value: Any, least: int, most: int) -> int:
 
     # A boolean is an `int` in Python, but num=True is a mistake.
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{name} must be an integer from {least} to {most}, got {value!r}")
+        raise ValueError(
+            f"{name} must be an integer from {least} to {most}, got {shown(value)}"
+        )
     return value
 
 
@@ -162,7 +165,7 @@ def _levels(name: str, values: Any) -> tuple[float, ...] | None:
     levels = _plain_tuple(name, values)
     for level in levels:
         if not isinstance(level, int | float) or isinstance(level, bool):
-            raise ValueError(f"{name} must be a list of numbers, got {list(levels)}")
+            raise ValueError(f"{name} must be a list of numbers, got {shown(levels)}")
     return levels
 
 
@@ -174,7 +177,7 @@ def _labels(values: Any) -> tuple[int, ...] | None:
     for label in labels:
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 2**31:
             raise ValueError(
-                f"labels must be a list of classes, 0 or more, got {list(labels)}"
+                f"labels must be a list of classes, 0 or more, got {shown(labels)}"
             )
     return labels
 
@@ -183,7 +186,7 @@ def _plain_tuple(name: str, values: Any) -> tuple[Any, ...]:
     """Returns a sequence or an array of one dimension as a tuple of Python numbers."""
     # A string is a sequence, too: "123" must not become three classes.
     if isinstance(values, str) or np.ndim(values) != 1:
-        raise ValueError(f"{name} must be a list of numbers, got {values!r}")
+        raise ValueError(f"{name} must be a list of numbers, got {shown(values)}")
     plain = tuple(_plain(value) for value in values)
     if not plain:
         raise ValueError(f"{name} must not be empty")
@@ -192,22 +195,6 @@ def _plain_tuple(name: str, values: Any) -> tuple[Any, ...]:
 
 def _plain(value: Any) -> Any:
     """Returns a scalar of NumPy or JAX as a Python number, and anything else unchanged."""
+    if isinstance(value, Tracer):  # whose value is not known
+        return value
     return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
-
-
-def _dtype_name(value: Any) -> str:
-    """Returns the name of a floating dtype, raising ValueError for others."""
-    # JAX's `dtype` and `issubdtype`, since NumPy's do not know bfloat16.
-    try:
-        dtype = jnp.dtype(value)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be a floating dtype such as 'float32', got {value!r}")
-
-    # Without x64 JAX computes in float32 where float64 is asked for.
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(
-            f"dtype {dtype.name} needs jax.config.update('jax_enable_x64', True)"
-        )
-    return dtype.name

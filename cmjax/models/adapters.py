@@ -5,7 +5,13 @@ from typing import Any
 
 from flax import linen, nnx
 
-from cmjax.arrays import ApplyFn
+from cmjax.arrays import ApplyFn, floating_dtype
+from cmjax.networks import (
+    check_network,
+    with_arguments_of,
+    with_classes,
+    with_classes_of,
+)
 
 
 def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
@@ -25,7 +31,9 @@ def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
     def apply_fn(params, *args, **cond):
         return nnx.merge(graph, params, rest)(*args, **cond)
 
-    return apply_fn, params
+    # How many classes the network has, as diffusers' configs and cmjax's own name it.
+    classes = getattr(getattr(module, "config", None), "num_class_embeds", None)
+    return with_classes(with_arguments_of(apply_fn, module), classes), params
 
 
 def from_linen(
@@ -45,7 +53,7 @@ def from_linen(
     def apply_fn(variables, *args, **cond):
         return module.apply(variables, *args, **cond)
 
-    return apply_fn, variables
+    return with_arguments_of(apply_fn, module), variables
 
 
 def compute_in(apply_fn: ApplyFn, dtype: Any) -> ApplyFn:
@@ -60,10 +68,15 @@ def compute_in(apply_fn: ApplyFn, dtype: Any) -> ApplyFn:
 
     Returns:
         A function with the same arguments as `apply_fn`.
+
+    Raises:
+        ValueError: if `apply_fn` is no function, or `dtype` no floating-point dtype.
     """
+    check_network(apply_fn)
+    dtype = floating_dtype("dtype", dtype)
+
     # Times stay float32: bfloat16 has 8 bits of precision, and would merge neighbouring levels.
+    def cast(params, x, *times, **cond):
+        return apply_fn(params, x.astype(dtype), *times, **cond).astype(x.dtype)
 
-    def cast(params, x, t, **cond):
-        return apply_fn(params, x.astype(dtype), t, **cond).astype(x.dtype)
-
-    return cast
+    return with_classes_of(apply_fn, cast)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cmjax.configs import check_options
+from cmjax.configs import LARGEST, check_options
 from cmjax.models import layers
 
 TIME_FEATURES = 256  # sines and cosines of the time, as in the authors' code
@@ -56,7 +56,7 @@ class DiTConfig:
         "num_attention_heads": (1, 1024),
         "attention_head_dim": (1, 65536),
         "mlp_ratio": (0.01, 1000.0),
-        "num_class_embeds": (1, None),
+        "num_class_embeds": (1, LARGEST),
         "time_scale": (0.0, 1e6),
     }
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cmjax.labels import check_class_labels
+
 
 def in_input_dtype(arrays: Any, **_: Any) -> Any:
     """Casts parameters to the dtype of the input; a rule for `promote_dtype` of Flax's layers."""
@@ -150,7 +152,8 @@ def add_class_embedding(
         The sum, f32[B, F].
 
     Raises:
-        ValueError: if labels are missing, or given to an unconditional model.
+        ValueError: if labels are missing, or given to an unconditional model, or are not one class
+            of the model for each sample.
     """
     if table is None:
         if class_labels is not None:
@@ -162,8 +165,21 @@ def add_class_embedding(
             "cond={'class_labels': i32[B]}"
         )
 
+    # A label for each sample: [1] would be broadcast. Values are checked where they are known.
+    check_class_labels("class_labels", class_labels, table.num_embeddings)
+    if class_labels.shape != embedding.shape[:1]:
+        raise ValueError(
+            f"class_labels must be one per sample, {embedding.shape[:1]}, "
+            f"got shape {class_labels.shape}"
+        )
+
+    # Where they are not known, -1 would be the last class. Beyond all classes it is NaN, as any
+    # other label that is no class.
+    labels = jnp.asarray(class_labels).astype(jnp.int32)
+    labels = jnp.where(labels < 0, table.num_embeddings, labels)
+
     # The table may be stored in less than float32; the sum is not rounded to that.
-    return embedding + table(class_labels).astype(jnp.float32)
+    return embedding + table(labels).astype(jnp.float32)
 
 
 class Attention(nnx.Module):

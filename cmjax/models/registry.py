@@ -1,12 +1,13 @@
 """The networks that cmjax reads, writes and trains, by name: its own, and those registered."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
 from flax import nnx
 
-from cmjax.configs import did_you_mean, import_by_name
+from cmjax.configs import did_you_mean, import_by_name, shown
 from cmjax.models.dit import DiT, DiTConfig
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import UNet2DConfig
@@ -17,6 +18,7 @@ ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "DiT": (DiT, DiTConfig),
 }
 BUILT_IN = tuple(ARCHITECTURES)
+LONGEST_NAME = 200  # of a class in files
 
 
 def network_class(
@@ -37,12 +39,14 @@ def network_class(
             imported is not a network.
     """
     # A name from a JSON file may be a list, which no dictionary can look up.
-    if isinstance(name, str) and name in ARCHITECTURES:
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a network must be text, got {shown(name)}")
+    if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    if not isinstance(name, str) or ":" not in name:
+    if ":" not in name:
         hint = did_you_mean(name, list(ARCHITECTURES))
         raise ValueError(
-            f"there is no network {name!r:.200}{hint}, or give 'package.module:Name'"
+            f"there is no network {shown(name)}{hint}, or give 'package.module:Name'"
         )
     if not trust:
         raise ValueError(
@@ -71,23 +75,28 @@ def register_network(
     Raises:
         ValueError: if `cls` or `config` is not of that kind, or the name or the config is taken.
     """
-    name = name or f"{cls.__module__}:{cls.__qualname__}"
+    what = "cls" if name is None else f"network {shown(name)}"
     if not (isinstance(cls, type) and issubclass(cls, nnx.Module)):
         raise ValueError(
-            f"network {name!r} must be a subclass of flax.nnx.Module, got {cls!r:.200}"
+            f"{what} must be a subclass of flax.nnx.Module, or of cmjax.Scheduler, "
+            f"got {shown(cls)}"
         )
+    name = f"{cls.__module__}:{cls.__qualname__}" if name is None else name
+    if isinstance(name, str) and name in BUILT_IN:
+        raise ValueError(f"name {name!r} is taken by a network of cmjax; choose another")
+    known = (
+        ARCHITECTURES[name][0] if isinstance(name, str) and name in ARCHITECTURES else None
+    )
+    check_registration(cls, name, known)
 
     # The config is a static field of `Model`, so jit finds its programs by it: it must be hashable.
-    config = config or _annotated_config(cls)
+    config = _annotated_config(cls) if config is None else config
     if not dataclasses.is_dataclass(config) or config.__hash__ is None:
         raise ValueError(
-            f"the config of {name!r} must be a frozen dataclass, got {config!r:.200}"
+            f"the config of {name!r} must be a frozen dataclass, got {shown(config)}"
         )
 
-    # A user's own name may be registered again, as in a notebook; cmjax's may not, nor may a config
-    # be shared, because `network_name` finds the network by its config.
-    if name in BUILT_IN:
-        raise ValueError(f"name {name!r} is taken by a network of cmjax; choose another")
+    # A config must not be shared, because `network_name` finds the network by its config.
     for other, (_, taken) in ARCHITECTURES.items():
         if taken is config and other != name:
             raise ValueError(
@@ -95,6 +104,42 @@ def register_network(
                 f"{cls.__name__} a config class of its own, a subclass for instance"
             )
     ARCHITECTURES[name] = (cls, config)
+
+
+def check_registration(cls: type, name: Any, known: Any) -> None:
+    """Checks a class of a user's own, and the name that it is to have in files.
+
+    Args:
+        cls: the class.
+        name: its name.
+        known: what has that name already, or None.
+
+    Raises:
+        ValueError: for an abstract class, a name that is no text or could not be typed, or one that
+            another class has.
+    """
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise ValueError(f"cls {cls.__name__} is abstract: it does not define {missing}")
+
+    # The name is typed on command lines and printed in errors.
+    usable = isinstance(name, str) and name.isprintable() and name == name.strip()
+    if not usable or not 1 <= len(name) <= LONGEST_NAME:
+        raise ValueError(
+            f"name must be printable text of 1 to {LONGEST_NAME} characters, without spaces at "
+            f"its ends, got {shown(name)}"
+        )
+
+    # The same class may be registered again, as it is where a notebook's cell or a module is run
+    # twice: it is another object then.
+    if known is not None and _origin(known) != _origin(cls):
+        raise ValueError(
+            f"name {name!r} is taken by {':'.join(_origin(known))}; choose another"
+        )
+
+
+def _origin(cls: Any) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
 
 
 def network_name(config: Any) -> str:

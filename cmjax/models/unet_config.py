@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from cmjax.configs import check_options
+from cmjax.configs import LARGEST, check_options
 
 # Block name -> (whether it has attention, how it changes the resolution). None leaves the latter to
 # downsample_type or upsample_type of the config.
@@ -84,24 +84,24 @@ class UNet2DConfig:
     patch_size: int = 1
 
     _domains = {
-        "sample_size": (1, None),
-        "in_channels": (1, None),
-        "out_channels": (1, None),
+        "sample_size": (1, 65536),
+        "in_channels": (1, 65536),
+        "out_channels": (1, 65536),
         "down_block_types": tuple(DOWN_BLOCKS),
         "up_block_types": tuple(UP_BLOCKS),
-        "block_out_channels": (1, None),
+        "block_out_channels": (1, 65536),
         "layers_per_block": (1, MOST_LAYERS),
         "downsample_type": RESAMPLING,
         "upsample_type": RESAMPLING,
-        "attention_head_dim": (1, None),
-        "norm_num_groups": (1, None),
-        "attn_norm_num_groups": (1, None),
-        "norm_eps": (None, None),
+        "attention_head_dim": (1, 65536),
+        "norm_num_groups": (1, 65536),
+        "attn_norm_num_groups": (1, 65536),
+        "norm_eps": (0.0, 1.0),
         "resnet_time_scale_shift": TIME_CONDITIONING,
-        "num_class_embeds": (1, None),
-        "freq_shift": (None, None),
-        "time_scale": (None, None),
-        "patch_size": (1, None),
+        "num_class_embeds": (1, LARGEST),
+        "freq_shift": (-1e6, 1e6),
+        "time_scale": (0.0, 1e6),
+        "patch_size": (1, 65536),
     }
 
     def __post_init__(self):

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import ApplyFn, combine, hashable, is_tracing
+from cmjax.configs import shown
+from cmjax.networks import check_network, with_classes_of
 from cmjax.parametrization.base import Parametrization, denoise
 from cmjax.parametrization.trigflow import TrigFlow
 
@@ -44,7 +46,8 @@ def consistency_function(
         sigma: their noise levels, f32[B].
         **cond: per-sample conditioning, passed to `apply_fn`.
     """
-    return denoise(apply_fn, params, scheduler.parametrization, x, sigma, **cond)
+    parametrization = one_time_parametrization("scheduler", scheduler)
+    return denoise(apply_fn, params, parametrization, x, sigma, **cond)
 
 
 def edm_denoiser(
@@ -69,7 +72,7 @@ def edm_denoiser(
         **cond: per-sample conditioning, passed to `apply_fn`.
     """
     # A consistency model's scheduler has c_out = 0 at sigma_min; a denoiser's c_out is 0 nowhere.
-    parametrization = scheduler.parametrization.without_boundary()
+    parametrization = one_time_parametrization("scheduler", scheduler).without_boundary()
     return denoise(apply_fn, params, parametrization, x, sigma, **cond)
 
 
@@ -112,7 +115,7 @@ def trigflow_network(
 
     # TrigFlow's own network needs no conversion, which would divide by sin(t) = 0 at t = 0.
     is_trigflow = scheduler.parametrization == TrigFlow(sigma_data)
-    return unchanged if is_trigflow else converted
+    return with_classes_of(apply_fn, unchanged if is_trigflow else converted)
 
 
 def adapt(
@@ -136,17 +139,38 @@ def adapt(
     Raises:
         ValueError: if a scheduler has no parametrization, or its network takes two times.
     """
-    # A network of two times, a flow map, has no single noise level that could be converted.
+    check_network(apply_fn)
     for name, scheduler in (("source", source), ("target", target)):
-        known = isinstance(getattr(scheduler, "parametrization", None), Parametrization)
-        if not known or scheduler.num_times != 1:
-            raise ValueError(
-                f"{name} is a {type(scheduler).__name__}, whose network cannot be converted; "
-                "networks that take two times need a network of their own"
-            )
+        one_time_parametrization(name, scheduler)
     if is_tracing() or not hashable(apply_fn, source, target, denoiser):
         return _adapted.__wrapped__(apply_fn, source, target, denoiser)
     return _adapted(apply_fn, source, target, denoiser)
+
+
+def one_time_parametrization(name: str, scheduler: Any) -> Parametrization:
+    """Returns the parametrization of a scheduler whose networks take one time.
+
+    A network of two times, a flow map, has no single noise level at which it gives x0.
+
+    Args:
+        name: the argument's name, for the error.
+        scheduler: the scheduler.
+
+    Raises:
+        ValueError: if it has no parametrization, or its networks take two times.
+    """
+    parametrization = getattr(scheduler, "parametrization", None)
+    if not isinstance(parametrization, Parametrization):
+        raise ValueError(
+            f"{name} must have a parametrization, as cmjax's schedulers do, "
+            f"got {shown(scheduler)}"
+        )
+    if getattr(scheduler, "num_times", 1) != 1:
+        raise ValueError(
+            f"{name} is a {type(scheduler).__name__}, whose networks take two times and cannot be "
+            "converted or read at one level; sample with it, or take another scheduler"
+        )
+    return parametrization
 
 
 @functools.lru_cache(_NETWORKS)
@@ -172,4 +196,4 @@ def _adapted(apply_fn, source, target, denoiser):
         inverse = jnp.where(known, 1 / jnp.where(known, c_out, 1), 0)
         return combine((inverse, denoised), (-c_skip * inverse, x))
 
-    return adapted
+    return with_classes_of(apply_fn, adapted)

@@ -10,8 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from cmjax.arrays import ApplyFn, check_floating, check_shapes, combine, concrete
-from cmjax.configs import did_you_mean, from_json, inherited, is_finite, is_int
+from cmjax.arrays import (
+    ApplyFn,
+    as_floats,
+    as_samples,
+    check_shapes,
+    combine,
+    concrete,
+    floating_dtype,
+)
+from cmjax.configs import (
+    LARGEST,
+    did_you_mean,
+    from_json,
+    inherited,
+    is_finite,
+    is_int,
+    shown,
+)
+from cmjax.networks import call_network, check_network
 from cmjax.random import level_noise, sample_keys
 
 
@@ -89,18 +106,17 @@ class FileOption(NamedTuple):
             low, high = self.numbers
             if not is_finite(value) or not low <= value <= high:
                 raise ValueError(
-                    f"{name} must be a number from {low:g} to {high:g}, got {value!r}"
+                    f"{name} must be a number from {low:g} to {high:g}, got {shown(value)}"
                 )
             return
 
-        # Compared together with the type, since 0 equals False.
+        # Compared together with the type, since 0 equals False, and arrays have no single answer.
         accepted = (self.default, *self.values)
-        known = [(type(choice), choice) for choice in accepted]
-        if (type(value), value) not in known:
+        if not any(type(value) is type(known) and value == known for known in accepted):
             if self.hint:
-                raise ValueError(f"{name}={value!r} is not supported; {self.hint}")
+                raise ValueError(f"{name}={shown(value)} is not supported; {self.hint}")
             allowed = " or ".join(map(repr, accepted))
-            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+            raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 State = TypeVar("State", bound=SchedulerState)
@@ -163,10 +179,27 @@ class Scheduler(abc.ABC, Generic[State]):
     def add_noise(self, state: State, original: jax.Array, noise: jax.Array) -> jax.Array:
         """Returns `original` with noise added, at the state's level."""
 
-    def init_sample(self, state: State, noise: jax.Array) -> jax.Array:
-        """Returns the sample at the state's first level, from standard normal noise `[B, ...]`."""
+    def first_scale(self, state: State) -> Any:
+        """Returns the standard deviation of the first sample, f32[] or a number."""
         del state
-        return combine((self.init_noise_sigma, noise))
+        return self.init_noise_sigma
+
+    def init_sample(self, state: State, noise: jax.Array) -> jax.Array:
+        """Returns the sample at the state's first level, from standard normal noise `[B, ...]`.
+
+        Raises:
+            ValueError: if the state is not this scheduler's, or the noise no floats.
+        """
+        self.check_state(state)
+        return combine((self.first_scale(state), as_floats("noise", noise)))
+
+    def check_state(self, state: Any) -> None:
+        """Raises ValueError for what is not a state of this scheduler."""
+        if not isinstance(state, SchedulerState):
+            raise ValueError(
+                "state must be what set_timesteps returns, "
+                f"got {shown(state)}; begin with scheduler.set_timesteps(...)"
+            )
 
     def prepare(self, state: State, sample: jax.Array) -> State:
         """Allocates `state.memory` for samples of this shape, before the first step."""
@@ -196,10 +229,11 @@ class Scheduler(abc.ABC, Generic[State]):
             The state, and the sample `dtype[shape]` at its first level.
 
         Raises:
-            ValueError: for a wrong key or shape.
+            ValueError: for a wrong key, state, shape or dtype.
         """
-        check_sample_shape(shape)
-        check_floating("dtype", dtype)
+        self.check_state(state)
+        shape = check_sample_shape(shape)
+        dtype = floating_dtype("dtype", dtype)
         keys = sample_keys(key, shape[0])
 
         # Noise of level 0; a step draws that of the level at which it arrives.
@@ -228,21 +262,19 @@ class Scheduler(abc.ABC, Generic[State]):
             The model output, `[B, ...]`.
 
         Raises:
-            ValueError: if the network returns anything but an array.
+            ValueError: for arguments of the wrong kind or shape, or a network that cannot be called
+                with them or returns anything but floats in the shape of the sample.
         """
-        # Networks take one time per sample, f32[B].
-        times = [
-            jnp.broadcast_to(time, sample.shape[:1]) for time in self.time_inputs(state)
-        ]
-        model_output = apply_fn(params, self.scale_input(state, sample), *times, **cond)
+        check_network(apply_fn)
+        self.check_state(state)
+        sample = as_samples("sample", sample)
+        scaled = self.scale_input(state, sample)
 
-        # Some networks return (output, auxiliary), which would fail far from here.
-        if not hasattr(model_output, "shape"):
-            kind = type(model_output).__name__
-            raise ValueError(
-                f"apply_fn must return one array, the model output, got a {kind}"
-            )
-        return model_output
+        # Networks take one time per sample, f32[B].
+        times = tuple(
+            jnp.broadcast_to(time, sample.shape[:1]) for time in self.time_inputs(state)
+        )
+        return call_network(apply_fn, params, scaled, times, cond)
 
     def step(
         self,
@@ -266,15 +298,21 @@ class Scheduler(abc.ABC, Generic[State]):
             The state of the next step, and `StepOutput(prev_sample, denoised)`.
 
         Raises:
-            ValueError: for a wrong key, differing shapes, or a run that has already ended.
+            ValueError: for a wrong key or state, samples that are no floats, differing shapes, or a
+                run that has already ended.
         """
+        self.check_state(state)
         check_not_finished(state)
+        sample = as_samples("sample", sample)
+        model_output = as_floats("model_output", model_output)
+        check_shapes(model_output=model_output, sample=sample)
+        check_constraint(constrain)
 
         # The x0 estimate, `[B, ...]`, as the constraint allows it.
         denoised = self.denoise(state, model_output, sample)
         if constrain is not None:
             estimate = denoised
-            denoised = constrain(estimate)
+            denoised = as_floats("constrain's result", constrain(estimate))
             check_shapes(constrained=denoised, denoised=estimate)
             denoised = denoised.astype(estimate.dtype)
 
@@ -303,8 +341,10 @@ class Scheduler(abc.ABC, Generic[State]):
             config: options by name; names that begin with `_` are diffusers' metadata, and ignored.
 
         Raises:
-            ValueError: for an unknown option, or a value out of its domain.
+            ValueError: if `config` is no mapping of names, for an unknown option, or a value out of
+                its domain.
         """
+        check_config(config)
         fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         file_options = inherited(cls, "_file_options")
         known = [*fields, *file_options]
@@ -326,12 +366,35 @@ class Scheduler(abc.ABC, Generic[State]):
         return from_json(cls, values)
 
 
-def check_sample_shape(shape: Sequence[int]) -> None:
-    """Raises ValueError unless `shape` is `(B, ...)` with sizes of at least 1."""
-    if not shape or not all(is_int(size, 1) for size in shape):
+def check_config(config: Any) -> None:
+    """Raises ValueError unless a scheduler's configuration maps names to values."""
+    named = isinstance(config, Mapping) and all(isinstance(name, str) for name in config)
+    if not named:
         raise ValueError(
-            f"shape must be (B, ...) with sizes of at least 1, got {tuple(shape)}; "
+            f"config must map the names of options to values, got {shown(config)}"
+        )
+
+
+def check_sample_shape(shape: Any) -> tuple[int, ...]:
+    """Returns a shape as a tuple; raises ValueError unless it is `(B, ...)`, sizes at least 1."""
+    try:
+        sizes = tuple(shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or not all(is_int(size, 1, LARGEST) for size in sizes):
+        raise ValueError(
+            f"shape must be (B, ...) with sizes of at least 1, got {shown(shape)}; "
             "a single sample is (1, ...)"
+        )
+    return tuple(int(size) for size in sizes)
+
+
+def check_constraint(constrain: Any) -> None:
+    """Raises ValueError unless `constrain` is a function or None."""
+    if constrain is not None and not callable(constrain):
+        raise ValueError(
+            "constrain must be a function x0 -> x0, such as what inpaint(image, mask) returns, "
+            f"got {shown(constrain)}"
         )
 
 
@@ -339,7 +402,7 @@ def check_not_finished(state: SchedulerState) -> None:
     """Raises ValueError if the run is known to have taken all its steps."""
     # Within a scan the index is traced. A vmapped state has an index for each run, hence `any`.
     index = concrete(state.step_index)
-    if index is not None and np.any(index >= state.num_steps):
+    if index is not None and np.any((index < 0) | (index >= state.num_steps)):
         raise ValueError(
             f"state.step_index is {index} but the run has {state.num_steps} steps; "
             "call set_timesteps again"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import combine
+from cmjax.arrays import as_reals
 from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import CONSISTENCY_TIME_FACTOR
 from cmjax.schedulers.levels import (
@@ -92,10 +92,10 @@ class CMStochasticIterativeScheduler(TableScheduler):
         """Standard deviation of the initial noise, `sigma_max`."""
         return self.sigma_max
 
-    def init_sample(self, state: TableState, noise: jax.Array) -> jax.Array:
-        """Returns `sigma noise` at the first level, which may be below sigma_max."""
+    def first_scale(self, state: TableState) -> jax.Array:
+        """Returns sigma of the first level, which may be below sigma_max, f32[]."""
         # Noise alone: the data's own variance is left out, as in the reference.
-        return combine((state.sigma, noise))
+        return state.sigma
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the noise levels of a run, ending at sigma_min."""
@@ -141,6 +141,7 @@ class CMStochasticIterativeScheduler(TableScheduler):
 
     def get_scalings(self, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns EDM's `(c_skip, c_out)` (Karras et al. 2022, table 1)."""
+        sigma = as_reals("sigma", sigma)
         _, c_skip, c_out = self.parametrization.without_boundary().scalings(1.0, sigma)
         return c_skip, c_out
 
@@ -150,12 +151,12 @@ class CMStochasticIterativeScheduler(TableScheduler):
         """Returns `(c_skip, c_out)` with f(x, sigma_min) = x (Song et al. 2023, appendix C)."""
         # Not self.parametrization, which in subclasses may have no boundary.
         boundary = EDM(self.sigma_data, self.sigma_min)
-        _, c_skip, c_out = boundary.scalings(1.0, sigma)
+        _, c_skip, c_out = boundary.scalings(1.0, as_reals("sigma", sigma))
         return c_skip, c_out
 
     def sigma_to_t(self, sigma: jax.Array) -> jax.Array:
         """Returns the network's time, `1000 * 0.25 * log(sigma + 1e-44)`, shaped as `sigma`."""
-        return self.parametrization.time(sigma)
+        return self.parametrization.time(as_reals("sigma", sigma))
 
 
 def check_sigma_order(sigma_min: float, sigma_max: float) -> None:

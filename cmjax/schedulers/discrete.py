@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import concrete
-from cmjax.configs import is_finite
+from cmjax.arrays import as_array, concrete
+from cmjax.configs import is_finite, shown
 from cmjax.parametrization import Discrete
 from cmjax.parametrization.betas import BETA_SCHEDULES
 from cmjax.parametrization.discrete import PREDICTION_TYPES
@@ -98,7 +98,7 @@ def check_betas(betas: Any, num: int) -> None:
     valid = isinstance(betas, tuple) and len(betas) == num
     if not valid or not all(is_finite(beta) and 0 < beta < 1 for beta in betas):
         raise ValueError(
-            f"trained_betas must be a tuple of {num} numbers between 0 and 1, got {betas!r}"
+            f"trained_betas must be a tuple of {num} numbers between 0 and 1, got {shown(betas)}"
         )
 
 
@@ -147,7 +147,7 @@ def check_signal(scheduler: Any, times: Any) -> None:
 
     There `x0 = (x - sigma F) / alpha` would divide by alpha = 0.
     """
-    known = concrete(times)
+    known = concrete(as_array("timesteps", times))
     if scheduler.prediction_type != "epsilon" or known is None:
         return
 

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import combine
 from cmjax.parametrization import DiscreteExploding
 from cmjax.schedulers.base import FileOption
 from cmjax.schedulers.discrete import (
@@ -104,13 +103,13 @@ class DiscreteSigmasScheduler(TableScheduler):
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial noise at the last training time."""
-        return self._first_scale(self.sigma_range[1])
+        return self._scale_at(self.sigma_range[1])
 
-    def init_sample(self, state: TableState, noise: jax.Array) -> jax.Array:
-        """Returns the sample at the state's first level, from standard normal noise `[B, ...]`."""
-        return combine((self._first_scale(state.sigma), noise))
+    def first_scale(self, state: TableState) -> jax.Array:
+        """Returns the standard deviation of the first sample, f32[]."""
+        return self._scale_at(state.sigma)
 
-    def _first_scale(self, sigma):
+    def _scale_at(self, sigma):
         """Standard deviation of the first sample: as in diffusers it depends on the spacing."""
         # "leading" times start below the last training time, where data still count: data of
         # variance 1 and noise together have sqrt(sigma^2 + 1).

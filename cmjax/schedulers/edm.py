@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import combine
 from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import EDM_TIME_FACTOR
 from cmjax.schedulers.base import FileOption
@@ -92,9 +91,9 @@ class EDMScheduler(TableScheduler):
         """Standard deviation of noise plus data at the highest level, `sqrt(sigma_max^2 + 1)`."""
         return math.sqrt(self.sigma_max**2 + 1)
 
-    def init_sample(self, state: TableState, noise: jax.Array) -> jax.Array:
-        """Returns `sqrt(sigma^2 + 1) noise` at the first level, which may be below sigma_max."""
-        return combine((jnp.sqrt(jnp.square(state.sigma) + 1), noise))
+    def first_scale(self, state: TableState) -> jax.Array:
+        """Returns `sqrt(sigma^2 + 1)` of the first level, which may be below sigma_max, f32[]."""
+        return jnp.sqrt(jnp.square(state.sigma) + 1)
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the noise levels of the solver's steps, and of the end."""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.configs import is_finite
+from cmjax.configs import is_finite, shown
 from cmjax.schedulers.base import FileOption
 from cmjax.schedulers.discrete_sigmas import BETA_SIGMAS_OPTION, check_one_grid
 from cmjax.schedulers.flow import FlowScheduler, shifted
@@ -72,7 +72,7 @@ class FlowMatchLCMScheduler(FlowScheduler):
         terminal = self.shift_terminal
         if terminal is not None and not (is_finite(terminal) and 0 < terminal < 1):
             raise ValueError(
-                f"shift_terminal must be a number between 0 and 1, or null, got {terminal!r}"
+                f"shift_terminal must be a number between 0 and 1, or null, got {shown(terminal)}"
             )
 
     def levels(self, name: str, value: Any) -> Levels:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import combine
-from cmjax.configs import is_finite
+from cmjax.arrays import as_reals, combine
+from cmjax.configs import is_finite, shown
 from cmjax.schedulers.base import FileOption
 from cmjax.schedulers.bounds import BOUND_DOMAINS, bounded
 from cmjax.schedulers.discrete import SPACINGS, DiscreteScheduler, explicit_times
@@ -102,6 +102,8 @@ class LCMScheduler(DiscreteScheduler):
         Raises:
             ValueError: if not exactly one is given, or for values that break these rules.
         """
+        check_strength(strength)
+
         # A lower start amounts to explicit times: those of the lower part of the grid.
         if strength != 1:
             given = {"timesteps": timesteps, "sigmas": sigmas}
@@ -132,17 +134,17 @@ class LCMScheduler(DiscreteScheduler):
     ) -> jax.Array:
         """Returns f(x, t), `[B, ...]`: the bounded x0 estimate with the boundary condition."""
         # On top of the network's own scalings: x0 first, as the prediction type says, then f.
+        denoised = super().denoise(state, model_output, sample)
         time = state.timesteps[state.step_index]
         c_skip, c_out = self.get_scalings_for_boundary_condition(time)
-        denoised = super().denoise(state, model_output, sample)
-        return combine((c_out, denoised), (c_skip, sample))
+        return combine((c_out, denoised), (c_skip, jnp.asarray(sample)))
 
     def get_scalings_for_boundary_condition(
         self, timestep: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (c_skip, c_out) with f(x, 0) = x, in the shape of `timestep` (section 4.1)."""
         # EDM's scalings with the scaled time for sigma.
-        t = timestep * self.timestep_scaling
+        t = as_reals("timestep", timestep) * self.timestep_scaling
         total = jnp.square(t) + _SIGMA_DATA**2
         return _SIGMA_DATA**2 / total, t / jnp.sqrt(total)
 
@@ -172,6 +174,14 @@ def distilled_times(scheduler: Any, name: str, value: Any) -> jax.Array:
     return explicit_times(scheduler, name, value)
 
 
+def check_strength(strength: Any) -> None:
+    """Raises ValueError unless `strength` is in (0, 1]."""
+    if not is_finite(strength) or not 0 < strength <= 1:
+        raise ValueError(
+            f"strength must be a number above 0 and at most 1, got {shown(strength)}"
+        )
+
+
 def starting_lower(
     scheduler: Any, num_inference_steps: int | None, strength: float, **others: Any
 ) -> np.ndarray:
@@ -184,12 +194,8 @@ def starting_lower(
         **others: the other arguments of `set_timesteps`, which strength excludes.
 
     Raises:
-        ValueError: for a strength outside (0, 1], or without `num_inference_steps`.
+        ValueError: without `num_inference_steps`.
     """
-    if not is_finite(strength) or not 0 < strength <= 1:
-        raise ValueError(
-            f"strength must be a number above 0 and at most 1, got {strength!r}"
-        )
     if num_inference_steps is None or any(value is not None for value in others.values()):
         raise ValueError(
             "strength shortens num_inference_steps; with timesteps, start the list lower instead"

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import concrete
-from cmjax.configs import is_int
+from cmjax.arrays import as_array, concrete
+from cmjax.configs import is_int, shown
 from cmjax.parametrization import Parametrization
 
 # The largest `num_inference_steps` where no training grid limits it.
@@ -121,7 +121,7 @@ def check_num_steps(n: Any, most: int, limit: str = "", hint: str = "") -> int:
     if not is_int(n, 1) or n > most:
         largest = f"{limit}={most}" if limit else f"{most}"
         raise ValueError(
-            f"num_inference_steps must be an integer from 1 to {largest}, got {n!r}{hint}"
+            f"num_inference_steps must be an integer from 1 to {largest}, got {shown(n)}{hint}"
         )
     return int(n)
 
@@ -149,19 +149,19 @@ def parse_levels(
         ValueError: unless they are a list of numbers in [low, high], in strictly descending order.
     """
     # Shape and dtype are known of traced arrays, too.
-    array = values if hasattr(values, "dtype") else np.asarray(values)
+    array = as_array(name, values)
     is_number = jnp.issubdtype(array.dtype, jnp.integer)
     if not integers:
         is_number = is_number or jnp.issubdtype(array.dtype, jnp.floating)
     if np.ndim(array) != 1 or not is_number:
         kind = "integers" if integers else "numbers"
-        raise ValueError(f"{name} must be a list of {kind}, got {values!r}{hint}")
+        raise ValueError(f"{name} must be a list of {kind}, got {shown(values)}{hint}")
 
     # The values are known outside of jit only.
     known = concrete(array)
     if known is not None:
         _check_descending(name, known, low, high)
-    return jnp.asarray(array).astype(jnp.float32)
+    return jnp.asarray(array.astype(jnp.float32))
 
 
 def _check_descending(name: str, values: np.ndarray, low: float, high: float) -> None:
@@ -173,8 +173,12 @@ def _check_descending(name: str, values: np.ndarray, low: float, high: float) ->
         rounded = np.float32(values)
     inside = (np.float32(low) <= rounded) & (rounded <= np.float32(high))
     if rounded.size == 0 or not np.all(inside):  # NaN is not inside
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {values.tolist()}")
+        raise ValueError(
+            f"{name} must lie in [{low:g}, {high:g}], got {shown(values.tolist())}"
+        )
 
     # Two levels that are equal in float32 would be a step from a level to itself.
     if np.any(np.diff(rounded) >= 0):
-        raise ValueError(f"{name} must be strictly descending, got {values.tolist()}")
+        raise ValueError(
+            f"{name} must be strictly descending, got {shown(values.tolist())}"
+        )

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
-from cmjax.configs import did_you_mean
+from cmjax.configs import did_you_mean, shown
 from cmjax.schedulers.ancestral import (
     EDMEulerAncestralScheduler,
     EulerAncestralDiscreteScheduler,
 )
-from cmjax.schedulers.base import Scheduler
+from cmjax.schedulers.base import Scheduler, check_config
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.ddim import DDIMScheduler
@@ -56,9 +56,10 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
         config: `scheduler.to_config()`, or the content of a diffusers `scheduler_config.json`.
 
     Raises:
-        ValueError: if `_class_name` is missing or unknown, or an option is unknown or out of its
-            domain.
+        ValueError: if `config` is no mapping of names, `_class_name` is missing or unknown, or an
+            option is unknown or out of its domain.
     """
+    check_config(config)
     return _by_name(config.get("_class_name")).from_config(config)
 
 
@@ -94,6 +95,6 @@ def _by_name(name: Any) -> type[Scheduler]:
     """The registered scheduler of that name."""
     if not isinstance(name, str) or name not in SCHEDULERS:
         raise ValueError(
-            f"config['_class_name'] is {name!r}{did_you_mean(name, list(SCHEDULERS))}"
+            f"config['_class_name'] is {shown(name)}{did_you_mean(name, list(SCHEDULERS))}"
         )
     return SCHEDULERS[name]

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import at_least_float32, check_shapes, combine
-from cmjax.configs import check_options
+from cmjax.arrays import as_floats, at_least_float32, check_shapes, combine
+from cmjax.configs import check_options, shown
 from cmjax.parametrization import Parametrization, Scalings
 from cmjax.schedulers.base import Scheduler, SchedulerState, check_not_finished
 from cmjax.schedulers.levels import Levels, exactly_one
@@ -75,13 +75,13 @@ class TableState(SchedulerState):
         alphas: f32[N+1], signal level of each call, then the level where sampling ends.
         scalings: the columns c_in, c_skip and c_out, f32[N] each.
         weights: the columns of the step, f32[N] each.
-        kind: name of the class of the scheduler that made it; static.
+        scheduler: the scheduler that made it; static.
     """
 
     alphas: jax.Array
     scalings: Scalings
     weights: Weights
-    kind: str = dataclasses.field(metadata={"static": True})
+    scheduler: "TableScheduler" = dataclasses.field(metadata={"static": True})
 
     @property
     def alpha(self) -> jax.Array:
@@ -201,26 +201,42 @@ class TableScheduler(Scheduler[TableState]):
             timesteps=calls.times.astype(jnp.float32),
             step_index=jnp.zeros((), jnp.int32),
             memory=Memory(),
-            kind=type(self).__name__,
+            scheduler=self,
             alphas=calls.alphas.astype(jnp.float32),
             scalings=jax.tree.map(column, scalings),
             weights=jax.tree.map(column, weights),
         )
 
+    def check_state(self, state: Any) -> None:
+        """Raises ValueError for a state that this scheduler, with these options, has not made."""
+        super().check_state(state)
+        if not isinstance(state, TableState):
+            raise ValueError(f"state must be a TableState, got a {type(state).__name__}")
+        if state.scheduler != self:
+            raise ValueError(
+                f"state was made by {_difference(state.scheduler, self)}; "
+                "pass what its own set_timesteps returns"
+            )
+
     def prepare(self, state: TableState, sample: jax.Array) -> TableState:
         """Allocates the memory: zeros, to which the first rows give the weight 0."""
+        sample = as_floats("sample", sample)
 
         def allocate(column):
             del column
             return jnp.zeros_like(sample)
 
         # One array like the sample for each column of earlier calls, None for absent columns.
+        self.check_state(state)
         weights = state.weights
         remembered = Memory(weights.earlier_x0, weights.last_sample, weights.last_noise)
         return state.replace(memory=jax.tree.map(allocate, remembered))
 
     def scale_input(self, state: TableState, sample: jax.Array) -> jax.Array:
         """Returns the network's input, `c_in x`, `[B, ...]` in the sample's dtype."""
+        self.check_state(state)
+        check_not_finished(state)
+        sample = as_floats("sample", sample)
         return combine((state.scalings.c_in[state.step_index], sample))
 
     def denoise(
@@ -234,7 +250,8 @@ class TableScheduler(Scheduler[TableState]):
             sample: the sample at this level, `[B, ...]`; its dtype is kept.
 
         Raises:
-            ValueError: if the shapes differ.
+            ValueError: if the shapes differ, arrays hold no floats, or the state is another
+                scheduler's.
         """
         return self.bound(self.estimate(state, model_output, sample))
 
@@ -242,6 +259,10 @@ class TableScheduler(Scheduler[TableState]):
         self, state: TableState, model_output: jax.Array, sample: jax.Array
     ) -> jax.Array:
         """Returns `c_skip x + c_out model_output`, the x0 estimate before it is bounded."""
+        self.check_state(state)
+        check_not_finished(state)
+        model_output = as_floats("model_output", model_output)
+        sample = as_floats("sample", sample)
         check_shapes(model_output=model_output, sample=sample)
         c_skip = state.scalings.c_skip[state.step_index]
         c_out = state.scalings.c_out[state.step_index]
@@ -262,14 +283,13 @@ class TableScheduler(Scheduler[TableState]):
             The state of the next step, and the sample `[B, ...]` at its level.
 
         Raises:
-            ValueError: if the shapes differ, the run has already ended, the state is another
-                scheduler's, or memory is not allocated.
+            ValueError: if the shapes differ, arrays hold no floats, the run has already ended, the
+                state is another scheduler's, or memory is not allocated.
         """
-        if state.kind != type(self).__name__:
-            raise ValueError(
-                f"state was made by a {state.kind}, but this is a {type(self).__name__}; "
-                "pass what its own set_timesteps returns"
-            )
+        self.check_state(state)
+        sample = as_floats("sample", sample)
+        denoised = as_floats("denoised", denoised)
+        noise = as_floats("noise", noise)
         weights = state.weights
         memory = state.memory
         remembered = {
@@ -313,10 +333,29 @@ class TableScheduler(Scheduler[TableState]):
         """Returns `alpha original + sigma noise` at the state's current level, `[B, ...]`.
 
         Raises:
-            ValueError: if the shapes differ.
+            ValueError: if the shapes differ, arrays hold no floats, or the state is another
+                scheduler's.
         """
+        self.check_state(state)
+        original = as_floats("original", original)
+        noise = as_floats("noise", noise)
         check_shapes(original=original, noise=noise)
         return combine((state.alpha, original), (state.sigma, noise))
+
+
+def _difference(maker: TableScheduler, other: TableScheduler) -> str:
+    """Returns in words how the scheduler that made a state differs from another one."""
+    kind = type(other).__name__
+    if type(maker) is not type(other):
+        return f"a {type(maker).__name__}, but this is a {kind}"
+
+    # The first option that differs; a long one is cut.
+    for field in dataclasses.fields(maker):
+        theirs = getattr(maker, field.name)
+        ours = getattr(other, field.name)
+        if theirs != ours:
+            return f"a {kind} with {field.name}={shown(theirs)}, but this one has {shown(ours)}"
+    return f"another {kind}"
 
 
 def _check_columns(weights: Any) -> None:

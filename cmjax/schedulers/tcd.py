@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.configs import is_finite
+from cmjax.configs import is_finite, shown
 from cmjax.schedulers.base import FileOption
 from cmjax.schedulers.bounds import bounded
 from cmjax.schedulers.discrete import DiscreteScheduler, noise_between
@@ -15,6 +15,7 @@ from cmjax.schedulers.lcm import (
     DISTILLED_DOMAINS,
     DISTILLED_FILE_OPTIONS,
     check_original_steps,
+    check_strength,
     distilled_times,
     starting_lower,
 )
@@ -89,7 +90,8 @@ class TCDScheduler(DiscreteScheduler):
         etas = self.eta if isinstance(self.eta, tuple) else (self.eta,)
         if not etas or not all(is_finite(eta) and 0 <= eta <= 1 for eta in etas):
             raise ValueError(
-                f"eta must be a number from 0 to 1, or a tuple of one per step, got {self.eta!r}"
+                "eta must be a number from 0 to 1, or a tuple of one per step, "
+                f"got {shown(self.eta)}"
             )
 
     def set_timesteps(
@@ -113,6 +115,8 @@ class TCDScheduler(DiscreteScheduler):
             ValueError: if not exactly one is given, for values that break these rules, or if eta is
                 a tuple of another length than the run.
         """
+        check_strength(strength)
+
         # A lower start amounts to explicit times: those of the lower part of the grid.
         if strength != 1:
             given = {"timesteps": timesteps, "sigmas": sigmas}

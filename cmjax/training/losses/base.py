@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import ApplyFn, combine
-from cmjax.configs import LARGEST, check_options, is_int
+from cmjax.configs import LARGEST, check_options, is_int, shown
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas
 
@@ -191,7 +191,7 @@ def check_total_steps(total_steps: Any) -> None:
     # The curricula divide by it, inside `jit`, where a 0 would become a NaN in silence.
     if not is_int(total_steps, 1, LARGEST):
         raise ValueError(
-            f"total_steps must be an integer of at least 1, got {total_steps!r:.200}"
+            f"total_steps must be an integer of at least 1, got {shown(total_steps)}"
         )
 
 
@@ -199,7 +199,7 @@ def check_metric(metric: Any) -> None:
     """Raises ValueError unless `metric` is a function."""
     if not callable(metric):
         raise ValueError(
-            f"metric must be a function (a, b) -> f32[B], such as losses.L2(), got {metric!r}"
+            f"metric must be a function (a, b) -> f32[B], such as losses.L2(), got {shown(metric)}"
         )
 
 

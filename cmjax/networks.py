@@ -1,0 +1,175 @@
+"""Calling a network: what it is conditioned on and what it returns are checked here, for everybody.
+
+Samplers, editing and losses call networks by `call_network`. Networks know how many classes they
+have by an attribute, so that labels can be checked where their values are known.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.arrays import ApplyFn, as_array, as_floats, as_samples, check_shapes
+from cmjax.configs import shown
+from cmjax.labels import check_class_labels
+
+Network = TypeVar("Network", bound=Callable[..., Any])
+
+
+def call_network(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    times: tuple[jax.Array, ...],
+    cond: Mapping[str, Any] | None = None,
+) -> jax.Array:
+    """Returns `apply_fn(params, x, *times, **cond)`, the model output, `[B, ...]`.
+
+    Args:
+        apply_fn: the network.
+        params: of the network.
+        x: scaled samples, `[B, ...]`.
+        times: the network's times, f32[B] each: one, or two for flow maps.
+        cond: per-sample conditioning.
+
+    Raises:
+        ValueError: for conditioning that is not of this batch or network, if the network cannot be
+            called with these arguments, or if it returns anything but floats in the shape of `x`.
+    """
+    check_network(apply_fn)
+    x = as_samples("x", x)
+    cond = parse_cond(cond, x.shape[0], num_classes(apply_fn))
+    try:
+        output = apply_fn(params, x, *times, **cond)
+    except TypeError as error:
+        _check_arguments(apply_fn, len(times), cond, error)
+        raise
+
+    # Some networks return (output, auxiliary), which would fail far from here.
+    if not hasattr(output, "shape"):
+        kind = type(output).__name__
+        raise ValueError(f"apply_fn must return one array, the model output, got a {kind}")
+    output = as_floats("apply_fn's model_output", output)
+
+    # [B, 1, 1, 1] or a scalar would be broadcast without a word.
+    check_shapes(model_output=output, sample=x)
+    return output
+
+
+def check_network(apply_fn: Any) -> None:
+    """Raises ValueError unless `apply_fn` can be called, as a network must be."""
+    if not callable(apply_fn):
+        raise ValueError(
+            "apply_fn must be a function (params, x, t, **cond) -> model_output, "
+            f"got {shown(apply_fn)}"
+        )
+
+
+def parse_cond(cond: Any, batch: int, classes: int | None = None) -> dict[str, Any]:
+    """Returns the conditioning as pytrees of arrays `[B, ...]`; lists of numbers become arrays.
+
+    Args:
+        cond: names to pytrees of arrays whose leading axis is B, or None.
+        batch: number B of samples.
+        classes: number of the network's classes, of which `class_labels` must be; None if it has
+            none, or they are not known.
+
+    Raises:
+        ValueError: for what is no array, another leading axis, or labels that are no classes.
+    """
+    if cond is None:
+        return {}
+    if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
+        raise ValueError(f"cond must map names to arrays, got {shown(cond)}")
+
+    # Labels first: as arrays of JAX, those beyond 32 bits would be others.
+    labels = cond.get("class_labels")
+    if labels is not None and classes is not None:
+        check_class_labels("cond['class_labels']", labels, classes)
+    return {name: _per_sample(name, value, batch) for name, value in cond.items()}
+
+
+def _per_sample(name, value, batch):
+    """One entry of the conditioning, as a pytree of arrays `[B, ...]`."""
+    array = functools.partial(_array_of_32_bits, f"cond[{name!r}]")
+
+    # A list of B numbers is one array [B], not a tree of B scalars.
+    leaves = jax.tree.leaves(value)
+    if leaves and all(isinstance(leaf, (bool, int, float)) for leaf in leaves):
+        value = array(value)
+    value = jax.tree.map(array, value)
+    for leaf in jax.tree.leaves(value):
+        if leaf.shape[:1] != (batch,):
+            raise ValueError(
+                f"cond[{name!r}] must have the leading axis of the batch, {batch}, "
+                f"got {leaf.shape}"
+            )
+    return value
+
+
+def _array_of_32_bits(name, value):
+    """An array of JAX; raises ValueError for integers that JAX would cut to 32 bits."""
+    # Keys, one per sample, may be conditioned on too.
+    if isinstance(value, jax.Array):
+        return value
+    array = as_array(name, value)
+    cut = np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
+    if array.size and np.issubdtype(cut, np.integer) and cut != array.dtype:
+        limits = np.iinfo(cut)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise ValueError(f"{name} has numbers beyond {cut}, up to {array.max()}")
+    return jnp.asarray(array)
+
+
+def _check_arguments(apply_fn, num_times, cond, error):
+    """Raises a ValueError in place of a TypeError if the network does not take its arguments."""
+    names = ["params", "x", "t", "r"][: 2 + num_times]
+    try:
+        signature = inspect.signature(apply_fn)
+        signature.bind(*names, **cond)
+    except (
+        TypeError,
+        ValueError,
+    ) as mismatch:  # the latter of what is not written in Python
+        call = ", ".join([*names, *(f"{name}=..." for name in cond)])
+        raise ValueError(
+            f"apply_fn must take ({call}), as this sampler and cond have it: {mismatch}"
+        ) from error
+
+
+def with_arguments_of(network: Network, function: Callable[..., Any]) -> Network:
+    """Returns a function `(params, ...)` with the arguments of the module that it calls.
+
+    `inspect.signature` then shows these, by which errors say what a network takes.
+    """
+    try:
+        own = inspect.signature(function)
+        params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)
+        signature = own.replace(parameters=[params, *own.parameters.values()])
+    except Exception:
+        # Of no arguments, or one named `params`, or an object that cannot be looked at.
+        return network
+    network.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    return network
+
+
+def num_classes(apply_fn: ApplyFn) -> int | None:
+    """Returns the number of a network's classes; None if it has none, or they are not known."""
+    return getattr(apply_fn, "num_classes", None)
+
+
+def with_classes_of(apply_fn: ApplyFn, network: Network) -> Network:
+    """Returns `network`, a function that calls `apply_fn`, with the number of its classes."""
+    return with_classes(network, num_classes(apply_fn))
+
+
+def with_classes(network: Network, classes: int | None) -> Network:
+    """Returns a function that is a network, with the number of its classes."""
+    # An attribute, which `jax.jit` and `functools.wraps` hand on.
+    if classes is not None:
+        network.num_classes = classes  # pyright: ignore[reportFunctionMemberAccess]
+    return network

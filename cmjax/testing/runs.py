@@ -1,0 +1,41 @@
+"""What the checks run: a network, the start of a run, and a step of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.arrays import combine
+from cmjax.schedulers.base import Scheduler, SchedulerState
+
+# Of the samples in these checks. The sizes differ, so that mixed-up axes fail.
+SHAPE = (4, 3, 2)
+
+
+def network(params: None, x: jax.Array, *times: jax.Array) -> jax.Array:
+    """A network that depends on all of its inputs, each sample on its own."""
+    del params
+
+    # Bounded in x, so that long runs stay finite; times reach a thousand, hence the small factor.
+    return combine((0.3, jnp.sin(x)), *((1e-4 * t, jnp.ones_like(x)) for t in times))
+
+
+def start(
+    scheduler: Scheduler, num_steps: int, dtype: Any = jnp.float32
+) -> tuple[SchedulerState, jax.Array]:
+    """The state at the start of a run, and a first sample `dtype[SHAPE]`."""
+    state = set_timesteps(scheduler, num_steps)
+    return scheduler.init(jax.random.key(7), state, SHAPE, dtype)
+
+
+def set_timesteps(scheduler: Scheduler, num_steps: int) -> SchedulerState:
+    """The state of a run, made by one compiled program."""
+    # Eagerly, each operation would be compiled on its own, which takes longer.
+    return jax.jit(lambda: scheduler.set_timesteps(num_steps))()
+
+
+def one_step(
+    scheduler: Scheduler, key: jax.Array, state: SchedulerState, x: jax.Array
+) -> Any:
+    """The next state, and the output of the step, with `network`."""
+    return scheduler.step(key, state, scheduler.predict(network, None, state, x), x)
