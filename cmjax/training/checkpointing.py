@@ -5,10 +5,12 @@ Each holds a digest of its arrays, so that a damaged one is never taken for anot
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +24,7 @@ from cmjax.training.trainer import TrainState
 STATE = "default"  # Orbax's name of the folder of the arrays in a checkpoint's
 DIGEST = "digest"  # name of the digest among the arrays of a checkpoint
 DIGEST_SIZE = 16  # bytes
+SETTLING = 0.2  # seconds for the threads that read a checkpoint to end after an error
 
 
 class Checkpoints:
@@ -115,22 +118,16 @@ class Checkpoints:
         if not (self.folder / str(step) / STATE).is_dir():
             raise self._damaged(step, "it holds no training state")
 
-        # Orbax and the libraries below it raise errors of any kind where a file is damaged.
-        try:
-            with _without_orbax_messages():
-                found_shapes = _shapes_by_path(self._manager.item_metadata(step))
-        except Exception as error:
-            raise self._damaged(step, _first_line(error)) from None
-
         # Shapes are compared before any array is read, so that the error can name the array that
         # differs and say what to do.
+        found_shapes, why = _attempt(lambda: _shapes_by_path(self._manager.item_metadata(step)))
+        if why is not None:
+            raise self._damaged(step, why)
         self._check_shapes(step, found_shapes, _shapes_by_path(wanted))
-        try:
-            with _without_orbax_messages():
-                args = ocp.args.StandardRestore(wanted)
-                restored = dict(self._manager.restore(step, args=args))
-        except Exception as error:
-            raise self._damaged(step, _first_line(error)) from None
+        args = ocp.args.StandardRestore(wanted)
+        restored, why = _attempt(lambda: dict(self._manager.restore(step, args=args)))
+        if why is not None:
+            raise self._damaged(step, why)
 
         # Files may be readable and yet hold other numbers, or those of another step.
         digest = np.asarray(restored.pop(DIGEST))
@@ -172,18 +169,37 @@ class Checkpoints:
         )
 
 
+def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Returns (what `read` returns, None), or (None, why it failed)."""
+    with _without_orbax_messages():
+        # Orbax and the libraries below it raise errors of any kind where a file is damaged.
+        try:
+            return read(), None
+        except Exception as error:
+            why = _first_line(error)
+
+        # Each array has a task that complains when it is collected, which is now that the error and
+        # its traceback are gone; the threads that still read have a moment to end.
+        gc.collect()
+        time.sleep(SETTLING)
+        gc.collect()
+    return None, why
+
+
 @contextlib.contextmanager
 def _without_orbax_messages() -> Iterator[None]:
     """Keeps pages of log and of ignored exceptions from the screen, where an error says it all."""
-    logger = logging.getLogger("absl")
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
     hook = sys.unraisablehook
-    logger.setLevel(logging.CRITICAL)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         sys.unraisablehook = hook
 
 

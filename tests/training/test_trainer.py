@@ -251,7 +251,8 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         checkpoints.wait()
         other = start(train_step, size=3)
         with pytest.raises(
-            ValueError, match=r"another run, or damaged: ema/0/bias has shape \(2,\).*has shape \(3,\)"
+            ValueError,
+            match=r"another run, or damaged: ema/0/bias has shape \(2,\).*has shape \(3,\)",
         ):
             checkpoints.restore(other)
         with pytest.raises(
