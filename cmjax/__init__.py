@@ -29,6 +29,8 @@ _SUBMODULES = (
     "models",
     "networks",
     "parametrization",
+    "processes",
+    "progress",
     "random",
     "registry",
     "sampling",

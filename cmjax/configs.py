@@ -147,7 +147,9 @@ def is_finite(value: Any, low: float | None = None, high: float | None = None) -
     ):
         return False
 
-    # Not `math.isfinite`, which raises for integers that are larger than any float.
+    # Not `math.isfinite`, which raises for integers that are larger than any float. NumPy's float32
+    # would overflow in the comparison.
+    value = value.item() if isinstance(value, np.generic) else value
     largest = sys.float_info.max
     return bool(-largest <= value <= largest) and _within(value, low, high)
 

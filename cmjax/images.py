@@ -3,8 +3,9 @@
 All arguments that are arrays may be of NumPy or of JAX.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from cmjax.arrays import as_array, as_numpy, check_pixels, concrete, is_floating
 from cmjax.configs import LARGEST, is_int, shown
-from cmjax.files import replacing
+from cmjax.files import check_regular, replacing
 from cmjax.image_files import ImageSet, picture_of, write_npz, write_png_folder
 
 MARGIN = 4  # pixels around every tile of a grid
 CAPTION = 16  # height in pixels of the caption above a tile
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode by number of channels
+MODES_READ = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")  # of pictures of 8 bits
 LARGEST_PICTURE = (
     2**26
 )  # pixels; a small file can declare a huge picture and exhaust the memory
@@ -31,7 +33,7 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
 
     Args:
         path: a PNG, JPEG or other still picture of 8 bits per channel, gray or colour, without
-            transparency.
+            transparency: wholly opaque.
         channels: 1 for gray or 3 for colour; pictures of the other kind are converted.
 
     Returns:
@@ -40,16 +42,35 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
     Raises:
         ValueError: if the file cannot be read or is of another kind. The message names it.
     """
-    path = _as_path("path", path)
     if not is_int(channels) or channels not in MODES:
         raise ValueError(f"channels must be 1 or 3, got {shown(channels)}")
+    with _open_picture(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        pixels = np.asarray(upright.convert(MODES[channels]))
+        return pixels.reshape(upright.height, upright.width, channels)
+
+
+def check_picture(path: str | Path, *, whole: bool) -> None:
+    """Checks that `read_image` takes a file: by its header, or by all of its pixels if `whole`.
+
+    Raises:
+        ValueError: as `read_image` does.
+    """
+    with _open_picture(path) as image:
+        if whole:
+            image.load()
+
+
+@contextlib.contextmanager
+def _open_picture(path: str | Path) -> Iterator[Image.Image]:
+    """Opens a picture that can be converted to 8 bits without a change that goes unnoticed."""
+    path = _as_path("path", path)
     try:
+        check_regular(path)
+        # `open` reads only the header, so that huge pictures are refused before decoding.
         with Image.open(path) as image:
-            # `open` reads only the header, so that huge pictures are refused before decoding.
-            _check_picture(path, image)
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.asarray(upright.convert(MODES[channels]))
-            return pixels.reshape(upright.height, upright.width, channels)
+            _check_kind(path, image)
+            yield image
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not a picture that can be read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -58,17 +79,22 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
         raise ValueError(f"cannot read {path}: {reason}") from None
 
 
-def _check_picture(path: str | Path, image: Image.Image) -> None:
+def _check_kind(path: str | Path, image: Image.Image) -> None:
     """Raises ValueError for pictures that a conversion to 8 bits would change silently."""
-    if getattr(image, "n_frames", 1) > 1:
+    # MPO is a JPEG of a phone: its further pictures are previews and the like, not an animation.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise ValueError(f"{path} is animated; save one frame as a picture")
-    if image.has_transparency_data:
-        raise ValueError(f"{path} has transparency; flatten it onto a background first")
-    if image.mode not in ("1", "L", "P", "RGB"):
+    if image.mode not in MODES_READ:
         raise ValueError(f"{path} is {image.mode}, not 8-bit gray or RGB; convert it first")
     if image.width * image.height > LARGEST_PICTURE:
         size = f"{image.width}x{image.height}"
         raise ValueError(f"{path} has {size} pixels; make it smaller first")
+
+    # Only now, since it decodes the picture: an alpha channel may be opaque everywhere.
+    if image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        if alpha.min() < 255:
+            raise ValueError(f"{path} has transparency; flatten it onto a background first")
 
 
 def center_crop_resize(image: ArrayLike, size: int) -> np.ndarray:

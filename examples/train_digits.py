@@ -9,7 +9,6 @@ checkpoints and a `model` for `cmjax sample --model`. The bundled model was trai
 PROVENANCE.md and adversarial_digits.py.
 """
 
-import sys
 from pathlib import Path
 
 import click
@@ -57,12 +56,8 @@ def main(source, out, denoiser_steps, steps, batch_size, seed):
         # A short trial run must not be over before its warm-up is.
         settings["optimizer.warmup_steps"] = min(100, settings["run.steps"] // 2)
 
-        # Interrupted: stop here, with the exit status of Ctrl-C, rather than start the next stage.
-        is_finished = run.train(
-            read_config(HERE / config, settings.items()), folder, report=click.echo
-        )
-        if not is_finished:
-            sys.exit(130)
+        # Ctrl-C saves the run and then ends this program: the next stage does not start.
+        run.train(read_config(HERE / config, settings.items()), folder, report=click.echo)
     click.echo(f"cmjax sample --model {folder / 'model'}")
 
 

@@ -71,11 +71,11 @@ def train(
 
     # The same name every time, so that the same command finds its run again.
     out = out or Path("runs") / Path(config).stem
-    is_finished = run.train(
+    trained = run.train_until_stopped(
         train_config, out, quiet=quiet, report=lambda text: click.echo(text, err=True)
     )
     # An interrupted run has saved its state: the exit code says that it is not done yet.
-    if not is_finished:
+    if not trained.is_finished:
         click.get_current_context().exit(130)
     if not quiet:
         click.echo(f"model in {out / 'model'}: cmjax sample --model {out / 'model'}")

@@ -1,14 +1,30 @@
-"""Checkpoints of a training run by Orbax: written in the background, whole or not at all."""
+"""Checkpoints of a training run by Orbax: written in the background, whole or not at all.
 
+Each holds a digest of its arrays, so that a damaged one is never taken for another state.
+"""
+
+import contextlib
 import dataclasses
+import gc
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from cmjax.training.trainer import TrainState
+
+STATE = "default"  # Orbax's name of the folder of the arrays in a checkpoint's
+DIGEST = "digest"  # name of the digest among the arrays of a checkpoint
+DIGEST_SIZE = 16  # bytes
+SETTLING = 0.2  # seconds for the threads that read a checkpoint to end after an error
 
 
 class Checkpoints:
@@ -28,17 +44,27 @@ class Checkpoints:
         )
         # With an explicit handler, shapes can be read before the arrays.
         handler = ocp.StandardCheckpointHandler()
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=options, item_handlers=handler
-        )
+        with _without_orbax_messages():
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, item_handlers=handler
+            )
 
     def __enter__(self) -> Self:
         """Returns itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Waits until the last checkpoint is on disk."""
-        self._manager.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        """Waits until the last checkpoint is on disk.
+
+        Raises:
+            OSError: if it could not be written, unless there is an error already.
+        """
+        try:
+            with _without_orbax_messages():
+                self._manager.close()
+        except Exception as error:
+            if kind is None:
+                raise self._write_error(error) from None
 
     def save(self, state: TrainState) -> None:
         """Writes a state in the background; older ones are deleted only once it is complete.
@@ -49,9 +75,11 @@ class Checkpoints:
         try:
             # A copy: the training step donates the state, whose buffers are then reused.
             fields = jax.tree.map(jnp.copy, _fields(state))
-            self._manager.save(int(state.step), args=ocp.args.StandardSave(fields))
+            fields[DIGEST] = _digest(fields)
+            with _without_orbax_messages():
+                self._manager.save(int(state.step), args=ocp.args.StandardSave(fields))
         except (OSError, ValueError) as error:
-            raise self._write_error(error) from error
+            raise self._write_error(error) from None
 
     def wait(self) -> None:
         """Waits until all states are on disk.
@@ -61,10 +89,11 @@ class Checkpoints:
         """
         # Orbax keeps errors of its background thread until they are asked for.
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            with _without_orbax_messages():
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
         except (OSError, ValueError) as error:
-            raise self._write_error(error) from error
+            raise self._write_error(error) from None
 
     def latest(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
@@ -77,25 +106,126 @@ class Checkpoints:
             like: a state with the structure, shapes and devices of the one to restore.
 
         Raises:
-            ValueError: if the checkpoint is of another network, optimizer or loss.
+            ValueError: if the newest checkpoint is damaged, or of another network, optimizer or
+                loss. The message names it, and says which one the run goes on from without it.
         """
         step = self.latest()
         if step is None:
             return like
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
+        wanted[DIGEST] = np.zeros(DIGEST_SIZE, np.uint8)
+
+        if not (self.folder / str(step) / STATE).is_dir():
+            raise self._damaged(step, "it holds no training state")
 
         # Shapes are compared before any array is read, so that the error can name the array that
         # differs and say what to do.
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
-        found_shapes = _shapes_by_path(self._manager.item_metadata(step))
-        _check_shapes(self.folder / str(step), found_shapes, _shapes_by_path(wanted))
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+        found_shapes, why = _attempt(lambda: _shapes_by_path(self._manager.item_metadata(step)))
+        if why is not None:
+            raise self._damaged(step, why)
+        self._check_shapes(step, found_shapes, _shapes_by_path(wanted))
+        args = ocp.args.StandardRestore(wanted)
+        restored, why = _attempt(lambda: dict(self._manager.restore(step, args=args)))
+        if why is not None:
+            raise self._damaged(step, why)
+
+        # Files may be readable and yet hold other numbers, or those of another step.
+        digest = np.asarray(restored.pop(DIGEST))
+        if not np.array_equal(digest, _digest(restored)):
+            raise self._damaged(step, "its arrays do not have their digest")
+        if int(restored["step"]) != step:
+            raise self._damaged(step, f"it holds step {int(restored['step'])}")
         return dataclasses.replace(like, **restored)
+
+    def _check_shapes(self, step, found, wanted):
+        """Raises ValueError, naming the first array whose shape differs or that is missing."""
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) == wanted.get(name):
+                continue
+            has = _shape_or_missing(found, name)
+            needs = _shape_or_missing(wanted, name)
+            raise ValueError(
+                f"the checkpoint {self.folder / str(step)} is of another run, or damaged: {name} "
+                f"{has} there, and {needs} in this one; use the configuration it was made with, or "
+                f"remove it, and the run goes on from {self._before(step)}"
+            )
+
+    def _damaged(self, step, why):
+        """Returns the error for a checkpoint that cannot be used, with the way out."""
+        return ValueError(
+            f"the checkpoint {self.folder / str(step)} is damaged or no checkpoint: {why}; "
+            f"remove it, and the run goes on from {self._before(step)}"
+        )
+
+    def _before(self, step):
+        """Returns in words what the run goes on from without the checkpoint of a step."""
+        earlier = [known for known in self._manager.all_steps() if known < step]
+        return f"step {max(earlier)}" if earlier else "its beginning"
 
     def _write_error(self, error):
         return OSError(
-            f"cannot write a checkpoint in {self.folder}: {error}; "
+            f"cannot write a checkpoint in {self.folder}: {_first_line(error)}; "
             f"the last one is of step {self.latest()}"
         )
+
+
+def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Returns (what `read` returns, None), or (None, why it failed)."""
+    with _without_orbax_messages():
+        # Orbax and the libraries below it raise errors of any kind where a file is damaged.
+        try:
+            return read(), None
+        except Exception as error:
+            why = _first_line(error)
+
+        # Each array has a task that complains when it is collected, which is now that the error and
+        # its traceback are gone; the threads that still read have a moment to end.
+        gc.collect()
+        time.sleep(SETTLING)
+        gc.collect()
+    return None, why
+
+
+@contextlib.contextmanager
+def _without_orbax_messages() -> Iterator[None]:
+    """Keeps pages of log and of ignored exceptions from the screen, where an error says it all."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    hook = sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        sys.unraisablehook = hook
+
+
+def _first_line(error: BaseException) -> str:
+    """Returns the first line of an error, at most 300 characters of it."""
+    # The lines after it, and the specification in brackets, are for TensorStore's authors.
+    lines = str(error).partition(" [tensorstore_spec=")[0].splitlines()
+    return f"{lines[0]:.300}" if lines else type(error).__name__
+
+
+def _digest(fields: Mapping[str, Any]) -> np.ndarray:
+    """Returns a digest of arrays with their names, u8[DIGEST_SIZE].
+
+    An array that is divided among several processes is not covered: none has all of it.
+    """
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    for name, leaf in _leaves_by_path(fields).items():
+        is_whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        if not (is_whole or leaf.is_fully_replicated):
+            continue
+
+        # Names, dtypes and shapes too: equal bytes can be other arrays.
+        values = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(values.reshape(-1).view(np.uint8).data)
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
@@ -107,26 +237,18 @@ def _fields(state: TrainState) -> dict[str, Any]:
 
 def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of arrays by their path, such as "params/conv/kernel"."""
+    return {name: tuple(leaf.shape) for name, leaf in _leaves_by_path(tree).items()}
+
+
+def _leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Returns the arrays of a tree by their path, in the order of the paths."""
     # Orbax gives tuples and named tuples back as other containers, whose paths have other types of
     # keys: only what the keys are called is compared.
-    shapes = {}
+    leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
-        shapes["/".join(map(str, names))] = tuple(leaf.shape)
-    return shapes
-
-
-def _check_shapes(folder, found, wanted):
-    """Raises ValueError, naming the first array whose shape differs or that is missing."""
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) == wanted.get(name):
-            continue
-        has = _shape_or_missing(found, name)
-        needs = _shape_or_missing(wanted, name)
-        raise ValueError(
-            f"the checkpoint {folder} is of another run: {name} {has} there, and {needs} in this "
-            "one; use the configuration it was made with, or another folder"
-        )
+        leaves["/".join(map(str, names))] = leaf
+    return dict(sorted(leaves.items()))
 
 
 def _shape_or_missing(shapes, name):

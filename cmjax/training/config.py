@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import optax
 
 from cmjax.configs import did_you_mean, from_json
+from cmjax.files import read_regular
 from cmjax.models.registry import network_class
 from cmjax.registry import read_scheduler_config
 from cmjax.schedulers.base import Scheduler
@@ -24,6 +26,8 @@ from cmjax.training.sections import (
     TeacherSection,
     read_section,
 )
+
+LARGEST_TOML = 2**20  # bytes; a configuration has some hundreds
 
 # Fields of losses that other sections of a configuration give, and where.
 _ELSEWHERE = {
@@ -68,7 +72,17 @@ class TrainConfig:
     run: RunSection = RunSection()
 
     def __post_init__(self):
-        # Sections check their own fields; this compares those of two.
+        # Sections check their own fields; a mapping would be checked by nobody.
+        for name, hint in get_type_hints(TrainConfig).items():
+            wanted: Any = hint if dataclasses.is_dataclass(hint) else Mapping
+            value = getattr(self, name)
+            if not isinstance(value, wanted):
+                raise ValueError(
+                    f"{name} must be a {wanted.__name__}, got {value!r:.200}; "
+                    "config.from_values makes a TrainConfig of nested dicts"
+                )
+
+        # This compares the fields of two sections.
         warmup_steps = self.optimizer.warmup_steps
         if not 0 <= warmup_steps < self.run.steps:
             raise ValueError(
@@ -141,7 +155,7 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Returns the configuration as JSON values, with lists for tuples."""
         # Once through JSON, so that it equals what is read back when a run is resumed.
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return json.loads(json.dumps(dataclasses.asdict(self), default=_plain_number))
 
 
 def read_config(
@@ -200,10 +214,21 @@ def _read_values(source):
     if Path(source).suffix != ".toml":
         hint = did_you_mean(str(source), list(PRESETS))
         raise ValueError(f"{source} is neither a .toml file nor a preset{hint}")
+
+    # TOML is UTF-8 whatever the locale. Some editors put a byte order mark in front, which
+    # "utf-8-sig" takes away.
+    content = read_regular(source, LARGEST_TOML)
     try:
-        return tomllib.loads(Path(source).read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not TOML: {error}") from None
+
+
+def _plain_number(value):
+    """Returns a number of NumPy as one of Python, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ValueError(f"a configuration holds {value!r:.200}, which no file can")
 
 
 @contextlib.contextmanager

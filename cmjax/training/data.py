@@ -1,12 +1,14 @@
 """The batch of each training step, by Grain: a function of only the seed and the step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.configs import LARGEST, is_int
 from cmjax.images import from_uint8
+from cmjax.training.sections import LARGEST_SEED
 from cmjax.training.sources import Source, first_not_finite
 
 READ_AHEAD = 4  # batches that are prepared ahead, each by a thread of its own
@@ -79,13 +81,15 @@ def batches(
 
 def _check_arguments(source, batch_size, seed, start, index, count):
     """Raises ValueError for arguments of `batches` that are out of range."""
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-        ("start", start, 0),
+    for name, value, least, most in (
+        ("batch_size", batch_size, 1, LARGEST),
+        ("seed", seed, 0, LARGEST_SEED),
+        ("start", start, 0, LARGEST),
     ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not is_int(value, least, most):
+            raise ValueError(
+                f"{name} must be an integer from {least} to {most}, got {value!r:.200}"
+            )
     if batch_size > len(source):
         raise ValueError(
             f"batch_size {batch_size} is larger than the data set of {len(source)}"
@@ -136,7 +140,7 @@ def _collate(source, rows, num_classes):
     }
     batch["data"] = _as_samples(batch["data"], rows)
     if "class_labels" in batch:
-        batch["class_labels"] = _checked_labels(batch["class_labels"], rows, num_classes)
+        batch["class_labels"] = checked_labels(batch["class_labels"], rows, num_classes)
     return batch
 
 
@@ -175,8 +179,19 @@ def _as_samples(data, rows):
     return data
 
 
-def _checked_labels(labels, rows, num_classes):
-    """Returns labels i32[B], if all are integers in range."""
+def checked_labels(
+    labels: np.ndarray, rows: Sequence[int] | np.ndarray, num_classes: int | None
+) -> np.ndarray:
+    """Returns labels i32[B], if all are integers in range.
+
+    Args:
+        labels: `[B]`.
+        rows: the number of each record in the data, for error messages.
+        num_classes: labels must be below it; None for all of at least 0.
+
+    Raises:
+        ValueError: naming the record whose label is not.
+    """
     # On the device an index that is out of bounds would raise no error.
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -186,7 +201,7 @@ def _checked_labels(labels, rows, num_classes):
     limit = 2**31 if num_classes is None else num_classes
     is_wrong = (labels < 0) | (labels >= limit)
     if is_wrong.any():
-        index = is_wrong.argmax()
+        index = int(is_wrong.argmax())
         classes = "" if num_classes is None else f", below num_classes {num_classes}"
         raise ValueError(
             f"record {rows[index]} of the data has label {labels[index]}; "

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,16 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.files import replacing
+from cmjax.files import read_regular, replacing
 from cmjax.images import save_grid, to_uint8
 from cmjax.sampling import sample
 from cmjax.schedulers.registry import scheduler_like
 from cmjax.training.config import TrainConfig
-from cmjax.training.losses.base import FunctionLoss
+from cmjax.training.losses.base import Batch, FunctionLoss
 from cmjax.training.setup import Run, make_run
 from cmjax.training.trainer import TrainState
 
 _COLUMNS = 10  # samples in a row of a picture
+_LARGEST_METRICS = 2**30  # bytes of a file of metrics
 _LEAST_SIZE = 64  # pixels across a sample; smaller ones are enlarged to about this
 
 
@@ -38,7 +41,8 @@ class MetricsFile:
             active: whether to write anything; only one process of a run does.
 
         Raises:
-            ValueError: if tensorboardX is wanted and not installed.
+            ValueError: if tensorboardX is wanted and not installed, or if the file there is not of
+                such a run.
         """
         self._path = folder / "metrics.csv"
         self._active = active
@@ -49,8 +53,7 @@ class MetricsFile:
 
         # Rows are kept in memory, since the file is replaced whole.
         if self._path.exists():
-            with self._path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+            rows = _read_metrics(self._path)
             self._rows = [row for row in rows if int(row["step"]) <= last_step]
         if tensorboard:
             self._writer = _summary_writer(folder / "tensorboard", last_step + 1)
@@ -78,6 +81,22 @@ class MetricsFile:
         """Closes TensorBoard's files."""
         if self._writer:
             self._writer.close()
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a file of metrics; raises ValueError if it is not one of a run."""
+    try:
+        text = read_regular(path, _LARGEST_METRICS).decode()
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        steps = [int(row["step"]) for row in rows]
+        is_whole = all(None not in row and None not in row.values() for row in rows)
+    except (ValueError, KeyError, TypeError, csv.Error):
+        is_whole = False
+        steps = []
+        rows = []
+    if not is_whole or steps != sorted(set(steps)):
+        raise ValueError(f"{path} is damaged or not of this run; move it away")
+    return rows
 
 
 def save_samples(run: Run, state: TrainState, path: Path) -> None:
@@ -132,6 +151,7 @@ def describe(config: TrainConfig) -> str:
     XLA knows it, memory.
     """
     run = make_run(config)
+    run.inspect_data()
     batch = next(iter(run.batches()))
     state = run.init()
     memory = run.train_step.lower(state, batch).compile().memory_analysis()
@@ -141,17 +161,9 @@ def describe(config: TrainConfig) -> str:
     cost = whole.lower(state, batch).cost_analysis() or {}
 
     # The figures, then a line for each.
-    shapes = [f"{name} {array.dtype}{list(array.shape)}" for name, array in batch.items()]
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(run.model.params))
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    network = type(run.model.config).__name__.removesuffix("Config")
-    device = jax.devices()[0].device_kind
     gigaflops = cost.get("flops", float("nan")) / 1e9
-    lines = {
-        "data": f"{len(run.source):,} samples, {', '.join(shapes)} a step",
-        "network": f"{network}, {num_params:,} parameters",
-        "loss": f"{config.loss_name}, {_summary(run.train_step.loss)}",
-        "devices": f"{jax.device_count()} x {device} in {jax.process_count()} process(es)",
+    lines = summarize(run, batch) | {
         "state": f"{_mebibytes(state_bytes)}, as much on disk for each checkpoint",
         "arithmetic": f"{gigaflops:,.1f} GFLOP a step, by XLA's count",
     }
@@ -160,7 +172,26 @@ def describe(config: TrainConfig) -> str:
         arguments = _mebibytes(memory.argument_size_in_bytes)
         temporary = _mebibytes(memory.temp_size_in_bytes)
         lines["memory"] = f"{arguments} of arguments, {temporary} in use"
-    return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+    return in_lines(lines)
+
+
+def summarize(run: Run, batch: Batch) -> dict[str, str]:
+    """Returns what a run trains, in words: its data, network, loss and devices, by name."""
+    shapes = [f"{name} {array.dtype}{list(array.shape)}" for name, array in batch.items()]
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(run.model.params))
+    network = type(run.model.config).__name__.removesuffix("Config")
+    device = jax.devices()[0].device_kind
+    return {
+        "data": f"{len(run.source):,} samples, {', '.join(shapes)} a step",
+        "network": f"{network}, {num_params:,} parameters",
+        "loss": f"{run.config.loss_name}, {_summary(run.train_step.loss)}",
+        "devices": f"{jax.device_count()} x {device} in {jax.process_count()} process(es)",
+    }
+
+
+def in_lines(described: Mapping[str, str]) -> str:
+    """Returns a description as text, with a line for each name."""
+    return "\n".join(f"{name:<12}{text}" for name, text in described.items())
 
 
 def _summary(loss):

@@ -1,142 +1,180 @@
 """The training loop: resumable, and writing metrics, sample pictures and models as it goes."""
 
-import json
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from cmjax.checkpoints.loading import save
-from cmjax.files import replacing
-from cmjax.interrupts import interruptible
+from cmjax.interrupts import delivering, interruptible
+from cmjax.processes import gather, locked, run_on_all_processes
+from cmjax.progress import Bar
 from cmjax.training.checkpointing import Checkpoints
 from cmjax.training.config import TrainConfig
-from cmjax.training.reports import MetricsFile, save_samples
-from cmjax.training.setup import make_run
+from cmjax.training.folder import model_folders, open_folder
+from cmjax.training.reports import MetricsFile, in_lines, save_samples, summarize
+from cmjax.training.setup import Run, make_run
+from cmjax.training.trainer import TrainState
 
-# Keys of [run] that may change when a run is resumed: they have no effect on what is trained.
-FREE_TO_CHANGE = ("log_every", "sample_every", "save_every", "keep", "tensorboard")
+STOPPING = "Stopping after this step, which is then saved; a second signal stops at once."
 
 
-def train(
+class Trained(NamedTuple):
+    """What a call of `train` has come to.
+
+    Attributes:
+        step: the last step that was taken and saved.
+        is_finished: whether it is the last one of the run.
+        signal: number of the signal that arrived meanwhile; 0 if none did.
+    """
+
+    step: int
+    is_finished: bool
+    signal: int = 0
+
+
+def train_until_stopped(
     config: TrainConfig,
     out: Path,
     *,
     quiet: bool = False,
     report: Callable[[str], None] = print,
-) -> bool:
-    """Trains until the last step or an interruption, resuming from the newest checkpoint in `out`.
+) -> Trained:
+    """Trains until the last step or a signal, resuming from the newest checkpoint in `out`.
+
+    The data are looked at before the first step. Ctrl-C and SIGTERM save the state after the step
+    in progress. `train` then delivers the signal to the program, as KeyboardInterrupt for Ctrl-C;
+    `train_until_stopped`, for programs that decide themselves, returns.
 
     Args:
         config: configuration of the run.
         out: folder to write `checkpoints`, `model`, `metrics.csv`, `config.json` and
             `samples_STEP.png` to.
-        quiet: show no progress bar.
+        quiet: show no progress.
         report: function that is called with messages for the user.
 
     Returns:
-        Whether the run is finished; False after Ctrl-C or SIGTERM, which save first.
+        The step that is saved, and the signal that stopped the run.
 
     Raises:
-        ValueError: if the folder holds another run, or if a metric becomes NaN or infinite.
+        ValueError: if the data cannot be trained on, if the folder holds another run or a damaged
+            checkpoint or another process is using it, or if a metric becomes NaN or infinite.
         OSError: if a file cannot be written.
     """
+    out = Path(out)
     run = make_run(config)
     settings = config.run
-    # Only the first process writes files; checkpoints are written by all, which Orbax coordinates.
     is_first = jax.process_index() == 0
-    with Checkpoints(out, settings.keep) as checkpoints, interruptible() as interrupted:
-        # The state of the newest checkpoint, or of step 0.
-        _check_same_run(out, config, is_new=checkpoints.latest() is None)
+    shown = is_first and not quiet
+    with locked(out), Checkpoints(out, settings.keep) as checkpoints:
+        latest = checkpoints.latest()
+        # The first process writes files and looks at the data for all; checkpoints are written by
+        # all, which Orbax coordinates.
+        run_on_all_processes(
+            lambda: _prepare(run, out, latest, shown) if is_first else None
+        )
         state = checkpoints.restore(run.init())
-        last_saved = int(state.step)
-        if last_saved == settings.steps:
+        first = int(state.step)
+        if first > settings.steps:
+            raise ValueError(
+                f"the checkpoint {checkpoints.folder / str(first)} is beyond "
+                f"run.steps={settings.steps}; remove it, or choose another folder"
+            )
+        if first == settings.steps:
             # The process may have ended between the last checkpoint and the model.
             _save_models(run, state, out)
+            return Trained(first, is_finished=True)
 
-        # The first batch is read here, so that errors in the data show before the bar does.
-        batches = run.batches(last_saved)
-        upcoming = next(batches)
-
-        bar = tqdm(
-            total=settings.steps,
-            initial=last_saved,
-            unit="step",
-            dynamic_ncols=True,
-            disable=quiet or not is_first,
-        )
-        metrics_file = MetricsFile(out, last_saved, settings.tensorboard, is_first)
-        with bar, metrics_file:
-            for step in range(last_saved + 1, settings.steps + 1):
-                # The call returns at once; the next batch is read while the device computes.
-                state, metrics = run.train_step(state, upcoming)
-                upcoming = next(batches)
-                bar.update()
-
-                # Asked once per step, as a signal may come between two uses of the answer.
-                is_stopping = _is_interrupted(interrupted, step, settings.log_every)
-                is_last = step == settings.steps
-                saves = step % settings.save_every == 0 or is_last or is_stopping
-
-                # Metrics are fetched only when needed, as that waits for the device. Before every
-                # checkpoint they are checked: one with NaN must not replace a good one.
-                if saves or step % settings.log_every == 0:
-                    values = {name: float(value) for name, value in metrics.items()}
-                    _check_finite(step, values, checkpoints, settings.dtype)
-                    bar.set_postfix(
-                        {name: f"{value:.4g}" for name, value in values.items()}
-                    )
-                    metrics_file.write(step, values)
-
-                if saves:
-                    checkpoints.save(state)
-                    last_saved = step
-                    _save_models(run, state, out)
-                samples = settings.sample_every and (
-                    step % settings.sample_every == 0 or is_last
-                )
-                if is_first and samples:
-                    save_samples(run, state, out / f"samples_{step:06d}.png")
-
-                if is_stopping:
-                    break
+        # Batches from here on. The first one is read at once, so that errors in it show early.
+        metrics_file = MetricsFile(out, first, settings.tensorboard, is_first)
+        bar = Bar(settings.steps, done=first, unit="step", doing="compiling", shown=shown)
+        with metrics_file, bar, _in_one_line():
+            trained = _take_steps(run, state, out, checkpoints, metrics_file, bar)
         checkpoints.wait()
 
     # Not reported before the checkpoint is on disk.
-    is_finished = last_saved == settings.steps
-    if not is_finished:
+    if not trained.is_finished:
         report(
-            f"Stopped after step {last_saved} of {settings.steps}, which is saved; "
+            f"Stopped after step {trained.step} of {settings.steps}, which is saved; "
             "run the same command to resume."
         )
-    return is_finished
+    return trained
 
 
-def _check_same_run(out, config, is_new):
-    """Writes the config of a new run; raises ValueError if the folder holds another run."""
-    path = out / "config.json"
-    wanted = config.to_json()
-    if is_new or not path.exists():
-        if jax.process_index() == 0:
-            with replacing(path) as file:
-                file.write(json.dumps(wanted, indent=1).encode())
-        return
+train = delivering(train_until_stopped)
 
-    # The first key that differs is named, with both values.
-    found = json.loads(path.read_text())
-    for section, values in wanted.items():
-        found_values = found.get(section, {})
-        for key in sorted(values.keys() | found_values.keys()):
-            if section == "run" and key in FREE_TO_CHANGE:
-                continue
-            if values.get(key) != found_values.get(key):
-                raise ValueError(
-                    f"{out} holds a run with {section}.{key}={found_values.get(key)!r}, "
-                    f"not {values.get(key)!r}; resume with that, or choose another folder"
-                )
+
+def _prepare(run: Run, out: Path, latest: int | None, shown: bool) -> None:
+    """Checks a run's folder and its data, before anything is compiled."""
+    # What a run was begun with has been looked at.
+    if not open_folder(out, run.config, run.source.fingerprint(), latest):
+        run.inspect_data(shown=shown)
+
+
+def _take_steps(
+    run: Run,
+    state: TrainState,
+    out: Path,
+    checkpoints: Checkpoints,
+    metrics_file: MetricsFile,
+    bar: Bar,
+) -> Trained:
+    """Takes steps until the last one or a signal, and saves the state in between and at the end."""
+    settings = run.config.run
+    first = int(state.step)
+    batches = run.batches(first)
+    upcoming = next(batches)
+    bar.say(in_lines(summarize(run, upcoming)))
+    bar.say("compiling the training step ...")
+
+    step = first
+    number = 0
+    metrics = None
+    with interruptible(lambda: bar.say(STOPPING)) as caught:
+        while step < settings.steps and not number:
+            step += 1
+            previous = metrics
+
+            # The call returns at once; the next batch is read while the device computes.
+            state, metrics = run.train_step(state, upcoming)
+            upcoming = next(batches)
+
+            # Waiting for the step before costs nothing, as the device has another one to do. So the
+            # bar shows what is done, and a signal is not answered many steps later.
+            if previous is not None:
+                jax.block_until_ready(previous)
+                bar.advance_to(step - 1)
+
+            # Asked once per step, as a signal may come between two uses of the answer.
+            number = _signal(caught, step, settings.log_every)
+            is_last = step == settings.steps
+            saves = step % settings.save_every == 0 or is_last or bool(number)
+            logs = saves or step % settings.log_every == 0
+
+            # Metrics are fetched only when needed, as that waits for the device. Before every
+            # checkpoint they are checked: one with NaN must not replace a good one.
+            if logs or step == first + 1:
+                values = {name: float(value) for name, value in metrics.items()}
+                _check_finite(step, values, checkpoints, settings.dtype)
+                note = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+                if step == first + 1:
+                    bar.begin("training", step, note)
+                bar.advance_to(step, note, now=is_last)
+                if logs:
+                    metrics_file.write(step, values)
+
+            if saves:
+                checkpoints.save(state)
+                _save_models(run, state, out)
+            draws = settings.sample_every and (step % settings.sample_every == 0 or is_last)
+            if draws and jax.process_index() == 0:
+                save_samples(run, state, out / f"samples_{step:06d}.png")
+        # One that comes while the last step is saved is delivered all the same.
+        number = number or (caught[0] if caught else 0)
+    return Trained(step, step == settings.steps, number)
 
 
 def _check_finite(step, values, checkpoints, dtype):
@@ -161,14 +199,19 @@ def _check_finite(step, values, checkpoints, dtype):
     )
 
 
-def _is_interrupted(interrupted, step, log_every):
-    """Whether to stop. All processes must stop after the same step, whichever got the signal."""
+def _signal(caught, step, log_every):
+    """Returns the number of a signal to stop, or 0, the same on all processes.
+
+    All must stop after the same step, whichever got the signal.
+    """
+    mine = caught[0] if caught else 0
     if jax.process_count() == 1:
-        return bool(interrupted)
+        return mine
+
     # Asking the others makes the host wait for the devices, so this is done as rarely as logging.
     if step % log_every:
-        return False
-    return bool(multihost_utils.process_allgather(np.array(bool(interrupted))).any())
+        return 0
+    return int(gather(mine).max())
 
 
 def _save_models(run, state, out):
@@ -176,8 +219,18 @@ def _save_models(run, state, out):
     # Parameters are on every device, so one process has them all.
     if jax.process_index() != 0:
         return
-    for i, (decay, ema) in enumerate(
-        zip(run.config.run.ema_decays, state.ema, strict=True)
-    ):
-        name = "model" if i == 0 else f"model_{decay}"
-        save(out / name, run.model_of(ema))
+    for folder, ema in zip(model_folders(out, run.config), state.ema, strict=True):
+        save(folder, run.model_of(ema))
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Turns a device's error into a ValueError of one line, with a hint if memory ran out."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        # The lines after the first are XLA's allocation report.
+        message = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" in str(error):
+            message += "; a larger run.accumulate needs less memory"
+        raise ValueError(message) from None

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_type_hints
 
+import numpy as np
 import optax
 
-from cmjax.configs import did_you_mean, is_finite, is_int
+from cmjax.configs import LARGEST, did_you_mean, is_finite, is_int
 
 # Names of configuration files, and the optax functions behind them.
 OPTIMIZERS = {
@@ -18,7 +19,19 @@ OPTIMIZERS = {
 }
 SCHEDULES = ("constant", "cosine")  # of the learning rate, after the warm-up
 DTYPES = ("float32", "bfloat16")  # float16 would need its loss scaled
-_INT_LOWEST = -(2**31)  # of int32
+
+LARGEST_SEED = 2**32 - 1
+
+# The lowest value of each option of an optimizer, and what it must be below. optax checks neither.
+_OPTIONS: dict[str, tuple[float, float | None]] = {
+    "b1": (0, 1),
+    "b2": (0, 1),
+    "eps": (0, None),
+    "eps_root": (0, None),
+    "momentum": (0, 1),
+    "threshold": (0, None),
+    "weight_decay": (0, None),
+}
 
 # Types of fields, in the words of an error message.
 _TYPES = {
@@ -45,6 +58,9 @@ class DataSection:
     source: str = ""
     flip: bool = False
 
+    def __post_init__(self):
+        _check_types("data", self)
+
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSection:
@@ -60,6 +76,10 @@ class TeacherSection:
     model: str = ""
     weak_model: str = ""
     guidance: float = 2.0
+
+    def __post_init__(self):
+        _check_types("teacher", self)
+        _check_number("teacher.guidance", self.guidance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +106,18 @@ class OptimizerSection:
     options: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        # `read_section` checks types; here it is about domains.
+        _check_types("optimizer", self)
         _check_choice("optimizer.name", self.name, OPTIMIZERS)
         _check_choice("optimizer.schedule", self.schedule, SCHEDULES)
-        for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if not is_finite(value) or value < 0:
-                raise ValueError(
-                    f"optimizer.{name} must be at least 0 and finite, got {value}"
-                )
+        _check_number("optimizer.learning_rate", self.learning_rate, 0)
+        _check_count("optimizer.warmup_steps", self.warmup_steps, 0)
+        _check_number("optimizer.clip_norm", self.clip_norm, 0)
+        for key, value in self.options.items():
+            if key not in _OPTIONS:
+                hint = did_you_mean(key, list(_OPTIONS))
+                raise ValueError(f"optimizer.options has no key {key!r}{hint}")
+            low, high = _OPTIONS[key]
+            _check_number(f"optimizer.options.{key}", value, low, high)
 
     def make(self, total_steps: int) -> optax.GradientTransformation:
         """Returns the optimizer for a run of `total_steps` steps, with schedule and clipping.
@@ -163,7 +186,9 @@ class RunSection:
     tensorboard: bool = False
 
     def __post_init__(self):
-        # Each of these is a count or a period, and periods are divisors.
+        _check_types("run", self)
+
+        # Counts and periods; periods are divisors.
         for name in (
             "steps",
             "batch_size",
@@ -172,9 +197,17 @@ class RunSection:
             "save_every",
             "keep",
         ):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"run.{name} must be at least 1, got {value}")
+            _check_count(f"run.{name}", getattr(self, name), 1)
+        _check_count("run.sample_every", self.sample_every, 0)
+        _check_count("run.seed", self.seed, 0, LARGEST_SEED)
+
+        # Each average is saved under its decay; the first is what is sampled.
+        for decay in self.ema_decays:
+            _check_number("run.ema_decays", decay, 0, 1)
+        if not self.ema_decays or len(set(self.ema_decays)) < len(self.ema_decays):
+            raise ValueError(
+                f"run.ema_decays must be different numbers, at least one, got {self.ema_decays}"
+            )
 
         # Parts of a batch have the same size, so that the mean of their means is the batch's mean.
         if self.batch_size % self.accumulate:
@@ -193,29 +226,48 @@ def read_section(cls: type[Section], name: str, values: Mapping[str, Any]) -> Se
         values: keys and values, as TOML or JSON gives them.
 
     Raises:
-        ValueError: for an unknown key, or a value of another type; the message names the key.
+        ValueError: for an unknown key, or a wrong value; the message names the key.
     """
-    # Types are checked here and not in `__post_init__`, whose messages are about domains.
-    hints = get_type_hints(cls)
-    for key, value in values.items():
-        if key not in hints:
-            raise ValueError(f"{name} has no key {key!r}{did_you_mean(key, list(hints))}")
-        if not _has_type(value, hints[key]):
-            raise ValueError(f"{name}.{key} must be {_TYPES[hints[key]]}, got {value!r}")
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise ValueError(f"{name} has no key {key!r}{did_you_mean(key, names)}")
+    return cls(**values)
 
-    # TOML has lists where the frozen dataclasses have tuples.
-    arguments = dict(values)
-    for key, value in values.items():
-        if isinstance(value, list):
-            arguments[key] = tuple(value)
-    return cls(**arguments)
+
+def _check_types(name: str, section: Any) -> None:
+    """Checks the types of a section's fields.
+
+    Lists become tuples, and numbers of NumPy those of Python, so that the section is what it would
+    be if it were read from a file.
+
+    Raises:
+        ValueError: for a value of another type; the message names its key.
+    """
+    hints = get_type_hints(type(section))
+    for key, hint in hints.items():
+        value = _plain(getattr(section, key))
+        if not _has_type(value, hint):
+            raise ValueError(f"{name}.{key} must be {_TYPES[hint]}, got {value!r:.200}")
+        object.__setattr__(section, key, value)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value of a file or a program in the types of the sections."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
 
 
 def _has_type(value, hint):
     """Whether a value of a file has a field's type; integers count as numbers, booleans do not."""
     # In Python `True` is an integer.
     if hint is int:
-        return is_int(value, _INT_LOWEST)
+        return is_int(value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint == tuple[float, ...]:
@@ -223,6 +275,27 @@ def _has_type(value, hint):
     if hint == dict[str, float]:
         return isinstance(value, dict) and all(_has_type(v, float) for v in value.values())
     return isinstance(value, hint)
+
+
+def _check_count(name: str, value: int, low: int, high: int = LARGEST) -> None:
+    """Raises ValueError unless an integer is from `low` to `high`."""
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value:.6g}")
+    if value > high:
+        raise ValueError(f"{name} must be at most {high}, got {value.bit_length()} bits")
+
+
+def _check_number(
+    name: str, value: float, low: float | None = None, below: float | None = None
+) -> None:
+    """Raises ValueError unless a number is finite, at least `low` and below `below`, if given."""
+    wanted = "finite"
+    if low is not None:
+        wanted = f"at least {low:g} and finite"
+    if below is not None:
+        wanted = f"at least {low:g} and below {below:g}"
+    if not is_finite(value, low) or (below is not None and value >= below):
+        raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
 def _check_choice(name, value, known):

@@ -16,6 +16,7 @@ from cmjax.models.adapters import compute_in, from_nnx
 from cmjax.models.registry import network_class
 from cmjax.training import data, sources
 from cmjax.training.config import TrainConfig
+from cmjax.training.inspection import inspect
 from cmjax.training.losses.base import FunctionLoss
 from cmjax.training.trainer import TrainState, TrainStep, data_mesh, make_train_step
 
@@ -37,7 +38,7 @@ class Run:
 
     config: TrainConfig
     model: Model
-    source: sources.Source
+    source: sources.Arrays | sources.Pictures
     train_step: TrainStep
 
     def init(self) -> TrainState:
@@ -51,20 +52,29 @@ class Run:
         network_params = self.train_step.loss.network_params(params)
         return dataclasses.replace(self.model, params=jax.device_get(network_params))
 
+    def inspect_data(self, *, shown: bool = False) -> None:
+        """Looks at the data; see `inspection.inspect`. An error names their source.
+
+        Args:
+            shown: whether to show a progress bar.
+
+        Raises:
+            ValueError: if the network cannot be trained on them.
+        """
+        model = self.model
+        try:
+            inspect(self.source, model.num_classes, model.scheduler, shown=shown)
+        except ValueError as error:
+            raise ValueError(f"data.source {self.config.data.source}: {error}") from None
+
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Returns an iterator of this process's batches, from that of step `start` on.
 
         Raises:
-            ValueError: if the network has classes and the data has no labels.
+            ValueError: as `data.batches` does.
         """
-        # Checked on the first record, before threads start to read.
         num_classes = self.model.num_classes
         section = self.config.data
-        if num_classes is not None and "class_labels" not in self.source[0]:
-            raise ValueError(
-                f"data.source {section.source} has no labels, but the network has {num_classes} "
-                "classes; leave out network.num_class_embeds"
-            )
 
         # All arrays of a batch but the data go to the network: labels only where it has classes.
         names = ("data",) if num_classes is None else ("data", "class_labels")

@@ -1,22 +1,21 @@
 """Training data from common files: `.npz`, IDX, and folders of pictures."""
 
-import gzip
-import struct
-import zipfile
-import zlib
+import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from cmjax.configs import LARGEST
+from cmjax.files import check_regular, open_regular
 from cmjax.images import MODES, center_crop_resize, read_image
+from cmjax.training.array_files import read_arrays
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-
-# Names of (data, labels) in an .npz: Keras's MNIST, this package's, and the guided-diffusion
-# evaluator's.
-NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))
+_SAMPLED = 64  # pictures, at least, whose content is part of a fingerprint
+_SAMPLED_BYTES = 2**20  # of each of them
 
 # "data": u8[H, W, C], or floats that are scaled already; "class_labels": an integer.
 Record = Mapping[str, Any]
@@ -52,6 +51,20 @@ class Arrays:
             return {"data": self.data[index]}
         return {"data": self.data[index], "class_labels": self.labels[index]}
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns, as JSON, what tells these records from others: shapes, and a digest of all."""
+        digest = hashlib.blake2b(digest_size=16)
+        arrays = [self.data] if self.labels is None else [self.data, self.labels]
+        for array in arrays:
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return {
+            "samples": len(self),
+            "shape": list(self.data.shape[1:]),
+            "dtype": str(self.data.dtype),
+            "digest": digest.hexdigest(),
+        }
+
 
 class Pictures:
     """A folder of pictures, which are read when needed; its subfolders are the classes."""
@@ -71,6 +84,7 @@ class Pictures:
         if channels not in MODES:
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         folder = Path(folder)
+        self.folder = folder
         self.size = size
         self.channels = channels
 
@@ -110,8 +124,31 @@ class Pictures:
             record["class_labels"] = np.int32(label)
         return record
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns, as JSON, what tells these pictures from others.
 
-def open_source(path: str | Path, size: int | None = None, channels: int = 3) -> Source:
+        That is a digest of the names and sizes of all files, and of the content of a few of them.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        every = max(1, len(self.files) // _SAMPLED)
+        for number, (file, _) in enumerate(self.files):
+            name = Path(file).relative_to(self.folder).as_posix()
+            digest.update(
+                f"{name} {os.stat(file).st_size}\n".encode(errors="surrogateescape")
+            )
+            if number % every == 0:
+                with open_regular(file) as content:
+                    digest.update(content.read(_SAMPLED_BYTES))
+        return {
+            "samples": len(self),
+            "classes": len(self.classes),
+            "digest": digest.hexdigest(),
+        }
+
+
+def open_source(
+    path: str | Path, size: int | None = None, channels: int = 3
+) -> Arrays | Pictures:
     """Opens an `.npz`, an IDX file or a folder of pictures.
 
     Args:
@@ -145,42 +182,11 @@ def open_source(path: str | Path, size: int | None = None, channels: int = 3) ->
         return Pictures(path, size, channels)
 
     # A file: everything is read into memory and checked once.
-    if path.suffix == ".npz":
-        data, labels = _read_npz(path)
-    else:
-        data, labels = _read_idx_pair(path)
+    data, labels = read_arrays(path)
     data = _checked_data(path, data, size)
     if labels is not None:
         labels = _checked_labels(path, labels, len(data))
     return Arrays(data, labels)
-
-
-def read_idx(path: str | Path) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes, gzipped or not (format: yann.lecun.com/exdb/mnist).
-
-    Raises:
-        ValueError: if the file has another format, or is cut short.
-    """
-    # Gzip is found by its magic number: the suffix of a download is not to be relied on.
-    path = Path(path)
-    raw = path.read_bytes()
-    try:
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is broken or cut short: {error}") from None
-
-    # The header: two zero bytes, the type (8 is u8), the rank, then each size as a big-endian u32.
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(f"{path} is neither an .npz nor an IDX file of unsigned bytes")
-    rank = raw[3]
-    shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank])
-
-    # The bytes after it are the array, in row-major order.
-    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
-    if values.size != np.prod(shape):
-        raise ValueError(f"{path} announces {shape} but holds {values.size} bytes")
-    return values.reshape(shape)
 
 
 def first_not_finite(data: np.ndarray) -> int | None:
@@ -220,39 +226,23 @@ def _checked_data(path, data, size):
 
 
 def _checked_labels(path, labels, count):
-    """Returns labels i32[count], checked. That they are in range is checked batch by batch."""
+    """Returns labels i32[count], checked. Only a network says which of them are too large."""
     # CIFAR-10 in Keras's layout has labels [N, 1], so only the number of labels counts.
     if labels.size != count or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{path} must have an integer label for each of {count} samples, "
             f"got {labels.dtype}{list(labels.shape)}"
         )
-    return labels.reshape(-1).astype(np.int32)
 
-
-def _read_npz(path):
-    """Returns (data, labels or None) of an `.npz`."""
-    # `np.load` refuses pickled objects by default, which could run code.
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            for data, labels in NPZ_NAMES:
-                if data in arrays:
-                    found_labels = arrays[labels] if labels in arrays else None
-                    return arrays[data], found_labels
-            found = sorted(arrays)
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not an .npz that can be read: {error}") from None
-    names = " nor ".join(repr(data) for data, _ in NPZ_NAMES)
-    raise ValueError(f"{path} has neither {names}, but {found}")
-
-
-def _read_idx_pair(path):
-    """Returns (images, labels or None) of an IDX file and the labels next to it."""
-    # MNIST's names: train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz.
-    labels = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-    if labels == path or not labels.exists():
-        return read_idx(path), None
-    return read_idx(path), read_idx(labels)
+    # Before the cast, which would turn large labels into other ones.
+    labels = labels.reshape(-1)
+    is_wrong = (labels < 0) | (labels > LARGEST)
+    if is_wrong.any():
+        index = int(is_wrong.argmax())
+        raise ValueError(
+            f"{path}: sample {index} has label {labels[index]}; labels must be 0 to {LARGEST}"
+        )
+    return labels.astype(np.int32)
 
 
 def _find_pictures(folder, pattern):
@@ -261,7 +251,8 @@ def _find_pictures(folder, pattern):
     found = []
     for file in folder.glob(pattern):
         is_hidden = any(part[0] == "." for part in file.relative_to(folder).parts)
-        if file.suffix.lower() in PICTURES and not is_hidden:
+        if file.suffix.lower() in PICTURES and not is_hidden and not file.is_dir():
+            check_regular(file)
             found.append(str(file))
     return sorted(found)
 

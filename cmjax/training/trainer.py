@@ -12,7 +12,15 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmjax.arrays import ApplyFn
-from cmjax.training.losses.base import Batch, Frozen, FunctionLoss, Loss, Metrics
+from cmjax.training.checks import check_params, check_result, check_step_arguments
+from cmjax.training.losses.base import (
+    Batch,
+    Frozen,
+    FunctionLoss,
+    Loss,
+    Metrics,
+    split_batch,
+)
 
 AXIS = "data"  # name of the mesh's axis, which batches are divided along
 
@@ -72,6 +80,7 @@ class TrainStep:
             params: the network's parameters, which are copied.
         """
         # The loss says what is trained, and whether its target is a moving average.
+        check_params(params)
         params = self.loss.prepare_params(params)
         step = jnp.zeros((), jnp.int32)
         has_target = self.loss.target_decay_at(step) is not None
@@ -102,8 +111,14 @@ class TrainStep:
             The next state, and the metrics of the loss with `grad_norm`, f32[] each.
 
         Raises:
-            ValueError: if B is not a multiple of this process's devices times `accumulate`.
+            ValueError: for data that are not floats, for conditioning that is not one value per
+                sample, for a network, metric or loss that returns something of another shape, or if
+                B is not a multiple of this process's devices times `accumulate`.
         """
+        if not isinstance(state, TrainState):
+            raise ValueError(
+                f"state must be a TrainState, from init, got {type(state).__name__}"
+            )
         return self._jitted(state, self.shard(batch), self._replicated_teacher)
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
@@ -119,6 +134,7 @@ class TrainStep:
     def shard(self, batch: Batch) -> Batch:
         """Returns the arrays divided over the devices of the mesh, along their first axis."""
         # Every device gets the same number of samples of every part.
+        split_batch(batch)
         num_devices = 1 if self.mesh is None else len(self.mesh.local_devices)
         for name, array in batch.items():
             if len(array) % (num_devices * self.accumulate):
@@ -192,7 +208,9 @@ class TrainStep:
 
         def gradient(key, batch):
             def objective(params):
-                return self.loss(key, self.apply_fn, params, frozen, batch, state.step)
+                result = self.loss(key, self.apply_fn, params, frozen, batch, state.step)
+                check_result(self.loss, result)
+                return result
 
             return jax.grad(objective, has_aux=True)(state.params)
 
@@ -270,13 +288,7 @@ def make_train_step(
             "losses.make(name, scheduler, total_steps=...) makes one by name"
         )
 
-    # At least one average: it is what is sampled, and saved as the model.
-    if not ema_decays or not all(0 <= decay < 1 for decay in ema_decays):
-        raise ValueError(
-            f"ema_decays must be numbers in [0, 1), at least one, got {tuple(ema_decays)}"
-        )
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    check_step_arguments(apply_fn, optimizer, ema_decays, accumulate, mesh)
     return TrainStep(
         loss, apply_fn, optimizer, tuple(ema_decays), accumulate, mesh, teacher
     )

@@ -1,12 +1,15 @@
 """Configurations of training runs: what they describe, and that every mistake is named."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cmjax.training import losses
-from cmjax.training.config import read_config
+from cmjax.training.config import TrainConfig, read_config
 from cmjax.training.presets import PRESETS
+from cmjax.training.sections import DataSection, OptimizerSection, RunSection
 from tests.support.training import TINY_TOML
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +40,16 @@ def toml(tmp_path):
         ("run.steps", "many", "run.steps must be an integer, got 'many'"),
         ("run.steps", True, "run.steps must be an integer, got True"),
         ("run.steps", 0, "run.steps must be at least 1, got 0"),
+        ("run.steps", 2**99, "run.steps must be at most 2147483647, got 100 bits"),
+        ("run.steps", float("nan"), "run.steps must be an integer, got nan"),
+        ("run.seed", -1, "run.seed must be at least 0, got -1"),
+        ("run.seed", 2**32, "run.seed must be at most 4294967295"),
+        ("run.accumulate", 1.5, "run.accumulate must be an integer, got 1.5"),
+        ("run.sample_every", -5, "run.sample_every must be at least 0, got -5"),
+        ("run.ema_decays", [1.0], "run.ema_decays must be at least 0 and below 1, got 1.0"),
+        ("run.ema_decays", [0.9, 0.9], "run.ema_decays must be different numbers"),
+        ("run.ema_decays", [], "run.ema_decays must be different numbers, at least one"),
+        ("teacher.guidance", float("inf"), "teacher.guidance must be finite, got inf"),
         ("run.tensorboard", 1, "run.tensorboard must be true or false, got 1"),
         ("run.ema_decays", [0.9, "x"], "run.ema_decays must be a list of numbers"),
         ("run.ema_decays", 0.9, "run.ema_decays must be a list of numbers"),
@@ -55,9 +68,17 @@ def toml(tmp_path):
             "network: .* no option 'num_layer'; did you mean 'num_layers'?",
         ),
         ("optimizer.name", "adma", "optimizer.name is 'adma'; did you mean 'adam'?"),
-        ("optimizer.options", {"beta": 1.0}, "optimizer.options: .*beta"),
+        ("optimizer.options", {"beta": 1.0}, "optimizer.options has no key 'beta'"),
+        ("optimizer.options", {"momentum": 0.9}, "optimizer.options: .*momentum"),
+        (
+            "optimizer.options",
+            {"b2": 2.0},
+            "options.b2 must be at least 0 and below 1, got",
+        ),
+        ("optimizer.options", {"eps": -1.0}, "options.eps must be at least 0 and finite"),
+        ("optimizer.options", {"b1": float("nan")}, "options.b1 must be .*, got nan"),
         ("optimizer.options", {"b2": "x"}, "optimizer.options must be a table of numbers"),
-        ("optimizer.warmup_steps", -1, "from 0 to below run.steps=6, got -1"),
+        ("optimizer.warmup_steps", -1, "warmup_steps must be at least 0, got -1"),
         ("optimizer.warmup_steps", 6, "from 0 to below run.steps=6, got 6"),
         (
             "optimizer.clip_norm",
@@ -72,6 +93,57 @@ def toml(tmp_path):
 def test_mistakes(toml, key, value, message):
     with pytest.raises(ValueError, match=message):
         read_config(toml, [(key, value)])
+
+
+@pytest.mark.parametrize(
+    "section, values, message",
+    [
+        (RunSection, {"steps": "x"}, "run.steps must be an integer, got 'x'"),
+        (RunSection, {"ema_decays": 0.99}, "run.ema_decays must be a list of numbers"),
+        (RunSection, {"batch_size": None}, "run.batch_size must be an integer, got None"),
+        (
+            OptimizerSection,
+            {"options": [1]},
+            "optimizer.options must be a table of numbers",
+        ),
+        (OptimizerSection, {"name": 3}, "optimizer.name must be a string, got 3"),
+        (DataSection, {"flip": 1}, "data.flip must be true or false, got 1"),
+        (TrainConfig, {"run": {"steps": 3}}, "run must be a RunSection, got .*from_values"),
+        (TrainConfig, {"loss": "ct"}, "loss must be a Mapping, got 'ct'"),
+    ],
+)
+def test_values_are_checked_however_a_section_is_made(section, values, message):
+    with pytest.raises(ValueError, match=message):
+        section(**values)
+
+
+def test_numbers_of_numpy_are_those_of_a_file(toml):
+    section = RunSection(steps=np.int64(3), ema_decays=[np.float32(0.5)])
+    assert section == RunSection(steps=3, ema_decays=(0.5,))
+    config = read_config(toml, [("loss.p_std", np.float32(1.5))])
+    assert config.to_json()["loss"]["p_std"] == 1.5
+
+
+def test_toml_is_utf8_whatever_the_locale_and_its_mark_is_no_part_of_it(toml):
+    text = toml.read_text() + '[data]\nsource = "Bücher.npz"\n'
+    for content in (text, text.replace("\n", "\r\n"), f"\ufeff{text}"):
+        toml.write_bytes(content.encode())
+        assert read_config(toml).data.source == "Bücher.npz"
+    toml.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="a.toml is not TOML: 'utf-8' codec"):
+        read_config(toml)
+    toml.write_text(f"a = {'[' * 20_000}")
+    with pytest.raises(ValueError, match="a.toml is not TOML: "):
+        read_config(toml)
+
+
+def test_what_is_no_file_is_no_configuration(tmp_path):
+    pipe = tmp_path / "pipe.toml"
+    os.mkfifo(pipe)
+    (tmp_path / "endless.toml").symlink_to("/dev/zero")
+    for path in (pipe, tmp_path / "endless.toml"):
+        with pytest.raises(ValueError, match="toml is not a regular file"):
+            read_config(path)
 
 
 def test_what_is_no_configuration(tmp_path, toml):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cmjax.images import from_uint8
-from cmjax.training import data, sources
+from cmjax.training import array_files, data, sources
 
 IMAGES, LABELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.array([7, 1], np.uint8)
 
@@ -161,9 +161,9 @@ def test_records_are_read_ahead_by_threads_that_end_with_the_iterator():
     "options, message",
     [
         ({"batch_size": 60}, "batch_size 60 is larger than the data set of 50"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"start": -1}, "start must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be an integer from 1 to 2147483647, got 0"),
+        ({"seed": -1}, "seed must be an integer from 0 to 4294967295, got -1"),
+        ({"start": -1}, "start must be an integer from 0 to 2147483647, got -1"),
         (
             {"process_count": 3, "process_index": 0},
             "batch_size 10 does not divide over 3 processes",
@@ -293,7 +293,7 @@ def test_idx_files(tmp_path, opener):
     assert labels == [7, 1] and labels[0].dtype == np.int32
 
 
-@pytest.mark.parametrize("names", sources.NPZ_NAMES)
+@pytest.mark.parametrize("names", array_files.NPZ_NAMES)
 def test_npz_files(tmp_path, names):
     np.savez(tmp_path / "a.npz", **dict(zip(names, (IMAGES, LABELS[:, None]), strict=True)))
     images, labels = contents(sources.open_source(tmp_path / "a.npz"))
@@ -365,7 +365,7 @@ def test_broken_files_are_named(tmp_path):
 
     (tmp_path / "text-images").write_text("hello")
     with pytest.raises(ValueError, match="neither an .npz nor an IDX"):
-        sources.read_idx(tmp_path / "text-images")
+        array_files.read_idx(tmp_path / "text-images")
     write_idx(tmp_path / "cut", IMAGES)
     for length, message in (
         (-5, r"\(2, 3, 4\) but holds 19"),
@@ -373,11 +373,11 @@ def test_broken_files_are_named(tmp_path):
     ):
         (tmp_path / "part").write_bytes((tmp_path / "cut").read_bytes()[:length])
         with pytest.raises(ValueError, match=message):
-            sources.read_idx(tmp_path / "part")
+            array_files.read_idx(tmp_path / "part")
     write_idx(tmp_path / "cut.gz", IMAGES, gzip.open)
     (tmp_path / "cut.gz").write_bytes((tmp_path / "cut.gz").read_bytes()[:-10])
     with pytest.raises(ValueError, match="cut.gz is broken or cut short"):
-        sources.read_idx(tmp_path / "cut.gz")
+        array_files.read_idx(tmp_path / "cut.gz")
 
 
 def picture(path, level):

@@ -197,7 +197,7 @@ def test_a_function_may_take_a_teacher():
             r"loss must be an instance of a Loss or a function, got 'ct'",
         ),
         ({"ema_decays": (1.0,)}, r"ema_decays must be numbers in \[0, 1\).*got \(1.0,\)"),
-        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        ({"accumulate": 0}, "accumulate must be an integer of at least 1, got 0"),
     ],
 )
 def test_mistakes(options, message):
@@ -265,12 +265,13 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         checkpoints.wait()
         other = start(train_step, size=3)
         with pytest.raises(
-            ValueError, match=r"another run: ema/0/bias has shape \(2,\).*has shape \(3,\)"
+            ValueError,
+            match=r"another run, or damaged: ema/0/bias has shape \(2,\).*has shape \(3,\)",
         ):
             checkpoints.restore(other)
         with pytest.raises(
             ValueError,
-            match="another run: target/bias has shape .* and is missing in this one",
+            match="another run, or damaged: target/bias has shape .* and is missing in this one",
         ):
             checkpoints.restore(make(by_name("ict"))[1])
         assert checkpoints.latest() == 0

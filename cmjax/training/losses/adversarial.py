@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import random
 
+from cmjax.configs import is_finite
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import (
@@ -15,10 +16,12 @@ from cmjax.training.losses.base import (
     Loss,
     Preview,
     add_noise,
+    check_function,
     check_sigma_data,
     karras_range,
     split_batch,
 )
+from cmjax.training.losses.metrics import per_sample
 
 
 class AdversarialParams(NamedTuple):
@@ -83,9 +86,14 @@ class Adversarial(Loss):
     def __post_init__(self):
         super().__post_init__()
         check_sigma_data(self.scheduler)
-        sigma_min, sigma_max, _ = karras_range(self.scheduler)
+        check_function("discriminator_fn", self.discriminator_fn)
+        if self.inner is not None and not isinstance(self.inner, Loss):
+            raise ValueError(f"inner must be a Loss or None, got {self.inner!r:.200}")
+
         # At sigma_min the consistency function is the identity: there is nothing to learn.
-        if not sigma_min < self.lowest_sigma < sigma_max:
+        sigma_min, sigma_max, _ = karras_range(self.scheduler)
+        is_number = is_finite(self.lowest_sigma)
+        if not is_number or not sigma_min < self.lowest_sigma < sigma_max:
             raise ValueError(
                 f"lowest_sigma must be a noise level between {sigma_min} and {sigma_max}, "
                 f"got {self.lowest_sigma}"
@@ -107,6 +115,7 @@ class Adversarial(Loss):
 
     def prepare_params(self, params: AdversarialParams) -> AdversarialParams:
         """Returns the parameters, with any that the inner loss adds to the network's."""
+        _check_params(params)
         if self.inner is None:
             return params
         return params._replace(network=self.inner.prepare_params(params.network))
@@ -119,6 +128,7 @@ class Adversarial(Loss):
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the sum of both networks' losses."""
+        _check_params(params)
         inner_key, level_key, noise_key, real_key, fake_key = random.split(key, 5)
         data, cond = split_batch(batch)
 
@@ -164,13 +174,18 @@ class Adversarial(Loss):
         ramp = jnp.where(is_highest, 0, random.uniform(key, (count,)))
         return karras_sigmas(ramp, self.lowest_sigma, sigma_max, rho)
 
+    def _score(self, discriminator, x, cond):
+        """Returns what the discriminator says of each image, f32[B]."""
+        scores = self.discriminator_fn(discriminator, x, **cond)
+        return per_sample("discriminator_fn", scores, x.shape[0])
+
     def _generator_loss(self, params, real, fake, cond):
         """Returns the network's adversarial term, which gives the discriminator no gradient."""
         discriminator = jax.lax.stop_gradient(params.discriminator)
 
         # softplus(D(real) - D(fake)), each sample paired with one image of the data.
-        score_real = self.discriminator_fn(discriminator, real, **cond)
-        score_fake = self.discriminator_fn(discriminator, fake, **cond)
+        score_real = self._score(discriminator, real, cond)
+        score_fake = self._score(discriminator, fake, cond)
         return jnp.mean(jax.nn.softplus(score_real - score_fake))
 
     def _discriminator_loss(self, params, real, fake, cond):
@@ -179,12 +194,8 @@ class Adversarial(Loss):
 
         # Scores D(real) and D(fake), f32[B]; with `vjp` the gradient at the images costs no second
         # forward pass.
-        score_real, vjp_fn = jax.vjp(
-            lambda x: self.discriminator_fn(discriminator, x, **cond), real
-        )
-        score_fake = self.discriminator_fn(
-            discriminator, jax.lax.stop_gradient(fake), **cond
-        )
+        score_real, vjp_fn = jax.vjp(lambda x: self._score(discriminator, x, cond), real)
+        score_fake = self._score(discriminator, jax.lax.stop_gradient(fake), cond)
         gap = score_real - score_fake
 
         # R1, gamma/2 |grad D(real)|^2, a mean over the batch. As a score depends on its own sample
@@ -194,3 +205,13 @@ class Adversarial(Loss):
 
         # softplus(D(fake) - D(real)): the mirror image of the network's term.
         return jnp.mean(jax.nn.softplus(-gap)) + penalty, gap
+
+
+def _check_params(params):
+    """Raises ValueError unless the parameters are those of both networks."""
+    # This would fail later, at an attribute that the network's own parameters do not have.
+    if not isinstance(params, AdversarialParams):
+        raise ValueError(
+            "params must be losses.AdversarialParams(network, discriminator), "
+            f"got {type(params).__name__}"
+        )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import ApplyFn, combine
-from cmjax.configs import check_options, is_int, shown
+from cmjax.configs import LARGEST, check_options, is_int, shown
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas
 
@@ -61,6 +61,10 @@ class Loss(abc.ABC):
     def __post_init__(self):
         # A subclass declares in `_domains` which values its fields may have.
         check_options(self)
+
+        # The teacher's network, of the losses that have one; None if it is the student's.
+        if getattr(self, "teacher_fn", None) is not None:
+            check_function("teacher_fn", getattr(self, "teacher_fn"))  # noqa: B009
 
     @abc.abstractmethod
     def __call__(
@@ -143,6 +147,7 @@ def karras_range(scheduler: Any) -> KarrasRange:
     Raises:
         ValueError: if the scheduler has none, such as SCMScheduler, whose levels are angles.
     """
+    _check_instance(scheduler)
     # Asked of the attributes, not of the class, so that users' own schedulers qualify too.
     if not all(hasattr(scheduler, name) for name in KarrasRange._fields):
         raise ValueError(
@@ -158,6 +163,7 @@ def check_sigma_data(scheduler: Any) -> None:
     Raises:
         ValueError: if it does not.
     """
+    _check_instance(scheduler)
     # Scalings and weights of the losses are in units of sigma_data.
     if not hasattr(scheduler, "sigma_data"):
         raise ValueError(
@@ -166,10 +172,24 @@ def check_sigma_data(scheduler: Any) -> None:
         )
 
 
+def _check_instance(scheduler: Any) -> None:
+    """Raises ValueError for a scheduler's class, which has its fields' defaults as attributes."""
+    if isinstance(scheduler, type):
+        raise ValueError(
+            f"scheduler must be an instance, such as {scheduler.__name__}(), got the class"
+        )
+
+
+def check_function(name: str, function: Any) -> None:
+    """Raises ValueError unless an argument is a function."""
+    if not callable(function):
+        raise ValueError(f"{name} must be a function, got {function!r:.200}")
+
+
 def check_total_steps(total_steps: Any) -> None:
     """Raises ValueError unless `total_steps` is an integer of at least 1."""
     # The curricula divide by it, inside `jit`, where a 0 would become a NaN in silence.
-    if not is_int(total_steps, 1):
+    if not is_int(total_steps, 1, LARGEST):
         raise ValueError(
             f"total_steps must be an integer of at least 1, got {shown(total_steps)}"
         )
@@ -184,10 +204,37 @@ def check_metric(metric: Any) -> None:
 
 
 def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
-    """Returns (data `[B, ...]`, conditioning by name) of a batch."""
-    # All other arrays are conditioning, whatever their names: the network's signature decides.
+    """Returns (data `[B, ...]`, conditioning by name) of a batch.
+
+    Raises:
+        ValueError: if there are no data, if they are not floats, or if other arrays are not one
+            value per sample.
+    """
+    if not isinstance(batch, Mapping) or "data" not in batch:
+        has = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f'batch must be a mapping with "data", got {has!r:.200}')
+
+    # Integers would be noised and cast back: a loss without a gradient.
+    data = batch["data"]
+    dtype = getattr(data, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or data.ndim < 1:
+        what = type(data).__name__ if dtype is None else f"{dtype}{list(data.shape)}"
+        raise ValueError(
+            f"batch['data'] must be floats [B, ...], got {what}; "
+            "pixels become samples by x / 127.5 - 1"
+        )
+
+    # All other arrays are conditioning, whatever their names: the network's signature decides. A
+    # single value would be broadcast to all samples.
     cond = {name: value for name, value in batch.items() if name != "data"}
-    return batch["data"], cond
+    for name, value in cond.items():
+        for leaf in jax.tree.leaves(value):
+            if jnp.shape(leaf)[:1] != data.shape[:1]:
+                raise ValueError(
+                    f"batch[{name!r}] must have one value for each of {len(data)} samples, "
+                    f"got shape {jnp.shape(leaf)}"
+                )
+    return data, cond
 
 
 def draw_sigmas(

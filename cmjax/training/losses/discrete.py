@@ -24,7 +24,7 @@ from cmjax.training.losses.base import (
     split_batch,
     teacher_slope,
 )
-from cmjax.training.losses.metrics import Metric, PseudoHuber
+from cmjax.training.losses.metrics import Metric, PseudoHuber, per_sample
 
 LEVELS = (1, 1_000_000)  # fewest and most noise levels of a grid, or intervals between them
 
@@ -109,7 +109,8 @@ class ConsistencyDistillation(DiscreteLoss):
         estimate = consistency_function(
             apply_fn, params, self.scheduler, noisy, higher, **cond
         )
-        loss = jnp.mean(self.metric(estimate, jax.lax.stop_gradient(target)))
+        distance = self.metric(estimate, jax.lax.stop_gradient(target))
+        loss = jnp.mean(per_sample("metric", distance, data.shape[0]))
         return loss, {"loss": loss}
 
 
@@ -172,7 +173,7 @@ class ConsistencyTraining(DiscreteLoss):
         # variance but a large bias, those of close levels the reverse.
         num_levels = self.num_levels_at(step)
         higher, lower = _uniform_pair(
-            level_key, batch["data"].shape[0], num_levels, self.scheduler
+            level_key, split_batch(batch)[0].shape[0], num_levels, self.scheduler
         )
 
         # Without a teacher, x0 + lower z with the same z stands in for the ODE step (theorem 2).
@@ -233,4 +234,5 @@ def distance_between(loss, key, apply_fn, params, target_params, batch, higher, 
         noisy = add_noise(data, sigma, noise)
         return consistency_function(apply_fn, params, loss.scheduler, noisy, sigma, **cond)
 
-    return loss.metric(f(params, higher), jax.lax.stop_gradient(f(target_params, lower)))
+    target = jax.lax.stop_gradient(f(target_params, lower))
+    return per_sample("metric", loss.metric(f(params, higher), target), data.shape[0])

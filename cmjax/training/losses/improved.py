@@ -12,7 +12,12 @@ from cmjax.training.discretization import (
     easy_consistency_level,
     lognormal_index,
 )
-from cmjax.training.losses.base import check_total_steps, draw_sigmas, karras_range
+from cmjax.training.losses.base import (
+    check_total_steps,
+    draw_sigmas,
+    karras_range,
+    split_batch,
+)
 from cmjax.training.losses.discrete import (
     LEVELS,
     DiscreteLoss,
@@ -78,7 +83,7 @@ class ImprovedConsistencyTraining(DiscreteLoss):
         sigma_range = karras_range(self.scheduler)
         index = lognormal_index(
             level_key,
-            batch["data"].shape[0],
+            split_batch(batch)[0].shape[0],
             self.p_mean,
             self.p_std,
             num_levels,
@@ -147,7 +152,7 @@ class EasyConsistencyTuning(DiscreteLoss):
         # The higher levels, f32[B]. ECT has no grid: levels are any numbers in the range.
         t = draw_sigmas(
             level_key,
-            batch["data"].shape[0],
+            split_batch(batch)[0].shape[0],
             self.scheduler,
             self.p_mean,
             self.p_std,

@@ -73,6 +73,27 @@ def mean_square(error: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(error.astype(jnp.float32)), axis=tuple(range(1, error.ndim)))
 
 
+def per_sample(name: str, values: Any, count: int) -> jax.Array:
+    """Returns what a function of the user's gives for each sample, f32[count].
+
+    Args:
+        name: of the function, for the error.
+        values: its result.
+        count: number of samples, B.
+
+    Raises:
+        ValueError: unless it is one number per sample. Others would be broadcast in silence.
+    """
+    dtype = getattr(values, "dtype", None)
+    is_floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    if not is_floating or values.shape != (count,):
+        what = type(values).__name__ if dtype is None else f"{dtype}{list(values.shape)}"
+        raise ValueError(
+            f"{name} must return a number per sample, f32[{count}], got {what}"
+        )
+    return values
+
+
 def metric_from_options(
     default: Any, metric: Any = None, huber_c: float | None = None
 ) -> Metric:

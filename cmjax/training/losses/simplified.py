@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import random
 
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, check_shapes, combine
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
 from cmjax.training.discretization import tangent_warmup
 from cmjax.training.losses.base import Loss, check_sigma_data, draw_sigmas, split_batch
@@ -95,6 +95,9 @@ class _SimplifiedLoss(Loss):
             (x, t),
             (combine((cos * sin, dx_dt)), cos * sin),
         )
+
+        # Any other shape would be broadcast below.
+        check_shapes(sample=x, model_output=value, slope=dx_dt)
 
         # The tangent g = cos(t) df/dt of f = cos(t) x - sin(t) sigma_data F (Algorithm 1):
         # -cos^2(t) (sigma_data F - dx/dt) - r cos(t) sin(t) (x + sigma_data dF/dt). The second,

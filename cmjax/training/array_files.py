@@ -1,0 +1,98 @@
+"""Arrays of training data from files: `.npz`, and the IDX files of MNIST."""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax.files import open_regular
+
+# Names of (data, labels) in an .npz: Keras's MNIST, this package's, and the guided-diffusion
+# evaluator's.
+NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))
+_GZIP = b"\x1f\x8b"
+_LARGEST_RATIO = 1100  # of sizes before and after gzip, whose format allows about 1,030
+
+
+def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns (data, labels or None) of an `.npz`, or of an IDX file and the labels next to it.
+
+    Raises:
+        ValueError: if the file does not hold such arrays.
+        OSError: if it cannot be read.
+    """
+    if path.suffix == ".npz":
+        return _read_npz(path)
+
+    # MNIST's names: train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz.
+    labels = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    if labels == path or not labels.exists():
+        return read_idx(path), None
+    return read_idx(path), read_idx(labels)
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """Reads an IDX file of unsigned bytes, gzipped or not (format: yann.lecun.com/exdb/mnist).
+
+    Raises:
+        ValueError: if the file has another format, or is cut short.
+    """
+    path = Path(path)
+    try:
+        with open_regular(path) as file:
+            # Gzip is found by its magic number: the suffix of a download is not to be relied on.
+            is_gzip = file.read(2) == _GZIP
+            file.seek(0)
+            largest = path.stat().st_size
+            if not is_gzip:
+                return _parse_idx(path, file, largest)
+            with gzip.GzipFile(fileobj=file) as content:
+                return _parse_idx(path, content, largest * _LARGEST_RATIO)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is broken or cut short: {error}") from None
+
+
+def _parse_idx(path: Path, file: Any, largest: int) -> np.ndarray:
+    """Reads the array of an IDX file that can hold at most `largest` bytes."""
+    # The header: two zero bytes, the type (8 is u8), the rank, then each size as a big-endian u32.
+    start = file.read(4)
+    rank = start[3] if len(start) == 4 else 0
+    sizes = file.read(4 * rank)
+    if start[:3] != b"\0\0\x08" or len(sizes) < 4 * rank:
+        raise ValueError(f"{path} is neither an .npz nor an IDX file of unsigned bytes")
+    shape = struct.unpack(f">{rank}I", sizes)
+
+    # The bytes after it are the array, in row-major order. No more is read than is announced, and
+    # nothing if that is more than the file can hold.
+    count = math.prod(shape)
+    content = file.read(count + 1) if count <= largest else b""
+    if len(content) != count:
+        held = "more" if len(content) > count else len(content)
+        raise ValueError(f"{path} announces {shape} but holds {held} bytes")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_npz(path):
+    """Returns (data, labels or None) of an `.npz`."""
+    # `np.load` refuses pickled objects by default, which could run code.
+    file = open_regular(path)
+    try:
+        with file, np.load(file) as arrays:
+            for data, labels in NPZ_NAMES:
+                if data in arrays:
+                    found_labels = arrays[labels] if labels in arrays else None
+                    return arrays[data], found_labels
+            found = sorted(arrays)
+    except MemoryError:
+        raise ValueError(f"{path} announces arrays larger than the memory") from None
+    except Exception as error:
+        # A damaged zip archive or header makes NumPy raise errors of any kind.
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ValueError(f"{path} is not an .npz that can be read: {error}") from None
+    names = " nor ".join(repr(data) for data, _ in NPZ_NAMES)
+    raise ValueError(f"{path} has neither {names}, but {found}")

@@ -1,0 +1,112 @@
+"""The folder of a training run: whose it is, and that nothing in it is lost."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cmjax.checkpoints.loading import check_destination
+from cmjax.files import clear_unfinished, read_regular, replacing
+from cmjax.training.config import TrainConfig
+
+CONFIG = "config.json"
+FINGERPRINT = (
+    "fingerprint"  # its key for the data, beside the sections of the configuration
+)
+_LARGEST = 2**24  # bytes of a configuration
+
+# Keys of [run] that may change when a run is resumed: they have no effect on what is trained.
+FREE_TO_CHANGE = ("log_every", "sample_every", "save_every", "keep", "tensorboard")
+
+
+def open_folder(
+    out: Path, config: TrainConfig, fingerprint: Mapping[str, Any], latest: int | None
+) -> bool:
+    """Prepares a folder for a run, which may be in it already.
+
+    Args:
+        out: the folder, which no other run may be using.
+        config: of the run.
+        fingerprint: of its data.
+        latest: step of the newest checkpoint in the folder, or None.
+
+    Returns:
+        Whether a run with these data was begun in the folder before.
+
+    Raises:
+        ValueError: if the folder holds another run, or files that the run would replace.
+        OSError: if it cannot be written.
+    """
+    # Temporary files are those of killed processes: this one has the folder to itself.
+    clear_unfinished(out)
+
+    # A file of the user's in the folder of a model would end the run at its first save.
+    models = model_folders(out, config)
+    for folder in models:
+        check_destination(folder)
+
+    path = out / CONFIG
+    wanted = {**config.to_json(), FINGERPRINT: dict(fingerprint)}
+    found = _read(path)
+    made = [folder for folder in models if folder.exists()]
+    if found is None and latest is not None:
+        raise ValueError(
+            f"{out} has checkpoints but no {CONFIG}, which says what they are of; "
+            "put it back, or choose another folder"
+        )
+    if found is None and made:
+        raise ValueError(
+            f"{made[0]} is no model of this run, which would replace it; choose another folder"
+        )
+
+    # A start that failed early leaves a configuration, but nothing that could be lost.
+    difference = None if found is None else _difference(found, wanted)
+    if difference is not None and (latest is not None or made):
+        raise ValueError(
+            f"{out} holds a run with {difference}; resume with that, or choose another folder"
+        )
+    if found is not None and difference is None:
+        return True
+    with replacing(path) as file:
+        file.write(json.dumps(wanted, indent=1).encode())
+    return False
+
+
+def model_folders(out: Path, config: TrainConfig) -> list[Path]:
+    """Returns the folder of each moving average; that of the first is `model`."""
+    others = [out / f"model_{decay}" for decay in config.run.ema_decays[1:]]
+    return [out / "model", *others]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Returns what the file of an earlier run holds, or None if there is none."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(read_regular(path, _LARGEST))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged: {error}; put it back, or choose another folder"
+        ) from None
+
+    # The folder of a model has a file of this name too.
+    if not isinstance(content, dict) or not {"run", "loss"} <= content.keys():
+        raise ValueError(f"{path} is not of a training run; choose another folder")
+    return content
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Returns in words the first key that differs, with both values; None if none does."""
+    for section, values in wanted.items():
+        found_values = found.get(section)
+        if not isinstance(found_values, Mapping):
+            return f"no {section}"
+        for key in sorted(values.keys() | found_values.keys()):
+            if section == "run" and key in FREE_TO_CHANGE:
+                continue
+            if values.get(key) != found_values.get(key):
+                name = f"{section}.{key}"
+                if section == FINGERPRINT:
+                    name = f"other data: {key}"
+                return f"{name}={found_values.get(key)!r}, not {values.get(key)!r}"
+    return None

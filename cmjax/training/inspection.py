@@ -1,0 +1,101 @@
+"""Looks at the training data before the first step: what is wrong must not show after hours."""
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax.images import check_picture
+from cmjax.progress import Bar
+from cmjax.training.data import checked_labels
+from cmjax.training.sources import Arrays, Pictures, Source
+
+WHOLE = (
+    2**28
+)  # bytes of picture files to decode; of all others only the headers are looked at
+_THREADS = 8  # reading headers waits for the disk, decoding for a core
+_FURTHEST = 160  # in units of sigma_data: sigma_max of EDM's levels
+
+
+def inspect(
+    source: Source, num_classes: int | None, scheduler: Any, *, shown: bool = False
+) -> None:
+    """Checks data as a whole, as far as that is quick.
+
+    Of arrays in memory every label and every number is looked at. Of pictures every header is, and
+    the pixels of as many, evenly spaced, as `WHOLE` bytes of files hold. Other sources are checked
+    batch by batch, by `data.batches`.
+
+    Args:
+        source: the data.
+        num_classes: of the network; None for one without classes.
+        scheduler: the scheduler that the network is trained for.
+        shown: whether to show a progress bar.
+
+    Raises:
+        ValueError: naming the first record or file that cannot be trained on, and why.
+    """
+    if num_classes is not None and "class_labels" not in source[0]:
+        raise ValueError(
+            f"the data have no labels, but the network has {num_classes} classes; "
+            "leave out network.num_class_embeds"
+        )
+    if isinstance(source, Arrays):
+        if num_classes is not None and source.labels is not None:
+            checked_labels(source.labels, range(len(source)), num_classes)
+        _check_scale(source.data, scheduler)
+    if isinstance(source, Pictures):
+        if num_classes is not None:
+            labels = np.array([label for _, label in source.files])
+            checked_labels(labels, [file for file, _ in source.files], num_classes)
+        _check_pictures([file for file, _ in source.files], shown)
+
+
+def _check_scale(data: np.ndarray, scheduler: Any) -> None:
+    """Raises ValueError for floats `[N, ...]` that are not scaled as the noise levels need them."""
+    if data.dtype == np.uint8:
+        return
+    low = float(data.min())
+    high = float(data.max())
+
+    # Images in [0, 1] or [0, 255] have no negative values; samples around 0 always have some.
+    # Points `[N, D]` may lie anywhere.
+    if data.ndim >= 3 and low >= 0 and high > 0:
+        raise ValueError(
+            f"the data are floats from {low:g} to {high:g}, none below 0: they look like pixels "
+            "that are not scaled; map them to [-1, 1], or store pixels 0 to 255 as uint8"
+        )
+
+    # The highest noise has to drown the data: sampling starts from nothing but noise.
+    sigma_data = getattr(scheduler, "sigma_data", 1.0)
+    furthest = getattr(scheduler, "sigma_max", _FURTHEST * sigma_data)
+    if max(-low, high) > furthest:
+        raise ValueError(
+            f"the data are floats from {low:g} to {high:g}, beyond the highest noise level, "
+            f"{furthest:g}; scale them to a standard deviation of about {sigma_data:g}"
+        )
+
+
+def _check_pictures(files: list[str], shown: bool) -> None:
+    """Raises ValueError, naming the file, for the first picture that cannot be read."""
+    # Evenly spaced, as neighbours often come from one place and are broken together.
+    total = sum(Path(file).stat().st_size for file in files)
+    every = max(1, -(-total // WHOLE))
+    checks: list[Callable[[], None]] = [
+        functools.partial(check_picture, file, whole=number % every == 0)
+        for number, file in enumerate(files)
+    ]
+    bar = Bar(
+        len(files), unit="picture", doing="looking at the data", shown=shown, keep=False
+    )
+    with bar, ThreadPoolExecutor(_THREADS) as pool:
+        # In order, so that always the same file is named. After an error the rest is not looked at.
+        try:
+            for number, _ in enumerate(pool.map(lambda check: check(), checks)):
+                bar.advance_to(number + 1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,206 @@
+"""Wrong arguments of losses and of the training step: each is named before anything is trained."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import cmjax
+from cmjax.training import losses, trainer
+from tests.support.training import EDM, KEY, value
+
+DATA = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+GAIN = jnp.float32(0.5)
+LOSSES = {
+    name: losses.make(name, EDM, total_steps=100)
+    for name in losses.LOSSES
+    if name not in ("sct", "scd")
+}
+LOSSES["sct"] = losses.SimplifiedConsistencyTraining(
+    cmjax.SCMScheduler(), adaptive_weight=False
+)
+LOSSES["scd"] = losses.SimplifiedConsistencyDistillation(EDM, adaptive_weight=False)
+
+
+def network(params, x, t):
+    return params * x
+
+
+def loss_of(name, batch, apply_fn=network):
+    """Returns the loss without computing it: its shapes say what is wrong."""
+    return jax.eval_shape(
+        lambda params: value(LOSSES[name], apply_fn, params, batch, teacher=params), GAIN
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "batch, message",
+    [
+        (
+            {"data": (DATA * 255).astype(np.uint8)},
+            r"\['data'\] must be floats.*uint8\[4, 3",
+        ),
+        ({"data": DATA.astype(np.int32)}, "must be floats .* got int32"),
+        ({"data": DATA.tolist()}, "must be floats .* got list"),
+        ({"data": np.float32(1)}, r"must be floats .* got float32\[\]"),
+        ({"labels": DATA}, r"mapping with \"data\", got \['labels'\]"),
+        (DATA, "mapping with \"data\", got 'ndarray'"),
+        ({"data": DATA, "labels": np.zeros(1, int)}, r"\['labels'\] .* each of 4 samples"),
+        (
+            {"data": DATA, "scale": 2.0},
+            r"batch\['scale'\] must have one value for each of 4",
+        ),
+    ],
+)
+def test_batches(name, batch, message):
+    with pytest.raises(ValueError, match=message):
+        loss_of(name, batch)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "apply_fn",
+    [
+        lambda params, x, t: params * x.mean(-1, keepdims=True),
+        lambda params, x, t: params,
+        lambda params, x, t: params * x[:1],
+    ],
+    ids=["one number per sample", "one number", "one sample"],
+)
+def test_networks_whose_output_would_be_broadcast(name, apply_fn):
+    with pytest.raises(ValueError, match="model_output"):
+        loss_of(name, {"data": DATA}, apply_fn)
+
+
+@pytest.mark.parametrize("name", ["cd", "ct", "ict", "ect"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda a, b: jnp.square(a - b),
+        lambda a, b: jnp.mean(jnp.square(a - b)),
+        lambda a, b: jnp.square(a - b).mean(-1, keepdims=True),
+        lambda a, b: (a > b).any(-1),
+        lambda a, b: None,
+    ],
+)
+def test_metrics(name, metric):
+    loss = dataclasses.replace(LOSSES[name], metric=metric)
+    with pytest.raises(ValueError, match=r"metric must return a number per sample, f32\[4"):
+        value(loss, network, GAIN, {"data": DATA}, teacher=GAIN)
+
+
+@pytest.mark.parametrize(
+    "discriminator",
+    [lambda p, x: x.mean(), lambda p, x: p * x.mean(-1, keepdims=True), lambda p, x: x],
+)
+def test_discriminators(discriminator):
+    loss = losses.Adversarial(EDM, discriminator)
+    params = losses.AdversarialParams(GAIN, GAIN)
+    with pytest.raises(
+        ValueError, match="discriminator_fn must return a number per sample"
+    ):
+        value(loss, network, params, {"data": DATA})
+    with pytest.raises(ValueError, match="params must be losses.AdversarialParams"):
+        value(loss, network, GAIN, {"data": DATA})
+
+
+@pytest.mark.parametrize("total_steps", [0, -5, "x", float("nan"), 1.5, None])
+@pytest.mark.parametrize("name", ["ct", "ict", "ect"])
+def test_lengths_of_runs(name, total_steps):
+    with pytest.raises(ValueError, match="total_steps must be an integer of at least 1"):
+        losses.make(name, EDM, total_steps=total_steps)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: losses.Denoising(type(EDM)), "scheduler must be an instance.*the class"),
+        (lambda: losses.Denoising(None), "scheduler must have sigma_data"),
+        (lambda: losses.ConsistencyDistillation(EDM, teacher_fn=3), "teacher_fn must be a"),
+        (
+            lambda: losses.ConsistencyTraining(EDM, 9, initial_levels=5, final_levels=4),
+            "final_levels must be at least initial_levels=5, got 4",
+        ),
+        (lambda: losses.Adversarial(EDM, 3), "discriminator_fn must be a function, got 3"),
+        (lambda: losses.Adversarial(EDM, network, inner="cd"), "inner must be a Loss or"),
+        (
+            lambda: losses.Adversarial(EDM, network, lowest_sigma="x"),
+            "lowest_sigma must be",
+        ),
+    ],
+)
+def test_fields_of_losses(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def make_step(loss=LOSSES["denoising"], apply_fn=network, optimizer=None, **options):
+    optimizer = optax.sgd(0.1) if optimizer is None else optimizer
+    return trainer.make_train_step(loss, apply_fn, optimizer, **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"optimizer": "adam"}, "optimizer must be a transformation of optax.*got 'adam'"),
+        ({"optimizer": optax.adam}, "optimizer must be a transformation of optax"),
+        ({"apply_fn": None}, "apply_fn must be a function"),
+        ({"accumulate": 1.5}, "accumulate must be an integer of at least 1, got 1.5"),
+        ({"accumulate": True}, "accumulate must be an integer of at least 1, got True"),
+        ({"ema_decays": 0.99}, r"ema_decays must be numbers in \[0, 1\).*got 0.99"),
+        ({"ema_decays": ["x"]}, "ema_decays must be numbers"),
+        ({"ema_decays": [float("nan")]}, "ema_decays must be numbers"),
+        ({"mesh": "cpu"}, "mesh must be a jax.sharding.Mesh or None, got 'cpu'"),
+    ],
+)
+def test_arguments_of_the_training_step(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_step(**options)
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({}, "params holds no arrays"),
+        (None, "params holds no arrays"),
+        ({"a": jnp.ones(2), "b": jnp.arange(3)}, r"params\['b'\] must be .* got int32"),
+        ({"a": "x"}, r"params\['a'\] must be an array of floats, got str"),
+    ],
+)
+def test_parameters(params, message):
+    with pytest.raises(ValueError, match=message):
+        make_step().init(KEY, params)
+
+
+def test_states_and_batches_of_the_training_step():
+    train_step = make_step()
+    state = train_step.init(KEY, GAIN)
+    with pytest.raises(ValueError, match="state must be a TrainState, from init, got dict"):
+        train_step({"step": 0}, {"data": DATA})
+    with pytest.raises(ValueError, match="batch must be a mapping"):
+        train_step(state, DATA)
+    with pytest.raises(ValueError, match=r"batch\['data'\] must be floats .* uint8"):
+        train_step(state, {"data": DATA.astype(np.uint8)})
+
+
+@pytest.mark.parametrize(
+    "result, message",
+    [
+        (lambda x: x.mean(), r"must return \(loss, metrics\)"),
+        (lambda x: (x.mean(), x.mean()), r"must return \(loss, metrics\)"),
+        (lambda x: (x.mean(-1), {}), r"must return numbers, got loss of \(4,\)"),
+        (lambda x: (x.mean(), {"a": x}), r"got metrics\['a'\] of \(4, 3\)"),
+        (lambda x: (None, {}), "got loss of NoneType"),
+    ],
+)
+def test_what_a_loss_returns(result, message):
+    def loss(key, apply_fn, params, frozen, batch, step):
+        return result(params * batch["data"])
+
+    train_step = make_step(loss)
+    with pytest.raises(ValueError, match=message):
+        train_step(train_step.init(KEY, GAIN), {"data": DATA})
