@@ -1,15 +1,143 @@
-"""Atomic replacement of files and folders: a crash leaves the old or the new, never a part."""
+"""Safe reading, writing and replacing of files and folders.
+
+* What is read is a regular file: a pipe would keep the reader waiting, a device may have no end.
+* What is replaced is replaced whole: a crash leaves the old or the new, never a part.
+* What cmjax did not write is neither replaced nor removed, and no symbolic link is followed.
+"""
 
 import contextlib
-import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
-import sys
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
+
+from cmjax.system import exchange, flush
+
+REMOVED = ".removed"  # folder that `set_aside` moves files to
+TEMPORARY = r"\.cmjax-[0-9a-f]{8}(\.\w+)?"  # names of temporary files and folders
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Opens a regular file for reading bytes; links to one are followed.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: if it is a folder, a pipe, a device or a socket.
+        OSError: if it is missing or cannot be read.
+    """
+    # Looked at before it is opened, since opening some devices has effects, and once more
+    # afterwards, since the name may lead elsewhere by then. Opening never waits for a writer.
+    check_regular(path)
+    flags = os.O_RDONLY
+    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # which not every system has
+        flags |= getattr(os, name, 0)
+    file = open(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"{path} is not a regular file")
+    return file
+
+
+def read_regular(path: str | Path, largest: int) -> bytes:
+    """Returns the content of a regular file of at most `largest` bytes.
+
+    Raises:
+        ValueError: if it is no regular file, or larger.
+        OSError: if it is missing or cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"{path} has more than {largest} bytes, which it never needs")
+    return content
+
+
+def check_regular(path: str | Path) -> None:
+    """Checks that `path`, or what a link there leads to, is a regular file.
+
+    Raises:
+        ValueError: if it is a folder, a pipe, a device or a socket.
+        OSError: if it is missing.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path} is not a regular file")
+
+
+def check_writable(path: str | Path) -> None:
+    """Checks that `path` is a regular file or nothing yet, so that it may be written.
+
+    Raises:
+        ValueError: if it is a symbolic link, which could lead to a file of somebody else's, or a
+            folder, a pipe, a device or a socket.
+    """
+    check_no_link(path)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is there and is not a regular file; give another name")
+
+
+def check_no_link(path: str | Path) -> None:
+    """Raises ValueError if the last part of `path` is a symbolic link."""
+    if os.path.islink(path):
+        target = os.readlink(path)
+        raise ValueError(
+            f"{path} is a symbolic link to {target}, which is not followed; "
+            "remove it, or give the name that it leads to"
+        )
+
+
+def check_content(folder: str | Path, is_ours: Callable[[str], bool]) -> None:
+    """Checks that a folder holds nothing but files and folders of cmjax.
+
+    Args:
+        folder: the folder.
+        is_ours: says of a name within the folder, such as "unet/config.json", whether cmjax wrote
+            it.
+
+    Raises:
+        ValueError: naming what else is there; links are always something else.
+        OSError: if it cannot be listed.
+    """
+    folders = [Path(folder)]
+    while folders:
+        for entry in sorted(os.scandir(folders.pop()), key=lambda entry: entry.name):
+            name = Path(entry.path).relative_to(folder).as_posix()
+            if entry.is_symlink() or not is_ours(name):
+                raise ValueError(
+                    f"{folder} holds {name}, which cmjax did not write; "
+                    "move it away, or give another name"
+                )
+            if entry.is_dir():
+                folders.append(Path(entry.path))
+
+
+def set_aside(path: Path) -> Path:
+    """Moves a file or folder into the folder `.removed` beside it, and returns its new path.
+
+    Nothing that is there already is overwritten. A link is moved, not what it leads to.
+
+    Raises:
+        ValueError: if `.removed` is a link.
+        OSError: if it cannot be moved.
+    """
+    removed = path.parent / REMOVED
+    check_no_link(removed)
+    removed.mkdir(exist_ok=True)
+
+    # Of the same name there may be one from an earlier time.
+    target = removed / path.name
+    count = 1
+    while os.path.lexists(target):
+        target = removed / f"{path.name}.{count}"
+        count += 1
+    path.rename(target)
+    return target
 
 
 @contextlib.contextmanager
@@ -25,10 +153,11 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         The temporary file, opened for writing bytes.
 
     Raises:
+        ValueError: if `path` is a symbolic link, or anything else that is no regular file.
         OSError: if the file cannot be written. Its message names `path`.
     """
-    # A symbolic link is followed, so that it stays a link. The temporary file is in the same
-    # folder, since a rename is atomic only within one file system.
+    # The temporary file is in the same folder: a rename is atomic only within one file system.
+    check_writable(path)
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -39,8 +168,9 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             # machine can lose. Some file systems report a full disk only here.
             file.flush()
             os.fsync(file.fileno())
+        check_writable(path)
         temporary.replace(path)
-        _sync(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise _named(error, path) from None
     finally:
@@ -48,23 +178,31 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
+def replacing_folder(
+    path: str | Path, is_ours: Callable[[str], bool] = lambda name: False
+) -> Iterator[Path]:
     """Creates a temporary folder that replaces `path` when the context ends without an error.
 
     A failure leaves `path` unchanged.
 
     Args:
-        path: the folder to write; its parents are created.
+        path: the folder to write; its parents are created. What it holds is removed.
+        is_ours: says of a name within the folder, such as "unet/config.json", whether it may be
+            removed; by default nothing may, and the folder must be new or empty.
 
     Yields:
         The path of the temporary folder.
 
     Raises:
+        ValueError: if `path` is a symbolic link, or holds anything that may not be removed.
         OSError: if the folder cannot be written, or `path` is a file.
     """
+    check_no_link(path)
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(20, "is a file; give the name of a folder", str(path))
+    if path.exists():
+        check_content(path, is_ours)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}")
     temporary.mkdir()
@@ -73,15 +211,18 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
         # As for files: first the content, then the name.
         for file in [*temporary.rglob("*"), temporary]:
-            _sync(file)
+            flush(file)
 
         # A rename cannot replace a folder that is not empty, so the two are exchanged; the old one
-        # is then removed under the temporary name.
+        # is then removed under the temporary name. Writing may have taken long, so that the old
+        # folder is looked at once more.
+        check_no_link(path)
         if path.exists():
-            _exchange(temporary, path)
+            check_content(path, is_ours)
+            exchange(temporary, path)
         else:
             temporary.rename(path)
-        _sync(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise _named(error, path) from None
     finally:
@@ -91,10 +232,32 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 def clear_unfinished(folder: Path) -> None:
     """Removes the temporary files and folders that killed processes left in a folder."""
     for path in folder.glob(".cmjax-*"):
+        # Whatever else has such a name, or is a link, is not ours.
+        if path.is_symlink() or not re.fullmatch(TEMPORARY, path.name):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Gives a file the permissions of any new file, 0666 without the bits of the umask.
+
+    Some libraries write through a temporary file that only its owner may read.
+
+    Raises:
+        OSError: if the permissions cannot be changed.
+    """
+    # Those of a file that is made here: the umask itself cannot be read without changing it for
+    # all threads.
+    example = path.with_name(f".cmjax-{secrets.token_hex(4)}")
+    try:
+        with example.open("xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    finally:
+        example.unlink(missing_ok=True)
+    path.chmod(mode)
 
 
 def append(path: Path, line: str) -> None:
@@ -103,8 +266,11 @@ def append(path: Path, line: str) -> None:
     If a full disk has cut the last line short, that line is ended first, so that only it is lost.
 
     Raises:
+        ValueError: if the file is a symbolic link, or anything else that is no regular file.
         OSError: if the line cannot be written.
     """
+    check_writable(path)
+
     # Unbuffered, so that a line is one system call: a kill leaves all of it or nothing.
     try:
         with path.open("ab+", buffering=0) as file:
@@ -126,48 +292,3 @@ def _named(error: OSError, path: Path) -> OSError:
     if error.errno and not error.filename:
         error.filename = os.fspath(path)
     return error
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file or folder to the disk, so that it survives a crash of the machine."""
-    folder = path.is_dir()
-    if folder and os.name == "nt":
-        return  # Windows cannot open folders
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        # Some file systems cannot flush folders, and the user may lack permission to read one.
-        # Either costs safety against a crash of the machine, not correctness.
-        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
-            raise
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Exchanges the names of two folders, atomically on Linux and macOS.
-
-    Python has no function for it, so the C library is called. With two renames instead, a process
-    that is killed between them leaves nothing at the path of a model.
-    """
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    one_name = os.fsencode(one)
-    other_name = os.fsencode(other)
-    done = False
-    if sys.platform == "linux" and hasattr(libc, "renameat2"):
-        here = -100  # AT_FDCWD
-        exchange = 2  # RENAME_EXCHANGE
-        done = libc.renameat2(here, one_name, here, other_name, exchange) == 0
-    elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
-        swap = 2  # RENAME_SWAP
-        done = libc.renamex_np(one_name, other_name, swap) == 0
-
-    # Other systems, and file systems without the operation. A kill between these lines leaves the
-    # old folder under a temporary name.
-    if not done:
-        aside = one.with_name(f"{one.name}-old")
-        other.rename(aside)
-        one.rename(other)
-        aside.rename(one)

@@ -123,7 +123,7 @@ def test_in_another_dtype(folder):
         ),
         (["convert", "model", "x", "--dtype", "int8"], "'int8' is not one of"),
         (["convert", "model", "model/config.json"], "is a file; give the name of a folder"),
-        (["convert", "model", "."], "holds other files than a model"),
+        (["convert", "model", "."], "which cmjax did not write"),
     ],
 )
 def test_misuse_is_one_line(folder, args, fragment):

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import cmjax
-from cmjax import files
-from cmjax.files import replacing, replacing_folder
+from cmjax import files, system
+from cmjax.files import read_regular, replacing, replacing_folder, set_aside
 from tests.support import checkpoints as tiny
 
 try:
@@ -39,17 +39,22 @@ def fill(folder, text):
     (folder / "deep" / "b").write_text(text)
 
 
+def anything(name):
+    """For `replacing_folder`: whatever a folder holds may be removed with it."""
+    return True
+
+
 @pytest.fixture(params=["exchange", "no exchange"])
-def system(request, monkeypatch):
+def either_system(request, monkeypatch):
     """With and without the system call that swaps two names."""
     if request.param == "no exchange":
-        monkeypatch.setattr(files.sys, "platform", "other")
+        monkeypatch.setattr(system.sys, "platform", "other")
 
 
-def test_a_folder_is_made_and_replaced(tmp_path, system):
+def test_a_folder_is_made_and_replaced(tmp_path, either_system):
     target = tmp_path / "not" / "there" / "yet"
     for text in ("one", "two", "three"):
-        with replacing_folder(target) as folder:
+        with replacing_folder(target, anything) as folder:
             assert folder.parent == target.parent
             fill(folder, text)
             if text != "one":
@@ -65,7 +70,7 @@ def test_a_failure_inside_leaves_what_was_there(tmp_path, error, there):
     if there:
         target.mkdir()
         fill(target, "old")
-    with pytest.raises(error), replacing_folder(target) as folder:
+    with pytest.raises(error), replacing_folder(target, anything) as folder:
         fill(folder, "new")
         raise error
     assert [path.name for path in tmp_path.iterdir()] == ["x"] * there
@@ -80,9 +85,10 @@ def test_a_failure_of_the_exchange_leaves_what_was_there(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(files, "_exchange", fail)
-    with pytest.raises(OSError, match="Input/output"), replacing_folder(target) as folder:
-        fill(folder, "new")
+    monkeypatch.setattr(files, "exchange", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        with replacing_folder(target, anything) as folder:
+            fill(folder, "new")
     assert content(target)["a"] == "old" and [path.name for path in tmp_path.iterdir()] == [
         "x"
     ]
@@ -98,33 +104,116 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     assert content(tmp_path) == {"x": "old"}
 
 
-def test_a_link_stays_a_link(tmp_path, system):
+def test_no_link_is_followed(tmp_path):
     (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    (tmp_path / "dangling").symlink_to("later")
-    for name, real in (("link", "real"), ("dangling", "later")):
-        with replacing_folder(tmp_path / name) as folder:
-            fill(folder, "new")
-        assert (tmp_path / name).is_symlink() and content(tmp_path / real)["a"] == "new"
-    (tmp_path / "file").symlink_to("target")
-    with replacing(tmp_path / "file") as file:
+    (tmp_path / "real" / "mine").write_text("mine")
+    for name, target in (("folder", "real"), ("file", "real/mine"), ("dangling", "later")):
+        (tmp_path / name).symlink_to(target)
+        for write in (replacing, replacing_folder):
+            with pytest.raises(ValueError, match=f"{name} is a symbolic link to {target}"):
+                with write(tmp_path / name):
+                    pytest.fail("went on")
+        with pytest.raises(ValueError, match="symbolic link"):
+            files.append(tmp_path / name, "line")
+    assert content(tmp_path / "real") == {"mine": "mine"}
+    assert not (tmp_path / "later").exists()
+
+    # A link on the way there is a part of the name, as anywhere.
+    with replacing(tmp_path / "folder" / "new") as file:
         file.write(b"new")
-    assert (tmp_path / "file").is_symlink() and (tmp_path / "target").read_text() == "new"
+    assert content(tmp_path / "real") == {"mine": "mine", "new": "new"}
+
+
+def test_what_is_not_ours_is_not_replaced(tmp_path):
+    target = tmp_path / "x"
+    target.mkdir()
+    fill(target, "mine")
+    for is_ours in (lambda name: False, lambda name: name in ("a", "deep")):
+        with pytest.raises(
+            ValueError, match="x holds (a|deep/b), which cmjax did not write"
+        ):
+            with replacing_folder(target, is_ours):
+                pytest.fail("went on")
+
+    # What came while the new folder was being written, and a link to what is ours.
+    with pytest.raises(ValueError, match="x holds late"):
+        with replacing_folder(target, lambda name: name != "late") as folder:
+            fill(folder, "new")
+            (target / "late").touch()
+    (target / "late").unlink()
+    (target / "link").symlink_to("deep")
+    with (
+        pytest.raises(ValueError, match="x holds link"),
+        replacing_folder(target, anything),
+    ):
+        pytest.fail("went on")
+    assert content(target) == {"a": "mine", "deep/b": "mine"}
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_is_set_aside_overwrites_nothing(tmp_path):
+    for text in ("one", "two"):
+        (tmp_path / "a").write_text(text)
+        set_aside(tmp_path / "a")
+    assert content(tmp_path) == {".removed/a": "one", ".removed/a.1": "two"}
+
+    # A link is moved itself; and is not what files are moved to.
+    (tmp_path / "link").symlink_to(tmp_path / ".removed" / "a")
+    assert set_aside(tmp_path / "link").is_symlink()
+    assert content(tmp_path)[".removed/a"] == "one"
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b").write_text("b")
+    (tmp_path / "deep" / ".removed").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="symbolic link"):
+        set_aside(tmp_path / "deep" / "b")
+    assert (tmp_path / "deep" / "b").exists()
+
+
+def test_only_what_killed_processes_left_is_cleared(tmp_path):
+    for name in (
+        ".cmjax-0123abcd",
+        ".cmjax-0123abcd.png",
+        ".cmjax-notes",
+        ".cmjax-0123abcde",
+    ):
+        (tmp_path / name).write_text("a")
+    (tmp_path / ".cmjax-00000000").mkdir()
+    (tmp_path / ".cmjax-11111111").symlink_to(".cmjax-notes")
+    files.clear_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "dangling",
-        "file",
-        "later",
-        "link",
-        "real",
-        "target",
+        ".cmjax-0123abcde",
+        ".cmjax-11111111",
+        ".cmjax-notes",
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_only_regular_files_are_read_and_written(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "device", "folder"):
+        with pytest.raises(ValueError, match=f"{name} is not a regular file"):
+            read_regular(tmp_path / name, 10)
+        with pytest.raises(ValueError, match=f"{name} is "), replacing(tmp_path / name):
+            pytest.fail("went on")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "folder", "pipe"]
+
+    # Links to files are read; sizes are bounded; what is missing is the system's error.
+    (tmp_path / "file").write_bytes(b"0123456789")
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular(tmp_path / "link", 10) == b"0123456789"
+    with pytest.raises(ValueError, match="more than 9 bytes"):
+        read_regular(tmp_path / "file", 9)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "missing", 9)
 
 
 def test_left_over_names_do_not_disturb(tmp_path):
     for name in (".cmjax-00000000", ".cmjax-12345678"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("half")
-    with replacing_folder(tmp_path / "x") as folder:
+    with replacing_folder(tmp_path / "x", anything) as folder:
         fill(folder, "new")
     assert content(tmp_path / "x") == {"a": "new", "deep/b": "new"}
     assert content(tmp_path / ".cmjax-12345678") == {"a": "half"}

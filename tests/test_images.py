@@ -225,11 +225,3 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, failure):
         raise failure
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.npz"]
-
-
-def test_a_link_stays_a_link(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    with replacing(tmp_path / "link") as file:
-        file.write(b"new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "target").read_bytes() == b"new"

@@ -10,6 +10,7 @@ import numpy as np
 
 from cmjax.checkpoints.checkpoint import Checkpoint, flatten_named
 from cmjax.checkpoints.json_files import (
+    CLASS_NAMES,
     read_class_names,
     read_config,
     read_json,
@@ -21,6 +22,7 @@ from cmjax.checkpoints.tensors import (
     StoredTensor,
     by_name,
     open_safetensors,
+    read_metadata,
     write_safetensors,
 )
 from cmjax.checkpoints.torch_file import open_torch
@@ -29,6 +31,7 @@ from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import network_name
 from cmjax.schedulers import CMStochasticIterativeScheduler
+from cmjax.version import __version__
 
 # Names of diffusers' files, and of the classes that these are for.
 INDEX = "model_index.json"
@@ -39,6 +42,15 @@ TORCH = "diffusion_pytorch_model.bin"
 NETWORK = "UNet2DModel"
 PIPELINE = "ConsistencyModelPipeline"
 VERSION = "0.36.0"  # of diffusers, whose files these are
+PARTS = (  # all that `write` makes
+    INDEX,
+    CLASS_NAMES,
+    "unet",
+    f"unet/{CONFIG}",
+    f"unet/{SAFETENSORS}",
+    "scheduler",
+    f"scheduler/{SCHEDULER_CONFIG}",
+)
 
 # Defaults of options that a file leaves out (diffusers 0.36, UNet2DModel); sample_size has none.
 DEFAULTS = {
@@ -160,12 +172,22 @@ def write(folder: Path, model: Model) -> None:
     del config["timestep_spacing"]  # diffusers' scheduler has a single spacing
     write_json(folder / "scheduler" / SCHEDULER_CONFIG, config)
 
-    # The tensors, with PyTorch's names and order of axes; "pt" in the metadata tells diffusers so.
+    # The tensors, with PyTorch's names and order of axes; "pt" in the metadata tells diffusers so,
+    # and the version tells `is_written` that diffusers did not make the file.
     tensors = {}
     for name, value in flatten_named(model.params).items():
         stored_name, axes = layout(name, value.ndim)
         tensors[stored_name] = np.ascontiguousarray(np.asarray(value).transpose(axes))
-    write_safetensors(folder / "unet" / SAFETENSORS, tensors, metadata={"format": "pt"})
+    metadata = {"format": "pt", "cmjax": __version__}
+    write_safetensors(folder / "unet" / SAFETENSORS, tensors, metadata)
+
+
+def is_written(folder: Path) -> bool:
+    """Returns whether `write` made the weights of a pipeline's folder."""
+    try:
+        return "cmjax" in read_metadata(folder / "unet" / SAFETENSORS)
+    except ValueError:
+        return False
 
 
 def layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
@@ -263,13 +285,12 @@ def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
     if index.exists():
         shards = read_json(index).get("weight_map")
         # A name with a folder in it could lead to any file of the machine.
-        if not isinstance(shards, dict) or not all(
-            isinstance(shard, str) and Path(shard).name == shard
-            for shard in shards.values()
-        ):
+        if not isinstance(shards, dict) or not all(map(_is_file_name, shards.values())):
             raise ValueError(
                 f"{index}: weight_map must map names of tensors to names of files in the folder"
             )
+        if not shards:
+            raise ValueError(f"{index}: weight_map must name at least one tensor")
         files = tuple(path / name for name in sorted(set(shards.values())))
         return files, by_name(
             path, (item for file in files for item in open_safetensors(file).items())
@@ -279,6 +300,11 @@ def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
     if (path / TORCH).exists():
         return (path / TORCH,), open_torch(path / TORCH)
     raise ValueError(f"{path} has no {SAFETENSORS}, nor {TORCH}")
+
+
+def _is_file_name(name: Any) -> bool:
+    """Returns whether a value is the name of a file, without any folder."""
+    return isinstance(name, str) and Path(name).name == name and name not in ("", "..")
 
 
 def _renamed(name: str) -> str:

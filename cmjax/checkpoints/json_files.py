@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.configs import Config
+from cmjax.files import read_regular
 from cmjax.labels import check_class_names
 from cmjax.model import Model
 from cmjax.registry import read_scheduler_config
@@ -40,7 +41,7 @@ def read_class_names(folder: Path, num_classes: int | None) -> tuple[str, ...] |
     if not os.path.lexists(path):
         return None
 
-    content = _parse_json(path)
+    content = parse_json(path)
     names = tuple(content) if isinstance(content, list) else content
     try:
         check_class_names(names, num_classes)
@@ -86,22 +87,21 @@ def read_json(path: Path) -> dict[str, Any]:
     # For a name that is too long, os.path returns False where Path raises an error.
     if not os.path.exists(path):
         raise ValueError(f"{path.parent} is not a whole model: it has no {path.name}")
-    content = _parse_json(path)
+    content = parse_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
 
 
-def _parse_json(path: Path) -> Any:
-    """Reads JSON from a file that may be damaged or hostile."""
-    # A pipe would keep the reader waiting, and a device may have no end.
-    if not path.is_file() or path.stat().st_size > LARGEST_JSON:
-        raise ValueError(
-            f"{path} is not JSON of a model: it is not a file, or larger than {LARGEST_JSON} bytes"
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+def parse_json(path: Path) -> Any:
+    """Reads JSON from a file that may be damaged or hostile.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read, or is too large or too deep.
+    """
     # ValueError also covers text that is not UTF-8, and a number of thousands of digits.
+    try:
+        content = json.loads(read_regular(path, LARGEST_JSON).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
 

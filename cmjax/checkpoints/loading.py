@@ -8,24 +8,16 @@ from jax.typing import DTypeLike
 
 from cmjax.checkpoints import diffusers, hub, native, openai
 from cmjax.checkpoints.checkpoint import Checkpoint
-from cmjax.checkpoints.json_files import CLASS_NAMES, read_json
+from cmjax.checkpoints.json_files import read_json
 from cmjax.configs import did_you_mean
-from cmjax.files import replacing_folder
+from cmjax.files import check_content, check_no_link, replacing_folder
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import ARCHITECTURES
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
-# Names that a folder of a model may hold; `save` replaces no folder that holds others.
-PARTS = (
-    CLASS_NAMES,
-    native.CONFIG,
-    native.SCHEDULER_CONFIG,
-    native.WEIGHTS,
-    diffusers.INDEX,
-    "unet",
-    "scheduler",
-)
+# Names of all files and folders that `save` writes; it replaces no folder that holds others.
+PARTS = (*native.PARTS, *diffusers.PARTS)
 RUN_MODEL = "model"  # folder of the model in the folder of a training run
 WRITERS = {"cmjax": native.write, "diffusers": diffusers.write}
 
@@ -110,15 +102,17 @@ def save(
     A crash leaves the folder that was there before or the new one, and never half of one.
 
     Args:
-        path: the folder. It is made if there is none, and replaced if it holds a model.
+        path: the folder. It is made if there is none, and replaced if it holds a model that
+            `save` wrote.
         model: a model whose network is one of cmjax's own, or registered (`cmjax.register`).
         to: "cmjax", or "diffusers" for a folder that `ConsistencyModelPipeline.from_pretrained`
             opens.
 
     Raises:
         ValueError: if the network is not known or has options that diffusers does not have, if
-            `path` holds other files, if the network is adapted to another scheduler, or if what was
-            written cannot be loaded again: the folder is then left as it was.
+            `path` is a symbolic link or holds other files, if the network is adapted to another
+            scheduler, or if what was written cannot be loaded again: the folder is then left as it
+            was.
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
@@ -132,20 +126,36 @@ def save(
             "it was made of"
         )
 
-    # The old folder is removed as a whole, so it must not hold anything of the user's.
-    path = Path(path)
-    if path.is_dir():
-        others = sorted(file.name for file in path.iterdir() if file.name not in PARTS)
-        if others:
-            raise ValueError(
-                f"{path} holds other files than a model's, such as {others[0]}; give another name"
-            )
-
     # What cannot be loaded again does not take the place of what could.
-    with replacing_folder(path) as folder:
+    path = Path(path)
+    check_destination(path)
+    with replacing_folder(path, PARTS.__contains__) as folder:
         WRITERS[to](folder, model)
         try:
             open_checkpoint(folder, trust=True).load(keep_dtypes=True)
         except ValueError as error:
             message = str(error).replace(str(folder), str(path))
             raise ValueError(f"model could not be loaded again: {message}") from None
+
+
+def check_destination(path: str | Path) -> None:
+    """Checks that `save` may write to a folder: it is new, empty, or holds a model of `save`.
+
+    The folder is later replaced as a whole, so it must not hold anything of somebody else's.
+
+    Raises:
+        ValueError: naming what else is there.
+        OSError: if the folder cannot be listed.
+    """
+    path = Path(path)
+    check_no_link(path)
+    if not path.is_dir():
+        return
+    check_content(path, PARTS.__contains__)
+
+    # Names alone prove little: any program may have a config.json, and diffusers has our names.
+    kind = diffusers if (path / diffusers.INDEX).exists() else native
+    if any(path.iterdir()) and not kind.is_written(path):
+        raise ValueError(
+            f"{path} holds files that cmjax did not write; move them away, or give another name"
+        )

@@ -12,8 +12,10 @@ import numpy as np
 
 from cmjax.checkpoints.checkpoint import Checkpoint, flatten_named
 from cmjax.checkpoints.json_files import (
+    CLASS_NAMES,
     read_class_names,
     read_config,
+    read_json,
     read_scheduler,
     write_class_names,
     write_json,
@@ -27,6 +29,7 @@ from cmjax.registry import scheduler_to_config
 CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 WEIGHTS = "model.safetensors"  # names as in the network's own tree, such as "blocks.0.to_out.bias"
+PARTS = (CONFIG, SCHEDULER_CONFIG, WEIGHTS, CLASS_NAMES)  # all that `write` makes
 
 
 def open_folder(path: Path, *, trust: bool = False) -> Checkpoint:
@@ -67,6 +70,16 @@ def write(folder: Path, model: Model) -> None:
         name: np.asarray(value) for name, value in flatten_named(model.params).items()
     }
     write_safetensors(folder / WEIGHTS, tensors)
+
+
+def is_written(folder: Path) -> bool:
+    """Returns whether `write` may have made the files of a folder, by what they say."""
+    try:
+        configs = [read_json(folder / name) for name in (CONFIG, SCHEDULER_CONFIG)]
+    except ValueError:
+        return False
+    names = [config.get("_class_name") for config in configs]
+    return all(isinstance(name, str) for name in names) and (folder / WEIGHTS).is_file()
 
 
 def _layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:

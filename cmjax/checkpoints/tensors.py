@@ -1,14 +1,22 @@
 """Tensors in files: their shapes and dtypes are read at once, their values when asked for."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from cmjax.files import check_regular, give_usual_mode, open_regular
+
+# Bytes of a safetensors file's header, which holds some 100 for each tensor: 4 MiB are 40,000
+# tensors. Parsing takes long, and hundreds of times the memory.
+LARGEST_HEADER = 4 * 2**20
 
 # safetensors' names of the dtypes that NumPy has, with bfloat16 from ml_dtypes.
 SAFETENSORS_DTYPES = {
@@ -56,7 +64,7 @@ class StoredTensor:
 
 
 def check_file(path: Path) -> None:
-    """Checks that `path` is a regular file: opening a pipe would wait, a device may have no end.
+    """Checks that `path` is a regular file.
 
     Raises:
         ValueError: if it is not, or is missing.
@@ -64,8 +72,7 @@ def check_file(path: Path) -> None:
     # For a name that is too long, os.path returns False where Path raises an error.
     if not os.path.exists(path):
         raise ValueError(f"{path.parent} has no {path.name}")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
+    check_regular(path)
 
 
 def by_name(
@@ -94,18 +101,13 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: if there is no such file or it is damaged.
     """
-    check_file(path)
-
     # The header: name -> (shape, dtype). safetensors checks that the data lie within the file.
-    try:
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
-            headers = {
-                name: (tuple(part.get_shape()), part.get_dtype())
-                for name, part in slices.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        headers = {
+            name: (tuple(part.get_shape()), part.get_dtype())
+            for name, part in slices.items()
+        }
 
     # The format has dtypes, such as 8-bit floats, that no network here is stored in.
     for name, (_, dtype) in headers.items():
@@ -120,7 +122,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         def read():
             # The file is opened for each tensor: otherwise the pages of those read before would
             # stay in memory, as much as the file in the end.
-            with safe_open(path, framework="numpy") as file:
+            with _opened(path) as file:
                 return file.get_tensor(name)
 
         return read
@@ -129,6 +131,34 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         name: StoredTensor(shape, SAFETENSORS_DTYPES[dtype], reader(name))
         for name, (shape, dtype) in headers.items()
     }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns the texts by name in the header of a safetensors file.
+
+    Raises:
+        ValueError: if there is no such file or it is damaged.
+    """
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file, which may be damaged or hostile; every error is a ValueError."""
+    check_file(path)
+    try:
+        # The file begins with the size of its header, u64.
+        with open_regular(path) as start:
+            size = int.from_bytes(start.read(8), "little")
+        if size > LARGEST_HEADER:
+            raise SafetensorError(
+                f"its header claims {size} bytes, more than {LARGEST_HEADER}"
+            )
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
 
 
 def write_safetensors(
@@ -142,10 +172,21 @@ def write_safetensors(
         metadata: texts by name, for the header.
 
     Raises:
+        ValueError: for a dtype that cannot be read again.
         OSError: if it cannot be written.
     """
+    for name, array in tensors.items():
+        if array.dtype not in SAFETENSORS_DTYPES.values():
+            raise ValueError(
+                f"tensor {name} has dtype {array.dtype}; known are "
+                f"{', '.join(map(str, SAFETENSORS_DTYPES.values()))}"
+            )
+
     # For a full disk safetensors raises an error of its own, which callers do not expect.
     try:
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from None
+
+    # It writes through a temporary file that only its owner may read.
+    give_usual_mode(path)

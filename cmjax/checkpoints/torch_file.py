@@ -13,12 +13,13 @@ import math
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
 from cmjax.checkpoints.tensors import StoredTensor, check_file
+from cmjax.files import open_regular
 
 # Kinds of storages in torch -> dtypes in NumPy.
 STORAGES = {
@@ -33,9 +34,9 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-LARGEST_PICKLE = (
-    4 * 2**20
-)  # bytes; that of the largest released model has under a tenth of one MiB
+# Bytes of the pickle, and of the archive's directory. Those of the largest released model have
+# under a tenth of one MiB; parsing more takes long, and many times the memory.
+LARGEST_PICKLE = 4 * 2**20
 MOST_AXES = 32  # what every version of NumPy can view
 # Tensors may overlap and repeat values, but claim at most this many times the size of the file.
 MOST_SHARING = 4
@@ -54,7 +55,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     # The pickle, which says what the tensors are. Its size is checked first: a damaged file could
     # claim more than there is memory.
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(_Bounded(file)) as archive:
             entries = _entries(path, archive)
             (pickle,) = [name for name in entries if name.endswith("/data.pkl")]
             folder = pickle.removesuffix("data.pkl")
@@ -104,10 +105,28 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     return stored
 
 
+class _Bounded(io.BufferedIOBase):
+    """An open file that is read in small parts only.
+
+    `zipfile` reads the directory of an archive in one call, whatever size the file claims for it.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self.seek = file.seek
+        self.tell = file.tell
+        self._file = file
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        size = -1 if size is None else size
+        if size > LARGEST_PICKLE:
+            raise ValueError(f"its directory claims {size} bytes")
+        return self._file.read(size)
+
+
 def _why(path: Path, error: Exception) -> str:
     """Returns why a file could not be opened, in words."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             # The first byte of a pickle; an archive begins with "PK".
             if file.read(1) == b"\x80":
                 return (
@@ -437,7 +456,7 @@ def _stored(
         raise ValueError(f"{path}: tensor {name} reaches beyond its storage")
 
     def read():
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(entry.header_offset)
             # The entry's own header within the archive: 30 bytes, followed by its name and an extra
             # field, whose lengths differ from those in the archive's directory.

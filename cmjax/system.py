@@ -1,0 +1,52 @@
+"""Calls to the operating system that Python's own functions lack or that differ between systems."""
+
+import ctypes
+import errno
+import os
+import sys
+from pathlib import Path
+
+
+def flush(path: Path) -> None:
+    """Flushes a file or folder to the disk, so that it survives a crash of the machine."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return  # Windows cannot open folders
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Some file systems cannot flush folders, and the user may lack permission to read one.
+        # Either costs safety against a crash of the machine, not correctness.
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchanges the names of two folders, atomically on Linux and macOS.
+
+    Python has no function for it, so the C library is called. With two renames instead, a process
+    that is killed between them leaves nothing at the path of a model.
+    """
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    one_name = os.fsencode(one)
+    other_name = os.fsencode(other)
+    done = False
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        here = -100  # AT_FDCWD
+        exchange = 2  # RENAME_EXCHANGE
+        done = libc.renameat2(here, one_name, here, other_name, exchange) == 0
+    elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        swap = 2  # RENAME_SWAP
+        done = libc.renamex_np(one_name, other_name, swap) == 0
+
+    # Other systems, and file systems without the operation. A kill between these lines leaves the
+    # old folder under a temporary name.
+    if not done:
+        aside = one.with_name(f"{one.name}-old")
+        other.rename(aside)
+        one.rename(other)
+        aside.rename(one)
