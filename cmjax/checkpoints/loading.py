@@ -14,6 +14,7 @@ from cmjax.files import check_content, check_no_link, replacing_folder
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import ARCHITECTURES
+from cmjax.schedulers.base import Scheduler
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
 # Names of all files and folders that `save` writes; it replaces no folder that holds others.
@@ -116,6 +117,10 @@ def save(
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
+    if not isinstance(model, Model) or not isinstance(model.scheduler, Scheduler):
+        raise ValueError(
+            f"model must be a cmjax.Model with a scheduler, got {model!r:.200}"
+        )
 
     # `apply_fn` translates between two schedulers then, of which a file could only name one.
     if model.trained_for is not None:
