@@ -7,6 +7,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
@@ -22,7 +23,7 @@ REMOVED = ".removed"  # folder that `set_aside` moves files to
 TEMPORARY = r"\.cmjax-[0-9a-f]{8}(\.\w+)?"  # names of temporary files and folders
 
 
-def open_regular(path: str | Path) -> IO[bytes]:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a regular file for reading bytes; links to one are followed.
 
     Args:
@@ -53,7 +54,10 @@ def read_regular(path: str | Path, largest: int) -> bytes:
         OSError: if it is missing or cannot be read.
     """
     with open_regular(path) as file:
-        content = file.read(largest + 1)
+        # Not `read(largest + 1)` alone, which takes that much memory for any file. Some files of
+        # the system, which say that they are empty, are not.
+        size = max(os.fstat(file.fileno()).st_size, 2**20)
+        content = file.read(min(size, largest) + 1)
     if len(content) > largest:
         raise ValueError(f"{path} has more than {largest} bytes, which it never needs")
     return content

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from cmjax.files import replacing
+from cmjax.files import open_regular, replacing
 from cmjax.image_files import ImageSet, picture_of, write_npz, write_png_folder
 
 MARGIN = 4  # pixels around every tile of a grid
@@ -39,7 +39,7 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
         ValueError: if the file cannot be read or is of another kind. The message names it.
     """
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             # `open` reads only the header, so that huge pictures are refused before decoding.
             _check_picture(path, image)
             upright = ImageOps.exif_transpose(image)

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,12 @@ class Progress:
         self._shards = shards
         self._num = num
         self._num_mine = sum(map(len, mine))
+
+        # Not a part of the bar, which a run that finds everything has not.
+        if shown and jax.process_index() == 0 and num_resumed:
+            tqdm.write(
+                f"{num_resumed:,} of {num:,} samples were there already.", file=sys.stderr
+            )
 
         # `initial` excludes the resumed samples from the rate that the bar shows.
         self._bar = tqdm(

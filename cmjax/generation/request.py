@@ -126,8 +126,11 @@ class Request:
         ]
         if missing:
             raise ValueError(f"the request has no {missing[0]!r}")
+        schedule = values["schedule"]
+        if not isinstance(schedule, Mapping) or not schedule.keys() <= set(LEVELS):
+            raise ValueError(f"the request has the schedule {schedule!r:.200}")
         return cls(
-            **values["schedule"],
+            **schedule,
             labels=values["labels"],
             seed=values["seed"],
             dtype=values["dtype"],
