@@ -70,8 +70,10 @@ def check_regular(path: str | Path) -> None:
         ValueError: if it is a folder, a pipe, a device or a socket.
         OSError: if it is missing.
     """
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder, not a file")
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path} is not a regular file")
+        raise ValueError(f"{path} is a pipe, a device or a socket, not a regular file")
 
 
 def check_writable(path: str | Path) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from cmjax.configs import is_finite
 from cmjax.model import Model
 from cmjax.schedulers.base import Scheduler, SchedulerState
 
@@ -164,8 +165,10 @@ def _levels(name: str, values: Any) -> tuple[float, ...] | None:
         return None
     levels = _plain_tuple(name, values)
     for level in levels:
-        if not isinstance(level, int | float) or isinstance(level, bool):
-            raise ValueError(f"{name} must be a list of numbers, got {list(levels)}")
+        if not is_finite(level):
+            raise ValueError(
+                f"{name} must be a list of finite numbers, got {list(levels)!r:.1000}"
+            )
     return levels
 
 
