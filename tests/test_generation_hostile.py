@@ -318,3 +318,14 @@ def test_a_manifest_has_no_absolute_paths(model, tmp_path, monkeypatch):
 )
 def test_other_sources_are_names(tmp_path, source, expected):
     assert manifest._portable(source, tmp_path / "out") == expected
+
+
+def test_a_folder_of_another_program_stays_as_it_is(model, tmp_path):
+    out = tmp_path / "out"
+    (out / "shards").mkdir(parents=True)
+    (out / "manifest.json").write_text('{"name": "an app"}')
+    (out / ".stop-0123abcd").touch()
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        make(out, model)
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [".stop-0123abcd", "manifest.json", "shards"]

@@ -67,7 +67,8 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
     "--verify",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Check the samples in a folder instead of making any.",
+    help="Check the samples in a folder instead of making any. Only a model on this machine is "
+    "found by itself; name others by --model.",
 )
 @click.option(
     "--compilation-cache",
@@ -75,7 +76,11 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
     help="Folder that keeps compiled programs; 'none' keeps none.  "
     "[default: ~/.cache/cmjax/compiled]",
 )
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option(
+    "--quiet",
+    is_flag=True,
+    help="Print nothing but errors, and which files were moved out of the way.",
+)
 @distributed.process_options
 def generate(
     model: str | None,

@@ -60,9 +60,12 @@ def check_folder(folder: Path) -> None:
     if lock.exists() and lock.stat().st_size > 0:
         raise ValueError(f"{lock} is there, but cmjax did not write it; move it away")
 
-    # A run that ended before its manifest was written leaves a lock or a temporary file.
+    # Other programs have files of that name too: a whole one is ours.
     if (folder / MANIFEST).exists():
+        read_manifest(folder)
         return
+
+    # A run that ended before its manifest was written leaves a lock or a temporary file.
     names = sorted(file.name for file in folder.iterdir())
     others = [name for name in names if name != LOCK and not re.fullmatch(TEMPORARY, name)]
     if others:
