@@ -107,14 +107,15 @@ def check_content(folder: str | Path, is_ours: Callable[[str], bool]) -> None:
             it.
 
     Raises:
-        ValueError: naming what else is there; links are always something else.
+        ValueError: naming what else is there; links and pipes are always something else.
         OSError: if it cannot be listed.
     """
     folders = [Path(folder)]
     while folders:
         for entry in sorted(os.scandir(folders.pop()), key=lambda entry: entry.name):
             name = Path(entry.path).relative_to(folder).as_posix()
-            if entry.is_symlink() or not is_ours(name):
+            is_usual = entry.is_dir() or entry.is_file()
+            if entry.is_symlink() or not is_usual or not is_ours(name):
                 raise ValueError(
                     f"{folder} holds {name}, which cmjax did not write; "
                     "move it away, or give another name"
