@@ -91,6 +91,18 @@ def test_pictures_of_the_user_stay_among_those_of_a_run(model, out):
     make(out, model, formats=["png"])
     (out / PNG / "mine.png").write_bytes(b"mine")
     make(out, model, formats=["png"])  # nothing has to be written
+
+    # Without the last line, its picture could be the user's.
+    sums = out / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(lines[:-1]))
+    with pytest.raises(ValueError, match="holds 000023.png, which cmjax did not write"):
+        make(out, model, formats=["png"])
+    sums.write_text("".join(lines)[:-1])
+    with pytest.raises(ValueError, match="SHA256SUMS is damaged"):
+        make(out, model, formats=["png"])
+    sums.write_text("".join(lines))
+
     (out / PNG / "000003.png").write_bytes(b"damaged")
     before = content(out)
     with pytest.raises(ValueError, match="holds mine.png, which cmjax did not write"):

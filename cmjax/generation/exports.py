@@ -24,15 +24,17 @@ class Format(NamedTuple):
     Attributes:
         suffix: the end of the file's or folder's name.
         write: the function of `cmjax.image_files` that writes it.
+        is_folder: whether it is a folder of one file for each sample.
     """
 
     suffix: str
     write: Callable[[Path, ImageSet], None]
+    is_folder: bool = False
 
 
 FORMATS = {
     "npz": Format(".npz", write_npz),
-    "png": Format("_png", write_png_folder),
+    "png": Format("_png", write_png_folder, is_folder=True),
     "array-record": Format(".array_record", write_array_record),
 }
 
@@ -63,7 +65,7 @@ def check_places(
         ValueError: naming what does: something that no export has recorded, or a symbolic link.
     """
     for name in formats:
-        _check_place(_export_path(folder, num, shape, name))
+        _check_place(_export_path(folder, num, shape, name), _num_files(name, num))
 
 
 def export(
@@ -97,9 +99,10 @@ def export(
     folder = shards.folder
     shape = tuple(shards.settings.shape)
     path = _export_path(folder, num, shape, format_name)
-    if _is_whole(path):
+    num_files = _num_files(format_name, num)
+    if _is_whole(path, num_files):
         return path
-    _check_place(path)
+    _check_place(path, num_files)
 
     # Check that all shards are there before anything is written.
     listed = shards.listed()
@@ -112,7 +115,7 @@ def export(
     # recorded, and what is not was written by somebody else.
     images = ImageSet(num, shape, _read(shards, num, stopping), _labels(shards, num))
     with _written(path, FORMATS[format_name].write, images) as written:
-        _check_place(path)
+        _check_place(path, num_files)
         if os.path.lexists(path):
             report(
                 f"{path} is damaged; it was moved to {set_aside(path)} and is made again"
@@ -129,7 +132,12 @@ def _export_path(folder: Path, num: int, shape: Sequence[int], format_name: str)
     return folder / f"samples_{name}{FORMATS[format_name].suffix}"
 
 
-def _check_place(path: Path) -> None:
+def _num_files(format_name: str, num: int) -> int:
+    """Returns how many files an export of `num` samples has."""
+    return num if FORMATS[format_name].is_folder else 1
+
+
+def _check_place(path: Path, num_files: int) -> None:
     """Raises ValueError if anything that no export has recorded stands at this path."""
     check_no_link(path)
     if not os.path.lexists(path):
@@ -143,14 +151,14 @@ def _check_place(path: Path) -> None:
         if path.is_dir():
             check_content(path, lambda name: f"{path.name}/{name}" in recorded)
     except ValueError:
-        if not _is_whole(path):
+        if not _is_whole(path, num_files):
             raise
 
 
-def _is_whole(path: Path) -> bool:
-    """Returns whether all files of an export have the digests recorded for them."""
+def _is_whole(path: Path, num_files: int) -> bool:
+    """Returns whether all files of an export are recorded, and have these digests."""
     recorded = sums_of_export(read_sums(path.parent), path.name)
-    if not recorded or path.is_symlink() or not path.exists():
+    if len(recorded) != num_files or path.is_symlink() or not path.exists():
         return False
     found = digests_of(path, path.name, recorded)
     return all(found.get(name) == digest for name, digest in recorded.items())

@@ -29,7 +29,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     with open_regular(path) as file:
         while line := file.readline(LONGEST_LINE):
             # 64 hex digits, two spaces, the name.
-            if not re.fullmatch(rb"[0-9a-f]{64}  [ -~]+\n?", line):
+            if not re.fullmatch(rb"[0-9a-f]{64}  [ -~]+\n", line):
                 raise ValueError(
                     f"{path} is damaged; remove it and the samples_* beside it, and run the same "
                     "generate_folder again to make them anew"
