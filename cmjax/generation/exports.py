@@ -169,7 +169,7 @@ def _written(
     path: Path, write: Callable[[Path, ImageSet], None], images: ImageSet
 ) -> Iterator[Path]:
     """Writes an export under a temporary name, which is removed unless it is renamed."""
-    temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}")
+    temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}{path.suffix}")
     try:
         write(temporary, images)
         yield temporary
