@@ -158,8 +158,28 @@ def _within(value: Any, low: float | None, high: float | None) -> bool:
     return bool((low is None or value >= low) and (high is None or value <= high))
 
 
+def plain(value: Any) -> Any:
+    """Returns scalars of NumPy as Python's, lists and arrays as tuples, and the rest as it is.
+
+    A configuration is written as JSON, compared and hashed, for which NumPy's numbers will not do.
+    """
+    # Exact types: a named tuple stays one.
+    is_array = isinstance(value, np.ndarray) and value.ndim > 0
+    if is_array or type(value) in (list, tuple):
+        return tuple(plain(item) for item in value)
+
+    # Not only by `item`, which leaves a longdouble as it is.
+    if isinstance(value, np.floating):
+        return float(value)
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.item()
+    return value
+
+
 def check_options(config: Any) -> None:
     """Checks the fields of a configuration against their annotations and domains.
+
+    Fields become plain Python values first; see `plain`.
 
     A class declares domains in `_domains`, a mapping from the name of a field to
 
@@ -182,7 +202,10 @@ def check_options(config: Any) -> None:
     hints = _type_hints(cls)
     for field in dataclasses.fields(config):
         name = field.name
-        value = getattr(config, name)
+        value = plain(getattr(config, name))
+
+        # The dataclass is frozen, so that assigning needs `object.__setattr__`.
+        object.__setattr__(config, name, value)
 
         # A string without a domain has one allowed value, its default.
         domain = domains.get(name)

@@ -7,6 +7,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
@@ -22,7 +23,7 @@ REMOVED = ".removed"  # folder that `set_aside` moves files to
 TEMPORARY = r"\.cmjax-[0-9a-f]{8}(\.\w+)?"  # names of temporary files and folders
 
 
-def open_regular(path: str | Path) -> IO[bytes]:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a regular file for reading bytes; links to one are followed.
 
     Args:
@@ -53,7 +54,10 @@ def read_regular(path: str | Path, largest: int) -> bytes:
         OSError: if it is missing or cannot be read.
     """
     with open_regular(path) as file:
-        content = file.read(largest + 1)
+        # Not `read(largest + 1)` alone, which takes that much memory for any file. Some files of
+        # the system, which say that they are empty, are not.
+        size = max(os.fstat(file.fileno()).st_size, 2**20)
+        content = file.read(min(size, largest) + 1)
     if len(content) > largest:
         raise ValueError(f"{path} has more than {largest} bytes, which it never needs")
     return content
@@ -66,8 +70,10 @@ def check_regular(path: str | Path) -> None:
         ValueError: if it is a folder, a pipe, a device or a socket.
         OSError: if it is missing.
     """
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder, not a file")
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path} is not a regular file")
+        raise ValueError(f"{path} is a pipe, a device or a socket, not a regular file")
 
 
 def check_writable(path: str | Path) -> None:
@@ -101,14 +107,15 @@ def check_content(folder: str | Path, is_ours: Callable[[str], bool]) -> None:
             it.
 
     Raises:
-        ValueError: naming what else is there; links are always something else.
+        ValueError: naming what else is there; links and pipes are always something else.
         OSError: if it cannot be listed.
     """
     folders = [Path(folder)]
     while folders:
         for entry in sorted(os.scandir(folders.pop()), key=lambda entry: entry.name):
             name = Path(entry.path).relative_to(folder).as_posix()
-            if entry.is_symlink() or not is_ours(name):
+            is_usual = entry.is_dir() or entry.is_file()
+            if entry.is_symlink() or not is_usual or not is_ours(name):
                 raise ValueError(
                     f"{folder} holds {name}, which cmjax did not write; "
                     "move it away, or give another name"

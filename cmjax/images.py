@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from cmjax.arrays import as_array, as_numpy, check_pixels, concrete, is_floating
 from cmjax.configs import LARGEST, is_int, shown
-from cmjax.files import check_regular, replacing
+from cmjax.files import open_regular, replacing
 from cmjax.image_files import ImageSet, picture_of, write_npz, write_png_folder
 
 MARGIN = 4  # pixels around every tile of a grid
@@ -66,9 +66,8 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
     """Opens a picture that can be converted to 8 bits without a change that goes unnoticed."""
     path = _as_path("path", path)
     try:
-        check_regular(path)
         # `open` reads only the header, so that huge pictures are refused before decoding.
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             _check_kind(path, image)
             yield image
     except UnidentifiedImageError:

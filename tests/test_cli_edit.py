@@ -205,7 +205,7 @@ def test_classes_repeat_in_turn(run):
         ("inpaint picture.png --mask-box 0,0,8", "four numbers"),
         ("inpaint picture.png --mask-box a", "integers separated by commas"),
         ("inpaint nowhere.png --mask mask.png", "nowhere.png: No such file"),
-        ("inpaint . --mask mask.png", "cannot read .: Is a directory"),
+        ("inpaint . --mask mask.png", ". is a folder, not a file"),
         ("superres text.png", "text.png"),
         ("superres picture.png --factor 0", "0 is not in the range x>=1"),
         (

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import get_type_hints
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -81,6 +82,43 @@ def test_values_that_do_not(values, message):
     with pytest.raises(ValueError) as caught:
         Options(**{"size": 1, **values})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("size", np.int64(3), 3),
+        ("size", np.uint8(3), 3),
+        ("rate", np.float32(0.5), 0.5),
+        ("rate", np.float64(0.5), 0.5),
+        ("rate", np.longdouble(0.5), 0.5),
+        ("rate", ml_dtypes.bfloat16(0.5), 0.5),
+        ("rate", np.array(0.5), 0.5),
+        ("rate", np.int32(1), 1),
+        ("flag", np.bool_(True), True),
+        ("mode", np.str_("slow"), "slow"),
+        ("kinds", ["a", np.str_("b")], ("a", "b")),
+        ("widths", np.array([1, 2]), (1, 2)),
+        ("widths", (np.int8(1), 2), (1, 2)),
+        ("anything", np.float32(2), 2.0),
+    ],
+)
+def test_values_of_numpy_become_pythons_own(name, value, expected):
+    found = getattr(Options(**{"size": 1, name: value}), name)
+    assert found == expected and type(found) is type(expected)
+    if isinstance(found, tuple):
+        assert [type(item) for item in found] == [type(item) for item in expected]
+
+
+@pytest.mark.parametrize("cls", [*SCHEDULERS.values(), UNet2DConfig, DiTConfig])
+def test_every_config_holds_pythons_own_numbers(cls):
+    options = {"sample_size": 8} if cls in (UNet2DConfig, DiTConfig) else {}
+    plain = cls(**options)
+    kinds = {int: np.int64, float: np.float64, bool: np.bool_}
+    values = {field.name: getattr(plain, field.name) for field in dataclasses.fields(cls)}
+    numbers = {name: kinds[type(v)](v) for name, v in values.items() if type(v) in kinds}
+    config = cls(**{**options, **numbers})
+    assert config == plain and hash(config) == hash(plain) and repr(config) == repr(plain)
 
 
 def test_json_must_name_options():

@@ -193,7 +193,7 @@ def test_only_regular_files_are_read_and_written(tmp_path):
     (tmp_path / "device").symlink_to("/dev/zero")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "device", "folder"):
-        with pytest.raises(ValueError, match=f"{name} is not a regular file"):
+        with pytest.raises(ValueError, match=f"{name} is a .*, not a "):
             read_regular(tmp_path / name, 10)
         with pytest.raises(ValueError, match=f"{name} is "), replacing(tmp_path / name):
             pytest.fail("went on")

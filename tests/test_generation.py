@@ -85,7 +85,7 @@ def test_without_levels_a_request_is_for_one_step():
         ({"timesteps": []}, "timesteps must not be empty"),
         ({"sigmas": "80"}, "sigmas must be a list"),
         ({"sigmas": [[80, 1]]}, "sigmas must be a list"),
-        ({"sigmas": ["80"]}, "sigmas must be a list of numbers"),
+        ({"sigmas": ["80"]}, "sigmas must be a list of finite numbers"),
         ({"labels": []}, "labels must not be empty"),
         ({"labels": [1.5]}, "labels must be a list of classes"),
         ({"labels": [-1]}, "labels must be a list of classes"),

@@ -13,10 +13,10 @@ from PIL import Image
 import cmjax
 from cmjax import cli
 from cmjax.generation import Request, exports, folder, verify
-from cmjax.generation.exports import damaged_exports
 from cmjax.generation.manifest import read_manifest
 from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
+from cmjax.generation.sums import damaged_exports
 from tests.support.cli import assert_one_line
 from tests.support.generation import (
     CLASSES,
@@ -127,7 +127,7 @@ def test_more_samples_are_added(model, tmp_path):
     stranger.touch()
     assert verify(out, model)[:2] == ([short, doubled, stranger], 90)
     stranger.unlink()
-    make(out, model, 90, shard_size=None)  # as the message says
+    make(out, model, 90, shard_size=None, report=[].append)  # as the message says
     assert verify(out, model)[:2] == ([], 90)
 
 
@@ -184,7 +184,12 @@ def test_a_damaged_shard_is_named_and_made_again(model, tmp_path, out, harm):
     export_of(out).unlink()
     messages = []
     outcome = make(out, model, report=messages.append)
-    assert messages[0] == f"{shards[1]} is damaged and removed; its samples are made again"
+    aside = out / "shards" / ".removed" / shards[1].name
+    assert messages == [
+        f"{shards[1]} is damaged or of another run; it was moved to {aside}, and its samples are "
+        "made again"
+    ]
+    assert aside.read_bytes() == content
     assert outcome.num_resumed == 16
     assert export_of(out).read_bytes() == before
     verified = verify(out, model)  # in batches of another size, which may round differently
@@ -195,9 +200,14 @@ def test_a_damaged_result_is_named_and_made_again(model, out):
     path = export_of(out)
     before = path.read_bytes()
     path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    damaged = path.read_bytes()
     assert list(damaged_exports(out)) == [path]
-    make(out, model)
+    messages = []
+    make(out, model, report=messages.append)
     assert path.read_bytes() == before
+    aside = out / ".removed" / path.name
+    assert messages == [f"{path} is damaged; it was moved to {aside} and is made again"]
+    assert aside.read_bytes() == damaged
 
 
 @pytest.mark.parametrize(
@@ -229,8 +239,12 @@ def test_what_is_missing_or_was_never_made_is_named(model, out):
     shards_of(out)[1].unlink()
     gap = out / "shards/000000008-000000015-*.npz"
     assert verify(out, model).damaged == [gap, result, extra, old]
-    old.unlink()
+
+    # What is the user's stays, and does not disturb as long as nothing has to take its place.
     make(out, model, formats=("npz", "png"))
+    assert verify(out, model).damaged == [extra, old]
+    for path in (extra, old):
+        path.unlink()
     assert verify(out, model).damaged == []
     result.unlink()  # what is not wanted any more is forgotten when something else is made
     make(out, model, 20)

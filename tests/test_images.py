@@ -115,7 +115,7 @@ def pictures(tmp_path):
         ("deep.png", "deep.png is I;16"),
         ("moving.gif", "moving.gif is animated"),
         ("missing.png", "cannot read .*missing.png: No such file"),
-        (".", "is not a regular file"),
+        (".", "is a folder, not a file"),
     ],
 )
 def test_a_picture_that_a_conversion_would_change_is_refused(pictures, name, message):

@@ -225,6 +225,29 @@ def _is_variable(node: Any) -> bool:
     return isinstance(node, nnx.Variable)
 
 
+def stored_arrays(model: Model) -> dict[str, np.ndarray]:
+    """Returns the parameters by their dotted names, copied from the devices, to be written.
+
+    Raises:
+        ValueError: naming a parameter that is no array of floating-point numbers.
+    """
+    arrays = {}
+    for name, leaf in flatten_named(model.params).items():
+        # A parameter that is divided among several devices is copied whole. Traced and donated
+        # arrays have no values, which is a TypeError or a RuntimeError of JAX.
+        try:
+            array = np.asarray(leaf)
+        except (TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"model.params: {name} cannot be read: {reason}") from None
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"model.params: {name} holds {array.dtype}, not floating-point numbers"
+            )
+        arrays[name] = array
+    return arrays
+
+
 def flatten_named(params: Any) -> dict[str, Any]:
     """Returns the leaves by their dotted names, in the order of the tree.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.checkpoints.checkpoint import Checkpoint, flatten_named
+from cmjax.checkpoints.checkpoint import Checkpoint, stored_arrays
 from cmjax.checkpoints.json_files import (
     CLASS_NAMES,
     read_class_names,
@@ -175,9 +175,9 @@ def write(folder: Path, model: Model) -> None:
     # The tensors, with PyTorch's names and order of axes; "pt" in the metadata tells diffusers so,
     # and the version tells `is_written` that diffusers did not make the file.
     tensors = {}
-    for name, value in flatten_named(model.params).items():
+    for name, value in stored_arrays(model).items():
         stored_name, axes = layout(name, value.ndim)
-        tensors[stored_name] = np.ascontiguousarray(np.asarray(value).transpose(axes))
+        tensors[stored_name] = np.ascontiguousarray(value.transpose(axes))
     metadata = {"format": "pt", "cmjax": __version__}
     write_safetensors(folder / "unet" / SAFETENSORS, tensors, metadata)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.configs import Config
+from cmjax.configs import Config, plain
 from cmjax.files import read_regular
 from cmjax.labels import check_class_names
 from cmjax.model import Model
@@ -25,9 +25,11 @@ DEEPEST_JSON = 10  # levels of lists and objects; a config has two
 def write_class_names(folder: Path, model: Model) -> None:
     """Writes the names of the model's classes, if they have names."""
     if model.class_names is not None:
-        # Names such as "café" stay readable, for people who edit the file.
+        # Names such as "café" stay readable, for people who edit the file. What UTF-8 cannot hold,
+        # as from a file name that is not UTF-8, is escaped as JSON does it.
         text = json.dumps(list(model.class_names), indent=2, ensure_ascii=False)
-        (folder / CLASS_NAMES).write_text(text + "\n", encoding="utf-8")
+        content = f"{text}\n".encode("utf-8", "backslashreplace")
+        (folder / CLASS_NAMES).write_bytes(content)
 
 
 def read_class_names(folder: Path, num_classes: int | None) -> tuple[str, ...] | None:
@@ -129,5 +131,18 @@ def _is_deep(content: Any) -> bool:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON object, indented."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    """Writes a JSON object, indented.
+
+    Raises:
+        ValueError: naming a value that JSON cannot hold.
+    """
+    # NumPy's numbers occur in configs of the user's own networks, which nothing normalises.
+    values = {name: plain(value) for name, value in content.items()}
+    for name, value in values.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path.name} cannot hold {name}={value!r:.200}: {error}"
+            ) from None
+    path.write_text(json.dumps(values, indent=2) + "\n")

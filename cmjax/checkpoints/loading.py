@@ -10,10 +10,11 @@ from cmjax.checkpoints import diffusers, hub, native, openai
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.json_files import read_json
 from cmjax.configs import did_you_mean
-from cmjax.files import check_content, check_no_link, replacing_folder
+from cmjax.files import check_content, check_no_link, check_regular, replacing_folder
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import ARCHITECTURES
+from cmjax.schedulers.base import Scheduler
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
 # Names of all files and folders that `save` writes; it replaces no folder that holds others.
@@ -62,7 +63,8 @@ def open_checkpoint(
 
     # A file can only be OpenAI's: all other formats are folders. For a name that is too long,
     # os.path returns False where Path raises an error.
-    if os.path.isfile(path):
+    if os.path.exists(path) and not os.path.isdir(path):
+        check_regular(path)
         return openai.open_file(path, config)
     if config is not None:
         raise ValueError(
@@ -116,6 +118,10 @@ def save(
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
+    if not isinstance(model, Model) or not isinstance(model.scheduler, Scheduler):
+        raise ValueError(
+            f"model must be a cmjax.Model with a scheduler, got {model!r:.200}"
+        )
 
     # `apply_fn` translates between two schedulers then, of which a file could only name one.
     if model.trained_for is not None:

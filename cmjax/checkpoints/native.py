@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cmjax.checkpoints.checkpoint import Checkpoint, flatten_named
+from cmjax.checkpoints.checkpoint import Checkpoint, stored_arrays
 from cmjax.checkpoints.json_files import (
     CLASS_NAMES,
     read_class_names,
@@ -65,11 +63,7 @@ def write(folder: Path, model: Model) -> None:
     write_json(folder / SCHEDULER_CONFIG, scheduler_to_config(model.scheduler))
     write_class_names(folder, model)
 
-    # np.asarray copies the parameters from the device, whole if they are divided among several.
-    tensors = {
-        name: np.asarray(value) for name, value in flatten_named(model.params).items()
-    }
-    write_safetensors(folder / WEIGHTS, tensors)
+    write_safetensors(folder / WEIGHTS, stored_arrays(model))
 
 
 def is_written(folder: Path) -> bool:

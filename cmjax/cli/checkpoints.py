@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import options
+from cmjax.cli import options, terminal
 
 if TYPE_CHECKING:
     from cmjax.checkpoints import Checkpoint
@@ -67,8 +67,8 @@ def convert(
     save(destination, model, to=to)  # type: ignore[arg-type]
     if not quiet:
         if checkpoint.note:
-            click.echo(f"Note: {checkpoint.note}", err=True)
-        click.echo(
+            terminal.echo(f"Note: {checkpoint.note}", err=True)
+        terminal.echo(
             f"{destination}: {_parameters(checkpoint)}, from {checkpoint.kind} {source}"
         )
 
@@ -97,7 +97,9 @@ def info(source: str | None, config: str | None) -> None:
     for name, value in rows:
         if isinstance(value, tuple):
             value = ", ".join(map(str, value))
-        click.echo(f"{name:{width}}  {value}")
+
+        # Escaped here too, so that a name with line breaks cannot pass for further rows.
+        terminal.echo(terminal.printable(f"{name:{width}}  {value}"))
 
 
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:

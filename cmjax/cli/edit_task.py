@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
-
-from cmjax.cli import options
+from cmjax.cli import options, terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,7 +139,7 @@ def _report_scaling(path: Path, picture: "np.ndarray", size: int, factor: int) -
 
     # super-resolution takes its picture at the smaller size, so that one is no surprise either.
     if (height, width) not in ((size, size), (size // factor, size // factor)):
-        click.echo(
+        terminal.echo(
             f"{path}: {width}x{height} pixels, its middle square scaled to {size}x{size}",
             err=True,
         )
@@ -268,4 +266,4 @@ def write_tiles(task: Task, tiles: Any, captions: list[Any]) -> None:
     columns = min(len(tiles), COLUMNS)
     save_grid(task.out, to_uint8(tiles), columns=columns, labels=captions, scale=scale)
     if not task.quiet:
-        click.echo(f"{task.out}: {', '.join(map(str, filter(str, captions)))}")
+        terminal.echo(f"{task.out}: {', '.join(map(str, filter(str, captions)))}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import distributed, options
+from cmjax.cli import distributed, options, terminal
 
 if TYPE_CHECKING:
     from cmjax.generation import Outcome
@@ -67,7 +67,8 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
     "--verify",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Check the samples in a folder instead of making any.",
+    help="Check the samples in a folder instead of making any. Only a model on this machine is "
+    "found by itself; name others by --model.",
 )
 @click.option(
     "--compilation-cache",
@@ -75,7 +76,11 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
     help="Folder that keeps compiled programs; 'none' keeps none.  "
     "[default: ~/.cache/cmjax/compiled]",
 )
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option(
+    "--quiet",
+    is_flag=True,
+    help="Print nothing but errors, and which files were moved out of the way.",
+)
 @distributed.process_options
 def generate(
     model: str | None,
@@ -144,15 +149,9 @@ def generate(
 
     loaded, request = run_on_all_processes(prepare)
 
-    # The folder notes where the model is, for --verify. A relative path would mean another place
-    # from another working directory; a hub id is not a path.
-    source = model or ""
-    if source and os.path.exists(source):
-        source = os.path.abspath(source)
-
+    # With --quiet too: files that were moved out of the way are no matter of progress.
     def report(text):
-        if not quiet:
-            click.echo(text, err=True)
+        terminal.echo(text, err=True)
 
     outcome = generate_until_stopped(
         out,
@@ -163,7 +162,7 @@ def generate(
         shard_size=shard_size,
         shard_params=shard_params,
         formats=formats,
-        source=source,
+        source=model or "",
         progress=not quiet,
         report=report,
     )
@@ -173,7 +172,7 @@ def generate(
 def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
     """Prints what was made, or that the run was stopped, which is exit code 130."""
     if outcome.stopped:
-        click.echo(
+        terminal.echo(
             f"Stopped: {outcome.num_done:,} of {num:,} samples are in {out}; "
             "the same command resumes from there.",
             err=True,
@@ -190,13 +189,17 @@ def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
         if outcome.num_made:
             rate = outcome.num_made / outcome.seconds
             message += f", {rate:,.1f} a second by this process"
-        click.echo(message)
+        terminal.echo(message)
 
 
 def _verify(
     folder: Path, model: str | None, batch_size: int, shard_params: bool, quiet: bool
 ) -> None:
     """Checks a folder, with the model that it was made with unless another is named.
+
+    That model is taken if it is the bundled one, or at the place on this machine that the folder's
+    manifest names. A hub is not asked for it: the folder may be somebody else's, and the user's
+    token goes with the request.
 
     Raises:
         ValueError: naming the files that are damaged, or saying by how much samples differ.
@@ -206,7 +209,11 @@ def _verify(
 
     # The dtype decides the values, so it is that of the run.
     manifest = read_manifest(folder)
-    source = model or manifest.source or None
+    source = model or manifest.local_source(folder)
+    if source is None and manifest.source:
+        raise ValueError(
+            f"{folder} was made with the model {manifest.source!r:.200}; give it as --model MODEL"
+        )
     loaded = _load(source, None, (), str(manifest.settings.request.dtype), quiet)
     verified = verify(folder, loaded, batch_size=batch_size, shard_params=shard_params)
 
@@ -230,7 +237,7 @@ def _verify(
     if verified.num_samples:
         again = f"some made again differ by {verified.max_difference} of 255"
     samples = options.counted(verified.num_samples, "sample")
-    click.echo(f"{folder}: {samples} in shards, all files whole; {again}")
+    terminal.echo(f"{folder}: {samples} in shards, all files whole; {again}")
 
 
 def _load(

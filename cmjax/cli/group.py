@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from cmjax.cli import terminal
 from cmjax.cli.wording import in_options
 from cmjax.interrupts import INTERRUPTED, leave
 
@@ -38,7 +39,7 @@ class OneLineErrors(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo(INTERRUPTED, err=True)
+            terminal.echo(INTERRUPTED, err=True)
             ctx.exit(130)
         except BrokenPipeError:
             # It is an OSError, but a reader such as `head` that has enough is no failure.
@@ -56,5 +57,5 @@ class OneLineErrors(click.Group):
     def _fail(message: str) -> None:
         """Prints the error and ends the process with exit code 2."""
         # Messages of other libraries may have several lines.
-        click.echo(f"Error: {' '.join(message.split())}", err=True)
+        terminal.echo(terminal.one_line(f"Error: {message}"), err=True)
         sys.exit(2)

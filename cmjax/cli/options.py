@@ -1,13 +1,15 @@
 """Options that several commands have, and what the library makes of their values."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from cmjax.cli import terminal
+from cmjax.files import check_writable
 
 if TYPE_CHECKING:
     from cmjax.checkpoints import Checkpoint
@@ -211,8 +213,12 @@ def check_out(path: Path, kinds: Mapping[str, str]) -> None:
     if path.is_dir():
         raise ValueError(f"--out: {path} is a folder; give the name of a file")
 
-    # A link may lead to a file in another folder, which is where the bytes will go.
-    folder = Path(os.path.realpath(path)).parent
+    # As the writer will check it.
+    try:
+        check_writable(path)
+    except ValueError as error:
+        raise ValueError(f"--out: {error}") from None
+    folder = path.parent
     if not folder.is_dir():
         raise ValueError(f"--out: there is no folder {path.parent}; make it first")
     try:
@@ -277,7 +283,7 @@ def open_model(
 
     # On stderr, with the other messages that are not results.
     if checkpoint.note and not quiet:
-        click.echo(f"Note: {checkpoint.note}", err=True)
+        terminal.echo(f"Note: {checkpoint.note}", err=True)
 
     # Settings alone change the model's own scheduler.
     if scheduler or settings:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cmjax.cli import group, options
+from cmjax.cli import group, options, terminal
 
 if TYPE_CHECKING:
     from cmjax.generation import Generated
@@ -108,7 +108,7 @@ def sample(
         raise ValueError(f"cannot write {out}: {error.strerror or error}") from None
     if not quiet:
         calls = options.counted(state.num_steps, "network call")
-        click.echo(
+        terminal.echo(
             f"{options.counted(num, 'sample')} in {out}: {calls}, "
             f"compile {generated.compile_seconds:.1f} s, run {generated.run_seconds:.1f} s"
         )

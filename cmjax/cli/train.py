@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cmjax.cli import distributed, options
+from cmjax.cli import distributed, options, terminal
 
 
 @click.command()
@@ -66,16 +66,18 @@ def train(
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from None
     if dry_run:
-        click.echo(reports.describe(train_config))
+        terminal.echo(reports.describe(train_config))
         return
 
     # The same name every time, so that the same command finds its run again.
     out = out or Path("runs") / Path(config).stem
-    trained = run.train_until_stopped(
-        train_config, out, quiet=quiet, report=lambda text: click.echo(text, err=True)
-    )
+
+    def report(text):
+        terminal.echo(text, err=True)
+
+    trained = run.train_until_stopped(train_config, out, quiet=quiet, report=report)
     # An interrupted run has saved its state: the exit code says that it is not done yet.
     if not trained.is_finished:
         click.get_current_context().exit(130)
     if not quiet:
-        click.echo(f"model in {out / 'model'}: cmjax sample --model {out / 'model'}")
+        terminal.echo(f"model in {out / 'model'}: cmjax sample --model {out / 'model'}")

@@ -1,20 +1,21 @@
-"""Exports of a finished run: one `.npz`, a folder of pictures or records, with their digests."""
+"""Exports of a finished run: one `.npz`, a folder of pictures or records."""
 
-import hashlib
+import contextlib
 import importlib.util
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cmjax.files import replacing
+from cmjax.files import check_content, check_no_link, set_aside
 from cmjax.generation.shards import Shards
+from cmjax.generation.sums import digests_of, read_sums, record_sums, sums_of_export
 from cmjax.image_files import ImageSet, write_array_record, write_npz, write_png_folder
-
-SUMS = "SHA256SUMS"
+from cmjax.system import flush
 
 
 class Format(NamedTuple):
@@ -23,15 +24,17 @@ class Format(NamedTuple):
     Attributes:
         suffix: the end of the file's or folder's name.
         write: the function of `cmjax.image_files` that writes it.
+        is_folder: whether it is a folder of one file for each sample.
     """
 
     suffix: str
     write: Callable[[Path, ImageSet], None]
+    is_folder: bool = False
 
 
 FORMATS = {
     "npz": Format(".npz", write_npz),
-    "png": Format("_png", write_png_folder),
+    "png": Format("_png", write_png_folder, is_folder=True),
     "array-record": Format(".array_record", write_array_record),
 }
 
@@ -53,51 +56,133 @@ def check_formats(formats: Sequence[str], shape: Sequence[int]) -> None:
         )
 
 
+def check_places(
+    folder: Path, num: int, shape: Sequence[int], formats: Sequence[str]
+) -> None:
+    """Checks that nothing but cmjax's own stands where the exports of a run go.
+
+    Raises:
+        ValueError: naming what does: something that no export has recorded, or a symbolic link.
+    """
+    for name in formats:
+        _check_place(_export_path(folder, num, shape, name), _num_files(name, num))
+
+
 def export(
-    shards: Shards, num: int, format_name: str, stopping: Callable[[], bool] = lambda: False
+    shards: Shards,
+    num: int,
+    format_name: str,
+    stopping: Callable[[], bool] = lambda: False,
+    report: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Exports the first `num` samples to one file or folder, in bounded memory.
 
-    An export that exists already is kept if its digests are those recorded.
+    An export that exists already is kept if its digests are those recorded; a damaged one is moved
+    to the folder `.removed`.
 
     Args:
         shards: the shards of the run; those of the first `num` samples must exist.
         num: number of samples.
         format_name: a key of `FORMATS`.
         stopping: called before each shard; returns whether to stop.
+        report: called with a message for the user if something is moved.
 
     Returns:
         The path of the file or folder.
 
     Raises:
         KeyboardInterrupt: if `stopping` returned True.
-        ValueError: if a shard is damaged or missing.
+        ValueError: if a shard is damaged or missing, or something that cmjax did not write stands
+            in the export's place.
         OSError: if something cannot be written.
     """
-    # Named after the shape, as OpenAI does: samples_50000x64x64x3.npz.
+    folder = shards.folder
     shape = tuple(shards.settings.shape)
-    suffix, write = FORMATS[format_name]
-    name = "x".join(str(size) for size in (num, *shape))
-    path = shards.folder / f"samples_{name}{suffix}"
-
-    # An export that matches its digests need not be made again.
-    recorded = _of_export(read_sums(shards.folder), path)
-    if recorded and _sums(path) == recorded:
+    path = _export_path(folder, num, shape, format_name)
+    num_files = _num_files(format_name, num)
+    if _is_whole(path, num_files):
         return path
+    _check_place(path, num_files)
 
     # Check that all shards are there before anything is written.
     listed = shards.listed()
     if missing := [shard for shard in shards.ranges(num) if shard not in listed]:
         raise ValueError(
-            f"{shards.folder}: the shard of samples {missing[0].start} to {missing[0][-1]} "
-            "is missing"
+            f"{folder}: the shard of samples {missing[0].start} to {missing[0][-1]} is missing"
         )
 
-    # The digests are written last: an export without them, as a kill leaves it, is made again.
+    # Written beside its place. The digests come before the name, so that whatever has the name is
+    # recorded, and what is not was written by somebody else.
     images = ImageSet(num, shape, _read(shards, num, stopping), _labels(shards, num))
-    write(path, images)
-    _record_sums(path)
+    with _written(path, FORMATS[format_name].write, images) as written:
+        _check_place(path, num_files)
+        if os.path.lexists(path):
+            report(
+                f"{path} is damaged; it was moved to {set_aside(path)} and is made again"
+            )
+        record_sums(folder, path.name, digests_of(written, path.name))
+        written.rename(path)
+        flush(folder)
     return path
+
+
+def _export_path(folder: Path, num: int, shape: Sequence[int], format_name: str) -> Path:
+    """Returns where an export goes, such as `samples_50000x64x64x3.npz`, as OpenAI names it."""
+    name = "x".join(str(size) for size in (num, *shape))
+    return folder / f"samples_{name}{FORMATS[format_name].suffix}"
+
+
+def _num_files(format_name: str, num: int) -> int:
+    """Returns how many files an export of `num` samples has."""
+    return num if FORMATS[format_name].is_folder else 1
+
+
+def _check_place(path: Path, num_files: int) -> None:
+    """Raises ValueError if anything that no export has recorded stands at this path."""
+    check_no_link(path)
+    if not os.path.lexists(path):
+        return
+    recorded = sums_of_export(read_sums(path.parent), path.name)
+    if not recorded:
+        raise ValueError(f"{path} is there, but cmjax did not write it; move it away")
+
+    # The user's files in a folder of pictures do not matter as long as it need not be made again.
+    try:
+        if path.is_dir():
+            check_content(path, lambda name: f"{path.name}/{name}" in recorded)
+    except ValueError:
+        if not _is_whole(path, num_files):
+            raise
+
+
+def _is_whole(path: Path, num_files: int) -> bool:
+    """Returns whether all files of an export are recorded, and have these digests."""
+    recorded = sums_of_export(read_sums(path.parent), path.name)
+    if len(recorded) != num_files or path.is_symlink() or not path.exists():
+        return False
+    found = digests_of(path, path.name, recorded)
+    return all(found.get(name) == digest for name, digest in recorded.items())
+
+
+@contextlib.contextmanager
+def _written(
+    path: Path, write: Callable[[Path, ImageSet], None], images: ImageSet
+) -> Iterator[Path]:
+    """Writes an export under a temporary name, which is removed unless it is renamed."""
+    temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        write(temporary, images)
+        yield temporary
+    except OSError as error:
+        # The name that the user knows.
+        if error.filename is not None and os.fspath(temporary) in str(error.filename):
+            error.filename = os.fspath(path)
+        raise
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def _read(shards: Shards, num: int, stopping: Callable[[], bool]) -> Iterator[np.ndarray]:
@@ -113,78 +198,3 @@ def _read(shards: Shards, num: int, stopping: Callable[[], bool]) -> Iterator[np
 def _labels(shards: Shards, num: int) -> np.ndarray | None:
     # From the request, which gives them without reading any shard.
     return shards.settings.request.labels_of(range(num))
-
-
-def read_sums(folder: Path) -> dict[str, str]:
-    """Returns the recorded SHA-256 digests of all exported files, by name.
-
-    The file has the format of `sha256sum`, so that `sha256sum -c` checks it too.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
-    path = folder / SUMS
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    sums = {}
-    for line in lines:
-        # A line of `sha256sum`: 64 hex digits, two spaces, the name.
-        if not re.fullmatch(rb"[0-9a-f]{64}  [ -~]+", line):
-            raise ValueError(
-                f"{path} is damaged; remove it, and run the same generate_folder again to repair it"
-            )
-        digest, name = line.decode().split("  ", 1)
-        sums[name] = digest
-    return sums
-
-
-def damaged_exports(folder: Path) -> Iterator[Path]:
-    """Yields exported files that are altered or missing, and files that no export has written."""
-    recorded = read_sums(folder)
-
-    # A folder can hold several exports: of other formats, or of earlier, smaller numbers.
-    there = {}
-    for path in folder.glob("samples_*"):
-        there |= _sums(path)
-
-    # A file in only one of the two is either missing or unknown: `get` gives None for it.
-    for name in sorted(recorded.keys() | there.keys()):
-        if recorded.get(name) != there.get(name):
-            yield folder / name
-
-
-def _record_sums(path: Path) -> None:
-    """Records the digests of an export, and drops those of exports that no longer exist."""
-    folder = path.parent
-    before = read_sums(folder)
-
-    # A whole export that is gone was removed on purpose, and does not count as missing. Lines of
-    # this export are replaced: an earlier one may have had other files.
-    kept = {
-        name: digest
-        for name, digest in before.items()
-        if name not in _of_export(before, path) and (folder / name.split("/")[0]).exists()
-    }
-    sums = kept | _sums(path)
-    with replacing(folder / SUMS) as file:
-        for name, digest in sorted(sums.items()):
-            file.write(f"{digest}  {name}\n".encode())
-
-
-def _of_export(sums: Mapping[str, str], path: Path) -> dict[str, str]:
-    """Selects the digests of one export, which is a file or a folder of files."""
-    # Names are relative to the run's folder: "samples.npz", or "samples_png/000000.png".
-    return {
-        name: digest for name, digest in sums.items() if name.split("/")[0] == path.name
-    }
-
-
-def _sums(path: Path) -> dict[str, str]:
-    """Computes the SHA-256 digests of an export's files, by their names in the run's folder."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    sums = {}
-    for file in files:
-        if file.is_file():
-            name = os.fspath(file.relative_to(path.parent))
-            with file.open("rb") as opened:
-                sums[name] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return sums

@@ -1,6 +1,7 @@
 """Resumable generation of many samples into a folder, on all devices of all processes."""
 
 import itertools
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cmjax.files import clear_unfinished
+from cmjax.files import clear_unfinished, set_aside
 from cmjax.generation.batches import BatchSampler, regroup
-from cmjax.generation.exports import check_formats, export
+from cmjax.generation.exports import check_formats, check_places, export
 from cmjax.generation.manifest import check_folder
 from cmjax.generation.processes import (
     Markers,
@@ -68,12 +69,13 @@ def generate_until_stopped(
     formats: Sequence[str] = ("npz",),
     source: str = "",
     progress: bool = False,
-    report: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = warnings.warn,
 ) -> Outcome:
     """Generates samples into a folder, on all devices of all processes.
 
     Called again after an interruption of any kind, it resumes: samples in the folder are checked,
-    and only those missing or damaged are made.
+    and only those missing or damaged are made. Files that it did not write are neither removed nor
+    replaced.
 
     After Ctrl-C or SIGTERM the batches in progress are finished and written. `generate_folder` then
     delivers the signal to the program, as KeyboardInterrupt for Ctrl-C; `generate_until_stopped`,
@@ -91,9 +93,11 @@ def generate_until_stopped(
         shard_params: whether to divide the parameters among the devices of each process; see
             `BatchSampler`.
         formats: what to export the samples to once all are made; keys of `exports.FORMATS`.
-        source: what the model was loaded from; `cmjax generate --verify` loads it again.
+        source: what the model was loaded from, which the manifest notes without absolute paths;
+            `cmjax generate --verify` loads it again if it is a file or folder that is still there.
         progress: whether to show a progress bar on stderr.
-        report: called with each message for the user.
+        report: called with what the user has to know, which is the names of files that are damaged
+            or of another run and were moved to a folder `.removed`; by default a warning.
 
     Returns:
         What was made, and where it is.
@@ -121,7 +125,9 @@ def generate_until_stopped(
     with exclusive(folder):
         # Open the folder, and divide the missing shards among the processes.
         shards, markers = open_on_all(folder, settings, source, shard_size, num)
-        found, damaged = run_on_all_processes(lambda: _find_shards(shards, num, report))
+        found, damaged = run_on_all_processes(
+            lambda: _find_shards(shards, num, formats, report)
+        )
         missing = missing_shards(shards.ranges(num), found)
         num_resumed = num - sum(map(len, missing))
         mine = local_shards(missing)
@@ -148,7 +154,7 @@ def generate_until_stopped(
             run.sampled()
             paths = None
             if num_done == num:
-                paths = _finish(shards, num, formats, markers, stopping)
+                paths = _finish(shards, num, formats, markers, stopping, report)
             stopped = paths is None
             run.log("stopped" if stopped else "done", done=num_done, seconds=seconds)
     made = run.num_made
@@ -160,25 +166,34 @@ generate_folder = delivering(generate_until_stopped)
 
 
 def _find_shards(
-    shards: Shards, num: int, report: Callable[[str], None]
+    shards: Shards, num: int, formats: Sequence[str], report: Callable[[str], None]
 ) -> tuple[list[range], list[str]]:
-    """On process 0, returns the intact shards of a folder and removes the damaged ones.
+    """On process 0, returns the intact shards of a folder and moves the others out of the way.
 
     Returns:
-        The indices of each intact shard, and the names of the removed files. Other processes
-        return nothing: they must not read a file that process 0 is removing.
+        The indices of each intact shard, and the names of the moved files. Other processes return
+        nothing: they must not read a file that process 0 is moving.
+
+    Raises:
+        ValueError: if something that cmjax did not write stands where an export will go.
     """
     if jax.process_index() > 0:
         return [], []
+
+    # Before anything is written, and days before the export.
+    check_places(shards.folder, num, shards.settings.shape, formats)
+
+    # Not removed: the shards of another run, put here by mistake, may be all that there is of it.
     intact, damaged = shards.find()
     for path in damaged:
-        report(f"{path} is damaged and removed; its samples are made again")
-        path.unlink(missing_ok=True)
+        target = set_aside(path)
+        report(
+            f"{path} is damaged or of another run; it was moved to {target}, and its samples are "
+            "made again"
+        )
 
     # Intact shards beyond `num`, of an earlier run for more samples, stay but are not counted.
     found = [shard for shard in shards.ranges(num) if shard in intact]
-    if found:
-        report(f"{sum(map(len, found)):,} of {num:,} samples were there already.")
     return found, [path.name for path in damaged]
 
 
@@ -221,6 +236,7 @@ def _finish(
     formats: Sequence[str],
     markers: Markers,
     stopping: Callable[[], bool],
+    report: Callable[[str], None],
 ) -> list[Path] | None:
     """On process 0, exports the shards to all formats, while the other processes wait.
 
@@ -236,7 +252,7 @@ def _finish(
     clear_unfinished(shards.folder)
     clear_unfinished(shards.folder / "shards")
     try:
-        paths = [export(shards, num, name, stopping) for name in formats]
+        paths = [export(shards, num, name, stopping, report) for name in formats]
     except KeyboardInterrupt:
         return None
 

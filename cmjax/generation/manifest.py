@@ -3,13 +3,17 @@
 import dataclasses
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.files import replacing
+from cmjax.checkpoints.json_files import LARGEST_JSON, parse_json
+from cmjax.files import REMOVED, TEMPORARY, check_no_link, check_writable, replacing
 from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
+from cmjax.generation.sums import SUMS
 from cmjax.processes import LOCK
 
 MANIFEST = "manifest.json"
@@ -21,22 +25,50 @@ class Manifest:
 
     Attributes:
         settings: everything that the samples depend on.
-        source: what the model was loaded from; "" if that is unknown.
+        source: what the model was loaded from: a path relative to the folder, or the name of a
+            path elsewhere, or a hub id; "" if that is unknown.
     """
 
     settings: RunSettings
     source: str
 
+    def local_source(self, folder: Path) -> str | None:
+        """Returns the path of the model if it is there, on this machine; else None.
+
+        The manifest may be somebody else's: no other name in it is looked up anywhere.
+        """
+        path = folder.absolute() / self.source
+        if not self.source or os.path.isabs(self.source) or not os.path.exists(path):
+            return None
+        return os.fspath(path)
+
 
 def check_folder(folder: Path) -> None:
-    """Raises ValueError unless a folder is new, empty, or that of a run."""
-    if (folder / MANIFEST).exists() or not folder.exists():
+    """Raises ValueError unless a folder is new, empty, or that of a run.
+
+    Where files of a run go there must be files, and no links, which could lead to anywhere.
+    """
+    if not folder.exists():
+        return
+    for name in (MANIFEST, LOCK, SUMS):
+        check_writable(folder / name)
+    for path in (folder / "shards", folder / "shards" / REMOVED, folder / REMOVED):
+        check_no_link(path)
+
+    # The lock is emptied when it is taken, so it must be empty already.
+    lock = folder / LOCK
+    if lock.exists() and lock.stat().st_size > 0:
+        raise ValueError(f"{lock} is there, but cmjax did not write it; move it away")
+
+    # Other programs have files of that name too: a whole one is ours.
+    if (folder / MANIFEST).exists():
+        read_manifest(folder)
         return
 
     # A run that ended before its manifest was written leaves a lock or a temporary file.
-    ours = (LOCK, ".cmjax-")
     names = sorted(file.name for file in folder.iterdir())
-    if others := [name for name in names if not name.startswith(ours)]:
+    others = [name for name in names if name != LOCK and not re.fullmatch(TEMPORARY, name)]
+    if others:
         raise ValueError(
             f"{folder} must be new or empty, or of the same run, but holds {others[0]}; "
             "choose another folder"
@@ -78,11 +110,15 @@ def open_shards(
         settings = dataclasses.replace(
             settings, shard_size=shard_size or settings.shard_size
         )
-        content = {"settings": settings.to_json(), "source": source}
-        with replacing(path) as file:
-            file.write(
-                json.dumps({**content, "digest": _digest(content)}, indent=1).encode()
+        content = {"settings": settings.to_json(), "source": _portable(source, folder)}
+        text = json.dumps({**content, "digest": _digest(content)}, indent=1).encode()
+        if len(text) > LARGEST_JSON:
+            raise ValueError(
+                f"the manifest would have {len(text)} bytes, more than {LARGEST_JSON}; "
+                "give fewer labels or levels"
             )
+        with replacing(path) as file:
+            file.write(text)
     (folder / "shards").mkdir(exist_ok=True)
     return Shards(folder, settings)
 
@@ -95,16 +131,17 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
 
+    if not os.path.lexists(path):
+        raise ValueError(f"{folder} has no {MANIFEST}; generate_folder has not made it")
+
     # Checked by a digest of its own: a manifest edited by hand would otherwise make all shards
     # look damaged, as their digests depend on it.
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path)
         if content.pop("digest") != _digest(content):
             raise ValueError
-    except FileNotFoundError:
-        raise ValueError(
-            f"{folder} has no {MANIFEST}; generate_folder has not made it"
-        ) from None
+        settings = content["settings"]
+        source = content["source"]
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(
             f"{path} is damaged; restore it, or choose another folder"
@@ -112,9 +149,32 @@ def read_manifest(folder: Path) -> Manifest:
 
     # A manifest of a version with other settings is whole, but these samples cannot be resumed.
     try:
-        return Manifest(RunSettings.from_json(content["settings"]), content["source"])
+        if not isinstance(source, str):
+            raise ValueError(f"the source is {source!r:.200}")
+        return Manifest(RunSettings.from_json(settings), source)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; choose another folder") from None
+        raise ValueError(f"{path}: {str(error)[:1000]}; choose another folder") from None
+
+
+def _portable(source: str, folder: Path) -> str:
+    """Returns what to write down of where a model came from, without any absolute path.
+
+    Such a path means nothing on another machine, and tells everybody the user's folders.
+    """
+    if not os.path.isabs(source) and not os.path.exists(source):
+        return source  # a hub id, or "" for the bundled model
+
+    # Relative to the run's folder, which may be moved together with the model. If they have no
+    # folder in common but the root, only the name.
+    here = os.path.realpath(source)
+    there = os.path.realpath(folder)
+    try:
+        common = os.path.commonpath([here, there])
+    except ValueError:  # on different drives
+        common = os.path.sep
+    if os.path.dirname(common) == common:
+        return os.path.basename(here)
+    return Path(os.path.relpath(here, there)).as_posix()
 
 
 def _digest(content: Mapping[str, Any]) -> str:

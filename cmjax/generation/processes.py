@@ -5,6 +5,7 @@ through files in the run's folder, so that none waits for another.
 """
 
 import contextlib
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ from cmjax.processes import gather, run_on_all_processes
 
 PATIENCE = 30.0  # seconds that a network file system may take to show a new file
 POLL = 0.2  # seconds between two looks at the folder
+MARKER = r"\.(stop|finished)-[0-9a-f]{8}"  # names of `Markers`
 
 
 class Markers(NamedTuple):
@@ -67,7 +69,9 @@ def open_on_all(
         # Markers of earlier starts have other names; removing them is tidiness.
         for pattern in (".stop-*", ".finished-*"):
             for marker in folder.glob(pattern):
-                marker.unlink(missing_ok=True)
+                # Whatever else has such a name is not ours.
+                if re.fullmatch(MARKER, marker.name) and not marker.is_symlink():
+                    marker.unlink(missing_ok=True)
         return open_shards(folder, settings, source, shard_size)
 
     def join():

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,14 @@ class Progress:
         self._num = num
         self._num_mine = sum(map(len, mine))
 
+        # A run that finds all of its samples has no bar.
+        is_shown = shown and jax.process_index() == 0
+        if is_shown and num_resumed:
+            there = f"{num_resumed:,} of {num:,} samples were there already."
+            print(there, file=sys.stderr)
+
         # Samples that were there before do not count in the rate that the bar shows.
-        self._shown = shown and jax.process_index() == 0 and num_resumed < num
+        self._shown = is_shown and num_resumed < num
         self._bar = Bar(
             num, done=num_resumed, unit="sample", doing="compiling", shown=self._shown
         )

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from cmjax.arrays import floating_dtype
-from cmjax.configs import shown
+from cmjax.configs import is_finite, shown
 from cmjax.model import Model
 from cmjax.schedulers.base import Scheduler, SchedulerState
 
@@ -129,8 +129,11 @@ class Request:
         ]
         if missing:
             raise ValueError(f"the request has no {missing[0]!r}")
+        schedule = values["schedule"]
+        if not isinstance(schedule, Mapping) or not schedule.keys() <= set(LEVELS):
+            raise ValueError(f"the request has the schedule {schedule!r:.200}")
         return cls(
-            **values["schedule"],
+            **schedule,
             labels=values["labels"],
             seed=values["seed"],
             dtype=values["dtype"],
@@ -166,8 +169,10 @@ def _levels(name: str, values: Any) -> tuple[float, ...] | None:
         return None
     levels = _plain_tuple(name, values)
     for level in levels:
-        if not isinstance(level, int | float) or isinstance(level, bool):
-            raise ValueError(f"{name} must be a list of numbers, got {shown(levels)}")
+        if not is_finite(level):
+            raise ValueError(
+                f"{name} must be a list of finite numbers, got {shown(levels)}"
+            )
     return levels
 
 

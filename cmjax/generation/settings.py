@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from cmjax.checkpoints.checkpoint import flatten_named
-from cmjax.generation.request import Request
+from cmjax.configs import is_finite, is_int
+from cmjax.generation.request import MAX_NUM, Request
 from cmjax.model import Model
 from cmjax.registry import read_scheduler_config, scheduler_to_config
 from cmjax.version import __version__
@@ -103,8 +104,10 @@ class RunSettings:
         """Builds the settings that `to_json` wrote.
 
         Raises:
-            ValueError: if a version of cmjax with other settings wrote them.
+            ValueError: if a version of cmjax with other settings wrote them, or something else.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"the settings must be a JSON object, got {values!r:.200}")
         request = Request.from_json(values)
 
         # Neither missing nor unknown keys: an unknown setting may have changed the samples.
@@ -114,7 +117,23 @@ class RunSettings:
             raise ValueError(
                 f"the settings of another version of cmjax differ in {', '.join(odd)}"
             )
-        return cls(request=request, **{name: values[name] for name in names})
+        settings = cls(request=request, **{name: values[name] for name in names})
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        """Raises ValueError for values that no run has: a file may say anything."""
+        for name, is_valid in _VALID.items():
+            value = getattr(self, name)
+            if not is_valid(value):
+                raise ValueError(f"the settings have {name}={value!r:.200}")
+
+        # Every step has a network call: a large number alone could exhaust the memory.
+        steps = self.request.num_inference_steps
+        if steps is not None and steps > len(self.timesteps):
+            raise ValueError(
+                f"the settings have {steps} steps, but {len(self.timesteps)} timesteps"
+            )
 
     def differences(self, other: "RunSettings") -> list[str]:
         """Returns a phrase for each setting that differs in `other`."""
@@ -129,6 +148,24 @@ class RunSettings:
             for name in sorted(before)
             if before[name] != now[name]
         ]
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(is_finite(item) for item in value)
+
+
+# Which values the fields of `RunSettings` may have; the request checks its own.
+_VALID = {
+    "model": lambda value: isinstance(value, str),
+    "scheduler": lambda value: isinstance(value, dict),
+    "sigmas": _are_numbers,
+    "timesteps": _are_numbers,
+    "shape": lambda value: isinstance(value, list) and all(is_int(n, 1) for n in value),
+    "platform": lambda value: isinstance(value, str),
+    "matmul_precision": lambda value: value is None or isinstance(value, str),
+    "versions": lambda value: isinstance(value, dict),
+    "shard_size": lambda value: is_int(value, 1, MAX_NUM),
+}
 
 
 def _same_scheduler(one: dict[str, Any], other: dict[str, Any]) -> bool:

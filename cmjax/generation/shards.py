@@ -3,14 +3,22 @@
 import hashlib
 import io
 import json
+import math
+import re
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from cmjax.files import replacing
+from cmjax.files import read_regular, replacing
+from cmjax.generation.request import MAX_NUM
 from cmjax.generation.settings import RunSettings
 from cmjax.image_files import write_shard
+
+# Name of a shard: the first and the last sample number, and the digest.
+NAME = re.compile(r"([0-9]{9,10})-([0-9]{9,10})-([0-9a-f]{16})\.npz")
+OVERHEAD = 2**12  # most bytes of a shard that are neither pixels nor labels
 
 
 class Shards:
@@ -49,17 +57,14 @@ class Shards:
         # several files of the same range wins.
         found = []
         for path in sorted((self.folder / "shards").glob("[0-9]*.npz"), reverse=True):
-            numbers = path.name.split("-")[:2]
-
             # Other names are not shards; `strangers` reports them.
-            if all(number.isdigit() for number in numbers):
-                first, last = map(int, numbers)
-                found.append((range(first, last + 1), path))
+            if match := NAME.fullmatch(path.name):
+                found.append((range(int(match[1]), int(match[2]) + 1), path))
         return found
 
     def listed(self) -> dict[range, Path]:
-        """Returns one file for each range of sample numbers, by the files' names."""
-        return dict(self.files())
+        """Returns one file for each shard that a run of this size of shards has, by the names."""
+        return {shard: path for shard, path in self.files() if self._is_of_run(shard)}
 
     def count(self, num: int) -> int:
         """Returns how many of the first `num` samples have files, by the files' names."""
@@ -84,15 +89,28 @@ class Shards:
         return intact, damaged
 
     def gaps(self) -> list[Path]:
-        """Returns patterns for the files of shards that are missing before the last one."""
-        # How many samples were asked for is not recorded: the last shard stands for that.
+        """Returns a pattern for each row of missing shards before the last one.
+
+        It has the first and the last sample number of the row, as the name of a shard has its own.
+        """
+        # How many samples were asked for is not recorded: the last shard stands for that. All
+        # shards before it are whole.
+        size = self.settings.shard_size
         listed = self.listed()
         end = max((shard.stop for shard in listed), default=0)
-        return [
-            self.folder / "shards" / f"{_prefix(shard)}-*.npz"
-            for shard in self.ranges(end)
-            if shard not in listed
-        ]
+        starts = {
+            shard.start for shard in listed if len(shard) == size or shard.stop == end
+        }
+
+        # From one file to the next, not from sample to sample: a name may claim any numbers.
+        patterns = []
+        expected = 0
+        for start in sorted(starts):
+            if start > expected:
+                prefix = _prefix(range(expected, start))
+                patterns.append(self.folder / "shards" / f"{prefix}-*.npz")
+            expected = start + size
+        return patterns
 
     def strangers(self) -> list[Path]:
         """Returns the files in the folder of shards that are not shards, by their names."""
@@ -131,21 +149,36 @@ class Shards:
             ValueError: if the file is damaged.
         """
         # Read once, checked and decoded from the same bytes.
-        content = path.read_bytes()
-        if not self._matches(shard, path, content):
+        content = self._content(shard, path)
+        if content is None:
             raise ValueError(
                 f"{path} is damaged; run the same generate_folder again to repair it"
             )
-        with np.load(io.BytesIO(content)) as arrays:
-            return arrays["images"]
+        return _decode(path, content, (len(shard), *self.settings.shape))
 
     def _is_intact(self, file: tuple[range, Path]) -> bool:
         shard, path = file
-        return self._matches(shard, path, path.read_bytes())
+        return self._content(shard, path) is not None
 
-    def _matches(self, shard: range, path: Path, content: bytes) -> bool:
-        """Whether a file's name ends in the digest of its content."""
-        return path.stem.split("-")[-1] == self._digest(shard, content)
+    def _content(self, shard: range, path: Path) -> bytes | None:
+        """Returns the content of a file, or None if it is not that of this shard of this run."""
+        # Neither waits for a pipe nor reads more than a shard can have.
+        if not self._is_of_run(shard):
+            return None
+        largest = len(shard) * (math.prod(self.settings.shape) + 4) + OVERHEAD
+        try:
+            content = read_regular(path, largest)
+        except (ValueError, FileNotFoundError):  # the latter for a link that leads nowhere
+            return None
+
+        # The name ends in the digest.
+        matches = path.stem.split("-")[-1] == self._digest(shard, content)
+        return content if matches else None
+
+    def _is_of_run(self, shard: range) -> bool:
+        """Returns whether a run of these settings may have a shard of these sample numbers."""
+        size = self.settings.shard_size
+        return shard.start % size == 0 and 0 < len(shard) <= size and shard.stop <= MAX_NUM
 
     def _digest(self, shard: range, content: bytes | memoryview) -> str:
         # blake2b(key=settings, "first-stop " + content): 8 bytes, as 16 hexadecimal digits.
@@ -153,6 +186,33 @@ class Shards:
         digest = hashlib.blake2b(place, digest_size=8, key=self._run_key)
         digest.update(content)
         return digest.hexdigest()
+
+
+def _decode(path: Path, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the images of a shard, u8 of this shape.
+
+    A digest is no signature: whoever knows the settings can compute one for any content.
+
+    Raises:
+        ValueError: if the file holds anything else than uncompressed images of this shape.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            member = archive.getinfo("images.npy")
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("it is compressed")
+            stored = io.BytesIO(archive.read(member))
+
+        # The header is compared before any memory is taken for what it claims.
+        np.lib.format.read_magic(stored)
+        found, _, dtype = np.lib.format.read_array_header_1_0(stored)
+        if found != shape or dtype != np.uint8:
+            raise ValueError(f"it holds {dtype}{list(found)}, not uint8{list(shape)}")
+        return np.frombuffer(stored.getvalue(), np.uint8, offset=stored.tell()).reshape(
+            shape
+        )
+    except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no shard of samples: {error}") from None
 
 
 def _prefix(shard: range) -> str:

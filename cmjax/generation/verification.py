@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cmjax.generation.batches import BatchSampler, regroup
-from cmjax.generation.exports import damaged_exports, read_sums
 from cmjax.generation.manifest import read_manifest
 from cmjax.generation.settings import RunSettings, model_digest
 from cmjax.generation.shards import Shards
+from cmjax.generation.sums import damaged_exports, read_sums
 from cmjax.model import Model
 from cmjax.registry import read_scheduler_config
 
@@ -68,12 +68,13 @@ def verify(
     if not found and not damaged and not read_sums(folder):
         raise ValueError(f"{folder} holds no samples; run generate_folder first")
 
-    # Choose some samples of the intact shards. No fixed seed: each call checks others.
-    there = np.unique(np.array([index for shard in found for index in shard], np.uint32))
-    if not len(there):
+    # The last, short shard of an earlier run may be a part of a later one: of the shards that begin
+    # at the same sample, the longest.
+    longest = {shard.start: shard for shard in sorted(found, key=len)}
+    num_samples = sum(map(len, longest.values()))
+    if not num_samples:
         return Verified(damaged, 0, 0, reproduced=True)
-    chosen = np.random.default_rng().choice(there, min(count, len(there)), replace=False)
-    chosen.sort()
+    chosen = _choose(sorted(longest.values(), key=lambda shard: shard.start), count)
 
     # Make them again. Sample i depends on i alone, so that any of them can be put in a batch.
     sampler = BatchSampler(
@@ -86,7 +87,7 @@ def verify(
     stored = np.stack([_stored(shards, found, int(index)) for index in chosen])
     difference = np.abs(stored.astype(int) - again)
     reproduced = _is_rounding(difference, settings)
-    return Verified(damaged, len(there), int(difference.max()), reproduced)
+    return Verified(damaged, num_samples, int(difference.max()), reproduced)
 
 
 def _as_it_was(folder: Path, model: Model, settings: RunSettings) -> Model:
@@ -97,12 +98,30 @@ def _as_it_was(folder: Path, model: Model, settings: RunSettings) -> Model:
     except ValueError:  # its network cannot be adapted
         same = False
     else:
-        same = model_digest(model) == settings.model
+        same = (
+            model_digest(model) == settings.model
+            and list(model.sample_shape) == settings.shape
+        )
     if not same:
         raise ValueError(
             f"{folder} was made with another model; pass the one it was made with"
         )
     return model
+
+
+def _choose(shards: list[range], count: int) -> np.ndarray:
+    """Chooses `count` samples of these shards at random, or all; u32[n], in ascending order."""
+    # By their positions in a row of all samples, so that no list of all of them is needed. No fixed
+    # seed: each call checks others.
+    ends = np.cumsum([len(shard) for shard in shards])
+    total = int(ends[-1])
+    positions = np.random.default_rng().choice(total, min(count, total), replace=False)
+    positions.sort()
+
+    # Of each position the shard, and the place within it, counted from the shard's end.
+    places = np.searchsorted(ends, positions, side="right")
+    stops = np.array([shard.stop for shard in shards])
+    return (stops[places] - (ends[places] - positions)).astype(np.uint32)
 
 
 def _is_rounding(difference: np.ndarray, settings: RunSettings) -> bool:

@@ -120,7 +120,9 @@ class Checkpoints:
 
         # Shapes are compared before any array is read, so that the error can name the array that
         # differs and say what to do.
-        found_shapes, why = _attempt(lambda: _shapes_by_path(self._manager.item_metadata(step)))
+        found_shapes, why = _attempt(
+            lambda: _shapes_by_path(self._manager.item_metadata(step))
+        )
         if why is not None:
             raise self._damaged(step, why)
         self._check_shapes(step, found_shapes, _shapes_by_path(wanted))

@@ -628,7 +628,7 @@ def test_what_is_not_a_file(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="has no link"):
         open_torch(tmp_path / "link")
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match="is a folder, not a file"):
         open_torch(tmp_path)
 
 
