@@ -32,6 +32,7 @@ _SUBMODULES = (
     "registry",
     "sampling",
     "schedulers",
+    "spelling",
     "testing",
     "training",
     "version",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cmjax.arrays import combine
 from cmjax.parametrization import DiscreteExploding
-from cmjax.schedulers.base import FileOption
+from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.discrete import (
     DISCRETE_DOMAINS,
     check_betas,
