@@ -77,10 +77,15 @@ def center_crop_resize(image: ArrayLike, size: int) -> np.ndarray:
     return np.asarray(scaled).reshape(size, size, -1)
 
 
-def from_uint8(pixels: ArrayLike) -> np.ndarray:
-    """Maps pixels 0..255 to samples in [-1, 1], f32 of the same shape."""
+def from_uint8(pixels: ArrayLike) -> Any:
+    """Maps pixels 0..255 to samples in [-1, 1], f32 of the same shape.
+
+    Returns:
+        A NumPy array; under `jax.jit`, a traced array.
+    """
     # x = p / 127.5 - 1, so that 0 becomes -1 and 255 becomes 1.
-    return np.asarray(pixels, np.float32) / 127.5 - 1
+    xp = jnp if isinstance(pixels, jax.core.Tracer) else np
+    return xp.asarray(pixels, xp.float32) / 127.5 - 1
 
 
 def to_uint8(samples: ArrayLike) -> Any:
