@@ -28,6 +28,8 @@ _SUBMODULES = (
     "model",
     "models",
     "parametrization",
+    "processes",
+    "progress",
     "random",
     "registry",
     "sampling",

@@ -15,7 +15,16 @@ PACKAGE = Path(__file__).parent.parent / "cmjax"
 # From what everything stands on to what stands on everything; modules of one line may import each
 # other. docs/design.md has the same list with what each is for.
 LAYERS = [
-    {"version", "configs", "spelling", "files", "interrupts", "image_files"},
+    {
+        "version",
+        "configs",
+        "spelling",
+        "files",
+        "interrupts",
+        "processes",
+        "progress",
+        "image_files",
+    },
     {"arrays", "random", "labels"},
     {"parametrization"},
     {"guidance"},

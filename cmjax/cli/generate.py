@@ -131,8 +131,8 @@ def generate(
     assert out is not None
     distributed.initialize(coordinator, num_processes, process_id)
 
-    from cmjax.generation import Request, generate_folder
-    from cmjax.generation.processes import run_on_all_processes
+    from cmjax.generation import Request, generate_until_stopped
+    from cmjax.processes import run_on_all_processes
 
     # If one process failed to load the model, the others would wait for it in vain; here all of
     # them fail together.
@@ -154,7 +154,7 @@ def generate(
         if not quiet:
             click.echo(text, err=True)
 
-    outcome = generate_folder(
+    outcome = generate_until_stopped(
         out,
         loaded,
         request,

@@ -1,6 +1,5 @@
 """How every command fails: in one line."""
 
-import os
 import signal
 import sys
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import click
 
 from cmjax.cli.wording import in_options
+from cmjax.interrupts import INTERRUPTED, leave
 
 
 class OneLineErrors(click.Group):
@@ -38,7 +38,7 @@ class OneLineErrors(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo(_INTERRUPTED, err=True)
+            click.echo(INTERRUPTED, err=True)
             ctx.exit(130)
         except BrokenPipeError:
             # It is an OSError, but a reader such as `head` that has enough is no failure.
@@ -58,20 +58,3 @@ class OneLineErrors(click.Group):
         # Messages of other libraries may have several lines.
         click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(2)
-
-
-_INTERRUPTED = "Interrupted; nothing unfinished was written."
-
-
-def leave(*_: Any) -> None:
-    """Ends the process at once.
-
-    A KeyboardInterrupt would be lost, or abort the process with a core dump, where a library calls
-    back into Python, as XLA does while it compiles.
-    """
-    # A progress bar leaves the cursor at the end of its line.
-    below_the_bar = "\n" if sys.stderr.isatty() else ""
-
-    # Not by `print`: the signal may have interrupted one, and a stream cannot be entered twice.
-    os.write(2, f"{below_the_bar}{_INTERRUPTED}\n".encode())
-    os._exit(130)

@@ -4,7 +4,7 @@ Sample i depends on the request and on i, not on batches, devices, processes or 
 """
 
 from cmjax.generation.batches import BatchSampler, regroup
-from cmjax.generation.folder import Outcome, generate_folder
+from cmjax.generation.folder import Outcome, generate_folder, generate_until_stopped
 from cmjax.generation.memory import Generated, generate
 from cmjax.generation.request import Request
 from cmjax.generation.settings import model_digest
@@ -18,6 +18,7 @@ __all__ = [
     "Verified",
     "generate",
     "generate_folder",
+    "generate_until_stopped",
     "model_digest",
     "regroup",
     "verify",

@@ -13,13 +13,12 @@ import numpy as np
 from cmjax.files import clear_unfinished
 from cmjax.generation.batches import BatchSampler, regroup
 from cmjax.generation.exports import check_formats, export
+from cmjax.generation.manifest import check_folder
 from cmjax.generation.processes import (
     Markers,
-    exclusive,
     local_shards,
     missing_shards,
     open_on_all,
-    run_on_all_processes,
     stopping_together,
     wait_until,
 )
@@ -27,7 +26,9 @@ from cmjax.generation.progress import Progress
 from cmjax.generation.request import MAX_NUM, Request, as_integer
 from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
+from cmjax.interrupts import delivering
 from cmjax.model import Model
+from cmjax.processes import exclusive, run_on_all_processes
 
 QUEUE = 2  # maximum number of shards that wait to be written while others are computed
 
@@ -43,6 +44,7 @@ class Outcome(NamedTuple):
         num_made: number of samples that this process made.
         seconds: time that this process spent sampling, from its first batch to its last shard.
         stopped: whether a signal to one of the processes stopped the run.
+        signal: the number of that signal; 0 if there was none.
     """
 
     paths: list[Path]
@@ -51,9 +53,10 @@ class Outcome(NamedTuple):
     num_made: int
     seconds: float
     stopped: bool
+    signal: int = 0
 
 
-def generate_folder(
+def generate_until_stopped(
     folder: str | Path,
     model: Model,
     request: Request,
@@ -71,6 +74,10 @@ def generate_folder(
 
     Called again after an interruption of any kind, it resumes: samples in the folder are checked,
     and only those missing or damaged are made.
+
+    After Ctrl-C or SIGTERM the batches in progress are finished and written. `generate_folder` then
+    delivers the signal to the program, as KeyboardInterrupt for Ctrl-C; `generate_until_stopped`,
+    for programs that decide themselves, returns.
 
     Args:
         folder: a new folder, or that of the same run; the same for all processes.
@@ -105,6 +112,8 @@ def generate_folder(
             as_integer("shard_size", shard_size, 1, MAX_NUM)
         request.check_model(model)
         check_formats(formats, model.sample_shape)
+        if jax.process_index() == 0:
+            check_folder(folder)
         return RunSettings.of(model, request)
 
     # All arguments are checked before the folder is touched.
@@ -119,7 +128,8 @@ def generate_folder(
 
         # From here on, a signal to any process stops all, after the batches in progress.
         progress_bar = Progress(shards, num, num_resumed, mine, progress)
-        with progress_bar as run, stopping_together(markers.stop) as stopping:
+        together = stopping_together(markers.stop, progress_bar.stopping)
+        with progress_bar as run, together as stopping:
             devices = [device.device_kind for device in jax.local_devices()]
             run.log("start", num=num, resumed=num_resumed, damaged=damaged, devices=devices)
 
@@ -141,7 +151,12 @@ def generate_folder(
                 paths = _finish(shards, num, formats, markers, stopping)
             stopped = paths is None
             run.log("stopped" if stopped else "done", done=num_done, seconds=seconds)
-    return Outcome(paths or [], num_done, num_resumed, run.num_made, seconds, stopped)
+            number = stopping.signal if stopped else 0
+    made = run.num_made
+    return Outcome(paths or [], num_done, num_resumed, made, seconds, stopped, number)
+
+
+generate_folder = delivering(generate_until_stopped)
 
 
 def _find_shards(

@@ -10,9 +10,9 @@ from typing import Any
 from cmjax.files import replacing
 from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
+from cmjax.processes import LOCK
 
 MANIFEST = "manifest.json"
-LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)

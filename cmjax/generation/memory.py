@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from cmjax.generation.batches import BatchSampler
 from cmjax.generation.request import MAX_NUM, Request, as_integer
 from cmjax.model import Model
+from cmjax.progress import Bar
 
 
 class Generated(NamedTuple):
@@ -65,10 +65,8 @@ def generate(
 
     # A single batch needs no bar in a log file; at a terminal it shows that something is going on.
     several = len(batches) > 1
-    hidden = not progress or not (several or sys.stderr.isatty())
-    bar = tqdm(
-        total=len(batches), desc="compiling", unit="batch", leave=False, disable=hidden
-    )
+    shown = progress and (several or sys.stderr.isatty())
+    bar = Bar(len(batches), unit="batch", doing="compiling", shown=shown, keep=several)
     with bar:
         # `BatchSampler` compiles when it is built: timed apart from sampling.
         begin = time.perf_counter()
@@ -76,13 +74,11 @@ def generate(
         sampler = BatchSampler(model, request, batch_size=size, devices=device)
         compiled = time.perf_counter()
 
-        # The bar starts over, so that its rate is that of sampling alone.
-        bar.reset()
-        bar.set_description("sampling")
+        # The clock starts over, so that the rate is that of sampling alone.
+        bar.begin("sampling")
         for batch, made in zip(batches, sampler.batches(batches), strict=True):
             images[batch] = made
-            bar.update()
-        bar.leave = several
+            bar.advance_to(bar.done + 1)
 
     labels = request.labels_of(range(num))
     return Generated(images, labels, compiled - begin, time.perf_counter() - compiled)

@@ -5,30 +5,24 @@ through files in the run's folder, so that none waits for another.
 """
 
 import contextlib
-import errno
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
-from cmjax.generation.manifest import LOCK, MANIFEST, check_folder, open_shards
+from cmjax.generation.manifest import MANIFEST, open_shards
 from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
 from cmjax.interrupts import interruptible
+from cmjax.processes import gather, run_on_all_processes
 
 PATIENCE = 30.0  # seconds that a network file system may take to show a new file
 POLL = 0.2  # seconds between two looks at the folder
-
-# Errors by which a file system says that it has no locks.
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-
-Result = TypeVar("Result")
 
 
 class Markers(NamedTuple):
@@ -44,83 +38,6 @@ class Markers(NamedTuple):
 
     stop: Path
     finished: Path
-
-
-def run_on_all_processes(do: Callable[[], Result]) -> Result:
-    """Calls `do()` on every process and returns its result once all calls have succeeded.
-
-    If a call fails on one process, all raise. Otherwise the rest would wait forever, in their next
-    exchange, for a process that has ended.
-
-    Args:
-        do: a function without arguments; every process passes its own.
-
-    Raises:
-        Exception: the error of this process, if its call failed.
-        ValueError: if the call failed on another process, whose own error says why.
-    """
-    # Any error is kept until all processes have exchanged whether they failed.
-    result: Any = None
-    error = None
-    try:
-        result = do()
-    except Exception as caught:
-        error = caught
-
-    # bool[processes]: which of them failed.
-    (failed,) = _gather(error is not None)
-    if error is not None:
-        raise error
-    if failed.any():
-        raise ValueError(f"process {failed.argmax()} failed; see its message")
-    return result
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Creates the folder and keeps every other run out of it until all processes have left it.
-
-    Process 0 holds a file lock, which the system releases even if the process is killed. A file
-    system without locks gives no such protection.
-
-    Args:
-        folder: the folder of the run, the same for all processes.
-
-    Raises:
-        ValueError: if another run is using the folder, or it holds something else.
-        OSError: if the folder cannot be created.
-    """
-    with run_on_all_processes(lambda: _lock(folder)):
-        try:
-            yield
-        finally:
-            _gather(0)  # a barrier: process 0 keeps the lock until the others are done
-
-
-def _lock(folder: Path) -> contextlib.AbstractContextManager:
-    """Creates and locks the folder, on process 0; leaving the result's context unlocks it."""
-    if jax.process_index() > 0:
-        return contextlib.nullcontext()
-    check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    # Does not wait for the lock: the other run may take days.
-    try:
-        return FileLock(folder / LOCK, timeout=0).acquire()
-    except Timeout:
-        raise ValueError(
-            f"another run is at work in {folder}; wait for it or choose another folder. "
-            "The processes of one run join by jax.distributed.initialize. "
-            f"(If there is no such run, remove {folder / LOCK}.)"
-        ) from None
-
-    # Without locks a run is still correct, as long as the user starts only one.
-    except NotImplementedError:
-        return contextlib.nullcontext()
-    except OSError as error:
-        if error.errno in WITHOUT_LOCKS:
-            return contextlib.nullcontext()
-        raise
 
 
 def open_on_all(
@@ -163,7 +80,7 @@ def open_on_all(
 
     # `num` may be 2^32, so num - 1 is exchanged, which fits in 32 bits. The random token of process
     # 0 names the markers of this start.
-    wanted, token = _gather(num - 1, secrets.randbits(32))
+    wanted, token = gather(num - 1, secrets.randbits(32))
     if (wanted != wanted[0]).any():
         numbers = [int(n) + 1 for n in wanted]
         raise ValueError(
@@ -185,15 +102,6 @@ def _wait_for_manifest(folder: Path) -> None:
                 "has written; the folder must be the same one for all processes"
             )
         time.sleep(POLL)
-
-
-def _gather(*values: int) -> np.ndarray:
-    """Exchanges integers between all processes; returns them as u32[values, processes]."""
-    # Unsigned 32 bits: without jax_enable_x64 JAX would cut off longer integers silently.
-    mine = np.array(values, np.uint32)
-    if jax.process_count() == 1:
-        return mine[:, None]
-    return multihost_utils.process_allgather(mine).T
 
 
 def missing_shards(ranges: list[range], found: Iterable[range]) -> list[range]:
@@ -219,27 +127,54 @@ def local_shards(shards: list[range]) -> list[range]:
     return [shards[i] for i in parts[jax.process_index()]]
 
 
+class Stopping:
+    """Whether a run is to stop, because of a signal to one of its processes or an error in one.
+
+    Args:
+        caught: the signals that this process has noted; see `interruptible`.
+        stop: the marker by which one process stops the others.
+    """
+
+    def __init__(self, caught: list[int], stop: Path):  # noqa: D107
+        self._caught = caught
+        self._stop = stop
+
+    def __call__(self) -> bool:
+        """Returns whether to stop."""
+        several = jax.process_count() > 1
+        return bool(self._caught) or (several and self._stop.exists())
+
+    @property
+    def signal(self) -> int:
+        """Number of the signal that stops the run; 0 for none, or for an error elsewhere."""
+        if self._caught:
+            return self._caught[0]
+        number = self._stop.read_text() if self._stop.exists() else ""
+        return int(number) if number.isdecimal() else 0
+
+
 @contextlib.contextmanager
-def stopping_together(stop: Path) -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether to stop.
+def stopping_together(
+    stop: Path, answer: Callable[[], object] = lambda: None
+) -> Iterator[Stopping]:
+    """Yields whether to stop, a function without arguments.
 
     Ctrl-C or SIGTERM to one process, or an error in one, stops all.
 
     Args:
-        stop: the marker by which one process stops the others.
+        stop: the marker by which one process stops the others. It holds the signal's number.
+        answer: called as soon as this process gets a signal.
     """
-    several = jax.process_count() > 1
-    with interruptible() as interrupted:
+    with interruptible(answer) as caught:
         try:
-            yield lambda: bool(interrupted) or (several and stop.exists())
+            yield Stopping(caught, stop)
         except BaseException:
-            interrupted.append(
-                0
-            )  # an error counts as a signal: the marker is written below
+            # An error counts as a signal: the marker is written below.
+            caught.append(0)
             raise
         finally:
-            if interrupted and several:
-                stop.touch()
+            if caught and jax.process_count() > 1:
+                stop.write_text(str(caught[0]))
 
 
 def wait_until(done: Callable[[], bool], stopping: Callable[[], bool]) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from cmjax.files import append
 from cmjax.generation.shards import Shards
+from cmjax.progress import Bar
 
+STOPPING = "Stopping after the batches in progress; a second signal stops at once."
 REFRESH = (
     0.5  # minimum seconds between two updates of the bar, each of which lists the folder
 )
@@ -69,14 +70,10 @@ class Progress:
         self._num = num
         self._num_mine = sum(map(len, mine))
 
-        # `initial` excludes the resumed samples from the rate that the bar shows.
-        self._bar = tqdm(
-            total=num,
-            initial=num_resumed,
-            desc="compiling",
-            unit="sample",
-            dynamic_ncols=True,
-            disable=not shown or jax.process_index() > 0 or num_resumed == num,
+        # Samples that were there before do not count in the rate that the bar shows.
+        self._shown = shown and jax.process_index() == 0 and num_resumed < num
+        self._bar = Bar(
+            num, done=num_resumed, unit="sample", doing="compiling", shown=self._shown
         )
 
         # The clock starts with compilation, and again with sampling; see `compiled`.
@@ -87,11 +84,15 @@ class Progress:
         return self
 
     def __exit__(self, kind, error, traceback):
-        self._bar.close()
+        self._bar.__exit__(kind, error, traceback)
         if error is not None:
             # If the disk is full the log cannot be written either: keep the first error.
             with contextlib.suppress(OSError):
                 self.log("failed", error=str(error) or kind.__name__)
+
+    def stopping(self) -> None:
+        """Tells the user that a signal has arrived; any thread may call it."""
+        self._bar.say(STOPPING)
 
     @property
     def seconds(self) -> float:
@@ -101,8 +102,7 @@ class Progress:
     def compiled(self) -> None:
         """Notes that the program is compiled, and starts the clock of sampling."""
         self.log("compiled", seconds=self.seconds)
-        self._bar.set_description("sampling")
-        self._bar.unpause()
+        self._bar.begin("sampling")
         self._begin = time.perf_counter()
 
     def written(self, shard: range) -> None:
@@ -120,16 +120,16 @@ class Progress:
         self.log("shard", **numbers, rate=round(rate, 2), eta=round(eta, 1))
 
         # The bar counts the files of all processes, and listing a network folder is slow.
-        if not self._bar.disable and time.perf_counter() - self._refreshed > REFRESH:
+        if self._shown and time.perf_counter() - self._refreshed > REFRESH:
             self.refresh()
 
     def sampled(self) -> None:
         """Notes that all samples are made and are being exported."""
-        self._bar.set_description("writing")
+        self._bar.describe("writing")
 
     def refresh(self) -> int:
         """Returns how many samples all processes have written, and moves the bar there."""
         self._refreshed = time.perf_counter()
         num_done = self._shards.count(self._num)
-        self._bar.update(num_done - self._bar.n)
+        self._bar.advance_to(num_done)
         return num_done
