@@ -99,6 +99,7 @@ def generate(
     coordinator: str | None,
     num_processes: int | None,
     process_id: int | None,
+    coordinator_timeout: int,
 ) -> None:
     """Makes many samples, in a folder, on all devices.
 
@@ -129,7 +130,7 @@ def generate(
 
     # Processes join before anything asks JAX for its devices.
     assert out is not None
-    distributed.initialize(coordinator, num_processes, process_id)
+    distributed.initialize(coordinator, num_processes, process_id, coordinator_timeout)
 
     from cmjax.generation import Request, generate_until_stopped
     from cmjax.processes import run_on_all_processes

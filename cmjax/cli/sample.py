@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cmjax.cli import group, options
+from cmjax import interrupts
+from cmjax.cli import options
 
 if TYPE_CHECKING:
     from cmjax.generation import Generated
@@ -99,7 +100,7 @@ def sample(
 
     # While a file is being written, an interrupt has to be an exception again, so that what is
     # unfinished is removed. Before that, `leave` ends the process at once.
-    if signal.getsignal(signal.SIGINT) is group.leave:
+    if signal.getsignal(signal.SIGINT) is interrupts.leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         period = len(classes) if classes else 1
