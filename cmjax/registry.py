@@ -3,6 +3,7 @@
 What is registered can be named in files, in training configs and on the command line.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -129,6 +130,9 @@ def _register_scheduler(cls: Any, name: str | None) -> None:
         raise ValueError(
             f"scheduler {name!r} must be a frozen dataclass; decorate it as one"
         )
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise ValueError(f"scheduler {name!r} must implement {missing}")
     if name in _BUILT_IN:
         raise ValueError(f"name {name!r} is taken by a scheduler of cmjax; choose another")
     SCHEDULERS[name] = cls

@@ -12,10 +12,10 @@ def close_spelling(name: Any, known: Iterable[str]) -> str | None:
     """Returns the known name that `name` misspells or begins; None if it is no misspelling.
 
     Names that are only similar, such as those of two algorithms, are not offered: at most two
-    letters differ, one in names of up to four letters; capitals and separators do not count.
+    letters differ, one in names of up to five letters; capitals and separators do not count.
     """
     wanted = _letters(name)
-    allowed = 2 if len(wanted) > 4 else 1
+    allowed = 2 if len(wanted) > 5 else 1
 
     # Not of a value that a file may make millions of characters long.
     if len(wanted) > LONGEST_NAME:

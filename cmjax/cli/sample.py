@@ -62,7 +62,8 @@ def sample(
     """Makes samples with a model.
 
     Sample number i depends only on the model and its sampler, the seed, the noise levels, the dtype
-    and its class: neither --num nor --batch-size changes it.
+    and its class: neither --num nor --batch-size changes it, but for rounding. Another --batch-size
+    may change few pixels by one of 256 shades in float32, and many by some in bfloat16.
 
     \b
     Examples:

@@ -202,7 +202,7 @@ def _read_values(source):
         raise ValueError(f"{source} is neither a .toml file nor a preset{hint}")
     try:
         return tomllib.loads(Path(source).read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{source} is not TOML: {error}") from None
 
 
