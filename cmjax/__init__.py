@@ -35,6 +35,7 @@ _SUBMODULES = (
     "registry",
     "sampling",
     "schedulers",
+    "spelling",
     "testing",
     "training",
     "version",

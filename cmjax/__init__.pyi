@@ -22,6 +22,7 @@ from cmjax import random as random
 from cmjax import registry as registry
 from cmjax import sampling as sampling
 from cmjax import schedulers as schedulers
+from cmjax import spelling as spelling
 from cmjax import testing as testing
 from cmjax import training as training
 from cmjax import version as version

@@ -1,15 +1,16 @@
 """Frozen configuration dataclasses: built from JSON, checked field by field."""
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from cmjax.spelling import close_spelling
 
 Config = TypeVar("Config")
 LARGEST = 2**31 - 1  # largest integer in a file: more overflows JAX's and NumPy's int32
@@ -113,11 +114,17 @@ def import_by_name(text: str, what: str) -> Any:
     return found
 
 
-def did_you_mean(name: Any, known: list[str]) -> str:
-    """Returns the end of an error message: the known name closest to `name`, or all names."""
-    close = difflib.get_close_matches(str(name), known, 1)
+def did_you_mean(name: Any, known: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
+    """Returns the end of an error message: the known name that `name` misspells, or all names.
+
+    Args:
+        name: the name that is not known.
+        known: the names that are.
+        elsewhere: further names that it may misspell, but that are not worth listing.
+    """
+    close = close_spelling(name, [*known, *elsewhere])
     if close:
-        return f"; did you mean {close[0]!r}?"
+        return f"; did you mean {close!r}?"
     return f"; known are {', '.join(known)}"
 
 

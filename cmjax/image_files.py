@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from cmjax.files import replacing, replacing_folder
@@ -41,8 +42,12 @@ class ImageSet(NamedTuple):
     labels: np.ndarray | None = None
 
     @classmethod
-    def of(cls, images: np.ndarray, labels: np.ndarray | None = None) -> "ImageSet":
+    def of(cls, images: ArrayLike, labels: ArrayLike | None = None) -> "ImageSet":
         """Returns a set of images that are in memory, u8[N, H, W, C], as one part."""
+        # Pillow and zip files take NumPy's arrays only, not those of JAX.
+        images = np.asarray(images)
+        if labels is not None:
+            labels = np.asarray(labels)
         return cls(len(images), images.shape[1:], [images], labels)
 
 
@@ -58,7 +63,7 @@ def write_npz(path: Path, images: ImageSet) -> None:
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         _write_array(archive, "arr_0", (images.num, *images.shape), np.uint8, images.parts)
         if images.labels is not None:
-            labels = images.labels.astype(np.int64)
+            labels = np.asarray(images.labels, np.int64)
             _write_array(archive, "arr_1", labels.shape, labels.dtype, [labels])
 
 
@@ -93,14 +98,15 @@ def write_png_folder(folder: Path, images: ImageSet) -> None:
             first += len(part)
 
 
-def save_png(path: Path, image: np.ndarray) -> None:
+def save_png(path: Path, image: ArrayLike) -> None:
     """Writes an image u8[H, W, C] with C of 1 or 3, gray or colour."""
     picture_of(image).save(path)
 
 
-def picture_of(image: np.ndarray) -> Image.Image:
+def picture_of(image: ArrayLike) -> Image.Image:
     """Returns an image u8[H, W, C] with C of 1 or 3 as a picture of Pillow."""
-    # Pillow takes gray pixels as [H, W].
+    # Pillow takes NumPy's arrays only, and gray pixels as [H, W].
+    image = np.asarray(image)
     gray = image.shape[-1] == 1
     return Image.fromarray(image.squeeze(-1) if gray else image)
 

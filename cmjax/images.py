@@ -113,22 +113,28 @@ def center_crop_resize(image: ArrayLike, size: int) -> np.ndarray:
     return np.asarray(scaled).reshape(size, size, -1)
 
 
-def from_uint8(pixels: ArrayLike) -> np.ndarray:
+def from_uint8(pixels: ArrayLike) -> Any:
     """Maps pixels 0..255 to samples in [-1, 1], f32 of the same shape.
+
+    Returns:
+        A NumPy array; under `jax.jit`, a traced array, whose values are not checked.
 
     Raises:
         ValueError: for anything but integers from 0 to 255.
     """
-    pixels = as_numpy("pixels", pixels)
+    pixels = as_array("pixels", pixels)
     if not np.issubdtype(pixels.dtype, np.integer):
         raise ValueError(f"pixels must be integers from 0 to 255, got {pixels.dtype}")
-    if pixels.dtype != np.uint8 and pixels.size:
-        low, high = pixels.min(), pixels.max()
+    known = concrete(pixels)
+    if known is not None and pixels.dtype != np.uint8 and pixels.size:
+        low, high = known.min(), known.max()
         if low < 0 or high > 255:
             raise ValueError(f"pixels must be from 0 to 255, got {low} to {high}")
 
     # x = p / 127.5 - 1, so that 0 becomes -1 and 255 becomes 1.
-    return np.asarray(pixels, np.float32) / 127.5 - 1
+    if known is None:
+        return pixels.astype(jnp.float32) / 127.5 - 1
+    return np.asarray(known, np.float32) / 127.5 - 1
 
 
 def to_uint8(samples: ArrayLike) -> Any:

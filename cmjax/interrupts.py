@@ -119,6 +119,12 @@ def leave(number: int = signal.SIGINT, _: Any = None) -> None:
     os._exit(128 + number)
 
 
+def leave_at_interrupt() -> None:
+    """Makes Ctrl-C end the process at once, unless the process ignores it or handles it already."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+
+
 @contextlib.contextmanager
 def _listening(known: Container[int], listen: Callable[[int], None]) -> Iterator[None]:
     """Calls `listen(number)` for each of the known signals at once, in a thread of its own.

@@ -6,10 +6,11 @@ What is registered can be named in files, in training configs and on the command
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from cmjax.configs import did_you_mean, import_by_name, shown
+from cmjax.configs import import_by_name, shown
 from cmjax.models.registry import check_registration, register_network
 from cmjax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
 from cmjax.schedulers.checks import check_config
+from cmjax.schedulers.registry import registered_name
 
 Class = TypeVar("Class", bound=type)
 
@@ -59,13 +60,9 @@ def scheduler_class(name: Any, *, trust: bool = True) -> type[Scheduler]:
     Raises:
         ValueError: if there is no such class, it is no scheduler, or it may not be imported.
     """
-    if not isinstance(name, str):
-        raise ValueError(f"the name of a scheduler must be text, got {shown(name)}")
-    if name in SCHEDULERS:
-        return SCHEDULERS[name]
-    if ":" not in name:
-        hint = did_you_mean(name, list(SCHEDULERS))
-        raise ValueError(f"there is no scheduler {shown(name)}{hint}")
+    # Only a name with a colon can be imported.
+    if not isinstance(name, str) or ":" not in name or name in SCHEDULERS:
+        return SCHEDULERS[registered_name(name)]
 
     # The name could be of any module, whose import could run any program.
     if not trust:

@@ -161,7 +161,7 @@ def joined(monkeypatch):
     """What JAX's runtime is asked for, instead of doing it."""
     calls = []
 
-    def initialize(*args, local_device_ids):
+    def initialize(*args, local_device_ids, **_):
         calls.append((args, local_device_ids))
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "cmjax"
 # From what everything stands on to what stands on everything; modules of one line may import each
 # other. docs/design.md has the same list with what each is for.
 LAYERS = [
-    {"version", "configs", "system", "files", "interrupts", "image_files"},
+    {"version", "configs", "spelling", "system", "files", "interrupts", "image_files"},
     {"processes", "progress"},
     {"arrays", "random", "labels", "networks"},
     {"parametrization"},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmjax import image_files
 from cmjax.files import replacing
 from cmjax.images import (
     CAPTION,
@@ -303,3 +304,26 @@ def test_what_is_no_path(path):
     ):
         with pytest.raises(ValueError, match="path must be a path"):
             call()
+
+
+def test_every_function_takes_what_the_conversion_under_jit_returns(tmp_path):
+    samples = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32)
+    pixels = jax.jit(to_uint8)(samples)
+    expected = np.asarray(pixels)
+    labels = jnp.arange(2)
+
+    save_grid(tmp_path / "a.png", pixels, columns=2, labels=labels)
+    save_npz(tmp_path / "a.npz", pixels, labels)
+    with np.load(tmp_path / "a.npz") as file:
+        np.testing.assert_array_equal(file["arr_0"], expected)
+        np.testing.assert_array_equal(file["arr_1"], [0, 1])
+    save_png_folder(tmp_path / "a", pixels)
+    image_files.write_png_folder(
+        tmp_path / "b", image_files.ImageSet(2, (4, 4, 3), [pixels])
+    )
+    for folder in ("a", "b"):
+        pictures = [read_image(tmp_path / folder / f"00000{i}.png", 3) for i in range(2)]
+        np.testing.assert_array_equal(pictures, expected)
+    assert center_crop_resize(pixels[0], 2).shape == (2, 2, 3)
+    np.testing.assert_array_equal(image_files.picture_of(pixels[0]), expected[0])
+    np.testing.assert_allclose(jax.jit(from_uint8)(pixels), from_uint8(expected), atol=1e-6)

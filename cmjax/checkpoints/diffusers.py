@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,13 @@ from cmjax.checkpoints.tensors import (
     write_safetensors,
 )
 from cmjax.checkpoints.torch_file import open_torch
-from cmjax.configs import from_json
+from cmjax.checkpoints.unet_config_files import (
+    NETWORK,
+    VERSION,
+    config_from_diffusers,
+    config_to_diffusers,
+)
+from cmjax.checkpoints.weight_files import only_variant, weight_names
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import network_name
@@ -37,11 +42,9 @@ from cmjax.version import __version__
 INDEX = "model_index.json"
 CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
-SAFETENSORS = "diffusion_pytorch_model.safetensors"
-TORCH = "diffusion_pytorch_model.bin"
-NETWORK = "UNet2DModel"
+SAFETENSORS = weight_names().safetensors
+TORCH = weight_names().torch
 PIPELINE = "ConsistencyModelPipeline"
-VERSION = "0.36.0"  # of diffusers, whose files these are
 PARTS = (  # all that `write` makes
     INDEX,
     CLASS_NAMES,
@@ -52,28 +55,6 @@ PARTS = (  # all that `write` makes
     f"scheduler/{SCHEDULER_CONFIG}",
 )
 
-# Defaults of options that a file leaves out (diffusers 0.36, UNet2DModel); sample_size has none.
-DEFAULTS = {
-    "down_block_types": ["DownBlock2D"] + ["AttnDownBlock2D"] * 3,
-    "up_block_types": ["AttnUpBlock2D"] * 3 + ["UpBlock2D"],
-    "block_out_channels": [224, 448, 672, 896],
-    "attention_head_dim": 8,
-}
-# Options that cmjax's network does not have, and the only values with which they change nothing.
-FIXED = {
-    "time_embedding_type": ("positional",),
-    "time_embedding_dim": (None,),
-    "mid_block_type": ("UNetMidBlock2D",),
-    "mid_block_scale_factor": (1,),
-    "downsample_padding": (1,),
-    "dropout": (0,),
-    "act_fn": ("silu", "swish"),
-    "add_attention": (True,),
-    "class_embed_type": (None,),
-    "num_train_timesteps": (None,),
-}
-# Options that diffusers does not have, and the values with which they change nothing.
-OWN_OPTIONS = {"time_scale": 1.0, "patch_size": 1}
 # Names of attention's layers before diffusers 0.17, and since.
 OLD_NAMES = {
     "query": "to_q",
@@ -104,7 +85,7 @@ def open_pipeline(path: Path) -> Checkpoint:
         checkpoint,
         kind="diffusers pipeline",
         scheduler=read_scheduler(path / "scheduler" / SCHEDULER_CONFIG),
-        note="",
+        note=_variant_note(only_variant(path / "unet")),
         class_names=read_class_names(path, checkpoint.config.num_class_embeds),
     )
 
@@ -118,7 +99,12 @@ def open_unet(path: Path) -> Checkpoint:
         ValueError: if a file is missing or damaged, or the network is not a `UNet2DModel`.
     """
     config = read_config(path / CONFIG, config_from_diffusers)
-    files, tensors = _weights(path)
+    variant = only_variant(path)
+    files, tensors = _weights(path, variant)
+    notes = (
+        "the folder names no scheduler: the default one, with 40 levels, is assumed",
+        _variant_note(variant),
+    )
     return Checkpoint(
         kind="diffusers UNet",
         files=files,
@@ -128,7 +114,7 @@ def open_unet(path: Path) -> Checkpoint:
             path, ((_renamed(name), tensor) for name, tensor in tensors.items())
         ),
         layout=layout,
-        note="the folder names no scheduler: the default one, with 40 levels, is assumed",
+        note="; ".join(filter(None, notes)),
     )
 
 
@@ -200,89 +186,33 @@ def layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
     return re.sub(r"(kernel|scale|embedding)$", "weight", name), axes
 
 
-def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
-    """Reads the content of a `UNet2DModel`'s `config.json`.
-
-    Raises:
-        ValueError: naming an option that is unknown, or has a value that `UNet2D` does not support.
-    """
-    if content.get("_class_name") != NETWORK:
-        raise ValueError(
-            f"_class_name is {content.get('_class_name')!r}; cmjax reads a {NETWORK}"
-        )
-
-    # Options that the file leaves out have diffusers' defaults, not those of `UNet2DConfig`.
-    values = dict(DEFAULTS)
-    values.update(
-        (name, value) for name, value in content.items() if not name.startswith("_")
-    )
-
-    # Options without a counterpart must have the value that `UNet2D` implements.
-    for name, supported in FIXED.items():
-        value = values.pop(name, supported[0])
-        # In Python True == 1, but in JSON true is not 1.
-        if not any(
-            value == one and isinstance(value, bool) == isinstance(one, bool)
-            for one in supported
-        ):
-            hint = ""
-            if name == "dropout":
-                hint = "; for sampling set it to 0: only training uses it"
-            raise ValueError(
-                f"{name} {value!r} is not supported, only {supported[0]!r}{hint}"
-            )
-
-    # Those that only cmjax has are not to be read from a file of diffusers.
-    for name in OWN_OPTIONS:
-        if name in values:
-            raise ValueError(f"{NETWORK} has no option {name!r}")
-
-    # diffusers also takes [height, width].
-    size = values.get("sample_size")
-    if isinstance(size, list) and len(set(map(str, size))) == 1:
-        values["sample_size"] = size[0]
-    elif isinstance(size, list):
-        raise ValueError(f"sample_size {size} is not supported, only squares")
-    elif size is None:
-        raise ValueError(
-            "sample_size is missing; write the images' height and width into the file"
-        )
-    return from_json(UNet2DConfig, values)
+def _variant_note(variant: str) -> str:
+    """Says that a folder holds a variant of the weights only, or ""."""
+    if not variant:
+        return ""
+    return f"the folder holds only the variant {variant!r} of its weights, which is read"
 
 
-def config_to_diffusers(config: UNet2DConfig) -> dict[str, Any]:
-    """Returns the content of a `UNet2DModel`'s `config.json`.
-
-    Raises:
-        ValueError: naming an option that diffusers does not have.
-    """
-    # cmjax's own options are left out where they change nothing, and cannot be written elsewhere.
-    values = dataclasses.asdict(config)
-    for name, neutral in OWN_OPTIONS.items():
-        if values.pop(name) != neutral:
-            raise ValueError(
-                f"{name} {getattr(config, name)} is cmjax's own; diffusers has {neutral} only"
-            )
-
-    # The values that `UNet2D` implements are written down: diffusers' defaults may change.
-    fixed = {name: supported[0] for name, supported in FIXED.items()}
-    return {"_class_name": NETWORK, "_diffusers_version": VERSION, **values, **fixed}
-
-
-def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
+def _weights(path: Path, variant: str) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
     """Lists the files and the tensors of a folder.
 
     They are in one safetensors file, else in the shards that an index lists, else in a `.bin` file.
 
+    Args:
+        path: the folder.
+        variant: the variant of the weights, such as "fp16"; "" for the weights themselves.
+
     Raises:
         ValueError: if there are none, or the index is damaged.
     """
-    index = path / f"{SAFETENSORS}.index.json"
-    if (path / SAFETENSORS).exists():
-        return (path / SAFETENSORS,), open_safetensors(path / SAFETENSORS)
+    names = weight_names(variant)
+    single = path / names.safetensors
+    if single.exists():
+        return (single,), _open(single)
 
     # The index maps each tensor to its shard.
-    if index.exists():
+    index = next((path / name for name in names.indices if (path / name).exists()), None)
+    if index is not None:
         shards = read_json(index).get("weight_map")
         # A name with a folder in it could lead to any file of the machine.
         if not isinstance(shards, dict) or not all(map(_is_file_name, shards.values())):
@@ -293,18 +223,26 @@ def _weights(path: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
             raise ValueError(f"{index}: weight_map must name at least one tensor")
         files = tuple(path / name for name in sorted(set(shards.values())))
         return files, by_name(
-            path, (item for file in files for item in open_safetensors(file).items())
+            path, (item for file in files for item in _open(file).items())
         )
 
     # A pickle comes last: the files of many repositories hold the same weights twice.
-    if (path / TORCH).exists():
-        return (path / TORCH,), open_torch(path / TORCH)
+    pickled = path / names.torch
+    if pickled.exists():
+        return (pickled,), _open(pickled)
     raise ValueError(f"{path} has no {SAFETENSORS}, nor {TORCH}")
 
 
 def _is_file_name(name: Any) -> bool:
     """Returns whether a value is the name of a file, without any folder."""
     return isinstance(name, str) and Path(name).name == name and name not in ("", "..")
+
+
+def _open(file: Path) -> dict[str, StoredTensor]:
+    """Lists the tensors of a file of either kind."""
+    if file.suffix == ".bin":
+        return open_torch(file)
+    return open_safetensors(file)
 
 
 def _renamed(name: str) -> str:

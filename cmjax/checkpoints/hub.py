@@ -1,9 +1,13 @@
 """Models on the Hugging Face hub."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cmjax.checkpoints import diffusers, native
-from cmjax.checkpoints.json_files import CLASS_NAMES
+from cmjax.checkpoints.json_files import CLASS_NAMES, read_json
+from cmjax.checkpoints.weight_files import STEM, has_weights, weight_names
 
 # Files of a pipeline, and of a cmjax folder.
 CONFIGS = [
@@ -20,8 +24,8 @@ CONFIGS = [
 FOLDERS = ("", "unet/")
 SAFETENSORS = [f"{folder}{diffusers.SAFETENSORS}" for folder in FOLDERS]
 INDICES = [f"{name}.index.json" for name in SAFETENSORS]
-SHARDS = [f"{folder}diffusion_pytorch_model-*.safetensors" for folder in FOLDERS]
-TORCH = [f"{folder}{diffusers.TORCH}" for folder in FOLDERS]
+SHARDS = [f"{folder}{STEM}-*.safetensors" for folder in FOLDERS]
+PATIENCE = 10.0  # seconds that the hub may take to answer a request
 
 
 def download(source: str) -> Path:
@@ -35,7 +39,8 @@ def download(source: str) -> Path:
         The folder in the cache.
 
     Raises:
-        ValueError: if it is not an id, or the hub does not have it or cannot be reached.
+        ValueError: if it is not an id, or the hub does not have it, cannot be reached, or does not
+            answer as a hub does.
     """
     # A path that does not exist comes here too; the hub need not be asked for "./runs/mine".
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
@@ -43,6 +48,46 @@ def download(source: str) -> Path:
             f"model {source!r} is not there; give a folder, a .pt file, or a hub id owner/name"
         )
 
+    # First the configs and the weights as most repositories have them.
+    folder = _fetch(source, [*CONFIGS, native.WEIGHTS, *SAFETENSORS, *INDICES, *SHARDS])
+
+    # Then what is missing, whatever other files the cache holds: .bin files hold the same weights
+    # as gigabytes that nobody reads, and variants less exact ones.
+    inside = ""
+    if (folder / diffusers.INDEX).exists():
+        inside = "unet/"
+    if inside or _is_unet(folder):
+        for patterns in (_torch_patterns(inside), _variant_patterns(inside)):
+            if not has_weights(folder / inside):
+                folder = _fetch(source, patterns)
+    return folder
+
+
+def _is_unet(folder: Path) -> bool:
+    """Whether a folder is that of diffusers' network alone."""
+    config = folder / diffusers.CONFIG
+    return config.exists() and read_json(config).get("_class_name") == diffusers.NETWORK
+
+
+def _torch_patterns(inside: str) -> list[str]:
+    """The names of the weights as PyTorch's pickle, whole or in shards."""
+    return [
+        f"{inside}{weight_names().torch}",
+        f"{inside}{weight_names().torch}.index.json",
+        f"{inside}{STEM}-*.bin",
+    ]
+
+
+def _variant_patterns(inside: str) -> list[str]:
+    """The names of variants of the weights, such as diffusion_pytorch_model.fp16.safetensors."""
+    return [
+        f"{inside}{STEM}.*.safetensors",
+        f"{inside}{STEM}.*.json",
+    ]
+
+
+def _fetch(source: str, patterns: list[str]) -> Path:
+    """Downloads the files of these names, if the repository has them; returns its folder."""
     # Imported late: most models are on disk already.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -52,14 +97,10 @@ def download(source: str) -> Path:
     )
 
     repo, _, revision = source.partition("@")
-    wanted = [*CONFIGS, native.WEIGHTS, *SAFETENSORS, *INDICES, *SHARDS]
+    arguments: dict[str, Any] = {"revision": revision or None, "allow_patterns": patterns}
     try:
-        folder = Path(
-            snapshot_download(repo, revision=revision or None, allow_patterns=wanted)
-        )
-        # Most repositories hold the same weights as .bin too: gigabytes that nobody reads.
-        if not any(folder.rglob("*.safetensors")):
-            snapshot_download(repo, revision=revision or None, allow_patterns=TORCH)
+        with _bounded_requests():
+            return Path(snapshot_download(repo, **arguments))
     # Nothing is cached and the hub did not answer, of which its own message says little.
     except LocalEntryNotFoundError:
         raise ValueError(
@@ -70,4 +111,34 @@ def download(source: str) -> Path:
         raise ValueError(
             f"model {source!r} is not a folder, and the hub answers: {error}"
         ) from None
-    return folder
+    except MemoryError:
+        raise
+    # What a network's login page answers in place of the hub fails anywhere in the library.
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            return Path(snapshot_download(repo, local_files_only=True, **arguments))
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise ValueError(
+            f"model {source!r} is not in the hub's cache, and what answers is not the hub, or "
+            f"breaks off ({reason:.200}); is there a login page in between?"
+        ) from None
+
+
+@contextlib.contextmanager
+def _bounded_requests() -> Iterator[None]:
+    """Bounds how long each request within it waits: huggingface_hub has requests without bound."""
+    from huggingface_hub.utils import get_session
+
+    # A hook of httpx, since a timeout of the session does not hold for requests that ask for none.
+    def bound(request):
+        for kind, seconds in request.extensions.get("timeout", {}).items():
+            if seconds is None:
+                request.extensions["timeout"][kind] = PATIENCE
+
+    session = get_session()
+    before = session.event_hooks
+    session.event_hooks = {**before, "request": [*before["request"], bound]}
+    try:
+        yield
+    finally:
+        session.event_hooks = before

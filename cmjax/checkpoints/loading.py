@@ -65,6 +65,7 @@ def open_checkpoint(
     # os.path returns False where Path raises an error.
     if os.path.exists(path) and not os.path.isdir(path):
         check_regular(path)
+        _check_whole_model(path)
         return openai.open_file(path, config)
     if config is not None:
         raise ValueError(
@@ -94,6 +95,19 @@ def open_checkpoint(
         return native.open_folder(path, trust=trust)
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
     raise ValueError(f"{path / native.CONFIG}: _class_name is {name!r:.200}{hint}")
+
+
+def _check_whole_model(path: Path) -> None:
+    """Raises ValueError for a file out of a folder, naming the folder to give."""
+    beside = (path.parent / diffusers.CONFIG).exists()
+    if path.suffix in (".safetensors", ".json") or (path.suffix == ".bin" and beside):
+        # The network of a pipeline is in a folder of the pipeline's.
+        folder = path.parent
+        if (folder.parent / diffusers.INDEX).exists():
+            folder = folder.parent
+        raise ValueError(
+            f"{path} is one file of a model; give the folder it lies in, {folder}"
+        )
 
 
 def save(

@@ -4,18 +4,37 @@ import os
 
 import click
 
+from cmjax.cli import joining
 from cmjax.cli.options import group_of
+
+
+class Coordinator(click.ParamType):
+    """The address of process 0, `HOST:PORT`; or "auto" or "none"."""
+
+    name = "address"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        if value not in ("auto", "none"):
+            try:
+                joining.parse_address(value)
+            except ValueError as error:
+                self.fail(f"{error}.", param, ctx)
+        return value
+
 
 process_options = group_of(
     click.option(
         "--coordinator",
         metavar="HOST:PORT",
+        type=Coordinator(),
         help="Address on which process 0 listens, the same for all processes. Under Slurm and on "
         "TPUs it is detected: 'auto' fails if it cannot be, 'none' runs this process alone.",
     ),
     click.option(
         "--num-processes",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 2**20),
         metavar="N",
         help="Number of processes of the run.",
     ),
@@ -25,11 +44,22 @@ process_options = group_of(
         metavar="I",
         help="Number of this process, from 0.",
     ),
+    click.option(
+        "--coordinator-timeout",
+        type=click.IntRange(1, 10**6),
+        metavar="SECONDS",
+        default=300,
+        show_default=True,
+        help="How long to wait until all processes have joined.",
+    ),
 )
 
 
 def initialize(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    coordinator_timeout: int = 300,
 ) -> None:
     """Joins the other processes of the run, if there are any.
 
@@ -40,20 +70,18 @@ def initialize(
             this process alone; None to detect whether there are other processes.
         num_processes: number of processes of the run.
         process_id: number of this process, from 0.
+        coordinator_timeout: seconds until the run is given up, which ends the process.
 
     Raises:
         ValueError: if the options contradict each other, or the processes cannot be joined.
     """
-    # Imported late: `cmjax --help` must not wait for JAX.
-    import jax
-
     # A single process, which JAX needs no coordinator for.
-    joining = [value is not None for value in (coordinator, num_processes, process_id)]
-    if coordinator == "none" or not (any(joining) or _among_others()):
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if coordinator == "none" or not (any(given) or _among_others()):
         return
 
     # With "auto", JAX completes the numbers that are missing; with an address it needs them all.
-    if any(joining) and coordinator != "auto" and not all(joining):
+    if any(given) and coordinator != "auto" and not all(given):
         raise ValueError(
             "--coordinator HOST:PORT, --num-processes and --process-id go together"
         )
@@ -69,18 +97,7 @@ def initialize(
     devices = None
     if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
         devices = []
-
-    try:
-        jax.distributed.initialize(
-            address, num_processes, process_id, local_device_ids=devices
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        # The runtime's errors can fill a page; their first line says what happened.
-        what = (str(error) or type(error).__name__).splitlines()[0]
-        hint = ""
-        if not address:
-            hint = "; outside of TPU pods and Slurm jobs give HOST:PORT, or none for a run alone"
-        raise ValueError(f"--coordinator {coordinator or 'auto'}: {what}{hint}") from None
+    joining.join(address, num_processes, process_id, devices, coordinator_timeout)
 
 
 def _among_others() -> bool:
@@ -102,4 +119,10 @@ def _among_others() -> bool:
 
 def _env_int(name: str) -> int:
     """Returns an environment variable as an integer, 0 if it is not set."""
-    return int(os.environ.get(name, 0))
+    text = os.environ.get(name, "0")
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"the environment variable {name} must be an integer, got {text!r:.200}"
+        ) from None

@@ -104,13 +104,14 @@ def generate(
     coordinator: str | None,
     num_processes: int | None,
     process_id: int | None,
+    coordinator_timeout: int,
 ) -> None:
     """Makes many samples, in a folder, on all devices.
 
     Run the same command again after any interruption: it resumes. The samples are those that cmjax
-    sample makes with the same options. In the end the folder holds samples_NxHxWxC.npz, with arr_0
-    and arr_1 as the evaluator of guided-diffusion reads them. docs/scaling.md describes runs on
-    several machines.
+    sample makes with the same options, up to rounding. In the end the folder holds
+    samples_NxHxWxC.npz, with arr_0 and arr_1 as the evaluator of guided-diffusion reads them.
+    docs/scaling.md describes runs on several machines.
 
     \b
     Examples:
@@ -134,7 +135,7 @@ def generate(
 
     # Processes join before anything asks JAX for its devices.
     assert out is not None
-    distributed.initialize(coordinator, num_processes, process_id)
+    distributed.initialize(coordinator, num_processes, process_id, coordinator_timeout)
 
     from cmjax.generation import Request, generate_until_stopped
     from cmjax.processes import run_on_all_processes

@@ -1,6 +1,7 @@
 """How every command fails: in one line."""
 
-import signal
+import contextlib
+import os
 import sys
 from typing import Any
 
@@ -8,7 +9,12 @@ import click
 
 from cmjax.cli import terminal
 from cmjax.cli.wording import in_options
-from cmjax.interrupts import INTERRUPTED, leave
+from cmjax.interrupts import INTERRUPTED, leave_at_interrupt
+from cmjax.spelling import close_spelling
+
+TRACEBACK = (
+    "CMJAX_TRACEBACK"  # environment variable: set, unexpected errors are shown whole
+)
 
 
 class OneLineErrors(click.Group):
@@ -16,8 +22,7 @@ class OneLineErrors(click.Group):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs as a program; `main` is for those who embed it and handle Ctrl-C themselves."""
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, leave)
+        leave_at_interrupt()
         return self.main(*args, **kwargs)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -26,6 +31,8 @@ class OneLineErrors(click.Group):
         try:
             sys.exit(super().main(*args, **kwargs))
         except click.UsageError as error:
+            _keep_close_spellings(error)
+
             # A bad value's message says what is wanted; other mistakes need the list of options.
             hint = ""
             if error.ctx is not None and not isinstance(error, click.BadParameter):
@@ -52,6 +59,14 @@ class OneLineErrors(click.Group):
             # Python's own MemoryError has no message.
             message = str(error) or "out of memory; ask for fewer samples at a time"
             raise click.ClickException(in_options(message, ctx)) from None
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            # Nothing that a user gives should come here, but a class of the user's own may raise
+            # anything, and so does JAX where it finds no device.
+            if os.environ.get(TRACEBACK):
+                raise
+            raise click.ClickException(_unexpected(error)) from None
 
     @staticmethod
     def _fail(message: str) -> None:
@@ -59,3 +74,46 @@ class OneLineErrors(click.Group):
         # Messages of other libraries may have several lines.
         terminal.echo(terminal.one_line(f"Error: {message}"), err=True)
         sys.exit(2)
+
+
+def give_up(message: str) -> None:
+    """Ends the process at once as a failure does, where compiled code keeps it from ending."""
+    sys.stdout.flush()
+    line = terminal.one_line(f"Error: {message}")
+    os.write(2, f"{line}\n".encode())
+    os._exit(2)
+
+
+def _unexpected(error: Exception) -> str:
+    """Returns what to print of an error that no argument was found to be the cause of."""
+    problem = _device_problem()
+    if problem:
+        return problem
+    return f"{type(error).__name__}: {error!s:.1000} ({TRACEBACK}=1 shows where)"
+
+
+def _device_problem() -> str:
+    """Returns why JAX finds no device to compute on, or ""."""
+    # JAX's own error comes where a device is first used, and may be of any kind.
+    with contextlib.suppress(ImportError):
+        import jax
+
+        try:
+            jax.devices()
+        except Exception as error:
+            wanted = os.environ.get("JAX_PLATFORMS", "")
+            reason = str(error).split("\n")[0] or "none of these starts"
+            return (
+                f"JAX finds no device to compute on with JAX_PLATFORMS={wanted!r}: "
+                f"{reason:.500}; unset it, or install what the device needs"
+            )
+    return ""
+
+
+def _keep_close_spellings(error: click.UsageError) -> None:
+    """Removes suggestions that are other options or commands, such as --out for --num."""
+    name = getattr(error, "option_name", None) or getattr(error, "command_name", None)
+    possibilities = getattr(error, "possibilities", None)
+    if name and possibilities:
+        close = close_spelling(name, possibilities)
+        error.possibilities = [close] if close else []  # pyright: ignore

@@ -108,6 +108,8 @@ class Setting(click.ParamType):
             return key, json.loads(text)
         except ValueError:
             return key, text
+        except RecursionError:
+            self.fail(f"{key} is nested too deep.", param, ctx)
 
 
 def group_of(

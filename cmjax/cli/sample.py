@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cmjax.cli import group, options, terminal
+from cmjax import interrupts
+from cmjax.cli import options, terminal
 
 if TYPE_CHECKING:
     from cmjax.generation import Generated
@@ -61,7 +62,8 @@ def sample(
     """Makes samples with a model.
 
     Sample number i depends only on the model and its sampler, the seed, the noise levels, the dtype
-    and its class: neither --num nor --batch-size changes it.
+    and its class: neither --num nor --batch-size changes it, but for rounding. Another --batch-size
+    may change few pixels by one of 256 shades in float32, and many by some in bfloat16.
 
     \b
     Examples:
@@ -99,7 +101,7 @@ def sample(
 
     # While a file is being written, an interrupt has to be an exception again, so that what is
     # unfinished is removed. Before that, `leave` ends the process at once.
-    if signal.getsignal(signal.SIGINT) is group.leave:
+    if signal.getsignal(signal.SIGINT) is interrupts.leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         period = len(classes) if classes else 1

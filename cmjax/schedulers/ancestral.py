@@ -85,6 +85,11 @@ class EulerAncestralDiscreteScheduler(DiscreteSigmasScheduler):
         use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
     """
 
+    # diffusers' class of this name knows no other levels than those of training times.
+    _sibling_options = frozenset(
+        {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"}
+    )
+
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of Euler steps, each followed by noise."""
         # diffusers has no eta here: all of the noise is fresh.

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
@@ -17,13 +18,7 @@ from cmjax.arrays import (
     combine,
     floating_dtype,
 )
-from cmjax.configs import (
-    did_you_mean,
-    from_json,
-    inherited,
-    is_finite,
-    shown,
-)
+from cmjax.configs import from_json, inherited, shown
 from cmjax.networks import call_network, check_network
 from cmjax.random import level_noise, sample_keys
 from cmjax.schedulers.checks import (
@@ -32,6 +27,7 @@ from cmjax.schedulers.checks import (
     check_not_finished,
     check_sample_shape,
 )
+from cmjax.schedulers.config_files import FileOption, sort_options
 
 
 @jax.tree_util.register_dataclass
@@ -87,40 +83,6 @@ class StepOutput(NamedTuple):
     denoised: jax.Array
 
 
-class FileOption(NamedTuple):
-    """An option of diffusers' `scheduler_config.json` files that has no effect here.
-
-    Attributes:
-        default: the value that `to_config` writes.
-        values: further values that `from_config` accepts.
-        numbers: or the range (low, high) of numbers that it accepts.
-        hint: what to do instead; ends the error for a value that is not accepted.
-    """
-
-    default: Any
-    values: tuple[Any, ...] = ()
-    numbers: tuple[float, float] | None = None
-    hint: str = ""
-
-    def check(self, name: str, value: Any) -> None:
-        """Raises ValueError, naming the option, for a value that is not accepted."""
-        if self.numbers is not None:
-            low, high = self.numbers
-            if not is_finite(value) or not low <= value <= high:
-                raise ValueError(
-                    f"{name} must be a number from {low:g} to {high:g}, got {shown(value)}"
-                )
-            return
-
-        # Compared together with the type, since 0 equals False, and arrays have no single answer.
-        accepted = (self.default, *self.values)
-        if not any(type(value) is type(known) and value == known for known in accepted):
-            if self.hint:
-                raise ValueError(f"{name}={shown(value)} is not supported; {self.hint}")
-            allowed = " or ".join(map(repr, accepted))
-            raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
-
-
 State = TypeVar("State", bound=SchedulerState)
 Constraint = Callable[[jax.Array], jax.Array]  # x0 -> x0, both [B, ...]
 
@@ -142,9 +104,15 @@ class Scheduler(abc.ABC, Generic[State]):
     num_times: ClassVar[int] = 1
     solves_ode: ClassVar[bool] = False
 
-    # How diffusers' config files differ: defaults that are not ours, and options without effect.
+    # How diffusers' config files differ: defaults that are not ours, options without effect, and
+    # options that its class of this name lacks, so that in its files they are a sibling's.
     _diffusers_defaults: ClassVar[Mapping[str, Any]] = {}
     _file_options: ClassVar[Mapping[str, FileOption]] = {}
+    _sibling_options: ClassVar[frozenset[str]] = frozenset()
+
+    # What `from_config` read of sibling schedulers' options, for `to_config` to write again. They
+    # have no part in what the scheduler does, nor in whether two are equal.
+    _kept: Mapping[str, Any] = types.MappingProxyType({})
 
     @property
     @abc.abstractmethod
@@ -333,11 +301,14 @@ class Scheduler(abc.ABC, Generic[State]):
         unused = {name: option.default for name, option in file_options.items()}
         # Registered classes of one's own have the name by which they are found again.
         name = vars(type(self)).get("_config_name", type(self).__name__)
-        return {"_class_name": name, **fields, **unused}
+        return {"_class_name": name, **self._kept, **fields, **unused}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Builds the scheduler from `to_config()` or from diffusers' `scheduler_config.json`.
+
+        Options of diffusers' other schedulers have no effect, as in diffusers; `to_config` writes
+        them again.
 
         Args:
             config: options by name; names that begin with `_` are diffusers' metadata, and ignored.
@@ -348,21 +319,19 @@ class Scheduler(abc.ABC, Generic[State]):
         """
         check_config(config)
         fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        file_options = inherited(cls, "_file_options")
-        known = [*fields, *file_options]
+        own, siblings = sort_options(
+            cls.__name__,
+            config,
+            fields=fields,
+            file_options=inherited(cls, "_file_options"),
+            not_in_diffusers=cls._sibling_options,
+        )
 
         # An option that the file leaves out has diffusers' default. `to_config` writes all of them,
         # so its own configs are read as they were.
-        values = dict(cls._diffusers_defaults)
-        for name, value in config.items():
-            if name.startswith("_"):  # such as _class_name and _diffusers_version
-                continue
-            if name not in known:
-                raise ValueError(
-                    f"{cls.__name__} has no option {name!r}{did_you_mean(name, known)}"
-                )
-            if name in file_options:
-                file_options[name].check(name, value)
-            else:
-                values[name] = value
-        return from_json(cls, values)
+        scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
+
+        # Around the frozen dataclass's own `__setattr__`: this is still its making.
+        if siblings:
+            object.__setattr__(scheduler, "_kept", types.MappingProxyType(siblings))
+        return scheduler

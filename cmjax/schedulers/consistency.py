@@ -61,8 +61,9 @@ class CMStochasticIterativeScheduler(TableScheduler):
     clip_denoised: bool = True
     timestep_spacing: str = "linspace"
 
-    # diffusers knows only the stride, so its files do not name the spacing.
+    # diffusers knows only the stride, so its files do not name the spacing, or name a sibling's.
     _diffusers_defaults = {"timestep_spacing": "leading"}
+    _sibling_options = frozenset({"timestep_spacing"})
     _domains = {
         "num_train_timesteps": (1, 1_000_000),
         "sigma_min": (1e-18, 1e18),  # float32 holds their squares

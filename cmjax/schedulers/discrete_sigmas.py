@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import DiscreteExploding
-from cmjax.schedulers.base import FileOption
+from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.discrete import (
     DISCRETE_DOMAINS,
     check_betas,

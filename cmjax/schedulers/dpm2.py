@@ -120,6 +120,9 @@ class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
         use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
     """
 
+    # diffusers' class of this name does not rescale.
+    _sibling_options = frozenset({"rescale_betas_zero_snr"})
+
     # As diffusers' default for this solver.
     beta_start: float = 0.00085
     beta_end: float = 0.012

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.configs import is_finite, shown
-from cmjax.schedulers.base import FileOption
+from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.discrete_sigmas import BETA_SIGMAS_OPTION, check_one_grid
 from cmjax.schedulers.flow import FlowScheduler, shifted
 from cmjax.schedulers.levels import Levels, respaced

@@ -122,6 +122,8 @@ class HeunDiscreteScheduler(DiscreteSigmasScheduler):
     clip_sample: bool = False
     clip_sample_range: float = 1.0
 
+    # diffusers' class of this name does not rescale.
+    _sibling_options = frozenset({"rescale_betas_zero_snr"})
     _domains = {"clip_sample_range": (1e-6, 1e6)}
 
     def bound(self, denoised: jax.Array) -> jax.Array:

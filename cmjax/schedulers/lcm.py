@@ -9,8 +9,8 @@ import numpy as np
 
 from cmjax.arrays import as_reals, combine
 from cmjax.configs import is_finite, shown
-from cmjax.schedulers.base import FileOption
 from cmjax.schedulers.bounds import BOUND_DOMAINS, bounded
+from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.discrete import SPACINGS, DiscreteScheduler, explicit_times
 from cmjax.schedulers.levels import Levels, append_zero, check_num_steps
 from cmjax.schedulers.table import TableState, Weights

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from cmjax.configs import did_you_mean, shown
+from cmjax.schedulers import diffusers_names
 from cmjax.schedulers.ancestral import (
     EDMEulerAncestralScheduler,
     EulerAncestralDiscreteScheduler,
@@ -92,10 +93,34 @@ def scheduler_like(
     return cls.from_config({**known, **options})
 
 
+def registered_name(name: Any) -> str:
+    """Returns the name in `SCHEDULERS` of a class that a file or a user names.
+
+    diffusers had Flax classes until 0.40, with "Flax" in front of the names; they sample alike.
+
+    Raises:
+        ValueError: if there is no such scheduler.
+    """
+    # A name from a JSON file may be a list, which no dictionary can look up.
+    if isinstance(name, str):
+        for spelling in (name, name.removeprefix("Flax")):
+            if spelling in SCHEDULERS:
+                return spelling
+
+        # A name that is spelt right is no misspelling of another algorithm's.
+        if name.removeprefix("Flax") in diffusers_names.SCHEDULERS:
+            raise ValueError(
+                f"{name} is a scheduler of diffusers that cmjax does not have; known are "
+                f"{', '.join(SCHEDULERS)}"
+            )
+    raise ValueError(
+        f"there is no scheduler {shown(name)}{did_you_mean(name, list(SCHEDULERS))}"
+    )
+
+
 def _by_name(name: Any) -> type[Scheduler]:
-    """The registered scheduler of that name."""
-    if not isinstance(name, str) or name not in SCHEDULERS:
-        raise ValueError(
-            f"config['_class_name'] is {shown(name)}{did_you_mean(name, list(SCHEDULERS))}"
-        )
-    return SCHEDULERS[name]
+    """The registered scheduler that a config names."""
+    try:
+        return SCHEDULERS[registered_name(name)]
+    except ValueError as error:
+        raise ValueError(f"config['_class_name']: {error}") from None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.parametrization import TrigFlow
-from cmjax.schedulers.base import FileOption
+from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.levels import (
     MOST_STEPS,
     Levels,

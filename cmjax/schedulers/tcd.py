@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.configs import is_finite, shown
-from cmjax.schedulers.base import FileOption
 from cmjax.schedulers.bounds import bounded
+from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.discrete import DiscreteScheduler, noise_between
 from cmjax.schedulers.lcm import (
     DISTILLED_DOMAINS,

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import cmjax
-from cmjax.checkpoints import diffusers, hub, open_checkpoint
+from cmjax.checkpoints import diffusers, open_checkpoint, unet_config_files
 from cmjax.models import PRESETS, UNet2DConfig
 from tests.support import networks
 
@@ -128,7 +128,6 @@ def test_shards_that_an_index_lists(folder):
             "resnet_time_scale_shift must be.*'spatial'",
         ),
         ({"downsample_type": "fir"}, "downsample_type must be.*'fir'"),
-        ({"upsample_type": None}, "upsample_type must be.*None"),
         ({"sample_size": [4, 8]}, r"sample_size \[4, 8\] is not supported, only squares"),
         ({"sample_size": None}, "sample_size is missing"),
         ({"encoder_hid_dim": 3}, "no option 'encoder_hid_dim'"),
@@ -150,7 +149,7 @@ def test_a_square_size_as_a_pair(folder):
 
 
 def test_options_a_file_leaves_out_have_the_defaults_of_diffusers():
-    config = diffusers.config_from_diffusers(
+    config = unet_config_files.config_from_diffusers(
         {"_class_name": "UNet2DModel", "sample_size": 32}
     )
     assert (
@@ -159,7 +158,10 @@ def test_options_a_file_leaves_out_have_the_defaults_of_diffusers():
     assert config.down_block_types == ("DownBlock2D",) + ("AttnDownBlock2D",) * 3
     for preset in PRESETS.values():
         assert (
-            diffusers.config_from_diffusers(diffusers.config_to_diffusers(preset)) == preset
+            unet_config_files.config_from_diffusers(
+                unet_config_files.config_to_diffusers(preset)
+            )
+            == preset
         )
 
 
@@ -228,28 +230,6 @@ def test_what_diffusers_cannot_hold_is_not_written(tmp_path):
     ):
         cmjax.save(tmp_path / "mine", model())
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.tex"]
-
-
-def test_what_the_hub_is_asked_for(folder, monkeypatch):
-    """Files of a pipeline and of our own folder; `.bin` only where there is nothing better."""
-    asked = []
-
-    def snapshot_download(repo, revision, allow_patterns):
-        asked.append((repo, revision, allow_patterns))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    jax.tree.map(
-        np.testing.assert_array_equal, cmjax.load("owner/name@v2").params, model().params
-    )
-    ((repo, revision, patterns),) = asked
-    assert (repo, revision) == ("owner/name", "v2")
-    for file in folder.rglob("*.*"):
-        assert str(file.relative_to(folder)) in patterns
-    (folder / "unet" / diffusers.SAFETENSORS).unlink()
-    with pytest.raises(ValueError, match="has no diffusion_pytorch_model.safetensors"):
-        cmjax.load("owner/name")
-    assert asked[-1] == ("owner/name", None, hub.TORCH)
 
 
 def test_dtypes(folder):

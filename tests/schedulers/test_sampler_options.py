@@ -438,7 +438,7 @@ def test_configs_of_other_values_than_the_defaults_survive_json(name):
         field for field in fields if getattr(scheduler, field) != getattr(default, field)
     ]
     assert len(changed) >= 0.5 * len(fields), changed
-    written = json.dumps({**scheduler.to_config(), "_diffusers_version": "0.36.0"})
+    written = json.dumps({**scheduler.to_config(), "_comment": "ignored"})
     again = scheduler_from_config(json.loads(written))
     assert again == scheduler
     assert hash(again) == hash(scheduler)

@@ -12,7 +12,7 @@ import cmjax
 from cmjax import testing
 from cmjax.parametrization import EDM
 from cmjax.schedulers import EDMScheduler, Scheduler, Weights, scheduler_like
-from cmjax.schedulers.base import FileOption
+from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.table import alternate
 
 SIGMAS = [8.0, 4.0, 2.0, 1.0, 0.5]

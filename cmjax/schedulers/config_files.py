@@ -1,0 +1,91 @@
+"""The options in a `scheduler_config.json`: a scheduler's own, and those without effect here."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from cmjax.configs import did_you_mean, is_finite, shown
+from cmjax.schedulers import diffusers_names
+
+
+class FileOption(NamedTuple):
+    """An option of diffusers' `scheduler_config.json` files that has no effect here.
+
+    Attributes:
+        default: the value that `to_config` writes.
+        values: further values that `from_config` accepts.
+        numbers: or the range (low, high) of numbers that it accepts.
+        hint: what to do instead; ends the error for a value that is not accepted.
+    """
+
+    default: Any
+    values: tuple[Any, ...] = ()
+    numbers: tuple[float, float] | None = None
+    hint: str = ""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises ValueError, naming the option, for a value that is not accepted."""
+        if self.numbers is not None:
+            low, high = self.numbers
+            if not is_finite(value) or not low <= value <= high:
+                raise ValueError(
+                    f"{name} must be a number from {low:g} to {high:g}, got {shown(value)}"
+                )
+            return
+
+        # Compared together with the type, since 0 equals False, and arrays have no single answer.
+        accepted = (self.default, *self.values)
+        if not any(type(value) is type(known) and value == known for known in accepted):
+            if self.hint:
+                raise ValueError(f"{name}={shown(value)} is not supported; {self.hint}")
+            allowed = " or ".join(map(repr, accepted))
+            raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+
+
+def sort_options(
+    class_name: str,
+    config: Mapping[str, Any],
+    *,
+    fields: Collection[str],
+    file_options: Mapping[str, FileOption],
+    not_in_diffusers: Collection[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides the options of a file into those of a scheduler and those of its siblings.
+
+    Args:
+        class_name: the scheduler, for errors.
+        config: options by name; names that begin with `_` are diffusers' metadata, and left out.
+        fields: names of the scheduler's own options.
+        file_options: options of diffusers' class that have no effect here; their values are
+            checked, and they are left out.
+        not_in_diffusers: of both, those that diffusers' class lacks.
+
+    Returns:
+        The scheduler's own options, and those of other schedulers of diffusers.
+
+    Raises:
+        ValueError: for an option that no scheduler has, or a value of `file_options` that is not
+            accepted.
+    """
+    # diffusers writes its version into its files, and its class ignores what it does not know.
+    foreign = ()
+    if "_diffusers_version" in config:
+        foreign = not_in_diffusers
+
+    own = {}
+    siblings = {}
+    for name, value in config.items():
+        if name.startswith("_"):  # such as _class_name and _diffusers_version
+            continue
+        if name in file_options and name not in foreign:
+            file_options[name].check(name, value)
+        elif name in fields and name not in foreign:
+            own[name] = value
+        elif name in diffusers_names.OPTIONS or name in diffusers_names.EARLIER_OPTIONS:
+            siblings[name] = value
+
+        # Anything else is misspelt, and would otherwise silently keep its default.
+        else:
+            known = [*fields, *file_options]
+            hint = did_you_mean(name, known, elsewhere=sorted(diffusers_names.OPTIONS))
+            raise ValueError(f"{class_name} has no option {name!r:.200}{hint}")
+    return own, siblings

@@ -1,0 +1,60 @@
+"""Which known name a misspelt one was meant to be."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+LONGEST_NAME = 100  # characters; a longer text, of a damaged file, misspells no name
+
+
+def close_spelling(name: Any, known: Iterable[str]) -> str | None:
+    """Returns the known name that `name` misspells or begins; None if it is no misspelling.
+
+    Names that are only similar, such as those of two algorithms, are not offered: at most two
+    letters differ, one in names of up to five letters; capitals and separators do not count.
+    """
+    wanted = _letters(name)
+    allowed = 2 if len(wanted) > 5 else 1
+
+    # Not of a value that a file may make millions of characters long.
+    if len(wanted) > LONGEST_NAME:
+        return None
+    found = {other: _edits(wanted, _letters(other)) for other in known}
+
+    # Of two equally close ones, that which has more letters in common.
+    def distance(other):
+        common = difflib.SequenceMatcher(None, wanted, _letters(other)).ratio()
+        return found[other], -common
+
+    closest = min(found, key=distance, default=None)
+    if closest is not None and found[closest] <= allowed:
+        return closest
+
+    # Part of a name, such as EDMHeun of EDMHeunScheduler, if only one name begins with it.
+    begun = [other for other in found if _letters(other).startswith(wanted)]
+    if len(wanted) > 2 and len(begun) == 1:
+        return begun[0]
+    return None
+
+
+def _letters(name: Any) -> str:
+    """Returns a name in lower case, without what separates its words."""
+    return re.sub(r"[\s_-]", "", str(name)).lower()
+
+
+def _edits(first: str, second: str) -> int:
+    """Returns how many letters must be added, removed, replaced or swapped (Damerau)."""
+    # rows[i][j]: the edits from the first i letters to the first j.
+    rows = [list(range(len(second) + 1))]
+    for i, letter in enumerate(first, 1):
+        row = [i]
+        for j, other in enumerate(second, 1):
+            cost = min(
+                rows[i - 1][j] + 1, row[j - 1] + 1, rows[i - 1][j - 1] + (letter != other)
+            )
+            if i > 1 and j > 1 and letter == second[j - 2] and first[i - 2] == other:
+                cost = min(cost, rows[i - 2][j - 2] + 1)
+            row.append(cost)
+        rows.append(row)
+    return rows[-1][-1]

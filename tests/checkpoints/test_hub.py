@@ -1,0 +1,149 @@
+"""The hub: which files it is asked for, and answers that are not a hub's."""
+
+import fnmatch
+import http.server
+import re
+import shutil
+import socket
+import threading
+
+import huggingface_hub
+import jax
+import numpy as np
+import pytest
+
+import cmjax
+from cmjax.checkpoints import diffusers, hub
+from tests.support import checkpoints
+
+UNET = f"unet/{diffusers.SAFETENSORS}"
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A hub with one repository: the folder of its files, that of the cache, and what was asked."""
+    remote = tmp_path / "remote"
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    asked = []
+
+    def snapshot_download(repo, revision, allow_patterns):
+        asked.append((repo, revision, allow_patterns))
+        for path in remote.rglob("*.*"):
+            name = str(path.relative_to(remote))
+            if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return remote, cache, asked
+
+
+def assert_loads(source="owner/name"):
+    loaded = cmjax.load(source).params
+    jax.tree.map(np.testing.assert_array_equal, loaded, checkpoints.model().params)
+
+
+@pytest.mark.parametrize("to", ["cmjax", "diffusers"])
+def test_one_request_is_enough_for_what_most_repositories_hold(repository, to):
+    remote, _, asked = repository
+    cmjax.save(remote, checkpoints.model(), to=to)
+    assert_loads("owner/name@v2")
+    assert [(repo, revision) for repo, revision, _ in asked] == [("owner/name", "v2")]
+
+
+@pytest.mark.parametrize("beside", ["unet/diffusion_pytorch_model.fp16", "vae/model"])
+def test_the_pickle_is_asked_for_whatever_else_the_cache_holds(
+    repository, tmp_path, beside
+):
+    remote, cache, asked = repository
+    path, _ = checkpoints.write(tmp_path, "bin")
+    shutil.move(path, remote)
+    left = cache / f"{beside}.safetensors"
+    left.parent.mkdir()
+    left.write_bytes(b"left by another program")
+    assert_loads()
+    assert len(asked) == 2
+
+
+def test_a_variant_is_asked_for_last(repository):
+    remote, _, asked = repository
+    cmjax.save(remote, checkpoints.model(), to="diffusers")
+    (remote / UNET).rename(remote / UNET.replace(".safe", ".fp16.safe"))
+    assert_loads()
+    assert len(asked) == 3
+
+
+def test_what_is_nowhere_is_named(repository):
+    remote, _, _ = repository
+    cmjax.save(remote, checkpoints.model(), to="diffusers")
+    (remote / UNET).unlink()
+    with pytest.raises(ValueError, match="has no diffusion_pytorch_model.safetensors"):
+        cmjax.load("owner/name")
+
+
+class Portal(http.server.BaseHTTPRequestHandler):
+    """A network's login page, in place of whatever was asked for."""
+
+    def do_GET(self):
+        if self.server.to_login and self.path != "/login":
+            self.send_response(302)
+            self.send_header("Location", "/login")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Type", self.server.kind)
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch, tmp_path):
+    """Makes huggingface_hub ask a port of this machine, with an empty cache."""
+
+    def set_port(port):
+        url = f"http://127.0.0.1:{port}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+        monkeypatch.setattr(huggingface_hub.hf_api.constants, "ENDPOINT", url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+
+    return set_port
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "to_login"),
+    [
+        ("text/html", b"<html>\nPlease log in\n</html>", False),
+        ("text/html", b"<html>\nPlease log in\n</html>", True),
+        ("application/json", b"[]", False),
+        ("application/json", b'{"id": "owner/name"}', False),
+        ("application/json", b'{"id": "owner/name", "sha": "12"}', False),
+    ],
+)
+def test_a_login_page_in_place_of_the_hub_is_one_line(endpoint, kind, body, to_login):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Portal)
+    server.kind, server.body, server.to_login = kind, body, to_login
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint(server.server_address[1])
+    with pytest.raises(ValueError) as caught:
+        cmjax.load("owner/name")
+    server.shutdown()
+    server.server_close()
+    assert re.search(
+        "'owner/name' is not in the hub's cache.*login page", str(caught.value)
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for_without_end(endpoint, monkeypatch):
+    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint(silent.getsockname()[1])
+        with pytest.raises(
+            ValueError, match="nor in the hub's cache, and the hub is not re"
+        ):
+            cmjax.load("owner/name")

@@ -1,0 +1,64 @@
+"""The first second: Ctrl-C while modules are still imported, and a device that is not there."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.cli import ROOT
+
+# Runs the command line as the installed program does, and presses Ctrl-C at the import of a module.
+INTERRUPTED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.{handler})
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "{module}":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["cmjax", "info"]
+from cmjax.__main__ import main
+main()
+"""
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("module", ["click", "numpy", "jax", "jaxlib", "flax"])
+def test_ctrl_c_during_the_imports_is_one_line(module):
+    result = run(INTERRUPTED.format(handler="default_int_handler", module=module))
+    assert result.returncode == 130, result.stderr
+    assert result.stderr == "Interrupted; nothing unfinished was written.\n"
+    assert result.stdout == ""
+
+
+@pytest.mark.process
+def test_a_signal_that_the_process_ignores_stays_ignored():
+    result = run(INTERRUPTED.format(handler="SIG_IGN", module="jax"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("kind ")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_device_that_is_not_there_is_one_line(tmp_path, platform):
+    code = f"import os, sys; os.chdir({str(tmp_path)!r}); sys.argv = ['cmjax', 'sample']; "
+    code += "from cmjax.__main__ import main; main()"
+    result = run(code, JAX_PLATFORMS=platform, PYTHONPATH=str(ROOT))
+    assert result.returncode == 2
+    assert result.stderr.startswith(
+        "Error: JAX finds no device to compute on with JAX_PLATF"
+    )
+    assert f"'{platform}'" in result.stderr and result.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []

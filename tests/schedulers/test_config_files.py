@@ -1,0 +1,112 @@
+"""Published `scheduler_config.json` files: siblings' options, old names, misspelt ones."""
+
+import pytest
+
+import cmjax
+from cmjax.schedulers import SCHEDULERS, diffusers_names
+
+BETAS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+}
+# Class, and the options beyond its own that published files of it have.
+PUBLISHED = [
+    (
+        "EulerAncestralDiscreteScheduler",
+        {
+            "clip_sample": False,
+            "interpolation_type": "linear",
+            "sample_max_value": 1.0,
+            "set_alpha_to_one": False,
+            "skip_prk_steps": True,
+        },
+    ),
+    ("DDIMScheduler", {"skip_prk_steps": True, "interpolation_type": "linear"}),
+    (
+        "LCMScheduler",
+        {
+            "skip_prk_steps": True,
+            "use_karras_sigmas": False,
+            "timestep_type": "discrete",
+            "sigma_min": None,
+            "sigma_max": None,
+        },
+    ),
+    ("TCDScheduler", {"solver_order": 2, "algorithm_type": "dpmsolver++"}),
+    ("HeunDiscreteScheduler", {"tensor_format": "pt", "trained_betas": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "siblings"), PUBLISHED)
+def test_options_of_siblings_change_nothing_and_are_written_again(name, siblings):
+    own = {"_class_name": name, "_diffusers_version": "0.24.0", **BETAS}
+    scheduler = cmjax.scheduler_from_config({**own, **siblings})
+    assert scheduler == cmjax.scheduler_from_config(own)
+    written = scheduler.to_config()
+    assert siblings.items() <= written.items()
+    assert cmjax.scheduler_from_config(written).to_config() == written
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_option_of_diffusers_is_taken_by_every_scheduler(name):
+    cls = SCHEDULERS[name]
+    known = {*cls.__dataclass_fields__, *cls.to_config(cls())}
+    others = dict.fromkeys(diffusers_names.OPTIONS - known)
+    scheduler = cls.from_config(others)
+    assert scheduler == cls.from_config({})
+    assert others.items() <= scheduler.to_config().items()
+
+
+@pytest.mark.parametrize(
+    ("name", "siblings"),
+    [
+        ("CMStochasticIterativeScheduler", {"timestep_spacing": "trailing"}),
+        ("EulerAncestralDiscreteScheduler", {"use_karras_sigmas": True}),
+        ("EulerAncestralDiscreteScheduler", {"use_beta_sigmas": True}),
+        ("HeunDiscreteScheduler", {"rescale_betas_zero_snr": True}),
+        ("KDPM2DiscreteScheduler", {"rescale_betas_zero_snr": True}),
+    ],
+)
+def test_what_diffusers_class_lacks_has_no_effect_in_a_file_of_diffusers(name, siblings):
+    own = {"_class_name": name, "_diffusers_version": "0.42.1"}
+    assert cmjax.scheduler_from_config({**own, **siblings}) == cmjax.scheduler_from_config(
+        own
+    )
+
+
+def test_the_files_of_flax_classes_are_read():
+    config = {"clip_sample": False, "prediction_type": "v_prediction"}
+    flax = cmjax.scheduler_from_config({"_class_name": "FlaxDDIMScheduler", **config})
+    assert flax == cmjax.DDIMScheduler.from_config(config)
+    assert flax.to_config()["_class_name"] == "DDIMScheduler"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        # A misspelt option of the scheduler's own, and one of a sibling's.
+        ({"clip_sampel": True}, "no option 'clip_sampel'; did you mean 'clip_sample'"),
+        ({"skip_prk_step": True}, "'skip_prk_step'; did you mean 'skip_prk_steps'"),
+        ({"colour": 1}, "no option 'colour'; known are num_train_timesteps, "),
+        # Names that are spelt right are not taken for misspellings of another algorithm's.
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "FlowMatchEulerDiscreteScheduler is a scheduler of diffusers that cmjax does not",
+        ),
+        ({"_class_name": "DDPMScheduler"}, "DDPMScheduler is a scheduler of diffusers"),
+        ({"_class_name": "FlaxPNDMScheduler"}, "FlaxPNDMScheduler is a scheduler of diff"),
+        ({"_class_name": ["DDIMScheduler"]}, "no scheduler ..DDIMScheduler..; known are"),
+    ],
+)
+def test_misspelt_and_unknown_names_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        cmjax.scheduler_from_config({"_class_name": "DDIMScheduler", **config})
+
+
+def test_the_kept_options_follow_a_scheduler_that_is_changed():
+    scheduler = cmjax.scheduler_from_config({"_class_name": "DDIMScheduler", "snr": 0.1})
+    changed = cmjax.schedulers.scheduler_like(scheduler, "DDIMScheduler", eta=1.0)
+    assert changed.to_config()["snr"] == 0.1
