@@ -148,6 +148,10 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
 
 def _numpy_or_traced(value: Any) -> Any:
     """The value as an array, or None if it is none."""
+    # Without its mask, a masked array would be other numbers.
+    if isinstance(value, np.ma.MaskedArray):
+        return None
+
     # JAX takes what NumPy does not: lists that hold traced numbers.
     for convert in (np.asarray, jnp.asarray):
         try:

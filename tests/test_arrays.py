@@ -109,7 +109,11 @@ def test_dtypes_as_they_are_written():
 
 
 @pytest.mark.parametrize(
-    "value", [None, "x", b"x", [[1], [1, 2]], object(), {}, [None], np.array(["x"]), KEY]
+    "value",
+    [
+        *(None, "x", b"x", [[1], [1, 2]], object(), {}, [None], np.array(["x"]), KEY),
+        np.ma.masked_array([1.0, 2.0], [True, False]),
+    ],
 )
 def test_what_is_no_array_of_numbers(value):
     for check in (arrays.as_array, arrays.as_floats, arrays.as_reals, arrays.as_numpy):

@@ -91,9 +91,9 @@ def test_without_levels_a_request_is_for_one_step():
         ({"labels": [-1]}, "labels must be a list of classes"),
         ({"seed": 2**32}, "seed must be an integer from 0 to 4294967295, got 4294967296"),
         ({"seed": True}, "seed must be an integer"),
-        ({"dtype": "int32"}, "dtype must be a floating dtype"),
-        ({"dtype": "float7"}, "dtype must be a floating dtype"),
-        ({"dtype": "float64"}, "dtype float64 needs"),
+        ({"dtype": "int32"}, "dtype must be a floating-point dtype"),
+        ({"dtype": "float7"}, "dtype must be a floating-point dtype"),
+        ({"dtype": "float64"}, "dtype=float64 needs"),
     ],
 )
 def test_a_request_is_checked_when_it_is_made(fields, message):
