@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from cmjax.arrays import as_pytree, at_least_float32, check_shapes, concrete
 from cmjax.configs import is_int
+from cmjax.meshes import with_automatic_axes
 
 # Luma of R, G, B (ITU-R BT.601). Song et al. 2023 round to 0.2989, 0.5870, 0.1140.
 REC601 = (0.299, 0.587, 0.114)
@@ -246,7 +247,12 @@ def _block_operators(factor):
 
         # Then the mean over the axes 2, 4, ..., those within a block.
         within_blocks = tuple(range(2, 2 * len(sizes) + 1, 2))
-        return x0.reshape(x0.shape[0], *blocks, x0.shape[-1]).mean(within_blocks)
+
+        def mean(x0, _):
+            return x0.reshape(x0.shape[0], *blocks, x0.shape[-1]).mean(within_blocks)
+
+        # On explicit axes JAX refuses a reshape of more than one axis.
+        return with_automatic_axes(mean, x0)
 
     def spread(y):
         # Every pixel of a block gets the block's value: A of the result is y again.

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from cmjax.arrays import ApplyFn, as_pytree, check_floating, concrete, hashable, is_tracing
+from cmjax.meshes import as_returned
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.schedulers.base import (
     Constraint,
@@ -145,6 +146,9 @@ def _compiled(
                 jax.debug.callback(callback, state.step_index, output)
             kept = output if return_trajectory else None
             return (next_state, output.prev_sample), kept
+
+        # On a mesh with explicit axes a carry must be divided over devices as it is returned.
+        start = as_returned(lambda carry: step(carry, None)[0], start)
 
         # scan stacks what every step returns: [N, B, ...] for a trajectory.
         (_, x), trajectory = jax.lax.scan(step, start, length=state.num_steps)

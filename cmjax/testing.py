@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import Parametrization, consistency_function
-from cmjax.random import level_noise, sample_keys
+from cmjax.random import key_of_seed, level_noise, normal, sample_keys, split
 from cmjax.sampling import sample
 from cmjax.schedulers import SCHEDULERS, scheduler_from_config
 from cmjax.schedulers.base import Scheduler, SchedulerState
@@ -134,7 +134,7 @@ def assert_config_round_trip(scheduler: Scheduler) -> None:
 
 def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
     """Checks that steps, and `set_timesteps`, give the same under jit as eagerly."""
-    key = jax.random.key(0)
+    key = key_of_seed(0)
     state, x = _start(scheduler, num_steps)
 
     # The scheduler is an argument, which works only if jit can treat it as static data.
@@ -174,7 +174,7 @@ def assert_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
             sigmas=state.sigmas * (1 + seed / 8), timesteps=state.timesteps + seed
         )
         for _ in range(state.num_steps):
-            state, output = step(jax.random.key(seed), state, x)
+            state, output = step(key_of_seed(seed), state, x)
             x = output.prev_sample
     assert len(traces) == 1, f"traced {len(traces)} times for two runs of the same shape"
 
@@ -185,7 +185,7 @@ def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
     states = [
         state.replace(step_index=state.step_index + i) for i in range(state.num_steps)
     ]
-    keys = jax.random.split(jax.random.key(1), state.num_steps)
+    keys = split(key_of_seed(1), state.num_steps)
     expected = [
         _one_step(scheduler, key, state, x) for key, state in zip(keys, states, strict=True)
     ]
@@ -214,7 +214,7 @@ def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
             # bfloat16 has 8 bits, too few to tell a thousand times apart.
             is_wide = [t.dtype == jnp.float32 for t in scheduler.time_inputs(state)]
             assert all(is_wide), "times must be float32"
-            state, output = _one_step(scheduler, jax.random.key(0), state, x)
+            state, output = _one_step(scheduler, key_of_seed(0), state, x)
             chex.assert_type(
                 [output.prev_sample, output.denoised, scheduler.scale_input(state, x)],
                 [dtype] * 3,
@@ -252,7 +252,7 @@ def assert_threads_agree(
     def run(seed):
         state, x = _start(scheduler, num_steps)
         for _ in range(state.num_steps):
-            state, output = _one_step(scheduler, jax.random.key(seed), state, x)
+            state, output = _one_step(scheduler, key_of_seed(seed), state, x)
             x = output.prev_sample
         return np.asarray(x)
 
@@ -264,7 +264,7 @@ def assert_threads_agree(
 
 def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
     """Checks that `cmjax.sample` equals a loop by hand, with the noise of each level."""
-    key = jax.random.key(3)
+    key = key_of_seed(3)
     expected = sample(key, _network, None, scheduler, _SHAPE, num_inference_steps=num_steps)
 
     # The loop over the scheduler's own methods: level i's noise brings samples to level i.
@@ -289,7 +289,7 @@ def assert_bare_sample_compiles_once(scheduler: Scheduler, num_steps: int = 3) -
     counts = []
     for seed in range(3):
         gain = jnp.float32(seed)
-        key = jax.random.key(seed)
+        key = key_of_seed(seed)
         sample(key, network, gain, scheduler, _SHAPE, num_inference_steps=num_steps)
         counts.append(len(traces))
 
@@ -309,9 +309,7 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
             return gain * _network(None, x, *times)
 
         changed = state.replace(sigmas=sigmas)
-        return sample(
-            jax.random.key(0), network, gain, scheduler, _SHAPE, state=changed
-        ).sum()
+        return sample(key_of_seed(0), network, gain, scheduler, _SHAPE, state=changed).sum()
 
     # Reverse mode by both, then forward mode by the network's parameter.
     gain = jnp.float32(0.7)
@@ -343,7 +341,7 @@ def assert_batch_invariant(
             another order at another batch size.
         **options: of `cmjax.sample`; per-sample ones (`cond`, `init`) are sliced with the batch.
     """
-    key = jax.random.key(0)
+    key = key_of_seed(0)
     batch = shape[0]
 
     def run(start, stop):
@@ -402,7 +400,7 @@ def assert_device_invariant(
     Raises:
         ValueError: if the batch cannot be divided over two or more devices of this process.
     """
-    keys = sample_keys(jax.random.key(0), shape[0])
+    keys = sample_keys(key_of_seed(0), shape[0])
     devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if shape[0] % n == 0)
     if count == 1:
@@ -461,7 +459,7 @@ def assert_gaussian_moments(
         lambda key: sample(
             key, apply_fn, params, scheduler, shape, num_inference_steps=num_inference_steps
         )
-    )(jax.random.key(0))
+    )(key_of_seed(0))
     x = np.asarray(x, np.float64)
 
     # Samples end at sigma_min, with this variance. `start` is about the factor of f at sigma_max,
@@ -488,7 +486,7 @@ def assert_boundary_condition(
     **cond: jax.Array,
 ) -> None:
     """Checks that f(x, sigma_min) = x exactly, for any network (Song et al. 2023, section 3)."""
-    x = jax.random.normal(jax.random.key(0), tuple(shape))
+    x = normal(key_of_seed(0), tuple(shape))
     sigma = jnp.full(shape[0], scheduler.sigma_min, jnp.float32)
     chex.assert_trees_all_equal(
         consistency_function(apply_fn, params, scheduler, x, sigma, **cond), x
@@ -508,7 +506,7 @@ def _start(
 ) -> tuple[SchedulerState, jax.Array]:
     """The state at the start of a run, and a first sample `dtype[_SHAPE]`."""
     state = _set_timesteps(scheduler, num_steps)
-    return scheduler.init(jax.random.key(7), state, _SHAPE, dtype)
+    return scheduler.init(key_of_seed(7), state, _SHAPE, dtype)
 
 
 def _set_timesteps(scheduler: Scheduler, num_steps: int) -> SchedulerState:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "cmjax"
 # other. docs/design.md has the same list with what each is for.
 LAYERS = [
     {"version", "configs", "files", "interrupts", "image_files"},
-    {"arrays", "random", "labels"},
+    {"arrays", "meshes", "random", "labels"},
     {"parametrization"},
     {"guidance"},
     {"schedulers"},

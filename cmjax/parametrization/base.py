@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from cmjax.arrays import ApplyFn, combine
+from cmjax.meshes import divided_like
 
 
 class Scalings(NamedTuple):
@@ -102,5 +103,6 @@ def denoise(
     noisy = combine((level.alpha, x))
 
     # x0 = c_skip x + c_out F(c_in x, t), `[B, ...]` in the dtype of x.
-    model_output = apply_fn(params, combine((c_in, noisy)), level.time, **cond)
+    time = divided_like(level.time, x)
+    model_output = apply_fn(params, combine((c_in, noisy)), time, **cond)
     return combine((c_skip, noisy), (c_out, model_output))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import ApplyFn, combine, hashable, is_tracing
+from cmjax.meshes import divided_like
 from cmjax.parametrization.base import Parametrization, denoise
 from cmjax.parametrization.trigflow import TrigFlow
 
@@ -95,7 +96,7 @@ def trigflow_network(
 
     def unchanged(params, x, t, **cond):
         # A TrigFlow network receives x / sigma_data, and returns F itself.
-        return apply_fn(params, combine((1 / sigma_data, x)), t, **cond)
+        return apply_fn(params, combine((1 / sigma_data, x)), divided_like(t, x), **cond)
 
     def converted(params, x, t, /, **cond):
         cos = jnp.cos(t)

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from cmjax.arrays import ApplyFn, check_floating, check_shapes, combine, concrete
 from cmjax.configs import did_you_mean, from_json, inherited, is_finite, is_int
+from cmjax.meshes import divided_like
 from cmjax.random import level_noise, sample_keys
 
 
@@ -232,7 +233,8 @@ class Scheduler(abc.ABC, Generic[State]):
         """
         # Networks take one time per sample, f32[B].
         times = [
-            jnp.broadcast_to(time, sample.shape[:1]) for time in self.time_inputs(state)
+            divided_like(jnp.broadcast_to(time, sample.shape[:1]), sample)
+            for time in self.time_inputs(state)
         ]
         model_output = apply_fn(params, self.scale_input(state, sample), *times, **cond)
 

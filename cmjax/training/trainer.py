@@ -1,5 +1,6 @@
 """The training step and its state. Losses do not depend on it: they work in any loop."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -12,9 +13,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmjax.arrays import ApplyFn
+from cmjax.random import as_key, same_numbers
 from cmjax.training.losses.base import Batch, Frozen, FunctionLoss, Loss, Metrics
 
-AXIS = "data"  # name of the mesh's axis, which batches are divided along
+AXIS = "data"  # name of the axis of `data_mesh`
 
 
 @jax.tree_util.register_dataclass
@@ -70,6 +72,9 @@ class TrainStep:
         Args:
             key: PRNG key of all randomness of the run, typed or raw.
             params: the network's parameters, which are copied.
+
+        Raises:
+            ValueError: for what is no key, or a key of another generator than threefry.
         """
         # The loss says what is trained, and whether its target is a moving average.
         params = self.loss.prepare_params(params)
@@ -77,14 +82,13 @@ class TrainStep:
         has_target = self.loss.target_decay_at(step) is not None
 
         # Checkpoints cannot hold typed keys, so the state has the raw data.
-        is_typed_key = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         state = TrainState(
             step=step,
             params=params,
             ema=(params,) * len(self.ema_decays),
             target=params if has_target else None,
             opt_state=self.optimizer.init(params),
-            key=jax.random.key_data(key) if is_typed_key else key,
+            key=jax.random.key_data(as_key(key)),
         )
 
         # Copies throughout: the state is donated, so its fields may share no buffer with each other
@@ -104,11 +108,14 @@ class TrainStep:
         Raises:
             ValueError: if B is not a multiple of this process's devices times `accumulate`.
         """
-        return self._jitted(state, self.shard(batch), self._replicated_teacher)
+        with self._mesh_context():
+            return self._jitted(state, self.shard(batch), self._replicated_teacher)
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """Returns the program of a step, not yet compiled, for cost and memory analysis."""
-        return self._jitted.lower(state, self.shard(batch), self._replicated_teacher)
+        # With `jax_disable_jit` there would be no program.
+        with self._mesh_context(), jax.disable_jit(False):
+            return self._jitted.lower(state, self.shard(batch), self._replicated_teacher)
 
     def replicate(self, tree: Any) -> Any:
         """Returns the tree with a copy of every array on every device of the mesh."""
@@ -130,11 +137,15 @@ class TrainStep:
             return batch
 
         # Each process holds its own rows only; together they are one global array.
-        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         return {
             name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
             for name, array in batch.items()
         }
+
+    def _mesh_context(self):
+        """The context of the mesh, which networks on explicit axes may need."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     @cached_property
     def _replicated_teacher(self):
@@ -156,9 +167,11 @@ class TrainStep:
         self, state: TrainState, batch: Batch, teacher: Any
     ) -> tuple[TrainState, Metrics]:
         """Returns the next state and the metrics of this step."""
-        # The key of step k is folded from k, so a resumed run draws the same noise.
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        grads, metrics = self._gradient(key, state, batch, teacher)
+        # The key of step k is folded from k, so a resumed run draws the same noise, under whatever
+        # settings of JAX; so do the network and losses that draw by `jax.random`.
+        key = jax.random.fold_in(as_key(state.key), state.step)
+        with same_numbers():
+            grads, metrics = self._gradient(key, state, batch, teacher)
 
         # One step of the optimizer.
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -244,8 +257,8 @@ def make_train_step(
             `min(decay, (1 + step) / (10 + step))`.
         accumulate: number of parts of a batch, whose gradients are computed one after the other to
             save memory. Each part draws its own noise, so results differ from those of 1.
-        mesh: devices of one host or many to divide every batch over, see `data_mesh`; None for one
-            device.
+        mesh: devices of one host or many to divide every batch over, along all axes of the mesh,
+            be they automatic or explicit; see `data_mesh`. None for one device.
         teacher: parameters of the teacher, for distillation.
 
     Raises:

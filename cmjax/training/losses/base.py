@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.configs import check_options, is_int
 from cmjax.parametrization import edm_denoiser
@@ -212,19 +213,17 @@ def draw_sigmas(
         p_std: standard deviation of log sigma.
         uniform_fraction: share of the levels that are drawn uniformly.
     """
-    normal_key, ramp_key, choice_key = jax.random.split(key, 3)
+    normal_key, ramp_key, choice_key = random.split(key, 3)
 
     # log sigma ~ N(p_mean, p_std^2).
-    lognormal = jnp.exp(p_mean + p_std * jax.random.normal(normal_key, (count,)))
+    lognormal = jnp.exp(p_mean + p_std * random.normal(normal_key, (count,)))
     if not hasattr(scheduler, "sigma_max"):
         return lognormal  # the angles arctan(sigma / sigma_data) reach every level
     sigma_min, sigma_max, rho = karras_range(scheduler)
 
     # sigma(u) of the Karras grid for uniform u, in place of some of the lognormal levels.
-    uniform = karras_sigmas(
-        jax.random.uniform(ramp_key, (count,)), sigma_min, sigma_max, rho
-    )
-    is_uniform = jax.random.uniform(choice_key, (count,)) < uniform_fraction
+    uniform = karras_sigmas(random.uniform(ramp_key, (count,)), sigma_min, sigma_max, rho)
+    is_uniform = random.uniform(choice_key, (count,)) < uniform_fraction
     sigma = jnp.where(is_uniform, uniform, lognormal)
 
     # A little above sigma_min: at sigma_min itself the consistency function is the identity.

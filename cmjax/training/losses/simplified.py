@@ -1,12 +1,13 @@
 """Simplified continuous-time consistency models, sCM (Lu and Song 2024, arXiv 2410.11081)."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import random
 
+from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
 from cmjax.training.discretization import tangent_warmup
@@ -109,7 +110,7 @@ class _SimplifiedLoss(Loss):
 
         # The normalized tangent g / (|g| + c) tames samples with huge tangents. The target is F
         # itself, moved along it.
-        norm = jnp.sqrt(mean_square(g) * g[0].size)
+        norm = jnp.sqrt(mean_square(g) * math.prod(g.shape[1:]))
         target = jax.lax.stop_gradient(
             combine((1, value), (1 / (norm + self.tangent_c), g))
         )
