@@ -14,9 +14,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmjax.arrays import ApplyFn
 from cmjax.random import as_key, same_numbers
-from cmjax.training.losses.base import Batch, Frozen, FunctionLoss, Loss, Metrics
+from cmjax.training.losses.base import (
+    Batch,
+    Frozen,
+    FunctionLoss,
+    Loss,
+    Metrics,
+    WithDropout,
+)
 
 AXIS = "data"  # name of the axis of `data_mesh`
+
+# Folded into a step's key. Losses split that key, which is to fold in 0, 1, and so on.
+_DROPOUT = 2**32 - 1
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +66,7 @@ class TrainStep:
         accumulate: number of parts of a batch, whose gradients are computed one after the other.
         mesh: devices that a batch is divided over; None for one device.
         teacher: parameters of the teacher, or None.
+        dropout: whether the network is called with a `dropout_key`.
     """
 
     loss: Loss
@@ -65,6 +76,7 @@ class TrainStep:
     accumulate: int
     mesh: Mesh | None
     teacher: Any
+    dropout: bool = False
 
     def init(self, key: jax.Array, params: Any) -> TrainState:
         """Returns the state of step 0, on every device of the mesh.
@@ -204,8 +216,12 @@ class TrainStep:
         frozen = Frozen(target, teacher)
 
         def gradient(key, batch):
+            apply_fn = self.apply_fn
+            if self.dropout:
+                apply_fn = WithDropout(apply_fn, jax.random.fold_in(key, _DROPOUT))
+
             def objective(params):
-                return self.loss(key, self.apply_fn, params, frozen, batch, state.step)
+                return self.loss(key, apply_fn, params, frozen, batch, state.step)
 
             return jax.grad(objective, has_aux=True)(state.params)
 
@@ -241,6 +257,7 @@ def make_train_step(
     accumulate: int = 1,
     mesh: Mesh | None = None,
     teacher: Any = None,
+    dropout: bool = False,
 ) -> TrainStep:
     """Returns the jitted function `(state, batch) -> (state, metrics)`, with `init(key, params)`.
 
@@ -260,6 +277,8 @@ def make_train_step(
         mesh: devices of one host or many to divide every batch over, along all axes of the mesh,
             be they automatic or explicit; see `data_mesh`. None for one device.
         teacher: parameters of the teacher, for distillation.
+        dropout: whether to drop out units of the network, as `from_nnx` and `from_linen` make it:
+            it is then called with `dropout_key`, a key per step that student and target share.
 
     Raises:
         ValueError: for a distillation without a teacher, a teacher for another loss, or values out
@@ -284,7 +303,7 @@ def make_train_step(
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
     return TrainStep(
-        loss, apply_fn, optimizer, tuple(ema_decays), accumulate, mesh, teacher
+        loss, apply_fn, optimizer, tuple(ema_decays), accumulate, mesh, teacher, dropout
     )
 
 

@@ -184,6 +184,28 @@ def check_metric(metric: Any) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class WithDropout:
+    """A network whose calls all drop out the same units, as student and target have to.
+
+    Attributes:
+        apply_fn: `(params, x, t, *, dropout_key, **cond) -> model_output`, as of `from_nnx`.
+        key: PRNG key, from which the units follow.
+    """
+
+    apply_fn: ApplyFn
+    key: jax.Array
+
+    def __call__(self, params: Any, *args: Any, **cond: Any) -> jax.Array:
+        """Returns the model output, `[B, ...]`."""
+        return self.apply_fn(params, *args, dropout_key=self.key, **cond)
+
+
+def without_dropout(apply_fn: ApplyFn) -> ApplyFn:
+    """Returns a network as it is evaluated: that of a teacher drops nothing out."""
+    return apply_fn.apply_fn if isinstance(apply_fn, WithDropout) else apply_fn
+
+
 def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
     """Returns (data `[B, ...]`, conditioning by name) of a batch."""
     # All other arrays are conditioning, whatever their names: the network's signature decides.
@@ -250,6 +272,7 @@ def teacher_slope(
         scheduler: the scheduler that the teacher was trained for.
         cond: per-sample conditioning, passed to `apply_fn`.
     """
+    apply_fn = without_dropout(apply_fn)
 
     # The teacher is a denoiser: without the boundary condition of a consistency function.
     def slope(x, sigma):

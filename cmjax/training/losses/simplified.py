@@ -11,7 +11,13 @@ from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
 from cmjax.training.discretization import tangent_warmup
-from cmjax.training.losses.base import Loss, check_sigma_data, draw_sigmas, split_batch
+from cmjax.training.losses.base import (
+    Loss,
+    check_sigma_data,
+    draw_sigmas,
+    split_batch,
+    without_dropout,
+)
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
 
@@ -202,7 +208,7 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss."""
         # The teacher's F, of whatever parametrization, in TrigFlow's terms.
-        teacher_fn = self.teacher_fn or apply_fn
+        teacher_fn = self.teacher_fn or without_dropout(apply_fn)
         teacher = trigflow_network(teacher_fn, self.scheduler, edm_denoiser)
 
         def slope(x, t, **cond):
