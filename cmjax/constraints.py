@@ -46,12 +46,8 @@ class Inpaint:
         mask = broadcast_to_samples("mask", self.mask, exact)
         image = broadcast_to_samples("image", self.image, exact)
 
-        # Where the mask is 0 the image may be NaN, and 0 * NaN would be NaN.
-        image = jnp.where(mask > 0, image, exact)
-
-        # The weighted sum alone would round where the mask is 1.
-        blended = exact + mask * (image - exact)
-        return jnp.where(mask == 1, image, blended).astype(x0.dtype)
+        # On explicit axes, the cases of a `where` would have to be divided alike.
+        return with_automatic_axes(_blend, (exact, mask, image)).astype(x0.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -205,6 +201,18 @@ def compose(*constraints: Constraint) -> Compose:
         **{f"constraints[{i}]": constraint for i, constraint in enumerate(constraints)}
     )
     return Compose(tuple(as_pytree(constraint) for constraint in constraints))
+
+
+def _blend(arrays, _):
+    """The weighted mean of samples and an image, from `(samples, mask, image)`."""
+    samples, mask, image = arrays
+
+    # Where the mask is 0 the image may be NaN, and 0 * NaN would be NaN.
+    image = jnp.where(mask > 0, image, samples)
+
+    # The weighted sum alone would round where the mask is 1.
+    blended = samples + mask * (image - samples)
+    return jnp.where(mask == 1, image, blended)
 
 
 def _luminance(weights, x0):

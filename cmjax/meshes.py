@@ -24,6 +24,22 @@ def divided_like(array: jax.Array, samples: jax.Array) -> jax.Array:
     return jax.sharding.reshard(array, _along_batch(sharding, sharding.spec[0]))
 
 
+def divided_alike(samples: Any) -> Any:
+    """Returns a pytree of arrays `[B, ...]`, with all first axes divided as the first that is."""
+    batch = _batch_sharding(samples)
+    if batch is None or batch.spec[0] is None:
+        return samples
+
+    def divide(leaf):
+        # The other axes stay as they are.
+        own = _explicit_sharding(leaf)
+        others = () if own is None else own.spec[1:]
+        spec = PartitionSpec(batch.spec[0], *others)
+        return jax.sharding.reshard(leaf, NamedSharding(batch.mesh, spec))
+
+    return jax.tree.map(divide, samples)
+
+
 def with_automatic_axes(
     function: Callable[..., jax.Array], samples: Any, params: Any = None
 ) -> jax.Array:
@@ -36,15 +52,9 @@ def with_automatic_axes(
         samples: a pytree of arrays `[B, ...]`.
         params: a pytree of arrays, divided along any of their axes.
     """
-    shardings = jax.tree.map(_explicit_sharding, (samples, params))
-    known = jax.tree.leaves(shardings)
-    if not known:
+    out_sharding = _batch_sharding(samples, params)
+    if out_sharding is None:
         return function(samples, params)
-
-    # One mesh holds them all.
-    batch_axes = [sharding.spec[0] for sharding in jax.tree.leaves(shardings[0])]
-    batch_axis = next((axis for axis in batch_axes if axis is not None), None)
-    out_sharding = _along_batch(known[0], batch_axis)
     automatic: Any = jax.sharding.auto_axes(function, out_sharding=out_sharding)
     return automatic(samples, params)
 
@@ -84,3 +94,17 @@ def _has_explicit_axes(mesh: Any) -> bool:
 def _along_batch(sharding: NamedSharding, axis: Any) -> NamedSharding:
     """The sharding of arrays that are divided along their first axis only."""
     return NamedSharding(sharding.mesh, PartitionSpec(axis))
+
+
+def _batch_sharding(samples: Any, params: Any = None) -> NamedSharding | None:
+    """That of the first of `samples` whose batch is divided; None if no axis is explicit."""
+    of_samples, of_params = jax.tree.map(_explicit_sharding, (samples, params))
+    of_samples = jax.tree.leaves(of_samples)
+    known = of_samples + jax.tree.leaves(of_params)
+    if not known:
+        return None
+
+    # One mesh holds them all.
+    axes = [sharding.spec[0] for sharding in of_samples]
+    axis = next((axis for axis in axes if axis is not None), None)
+    return _along_batch(known[0], axis)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from cmjax.arrays import ApplyFn, as_pytree, check_floating, concrete, hashable, is_tracing
-from cmjax.meshes import as_returned
+from cmjax.meshes import as_returned, divided_alike
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.schedulers.base import (
     Constraint,
@@ -126,6 +126,9 @@ def _compiled(
 
     def loop(key, params, state, cond, init, constrain, first_index):
         keys = sample_keys(key, shape[0], first_index)
+
+        # What is divided over devices divides all of a sample: networks may `vmap` over it.
+        keys, init, cond = divided_alike((keys, init, cond))
 
         # The levels of the run, and the sample (B, ...) that it starts from.
         if state is None:

@@ -209,8 +209,10 @@ def _abstract_network(config: Any) -> tuple[ApplyFn, Any]:
     with jax.debug_key_reuse(False):
         module = nnx.eval_shape(make)
 
-    # Statistics of a batch normalisation, for instance, would silently be lost.
-    others = jax.tree.leaves(nnx.state(module, nnx.Not(nnx.Param)), is_leaf=_is_variable)
+    # Statistics of a batch normalisation, for instance, would silently be lost. Random streams are
+    # those of dropout, which a `dropout_key` seeds.
+    unstored = nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))
+    others = jax.tree.leaves(unstored, is_leaf=_is_variable)
     if others:
         kinds = sorted({type(variable).__name__ for variable in others})
         raise ValueError(

@@ -94,9 +94,10 @@ class BatchSampler:
             # keeps the devices busy while the host copies and writes.
             computing = deque()
             for batch in indices:
-                computing.append(
-                    (batch, self.compiled(*self._constants, *self._inputs(batch)))
-                )
+                # The iterator's user may have set `jax_disable_jit`, which refuses programs.
+                with jax.disable_jit(False):
+                    outputs = self.compiled(*self._constants, *self._inputs(batch))
+                computing.append((batch, outputs))
                 if len(computing) > 1:
                     yield _fetch(*computing.popleft())
 

@@ -145,6 +145,9 @@ def _reseed(streams: nnx.State, key: jax.Array) -> nnx.State:
     leaves, structure = jax.tree.flatten(streams)
     fresh = []
     for i, leaf in enumerate(leaves):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        fresh.append(jax.random.fold_in(key, i) if is_key else jnp.zeros_like(leaf))
+        # A stream has a key and the number of keys that were drawn from it.
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            fresh.append(jax.random.fold_in(key, i))
+        else:
+            fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
     return jax.tree.unflatten(structure, fresh)

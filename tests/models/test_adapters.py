@@ -1,5 +1,7 @@
 """Adapters of Flax modules: pure whatever the module does, and trained by its parameters alone."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from flax import linen, nnx
 
 import cmjax
+from cmjax.models.registry import ARCHITECTURES
 from cmjax.training import losses, trainer
 
 CM = cmjax.CMStochasticIterativeScheduler()
@@ -204,3 +207,30 @@ def test_variables_without_their_collections(variables):
     for wrong in (variables["params"], None, [1]):
         with pytest.raises(ValueError, match="variables must have the collection 'params'"):
             cmjax.from_linen(LinenNet(), wrong)
+
+
+@dataclasses.dataclass(frozen=True)
+class DroppingConfig:
+    """Has nothing to choose."""
+
+    sample_shape = (3,)
+
+
+class Dropping(Net):
+    """A network of one's own with dropout, made of its config."""
+
+    def __init__(self, config: DroppingConfig, *, rngs: nnx.Rngs):
+        super().__init__(nnx.Dropout(0.5, rngs=rngs))
+        self.scale = nnx.Param(jnp.ones(()))
+        self.config = config
+
+
+def test_a_network_with_dropout_is_saved_and_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "dropping", (Dropping, DroppingConfig))
+    config = DroppingConfig()
+    apply_fn, params = cmjax.from_nnx(Dropping(config, rngs=nnx.Rngs(0)))
+    cmjax.save(tmp_path / "model", cmjax.Model(apply_fn, params, CM, config))
+    model = cmjax.load(tmp_path / "model")
+    for cond in ({}, {"dropout_key": KEY}):
+        expected = apply_fn(params, X, T, **cond)
+        np.testing.assert_allclose(model.apply_fn(model.params, X, T, **cond), expected)

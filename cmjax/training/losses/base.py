@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.configs import check_options, is_int
+from cmjax.meshes import divided_alike
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas
 
@@ -209,8 +210,9 @@ def without_dropout(apply_fn: ApplyFn) -> ApplyFn:
 def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
     """Returns (data `[B, ...]`, conditioning by name) of a batch."""
     # All other arrays are conditioning, whatever their names: the network's signature decides.
-    cond = {name: value for name, value in batch.items() if name != "data"}
-    return batch["data"], cond
+    batch = divided_alike(dict(batch))
+    data = batch.pop("data")
+    return data, batch
 
 
 def draw_sigmas(
