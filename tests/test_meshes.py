@@ -230,15 +230,13 @@ def test_every_loss_on_a_mesh_equals_one_device():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_on_any_mesh_equals_one_device(accumulate):
-    apply_fn, params = network(LONG_SKIPS)
-    images = np.zeros((8, 8, 8, 3), np.float32) + BIAS[:, None, None, None]
-    batch = {"data": images, "class_labels": np.arange(8) % 3}
+    batch = {"data": IMAGES, "bias": BIAS}
 
     def step(mesh):
         loss = losses.make("ect", CM, total_steps=10)
         options = {"accumulate": accumulate, "mesh": mesh}
-        train_step = trainer.make_train_step(loss, apply_fn, optax.sgd(1e-3), **options)
-        return train_step(train_step.init(KEY, params), batch)[1]
+        train_step = trainer.make_train_step(loss, toy, optax.sgd(1e-3), **options)
+        return train_step(train_step.init(KEY, PARAMS), batch)[1]
 
     expected = step(None)
     for mesh in (
@@ -252,8 +250,8 @@ def test_generation_within_the_callers_mesh():
     model = tiny_model(num_classes=3)
     indices = np.arange(8, dtype=np.uint32)
 
-    def pixels(model, **options):
-        sampler = BatchSampler(model, Request(), batch_size=1, **options)
+    def pixels(model):
+        sampler = BatchSampler(model, Request(labels=[0, 1, 2]), batch_size=1)
         return next(sampler.batches([indices]))
 
     expected = pixels(model)

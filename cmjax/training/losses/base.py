@@ -210,9 +210,9 @@ def without_dropout(apply_fn: ApplyFn) -> ApplyFn:
 def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
     """Returns (data `[B, ...]`, conditioning by name) of a batch."""
     # All other arrays are conditioning, whatever their names: the network's signature decides.
-    batch = divided_alike(dict(batch))
-    data = batch.pop("data")
-    return data, batch
+    arrays = divided_alike(dict(batch))
+    cond = {name: value for name, value in arrays.items() if name != "data"}
+    return arrays["data"], cond
 
 
 def draw_sigmas(
