@@ -27,6 +27,7 @@ from cmjax.arrays import (
     known_reals,
 )
 from cmjax.configs import LARGEST, is_int, shown
+from cmjax.meshes import with_automatic_axes
 
 # Luma of R, G, B (ITU-R BT.601). Song et al. 2023 round to 0.2989, 0.5870, 0.1140.
 REC601 = (0.299, 0.587, 0.114)
@@ -58,12 +59,8 @@ class Inpaint:
         mask = broadcast_to_samples("mask", self.mask, exact)
         image = broadcast_to_samples("image", self.image, exact)
 
-        # Where the mask is 0 the image may be NaN, and 0 * NaN would be NaN.
-        image = jnp.where(mask > 0, image, exact)
-
-        # The weighted sum alone would round where the mask is 1.
-        blended = exact + mask * (image - exact)
-        return jnp.where(mask == 1, image, blended).astype(x0.dtype)
+        # On explicit axes, the cases of a `where` would have to be divided alike.
+        return with_automatic_axes(_blend, (exact, mask, image)).astype(x0.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -228,6 +225,18 @@ def compose(*constraints: Constraint) -> Compose:
     return Compose(tuple(as_pytree(constraint) for constraint in constraints))
 
 
+def _blend(arrays, _):
+    """The weighted mean of samples and an image, from `(samples, mask, image)`."""
+    samples, mask, image = arrays
+
+    # Where the mask is 0 the image may be NaN, and 0 * NaN would be NaN.
+    image = jnp.where(mask > 0, image, samples)
+
+    # The weighted sum alone would round where the mask is 1.
+    blended = samples + mask * (image - samples)
+    return jnp.where(mask == 1, image, blended)
+
+
 def _luminance(weights, x0):
     """The operator A of `colorize`: `sum(weights * x0)` over the channels, `[..., 1]`."""
     if x0.shape[-1:] != weights.shape:
@@ -268,7 +277,12 @@ def _block_operators(factor):
 
         # Then the mean over the axes 2, 4, ..., those within a block.
         within_blocks = tuple(range(2, 2 * len(sizes) + 1, 2))
-        return x0.reshape(x0.shape[0], *blocks, x0.shape[-1]).mean(within_blocks)
+
+        def mean(x0, _):
+            return x0.reshape(x0.shape[0], *blocks, x0.shape[-1]).mean(within_blocks)
+
+        # On explicit axes JAX refuses a reshape of more than one axis.
+        return with_automatic_axes(mean, x0)
 
     def spread(y):
         # Every pixel of a block gets the block's value: A of the result is y again.

@@ -351,8 +351,8 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
     check_shapes(first=first, second=second)
 
     # The angle is that between all values of the arrays as two long vectors.
-    u = jnp.ravel(at_least_float32(first))
-    v = jnp.ravel(at_least_float32(second))
+    u = at_least_float32(first)
+    v = at_least_float32(second)
 
     # For parallel arrays any angle will do, since `weight` does not use it; pi / 2 keeps gradients
     # finite there, too.

@@ -1,33 +1,88 @@
-"""Keys per sample and noise per level: why a sample never depends on its neighbours."""
+"""Keys per sample and noise per level: why a sample never depends on its neighbours.
 
+Everything that cmjax draws is drawn here, so that a seed gives the same numbers whatever JAX's
+settings are: the generator and the dtypes are named, and `same_numbers` holds the rest.
+"""
+
+import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from cmjax.arrays import as_array, concrete
-from cmjax.configs import shown
+from cmjax.configs import is_int, shown
 
-_KEY_SIZES = (2, 4)  # numbers in a raw key, of threefry and of rbg
+GENERATOR = "threefry2x32"  # JAX's default, unless jax_default_prng_impl is set
 
 
-def as_key(key: jax.Array) -> jax.Array:
+def same_numbers() -> contextlib.AbstractContextManager:
+    """Returns the context in which a key gives the same numbers whatever JAX's settings are."""
+    # It holds where an operation is traced, also if it is compiled after the context has ended.
+    return jax.threefry_partitionable(True)
+
+
+def key_of_seed(seed: int) -> jax.Array:
+    """Returns `jax.random.key(seed)` as JAX's own defaults make it.
+
+    Raises:
+        ValueError: unless `seed` is an integer from 0 to 2^32 - 1.
+    """
+    if not is_int(seed, 0, 2**32 - 1):
+        raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {seed!r}")
+
+    # `jax.random.key` would add jax_random_seed_offset.
+    data = jnp.asarray(np.array([0, seed], np.uint32))
+    return jax.random.wrap_key_data(data, impl=GENERATOR)
+
+
+def split(key: jax.Array, num: int = 2) -> jax.Array:
+    """Returns `num` new keys, `[num]`."""
+    with same_numbers():
+        return jax.random.split(_typed(key), num)
+
+
+def normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Returns standard normal numbers, f32[shape]."""
+    with same_numbers():
+        return jax.random.normal(_typed(key), shape, jnp.float32)
+
+
+def uniform(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Returns uniform numbers in [0, 1), f32[shape]."""
+    with same_numbers():
+        return jax.random.uniform(_typed(key), shape, jnp.float32)
+
+
+def truncated_normal(
+    key: jax.Array, lower: float, upper: float, shape: Sequence[int]
+) -> jax.Array:
+    """Returns standard normal numbers between `lower` and `upper`, f32[shape]."""
+    with same_numbers():
+        return jax.random.truncated_normal(_typed(key), lower, upper, shape, jnp.float32)
+
+
+def randint(
+    key: jax.Array, shape: Sequence[int], minval: ArrayLike, maxval: ArrayLike
+) -> jax.Array:
+    """Returns uniform integers from `minval` to `maxval - 1`, i32[shape]."""
+    with same_numbers():
+        return jax.random.randint(_typed(key), shape, minval, maxval, jnp.int32)
+
+
+def as_key(key: Any) -> jax.Array:
     """Returns `key` as new-style keys, scalar or `[B]`; raw uint32 keys are wrapped.
 
     Raises:
         ValueError: if `key` is not a PRNG key, or its generator draws different numbers under
             `vmap`.
     """
-    # Old-style keys are arrays u32[..., 2], new-style ones have a dtype of their own.
+    key = _typed(key)
     dtype = getattr(key, "dtype", None)
-    is_raw = isinstance(key, jax.Array | np.ndarray) and key.ndim > 0
-    if is_raw and dtype == jnp.uint32 and key.shape[-1] in _KEY_SIZES:
-        key = jax.random.wrap_key_data(jnp.asarray(key))
-    elif not isinstance(key, jax.Array) or not jnp.issubdtype(
-        key.dtype, jax.dtypes.prng_key
-    ):
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise ValueError(
             f"key must be a JAX PRNG key, got {shown(key)}; make one with jax.random.key(0)"
         )
@@ -124,8 +179,17 @@ def level_noise(
     def draw(key):
         # The key is derived from the level, not split on the way, so that a step's noise does not
         # depend on the steps before.
-        return jax.random.normal(
-            jax.random.fold_in(key, level), tuple(shape[1:]), jnp.float32
-        )
+        return normal(jax.random.fold_in(key, level), tuple(shape[1:]))
 
     return jax.vmap(draw)(keys).astype(dtype)
+
+
+def _typed(key: Any) -> Any:
+    """Returns raw keys, arrays u32[..., 2], as new-style ones, and anything else as it is."""
+    # JAX would take them for keys of the generator that it is configured to use. The keys of "rbg"
+    # are u32[..., 4].
+    is_raw = getattr(key, "dtype", None) == jnp.uint32 and key.ndim > 0
+    if not is_raw or key.shape[-1] not in (2, 4):
+        return key
+    impl = GENERATOR if key.shape[-1] == 2 else "rbg"
+    return jax.random.wrap_key_data(jnp.asarray(key), impl=impl)

@@ -20,6 +20,7 @@ from cmjax.arrays import (
     is_tracing,
 )
 from cmjax.configs import LARGEST, is_int, shown
+from cmjax.meshes import as_returned, divided_alike
 from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.schedulers.base import (
@@ -136,6 +137,9 @@ def _compiled(
     def loop(key, params, state, cond, init, constrain, first_index):
         keys = sample_keys(key, shape[0], first_index)
 
+        # What is divided over devices divides all of a sample: networks may `vmap` over it.
+        keys, init, cond = divided_alike((keys, init, cond))
+
         # The levels of the run, and the sample (B, ...) that it starts from.
         if state is None:
             state = scheduler.set_timesteps(steps)
@@ -155,6 +159,9 @@ def _compiled(
                 jax.debug.callback(callback, state.step_index, output)
             kept = output if return_trajectory else None
             return (next_state, output.prev_sample), kept
+
+        # On a mesh with explicit axes a carry must be divided over devices as it is returned.
+        start = as_returned(lambda carry: step(carry, None)[0], start)
 
         # scan stacks what every step returns: [N, B, ...] for a trajectory.
         (_, x), trajectory = jax.lax.scan(step, start, length=state.num_steps)

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "cmjax"
 LAYERS = [
     {"version", "configs", "spelling", "system", "files", "interrupts", "image_files"},
     {"processes", "progress"},
-    {"arrays", "random", "labels", "networks"},
+    {"arrays", "meshes", "random", "labels", "networks"},
     {"parametrization"},
     {"guidance"},
     {"schedulers"},

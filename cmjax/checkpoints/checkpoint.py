@@ -18,6 +18,7 @@ from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.model import Model
 from cmjax.models import from_nnx
 from cmjax.models.registry import ARCHITECTURES, BUILT_IN, network_name
+from cmjax.random import key_of_seed
 from cmjax.schedulers.base import Scheduler
 
 # (name, number of axes) in the network -> (name, order of axes) in the file.
@@ -204,14 +205,18 @@ def _abstract_network(config: Any) -> tuple[ApplyFn, Any]:
             return network(config, rngs=nnx.Rngs(0))
         # Only shapes matter here, so that one key can serve all layers. nnx.Rngs counts its keys
         # in traced variables, with which the network of ImageNet 64x64 takes 5 seconds, not 0.3.
-        key = jax.random.key(0)
+        key = key_of_seed(0)
         rngs = types.SimpleNamespace(params=lambda: key)
         return network(config, rngs=cast(nnx.Rngs, rngs))
 
-    module = nnx.eval_shape(make)
+    # The checker of reused keys would refuse that.
+    with jax.debug_key_reuse(False):
+        module = nnx.eval_shape(make)
 
-    # Statistics of a batch normalisation, for instance, would silently be lost.
-    others = jax.tree.leaves(nnx.state(module, nnx.Not(nnx.Param)), is_leaf=_is_variable)
+    # Statistics of a batch normalisation, for instance, would silently be lost. Random streams are
+    # those of dropout, which a `dropout_key` seeds.
+    unstored = nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))
+    others = jax.tree.leaves(unstored, is_leaf=_is_variable)
     if others:
         kinds = sorted({type(variable).__name__ for variable in others})
         raise ValueError(

@@ -43,10 +43,9 @@ class Task(NamedTuple):
     @property
     def key(self) -> Any:
         """The key that `cmjax sample` makes of the same seed."""
-        import jax
+        from cmjax.random import key_of_seed
 
-        # JAX can be configured to use other generators; results should not change with that.
-        return jax.random.key(self.seed, impl="threefry2x32")
+        return key_of_seed(self.seed)
 
     @property
     def cond(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cmjax.generation.request import Request
 from cmjax.images import to_uint8
 from cmjax.model import Model
+from cmjax.random import key_of_seed
 from cmjax.sampling import sample
 
 AXIS = "batch"  # name of the only mesh axis; samples are divided along it
@@ -62,10 +63,10 @@ class BatchSampler:
         def param_sharding(leaf):
             return _param_sharding(leaf, mesh) if shard_params else replicated
 
-        # The random number generator is fixed here: the same seed must give the same samples
-        # whatever the defaults of JAX are.
-        key = jax.random.key(request.seed, impl="threefry2x32")
-        with _out_of_memory(), jax.threefry_partitionable(True):
+        # The mesh replaces one that the caller may have set. `jax_disable_jit` is for debugging
+        # Python code; here it would leave no program to compile ahead of time.
+        key = key_of_seed(request.seed)
+        with _out_of_memory(), jax.set_mesh(mesh), jax.disable_jit(False):
             self._constants = (
                 jax.device_put(key, replicated),
                 jax.device_put(model.params, jax.tree.map(param_sharding, model.params)),
@@ -93,9 +94,10 @@ class BatchSampler:
             # keeps the devices busy while the host copies and writes.
             computing = deque()
             for batch in indices:
-                computing.append(
-                    (batch, self.compiled(*self._constants, *self._inputs(batch)))
-                )
+                # The iterator's user may have set `jax_disable_jit`, which refuses programs.
+                with jax.disable_jit(False):
+                    outputs = self.compiled(*self._constants, *self._inputs(batch))
+                computing.append((batch, outputs))
                 if len(computing) > 1:
                     yield _fetch(*computing.popleft())
 

@@ -1,11 +1,20 @@
-"""Makes the pair `(apply_fn, params)` that cmjax's functions take of a Flax module."""
+"""Makes the pair `(apply_fn, params)` that cmjax's functions take of a Flax module.
 
+Each pair is pure: it holds copies, so that nothing that happens to the module afterwards changes
+its results, and a call changes nothing. Without a key dropout is off; with `dropout_key=` it is on,
+and the same key drops out the same units.
+"""
+
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen, nnx
 
 from cmjax.arrays import ApplyFn, floating_dtype
+from cmjax.configs import shown
 from cmjax.networks import (
     check_network,
     with_arguments_of,
@@ -17,19 +26,47 @@ from cmjax.networks import (
 def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
     """Splits an NNX module whose `__call__` takes `(x, t, **cond)`.
 
+    The module is copied, and the copy set to evaluation: its dropout is off, and its batch
+    normalisation uses the running averages.
+
     Args:
-        module: any NNX module. Call its `eval()` first if it has dropout or batch normalisation.
+        module: any NNX module.
 
     Returns:
-        `apply_fn(params, x, t, **cond)`, a pure function, and `params`, the state of the module's
-        `nnx.Param` variables. Other variables, such as statistics, are constants of `apply_fn`.
+        `apply_fn(params, x, t, *, dropout_key=None, **cond)`, a pure function, and `params`, the
+        state of the module's `nnx.Param` variables. Other variables, such as statistics, are
+        constants of `apply_fn`. With a `dropout_key` dropout is on, and all random numbers of the
+        module follow from that key.
+
+    Raises:
+        ValueError: if `module` is not an NNX module that can be called.
     """
+    if isinstance(module, linen.Module):
+        raise ValueError(
+            f"module is a {type(module).__name__}, which is a Linen module; use "
+            "from_linen(module, variables) with variables = module.init(...)"
+        )
+    if not isinstance(module, nnx.Module) or not callable(module):
+        raise ValueError(
+            f"module must be an NNX module with a __call__(x, t), got {shown(module)}"
+        )
+
     # Only parameters are differentiated, averaged and stored, so they are split from the rest.
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    module = nnx.clone(module)
+    module.eval()
+    graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    params, streams, rest = jax.tree.map(_copy, states)
 
     # Merging happens while JAX traces; a compiled program has nothing of it.
-    def apply_fn(params, *args, **cond):
-        return nnx.merge(graph, params, rest)(*args, **cond)
+    def apply_fn(params, *args, dropout_key=None, **cond):
+        trains = dropout_key is not None
+        seeded = _reseed(streams, dropout_key) if trains else streams
+
+        # A module may write to its variables, as counters do: only to those of this copy.
+        called = nnx.merge(graph, params, seeded, rest, copy=True)
+        if trains:
+            called.set_attributes(deterministic=False, raise_if_not_found=False)
+        return called(*args, **cond)
 
     # How many classes the network has, as diffusers' configs and cmjax's own name it.
     classes = getattr(getattr(module, "config", None), "num_class_embeds", None)
@@ -42,18 +79,47 @@ def from_linen(
     """Pairs a Linen module, whose `__call__` takes `(x, t, **cond)`, with its variables.
 
     Args:
-        module: any Linen module.
-        variables: the result of `module.init`, such as `{"params": ...}`.
+        module: any Linen module. An argument `train`, `training` or `deterministic` of its
+            `__call__` is set: a call trains if it has a `dropout_key`.
+        variables: the result of `module.init`, such as `{"params": ..., "batch_stats": ...}`.
 
     Returns:
-        `apply_fn(variables, x, t, **cond)` and `variables`.
+        `apply_fn(params, x, t, *, dropout_key=None, **cond)`, a pure function, and `params`, the
+        collection of that name. Other collections are constants of `apply_fn`, and are not updated.
+        With a `dropout_key` dropout is on, and all random numbers of the module follow from it.
+
+    Raises:
+        ValueError: if `module` is not a Linen module, or `variables` lack the collection `params`.
     """
-    # All collections are passed as they are. None is mutable, so statistics are not updated.
+    if isinstance(module, nnx.Module):
+        raise ValueError(
+            f"module is a {type(module).__name__}, which is an NNX module; use from_nnx(module)"
+        )
+    if not isinstance(module, linen.Module):
+        raise ValueError(f"module must be a Linen module, got {shown(module)}")
+    if not isinstance(variables, Mapping) or (variables and "params" not in variables):
+        raise ValueError(
+            "variables must have the collection 'params', as the result of module.init(...) has, "
+            f"got {shown(variables)}"
+        )
 
-    def apply_fn(variables, *args, **cond):
-        return module.apply(variables, *args, **cond)
+    # Statistics and caches are not parameters: a gradient would move them, and integers have none.
+    constants = jax.tree.map(_copy, dict(variables))
+    params = constants.pop("params", {})
+    modes = inspect.signature(type(module).__call__).parameters
 
-    return with_arguments_of(apply_fn, module), variables
+    def apply_fn(params, *args, dropout_key=None, **cond):
+        trains = dropout_key is not None
+        mode = {"train": trains, "training": trains, "deterministic": not trains}
+        mode = {name: value for name, value in mode.items() if name in modes}
+        rngs = {"rngs": {"params": dropout_key}} if trains else {}
+
+        # No collection is mutable, so that a module that would update one says so.
+        return module.apply(
+            {**constants, "params": params}, *args, **rngs, **{**mode, **cond}
+        )
+
+    return with_arguments_of(apply_fn, module), params
 
 
 def compute_in(apply_fn: ApplyFn, dtype: Any) -> ApplyFn:
@@ -80,3 +146,22 @@ def compute_in(apply_fn: ApplyFn, dtype: Any) -> ApplyFn:
         return apply_fn(params, x.astype(dtype), *times, **cond).astype(x.dtype)
 
     return with_classes_of(apply_fn, cast)
+
+
+def _copy(leaf: Any) -> Any:
+    """A copy of an array, so that neither writing to it nor donating it affects the original."""
+    # Modules made by `nnx.eval_shape` hold shapes in place of arrays.
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.array(leaf, copy=True)
+
+
+def _reseed(streams: nnx.State, key: jax.Array) -> nnx.State:
+    """The state of a module's random streams that all start from `key`, each in its own way."""
+    leaves, structure = jax.tree.flatten(streams)
+    fresh = []
+    for i, leaf in enumerate(leaves):
+        # A stream has a key and the number of keys that were drawn from it.
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            fresh.append(jax.random.fold_in(key, i))
+        else:
+            fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
+    return jax.tree.unflatten(structure, fresh)

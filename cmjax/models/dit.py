@@ -9,6 +9,7 @@ from flax import nnx
 
 from cmjax.configs import LARGEST, check_options
 from cmjax.models import layers
+from cmjax.models.on_meshes import on_any_mesh
 
 TIME_FEATURES = 256  # sines and cosines of the time, as in the authors' code
 
@@ -132,6 +133,7 @@ class DiT(nnx.Module):
         self.modulation = _zero_linear(width, 2 * width, rngs)
         self.proj_out = _zero_linear(width, folded * config.out_channels, rngs)
 
+    @on_any_mesh
     def __call__(
         self, x: jax.Array, t: jax.Array, class_labels: jax.Array | None = None
     ) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.models import layers
+from cmjax.models.on_meshes import on_any_mesh
 from cmjax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet2DConfig
 
 
@@ -71,6 +72,7 @@ class UNet2D(nnx.Module):
             rngs=rngs,
         )
 
+    @on_any_mesh
     def __call__(
         self, x: jax.Array, t: jax.Array, class_labels: jax.Array | None = None
     ) -> jax.Array:

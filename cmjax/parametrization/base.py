@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from cmjax.arrays import ApplyFn, combine
+from cmjax.meshes import divided_like
 from cmjax.networks import call_network
 
 
@@ -103,6 +104,7 @@ def denoise(
     noisy = combine((level.alpha, x))
 
     # x0 = c_skip x + c_out F(c_in x, t), `[B, ...]` in the dtype of x.
+    time = divided_like(level.time, x)
     scaled = combine((c_in, noisy))
-    model_output = call_network(apply_fn, params, scaled, (level.time,), cond)
+    model_output = call_network(apply_fn, params, scaled, (time,), cond)
     return combine((c_skip, noisy), (c_out, model_output))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from cmjax.arrays import ApplyFn, combine, hashable, is_tracing
 from cmjax.configs import shown
+from cmjax.meshes import divided_like
 from cmjax.networks import check_network, with_classes_of
 from cmjax.parametrization.base import Parametrization, denoise
 from cmjax.parametrization.trigflow import TrigFlow
@@ -98,7 +99,7 @@ def trigflow_network(
 
     def unchanged(params, x, t, **cond):
         # A TrigFlow network receives x / sigma_data, and returns F itself.
-        return apply_fn(params, combine((1 / sigma_data, x)), t, **cond)
+        return apply_fn(params, combine((1 / sigma_data, x)), divided_like(t, x), **cond)
 
     def converted(params, x, t, /, **cond):
         cos = jnp.cos(t)

@@ -19,6 +19,7 @@ from cmjax.arrays import (
     floating_dtype,
 )
 from cmjax.configs import from_json, inherited, shown
+from cmjax.meshes import divided_like
 from cmjax.networks import call_network, check_network
 from cmjax.random import level_noise, sample_keys
 from cmjax.schedulers.checks import (
@@ -242,7 +243,8 @@ class Scheduler(abc.ABC, Generic[State]):
 
         # Networks take one time per sample, f32[B].
         times = tuple(
-            jnp.broadcast_to(time, sample.shape[:1]) for time in self.time_inputs(state)
+            divided_like(jnp.broadcast_to(time, sample.shape[:1]), sample)
+            for time in self.time_inputs(state)
         )
         return call_network(apply_fn, params, scaled, times, cond)
 

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cmjax.meshes import with_automatic_axes
+
 BOUND_DOMAINS = {
     "clip_sample_range": (1e-6, 1e6),
     "dynamic_thresholding_ratio": (0.0, 1.0),
@@ -40,10 +42,14 @@ def dynamic_threshold(x: jax.Array, ratio: float, largest: float) -> jax.Array:
         ratio: the quantile, in [0, 1].
         largest: the largest number that a sample is divided by.
     """
-    # The quantile of each sample, f32[B]; at least 1, so that no sample is scaled up.
     wide = x.astype(jnp.float32)
-    magnitude = jnp.abs(wide).reshape(x.shape[0], -1)
-    limit = jnp.clip(jnp.quantile(magnitude, ratio, axis=-1), 1, largest)
+
+    def quantile(wide, _):
+        magnitude = jnp.abs(wide).reshape(wide.shape[0], -1)
+        return jnp.quantile(magnitude, ratio, axis=-1)
+
+    # The quantile of each sample, f32[B]; at least 1, so that no sample is scaled up.
+    limit = jnp.clip(with_automatic_axes(quantile, wide), 1, largest)
 
     # [B] -> [B, 1, ...]; clipped to the quantile first, so that the result lies in [-1, 1].
     limit = limit.reshape(-1, *[1] * (x.ndim - 1))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.random import level_noise, sample_keys
+from cmjax.random import key_of_seed, level_noise, sample_keys, split
 from cmjax.sampling import sample
 from cmjax.schedulers import SCHEDULERS, scheduler_from_config
 from cmjax.schedulers.base import Scheduler
@@ -61,7 +61,7 @@ def assert_config_round_trip(scheduler: Scheduler) -> None:
 
 def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
     """Checks that steps, and `set_timesteps`, give the same under jit as eagerly."""
-    key = jax.random.key(0)
+    key = key_of_seed(0)
     state, x = start(scheduler, num_steps)
 
     # The scheduler is an argument, which works only if jit can treat it as static data.
@@ -98,7 +98,7 @@ def assert_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
             sigmas=state.sigmas * (1 + seed / 8), timesteps=state.timesteps + seed
         )
         for _ in range(state.num_steps):
-            state, output = step(jax.random.key(seed), state, x)
+            state, output = step(key_of_seed(seed), state, x)
             x = output.prev_sample
     count = len(traces)
     check(count == 1, f"traced {count} times for two runs of the same shape")
@@ -110,7 +110,7 @@ def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
     states = [
         state.replace(step_index=state.step_index + i) for i in range(state.num_steps)
     ]
-    keys = jax.random.split(jax.random.key(1), state.num_steps)
+    keys = split(key_of_seed(1), state.num_steps)
     expected = [
         one_step(scheduler, key, state, x) for key, state in zip(keys, states, strict=True)
     ]
@@ -141,7 +141,7 @@ def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
             for time in scheduler.time_inputs(state):
                 assert_dtypes(jnp.float32, time=time)
             scaled = scheduler.scale_input(state, x)
-            state, output = one_step(scheduler, jax.random.key(0), state, x)
+            state, output = one_step(scheduler, key_of_seed(0), state, x)
             assert_dtypes(
                 dtype,
                 scaled=scaled,
@@ -182,7 +182,7 @@ def assert_threads_agree(
     def run(seed):
         state, x = start(scheduler, num_steps)
         for _ in range(state.num_steps):
-            state, output = one_step(scheduler, jax.random.key(seed), state, x)
+            state, output = one_step(scheduler, key_of_seed(seed), state, x)
             x = output.prev_sample
         return np.asarray(x)
 
@@ -194,7 +194,7 @@ def assert_threads_agree(
 
 def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
     """Checks that `cmjax.sample` equals a loop by hand, with the noise of each level."""
-    key = jax.random.key(3)
+    key = key_of_seed(3)
     expected = sample(key, network, None, scheduler, SHAPE, num_inference_steps=num_steps)
 
     # The loop over the scheduler's own methods: level i's noise brings samples to level i.
@@ -219,7 +219,7 @@ def assert_bare_sample_compiles_once(scheduler: Scheduler, num_steps: int = 3) -
     counts = []
     for seed in range(3):
         gain = jnp.float32(seed)
-        key = jax.random.key(seed)
+        key = key_of_seed(seed)
         sample(key, scaled, gain, scheduler, SHAPE, num_inference_steps=num_steps)
         counts.append(len(traces))
 

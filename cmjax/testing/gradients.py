@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.random import key_of_seed
 from cmjax.sampling import sample
 from cmjax.schedulers.base import Scheduler
 from cmjax.testing.comparisons import assert_close, assert_finite, check
@@ -38,7 +39,7 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
 
         begun = state if made is None else scheduler.set_timesteps(sigmas=levels)
         shifted = begun.replace(sigmas=begun.sigmas + shift)
-        return sample(jax.random.key(0), scaled, gain, scheduler, SHAPE, state=shifted)
+        return sample(key_of_seed(0), scaled, gain, scheduler, SHAPE, state=shifted)
 
     # Reverse mode by all of them, and forward mode by the network's parameter, in one program.
     @jax.jit

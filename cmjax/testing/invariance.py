@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cmjax.random import level_noise, sample_keys
+from cmjax.random import key_of_seed, level_noise, sample_keys
 from cmjax.sampling import sample
 from cmjax.schedulers.base import Scheduler
 from cmjax.testing.comparisons import assert_close, assert_equal, check
@@ -35,7 +35,7 @@ def assert_batch_invariant(
             another order at another batch size.
         **options: of `cmjax.sample`; per-sample ones (`cond`, `init`) are sliced with the batch.
     """
-    key = jax.random.key(0)
+    key = key_of_seed(0)
     batch = shape[0]
 
     def run(start, stop):
@@ -92,7 +92,7 @@ def assert_device_invariant(
     Raises:
         ValueError: if the batch cannot be divided over two or more devices of this process.
     """
-    keys = sample_keys(jax.random.key(0), shape[0])
+    keys = sample_keys(key_of_seed(0), shape[0])
     devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if shape[0] % n == 0)
     if count == 1:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cmjax.arrays import ApplyFn
 from cmjax.parametrization import Parametrization, consistency_function
+from cmjax.random import key_of_seed, normal
 from cmjax.sampling import sample
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.testing.comparisons import assert_equal, check
@@ -111,7 +112,7 @@ def assert_gaussian_moments(
         lambda key: sample(
             key, apply_fn, params, scheduler, shape, num_inference_steps=num_inference_steps
         )
-    )(jax.random.key(0))
+    )(key_of_seed(0))
     x = np.asarray(x, np.float64)
 
     # Samples end at sigma_min, with this variance. `start` is about the factor of f at sigma_max,
@@ -138,6 +139,6 @@ def assert_boundary_condition(
     **cond: jax.Array,
 ) -> None:
     """Checks that f(x, sigma_min) = x exactly, for any network (Song et al. 2023, section 3)."""
-    x = jax.random.normal(jax.random.key(0), tuple(shape))
+    x = normal(key_of_seed(0), tuple(shape))
     sigma = jnp.full(shape[0], scheduler.sigma_min, jnp.float32)
     assert_equal(consistency_function(apply_fn, params, scheduler, x, sigma, **cond), x)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import combine
+from cmjax.random import key_of_seed
 from cmjax.schedulers.base import Scheduler, SchedulerState
 
 # Of the samples in these checks. The sizes differ, so that mixed-up axes fail.
@@ -26,7 +27,7 @@ def start(
 ) -> tuple[SchedulerState, jax.Array]:
     """The state at the start of a run, and a first sample `dtype[SHAPE]`."""
     state = set_timesteps(scheduler, num_steps)
-    return scheduler.init(jax.random.key(7), state, SHAPE, dtype)
+    return scheduler.init(key_of_seed(7), state, SHAPE, dtype)
 
 
 @functools.partial(jax.jit, static_argnums=1)

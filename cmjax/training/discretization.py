@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from cmjax import random
 from cmjax.schedulers.levels import karras_sigmas
 
 
@@ -107,7 +108,7 @@ def lognormal_index(
     # Levels from the lognormal, truncated to the grid: f32[count] in [sigma_min, sigma_max].
     low = (math.log(sigma_min) - p_mean) / p_std
     high = (math.log(sigma_max) - p_mean) / p_std
-    sigma = jnp.exp(p_mean + p_std * jax.random.truncated_normal(key, low, high, (count,)))
+    sigma = jnp.exp(p_mean + p_std * random.truncated_normal(key, low, high, (count,)))
 
     # Their places on the grid, from 0 at sigma_max to 1 at sigma_min: `karras_sigmas` inverted.
     start = sigma_max ** (1 / rho)

@@ -13,6 +13,7 @@ import numpy as np
 
 from cmjax.files import read_regular, replacing
 from cmjax.images import save_grid, to_uint8
+from cmjax.random import key_of_seed
 from cmjax.sampling import sample
 from cmjax.schedulers.registry import scheduler_like
 from cmjax.training.config import TrainConfig
@@ -122,7 +123,7 @@ def save_samples(run: Run, state: TrainState, path: Path) -> None:
     shape = (_COLUMNS, *model.sample_shape)
     rows = [
         sample(
-            jax.random.key(0),
+            key_of_seed(0),
             model.apply_fn,
             model.params,
             model.scheduler,

@@ -14,6 +14,7 @@ from cmjax.guidance import autoguidance
 from cmjax.model import Model
 from cmjax.models.adapters import compute_in, from_nnx
 from cmjax.models.registry import network_class
+from cmjax.random import key_of_seed, same_numbers
 from cmjax.training import data, sources
 from cmjax.training.config import TrainConfig
 from cmjax.training.inspection import inspect
@@ -44,7 +45,7 @@ class Run:
     def init(self) -> TrainState:
         """Returns the state of step 0."""
         # The one key of the run: step k folds k into it.
-        return self.train_step.init(jax.random.key(self.config.run.seed), self.model.params)
+        return self.train_step.init(key_of_seed(self.config.run.seed), self.model.params)
 
     def model_of(self, params: Any) -> Model:
         """Returns the model with trained parameters, such as `state.ema[0]`, on the host."""
@@ -141,7 +142,9 @@ def _first_model(config):
     else:
         # A new network, with random parameters from the seed.
         module_class, _ = network_class(config.network["class"])
-        module = module_class(network_config, rngs=nnx.Rngs(config.run.seed))
+        with same_numbers():
+            rngs = nnx.Rngs(key_of_seed(config.run.seed))
+            module = module_class(network_config, rngs=rngs)
         model = Model(*from_nnx(module), scheduler, network_config)
     _check_time_scale(model)
     return model

@@ -1,5 +1,6 @@
 """The training step and its state. Losses do not depend on it: they work in any loop."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -12,6 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmjax.arrays import ApplyFn
+from cmjax.random import as_key, same_numbers
 from cmjax.training.checks import check_params, check_result, check_step_arguments
 from cmjax.training.losses.base import (
     Batch,
@@ -19,10 +21,14 @@ from cmjax.training.losses.base import (
     FunctionLoss,
     Loss,
     Metrics,
+    WithDropout,
     split_batch,
 )
 
-AXIS = "data"  # name of the mesh's axis, which batches are divided along
+AXIS = "data"  # name of the axis of `data_mesh`
+
+# Folded into a step's key. Losses split that key, which is to fold in 0, 1, and so on.
+_DROPOUT = 2**32 - 1
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +68,7 @@ class TrainStep:
         accumulate: number of parts of a batch, whose gradients are computed one after the other.
         mesh: devices that a batch is divided over; None for one device.
         teacher: parameters of the teacher, or None.
+        dropout: whether the network is called with a `dropout_key`.
     """
 
     loss: Loss
@@ -71,6 +78,7 @@ class TrainStep:
     accumulate: int
     mesh: Mesh | None
     teacher: Any
+    dropout: bool = False
 
     def init(self, key: jax.Array, params: Any) -> TrainState:
         """Returns the state of step 0, on every device of the mesh.
@@ -78,6 +86,9 @@ class TrainStep:
         Args:
             key: PRNG key of all randomness of the run, typed or raw.
             params: the network's parameters, which are copied.
+
+        Raises:
+            ValueError: for what is no key, or a key of another generator than threefry.
         """
         # The loss says what is trained, and whether its target is a moving average.
         check_params(params)
@@ -86,14 +97,13 @@ class TrainStep:
         has_target = self.loss.target_decay_at(step) is not None
 
         # Checkpoints cannot hold typed keys, so the state has the raw data.
-        is_typed_key = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         state = TrainState(
             step=step,
             params=params,
             ema=(params,) * len(self.ema_decays),
             target=params if has_target else None,
             opt_state=self.optimizer.init(params),
-            key=jax.random.key_data(key) if is_typed_key else key,
+            key=jax.random.key_data(as_key(key)),
         )
 
         # Copies throughout: the state is donated, so its fields may share no buffer with each other
@@ -119,11 +129,14 @@ class TrainStep:
             raise ValueError(
                 f"state must be a TrainState, from init, got {type(state).__name__}"
             )
-        return self._jitted(state, self.shard(batch), self._replicated_teacher)
+        with self._mesh_context():
+            return self._jitted(state, self.shard(batch), self._replicated_teacher)
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """Returns the program of a step, not yet compiled, for cost and memory analysis."""
-        return self._jitted.lower(state, self.shard(batch), self._replicated_teacher)
+        # With `jax_disable_jit` there would be no program.
+        with self._mesh_context(), jax.disable_jit(False):
+            return self._jitted.lower(state, self.shard(batch), self._replicated_teacher)
 
     def replicate(self, tree: Any) -> Any:
         """Returns the tree with a copy of every array on every device of the mesh."""
@@ -146,11 +159,15 @@ class TrainStep:
             return batch
 
         # Each process holds its own rows only; together they are one global array.
-        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         return {
             name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
             for name, array in batch.items()
         }
+
+    def _mesh_context(self):
+        """The context of the mesh, which networks on explicit axes may need."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     @cached_property
     def _replicated_teacher(self):
@@ -172,9 +189,11 @@ class TrainStep:
         self, state: TrainState, batch: Batch, teacher: Any
     ) -> tuple[TrainState, Metrics]:
         """Returns the next state and the metrics of this step."""
-        # The key of step k is folded from k, so a resumed run draws the same noise.
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        grads, metrics = self._gradient(key, state, batch, teacher)
+        # The key of step k is folded from k, so a resumed run draws the same noise, under whatever
+        # settings of JAX; so do the network and losses that draw by `jax.random`.
+        key = jax.random.fold_in(as_key(state.key), state.step)
+        with same_numbers():
+            grads, metrics = self._gradient(key, state, batch, teacher)
 
         # One step of the optimizer.
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -207,8 +226,12 @@ class TrainStep:
         frozen = Frozen(target, teacher)
 
         def gradient(key, batch):
+            apply_fn = self.apply_fn
+            if self.dropout:
+                apply_fn = WithDropout(apply_fn, jax.random.fold_in(key, _DROPOUT))
+
             def objective(params):
-                result = self.loss(key, self.apply_fn, params, frozen, batch, state.step)
+                result = self.loss(key, apply_fn, params, frozen, batch, state.step)
                 check_result(self.loss, result)
                 return result
 
@@ -253,6 +276,7 @@ def make_train_step(
     accumulate: int = 1,
     mesh: Mesh | None = None,
     teacher: Any = None,
+    dropout: bool = False,
 ) -> TrainStep:
     """Returns the jitted function `(state, batch) -> (state, metrics)`, with `init(key, params)`.
 
@@ -269,9 +293,11 @@ def make_train_step(
             `min(decay, (1 + step) / (10 + step))`.
         accumulate: number of parts of a batch, whose gradients are computed one after the other to
             save memory. Each part draws its own noise, so results differ from those of 1.
-        mesh: devices of one host or many to divide every batch over, see `data_mesh`; None for one
-            device.
+        mesh: devices of one host or many to divide every batch over, along all axes of the mesh,
+            be they automatic or explicit; see `data_mesh`. None for one device.
         teacher: parameters of the teacher, for distillation.
+        dropout: whether to drop out units of the network, as `from_nnx` and `from_linen` make it:
+            it is then called with `dropout_key`, a key per step that student and target share.
 
     Raises:
         ValueError: for a distillation without a teacher, a teacher for another loss, or values out
@@ -290,7 +316,7 @@ def make_train_step(
 
     check_step_arguments(apply_fn, optimizer, ema_decays, accumulate, mesh)
     return TrainStep(
-        loss, apply_fn, optimizer, tuple(ema_decays), accumulate, mesh, teacher
+        loss, apply_fn, optimizer, tuple(ema_decays), accumulate, mesh, teacher, dropout
     )
 
 

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.configs import LARGEST, check_options, is_int, shown
+from cmjax.meshes import divided_alike
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas
 
@@ -203,6 +205,28 @@ def check_metric(metric: Any) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class WithDropout:
+    """A network whose calls all drop out the same units, as student and target have to.
+
+    Attributes:
+        apply_fn: `(params, x, t, *, dropout_key, **cond) -> model_output`, as of `from_nnx`.
+        key: PRNG key, from which the units follow.
+    """
+
+    apply_fn: ApplyFn
+    key: jax.Array
+
+    def __call__(self, params: Any, *args: Any, **cond: Any) -> jax.Array:
+        """Returns the model output, `[B, ...]`."""
+        return self.apply_fn(params, *args, dropout_key=self.key, **cond)
+
+
+def without_dropout(apply_fn: ApplyFn) -> ApplyFn:
+    """Returns a network as it is evaluated: that of a teacher drops nothing out."""
+    return apply_fn.apply_fn if isinstance(apply_fn, WithDropout) else apply_fn
+
+
 def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
     """Returns (data `[B, ...]`, conditioning by name) of a batch.
 
@@ -234,7 +258,8 @@ def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
                     f"batch[{name!r}] must have one value for each of {len(data)} samples, "
                     f"got shape {jnp.shape(leaf)}"
                 )
-    return data, cond
+    arrays = divided_alike({"data": data, **cond})
+    return arrays.pop("data"), arrays
 
 
 def draw_sigmas(
@@ -259,19 +284,17 @@ def draw_sigmas(
         p_std: standard deviation of log sigma.
         uniform_fraction: share of the levels that are drawn uniformly.
     """
-    normal_key, ramp_key, choice_key = jax.random.split(key, 3)
+    normal_key, ramp_key, choice_key = random.split(key, 3)
 
     # log sigma ~ N(p_mean, p_std^2).
-    lognormal = jnp.exp(p_mean + p_std * jax.random.normal(normal_key, (count,)))
+    lognormal = jnp.exp(p_mean + p_std * random.normal(normal_key, (count,)))
     if not hasattr(scheduler, "sigma_max"):
         return lognormal  # the angles arctan(sigma / sigma_data) reach every level
     sigma_min, sigma_max, rho = karras_range(scheduler)
 
     # sigma(u) of the Karras grid for uniform u, in place of some of the lognormal levels.
-    uniform = karras_sigmas(
-        jax.random.uniform(ramp_key, (count,)), sigma_min, sigma_max, rho
-    )
-    is_uniform = jax.random.uniform(choice_key, (count,)) < uniform_fraction
+    uniform = karras_sigmas(random.uniform(ramp_key, (count,)), sigma_min, sigma_max, rho)
+    is_uniform = random.uniform(choice_key, (count,)) < uniform_fraction
     sigma = jnp.where(is_uniform, uniform, lognormal)
 
     # A little above sigma_min: at sigma_min itself the consistency function is the identity.
@@ -298,6 +321,7 @@ def teacher_slope(
         scheduler: the scheduler that the teacher was trained for.
         cond: per-sample conditioning, passed to `apply_fn`.
     """
+    apply_fn = without_dropout(apply_fn)
 
     # The teacher is a denoiser: without the boundary condition of a consistency function.
     def slope(x, sigma):

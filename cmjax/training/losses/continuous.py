@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import random
 
+from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas

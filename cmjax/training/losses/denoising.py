@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jax import random
 
+from cmjax import random
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.heun import EDMHeunScheduler
 from cmjax.training.losses.base import (

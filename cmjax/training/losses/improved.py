@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jax import random
 
+from cmjax import random
 from cmjax.training.discretization import (
     adjacent_levels,
     doubling_num_levels,

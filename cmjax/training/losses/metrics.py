@@ -1,6 +1,7 @@
 """How two estimates of x0 are compared: functions `(a, b) -> f32[B]` of arrays `[B, ...]`."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,7 @@ class PseudoHuber:
         """Returns the distance of each sample, f32[B]; its gradient at a = b is 0."""
         # sqrt(|a - b|^2 + c^2 D), from the mean square, which is computed in float32.
         error = a - b
-        dimension = error[0].size
+        dimension = math.prod(error.shape[1:])
         offset = self.c * dimension**0.5
         square = mean_square(error) * dimension + offset**2
 

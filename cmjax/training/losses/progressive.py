@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import random
 
+from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.euler import EDMEulerScheduler

@@ -1,16 +1,23 @@
 """Simplified continuous-time consistency models, sCM (Lu and Song 2024, arXiv 2410.11081)."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import random
 
+from cmjax import random
 from cmjax.arrays import ApplyFn, check_shapes, combine
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
 from cmjax.training.discretization import tangent_warmup
-from cmjax.training.losses.base import Loss, check_sigma_data, draw_sigmas, split_batch
+from cmjax.training.losses.base import (
+    Loss,
+    check_sigma_data,
+    draw_sigmas,
+    split_batch,
+    without_dropout,
+)
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
 
@@ -112,7 +119,7 @@ class _SimplifiedLoss(Loss):
 
         # The normalized tangent g / (|g| + c) tames samples with huge tangents. The target is F
         # itself, moved along it.
-        norm = jnp.sqrt(mean_square(g) * g[0].size)
+        norm = jnp.sqrt(mean_square(g) * math.prod(g.shape[1:]))
         target = jax.lax.stop_gradient(
             combine((1, value), (1 / (norm + self.tangent_c), g))
         )
@@ -204,7 +211,7 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss."""
         # The teacher's F, of whatever parametrization, in TrigFlow's terms.
-        teacher_fn = self.teacher_fn or apply_fn
+        teacher_fn = self.teacher_fn or without_dropout(apply_fn)
         teacher = trigflow_network(teacher_fn, self.scheduler, edm_denoiser)
 
         def slope(x, t, **cond):

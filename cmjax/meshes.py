@@ -1,0 +1,110 @@
+"""Arrays that are divided over the devices of a mesh with explicit axes.
+
+Along an automatic axis of a mesh XLA decides how results are divided. Along an explicit one, which
+is what `jax.make_mesh` makes, it is part of the type of every array (`f32[8@data, 3]`): some
+operations are refused, and a loop must return its carry divided as it was given. All functions here
+leave their arguments as they are where no axis is explicit.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def divided_like(array: jax.Array, samples: jax.Array) -> jax.Array:
+    """Returns an array `[B, ...]` whose first axis is divided as that of the samples `[B, ...]`.
+
+    Without it `jax.vmap` over both, as in many networks, would be an error.
+    """
+    sharding = _explicit_sharding(samples)
+    if sharding is None or not samples.ndim:
+        return array
+    return jax.sharding.reshard(array, _along_batch(sharding, sharding.spec[0]))
+
+
+def divided_alike(samples: Any) -> Any:
+    """Returns a pytree of arrays `[B, ...]`, with all first axes divided as the first that is."""
+    batch = _batch_sharding(samples)
+    if batch is None or batch.spec[0] is None:
+        return samples
+
+    def divide(leaf):
+        # The other axes stay as they are.
+        own = _explicit_sharding(leaf)
+        others = () if own is None else own.spec[1:]
+        spec = PartitionSpec(batch.spec[0], *others)
+        return jax.sharding.reshard(leaf, NamedSharding(batch.mesh, spec))
+
+    return jax.tree.map(divide, samples)
+
+
+def with_automatic_axes(
+    function: Callable[..., jax.Array], samples: Any, params: Any = None
+) -> jax.Array:
+    """Returns `function(samples, params)`, computed as on a mesh with automatic axes.
+
+    The result is divided along its first axis only, as the first of `samples` that is divided.
+
+    Args:
+        function: returns one array `[B, ...]`. It may not close over arrays.
+        samples: a pytree of arrays `[B, ...]`.
+        params: a pytree of arrays, divided along any of their axes.
+    """
+    out_sharding = _batch_sharding(samples, params)
+    if out_sharding is None:
+        return function(samples, params)
+    automatic: Any = jax.sharding.auto_axes(function, out_sharding=out_sharding)
+    return automatic(samples, params)
+
+
+def as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
+    """Returns the first carry of a scan, divided over devices as `body` returns it.
+
+    Args:
+        body: from carry to carry.
+        carry: the first carry; a pytree of arrays.
+    """
+    # Otherwise scan fits the carry itself. It needs no help inside of `jax.shard_map` either.
+    if not _has_explicit_axes(jax.sharding.get_abstract_mesh()):
+        return carry
+
+    def fit(leaf, returned):
+        if returned.sharding is None:
+            return leaf
+        return jax.sharding.reshard(leaf, returned.sharding)
+
+    # What a sampler remembers of earlier calls is divided one pass later than its samples.
+    for _ in range(2):
+        carry = jax.tree.map(fit, carry, jax.eval_shape(body, carry))
+    return carry
+
+
+def _explicit_sharding(array: Any) -> NamedSharding | None:
+    """The sharding that is part of the array's type, or None if no axis of its mesh is explicit."""
+    sharding = jax.typeof(array).sharding
+    return sharding if _has_explicit_axes(sharding.mesh) else None
+
+
+def _has_explicit_axes(mesh: Any) -> bool:
+    return AxisType.Explicit in mesh.axis_types
+
+
+def _along_batch(sharding: NamedSharding, axis: Any) -> NamedSharding:
+    """The sharding of arrays that are divided along their first axis only."""
+    return NamedSharding(sharding.mesh, PartitionSpec(axis))
+
+
+def _batch_sharding(samples: Any, params: Any = None) -> NamedSharding | None:
+    """That of the first of `samples` whose batch is divided; None if no axis is explicit."""
+    of_samples, of_params = jax.tree.map(_explicit_sharding, (samples, params))
+    of_samples = jax.tree.leaves(of_samples)
+    known = of_samples + jax.tree.leaves(of_params)
+    if not known:
+        return None
+
+    # One mesh holds them all.
+    axes = [sharding.spec[0] for sharding in of_samples]
+    axis = next((axis for axis in axes if axis is not None), None)
+    return _along_batch(known[0], axis)

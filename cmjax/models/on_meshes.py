@@ -1,0 +1,33 @@
+"""Lets networks run on meshes with explicit axes, however samples and parameters are divided."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from cmjax.meshes import with_automatic_axes
+
+
+def on_any_mesh(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Decorates the `__call__` of a network `(x, t, class_labels) -> model_output`.
+
+    Convolutions, gathers and reshapes of a divided axis are errors on explicit axes. Within the
+    network they are therefore automatic: XLA decides how what it computes is divided. The output
+    is divided along the batch, as `x` is.
+    """
+
+    @functools.wraps(call)
+    def called(
+        self: Any, x: jax.Array, t: jax.Array, class_labels: Any = None
+    ) -> jax.Array:
+        # The parameters have to be arguments, as they may be divided too.
+        graph, state = nnx.split(self)
+
+        def function(samples, state):
+            return call(nnx.merge(graph, state), *samples)
+
+        return with_automatic_axes(function, (x, t, class_labels), state)
+
+    return called
