@@ -104,9 +104,9 @@ def generate(
     """Makes many samples, in a folder, on all devices.
 
     Run the same command again after any interruption: it resumes. The samples are those that cmjax
-    sample makes with the same options, up to rounding. In the end the folder holds samples_NxHxWxC.npz, with arr_0
-    and arr_1 as the evaluator of guided-diffusion reads them. docs/scaling.md describes runs on
-    several machines.
+    sample makes with the same options, up to rounding. In the end the folder holds
+    samples_NxHxWxC.npz, with arr_0 and arr_1 as the evaluator of guided-diffusion reads them.
+    docs/scaling.md describes runs on several machines.
 
     \b
     Examples:
@@ -150,6 +150,8 @@ def generate(
     source = model or ""
     if source and os.path.exists(source):
         source = os.path.abspath(source)
+
+    options.print_notes()
 
     def report(text):
         if not quiet:
@@ -209,6 +211,7 @@ def _verify(
     manifest = read_manifest(folder)
     source = model or manifest.source or None
     loaded = _load(source, None, (), str(manifest.settings.request.dtype), quiet)
+    options.print_notes()
     verified = verify(folder, loaded, batch_size=batch_size, shard_params=shard_params)
 
     # Damage first: another run repairs it, and it may be all that is wrong.
