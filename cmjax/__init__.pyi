@@ -17,6 +17,8 @@ from cmjax import labels as labels
 from cmjax import model as model
 from cmjax import models as models
 from cmjax import parametrization as parametrization
+from cmjax import processes as processes
+from cmjax import progress as progress
 from cmjax import random as random
 from cmjax import registry as registry
 from cmjax import sampling as sampling
