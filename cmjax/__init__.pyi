@@ -18,6 +18,8 @@ from cmjax import model as model
 from cmjax import models as models
 from cmjax import networks as networks
 from cmjax import parametrization as parametrization
+from cmjax import processes as processes
+from cmjax import progress as progress
 from cmjax import random as random
 from cmjax import registry as registry
 from cmjax import sampling as sampling

@@ -133,14 +133,13 @@ def open_task(
 
 
 def _report_scaling(path: Path, picture: "np.ndarray", size: int, factor: int) -> None:
-    """Says on stderr that a picture has to be scaled to the model's size, if it has to be."""
+    """Notes that a picture has to be scaled to the model's size, if it has to be."""
     height, width = picture.shape[:2]
 
     # super-resolution takes its picture at the smaller size, so that one is no surprise either.
     if (height, width) not in ((size, size), (size // factor, size // factor)):
-        terminal.echo(
-            f"{path}: {width}x{height} pixels, its middle square scaled to {size}x{size}",
-            err=True,
+        options.note(
+            f"{path}: {width}x{height} pixels, its middle square scaled to {size}x{size}"
         )
 
 
@@ -264,5 +263,6 @@ def write_tiles(task: Task, tiles: Any, captions: list[Any]) -> None:
     scale = max(1, TILE // tiles.shape[1])
     columns = min(len(tiles), COLUMNS)
     save_grid(task.out, to_uint8(tiles), columns=columns, labels=captions, scale=scale)
+    options.print_notes()
     if not task.quiet:
         terminal.echo(f"{task.out}: {', '.join(map(str, filter(str, captions)))}")

@@ -150,6 +150,8 @@ def generate(
 
     loaded, request = run_on_all_processes(prepare)
 
+    options.print_notes()
+
     # With --quiet too: files that were moved out of the way are no matter of progress.
     def report(text):
         terminal.echo(text, err=True)
@@ -216,6 +218,7 @@ def _verify(
             f"{folder} was made with the model {manifest.source!r:.200}; give it as --model MODEL"
         )
     loaded = _load(source, None, (), str(manifest.settings.request.dtype), quiet)
+    options.print_notes()
     verified = verify(folder, loaded, batch_size=batch_size, shard_params=shard_params)
 
     # Damage first: another run repairs it, and it may be all that is wrong.

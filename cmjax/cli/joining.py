@@ -9,8 +9,7 @@ import threading
 import time
 from typing import Any
 
-import click
-
+from cmjax.cli import terminal
 from cmjax.cli.group import give_up
 
 QUIET = 5.0  # seconds of waiting before something is said
@@ -168,7 +167,7 @@ def _wait(joining: _Joining, address: str, num_processes: int | None, timeout: i
         waited = time.monotonic() - started
         if waited > QUIET and not has_spoken:
             has_spoken = True
-            click.echo(f"waiting for {others} to join at {address} ...", err=True)
+            terminal.echo(f"waiting for {others} to join at {address} ...", err=True)
         if waited > timeout:
             # JAX's thread cannot be stopped, and would abort the process at its exit.
             give_up(

@@ -283,14 +283,30 @@ def open_model(
             f"model {model}: its files make no sense ({type(error).__name__}: {error})"
         ) from None
 
-    # On stderr, with the other messages that are not results.
     if checkpoint.note and not quiet:
-        terminal.echo(f"Note: {checkpoint.note}", err=True)
+        note(f"Note: {checkpoint.note}")
 
     # Settings alone change the model's own scheduler.
     if scheduler or settings:
         loaded = loaded.with_scheduler(_scheduler(loaded.scheduler, scheduler, settings))
     return loaded
+
+
+def note(text: str) -> None:
+    """Keeps a message until `print_notes`: a command that fails prints its error and no more."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is None:
+        terminal.echo(text, err=True)
+    else:
+        ctx.meta.setdefault("cmjax.notes", []).append(text)
+
+
+def print_notes() -> None:
+    """Prints the notes, on stderr with the other messages that are not results."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None:
+        for text in ctx.meta.pop("cmjax.notes", []):
+            terminal.echo(text, err=True)
 
 
 def schedule(

@@ -97,6 +97,7 @@ def sample(
     # The state also knows how many network calls the schedule takes, for the report at the end.
     state = options.set_timesteps(loaded.scheduler, schedule)
     request = Request(**schedule, labels=classes, seed=seed, dtype=dtype)
+    options.print_notes()
     generated = generate(loaded, request, num, batch_size=batch_size, progress=not quiet)
 
     # While a file is being written, an interrupt has to be an exception again, so that what is
