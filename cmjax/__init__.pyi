@@ -14,6 +14,7 @@ from cmjax import image_files as image_files
 from cmjax import images as images
 from cmjax import interrupts as interrupts
 from cmjax import labels as labels
+from cmjax import meshes as meshes
 from cmjax import model as model
 from cmjax import models as models
 from cmjax import networks as networks
@@ -25,6 +26,7 @@ from cmjax import registry as registry
 from cmjax import sampling as sampling
 from cmjax import schedulers as schedulers
 from cmjax import spelling as spelling
+from cmjax import system as system
 from cmjax import testing as testing
 from cmjax import training as training
 from cmjax import version as version
