@@ -35,7 +35,7 @@ LAYERS = [
     {"__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
-NUMERIC = {"jax", "numpy", "chex"}  # all that samplers may import of others
+NUMERIC = {"jax", "numpy"}  # all that samplers may import of others
 
 
 def modules():
