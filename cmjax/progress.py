@@ -39,7 +39,7 @@ class Bar:
         """
         self.done = done
         self._total = total
-        self._unit = unit
+        self._units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
         self._doing = doing
         self._shown = shown
         self._at_terminal = sys.stderr.isatty()
@@ -113,7 +113,7 @@ class Bar:
 
     def _line(self, note: str) -> str:
         """Returns the bar in words, with the rate and the time that is left."""
-        line = f"{self._doing}: {self.done:,} of {self._total:,} {self._unit}s"
+        line = f"{self._doing}: {self.done:,} of {self._total:,} {self._units}"
         if self.done > self._first:
             rate = (self.done - self._first) / (time.perf_counter() - self._begin)
             left = tqdm.format_interval((self._total - self.done) / rate)

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 # Most of a test's time goes into compiling programs that run once, so they are compiled quickly
@@ -16,6 +17,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
     ]
 )
+
+# A shell starts programs in the background with Ctrl-C ignored, which they then go on to ignore.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Programs that tests, and the processes they start, have in common are compiled once, by each
 # worker of pytest-xdist.

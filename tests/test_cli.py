@@ -195,7 +195,7 @@ def test_bfloat16_is_nearly_float32(arrays, monkeypatch):
 
 def test_the_bar_is_on_stderr_and_quiet_says_nothing(run):
     result = run("--num 12")
-    assert "3/3" in result.stderr
+    assert "of 3 batches" in result.stderr
     assert result.stdout.count("\n") == 1
     result = run("--num 12 --quiet")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
@@ -385,11 +385,15 @@ def test_errors_of_the_library_are_put_in_the_words_of_the_command():
     assert "batch_size" in in_options(message, ctx)
 
 
-def test_a_defect_of_ours_is_not_hidden(run, monkeypatch):
+def test_a_defect_of_ours_is_one_line_that_says_how_to_see_it_whole(run, monkeypatch):
     def defect(*_, **__):
         raise AttributeError("a defect")
 
     monkeypatch.setattr(SAMPLE, defect)
+    result = run()
+    assert result.exit_code == 2
+    assert "AttributeError: a defect (CMJAX_TRACEBACK=1 shows where)" in result.stderr
+    monkeypatch.setenv("CMJAX_TRACEBACK", "1")
     assert isinstance(run().exception, AttributeError)
 
 

@@ -182,7 +182,9 @@ def test_any_operator_with_orthogonal_rows(dims, seed, data):
     made = observe(
         jax.tree_util.Partial(lambda a, x: x @ a.T, jnp.asarray(matrix)),
         jax.tree_util.Partial(lambda a, y: y @ a / 9, jnp.asarray(matrix)),
-        measured,
+        measured[
+            None
+        ],  # with the axis of the batch, since as many rows as samples may be drawn
     )
     constraint = jax.jit(made)
     x0 = normal(seed + 2, 4, dims)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_type_hints
 import numpy as np
 import optax
 
-from cmjax.configs import LARGEST, did_you_mean, is_finite, is_int
+from cmjax.configs import LARGEST, did_you_mean, is_finite, is_int, shown
 
 # Names of configuration files, and the optax functions behind them.
 OPTIMIZERS = {
@@ -248,7 +248,7 @@ def _check_types(name: str, section: Any) -> None:
     for key, hint in hints.items():
         value = _plain(getattr(section, key))
         if not _has_type(value, hint):
-            raise ValueError(f"{name}.{key} must be {_TYPES[hint]}, got {value!r:.200}")
+            raise ValueError(f"{name}.{key} must be {_TYPES[hint]}, got {shown(value)}")
         object.__setattr__(section, key, value)
 
 

@@ -234,7 +234,7 @@ def test_losses_of_the_users_own_are_found_by_module_and_name():
         (
             "ct",
             {"num_levels": 3},
-            "ConsistencyTraining has no option 'num_levels'; did you mean",
+            "ConsistencyTraining has no option 'num_levels'; known are",
         ),
         ("cd", {"metric": "lpips"}, "metric is 'lpips'; known are l1, l2, pseudo_huber"),
         ("cd", {"metric": "l2", "huber_c": 0.1}, "huber_c=0.1 is the constant of metric"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from cmjax.arrays import ApplyFn
-from cmjax.configs import did_you_mean, from_json, import_by_name
+from cmjax.configs import did_you_mean, from_json, import_by_name, shown
 from cmjax.training.losses.base import FunctionLoss, Loss
 from cmjax.training.losses.continuous import (
     ContinuousConsistencyDistillation,
@@ -71,7 +71,9 @@ def find_loss(name: str) -> Callable[..., Any]:
                 f"the loss {name!r} must be a dataclass derived from Loss, with a __call__"
             )
     if not callable(found):
-        raise ValueError(f"the loss {name!r} must be a class or a function, got {found!r}")
+        raise ValueError(
+            f"the loss {name!r} must be a class or a function, got {shown(found)}"
+        )
     return found
 
 
