@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from cmjax.checkpoints import diffusers, hub, native, openai
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.json_files import read_json
-from cmjax.configs import did_you_mean
+from cmjax.configs import did_you_mean, shown
 from cmjax.files import check_content, check_no_link, check_regular, replacing_folder
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
@@ -94,7 +94,7 @@ def open_checkpoint(
     if isinstance(name, str) and (name in ARCHITECTURES or ":" in name):
         return native.open_folder(path, trust=trust)
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
-    raise ValueError(f"{path / native.CONFIG}: _class_name is {name!r:.200}{hint}")
+    raise ValueError(f"{path / native.CONFIG}: _class_name is {shown(name)}{hint}")
 
 
 def _check_whole_model(path: Path) -> None:
@@ -131,10 +131,10 @@ def save(
             was.
     """
     if to not in WRITERS:
-        raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
+        raise ValueError(f"to must be one of {list(WRITERS)}, got {shown(to)}")
     if not isinstance(model, Model) or not isinstance(model.scheduler, Scheduler):
         raise ValueError(
-            f"model must be a cmjax.Model with a scheduler, got {model!r:.200}"
+            f"model must be a cmjax.Model with a scheduler, got {shown(model)}"
         )
 
     # `apply_fn` translates between two schedulers then, of which a file could only name one.

@@ -362,7 +362,7 @@ def _difference(maker: TableScheduler, other: TableScheduler) -> str:
 def _check_columns(weights: Any) -> None:
     """Raises ValueError for what a sampler may by mistake return as its table."""
     if not isinstance(weights, Weights):
-        raise ValueError(f"weights(levels) must return Weights(...), got {weights!r:.200}")
+        raise ValueError(f"weights(levels) must return Weights(...), got {shown(weights)}")
     if weights.x0 is None or weights.eps is None:
         raise ValueError(
             "weights.x0 and weights.eps must be arrays or numbers; 0.0 for no weight"
@@ -370,7 +370,7 @@ def _check_columns(weights: Any) -> None:
     if not isinstance(weights.earlier_x0, tuple):
         raise ValueError(
             "weights.earlier_x0 must be a tuple of columns, such as (column,), "
-            f"got {weights.earlier_x0!r:.200}"
+            f"got {shown(weights.earlier_x0)}"
         )
 
 

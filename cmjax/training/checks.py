@@ -8,44 +8,40 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cmjax.configs import is_finite, is_int
+from cmjax.configs import LARGEST, is_finite, is_int, shown
+from cmjax.networks import check_network
 
 
 def check_step_arguments(
     apply_fn: Any, optimizer: Any, ema_decays: Any, accumulate: Any, mesh: Any
 ) -> None:
     """Raises ValueError, naming the argument, for a wrong one of `make_train_step`."""
-    if not callable(apply_fn):
-        raise ValueError(
-            "apply_fn must be a function (params, x, t, **cond) -> model_output, "
-            f"got {apply_fn!r:.200}"
-        )
+    check_network(apply_fn)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(
             "optimizer must be a transformation of optax, such as optax.adam(1e-4), "
-            f"got {optimizer!r:.200}"
+            f"got {shown(optimizer)}"
         )
 
     # At least one average: it is what is sampled, and saved as the model.
     is_list = isinstance(ema_decays, (list, tuple)) and len(ema_decays) > 0
     if not is_list or not all(is_finite(decay, 0) and decay < 1 for decay in ema_decays):
-        shown = tuple(ema_decays) if isinstance(ema_decays, (list, tuple)) else ema_decays
         raise ValueError(
-            f"ema_decays must be numbers in [0, 1), at least one, got {shown!r:.200}"
+            f"ema_decays must be numbers in [0, 1), at least one, got {shown(ema_decays)}"
         )
-    if not is_int(accumulate, 1):
+    if not is_int(accumulate, 1, LARGEST):
         raise ValueError(
-            f"accumulate must be an integer of at least 1, got {accumulate!r:.200}"
+            f"accumulate must be an integer of at least 1, got {shown(accumulate)}"
         )
     if mesh is not None and not isinstance(mesh, Mesh):
-        raise ValueError(f"mesh must be a jax.sharding.Mesh or None, got {mesh!r:.200}")
+        raise ValueError(f"mesh must be a jax.sharding.Mesh or None, got {shown(mesh)}")
 
 
 def check_params(params: Any) -> None:
     """Raises ValueError unless parameters are arrays of floats, naming the first that is not."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
-        raise ValueError(f"params holds no arrays, got {params!r:.200}")
+        raise ValueError(f"params holds no arrays, got {shown(params)}")
     for path, leaf in leaves:
         dtype = getattr(leaf, "dtype", None)
         if dtype is None and isinstance(leaf, float):

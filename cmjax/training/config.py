@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import optax
 
-from cmjax.configs import did_you_mean, from_json
+from cmjax.configs import did_you_mean, from_json, shown
 from cmjax.files import read_regular
 from cmjax.models.registry import network_class
 from cmjax.registry import read_scheduler_config
@@ -78,7 +78,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, wanted):
                 raise ValueError(
-                    f"{name} must be a {wanted.__name__}, got {value!r:.200}; "
+                    f"{name} must be a {wanted.__name__}, got {shown(value)}; "
                     "config.from_values makes a TrainConfig of nested dicts"
                 )
 
@@ -179,7 +179,7 @@ def read_config(
         if not dot:
             raise ValueError(f"{key} must be section.key, such as run.steps")
         if not isinstance(values.setdefault(section, {}), dict):
-            raise ValueError(f"{section} must be a section, got {values[section]!r}")
+            raise ValueError(f"{section} must be a section, got {shown(values[section])}")
         values[section][name] = value
     return from_values(values)
 
@@ -195,7 +195,7 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
             )
         if not isinstance(value, Mapping):
             raise ValueError(
-                f"{name} must be a section, got {value!r}; put it under one, such as [run]"
+                f"{name} must be a section, got {shown(value)}; put it under one, such as [run]"
             )
 
         # Sections with fixed keys are read here; mappings are checked by what they configure.
@@ -228,7 +228,7 @@ def _plain_number(value):
     """Returns a number of NumPy as one of Python, for JSON."""
     if isinstance(value, np.generic):
         return value.item()
-    raise ValueError(f"a configuration holds {value!r:.200}, which no file can")
+    raise ValueError(f"a configuration holds {shown(value)}, which no file can")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.configs import LARGEST, is_int
+from cmjax.configs import LARGEST, is_int, shown
 from cmjax.images import from_uint8
 from cmjax.training.sections import LARGEST_SEED
 from cmjax.training.sources import Source, first_not_finite
@@ -88,7 +88,7 @@ def _check_arguments(source, batch_size, seed, start, index, count):
     ):
         if not is_int(value, least, most):
             raise ValueError(
-                f"{name} must be an integer from {least} to {most}, got {value!r:.200}"
+                f"{name} must be an integer from {least} to {most}, got {shown(value)}"
             )
     if batch_size > len(source):
         raise ValueError(

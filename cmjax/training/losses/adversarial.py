@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cmjax import random
 from cmjax.arrays import combine
-from cmjax.configs import is_finite
+from cmjax.configs import is_finite, shown
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import (
@@ -89,7 +89,7 @@ class Adversarial(Loss):
         check_sigma_data(self.scheduler)
         check_function("discriminator_fn", self.discriminator_fn)
         if self.inner is not None and not isinstance(self.inner, Loss):
-            raise ValueError(f"inner must be a Loss or None, got {self.inner!r:.200}")
+            raise ValueError(f"inner must be a Loss or None, got {shown(self.inner)}")
 
         # At sigma_min the consistency function is the identity: there is nothing to learn.
         sigma_min, sigma_max, _ = karras_range(self.scheduler)

@@ -185,7 +185,7 @@ def _check_instance(scheduler: Any) -> None:
 def check_function(name: str, function: Any) -> None:
     """Raises ValueError unless an argument is a function."""
     if not callable(function):
-        raise ValueError(f"{name} must be a function, got {function!r:.200}")
+        raise ValueError(f"{name} must be a function, got {shown(function)}")
 
 
 def check_total_steps(total_steps: Any) -> None:
@@ -236,7 +236,7 @@ def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
     """
     if not isinstance(batch, Mapping) or "data" not in batch:
         has = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise ValueError(f'batch must be a mapping with "data", got {has!r:.200}')
+        raise ValueError(f'batch must be a mapping with "data", got {shown(has)}')
 
     # Integers would be noised and cast back: a loss without a gradient.
     data = batch["data"]
