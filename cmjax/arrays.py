@@ -11,9 +11,8 @@ from jax.extend.core import get_opaque_trace_state
 
 from cmjax.configs import shown
 
-_BRIGHTEST = (
-    8  # the largest value of a picture without negative ones that passes for a sample
-)
+# The largest value of a picture without negative ones that passes for a sample.
+_BRIGHTEST = 8
 
 ApplyFn = Callable[..., Any]  # a network: (params, x, t, **cond) -> model_output
 

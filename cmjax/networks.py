@@ -131,10 +131,8 @@ def _check_arguments(apply_fn, num_times, cond, error):
     try:
         signature = inspect.signature(apply_fn)
         signature.bind(*names, **cond)
-    except (
-        TypeError,
-        ValueError,
-    ) as mismatch:  # the latter of what is not written in Python
+    except (TypeError, ValueError) as mismatch:
+        # Of a ValueError, Python does not know the arguments: the network is not written in it.
         call = ", ".join([*names, *(f"{name}=..." for name in cond)])
         raise ValueError(
             f"apply_fn must take ({call}), as this sampler and cond have it: {mismatch}"

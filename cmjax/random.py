@@ -32,7 +32,7 @@ def key_of_seed(seed: int) -> jax.Array:
         ValueError: unless `seed` is an integer from 0 to 2^32 - 1.
     """
     if not is_int(seed, 0, 2**32 - 1):
-        raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {seed!r}")
+        raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {shown(seed)}")
 
     # `jax.random.key` would add jax_random_seed_offset.
     data = jnp.asarray(np.array([0, seed], np.uint32))

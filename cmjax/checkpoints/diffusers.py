@@ -32,6 +32,7 @@ from cmjax.checkpoints.unet_config_files import (
     config_to_diffusers,
 )
 from cmjax.checkpoints.weight_files import only_variant, weight_names
+from cmjax.configs import shown
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import network_name
@@ -75,7 +76,7 @@ def open_pipeline(path: Path) -> Checkpoint:
     unet = parts.get("unet")
     if not isinstance(unet, list) or unet[-1:] != [NETWORK]:
         raise ValueError(
-            f"{path / INDEX}: the unet must be a {NETWORK}, got {unet!r:.200}; cmjax reads no "
+            f"{path / INDEX}: the unet must be a {NETWORK}, got {shown(unet)}; cmjax reads no "
             "other network"
         )
 

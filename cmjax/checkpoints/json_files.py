@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.configs import Config, plain
+from cmjax.configs import Config, plain, shown
 from cmjax.files import read_regular
 from cmjax.labels import check_class_names
 from cmjax.model import Model
@@ -143,6 +143,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{path.name} cannot hold {name}={value!r:.200}: {error}"
+                f"{path.name} cannot hold {name}={shown(value)}: {error}"
             ) from None
     path.write_text(json.dumps(values, indent=2) + "\n")

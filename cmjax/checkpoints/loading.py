@@ -131,7 +131,7 @@ def save(
             was.
     """
     if to not in WRITERS:
-        raise ValueError(f"to must be one of {list(WRITERS)}, got {to!r}")
+        raise ValueError(f"to must be one of {list(WRITERS)}, got {shown(to)}")
     if not isinstance(model, Model) or not isinstance(model.scheduler, Scheduler):
         raise ValueError(
             f"model must be a cmjax.Model with a scheduler, got {shown(model)}"

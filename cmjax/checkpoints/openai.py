@@ -12,6 +12,7 @@ from cmjax.checkpoints import diffusers
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.tensors import StoredTensor, by_name
 from cmjax.checkpoints.torch_file import open_torch
+from cmjax.configs import shown
 from cmjax.models import PRESETS, UNet2DConfig
 from cmjax.schedulers import CMStochasticIterativeScheduler
 
@@ -66,7 +67,7 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
     if isinstance(config, str):
         if config not in PRESETS:
             raise ValueError(
-                f"config {config!r} is not a preset; presets are {', '.join(PRESETS)}"
+                f"config {shown(config)} is not a preset; presets are {', '.join(PRESETS)}"
             )
         config = PRESETS[config]
 

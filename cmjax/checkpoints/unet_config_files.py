@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from cmjax.configs import from_json
+from cmjax.configs import from_json, shown
 from cmjax.models import UNet2DConfig
 
 NETWORK = "UNet2DModel"
@@ -53,7 +53,7 @@ def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
     """
     if content.get("_class_name") != NETWORK:
         raise ValueError(
-            f"_class_name is {content.get('_class_name')!r}; cmjax reads a {NETWORK}"
+            f"_class_name is {shown(content.get('_class_name'))}; cmjax reads a {NETWORK}"
         )
 
     # Options that the file leaves out have diffusers' defaults, not those of `UNet2DConfig`.
@@ -75,7 +75,7 @@ def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
             if name == "dropout":
                 hint = "; for sampling set it to 0: only training uses it"
             raise ValueError(
-                f"{name} {value!r} is not supported, only {supported[0]!r}{hint}"
+                f"{name} {shown(value)} is not supported, only {supported[0]!r}{hint}"
             )
 
     # Those that only cmjax has are not to be read from a file of diffusers.
@@ -150,7 +150,7 @@ def _present_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
         usual = 4 * widths[0]
     if width not in (None, usual):
         raise ValueError(
-            f"time_embedding_dim {width!r} is not supported, only {usual}, 4 times the channels "
-            "of the first block"
+            f"time_embedding_dim {shown(width)} is not supported, only {usual}, "
+            "4 times the channels of the first block"
         )
     return present

@@ -12,9 +12,8 @@ from cmjax.cli.wording import in_options
 from cmjax.interrupts import INTERRUPTED, leave_at_interrupt
 from cmjax.spelling import close_spelling
 
-TRACEBACK = (
-    "CMJAX_TRACEBACK"  # environment variable: set, unexpected errors are shown whole
-)
+# Environment variable: if it is set, unexpected errors are shown whole.
+TRACEBACK = "CMJAX_TRACEBACK"
 
 
 class OneLineErrors(click.Group):

@@ -14,9 +14,7 @@ from cmjax.cli.group import give_up
 
 QUIET = 5.0  # seconds of waiting before something is said
 POLL = 0.1  # seconds between two looks at whether all have joined
-LATER = (
-    60  # seconds by which JAX's own patience, at whose end it aborts, is longer than ours
-)
+LATER = 60  # seconds that JAX, which aborts the process in the end, waits longer than we do
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.checkpoints.json_files import LARGEST_JSON, parse_json
+from cmjax.configs import shown
 from cmjax.files import REMOVED, TEMPORARY, check_no_link, check_writable, replacing
 from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
@@ -150,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
     # A manifest of a version with other settings is whole, but these samples cannot be resumed.
     try:
         if not isinstance(source, str):
-            raise ValueError(f"the source is {source!r:.200}")
+            raise ValueError(f"the source is {shown(source)}")
         return Manifest(RunSettings.from_json(settings), source)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error)[:1000]}; choose another folder") from None

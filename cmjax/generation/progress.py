@@ -15,9 +15,9 @@ from cmjax.generation.shards import Shards
 from cmjax.progress import Bar
 
 STOPPING = "Stopping after the batches in progress; a second signal stops at once."
-REFRESH = (
-    0.5  # minimum seconds between two updates of the bar, each of which lists the folder
-)
+
+# Minimum seconds between two updates of the bar, each of which lists the folder.
+REFRESH = 0.5
 
 
 class Log:

@@ -131,7 +131,7 @@ class Request:
             raise ValueError(f"the request has no {missing[0]!r}")
         schedule = values["schedule"]
         if not isinstance(schedule, Mapping) or not schedule.keys() <= set(LEVELS):
-            raise ValueError(f"the request has the schedule {schedule!r:.200}")
+            raise ValueError(f"the request has the schedule {shown(schedule)}")
         return cls(
             **schedule,
             labels=values["labels"],

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from cmjax.checkpoints.checkpoint import flatten_named
-from cmjax.configs import is_finite, is_int
+from cmjax.configs import is_finite, is_int, shown
 from cmjax.generation.request import MAX_NUM, Request
 from cmjax.model import Model
 from cmjax.registry import read_scheduler_config, scheduler_to_config
@@ -107,7 +107,7 @@ class RunSettings:
             ValueError: if a version of cmjax with other settings wrote them, or something else.
         """
         if not isinstance(values, Mapping):
-            raise ValueError(f"the settings must be a JSON object, got {values!r:.200}")
+            raise ValueError(f"the settings must be a JSON object, got {shown(values)}")
         request = Request.from_json(values)
 
         # Neither missing nor unknown keys: an unknown setting may have changed the samples.
@@ -126,7 +126,7 @@ class RunSettings:
         for name, is_valid in _VALID.items():
             value = getattr(self, name)
             if not is_valid(value):
-                raise ValueError(f"the settings have {name}={value!r:.200}")
+                raise ValueError(f"the settings have {name}={shown(value)}")
 
         # Every step has a network call: a large number alone could exhaust the memory.
         steps = self.request.num_inference_steps

@@ -50,7 +50,7 @@ def network_class(
         )
     if not trust:
         raise ValueError(
-            f"the network is {name!r:.200}, which is not part of cmjax; call cmjax.register with "
+            f"the network is {shown(name)}, which is not part of cmjax; call cmjax.register with "
             "it first, or import it by trust=True, which runs its module"
         )
 
@@ -154,7 +154,7 @@ def network_name(config: Any) -> str:
             return name
     raise ValueError(
         f"model.config must be the config of one of {', '.join(ARCHITECTURES)}, got "
-        f"{config!r:.200}; call cmjax.register with a network of your own first"
+        f"{shown(config)}; call cmjax.register with a network of your own first"
     )
 
 

@@ -87,5 +87,5 @@ def sort_options(
         else:
             known = [*fields, *file_options]
             hint = did_you_mean(name, known, elsewhere=sorted(diffusers_names.OPTIONS))
-            raise ValueError(f"{class_name} has no option {name!r:.200}{hint}")
+            raise ValueError(f"{class_name} has no option {shown(name)}{hint}")
     return own, siblings

@@ -37,6 +37,8 @@ class Checkpoints:
             folder: folder of the run; the checkpoints are in `folder / "checkpoints"`.
             keep: how many checkpoints to keep; older ones are deleted.
         """
+        self._silence = contextlib.ExitStack()
+
         # Orbax takes absolute paths only, and leaves unfinished folders when a process dies.
         self.folder = Path(folder).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(
@@ -51,6 +53,8 @@ class Checkpoints:
 
     def __enter__(self) -> Self:
         """Returns itself."""
+        # Threads of Orbax log what fails, at any time from here on.
+        self._silence.enter_context(_without_orbax_messages())
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -60,7 +64,7 @@ class Checkpoints:
             OSError: if it could not be written, unless there is an error already.
         """
         try:
-            with _without_orbax_messages():
+            with self._silence:
                 self._manager.close()
         except Exception as error:
             if kind is None:
@@ -192,16 +196,20 @@ def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
 def _without_orbax_messages() -> Iterator[None]:
     """Keeps pages of log and of ignored exceptions from the screen, where an error says it all."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
     hook = sys.unraisablehook
+
+    # Of the program's own messages, and those of other libraries, none is lost.
+    def keep(record):
+        return "orbax" not in record.pathname and record.name != "asyncio"
+
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+        logger.addFilter(keep)
     sys.unraisablehook = lambda _: None
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger in loggers:
+            logger.removeFilter(keep)
         sys.unraisablehook = hook
 
 

@@ -8,18 +8,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cmjax.configs import is_finite, is_int, shown
+from cmjax.configs import LARGEST, is_finite, is_int, shown
+from cmjax.networks import check_network
 
 
 def check_step_arguments(
     apply_fn: Any, optimizer: Any, ema_decays: Any, accumulate: Any, mesh: Any
 ) -> None:
     """Raises ValueError, naming the argument, for a wrong one of `make_train_step`."""
-    if not callable(apply_fn):
-        raise ValueError(
-            "apply_fn must be a function (params, x, t, **cond) -> model_output, "
-            f"got {shown(apply_fn)}"
-        )
+    check_network(apply_fn)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(
             "optimizer must be a transformation of optax, such as optax.adam(1e-4), "
@@ -29,11 +26,10 @@ def check_step_arguments(
     # At least one average: it is what is sampled, and saved as the model.
     is_list = isinstance(ema_decays, (list, tuple)) and len(ema_decays) > 0
     if not is_list or not all(is_finite(decay, 0) and decay < 1 for decay in ema_decays):
-        given = tuple(ema_decays) if isinstance(ema_decays, (list, tuple)) else ema_decays
         raise ValueError(
-            f"ema_decays must be numbers in [0, 1), at least one, got {shown(given)}"
+            f"ema_decays must be numbers in [0, 1), at least one, got {shown(ema_decays)}"
         )
-    if not is_int(accumulate, 1):
+    if not is_int(accumulate, 1, LARGEST):
         raise ValueError(
             f"accumulate must be an integer of at least 1, got {shown(accumulate)}"
         )

@@ -179,7 +179,7 @@ def read_config(
         if not dot:
             raise ValueError(f"{key} must be section.key, such as run.steps")
         if not isinstance(values.setdefault(section, {}), dict):
-            raise ValueError(f"{section} must be a section, got {values[section]!r}")
+            raise ValueError(f"{section} must be a section, got {shown(values[section])}")
         values[section][name] = value
     return from_values(values)
 
@@ -195,7 +195,7 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
             )
         if not isinstance(value, Mapping):
             raise ValueError(
-                f"{name} must be a section, got {value!r}; put it under one, such as [run]"
+                f"{name} must be a section, got {shown(value)}; put it under one, such as [run]"
             )
 
         # Sections with fixed keys are read here; mappings are checked by what they configure.

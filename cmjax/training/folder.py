@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.checkpoints.loading import check_destination
+from cmjax.configs import shown
 from cmjax.files import clear_unfinished, read_regular, replacing
 from cmjax.training.config import TrainConfig
 
 CONFIG = "config.json"
-FINGERPRINT = (
-    "fingerprint"  # its key for the data, beside the sections of the configuration
-)
+FINGERPRINT = "fingerprint"  # its key for the data, beside those of the sections
 _LARGEST = 2**24  # bytes of a configuration
 
 # Keys of [run] that may change when a run is resumed: they have no effect on what is trained.
@@ -108,5 +107,7 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | No
                 name = f"{section}.{key}"
                 if section == FINGERPRINT:
                     name = f"other data: {key}"
-                return f"{name}={found_values.get(key)!r}, not {values.get(key)!r}"
+                return (
+                    f"{name}={shown(found_values.get(key))}, not {shown(values.get(key))}"
+                )
     return None

@@ -115,7 +115,7 @@ class OptimizerSection:
         for key, value in self.options.items():
             if key not in _OPTIONS:
                 hint = did_you_mean(key, list(_OPTIONS))
-                raise ValueError(f"optimizer.options has no key {key!r}{hint}")
+                raise ValueError(f"optimizer.options has no key {shown(key)}{hint}")
             low, high = _OPTIONS[key]
             _check_number(f"optimizer.options.{key}", value, low, high)
 
@@ -231,7 +231,7 @@ def read_section(cls: type[Section], name: str, values: Mapping[str, Any]) -> Se
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            raise ValueError(f"{name} has no key {key!r}{did_you_mean(key, names)}")
+            raise ValueError(f"{name} has no key {shown(key)}{did_you_mean(key, names)}")
     return cls(**values)
 
 
@@ -301,4 +301,4 @@ def _check_number(
 def _check_choice(name, value, known):
     """Raises ValueError, with the closest known value, unless `value` is one of them."""
     if value not in known:
-        raise ValueError(f"{name} is {value!r}{did_you_mean(value, list(known))}")
+        raise ValueError(f"{name} is {shown(value)}{did_you_mean(value, list(known))}")

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmjax.arrays import ApplyFn
+from cmjax.configs import shown
 from cmjax.random import as_key, same_numbers
 from cmjax.training.checks import check_params, check_result, check_step_arguments
 from cmjax.training.losses.base import (
@@ -310,7 +311,7 @@ def make_train_step(
         loss = FunctionLoss(loss)
     else:
         raise ValueError(
-            f"loss must be an instance of a Loss or a function, got {loss!r}; "
+            f"loss must be an instance of a Loss or a function, got {shown(loss)}; "
             "losses.make(name, scheduler, total_steps=...) makes one by name"
         )
 

@@ -113,10 +113,10 @@ def test_what_is_no_file_is_not_read(tmp_path, pictures):
     (tmp_path / "endless").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.npz")
     for path in ("/dev/zero", tmp_path / "endless", tmp_path / "pipe.npz"):
-        with pytest.raises(ValueError, match="not a regular file|is a folder"):
+        with pytest.raises(ValueError, match="not a regular file"):
             sources.open_source(path, 8)
     os.mkfifo(pictures / "a.png")
-    with pytest.raises(ValueError, match="a.png is a pipe"):
+    with pytest.raises(ValueError, match="a.png is .*not a regular file"):
         sources.open_source(pictures, 8)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.configs import check_options, did_you_mean
+from cmjax.configs import check_options, did_you_mean, shown
 
 Metric = Callable[[jax.Array, jax.Array], jax.Array]  # (a, b) [B, ...] -> f32[B]
 
@@ -110,7 +110,9 @@ def metric_from_options(
     """
     if isinstance(metric, str):
         if metric not in METRICS:
-            raise ValueError(f"metric is {metric!r}{did_you_mean(metric, list(METRICS))}")
+            raise ValueError(
+                f"metric is {shown(metric)}{did_you_mean(metric, list(METRICS))}"
+            )
         # The name of the default keeps the constant of the loss: ECT's c is 0, iCT's 0.00054.
         is_default = type(default) is METRICS[metric]
         metric = default if is_default else METRICS[metric]()
@@ -121,7 +123,7 @@ def metric_from_options(
         return chosen
     if not isinstance(chosen, PseudoHuber):
         raise ValueError(
-            f"huber_c={huber_c!r} is the constant of metric 'pseudo_huber'; "
+            f"huber_c={shown(huber_c)} is the constant of metric 'pseudo_huber'; "
             "leave it out for other metrics"
         )
     return PseudoHuber(huber_c)
