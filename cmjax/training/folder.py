@@ -11,7 +11,7 @@ from cmjax.training.config import TrainConfig
 
 CONFIG = "config.json"
 FINGERPRINT = (
-    "fingerprint"  # its key for the data, beside the sections of the configuration
+    "fingerprint"  # its key for data and models, beside the sections of the configuration
 )
 _LARGEST = 2**24  # bytes of a configuration
 
@@ -21,17 +21,14 @@ FREE_TO_CHANGE = ("log_every", "sample_every", "save_every", "keep", "tensorboar
 
 def open_folder(
     out: Path, config: TrainConfig, fingerprint: Mapping[str, Any], latest: int | None
-) -> bool:
+) -> None:
     """Prepares a folder for a run, which may be in it already.
 
     Args:
         out: the folder, which no other run may be using.
         config: of the run.
-        fingerprint: of its data.
+        fingerprint: of its data and models; see `Run.fingerprint`.
         latest: step of the newest checkpoint in the folder, or None.
-
-    Returns:
-        Whether a run with these data was begun in the folder before.
 
     Raises:
         ValueError: if the folder holds another run, or files that the run would replace.
@@ -66,10 +63,9 @@ def open_folder(
             f"{out} holds a run with {difference}; resume with that, or choose another folder"
         )
     if found is not None and difference is None:
-        return True
+        return
     with replacing(path) as file:
         file.write(json.dumps(wanted, indent=1).encode())
-    return False
 
 
 def model_folders(out: Path, config: TrainConfig) -> list[Path]:
@@ -107,6 +103,6 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | No
             if values.get(key) != found_values.get(key):
                 name = f"{section}.{key}"
                 if section == FINGERPRINT:
-                    name = f"other data: {key}"
+                    name = f"other files of the same name: {key}"
                 return f"{name}={found_values.get(key)!r}, not {values.get(key)!r}"
     return None
