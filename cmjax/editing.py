@@ -218,7 +218,7 @@ def restore(
         What `cmjax.sample` returns.
     """
     # Noise of the first level is in the samples already, so they replace the initial noise.
-    x = as_samples("noisy", noisy)
+    x = as_samples("noisy", as_image("noisy", noisy))
     if sigmas is None:
         raise ValueError("sigmas must be a list of noise levels, got None")
     return sample(
@@ -260,7 +260,7 @@ def denoise(
         ValueError: for levels outside `[sigma_min, sigma_max]` or of another shape.
     """
     check_scheduler(scheduler)
-    x = as_samples("noisy", noisy)
+    x = as_samples("noisy", as_image("noisy", noisy))
     levels = as_reals("sigma", sigma).astype(jnp.float32)
     if levels.shape not in ((), x.shape[:1]):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import os
 import re
 import runpy
@@ -302,6 +303,39 @@ def test_data_with_nan_is_refused(folder):
     np.savez(folder / "d.npz", images=values, labels=np.zeros(40, int))
     result = invoke(folder, "--out", folder / "out")
     assert result.exit_code == 2 and "sample 7" in result.stderr
+
+
+def test_data_that_were_refused_are_refused_again(folder):
+    pixels = np.random.default_rng(0).uniform(0, 1, (40, 8, 8, 1))
+    np.savez(folder / "d.npz", images=pixels.astype(np.float32), labels=np.zeros(40, int))
+    for _ in range(2):
+        result = invoke(folder, "--out", folder / "out")
+        assert_one_line(result, "look like pixels that are not scaled")
+
+
+def test_a_fingerprint_tells_a_teacher_from_another(folder):
+    def fingerprint(scale, **scheduler):
+        # A model that is replaced by another one under the same name.
+        scaled = jax.tree.map(lambda leaf: scale * leaf, model.params)
+        other = cmjax.CMStochasticIterativeScheduler(**scheduler)
+        cmjax.save(teacher, dataclasses.replace(model, params=scaled, scheduler=other))
+        return setup.make_run(config).fingerprint()
+
+    # A new network, and a run that starts from it.
+    model = setup.make_run(configs.read_config(folder / "a.toml")).model
+    teacher = folder / "teacher"
+    config = configs.from_values(
+        {
+            "data": {"source": str(folder / "d.npz")},
+            "teacher": {"model": str(teacher)},
+            "loss": {"name": "cd"},
+            "run": {"init": str(teacher), "batch_size": 16},
+        }
+    )
+    one = fingerprint(1)
+    assert {name for name in one if one[name] != fingerprint(2)[name]} == {"teacher"}
+    other = fingerprint(1, sigma_max=60.0)
+    assert {name for name in one if one[name] != other[name]} == {"run.init"}
 
 
 def test_a_diverging_run_stops_and_names_its_last_checkpoint(folder):

@@ -182,9 +182,7 @@ def test_any_operator_with_orthogonal_rows(dims, seed, data):
     made = observe(
         jax.tree_util.Partial(lambda a, x: x @ a.T, jnp.asarray(matrix)),
         jax.tree_util.Partial(lambda a, y: y @ a / 9, jnp.asarray(matrix)),
-        measured[
-            None
-        ],  # with the axis of the batch, since as many rows as samples may be drawn
+        measured[None],  # without the batch it could be one number for each of 4 samples
     )
     constraint = jax.jit(made)
     x0 = normal(seed + 2, 4, dims)
@@ -609,6 +607,14 @@ MISUSE = {
             KEY, network, None, SCHEDULER, np.full(SHAPE, 128.0)
         ),
         "image goes from 128",
+    ),
+    "noisy pixels": (
+        lambda: editing.restore(KEY, network, None, SCHEDULER, np.full(SHAPE, 9.0), [1.0]),
+        "noisy goes from 9",
+    ),
+    "noisy pixels, once": (
+        lambda: editing.denoise(network, None, SCHEDULER, np.full(SHAPE, 9.0), 1.0),
+        "noisy goes from 9",
     ),
     "mask of text": (lambda: inpaint(IMAGE, "x"), "mask must be numbers, got 'x'"),
     "mask of one number per sample, or per feature": (

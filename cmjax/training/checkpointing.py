@@ -6,7 +6,6 @@ Each holds a digest of its arrays, so that a damaged one is never taken for anot
 import contextlib
 import dataclasses
 import gc
-import hashlib
 import logging
 import sys
 import time
@@ -19,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cmjax.training.digests import DIGEST_SIZE, digest_of, leaves_by_path
 from cmjax.training.trainer import TrainState
 
 STATE = "default"  # Orbax's name of the folder of the arrays in a checkpoint's
 DIGEST = "digest"  # name of the digest among the arrays of a checkpoint
-DIGEST_SIZE = 16  # bytes
 SETTLING = 0.2  # seconds for the threads that read a checkpoint to end after an error
 
 
@@ -221,21 +220,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _digest(fields: Mapping[str, Any]) -> np.ndarray:
-    """Returns a digest of arrays with their names, u8[DIGEST_SIZE].
-
-    An array that is divided among several processes is not covered: none has all of it.
-    """
-    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
-    for name, leaf in _leaves_by_path(fields).items():
-        is_whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
-        if not (is_whole or leaf.is_fully_replicated):
-            continue
-
-        # Names, dtypes and shapes too: equal bytes can be other arrays.
-        values = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {values.dtype} {values.shape}".encode())
-        digest.update(values.reshape(-1).view(np.uint8).data)
-    return np.frombuffer(digest.digest(), np.uint8)
+    """Returns the digest of a state's fields as an array, u8[DIGEST_SIZE]."""
+    return np.frombuffer(digest_of(fields), np.uint8)
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
@@ -247,18 +233,7 @@ def _fields(state: TrainState) -> dict[str, Any]:
 
 def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of arrays by their path, such as "params/conv/kernel"."""
-    return {name: tuple(leaf.shape) for name, leaf in _leaves_by_path(tree).items()}
-
-
-def _leaves_by_path(tree: Any) -> dict[str, Any]:
-    """Returns the arrays of a tree by their path, in the order of the paths."""
-    # Orbax gives tuples and named tuples back as other containers, whose paths have other types of
-    # keys: only what the keys are called is compared.
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
-        leaves["/".join(map(str, names))] = leaf
-    return dict(sorted(leaves.items()))
+    return {name: tuple(leaf.shape) for name, leaf in leaves_by_path(tree).items()}
 
 
 def _shape_or_missing(shapes, name):

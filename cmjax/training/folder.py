@@ -11,7 +11,7 @@ from cmjax.files import clear_unfinished, read_regular, replacing
 from cmjax.training.config import TrainConfig
 
 CONFIG = "config.json"
-FINGERPRINT = "fingerprint"  # its key for the data, beside those of the sections
+FINGERPRINT = "fingerprint"  # its key for data and models, beside those of the sections
 _LARGEST = 2**24  # bytes of a configuration
 
 # Keys of [run] that may change when a run is resumed: they have no effect on what is trained.
@@ -20,17 +20,14 @@ FREE_TO_CHANGE = ("log_every", "sample_every", "save_every", "keep", "tensorboar
 
 def open_folder(
     out: Path, config: TrainConfig, fingerprint: Mapping[str, Any], latest: int | None
-) -> bool:
+) -> None:
     """Prepares a folder for a run, which may be in it already.
 
     Args:
         out: the folder, which no other run may be using.
         config: of the run.
-        fingerprint: of its data.
+        fingerprint: of its data and models; see `Run.fingerprint`.
         latest: step of the newest checkpoint in the folder, or None.
-
-    Returns:
-        Whether a run with these data was begun in the folder before.
 
     Raises:
         ValueError: if the folder holds another run, or files that the run would replace.
@@ -65,10 +62,9 @@ def open_folder(
             f"{out} holds a run with {difference}; resume with that, or choose another folder"
         )
     if found is not None and difference is None:
-        return True
+        return
     with replacing(path) as file:
         file.write(json.dumps(wanted, indent=1).encode())
-    return False
 
 
 def model_folders(out: Path, config: TrainConfig) -> list[Path]:
@@ -106,7 +102,7 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | No
             if values.get(key) != found_values.get(key):
                 name = f"{section}.{key}"
                 if section == FINGERPRINT:
-                    name = f"other data: {key}"
+                    name = f"other files of the same name: {key}"
                 return (
                     f"{name}={shown(found_values.get(key))}, not {shown(values.get(key))}"
                 )

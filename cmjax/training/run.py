@@ -109,8 +109,11 @@ train = delivering(train_until_stopped)
 
 def _prepare(run: Run, out: Path, latest: int | None, shown: bool) -> None:
     """Checks a run's folder and its data, before anything is compiled."""
-    # What a run was begun with has been looked at.
-    if not open_folder(out, run.config, run.source.fingerprint(), latest):
+    open_folder(out, run.config, run.fingerprint(), latest)
+
+    # Data of which there is a checkpoint have been looked at; those of a start that failed may be
+    # what it failed on.
+    if latest is None:
         run.inspect_data(shown=shown)
 
 

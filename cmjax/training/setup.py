@@ -17,6 +17,7 @@ from cmjax.models.registry import network_class
 from cmjax.random import key_of_seed, same_numbers
 from cmjax.training import data, sources
 from cmjax.training.config import TrainConfig
+from cmjax.training.digests import digest_of
 from cmjax.training.inspection import inspect
 from cmjax.training.losses.base import FunctionLoss
 from cmjax.training.trainer import TrainState, TrainStep, data_mesh, make_train_step
@@ -46,6 +47,21 @@ class Run:
         """Returns the state of step 0."""
         # The one key of the run: step k folds k into it.
         return self.train_step.init(key_of_seed(self.config.run.seed), self.model.params)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns, as JSON, what tells the files that the run is named after from others.
+
+        That is the data, the teacher, and the network and levels of the model that it starts from;
+        its parameters are those of the checkpoint once the run has begun.
+        """
+        data = self.source.fingerprint()
+        found = {f"data.{key}": value for key, value in data.items()}
+        if self.config.run.init:
+            kind = repr((self.model.config, self.model.scheduler))
+            found["run.init"] = digest_of({}, kind).hex()
+        if self.train_step.teacher is not None:
+            found["teacher"] = digest_of(self.train_step.teacher).hex()
+        return found
 
     def model_of(self, params: Any) -> Model:
         """Returns the model with trained parameters, such as `state.ema[0]`, on the host."""

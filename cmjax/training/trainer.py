@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmjax.arrays import ApplyFn
 from cmjax.configs import shown
+from cmjax.labels import check_class_labels
+from cmjax.networks import num_classes
 from cmjax.random import as_key, same_numbers
 from cmjax.training.checks import check_params, check_result, check_step_arguments
 from cmjax.training.losses.base import (
@@ -150,21 +152,28 @@ class TrainStep:
         # Every device gets the same number of samples of every part.
         split_batch(batch)
         num_devices = 1 if self.mesh is None else len(self.mesh.local_devices)
-        for name, array in batch.items():
-            if len(array) % (num_devices * self.accumulate):
-                raise ValueError(
-                    f"batch[{name!r}] has {len(array)} samples, which {num_devices} devices x "
-                    f"accumulate={self.accumulate} do not divide; choose a multiple"
-                )
+        count = len(batch["data"])
+        if count % (num_devices * self.accumulate):
+            raise ValueError(
+                f"batch['data'] has {count} samples, which {num_devices} devices x "
+                f"accumulate={self.accumulate} do not divide; choose a multiple"
+            )
+
+        # Within the compiled step labels are not known: one that is no class would become NaN.
+        classes = num_classes(self.apply_fn)
+        labels = batch.get("class_labels")
+        if classes is not None and labels is not None:
+            check_class_labels("batch['class_labels']", labels, classes)
         if self.mesh is None:
             return batch
 
         # Each process holds its own rows only; together they are one global array.
         sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
-        return {
-            name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
-            for name, array in batch.items()
-        }
+
+        def divided(array):
+            return jax.make_array_from_process_local_data(sharding, np.asarray(array))
+
+        return jax.tree.map(divided, dict(batch))
 
     def _mesh_context(self):
         """The context of the mesh, which networks on explicit axes may need."""

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import cmjax
+from cmjax.networks import with_classes
 from cmjax.training import losses, trainer
 from tests.support.training import EDM, KEY, value
 
@@ -186,6 +187,16 @@ def test_states_and_batches_of_the_training_step():
         train_step(state, DATA)
     with pytest.raises(ValueError, match=r"batch\['data'\] must be floats .* uint8"):
         train_step(state, {"data": DATA.astype(np.uint8)})
+
+
+@pytest.mark.parametrize(
+    "labels", [[3, 0, 1, 2], [0, -1, 1, 2], [0, 2**32, 1, 2], DATA[:, 0]]
+)
+def test_labels_that_are_no_classes_of_the_network(labels):
+    train_step = make_step(apply_fn=with_classes(lambda p, x, t, class_labels: p * x, 3))
+    batch = {"data": DATA, "class_labels": np.asarray(labels)}
+    with pytest.raises(ValueError, match=r"batch\['class_labels'\]"):
+        train_step.shard(batch)
 
 
 @pytest.mark.parametrize(

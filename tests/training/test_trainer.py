@@ -149,6 +149,23 @@ def test_any_number_of_devices_gives_the_same_losses(name, counts):
         np.testing.assert_allclose(history, expected, rtol=1e-5)
 
 
+def test_trees_of_conditioning_are_divided_too():
+    def conditioned(params, x, t, observed):
+        return network(params, x, t) + observed["place"] + observed["angle"][:, None]
+
+    batch = {
+        "observed": {"place": BATCH["data"], "angle": np.ones(32, np.float32)},
+        **BATCH,
+    }
+    steps = []
+    for mesh in (None, jax.make_mesh((2,), ("data",))):
+        train_step = trainer.make_train_step(
+            DENOISING, conditioned, OPTIMIZER, accumulate=4, mesh=mesh
+        )
+        steps.append(float(train_step(start(train_step), batch)[1]["loss"]))
+    assert steps[0] == pytest.approx(steps[1], rel=1e-5)
+
+
 def test_bfloat16_is_the_networks_alone():
     seen = []
 
