@@ -4,11 +4,10 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from cmjax.configs import is_finite
 from cmjax.schedulers.base import FileOption
-from cmjax.schedulers.flow import FlowScheduler, shifted
+from cmjax.schedulers.flow import FlowScheduler, shifted, stretched
 from cmjax.schedulers.grids import grid_option, respaced
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.table import Weights
@@ -84,21 +83,9 @@ class FlowMatchLCMScheduler(FlowScheduler):
         lowest = shifted(1 / self.num_train_timesteps, self.shift)
         sigmas = shifted(self.unshifted_sigmas(name, value, lowest), self.shift)
         if self.shift_terminal is not None:
-            sigmas = _stretched(sigmas, self.shift_terminal)
+            sigmas = stretched(sigmas, self.shift_terminal)
         return self.levels_of(respaced(self, sigmas))
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x' = (1 - sigma') x0 + sigma' z`."""
         return Weights(x0=levels.alphas[1:], eps=0.0, noise=levels.sigmas[1:])
-
-
-def _stretched(sigmas: jax.Array, terminal: float) -> jax.Array:
-    """Levels f32[N] from 1 down, stretched so that the lowest is `terminal`."""
-    low = sigmas[-1]
-
-    # 1 - (1 - sigmas) (1 - terminal) / (1 - low), written so that small results lose nothing to
-    # rounding.
-    stretched = (sigmas - low + terminal * (1 - sigmas)) / jnp.where(low < 1, 1 - low, 1)
-
-    # A single level, pure noise, has nothing to stretch.
-    return jnp.where(low < 1, stretched, sigmas)

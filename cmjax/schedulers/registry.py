@@ -13,8 +13,14 @@ from cmjax.schedulers.base import Scheduler
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.ddim import DDIMScheduler
+from cmjax.schedulers.deis import DEISMultistepScheduler
 from cmjax.schedulers.dpm2 import EDMDPM2Scheduler, KDPM2DiscreteScheduler
 from cmjax.schedulers.dpm_multistep import EDMDPMSolverMultistepScheduler
+from cmjax.schedulers.dpm_multistep_discrete import (
+    DPMSolverMultistepInverseScheduler,
+    DPMSolverMultistepScheduler,
+)
+from cmjax.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
 from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
@@ -22,6 +28,7 @@ from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.tcd import TCDScheduler
+from cmjax.schedulers.unipc import UniPCMultistepScheduler
 
 # By the name of the class, which config files hold as `_class_name`.
 SCHEDULERS: dict[str, type[Scheduler]] = {
@@ -45,6 +52,11 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         EulerAncestralDiscreteScheduler,
         HeunDiscreteScheduler,
         KDPM2DiscreteScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+        DEISMultistepScheduler,
+        DPMSolverSinglestepScheduler,
+        DPMSolverMultistepInverseScheduler,
     )
 }
 
