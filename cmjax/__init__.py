@@ -68,6 +68,7 @@ _EXPORTS = {
         "HeunDiscreteScheduler",
         "KDPM2DiscreteScheduler",
         "LCMScheduler",
+        "LMSDiscreteScheduler",
         "LogSNRScheduler",
         "SCMScheduler",
         "Scheduler",

@@ -26,6 +26,7 @@ from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.lms import LMSDiscreteScheduler
 from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.registry import SCHEDULERS, scheduler_from_config, scheduler_like
 from cmjax.schedulers.scm import SCMScheduler
@@ -57,6 +58,7 @@ __all__ = [
     "HeunDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
     "LogSNRScheduler",
     "Levels",
     "Memory",

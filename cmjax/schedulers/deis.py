@@ -74,4 +74,4 @@ class DEISMultistepScheduler(LogSNRScheduler):
             lower=self.lower_order_final,
             first=self.final_sigmas_type == "zero",
         )
-        return table_of(steps, multistep_differences(steps, orders))
+        return table_of(steps, multistep_differences(steps, orders, self.solver_order))

@@ -39,7 +39,10 @@ def dpm_multistep_weights(scheduler: Any, levels: Levels) -> Weights:
         first=scheduler.euler_at_final or scheduler.final_sigmas_type == "zero",
     )
     midpoint = scheduler.solver_type == "midpoint"
-    return table_of(steps, multistep_differences(steps, orders, midpoint=midpoint))
+    differences = multistep_differences(
+        steps, orders, scheduler.solver_order, midpoint=midpoint
+    )
+    return table_of(steps, differences)
 
 
 @jax.tree_util.register_static

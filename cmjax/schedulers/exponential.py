@@ -169,11 +169,14 @@ def polynomial_weights(
     return weights
 
 
-def earlier_nodes(steps: Steps, count: int) -> tuple[list[jax.Array], jax.Array]:
+def earlier_nodes(
+    h: jax.Array, moving: jax.Array, count: int
+) -> tuple[list[jax.Array], jax.Array]:
     """Returns where earlier calls lie, in units of each step: 0 is this call, 1 the step's end.
 
     Args:
-        steps: of the run.
+        h: length of each step, f32[N]; not 0.
+        moving: which steps have this length, bool[N]; the others are of first order.
         count: number of earlier calls.
 
     Returns:
@@ -181,30 +184,31 @@ def earlier_nodes(steps: Steps, count: int) -> tuple[list[jax.Array], jax.Array]
         calls, up to one that lies where the call after it does.
     """
     # A row that cannot use a node has another in its place, which keeps its weights finite.
-    length = jnp.where(steps.moving, steps.h, 0)
-    usable = jnp.where(steps.moving, count, 0)
+    length = jnp.where(moving, h, 0)
+    usable = jnp.where(moving, count, 0)
     nodes = []
     distance = jnp.zeros_like(length)
     for back in range(1, count + 1):
         before = jnp.append(jnp.zeros(back, length.dtype), length[:-back])[: len(length)]
         usable = jnp.where(before == 0, jnp.minimum(usable, back - 1), usable)
-        distance = distance - jnp.where(before == 0, steps.h, before)
-        nodes.append(distance / steps.h)
+        distance = distance - jnp.where(before == 0, h, before)
+        nodes.append(distance / h)
     return nodes, usable
 
 
 def multistep_differences(
-    steps: Steps, orders: np.ndarray, *, midpoint: bool = False
+    steps: Steps, orders: np.ndarray, highest: int, *, midpoint: bool = False
 ) -> list[jax.Array]:
     """Returns the weights of differences to earlier values, for the Adams-Bashforth form.
 
     Args:
         steps: of the run.
         orders: i64[N], the order of each step.
+        highest: order of the solver; it remembers one call less.
         midpoint: whether steps of order 2 take half the integral of a constant for that of u, as
             "midpoint" in diffusers; the two differ by terms of third order.
     """
-    nodes, usable = earlier_nodes(steps, max(orders) - 1)
+    nodes, usable = earlier_nodes(steps.h, steps.moving, highest - 1)
     half = steps.moments[0] / 2 if midpoint else steps.moments[1]
     order = jnp.minimum(orders, usable + 1)
     return chosen_by_order(nodes, steps.moments, half, order)

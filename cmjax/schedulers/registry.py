@@ -26,6 +26,7 @@ from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
+from cmjax.schedulers.lms import LMSDiscreteScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.tcd import TCDScheduler
 from cmjax.schedulers.unipc import UniPCMultistepScheduler
@@ -52,6 +53,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         EulerAncestralDiscreteScheduler,
         HeunDiscreteScheduler,
         KDPM2DiscreteScheduler,
+        LMSDiscreteScheduler,
         DPMSolverMultistepScheduler,
         UniPCMultistepScheduler,
         DEISMultistepScheduler,

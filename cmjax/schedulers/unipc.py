@@ -86,8 +86,8 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     _domains = {
         "solver_type": ("bh2", "bh1"),
         "disable_corrector": (0, 1_000_000),
-        "sigma_min": (1e-6, 1e6),
-        "sigma_max": (1e-6, 1e6),
+        "sigma_min": (1e-18, 1e18),
+        "sigma_max": (1e-18, 1e18),
         "shift_terminal": (1e-6, 0.999),
     }
 
@@ -138,7 +138,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         orders = np.minimum(index + 1, self.solver_order)
         if self.lower_order_final:
             orders = np.minimum(orders, n - index)
-        nodes, usable = earlier_nodes(steps, self.solver_order - 1)
+        nodes, usable = earlier_nodes(steps.h, steps.moving, self.solver_order - 1)
         order = jnp.minimum(orders, usable + 1)
         predicted = chosen_by_order(nodes, steps.moments, half, order)
 

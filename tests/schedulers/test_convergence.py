@@ -20,6 +20,7 @@ from cmjax.schedulers import (
 from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.flow import FlowScheduler
+from cmjax.schedulers.levels import karras_sigmas, ramp
 
 MIXTURE = (
     (0.3, -1.0, 0.4),
@@ -163,6 +164,25 @@ def log_snr(name, **options):
     return scheduler, lambda n: scheduler.set_timesteps(n)
 
 
+def lms(**options):
+    # Karras's levels down to one above 0, which the last step then ends at: not one of the others.
+    scheduler = schedulers.SCHEDULERS["LMSDiscreteScheduler"](**options)
+
+    def levels(n):
+        state = scheduler.set_timesteps(sigmas=karras_sigmas(ramp(n + 1), 0.1, 100.0, 7.0))
+        table = jax.tree.map(lambda column: column[:-1], (state.weights, state.scalings))
+        weights, scalings = table
+        return state.replace(
+            sigmas=state.sigmas[:-1],
+            alphas=state.alphas[:-1],
+            timesteps=state.timesteps[:-1],
+            weights=weights,
+            scalings=scalings,
+        )
+
+    return scheduler, levels
+
+
 def ddim():
     # Times at exact strides from the first to the last, where sampling ends: hence
     # set_alpha_to_one=False.
@@ -208,7 +228,7 @@ NO_CORRECTOR = {"disable_corrector": tuple(range(1000))}
 
 # Steps of order 3 see the shape of the mixture in more of them, and are exact to float32 in fewer.
 SECOND = (96, 192, 384)
-THIRD = (72, 144, 288)
+THIRD = (96, 144, 192)
 
 # The corrector of UniPC raises the order by one (Zhao et al. 2023, theorem 3.1).
 NUMBERS = dict.fromkeys(ORDERS, (64, 128, 256))
@@ -218,9 +238,11 @@ for name, solver, order, numbers in [
     ("DPM-Solver 2M", log_snr(MULTI, **BY_EPS), 2, SECOND),
     ("UniPC 1", log_snr(UNIPC, solver_order=1), 2, SECOND),
     ("UniPC 1 by eps", log_snr(UNIPC, solver_order=1, predict_x0=False), 2, SECOND),
-    ("UniPC 2", log_snr(UNIPC), 3, (96, 144, 192)),
+    ("UniPC 2", log_snr(UNIPC), 3, THIRD),
     ("UniPC 2, not corrected", log_snr(UNIPC, **NO_CORRECTOR), 2, SECOND),
     ("UniPC 3, not corrected", log_snr(UNIPC, solver_order=3, **NO_CORRECTOR), 3, THIRD),
+    ("LMS 2", lms(order=2), 2, SECOND),
+    ("LMS 4", lms(), 4, (48, 96, 192)),
     ("DEIS 2", log_snr("DEISMultistepScheduler"), 2, SECOND),
     ("DEIS 3", log_snr("DEISMultistepScheduler", solver_order=3), 3, THIRD),
     ("DPM-Solver++ 2S", log_snr(SINGLE), 2, SECOND),
@@ -311,8 +333,9 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
         ("EDMDPM2Scheduler", {"s_churn": 10.0}, 50),
         (MULTI, {**SDE, "solver_order": 3}, 50),
         (MULTI, {"algorithm_type": "sde-dpmsolver", "solver_type": "heun"}, 100),
-        (SINGLE, {**SDE, "solver_order": 2}, 100),
-        (SINGLE, {**SDE, "solver_order": 3, "solver_type": "heun"}, 99),
+        # The noises of the calls of a step are independent of each other: of first order only.
+        (SINGLE, {**SDE, "solver_order": 2}, 600),
+        (SINGLE, {**SDE, "solver_order": 3, "solver_type": "heun"}, 600),
         ("EDMEulerScheduler", {"s_churn": 10.0}, 200),
     ],
 )
@@ -348,7 +371,7 @@ def test_samplers_with_noise_draw_the_mixture(name, options, n):
         (MULTI, {"prediction_type": "v_prediction"}, 0.002),
         (MULTI, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, 0.01),
         (UNIPC, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, 0.01),
-        (SINGLE, {"prediction_type": "sample"}, 0.002),
+        (SINGLE, {"prediction_type": "sample"}, 0.01),
         ("FlowMapEulerDiscreteScheduler", {"shift": 3.0}, 0.02),
     ],
 )

@@ -230,6 +230,11 @@ def unipc(draw):
     return config, {}, log_snr_steps(draw, config)
 
 
+def lms(draw):
+    config = discrete(draw) | spacing(draw) | other_levels(draw)
+    return config, {"order": draw.pick([1, 2, 3, 4])}, spaced_steps(draw, config)
+
+
 SAMPLERS = {
     "LCMScheduler": lcm,
     "TCDScheduler": tcd,
@@ -242,6 +247,7 @@ SAMPLERS = {
     "HeunDiscreteScheduler": heun,
     "KDPM2DiscreteScheduler": kdpm2,
     "EulerAncestralDiscreteScheduler": euler_ancestral,
+    "LMSDiscreteScheduler": lms,
     "DPMSolverMultistepScheduler": dpm_multistep,
     "UniPCMultistepScheduler": unipc,
     "DEISMultistepScheduler": deis,
