@@ -57,7 +57,7 @@ class DEISMultistepScheduler(LogSNRScheduler):
 
     final_sigmas_type: str = "sigma_min"
 
-    _flow_ends_where_it_is = True
+    flow_ends_where_it_is = True
 
     # diffusers has one algorithm, and takes the names of other solvers' for it.
     _file_options = {

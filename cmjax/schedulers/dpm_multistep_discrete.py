@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.schedulers.dpm_multistep import dpm_multistep_weights
+from cmjax.schedulers.grids import grid_option
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.log_snr import LogSNRScheduler
+from cmjax.schedulers.log_snr_levels import last_time, training_levels
 from cmjax.schedulers.table import Weights
 
 
@@ -51,10 +53,10 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
             which is not used, in a second half of the channels (the last axis); or None.
         solver_order: order of the solver, 1 to 3.
         lower_order_final: end with steps of second and first order in runs of fewer than 15 steps.
-        euler_at_final: end with a first-order step in all runs.
         algorithm_type: "dpmsolver++" integrates x0, "dpmsolver" eps; "sde-dpmsolver++" and
             "sde-dpmsolver" have fresh noise at every step but the last.
         solver_type: "midpoint" or "heun" form of the second order.
+        euler_at_final: end with a first-order step in all runs.
     """
 
     # The form of the step.
@@ -67,9 +69,10 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         "solver_type": ("midpoint", "heun"),
     }
 
-    def _rounded_grids(self) -> tuple[str, ...]:
+    def rounded_grids(self) -> tuple[str, ...]:
+        """Returns the grids whose times are rounded."""
         # As in diffusers, whose other solvers round for the cosine schedule too.
-        return () if self.beta_schedule == "squaredcos_cap_v2" else super()._rounded_grids()
+        return () if self.beta_schedule == "squaredcos_cap_v2" else super().rounded_grids()
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of DPM-Solver or DPM-Solver++."""
@@ -114,9 +117,9 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
             which is not used, in a second half of the channels (the last axis); or None.
         solver_order: order of the solver, 1 to 3.
         lower_order_final: end with steps of second and first order in runs of fewer than 15 steps.
-        euler_at_final: end with a first-order step in all runs.
         algorithm_type: "dpmsolver++" integrates x0, "dpmsolver" eps.
         solver_type: "midpoint" or "heun" form of the second order.
+        euler_at_final: end with a first-order step in all runs.
     """
 
     final_sigmas_type: str = "sigma_min"
@@ -135,7 +138,7 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
 
     def spaced_times(self, n: int) -> np.ndarray:
         """Returns whole training times from 0 up to an end that is not called, listed down."""
-        last = self.last_time()
+        last = last_time(self)
         if self.timestep_spacing == "linspace":
             return np.linspace(0, last, n + 1).round()[-2::-1]
         if self.timestep_spacing == "leading":
@@ -150,8 +153,8 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
 
         # The end: the last training time, or, of other levels, the highest of them.
         end = Levels(down.times, alphas[-1:], sigmas[-1:])
-        if not self.has_own_levels:
-            end = self.training_levels(jnp.full(1, self.last_time(), jnp.float32))
+        if not (self.use_flow_sigmas or self.use_lu_lambdas or grid_option(self)):
+            end = training_levels(self, jnp.full(1, last_time(self), jnp.float32))
         alphas = jnp.append(alphas, end.alphas)
         return Levels(down.times[::-1], alphas, jnp.append(sigmas, end.sigmas))
 

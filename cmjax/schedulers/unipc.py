@@ -79,7 +79,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     sigma_max: float | None = None
     shift_terminal: float | None = None
 
-    _flow_ends_where_it_is = True
+    flow_ends_where_it_is = True
     _file_options = {
         "solver_p": FileOption(None, hint="predictors of other classes are not supported"),
     }

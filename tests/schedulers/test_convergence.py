@@ -21,6 +21,7 @@ from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.flow import FlowScheduler
 from cmjax.schedulers.levels import karras_sigmas, ramp
+from cmjax.schedulers.log_snr import LogSNRScheduler
 
 MIXTURE = (
     (0.3, -1.0, 0.4),
@@ -68,7 +69,7 @@ def convention(scheduler, alpha, sigma):
         return 1, lambda x, x0, eps: eps - x0
     if isinstance(scheduler, SCMScheduler):
         return scheduler.sigma_data, lambda x, x0, eps: (alpha * x - x0) / sigma
-    if isinstance(scheduler, (DiscreteScheduler, DiscreteSigmasScheduler)):
+    if isinstance(scheduler, (DiscreteScheduler, DiscreteSigmasScheduler, LogSNRScheduler)):
         size = jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
         predictions = {
             "epsilon": lambda x, x0, eps: eps,
@@ -242,7 +243,7 @@ for name, solver, order, numbers in [
     ("UniPC 2, not corrected", log_snr(UNIPC, **NO_CORRECTOR), 2, SECOND),
     ("UniPC 3, not corrected", log_snr(UNIPC, solver_order=3, **NO_CORRECTOR), 3, THIRD),
     ("LMS 2", lms(order=2), 2, SECOND),
-    ("LMS 4", lms(), 4, (48, 96, 192)),
+    ("LMS 4", lms(), 4, (128, 192, 256)),
     ("DEIS 2", log_snr("DEISMultistepScheduler"), 2, SECOND),
     ("DEIS 3", log_snr("DEISMultistepScheduler", solver_order=3), 3, THIRD),
     ("DPM-Solver++ 2S", log_snr(SINGLE), 2, SECOND),

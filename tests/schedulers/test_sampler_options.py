@@ -27,7 +27,7 @@ def of_kind(*kinds):
 KEY = jax.random.key(0)
 SHAPE = (2, 3)
 EVERY = pytest.mark.parametrize("name", SCHEDULERS)
-DISCRETE = of_kind(DiscreteScheduler, DiscreteSigmasScheduler)
+DISCRETE = of_kind(DiscreteScheduler, DiscreteSigmasScheduler, LogSNRScheduler)
 DISTILLED = ["LCMScheduler", "TCDScheduler"]
 EDM = of_kind(EDMScheduler)
 VE = of_kind(DiscreteSigmasScheduler)
