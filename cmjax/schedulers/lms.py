@@ -18,7 +18,8 @@ class LMSDiscreteScheduler(DiscreteSigmasScheduler):
     """The linear multistep method, Adams-Bashforth on any levels, for models of training times.
 
     The slope of the ODE, `dx / dsigma = eps`, is replaced by the polynomial in sigma through this
-    and earlier slopes, which is integrated exactly; diffusers integrates it numerically.
+    and earlier slopes, which is integrated exactly; diffusers integrates it numerically. As in
+    diffusers the last step, to 0, has the full order: it does not end at x0 as it is.
 
     The network is told a training time, 0..N-1. `set_timesteps` takes what that of
     `DiscreteSigmasScheduler` takes.
