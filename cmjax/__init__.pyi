@@ -42,8 +42,14 @@ from cmjax.schedulers import (
 )
 from cmjax.schedulers import CTMScheduler as CTMScheduler
 from cmjax.schedulers import DDIMScheduler as DDIMScheduler
+from cmjax.schedulers import DEISMultistepScheduler as DEISMultistepScheduler
 from cmjax.schedulers import DiscreteScheduler as DiscreteScheduler
 from cmjax.schedulers import DiscreteSigmasScheduler as DiscreteSigmasScheduler
+from cmjax.schedulers import (
+    DPMSolverMultistepInverseScheduler as DPMSolverMultistepInverseScheduler,
+)
+from cmjax.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+from cmjax.schedulers import DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler
 from cmjax.schedulers import EDMDPM2Scheduler as EDMDPM2Scheduler
 from cmjax.schedulers import (
     EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler,
@@ -61,11 +67,14 @@ from cmjax.schedulers import FlowScheduler as FlowScheduler
 from cmjax.schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
 from cmjax.schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
 from cmjax.schedulers import LCMScheduler as LCMScheduler
+from cmjax.schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
+from cmjax.schedulers import LogSNRScheduler as LogSNRScheduler
 from cmjax.schedulers import Scheduler as Scheduler
 from cmjax.schedulers import SchedulerState as SchedulerState
 from cmjax.schedulers import SCMScheduler as SCMScheduler
 from cmjax.schedulers import StepOutput as StepOutput
 from cmjax.schedulers import TableScheduler as TableScheduler
 from cmjax.schedulers import TCDScheduler as TCDScheduler
+from cmjax.schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
 from cmjax.schedulers import scheduler_from_config as scheduler_from_config
 from cmjax.version import __version__ as __version__

@@ -14,14 +14,18 @@ class FlowMatching(Parametrization):
 
     Attributes:
         num_train_timesteps: number N; the network's time is `N sigma`.
+        prediction_type: what the network returns: "flow_prediction" (the velocity), or, of networks
+            that are run on this path all the same, "epsilon" (the noise z) or "sample" (x0).
     """
 
     num_train_timesteps: int = 1000
+    prediction_type: str = "flow_prediction"
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
         """Returns time, alpha and sigma where `sigma / (1 - sigma)` is `ratio`."""
         sigma = ratio / (1 + ratio)  # solves sigma / (1 - sigma) = ratio
-        return NoiseLevel(sigma * self.num_train_timesteps, 1 - sigma, sigma)
+        # Not 1 - sigma, which would be rounded where there is little signal.
+        return NoiseLevel(sigma * self.num_train_timesteps, 1 / (1 + ratio), sigma)
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (1 - sigma, sigma), in the shape of `time`."""
@@ -29,6 +33,10 @@ class FlowMatching(Parametrization):
         return 1 - sigma, sigma
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
-        """Returns (1, 1, -sigma): `x0 = x - sigma F`."""
+        """Returns (c_in, c_skip, c_out) of the prediction type; (1, 1, -sigma) of velocities."""
+        if self.prediction_type == "epsilon":
+            return Scalings(1.0, 1 / alpha, -sigma / alpha)
+        if self.prediction_type == "sample":
+            return Scalings(1.0, 0.0, 1.0)
         # x - sigma (z - x0) = (1 - sigma) x0 + sigma x0 = x0.
         return Scalings(1.0, 1.0, -sigma)

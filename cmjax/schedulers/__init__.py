@@ -8,10 +8,16 @@ from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.ddim import DDIMScheduler
+from cmjax.schedulers.deis import DEISMultistepScheduler
 from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.dpm2 import EDMDPM2Scheduler, KDPM2DiscreteScheduler
 from cmjax.schedulers.dpm_multistep import EDMDPMSolverMultistepScheduler
+from cmjax.schedulers.dpm_multistep_discrete import (
+    DPMSolverMultistepInverseScheduler,
+    DPMSolverMultistepScheduler,
+)
+from cmjax.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
 from cmjax.schedulers.flow import FlowScheduler
@@ -20,16 +26,23 @@ from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.lms import LMSDiscreteScheduler
+from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.registry import SCHEDULERS, scheduler_from_config, scheduler_like
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.table import Memory, TableScheduler, TableState, Weights
 from cmjax.schedulers.tcd import TCDScheduler
+from cmjax.schedulers.unipc import UniPCMultistepScheduler
 
 __all__ = [
     "SCHEDULERS",
     "CMStochasticIterativeScheduler",
     "CTMScheduler",
     "DDIMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "DiscreteScheduler",
     "DiscreteSigmasScheduler",
     "EDMDPM2Scheduler",
@@ -45,6 +58,8 @@ __all__ = [
     "HeunDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "LogSNRScheduler",
     "Levels",
     "Memory",
     "SCMScheduler",
@@ -54,6 +69,7 @@ __all__ = [
     "TCDScheduler",
     "TableScheduler",
     "TableState",
+    "UniPCMultistepScheduler",
     "Weights",
     "scheduler_from_config",
     "scheduler_like",

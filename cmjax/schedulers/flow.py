@@ -23,6 +23,18 @@ def shifted(sigmas: Any, shift: float) -> Any:
     return sigmas / (sigmas + (1 - sigmas) / shift)
 
 
+def stretched(sigmas: jax.Array, terminal: float) -> jax.Array:
+    """Returns levels f32[N], from 1 down, stretched so that the lowest is `terminal`."""
+    low = sigmas[-1]
+
+    # 1 - (1 - sigmas) (1 - terminal) / (1 - low), written so that small results lose nothing to
+    # rounding.
+    stretched = (sigmas - low + terminal * (1 - sigmas)) / jnp.where(low < 1, 1 - low, 1)
+
+    # A single level, pure noise, has nothing to stretch.
+    return jnp.where(low < 1, stretched, sigmas)
+
+
 @dataclasses.dataclass(frozen=True)
 class FlowScheduler(TableScheduler):
     """A sampler of flow matching: `x = (1 - sigma) x0 + sigma z`; the network returns `z - x0`.

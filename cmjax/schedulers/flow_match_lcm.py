@@ -4,13 +4,12 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from cmjax.configs import is_finite, shown
 from cmjax.schedulers.config_files import FileOption
-from cmjax.schedulers.discrete_sigmas import BETA_SIGMAS_OPTION, check_one_grid
-from cmjax.schedulers.flow import FlowScheduler, shifted
-from cmjax.schedulers.levels import Levels, respaced
+from cmjax.schedulers.flow import FlowScheduler, shifted, stretched
+from cmjax.schedulers.grids import grid_option, respaced
+from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.table import Weights
 
 _UPSCALE_MODES = ("nearest", "linear", "bilinear", "trilinear", "area", "nearest-exact")
@@ -34,6 +33,8 @@ class FlowMatchLCMScheduler(FlowScheduler):
         use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the
             same ends.
         use_exponential_sigmas: replace the levels by equal steps of log sigma.
+        use_beta_sigmas: replace the levels by quantiles of a beta distribution (Lee et al. 2024),
+            close together at both ends.
 
     Raises:
         ValueError: for values outside their domain.
@@ -42,6 +43,7 @@ class FlowMatchLCMScheduler(FlowScheduler):
     shift_terminal: float | None = None
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
 
     _file_options = {
         # Dynamic shifting: a shift that depends on the size of the image.
@@ -59,7 +61,6 @@ class FlowMatchLCMScheduler(FlowScheduler):
             False,
             hint="it is for models whose time grows with the signal, not with the noise",
         ),
-        "use_beta_sigmas": BETA_SIGMAS_OPTION,
         "scale_factors": FileOption(
             None,
             hint="the samples of a run have one size; call sample() per size, with init=",
@@ -68,7 +69,7 @@ class FlowMatchLCMScheduler(FlowScheduler):
 
     def __post_init__(self):
         super().__post_init__()
-        check_one_grid(self)
+        grid_option(self)  # at most one
         terminal = self.shift_terminal
         if terminal is not None and not (is_finite(terminal) and 0 < terminal < 1):
             raise ValueError(
@@ -82,24 +83,9 @@ class FlowMatchLCMScheduler(FlowScheduler):
         lowest = shifted(1 / self.num_train_timesteps, self.shift)
         sigmas = shifted(self.unshifted_sigmas(name, value, lowest), self.shift)
         if self.shift_terminal is not None:
-            sigmas = _stretched(sigmas, self.shift_terminal)
-        sigmas = respaced(
-            sigmas, karras=self.use_karras_sigmas, exponential=self.use_exponential_sigmas
-        )
-        return self.levels_of(sigmas)
+            sigmas = stretched(sigmas, self.shift_terminal)
+        return self.levels_of(respaced(self, sigmas))
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x' = (1 - sigma') x0 + sigma' z`."""
         return Weights(x0=levels.alphas[1:], eps=0.0, noise=levels.sigmas[1:])
-
-
-def _stretched(sigmas: jax.Array, terminal: float) -> jax.Array:
-    """Levels f32[N] from 1 down, stretched so that the lowest is `terminal`."""
-    low = sigmas[-1]
-
-    # 1 - (1 - sigmas) (1 - terminal) / (1 - low), written so that small results lose nothing to
-    # rounding.
-    stretched = (sigmas - low + terminal * (1 - sigmas)) / jnp.where(low < 1, 1 - low, 1)
-
-    # A single level, pure noise, has nothing to stretch.
-    return jnp.where(low < 1, stretched, sigmas)

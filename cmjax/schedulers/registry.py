@@ -15,15 +15,23 @@ from cmjax.schedulers.checks import check_config
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.ddim import DDIMScheduler
+from cmjax.schedulers.deis import DEISMultistepScheduler
 from cmjax.schedulers.dpm2 import EDMDPM2Scheduler, KDPM2DiscreteScheduler
 from cmjax.schedulers.dpm_multistep import EDMDPMSolverMultistepScheduler
+from cmjax.schedulers.dpm_multistep_discrete import (
+    DPMSolverMultistepInverseScheduler,
+    DPMSolverMultistepScheduler,
+)
+from cmjax.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
 from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
+from cmjax.schedulers.lms import LMSDiscreteScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.tcd import TCDScheduler
+from cmjax.schedulers.unipc import UniPCMultistepScheduler
 
 # By the name of the class, which config files hold as `_class_name`.
 SCHEDULERS: dict[str, type[Scheduler]] = {
@@ -47,6 +55,12 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         EulerAncestralDiscreteScheduler,
         HeunDiscreteScheduler,
         KDPM2DiscreteScheduler,
+        LMSDiscreteScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+        DEISMultistepScheduler,
+        DPMSolverSinglestepScheduler,
+        DPMSolverMultistepInverseScheduler,
     )
 }
 

@@ -36,6 +36,7 @@ class Weights(NamedTuple):
         earlier_x0: weights of the x0 estimates of the call before, the one before that, and so on.
         last_sample: weight of the sample at which the call before started.
         last_noise: weight of the fresh noise of the call before.
+        earlier_eps: weights of the eps of the call before, the one before that, and so on.
     """
 
     # Arrays of this call.
@@ -47,6 +48,7 @@ class Weights(NamedTuple):
     earlier_x0: tuple[Any, ...] = ()
     last_sample: Any = None
     last_noise: Any = None
+    earlier_eps: tuple[Any, ...] = ()
 
 
 class Memory(NamedTuple):
@@ -56,11 +58,13 @@ class Memory(NamedTuple):
         earlier_x0: x0 estimates `[B, ...]`, the latest first.
         last_sample: the sample `[B, ...]` at which the call before started.
         last_noise: the fresh noise `[B, ...]` of the call before.
+        earlier_eps: eps `[B, ...]` of earlier calls, the latest first, in at least float32.
     """
 
     earlier_x0: tuple[jax.Array, ...] = ()
     last_sample: jax.Array | None = None
     last_noise: jax.Array | None = None
+    earlier_eps: tuple[jax.Array, ...] = ()
 
 
 @jax.tree_util.register_dataclass
@@ -231,7 +235,11 @@ class TableScheduler(Scheduler[TableState]):
         self.check_state(state)
         weights = state.weights
         remembered = Memory(weights.earlier_x0, weights.last_sample, weights.last_noise)
-        return state.replace(memory=jax.tree.map(allocate, remembered))
+        memory = jax.tree.map(allocate, remembered)
+
+        # Kept as wide as `advance` computes it.
+        earlier_eps = tuple(map(at_least_float32, map(allocate, weights.earlier_eps)))
+        return state.replace(memory=memory._replace(earlier_eps=earlier_eps))
 
     def scale_input(self, state: TableState, sample: jax.Array) -> jax.Array:
         """Returns the network's input, `c_in x`, `[B, ...]` in the sample's dtype."""
@@ -313,6 +321,7 @@ class TableScheduler(Scheduler[TableState]):
             earlier_x0=memory.earlier_x0,
             last_sample=memory.last_sample,
             last_noise=memory.last_noise,
+            earlier_eps=memory.earlier_eps,
         )
         if jax.tree.structure(arrays) != jax.tree.structure(weights):
             raise ValueError(
@@ -325,7 +334,7 @@ class TableScheduler(Scheduler[TableState]):
         terms = zip(jax.tree.leaves(row), jax.tree.leaves(arrays), strict=True)
         next_sample = combine(*terms)
 
-        memory = _remember(memory, sample, denoised, noise)
+        memory = _remember(memory, sample, denoised, eps, noise)
         return state.replace(step_index=state.step_index + 1, memory=memory), next_sample
 
     def add_noise(
@@ -367,23 +376,31 @@ def _check_columns(weights: Any) -> None:
         raise ValueError(
             "weights.x0 and weights.eps must be arrays or numbers; 0.0 for no weight"
         )
-    if not isinstance(weights.earlier_x0, tuple):
-        raise ValueError(
-            "weights.earlier_x0 must be a tuple of columns, such as (column,), "
-            f"got {shown(weights.earlier_x0)}"
-        )
+    for name in ("earlier_x0", "earlier_eps"):
+        columns = getattr(weights, name)
+        if not isinstance(columns, tuple):
+            raise ValueError(
+                f"weights.{name} must be a tuple of columns, such as (column,), "
+                f"got {shown(columns)}"
+            )
 
 
 def _remember(
-    memory: Memory, sample: jax.Array, denoised: jax.Array, noise: jax.Array
+    memory: Memory,
+    sample: jax.Array,
+    denoised: jax.Array,
+    eps: jax.Array,
+    noise: jax.Array,
 ) -> Memory:
     """The memory after a call: this call's x0 comes first, and the oldest x0 is dropped."""
     # As many as there were: the structure must not change within a scan.
-    latest = (denoised, *memory.earlier_x0)
+    latest_x0 = (denoised, *memory.earlier_x0)
+    latest_eps = (eps, *memory.earlier_eps)
     return Memory(
-        earlier_x0=latest[: len(memory.earlier_x0)],
+        earlier_x0=latest_x0[: len(memory.earlier_x0)],
         last_sample=None if memory.last_sample is None else sample,
         last_noise=None if memory.last_noise is None else noise,
+        earlier_eps=latest_eps[: len(memory.earlier_eps)],
     )
 
 
@@ -422,6 +439,7 @@ def alternate(first: Weights, second: Weights, num_steps: int) -> Weights:
 
     # Pairs of columns, None where one of the tables remembers fewer calls.
     earlier_x0 = itertools.zip_longest(first.earlier_x0, second.earlier_x0)
+    earlier_eps = itertools.zip_longest(first.earlier_eps, second.earlier_eps)
     return Weights(
         x0=column(first.x0, second.x0),
         eps=column(first.eps, second.eps),
@@ -429,6 +447,7 @@ def alternate(first: Weights, second: Weights, num_steps: int) -> Weights:
         earlier_x0=tuple(column(one, other) for one, other in earlier_x0),
         last_sample=column(first.last_sample, second.last_sample),
         last_noise=column(first.last_noise, second.last_noise),
+        earlier_eps=tuple(column(one, other) for one, other in earlier_eps),
     )
 
 

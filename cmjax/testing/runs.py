@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from cmjax.arrays import combine
 from cmjax.random import key_of_seed
 from cmjax.schedulers.base import Scheduler, SchedulerState
+from cmjax.schedulers.table import TableState
 
 # Of the samples in these checks. The sizes differ, so that mixed-up axes fail.
 SHAPE = (4, 3, 2)
@@ -35,6 +36,16 @@ def set_timesteps(scheduler: Scheduler, num_steps: int) -> SchedulerState:
     """The state of a run, made by one program that is compiled once for all checks."""
     # Eagerly, each operation would be compiled on its own, which takes longer.
     return scheduler.set_timesteps(num_steps)
+
+
+def rounding(state: SchedulerState, x: jax.Array) -> float:
+    """The error that float32 may have in a step from x: 1e-5 of the size of the step's terms."""
+    # eps = (x - alpha x0) / sigma magnifies rounding errors at low levels. Steps down weigh it with
+    # less than sigma, steps up with more.
+    magnified = 1.0
+    if isinstance(state, TableState):
+        magnified = abs(float(state.weights.eps[state.step_index] / state.sigma))
+    return 1e-5 * max(1.0, float(jnp.max(jnp.abs(x))) * max(1.0, magnified))
 
 
 def one_step(

@@ -1,17 +1,19 @@
 """Makes samplers.npz: what the samplers of diffusers compute in a run, and from what.
 
 The file was made with diffusers 0.42.1, torch 2.13.0 and NumPy 2.4.6 on an x86-64 CPU; it names
-them in `index`, which also holds (JSON) the class, configuration and shapes of each case. To make
-it again:
+them in `index`, which also holds (JSON) the class, configuration and shapes of each case. To add
+classes to it:
 
     pip install -e ".[parity]" && python -m tests.golden.make_sampler_goldens
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import sys
+import warnings
 from fractions import Fraction
 from pathlib import Path
 from unittest import mock
@@ -20,7 +22,7 @@ import diffusers
 import numpy as np
 import torch
 
-from tests.support.sampler_cases import FINE, SAMPLERS, Draw, draw_case
+from tests.support.sampler_cases import FINE, LOG_SNR, SAMPLERS, Draw, draw_case
 
 CASES = 12  # stored, of each class
 LARGEST_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))
@@ -44,9 +46,10 @@ def reference_case(
             see `Draw.fine`.
         seed: of samples, of what the network returns, and of noise.
     """
-    with _precision(double):
+    with _precision(double, name):
         scheduler = getattr(diffusers, name)(**config)
         levels = _set_timesteps(scheduler, levels)
+    mend_third_order(scheduler)
     if hasattr(scheduler, "set_begin_index"):
         # As pipelines do; else it looks for the time, which rounding may have doubled.
         scheduler.set_begin_index(0)
@@ -83,9 +86,18 @@ def reference_case(
 
 
 @contextlib.contextmanager
-def _precision(double):
+def _precision(double, name):
     single = torch.float32
-    with mock.patch.object(torch, "float32", torch.float64 if double else single):
+    numpys = (
+        np.float64 if name in LOG_SNR else np.float32
+    )  # which the others round levels to
+    with (
+        mock.patch.object(torch, "float32", torch.float64 if double else single),
+        mock.patch.object(np, "float32", numpys),
+        warnings.catch_warnings(),
+    ):
+        # Of "dpmsolver" as a deprecated algorithm_type.
+        warnings.simplefilter("ignore", FutureWarning)
         torch.set_default_dtype(torch.float32)
         try:
             yield
@@ -112,6 +124,8 @@ def _set_timesteps(scheduler, levels):
     elif name == "EDMEulerScheduler" and "sigmas" in levels:
         scheduler.set_timesteps(sigmas=torch.tensor(levels["sigmas"]))
         return {"sigmas": scheduler.sigmas[:-1].tolist()}
+    elif name == "UniPCMultistepScheduler" and "sigmas" in levels:
+        scheduler.set_timesteps(sigmas=np.array(levels["sigmas"]))
     else:
         scheduler.set_timesteps(**levels)
     return levels
@@ -134,6 +148,10 @@ def _levels(scheduler):
         levels = torch.stack([scheduler.sigmas, scheduler.sigmas_interpol])[:, :-2].clone()
         levels[0, 1::2] = levels[1, 1::2]  # every second call is between two levels
         return {"sigmas": levels[0]}
+    if type(scheduler).__name__ in LOG_SNR:
+        # Its sigmas are sigma / alpha, or those of flow paths.
+        alphas, sigmas = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas)
+        return {"alphas": alphas, "sigmas": sigmas}
     if hasattr(scheduler, "sigmas"):
         return {"sigmas": scheduler.sigmas}
     if hasattr(scheduler, "alphas_cumprod"):
@@ -161,7 +179,9 @@ def _step(scheduler, case, index, sample, output, noise):
     if hasattr(scheduler, "alphas_cumprod"):
         output = _prediction(case, index, scaled, output)
     row = {"sample": sample, "scaled": scaled, "model_output": output, "noise": noise}
-    if hasattr(scheduler, "add_noise"):
+    if name == "DPMSolverMultistepInverseScheduler":
+        pass  # it noises to levels of times that it has left out
+    elif hasattr(scheduler, "add_noise"):
         row["noisy"] = scheduler.add_noise(output, noise, t[None])
     elif hasattr(scheduler, "scale_noise"):
         row["noisy"] = scheduler.scale_noise(output, t[None], noise)
@@ -183,6 +203,10 @@ def _step(scheduler, case, index, sample, output, noise):
             scheduler.num_inference_steps = Fraction(total, int(t) - end)
     elif name == "EDMDPMSolverMultistepScheduler" and last:
         noise = 0 * noise  # cmjax adds no noise on the last step
+    elif name in LOG_SNR and last and "sde-" in scheduler.config.get("algorithm_type", ""):
+        # cmjax's last step is that of the ODE.
+        algorithm = scheduler.config.algorithm_type.removeprefix("sde-")
+        scheduler.register_to_config(algorithm_type=algorithm)
 
     # The step, with the noise given.
     module = sys.modules[type(scheduler).__module__]
@@ -192,7 +216,9 @@ def _step(scheduler, case, index, sample, output, noise):
         result = scheduler.step(output * unit, t, sample, **arguments)
     scheduler.num_inference_steps = len(scheduler.timesteps)
     row["prev_sample"] = result.prev_sample
-    if hasattr(scheduler, "model_outputs"):  # that have been made x0 estimates
+    if getattr(scheduler, "predict_x0", True) is False or _by_eps(scheduler):
+        pass  # it keeps eps
+    elif hasattr(scheduler, "model_outputs"):  # that have been made x0 estimates
         row["denoised"] = scheduler.model_outputs[-1]
     elif "denoised" in result or "pred_original_sample" in result:
         row["denoised"] = result.get("denoised", result.get("pred_original_sample"))
@@ -210,8 +236,62 @@ def _prediction(case, index, scaled, v):
         "epsilon": alpha * v + sigma * scaled,
         "sample": alpha * scaled - sigma * v,
         "v_prediction": v,
+        "flow_prediction": v,
     }
     return outputs[case["saved_config"]["prediction_type"]].float().to(v.dtype)
+
+
+def _by_eps(scheduler):
+    """Whether the solver integrates eps instead of x0."""
+    by_eps = ("dpmsolver", "sde-dpmsolver", "deis")
+    return scheduler.config.get("algorithm_type", "") in by_eps
+
+
+def mend_third_order(scheduler):
+    """Makes third-order steps of diffusers what they mean to be.
+
+    Of multistep solvers, its D2 is half of the second derivative: the steps are of second order.
+    Of the SDE, 1/2 is subtracted where it is to be added (compare phi_3 of the ODE with exponent
+    2h): the steps do not converge.
+    """
+    for kind in ("multistep", "singlestep"):
+        update = f"{kind}_dpm_solver_third_order_update"
+        if hasattr(scheduler, update):
+            mended = functools.partial(_third_order, scheduler, getattr(scheduler, update))
+            setattr(scheduler, update, mended)
+
+
+def _third_order(scheduler, update, outputs, *, sample, noise=None):
+    options = {} if noise is None else {"noise": noise}
+    result = update(outputs, sample=sample, **options)
+
+    # The second derivative of the polynomial through the three outputs, times h^2.
+    i = scheduler.step_index
+    alphas, sigmas = scheduler._sigma_to_alpha_sigma_t(
+        scheduler.sigmas[[i - 2, i - 1, i, i + 1]]
+    )
+    alphas = alphas.expand_as(sigmas)
+    lambdas = torch.log(alphas) - torch.log(sigmas)
+    singlestep = hasattr(scheduler, "order_list")
+    h = lambdas[3] - lambdas[0 if singlestep else 2]
+    slopes = torch.diff(torch.stack(outputs), dim=0) / torch.diff(lambdas[:3]).reshape(
+        -1, *[1] * sample.ndim
+    )
+    second = 2 * h**2 * (slopes[1] - slopes[0]) / (lambdas[2] - lambdas[0])
+
+    # What is missing of its weight, h int_0^1 exp(-h (1 - u)) u^2 / 2 du.
+    algorithm = scheduler.config.algorithm_type
+    if algorithm == "sde-dpmsolver++":
+        phi = (1 - torch.exp(-2 * h) - 2 * h) / (2 * h) ** 2
+        theirs = phi - 0.5 if singlestep else (phi - 0.5) / 2
+        if singlestep and scheduler.config.solver_type == "midpoint":
+            return result
+        return result + alphas[3] * (phi + 0.5 - theirs) * second
+    if singlestep:
+        return result
+    if algorithm == "dpmsolver++":
+        return result + alphas[3] * ((1 - torch.exp(-h) - h) / h**2 + 0.5) / 2 * second
+    return result - sigmas[3] * ((torch.exp(h) - 1 - h) / h**2 - 0.5) / 2 * second
 
 
 def pack(cases: list[dict]) -> tuple[list[dict], dict[str, np.ndarray]]:
@@ -235,24 +315,37 @@ def pack(cases: list[dict]) -> tuple[list[dict], dict[str, np.ndarray]]:
 
 
 def main():
-    """Writes the file beside this script."""
-    rng = np.random.default_rng(0)
+    """Adds the cases of classes that the file beside this script does not have yet."""
+    path = Path(__file__).with_name("samplers.npz")
+    with np.load(path, allow_pickle=False) as file:
+        index = json.loads(str(file["index"]))
+        arrays = {key: file[key] for key in file.files if key != "index"}
+    known = {case["name"] for case in index["cases"]}
+    for name in SAMPLERS:
+        if name in known:
+            continue
+
+        # A seed of its own: no class changes the cases of others.
+        cases, added = pack(_cases(name, np.random.default_rng(list(name.encode()))))
+        index["cases"] += cases
+        for key, values in added.items():
+            before = arrays.get(key, np.zeros(0, np.float32))
+            arrays[key] = np.concatenate([before, values])
+    np.savez_compressed(path, index=json.dumps(index), **arrays)
+
+
+def _cases(name, rng):
+    """The stored cases of a class, every second one with `Draw.fine`."""
     draw = Draw(
         lambda options: options[rng.integers(len(options))],
         lambda low, high: float(rng.uniform(low, high)),
     )
-    kinds = [(name, i % 2 == 1 and name in FINE) for name in SAMPLERS for i in range(CASES)]
-    drawn = [draw_case(name, dataclasses.replace(draw, fine=fine)) for name, fine in kinds]
-    cases, arrays = pack(
-        [reference_case(**case, seed=seed) for seed, case in enumerate(drawn)]
-    )
-    versions = {
-        "diffusers": diffusers.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-    index = json.dumps({"versions": versions, "cases": cases})
-    np.savez_compressed(Path(__file__).with_name("samplers.npz"), index=index, **arrays)
+    cases = []
+    for seed in range(CASES):
+        fine = seed % 2 == 1 and name in FINE
+        drawn = draw_case(name, dataclasses.replace(draw, fine=fine))
+        cases.append(reference_case(**drawn, seed=seed))
+    return cases
 
 
 if __name__ == "__main__":

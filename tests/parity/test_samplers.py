@@ -230,9 +230,69 @@ def test_kdpm2_noises_to_the_level_that_the_network_is_told():
 
 
 @pytest.mark.parametrize(
+    "name", ["DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"]
+)
+def test_third_order_integrates_a_parabola_where_diffusers_takes_half_of_it(name):
+    options = {"solver_order": 3, "final_sigmas_type": "sigma_min"}
+    if name == "DPMSolverMultistepScheduler":
+        options["prediction_type"] = "sample"
+    theirs, ours = pair(name, **options)
+    theirs.set_timesteps(16)  # with fewer than 15 the last steps have lower orders
+    state = ours.set_timesteps(16)
+    alphas = np.float64(state.alphas)
+    sigmas = np.float64(state.sigmas)
+    lambdas = np.log(alphas / sigmas)
+
+    # x0 is the square of the distance in lambda from the sixth call, whatever the sample is.
+    x0 = [jnp.full((1, 1), (place - lambdas[5]) ** 2, jnp.float32) for place in lambdas]
+    sample = jnp.ones((1, 1))
+    state = ours.prepare(state, sample)
+    for row in range(6):
+        before = np.float64(sample)
+        state, sample = ours.advance(state, sample, x0[row], sample)
+        theirs.model_outputs = [
+            torch.from_numpy(np.array(x0[k])) for k in (row - 2, row - 1, row)
+        ]
+
+    grid = np.linspace(lambdas[5], lambdas[6], 10_001)
+    integral = np.trapezoid(np.exp(grid) * (grid - lambdas[5]) ** 2, grid)
+    exact = sigmas[6] * (before / sigmas[5] + integral)
+    np.testing.assert_allclose(sample, exact, rtol=2e-5)
+
+    theirs._step_index = 5
+    start = torch.from_numpy(before)
+    result = theirs.multistep_dpm_solver_third_order_update(
+        theirs.model_outputs, sample=start
+    )
+    half = sigmas[6] * (before / sigmas[5] + integral / 2)
+    np.testing.assert_allclose(result, half, rtol=2e-5)
+
+
+def test_unipc_ends_at_x0_where_the_other_b_of_diffusers_is_nan():
+    theirs, ours = pair(
+        "UniPCMultistepScheduler", solver_type="bh1", prediction_type="sample"
+    )
+    theirs.set_timesteps(1)
+    ones = torch.ones(1, 3)
+    assert theirs.step(ones, theirs.timesteps[0], ones).prev_sample.isnan().all()
+    state = ours.prepare(ours.set_timesteps(1), jnp.ones((1, 3)))
+    _, end = ours.advance(state, jnp.zeros((1, 3)), jnp.ones((1, 3)), jnp.zeros((1, 3)))
+    np.testing.assert_array_equal(end, np.ones((1, 3)))
+
+
+def test_inverse_flow_levels_rise_where_those_of_diffusers_fall():
+    options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    theirs, ours = pair("DPMSolverMultistepInverseScheduler", **options)
+    theirs.set_timesteps(4)
+    assert np.all(np.diff(theirs.sigmas[:-1]) < 0)
+    state = ours.set_timesteps(4)
+    assert np.all(np.diff(state.sigmas[:-1]) > 0)
+    np.testing.assert_allclose(state.sigmas[-2::-1], theirs.sigmas[:-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("name", "option"),
     [
-        ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
         ("EDMDPMSolverMultistepScheduler", {"solver_type": "bh2"}),
         (
             "EDMDPMSolverMultistepScheduler",
@@ -241,8 +301,6 @@ def test_kdpm2_noises_to_the_level_that_the_network_is_told():
         ("FlowMatchLCMScheduler", {"use_dynamic_shifting": True}),
         ("FlowMatchLCMScheduler", {"invert_sigmas": True}),
         ("FlowMatchLCMScheduler", {"scale_factors": [0.5]}),
-        ("FlowMatchLCMScheduler", {"use_beta_sigmas": True}),
-        ("HeunDiscreteScheduler", {"use_beta_sigmas": True}),
     ],
 )
 def test_options_of_diffusers_that_are_missing_are_errors(name, option):

@@ -20,6 +20,8 @@ from cmjax.schedulers import (
 from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.flow import FlowScheduler
+from cmjax.schedulers.levels import karras_sigmas, ramp
+from cmjax.schedulers.log_snr import LogSNRScheduler
 
 MIXTURE = (
     (0.3, -1.0, 0.4),
@@ -62,11 +64,12 @@ def convention(scheduler, alpha, sigma):
 
     Written from the papers, not from the `scalings` that are tested.
     """
-    if isinstance(scheduler, FlowScheduler):
+    flow = getattr(scheduler, "use_flow_sigmas", False)
+    if flow or isinstance(scheduler, FlowScheduler):
         return 1, lambda x, x0, eps: eps - x0
     if isinstance(scheduler, SCMScheduler):
         return scheduler.sigma_data, lambda x, x0, eps: (alpha * x - x0) / sigma
-    if isinstance(scheduler, (DiscreteScheduler, DiscreteSigmasScheduler)):
+    if isinstance(scheduler, (DiscreteScheduler, DiscreteSigmasScheduler, LogSNRScheduler)):
         size = jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
         predictions = {
             "epsilon": lambda x, x0, eps: eps,
@@ -153,6 +156,34 @@ def uneven():
     return scheduler, levels
 
 
+def log_snr(name, **options):
+    # Equal steps of log(alpha / sigma), then a last call that stays where it is: the last step does
+    # not shrink with the others if it is to end at zero.
+    scheduler = schedulers.SCHEDULERS[name](
+        use_exponential_sigmas=True, final_sigmas_type="sigma_min", **options
+    )
+    return scheduler, lambda n: scheduler.set_timesteps(n)
+
+
+def lms(**options):
+    # Karras's levels down to one above 0, which the last step then ends at: not one of the others.
+    scheduler = schedulers.SCHEDULERS["LMSDiscreteScheduler"](**options)
+
+    def levels(n):
+        state = scheduler.set_timesteps(sigmas=karras_sigmas(ramp(n + 1), 0.1, 100.0, 7.0))
+        table = jax.tree.map(lambda column: column[:-1], (state.weights, state.scalings))
+        weights, scalings = table
+        return state.replace(
+            sigmas=state.sigmas[:-1],
+            alphas=state.alphas[:-1],
+            timesteps=state.timesteps[:-1],
+            weights=weights,
+            scalings=scalings,
+        )
+
+    return scheduler, levels
+
+
 def ddim():
     # Times at exact strides from the first to the last, where sampling ends: hence
     # set_alpha_to_one=False.
@@ -190,10 +221,49 @@ ORDERS = {
 }
 
 
+MULTI = "DPMSolverMultistepScheduler"
+SINGLE = "DPMSolverSinglestepScheduler"
+UNIPC = "UniPCMultistepScheduler"
+BY_EPS = {"algorithm_type": "dpmsolver"}
+NO_CORRECTOR = {"disable_corrector": tuple(range(1000))}
+
+# Steps of order 3 see the shape of the mixture in more of them, and are exact to float32 in fewer.
+SECOND = (96, 192, 384)
+THIRD = (96, 144, 192)
+
+# The corrector of UniPC raises the order by one (Zhao et al. 2023, theorem 3.1).
+NUMBERS = dict.fromkeys(ORDERS, (64, 128, 256))
+for name, solver, order, numbers in [
+    ("DPM-Solver++ 2M", log_snr(MULTI), 2, SECOND),
+    ("DPM-Solver++ 3M", log_snr(MULTI, solver_order=3), 3, THIRD),
+    ("DPM-Solver 2M", log_snr(MULTI, **BY_EPS), 2, SECOND),
+    ("UniPC 1", log_snr(UNIPC, solver_order=1), 2, SECOND),
+    ("UniPC 1 by eps", log_snr(UNIPC, solver_order=1, predict_x0=False), 2, SECOND),
+    ("UniPC 2", log_snr(UNIPC), 3, THIRD),
+    ("UniPC 2, not corrected", log_snr(UNIPC, **NO_CORRECTOR), 2, SECOND),
+    ("UniPC 3, not corrected", log_snr(UNIPC, solver_order=3, **NO_CORRECTOR), 3, THIRD),
+    ("LMS 2", lms(order=2), 2, SECOND),
+    ("LMS 4", lms(), 4, (128, 192, 256)),
+    ("DEIS 2", log_snr("DEISMultistepScheduler"), 2, SECOND),
+    ("DEIS 3", log_snr("DEISMultistepScheduler", solver_order=3), 3, THIRD),
+    ("DPM-Solver++ 2S", log_snr(SINGLE), 2, SECOND),
+    ("DPM-Solver++ 3S", log_snr(SINGLE, solver_order=3), 3, SECOND),
+    (
+        "DPM-Solver++ 3S heun",
+        log_snr(SINGLE, solver_order=3, solver_type="heun"),
+        3,
+        SECOND,
+    ),
+    ("DPM-Solver 3S", log_snr(SINGLE, solver_order=3, **BY_EPS), 3, THIRD),
+]:
+    ORDERS[name] = (solver, order)
+    NUMBERS[name] = numbers
+
+
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_error_falls_with_the_order_of_the_method(name):
     (scheduler, levels), order = ORDERS[name]
-    counts = np.array([64, 128, 256])
+    counts = np.array(NUMBERS[name])
     ends = np.linspace(-1.6, 1.4, 7)
     errors = []
     # Levels and weights stay float32: a floor near 1e-7, below all errors here.
@@ -212,7 +282,7 @@ def test_the_error_falls_with_the_order_of_the_method(name):
             x = jax.jit(exact_denoising_run, static_argnums=0)(scheduler, state, x)
             errors.append(np.sqrt(np.mean((np.asarray(x) - ends) ** 2)))
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert min(errors) > 1e-5 and slope == pytest.approx(order, abs=0.15)
+    assert min(errors) > 2e-6 and slope == pytest.approx(order, abs=0.15)
 
 
 def start(scheduler, **levels):
@@ -262,15 +332,22 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
         ("EDMHeunScheduler", {"s_churn": 20.0}, 50),
         ("EDMHeunScheduler", {"s_churn": 20.0, "s_tmin": 0.3, "s_tmax": 3.0}, 50),
         ("EDMDPM2Scheduler", {"s_churn": 10.0}, 50),
+        (MULTI, {**SDE, "solver_order": 3}, 50),
+        (MULTI, {"algorithm_type": "sde-dpmsolver", "solver_type": "heun"}, 100),
+        # The noises of the calls of a step are independent of each other: of first order only.
+        (SINGLE, {**SDE, "solver_order": 2}, 600),
+        (SINGLE, {**SDE, "solver_order": 3, "solver_type": "heun"}, 600),
         ("EDMEulerScheduler", {"s_churn": 10.0}, 200),
     ],
 )
 def test_samplers_with_noise_draw_the_mixture(name, options, n):
-    scheduler, levels = edm(name, **options)
+    scheduler, levels = (edm if name.startswith("EDM") else log_snr)(name, **options)
     state = jax.jit(levels, static_argnums=0)(n)
     x = run(scheduler, denoiser, state, draws(state, MIXTURE))
+    x = x / state.alphas[-1]
     weights, means, stds = np.array(MIXTURE).T
-    mean, end = weights @ means, 0.1
+    mean = weights @ means
+    end = float(state.sigmas[-1] / state.alphas[-1])
     assert_mean_and_variance(x, mean, weights @ (stds**2 + means**2) - mean**2 + end**2)
     left = cumulative(np.zeros(1), end)[0]  # near the weight of the first Gaussian
     assert abs(np.mean(x < 0) - left) < 5 * (left * (1 - left) / x.size) ** 0.5
@@ -292,6 +369,10 @@ def test_samplers_with_noise_draw_the_mixture(name, options, n):
         ("KDPM2DiscreteScheduler", {"prediction_type": "sample"}, 0.004),
         ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}, 0.02),
         ("DDIMScheduler", {"clip_sample": False, "prediction_type": "v_prediction"}, 0.02),
+        (MULTI, {"prediction_type": "v_prediction"}, 0.002),
+        (MULTI, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, 0.01),
+        (UNIPC, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, 0.01),
+        (SINGLE, {"prediction_type": "sample"}, 0.01),
         ("FlowMapEulerDiscreteScheduler", {"shift": 3.0}, 0.02),
     ],
 )

@@ -298,8 +298,12 @@ def inpainted(scheduler, seed, image, known):
     )
 
 
-# CTM's last step keeps a part of x, and TCD ends at training time 0: with noise.
-END_IN_X0 = [name for name in SCHEDULERS if name not in ("CTMScheduler", "TCDScheduler")]
+# CTM's last step keeps a part of x, that of LMS a part of earlier slopes. Others end with noise:
+# TCD and DEIS at training time 0, the inverse at the last one.
+END_ELSEWHERE = ["CTMScheduler", "LMSDiscreteScheduler", "TCDScheduler"]
+END_ELSEWHERE += ["DEISMultistepScheduler"]
+END_ELSEWHERE += ["DPMSolverMultistepInverseScheduler"]
+END_IN_X0 = [name for name in SCHEDULERS if name not in END_ELSEWHERE]
 
 
 @pytest.mark.parametrize("name", END_IN_X0)

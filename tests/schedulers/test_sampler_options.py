@@ -17,6 +17,7 @@ from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.flow import FlowScheduler
+from cmjax.schedulers.log_snr import LogSNRScheduler
 
 
 def of_kind(*kinds):
@@ -26,12 +27,14 @@ def of_kind(*kinds):
 KEY = jax.random.key(0)
 SHAPE = (2, 3)
 EVERY = pytest.mark.parametrize("name", SCHEDULERS)
-DISCRETE = of_kind(DiscreteScheduler, DiscreteSigmasScheduler)
+DISCRETE = of_kind(DiscreteScheduler, DiscreteSigmasScheduler, LogSNRScheduler)
 DISTILLED = ["LCMScheduler", "TCDScheduler"]
 EDM = of_kind(EDMScheduler)
 VE = of_kind(DiscreteSigmasScheduler)
 FLOW = of_kind(FlowScheduler)
 CM = of_kind(cmjax.CMStochasticIterativeScheduler)
+LOG_SNR = of_kind(LogSNRScheduler)
+UPWARDS = [name for name in SCHEDULERS if "Inverse" in name]
 TWO_CALLS = [name for name in SCHEDULERS if "Heun" in name or "DPM2" in name]  # a step
 
 
@@ -71,17 +74,18 @@ def test_an_option_of_a_wrong_type_or_size_is_named_in_one_line(name):
 TCD = ["TCDScheduler"]
 FLOW_LCM = ["FlowMatchLCMScheduler"]
 MULTISTEP = ["EDMDPMSolverMultistepScheduler"]
+UNIPC = ["UniPCMultistepScheduler"]
 TWO_GRIDS = {"use_karras_sigmas": True, "use_exponential_sigmas": True}
 BAD_OPTIONS = [
     (
         VE + FLOW_LCM,
-        {"use_beta_sigmas": True},
-        "use_beta_sigmas=True is not supported; use_karras_sigmas, .*sigmas=",
+        TWO_GRIDS,
+        "use_karras_sigmas and use_exponential_sigmas exclude each other",
     ),
     (
         VE + FLOW_LCM,
-        TWO_GRIDS,
-        "use_karras_sigmas and use_exponential_sigmas exclude each other",
+        {**TWO_GRIDS, "use_beta_sigmas": True},
+        "use_exponential_sigmas and use_beta_sigmas exclude each other",
     ),
     (
         FLOW_LCM,
@@ -125,6 +129,30 @@ BAD_OPTIONS = [
     (EDM, {"prediction_type": "sample"}, "prediction_type.*'v_prediction'.*'sample'"),
     (EDM + CM, {"sigma_min": 90}, "sigma_min 90 .*sigma_max 80.0"),
     (MULTISTEP, {"algorithm_type": "dpmsolver"}, "algorithm_type.*'dpmsolver'"),
+    (UPWARDS, {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type.*'sde-dpmsolver"),
+    (LOG_SNR, {"lambda_min_clipped": math.inf}, "lambda_min_clipped .*-inf, got inf"),
+    (
+        LOG_SNR,
+        {"use_lu_lambdas": True, "use_karras_sigmas": True},
+        "use_karras_sigmas and use_lu_lambdas exclude each other",
+    ),
+    (
+        LOG_SNR,
+        {"prediction_type": "flow_prediction"},
+        "prediction_type='flow_prediction' does not go with use_flow_sigmas=False",
+    ),
+    (
+        LOG_SNR,
+        {"prediction_type": "v_prediction", "use_flow_sigmas": True},
+        "prediction_type='v_prediction' does not go with use_flow_sigmas=True",
+    ),
+    (
+        LOG_SNR,
+        {"use_dynamic_shifting": True},
+        r"use_dynamic_shifting=True is not supported; set flow_shift=exp\(mu\)",
+    ),
+    (UNIPC, {"shift_terminal": 0.1}, "shift_terminal=0.1 is for use_flow_sigmas=True"),
+    (UNIPC, {"sigma_min": 9.0, "sigma_max": 3.0}, "sigma_min 9 must be below sigma_max 3"),
 ]
 
 
@@ -215,13 +243,37 @@ BAD_LEVELS = [
         {"num_inference_steps": 3},
         "eta has 2 entries, but the run has 3 steps",
     ),
+    (
+        "UniPCMultistepScheduler",
+        {"timestep_spacing": "leading", "num_train_timesteps": 4},
+        {"num_inference_steps": 4},
+        "num_inference_steps .* from 1 to 3, got 4",
+    ),
+    (
+        "DPMSolverMultistepScheduler",
+        {"timestep_spacing": "leading", "steps_offset": 10},
+        {"num_inference_steps": 999},
+        "steps_offset=10 leads beyond.* 999",
+    ),
+    (
+        "DPMSolverMultistepScheduler",
+        {"lambda_min_clipped": 20.0},
+        {"num_inference_steps": 4},
+        "lambda_min_clipped=20.0 leaves no training times",
+    ),
+    (
+        "DEISMultistepScheduler",
+        {"use_beta_sigmas": True},
+        {"timesteps": [9]},
+        "leave out use_beta_sigmas, or give num_inference_steps",
+    ),
     ("SCMScheduler", {}, {"timesteps": [1.6]}, r"timesteps \(angles.*1.5707964\).*1.6"),
     ("EDMEulerScheduler", {}, {"sigmas": [80.1]}, r"sigmas.*\[0.002, 80\].*80.1"),
     (
         "KDPM2DiscreteScheduler",
         {"use_karras_sigmas": True},
         {"timesteps": [9]},
-        "leave out use_karras_sigmas and use_exponential_sigmas, or give",
+        "leave out use_karras_sigmas, or give sigmas",
     ),
 ]
 
@@ -272,6 +324,7 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
             ({"timesteps": [900, 100]}, None, [0.9, 0.1]),
         ],
     ),
+    **dict.fromkeys(UPWARDS, [({"timesteps": [999, 40]}, [40, 999], None)]),
     "SCMScheduler": [
         ({"timesteps": [1.5, 0.5]}, None, 0.5 * np.sin([1.5, 0.5])),
         ({"sigmas": [0.5, 0.1]}, np.arctan([1, 0.2]), None),
@@ -333,7 +386,7 @@ HIGHEST = {  # times
 }
 
 
-@EVERY
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in UPWARDS])
 def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(name):
     scheduler = SCHEDULERS[name]()
     if name == "DDIMScheduler":
@@ -374,7 +427,7 @@ def test_scm_never_passes_pi_over_two(levels):
     assert np.all(state.alphas > 0)
 
 
-@pytest.mark.parametrize("name", TWO_CALLS + MULTISTEP)
+@pytest.mark.parametrize("name", TWO_CALLS + MULTISTEP + LOG_SNR)
 def test_a_solver_that_remembers_asks_for_init(name):
     scheduler = SCHEDULERS[name]()
     x = jnp.ones(SHAPE)
@@ -466,7 +519,8 @@ def test_samples_are_finite_at_the_edges_of_what_is_allowed(name):
             assert np.all(np.isfinite(samples))
 
 
-@EVERY
+# Upwards, eps keeps its size.
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in UPWARDS])
 def test_editing_at_a_low_level_does_not_overflow_float16(name):
     # x0 is not what the network said, and (x - x0) / sigma is beyond float16: NaN, when multiplied
     # by the last weight, 0.

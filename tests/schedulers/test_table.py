@@ -26,7 +26,9 @@ def drawn_weights(rng, num_earlier, columns):
         return jnp.asarray(rng.normal(size=len(SIGMAS)), jnp.float32)
 
     drawn = {name: column() for name in ("x0", "eps", *columns)}
-    return Weights(**drawn, earlier_x0=tuple(column() for _ in range(num_earlier)))
+    earlier_x0 = tuple(column() for _ in range(num_earlier))
+    earlier_eps = tuple(column() for _ in range(num_earlier // 2))
+    return Weights(**drawn, earlier_x0=earlier_x0, earlier_eps=earlier_eps)
 
 
 @pytest.mark.parametrize("num_earlier", [0, 1, 2, 3, 5])
@@ -43,6 +45,7 @@ def test_a_step_is_the_weighted_sum_of_its_columns(num_earlier, columns):
     # The same in float64, from lists of everything that there ever was.
     zeros = np.zeros(SHAPE)
     samples, estimates, noises = [zeros], [zeros] * 5, [zeros]
+    directions = [zeros] * 5
     expected = np.float64(x)
     for i, sigma in enumerate(SIGMAS):
         x0, noise = rng.normal(size=(2, *SHAPE)).astype(np.float32)
@@ -51,6 +54,9 @@ def test_a_step_is_the_weighted_sum_of_its_columns(num_earlier, columns):
         row = jax.tree.map(lambda column, i=i: float(column[i]), weights)
         result = row.x0 * x0 + row.eps * (expected - x0) / sigma
         result += sum(w * e for w, e in zip(row.earlier_x0, estimates[::-1], strict=False))
+        result += sum(
+            w * e for w, e in zip(row.earlier_eps, directions[::-1], strict=False)
+        )
         if "noise" in columns:
             result += row.noise * noise
         if "last_sample" in columns:
@@ -59,6 +65,7 @@ def test_a_step_is_the_weighted_sum_of_its_columns(num_earlier, columns):
             result += row.last_noise * noises[-1]
         samples.append(expected)
         estimates.append(x0)
+        directions.append((expected - x0) / sigma)
         noises.append(noise)
         expected = result
         np.testing.assert_allclose(x, expected, rtol=2e-4, atol=2e-4)

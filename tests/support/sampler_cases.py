@@ -8,6 +8,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from cmjax.parametrization import Discrete
+
 STEPS = [1, 2, 3, 5]
 SHAPES = [(2, 3, 1), (1, 2, 2)]
 TYPES = ["epsilon", "sample", "v_prediction"]
@@ -22,11 +26,15 @@ class Draw:
     it must make them in float64 to be compared with. In float32, 1 - beta keeps three digits of a
     beta of 1e-4, and 1 - 0.999, where the cosine schedule ends, four; EDM's grid is a difference of
     numbers as large as sigma_max^(1/rho).
+
+    With `first`, options are left out that the samplers whose goldens were stored first did not
+    have then, so that these goldens stay as they are.
     """
 
     pick: Callable[[Sequence], Any]
     between: Callable[[float, float], float]
     fine: bool = False
+    first: bool = False
 
     def chance(self, times: int = 2) -> bool:
         """Returns True about once in so many times."""
@@ -99,11 +107,13 @@ def edm_euler(draw):
 
 def edm_dpm_multistep(draw):
     config = edm(draw)
-    config["solver_order"] = draw.pick([1, 2, 2])
+    config["solver_order"] = draw.pick([1, 2, 3])
     config["solver_type"] = draw.pick(["midpoint", "heun"])
     for name in ("lower_order_final", "euler_at_final", "thresholding"):
         config[name] = draw.chance()
     config["algorithm_type"] = draw.pick(["dpmsolver++", "sde-dpmsolver++"])
+    if config["algorithm_type"] == "sde-dpmsolver++" and config["solver_order"] == 3:
+        config["solver_order"] = 2  # no third order in diffusers
     config["dynamic_thresholding_ratio"] = draw.between(0.5, 1)
     config["sample_max_value"] = draw.between(1, 3)
     if draw.chance(10):
@@ -131,6 +141,100 @@ def euler_ancestral(draw):
     return config | zero_snr(draw, config), {}, spaced_steps(draw, config)
 
 
+def dpm_multistep(draw):
+    config = log_snr(draw, ["use_lu_lambdas", "use_flow_sigmas"]) | spacing(draw)
+    config |= {"solver_type": draw.pick(["midpoint", "heun"])}
+    config |= zero_snr(draw, config) | {"euler_at_final": draw.chance()}
+    config["algorithm_type"] = draw.pick(
+        ["dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"]
+    )
+    if "use_flow_sigmas" in config:
+        # With "sigma_min" diffusers ends at the lowest level of the betas, be it above the last.
+        config["algorithm_type"] = draw.pick(["dpmsolver++", "sde-dpmsolver++"])
+    elif config["algorithm_type"].endswith("solver"):
+        config["final_sigmas_type"] = "sigma_min"  # "zero" is an error in diffusers
+        if config["algorithm_type"].startswith("sde") and config["solver_order"] == 3:
+            config["solver_order"] = 2  # no third order in diffusers
+    else:
+        config["final_sigmas_type"] = draw.pick(["zero", "sigma_min"])
+    config |= clipped(draw, config)
+    return config, {}, log_snr_steps(draw, config, explicit=True)
+
+
+def dpm_singlestep(draw):
+    config = log_snr(draw, ["use_flow_sigmas"])
+    config |= {"solver_type": draw.pick(["midpoint", "heun"])}
+    config["algorithm_type"] = draw.pick(["dpmsolver++", "dpmsolver", "sde-dpmsolver++"])
+    if "use_flow_sigmas" in config:
+        config["algorithm_type"] = draw.pick(["dpmsolver++", "sde-dpmsolver++"])
+    elif config["algorithm_type"] == "dpmsolver":
+        config["final_sigmas_type"] = "sigma_min"
+        config["thresholding"] = False  # diffusers has no time to threshold with
+    else:
+        config["final_sigmas_type"] = draw.pick(["zero", "sigma_min"])
+    config |= clipped(draw, config)
+    levels = log_snr_steps(draw, config, explicit=True)
+
+    # diffusers changes its own configuration where the order does not divide the calls.
+    n = levels.get("num_inference_steps") or len(levels["timesteps"])
+    if config.get("final_sigmas_type", "zero") == "zero" or n % config["solver_order"]:
+        config["lower_order_final"] = True
+    return config, {}, levels
+
+
+def dpm_multistep_inverse(draw):
+    config = log_snr(draw, []) | spacing(draw)  # its flow levels fall
+    config |= {"solver_type": draw.pick(["midpoint", "heun"])}
+    config |= {"euler_at_final": draw.chance()}
+    config["algorithm_type"] = draw.pick(["dpmsolver++", "dpmsolver"])
+    config |= clipped(draw, config)
+    if has_own_levels(config):
+        # With more of them, diffusers drops times that are rounded to the same number.
+        return config, {}, {"num_inference_steps": draw.pick([2, 3, 5])}
+    return config, {}, log_snr_steps(draw, config)
+
+
+def deis(draw):
+    config = log_snr(draw, ["use_flow_sigmas"]) | spacing(draw)
+    return config, {}, log_snr_steps(draw, config)
+
+
+def unipc(draw):
+    config = log_snr(draw, ["use_flow_sigmas"]) | spacing(draw)
+    config |= {"solver_type": draw.pick(["bh1", "bh2"]), "predict_x0": draw.chance()}
+    config["final_sigmas_type"] = draw.pick(["zero", "sigma_min"])
+    config |= zero_snr(draw, config)
+    if not config["predict_x0"]:
+        config |= {"final_sigmas_type": "sigma_min", "thresholding": False}
+        if config["prediction_type"] == "flow_prediction":
+            config["prediction_type"] = "epsilon"  # others are errors in diffusers
+
+    # Steps of higher order to sigma = 0, or of length 0, are NaN in diffusers.
+    if config["final_sigmas_type"] == "zero" or has_own_levels(config):
+        config["lower_order_final"] = True
+    if config["final_sigmas_type"] == "zero":
+        config["solver_type"] = "bh2"  # the other B(h) is infinite there
+    config["disable_corrector"] = draw.pick([[], [], [0], [1, 2]])
+    if has_own_levels(config) and draw.chance():
+        if "use_flow_sigmas" not in config:
+            config |= {"sigma_min": draw.between(0.05, 0.2)}
+            config |= {"sigma_max": draw.between(3, 100)}
+        elif draw.chance():
+            # Of Karras levels with flow paths, the ratios of noise to signal.
+            config |= {"use_karras_sigmas": True, "sigma_max": draw.between(3, 100)}
+        else:
+            config |= {"shift_terminal": draw.between(0.05, 0.5)}
+            return config, {}, {"num_inference_steps": draw.pick([2, 3, 5, 12])}
+    if "use_flow_sigmas" in config and "use_karras_sigmas" not in config and draw.chance():
+        return config, {}, {"sigmas": [k / 40 for k in draw.some(range(1, 41))]}
+    return config, {}, log_snr_steps(draw, config)
+
+
+def lms(draw):
+    config = discrete(draw) | spacing(draw) | other_levels(draw)
+    return config, {"order": draw.pick([1, 2, 3, 4])}, spaced_steps(draw, config)
+
+
 SAMPLERS = {
     "LCMScheduler": lcm,
     "TCDScheduler": tcd,
@@ -143,7 +247,17 @@ SAMPLERS = {
     "HeunDiscreteScheduler": heun,
     "KDPM2DiscreteScheduler": kdpm2,
     "EulerAncestralDiscreteScheduler": euler_ancestral,
+    "LMSDiscreteScheduler": lms,
+    "DPMSolverMultistepScheduler": dpm_multistep,
+    "UniPCMultistepScheduler": unipc,
+    "DEISMultistepScheduler": deis,
+    "DPMSolverSinglestepScheduler": dpm_singlestep,
+    "DPMSolverMultistepInverseScheduler": dpm_multistep_inverse,
 }
+
+# Those in log(alpha / sigma), which diffusers must run in float64 to be compared with: in float32
+# its differences of exponentials keep few digits.
+LOG_SNR = list(SAMPLERS)[-5:]
 
 # Those that `Draw.fine` is for.
 FINE = [name for name in SAMPLERS if not name.startswith(("SCM", "Flow", "EDMEuler"))]
@@ -153,7 +267,8 @@ def draw_case(name: str, draw: Draw) -> dict:
     """Returns drawn arguments of `make_sampler_goldens.reference_case`."""
     config, ours, levels = SAMPLERS[name](draw)
     case = {"name": name, "config": config, "ours": ours, "levels": levels}
-    return case | {"shape": draw.pick(SHAPES), "double": draw.fine}
+    double = draw.fine or name in LOG_SNR
+    return case | {"shape": draw.pick(SHAPES), "double": double}
 
 
 # Parts that several samplers share.
@@ -227,8 +342,53 @@ def distilled_levels(draw, config):
 
 
 def other_levels(draw):
-    kind = draw.pick(["", "use_karras_sigmas", "use_exponential_sigmas"])
+    kinds = ["", "use_karras_sigmas", "use_exponential_sigmas"]
+    kind = draw.pick(kinds if draw.first else [*kinds, "use_beta_sigmas"])
     return {kind: True} if kind else {}
+
+
+def log_snr(draw, more):
+    """Options that all solvers in log(alpha / sigma) have, and at most one kind of levels."""
+    config = discrete(draw)
+    grids = ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"]
+    kind = draw.pick(["", "", "", *grids, *more])
+    config |= {kind: True} if kind else {}
+    if kind == "use_flow_sigmas":
+        config["prediction_type"] = draw.pick(["epsilon", "sample", "flow_prediction"])
+        config["flow_shift"] = draw.between(0.3, 6)
+    return config | {
+        "solver_order": draw.pick([1, 2, 3]),
+        "lower_order_final": draw.chance(),
+        "thresholding": draw.chance(3),
+        "dynamic_thresholding_ratio": draw.between(0.5, 1),
+        "sample_max_value": draw.between(1, 3),
+    }
+
+
+def has_own_levels(config):
+    """Whether the levels of a run are other than those of spaced training times."""
+    return any(name.startswith("use_") for name in config)
+
+
+def clipped(draw, config):
+    """lambda_min_clipped between two training times, of which at least three quarters stay."""
+    if not draw.chance(3):
+        return {}
+    names = [field.name for field in dataclasses.fields(Discrete)]
+    known = {name: value for name, value in config.items() if name in names}
+    if "trained_betas" in known:
+        known["trained_betas"] = tuple(known["trained_betas"])
+    lambdas = -np.log(Discrete(**known).training_ratios())
+    last = len(lambdas) - 1 - draw.pick(range(len(lambdas) // 4))
+    return {"lambda_min_clipped": float(lambdas[last] + lambdas[last - 1]) / 2}
+
+
+def log_snr_steps(draw, config, explicit=False):
+    if explicit and not has_own_levels(config) and draw.chance(3):
+        return {"timesteps": draw.some(range(config["num_train_timesteps"]))}
+    # Those without explicit times end where the last level is, with a single one at the highest.
+    steps = STEPS[1:] if has_own_levels(config) and not explicit else STEPS
+    return {"num_inference_steps": draw.pick([*steps, 8, 12])}
 
 
 def flow(draw):

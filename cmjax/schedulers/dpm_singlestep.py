@@ -1,0 +1,150 @@
+"""DPM-Solver and DPM-Solver++, singlestep: steps of two or three calls (Lu et al. 2022)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.schedulers.exponential import polynomial_weights, steps_from, steps_of
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.log_snr import LogSNRScheduler
+from cmjax.schedulers.table import Weights
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class DPMSolverSinglestepScheduler(LogSNRScheduler):
+    """DPM-Solver++ singlestep for models with training times (Lu et al. 2022, Algorithm 1).
+
+    A step of order p takes p calls, each at the next level of the run: the first goes there by a
+    step of first order, the second starts again from the step's sample with second order, and the
+    third with third order. `num_inference_steps` counts calls.
+
+    The network is told a whole training time, 0..N-1. `set_timesteps` takes what that of
+    `LogSNRScheduler` takes.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample", "v_prediction", or, with
+            `use_flow_sigmas`, "flow_prediction" (z - x0).
+        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
+        timestep_spacing: "linspace" (down to time 0, which is not called), "leading" (integer
+            stride) or "trailing".
+        steps_offset: added to "leading" times.
+        lambda_min_clipped: leave out training times whose log(alpha / sigma) is lower.
+        final_sigmas_type: sampling ends at "zero" or, as "sigma_min", at the lowest level.
+        use_karras_sigmas: levels of Karras et al. 2022, equation 5, over all training times.
+        use_exponential_sigmas: levels in equal steps of log sigma, over all training times.
+        use_beta_sigmas: levels at quantiles of a beta distribution, over all training times.
+        use_lu_lambdas: as use_exponential_sigmas, with times rounded rather than cut off.
+        use_flow_sigmas: follow the straight path `(1 - sigma) x0 + sigma z` of flow matching.
+        flow_shift: how far flow levels are moved towards noise (Esser et al. 2024, equation 23).
+        thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
+        dynamic_thresholding_ratio: which quantile of |x0| is scaled to 1, if it is above 1.
+        sample_max_value: the largest number that a sample is divided by.
+        variance_type: "learned" or "learned_range" for networks whose output has the variance,
+            which is not used, in a second half of the channels (the last axis); or None.
+        solver_order: order of the solver, 1 to 3.
+        lower_order_final: end with steps of lower order. Runs that end at "zero", or whose calls
+            `solver_order` does not divide, do so in any case.
+        algorithm_type: "dpmsolver++" integrates x0, "dpmsolver" eps; "sde-dpmsolver++" has fresh
+            noise at every call but the last.
+        solver_type: "midpoint" or "heun" form of steps of two and three calls.
+    """
+
+    lower_order_final: bool = False
+
+    # The form of the step.
+    algorithm_type: str = "dpmsolver++"
+    solver_type: str = "midpoint"
+
+    _domains = {
+        "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++"),
+        "solver_type": ("midpoint", "heun"),
+    }
+
+    def _orders(self, n: int) -> np.ndarray:
+        """The order of the step of each call, i64[n]: 1, 2, 3, 1, 2, 3, ..."""
+        orders = np.arange(n) % self.solver_order + 1
+        splits_last = self.lower_order_final and n % self.solver_order == 0
+        if self.final_sigmas_type == "zero" or splits_last:
+            orders[-1] = 1
+        return orders
+
+    def weights(self, levels: Levels) -> Weights:
+        """Returns the table, a row for each call.
+
+        A call goes from the sample x_s of its step's start to `kept x_s` plus weighted estimates.
+        The call before went from x_s to this call's x, and so gives x_s by x.
+        """
+        by_x0 = self.algorithm_type.endswith("dpmsolver++")
+        stochastic = self.algorithm_type.startswith("sde-")
+        orders = self._orders(len(levels.times))
+        alpha = levels.alphas[:-1]
+        sigma = levels.sigmas[:-1]
+
+        # From each call's level to the next, and from the level of its step's start.
+        first_order = steps_of(levels, by_x0=by_x0, stochastic=stochastic)
+        starts = np.arange(len(orders)) - (orders - 1)
+        start_levels = (alpha[starts], sigma[starts])
+        steps = steps_from(start_levels, levels, by_x0=by_x0, stochastic=stochastic)
+        by_last, by_this = self._differences(first_order, steps, orders)
+
+        # x' = kept x_s + w_s m_s + by_last (m_last - m_s) + by_this (m - m_s), with x_s by x.
+        kept = steps.kept / jnp.where(orders > 1, before(steps.kept), 1)
+        of_start = steps.moments[0] - kept * before(steps.moments[0])
+        by_last = by_last - kept * before(by_this)
+        of_start = of_start - by_last - by_this
+
+        # Calls of first order have their row as in all solvers of this kind.
+        is_later = orders > 1
+        x0 = jnp.where(is_later, kept * alpha, first_order.x0)
+        eps = jnp.where(is_later, kept * sigma, first_order.eps)
+        if by_x0:
+            x0 = x0 + by_this
+        else:
+            eps = eps + by_this
+
+        # The estimates of the one and two calls before; the first of the step is the earliest.
+        one_before = jnp.where(orders == 2, of_start, by_last)
+        two_before = jnp.where(orders == 3, of_start, 0)
+        earlier = (jnp.where(is_later, one_before, 0), two_before)[: self.solver_order - 1]
+
+        # The noise that took x_s to x is in x, and is taken out again.
+        last_noise = None
+        if steps.noise is not None and self.solver_order > 1:
+            last_noise = jnp.where(is_later, -kept * before(steps.noise), 0)
+        memory = {"earlier_x0": earlier} if by_x0 else {"earlier_eps": earlier}
+        return Weights(x0, eps, steps.noise, last_noise=last_noise, **memory)
+
+    def _differences(self, first_order, steps, orders):
+        """The weights of differences between the last and this estimate and the step's first."""
+        # Where these calls lie in their step: 0 is its start, 1 where the call arrives.
+        moved = before(jnp.where(first_order.moving, first_order.h, steps.h))
+        last = jnp.where(orders == 3, before(moved) / steps.h, 0.5)
+        this = moved / steps.h + jnp.where(orders == 3, last, 0)
+        this = jnp.where(orders > 1, this, 1)
+
+        # The midpoint forms take this call's estimate only.
+        none = jnp.zeros_like(this)
+        if self.solver_type == "midpoint":
+            second = steps.moments[0] / 2 / this
+            third = (none, steps.moments[1] / this)
+        else:
+            second = steps.moments[1] / this
+            this = jnp.where(orders == 3, this, 1)
+            third = polynomial_weights([last, this], steps.moments)
+
+        by_last = jnp.where(orders == 3, third[0], 0)
+        by_this = jnp.where(orders == 3, third[1], jnp.where(orders == 2, second, 0))
+        return by_last, by_this
+
+
+def before(column: jax.Array) -> jax.Array:
+    """Returns each row's value of the row before, f32[N]; 1 in the first row."""
+    return jnp.append(jnp.ones(1, column.dtype), column[:-1])

@@ -1,0 +1,65 @@
+"""Linear multistep method: order up to four with one network call a step (Karras et al. 2022)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
+from cmjax.schedulers.exponential import chosen_by_order, earlier_nodes
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.table import Weights
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class LMSDiscreteScheduler(DiscreteSigmasScheduler):
+    """The linear multistep method, Adams-Bashforth on any levels, for models of training times.
+
+    The slope of the ODE, `dx / dsigma = eps`, is replaced by the polynomial in sigma through this
+    and earlier slopes, which is integrated exactly; diffusers integrates it numerically. As in
+    diffusers the last step, to 0, has the full order: it does not end at x0 as it is.
+
+    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
+    `DiscreteSigmasScheduler` takes.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+        timestep_spacing: "linspace", "leading" or "trailing".
+        steps_offset: added to "leading" times.
+        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
+        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
+        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
+        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
+        order: highest order of a step, 1 to 4; in diffusers an argument of `step`.
+    """
+
+    order: int = 4
+
+    _domains = {"order": (1, 4)}
+
+    def weights(self, levels: Levels) -> Weights:
+        """Returns the table of `x' = x + int eps dsigma`."""
+        # Each step goes from sigma to sigma', f32[N] each, by the integrals of u^k, where u is 0 at
+        # its start and 1 at its end.
+        sigma = levels.sigmas[:-1]
+        next_sigma = levels.sigmas[1:]
+        length = next_sigma - sigma
+        moments = tuple(length / (k + 1) for k in range(self.order))
+
+        # The first steps have fewer slopes before them.
+        moving = jnp.ones_like(length, bool)
+        nodes, _ = earlier_nodes(length, moving, self.order - 1)
+        orders = jnp.asarray(np.minimum(np.arange(len(length)) + 1, self.order))
+        half = length / 2  # the integral of u
+        earlier = chosen_by_order(nodes, moments, half, orders)
+
+        # x + length eps = x0 + sigma' eps, and differences to earlier eps.
+        eps = next_sigma - sum(earlier, jnp.zeros_like(length))
+        return Weights(x0=1.0, eps=eps, earlier_eps=tuple(earlier))

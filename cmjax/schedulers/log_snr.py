@@ -1,0 +1,243 @@
+"""Shared base of solvers in the half log-SNR `log(alpha / sigma)`, for models with training times.
+
+They run on samples of variance 1, or, with `use_flow_sigmas`, on the straight path of flow
+matching.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.configs import is_finite
+from cmjax.parametrization import Discrete, FlowMatching
+from cmjax.parametrization.discrete import PREDICTION_TYPES
+from cmjax.schedulers.bounds import dynamic_threshold
+from cmjax.schedulers.config_files import FileOption
+from cmjax.schedulers.discrete import (
+    DISCRETE_DOMAINS,
+    check_betas,
+    network_options,
+    step_starts,
+)
+from cmjax.schedulers.flow import shifted
+from cmjax.schedulers.grids import grid_option
+from cmjax.schedulers.levels import Levels, ramp
+from cmjax.schedulers.log_snr_levels import (
+    LEAST_ALPHA,
+    flow_levels,
+    grid_levels,
+    last_time,
+    training_levels,
+    training_times,
+    with_end,
+)
+from cmjax.schedulers.table import TableScheduler, TableState
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSNRScheduler(TableScheduler):
+    """A solver in the half log-SNR `lambda = log(alpha / sigma)`, for models with training times.
+
+    The network is told a training time, 0..N-1; where a level lies between two, a whole number near
+    it, as in diffusers. `set_timesteps` takes as `num_inference_steps` a number of steps, or as
+    `timesteps` whole training times. With `use_flow_sigmas` the network is told N times the level,
+    rounded down, and `set_timesteps` takes levels before the shift: as `sigmas` in (0, 1], or N
+    times these as `timesteps`.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample", "v_prediction", or, with
+            `use_flow_sigmas`, "flow_prediction" (z - x0).
+        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
+        timestep_spacing: "linspace" (from the last time down to the end, which is not called),
+            "leading" (integer stride) or "trailing".
+        steps_offset: added to "leading" times.
+        lambda_min_clipped: leave out training times whose log(alpha / sigma) is lower.
+        final_sigmas_type: sampling ends at "zero" or, as "sigma_min", at the lowest level.
+        use_karras_sigmas: levels of Karras et al. 2022, equation 5, over all training times.
+        use_exponential_sigmas: levels in equal steps of log sigma, over all training times.
+        use_beta_sigmas: levels at quantiles of a beta distribution, over all training times.
+        use_lu_lambdas: as use_exponential_sigmas, and the network's times are rounded, not cut off.
+        use_flow_sigmas: follow the straight path `(1 - sigma) x0 + sigma z` of flow matching.
+        flow_shift: how far flow levels are moved towards noise (Esser et al. 2024, equation 23).
+        thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
+        dynamic_thresholding_ratio: which quantile of a sample's |x0| is scaled to 1, if it is
+            above 1.
+        sample_max_value: the largest number that a sample is divided by.
+        variance_type: "learned" or "learned_range" for a network whose output has twice the
+            sample's channels, the last axis; the second half is not used. None for others.
+        solver_order: highest order of a step.
+        lower_order_final: end with steps of lower order.
+
+    Raises:
+        ValueError: for values outside their domain, or that exclude each other.
+    """
+
+    # The network and its training, as `cmjax.parametrization.Discrete` has it.
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool = False
+
+    # The levels of a run.
+    timestep_spacing: str = "linspace"
+    steps_offset: int = 0
+    lambda_min_clipped: float = -math.inf
+    final_sigmas_type: str = "zero"
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    use_lu_lambdas: bool = False
+    use_flow_sigmas: bool = False
+    flow_shift: float = 1.0
+
+    # The x0 estimate.
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+    variance_type: str | None = None
+
+    # The order of steps.
+    solver_order: int = 2
+    lower_order_final: bool = True
+
+    solves_ode = True
+
+    # Where runs over flow levels end with "sigma_min": at the lowest training level, or where their
+    # last step starts. Both are as in diffusers.
+    flow_ends_where_it_is: ClassVar[bool] = False
+
+    _domains = {
+        **DISCRETE_DOMAINS,
+        "prediction_type": (*PREDICTION_TYPES, "flow_prediction"),
+        "final_sigmas_type": ("zero", "sigma_min"),
+        "flow_shift": (1e-6, 1e6),
+        "dynamic_thresholding_ratio": (0.0, 1.0),
+        "sample_max_value": (1.0, 1e6),
+        "variance_type": ("learned", "learned_range"),
+        "solver_order": (1, 3),
+    }
+    _file_options = {
+        "use_dynamic_shifting": FileOption(False, hint="set flow_shift=exp(mu)"),
+        "time_shift_type": FileOption("exponential", values=("linear",)),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_betas(self.trained_betas, self.num_train_timesteps)
+        lowest = self.lambda_min_clipped
+        if lowest != -math.inf and not is_finite(lowest, -100, 100):
+            raise ValueError(
+                f"lambda_min_clipped must be a number from -100 to 100, or -inf, got {lowest!r}"
+            )
+        if grid_option(self) and self.use_lu_lambdas:
+            raise ValueError(f"{grid_option(self)} and use_lu_lambdas exclude each other")
+
+        # A velocity of the one path does not give x0 on the other.
+        wrong = "v_prediction" if self.use_flow_sigmas else "flow_prediction"
+        if self.prediction_type == wrong:
+            raise ValueError(
+                f"prediction_type={wrong!r} does not go with use_flow_sigmas="
+                f"{self.use_flow_sigmas}: the network's velocity is that of the other noise path"
+            )
+
+    @property
+    def parametrization(self) -> Any:
+        """The variance-preserving path, or the straight one with `use_flow_sigmas`."""
+        if self.use_flow_sigmas:
+            return FlowMatching(self.num_train_timesteps, self.prediction_type)
+        return self.training
+
+    @property
+    def training(self) -> Discrete:
+        """The training times of the beta schedule."""
+        return Discrete(*network_options(self))
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The lowest and highest sigma / alpha of the network."""
+        if self.use_flow_sigmas:
+            return LEAST_ALPHA, 1 / LEAST_ALPHA
+        ratios = self.training.training_ratios()
+        return float(ratios[0]), float(ratios[-1])
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the initial noise, 1."""
+        return 1.0
+
+    def bound(self, denoised: jax.Array) -> jax.Array:
+        """Returns the x0 estimate, thresholded if so configured."""
+        if not self.thresholding:
+            return denoised
+        ratio = self.dynamic_thresholding_ratio
+        return dynamic_threshold(denoised, ratio, self.sample_max_value)
+
+    def estimate(
+        self, state: TableState, model_output: jax.Array, sample: jax.Array
+    ) -> jax.Array:
+        """Returns the x0 estimate before it is bounded, without the network's variance."""
+        if self.variance_type is not None:
+            channels = sample.shape[-1]
+            if model_output.shape[-1] != 2 * channels:
+                raise ValueError(
+                    f"variance_type={self.variance_type!r} needs a model output of twice the "
+                    f"sample's {channels} channels, got shape {model_output.shape}; "
+                    "variance_type=None is for networks that do not predict the variance"
+                )
+            model_output = model_output[..., :channels]
+        return super().estimate(state, model_output, sample)
+
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the levels of the steps, and of the end."""
+        grid = "use_lu_lambdas" if self.use_lu_lambdas else grid_option(self)
+        if grid and name != "num_inference_steps":
+            raise ValueError(
+                f"{name} already determine the levels: leave out {grid}, "
+                "or give num_inference_steps"
+            )
+        if grid:
+            return grid_levels(self, value, grid)
+        if self.use_flow_sigmas:
+            return flow_levels(self, name, value)
+
+        times = training_times(self, name, value)
+        lowest = training_levels(self, jnp.zeros(1, jnp.float32))
+        return with_end(self, training_levels(self, times), lowest.alphas, lowest.sigmas)
+
+    # What the solvers have in their own way.
+
+    def spaced_times(self, n: int) -> np.ndarray:
+        """Returns whole training times by `timestep_spacing`, f64[n], descending."""
+        return step_starts(self, n, last_time(self))
+
+    def rounded_grids(self) -> tuple[str, ...]:
+        """Returns the grids whose times are rounded; others are rounded down, as in diffusers."""
+        return ("use_karras_sigmas", "use_lu_lambdas")
+
+    def grid_ends(self) -> tuple[float, float]:
+        """Returns the lowest and highest sigma / alpha of Karras and exponential levels."""
+        ratios = self.training.training_ratios()
+        return float(ratios[0]), float(ratios[-1])
+
+    def flow_grid(self, n: int) -> np.ndarray:
+        """Returns n equally spaced flow levels before the shift, f64[n]: to 0, not included."""
+        return (1 - 1 / self.num_train_timesteps) * (1 - ramp(n + 1)[:-1])
+
+    def flow_path(self, alphas: Any, sigmas: Any) -> tuple[jax.Array, jax.Array]:
+        """Returns alpha and sigma after the shift, f32[n] each."""
+        # alpha is not 1 - sigma, which would be rounded where there is little signal.
+        alphas = shifted(alphas, 1 / self.flow_shift)
+        sigmas = shifted(sigmas, self.flow_shift)
+        return jnp.asarray(alphas, jnp.float32), jnp.asarray(sigmas, jnp.float32)

@@ -1,0 +1,139 @@
+"""The levels of solvers in the half log-SNR `log(alpha / sigma)`, by diffusers' options.
+
+`scheduler` is a `cmjax.schedulers.log_snr.LogSNRScheduler` in all of these functions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.schedulers.discrete import check_signal, explicit_times
+from cmjax.schedulers.grids import respaced
+from cmjax.schedulers.levels import (
+    Levels,
+    check_num_steps,
+    exponential_sigmas,
+    parse_levels,
+    ramp,
+)
+
+LEAST_ALPHA = 1e-6  # of flow levels: at 0, log(alpha / sigma) is infinite
+
+
+def training_levels(scheduler: Any, times: jax.Array) -> Levels:
+    """Returns the levels of whole training times, f32[n], without that of an end."""
+    ratios = jnp.asarray(scheduler.training.training_ratios(), jnp.float32)
+    level = scheduler.parametrization.level(ratios[times.astype(jnp.int32)])
+    return Levels(times, level.alpha, level.sigma)
+
+
+def training_times(scheduler: Any, name: str, value: Any) -> jax.Array:
+    """Returns the whole training times of a run, f32[n], descending.
+
+    Args:
+        scheduler: whose options space the times.
+        name: the argument that `set_timesteps` was given.
+        value: its value.
+
+    Raises:
+        ValueError: for sigmas, or an invalid value.
+    """
+    if name != "num_inference_steps":
+        return explicit_times(scheduler, name, value)
+
+    # The stride of "leading" times would be 0 for as many steps as times.
+    total = scheduler.num_train_timesteps
+    if scheduler.timestep_spacing == "leading" and total > 1:
+        n = check_num_steps(value, total - 1)
+    else:
+        n = check_num_steps(value, total, "num_train_timesteps")
+    times = scheduler.spaced_times(n)
+    if times[0] > total - 1:
+        raise ValueError(
+            f"steps_offset={scheduler.steps_offset} leads beyond the last training time {total - 1}"
+        )
+    check_signal(scheduler, times)
+    return jnp.asarray(times, jnp.float32)
+
+
+def last_time(scheduler: Any) -> int:
+    """Returns the last training time that `lambda_min_clipped` keeps."""
+    lambdas = -np.log(scheduler.training.training_ratios())
+    kept = int(np.sum(lambdas >= scheduler.lambda_min_clipped))
+    if kept == 0:
+        raise ValueError(
+            f"lambda_min_clipped={scheduler.lambda_min_clipped} leaves no training times"
+        )
+    return kept - 1
+
+
+def grid_levels(scheduler: Any, value: Any, grid: str) -> Levels:
+    """Returns the levels of a run on the grid that an option asks for, with that of the end.
+
+    Args:
+        scheduler: whose `grid_ends` the levels lie between.
+        value: of `num_inference_steps`.
+        grid: name of the option.
+    """
+    n = check_num_steps(value, scheduler.num_train_timesteps, "num_train_timesteps")
+    low, high = scheduler.grid_ends()
+    if not scheduler.use_flow_sigmas:
+        check_signal(scheduler, [scheduler.num_train_timesteps - 1])
+
+    # Equal steps of lambda, or another grid between the same ends.
+    places = jnp.asarray(ramp(n), jnp.float32)
+    ratios = respaced(scheduler, exponential_sigmas(places, low, high))
+    level = scheduler.parametrization.level(ratios)
+
+    # The network is told whole times.
+    rounds = grid in scheduler.rounded_grids() and not scheduler.use_flow_sigmas
+    times = jnp.round(level.time) if rounds else cut_off(level.time)
+    levels = Levels(times, level.alpha, level.sigma)
+
+    # The last level is the lowest, unless there is one level only.
+    lowest = ratios[-1:] if n > 1 else jnp.full(1, low, jnp.float32)
+    end = scheduler.parametrization.level(lowest)
+    return with_end(scheduler, levels, end.alpha, end.sigma)
+
+
+def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
+    """Returns the shifted levels of flow matching, with that of the end.
+
+    Args:
+        scheduler: whose `flow_grid` and `flow_path` the levels have.
+        name: the argument that `set_timesteps` was given.
+        value: its value; of timesteps and sigmas, before the shift.
+    """
+    total = scheduler.num_train_timesteps
+    if name == "num_inference_steps":
+        unshifted = scheduler.flow_grid(
+            check_num_steps(value, total, "num_train_timesteps")
+        )
+    else:
+        scale = 1 if name == "sigmas" else total
+        unshifted = parse_levels(name, value, 1e-6 * scale, scale) / scale
+    alphas, sigmas = scheduler.flow_path(1 - unshifted, unshifted)
+    alphas = jnp.maximum(alphas, LEAST_ALPHA)
+    sigmas = jnp.minimum(sigmas, 1 - LEAST_ALPHA)
+
+    end = sigmas[-1:]
+    if not scheduler.flow_ends_where_it_is:
+        end = jnp.full(1, scheduler.grid_ends()[0], jnp.float32)
+    levels = Levels(cut_off(sigmas * total), alphas, sigmas)
+    return with_end(scheduler, levels, 1 - end, end)
+
+
+def with_end(scheduler: Any, levels: Levels, alpha: jax.Array, sigma: jax.Array) -> Levels:
+    """Returns the levels with that of the end: without noise, or alpha and sigma, f32[1] each."""
+    if scheduler.final_sigmas_type == "zero":
+        alpha = jnp.ones(1, jnp.float32)
+        sigma = jnp.zeros(1, jnp.float32)
+    alphas = jnp.append(levels.alphas, alpha)
+    return Levels(levels.times, alphas, jnp.append(levels.sigmas, sigma))
+
+
+def cut_off(times: jax.Array) -> jax.Array:
+    """Returns times rounded down, as by diffusers; a rounding error below a number counts as it."""
+    return jnp.floor(times * (1 + 3e-7))
