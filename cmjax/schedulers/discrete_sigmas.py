@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from cmjax.arrays import combine
 from cmjax.parametrization import DiscreteExploding
-from cmjax.schedulers.base import FileOption
 from cmjax.schedulers.discrete import (
     DISCRETE_DOMAINS,
     check_betas,
@@ -17,21 +16,15 @@ from cmjax.schedulers.discrete import (
     network_options,
     training_times,
 )
+from cmjax.schedulers.grids import grid_option, respaced
 from cmjax.schedulers.levels import (
     Levels,
     append_zero,
     check_num_steps,
     exploding_levels,
     parse_levels,
-    respaced,
 )
 from cmjax.schedulers.table import TableScheduler, TableState
-
-# diffusers' third kind of levels, which is read only if it is off; also for flow matching.
-BETA_SIGMAS_OPTION = FileOption(
-    False,
-    hint="use_karras_sigmas, use_exponential_sigmas, or sigmas=[...] in set_timesteps",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +54,8 @@ class DiscreteSigmasScheduler(TableScheduler):
         use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the
             same ends.
         use_exponential_sigmas: replace the levels by equal steps of log sigma.
+        use_beta_sigmas: replace the levels by quantiles of a beta distribution (Lee et al. 2024),
+            close together at both ends.
 
     Raises:
         ValueError: for values outside their domain.
@@ -80,15 +75,15 @@ class DiscreteSigmasScheduler(TableScheduler):
     rescale_betas_zero_snr: bool = False
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
 
     solves_ode = True
     _domains = DISCRETE_DOMAINS
-    _file_options = {"use_beta_sigmas": BETA_SIGMAS_OPTION}
 
     def __post_init__(self):
         super().__post_init__()
         check_betas(self.trained_betas, self.num_train_timesteps)
-        check_one_grid(self)
+        grid_option(self)  # at most one
 
     @property
     def parametrization(self) -> DiscreteExploding:
@@ -120,11 +115,10 @@ class DiscreteSigmasScheduler(TableScheduler):
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the noise levels of the solver's steps, ending at 0."""
-        replaced = self.use_karras_sigmas or self.use_exponential_sigmas
-        if name == "timesteps" and replaced:
+        option = grid_option(self)
+        if name == "timesteps" and option:
             raise ValueError(
-                "timesteps already determine the levels: leave out use_karras_sigmas and "
-                "use_exponential_sigmas, or give sigmas"
+                f"timesteps already determine the levels: leave out {option}, or give sigmas"
             )
 
         # The levels f32[n] and the network's times there, each from the other.
@@ -136,12 +130,8 @@ class DiscreteSigmasScheduler(TableScheduler):
             _, sigmas = self.parametrization.path(times)
 
         # Another grid between the same ends. Its levels lie between training times.
-        if name == "num_inference_steps" and replaced:
-            sigmas = respaced(
-                sigmas,
-                karras=self.use_karras_sigmas,
-                exponential=self.use_exponential_sigmas,
-            )
+        if name == "num_inference_steps" and option:
+            sigmas = respaced(self, sigmas)
             times = self.parametrization.time(sigmas)
         return exploding_levels(self.parametrization, append_zero(sigmas), times)
 
@@ -156,9 +146,3 @@ class DiscreteSigmasScheduler(TableScheduler):
         times = linspace_times(total, check_num_steps(value, total, "num_train_timesteps"))
         check_signal(self, times)
         return jnp.asarray(times, jnp.float32)
-
-
-def check_one_grid(scheduler: Any) -> None:
-    """Raises ValueError if both Karras and exponential levels are asked for."""
-    if scheduler.use_karras_sigmas and scheduler.use_exponential_sigmas:
-        raise ValueError("use_karras_sigmas and use_exponential_sigmas exclude each other")

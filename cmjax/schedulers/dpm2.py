@@ -118,6 +118,7 @@ class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
         rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
         use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
         use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
+        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
     """
 
     # As diffusers' default for this solver.

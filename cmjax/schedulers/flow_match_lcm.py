@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from cmjax.configs import is_finite
 from cmjax.schedulers.base import FileOption
-from cmjax.schedulers.discrete_sigmas import BETA_SIGMAS_OPTION, check_one_grid
 from cmjax.schedulers.flow import FlowScheduler, shifted
-from cmjax.schedulers.levels import Levels, respaced
+from cmjax.schedulers.grids import grid_option, respaced
+from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.table import Weights
 
 _UPSCALE_MODES = ("nearest", "linear", "bilinear", "trilinear", "area", "nearest-exact")
@@ -34,6 +34,8 @@ class FlowMatchLCMScheduler(FlowScheduler):
         use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the
             same ends.
         use_exponential_sigmas: replace the levels by equal steps of log sigma.
+        use_beta_sigmas: replace the levels by quantiles of a beta distribution (Lee et al. 2024),
+            close together at both ends.
 
     Raises:
         ValueError: for values outside their domain.
@@ -42,6 +44,7 @@ class FlowMatchLCMScheduler(FlowScheduler):
     shift_terminal: float | None = None
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
 
     _file_options = {
         # Dynamic shifting: a shift that depends on the size of the image.
@@ -59,7 +62,6 @@ class FlowMatchLCMScheduler(FlowScheduler):
             False,
             hint="it is for models whose time grows with the signal, not with the noise",
         ),
-        "use_beta_sigmas": BETA_SIGMAS_OPTION,
         "scale_factors": FileOption(
             None,
             hint="the samples of a run have one size; call sample() per size, with init=",
@@ -68,7 +70,7 @@ class FlowMatchLCMScheduler(FlowScheduler):
 
     def __post_init__(self):
         super().__post_init__()
-        check_one_grid(self)
+        grid_option(self)  # at most one
         terminal = self.shift_terminal
         if terminal is not None and not (is_finite(terminal) and 0 < terminal < 1):
             raise ValueError(
@@ -83,10 +85,7 @@ class FlowMatchLCMScheduler(FlowScheduler):
         sigmas = shifted(self.unshifted_sigmas(name, value, lowest), self.shift)
         if self.shift_terminal is not None:
             sigmas = _stretched(sigmas, self.shift_terminal)
-        sigmas = respaced(
-            sigmas, karras=self.use_karras_sigmas, exponential=self.use_exponential_sigmas
-        )
-        return self.levels_of(sigmas)
+        return self.levels_of(respaced(self, sigmas))
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x' = (1 - sigma') x0 + sigma' z`."""

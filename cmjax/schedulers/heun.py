@@ -110,6 +110,7 @@ class HeunDiscreteScheduler(DiscreteSigmasScheduler):
         rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
         use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
         use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
+        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
         clip_sample: clip x0 estimates.
         clip_sample_range: x0 is clipped to plus or minus this.
     """

@@ -61,25 +61,6 @@ def exponential_sigmas(ramp: Any, sigma_min: Any, sigma_max: Any) -> Any:
     return sigma_max * (sigma_min / sigma_max) ** ramp
 
 
-def respaced(
-    sigmas: jax.Array, *, karras: bool, exponential: bool, rho: float = 7.0
-) -> jax.Array:
-    """Returns as many noise levels with the same ends, f32[N], on another grid.
-
-    Args:
-        sigmas: f32[N], descending.
-        karras: whether to take the grid of Karras et al. 2022, equation 5.
-        exponential: whether to take equal steps of log sigma; with neither, `sigmas` are returned.
-        rho: curvature of the Karras grid.
-    """
-    steps = jnp.asarray(ramp(len(sigmas)), jnp.float32)
-    if karras:
-        return karras_sigmas(steps, sigmas[-1], sigmas[0], rho)
-    if exponential:
-        return exponential_sigmas(steps, sigmas[-1], sigmas[0])
-    return sigmas
-
-
 def ramp(n: int) -> np.ndarray:
     """Returns n equally spaced numbers from 0 to 1, f64[n]; only 0 for n = 1."""
     return np.linspace(0, 1, n)

@@ -240,6 +240,7 @@ def main():
     draw = Draw(
         lambda options: options[rng.integers(len(options))],
         lambda low, high: float(rng.uniform(low, high)),
+        first=True,
     )
     kinds = [(name, i % 2 == 1 and name in FINE) for name in SAMPLERS for i in range(CASES)]
     drawn = [draw_case(name, dataclasses.replace(draw, fine=fine)) for name, fine in kinds]

@@ -241,8 +241,6 @@ def test_kdpm2_noises_to_the_level_that_the_network_is_told():
         ("FlowMatchLCMScheduler", {"use_dynamic_shifting": True}),
         ("FlowMatchLCMScheduler", {"invert_sigmas": True}),
         ("FlowMatchLCMScheduler", {"scale_factors": [0.5]}),
-        ("FlowMatchLCMScheduler", {"use_beta_sigmas": True}),
-        ("HeunDiscreteScheduler", {"use_beta_sigmas": True}),
     ],
 )
 def test_options_of_diffusers_that_are_missing_are_errors(name, option):

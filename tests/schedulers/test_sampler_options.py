@@ -73,13 +73,13 @@ TWO_GRIDS = {"use_karras_sigmas": True, "use_exponential_sigmas": True}
 BAD_OPTIONS = [
     (
         VE + FLOW_LCM,
-        {"use_beta_sigmas": True},
-        "use_beta_sigmas=True is not supported; use_karras_sigmas, .*sigmas=",
+        TWO_GRIDS,
+        "use_karras_sigmas and use_exponential_sigmas exclude each other",
     ),
     (
         VE + FLOW_LCM,
-        TWO_GRIDS,
-        "use_karras_sigmas and use_exponential_sigmas exclude each other",
+        {**TWO_GRIDS, "use_beta_sigmas": True},
+        "use_exponential_sigmas and use_beta_sigmas exclude each other",
     ),
     (
         FLOW_LCM,
@@ -219,7 +219,7 @@ BAD_LEVELS = [
         "KDPM2DiscreteScheduler",
         {"use_karras_sigmas": True},
         {"timesteps": [9]},
-        "leave out use_karras_sigmas and use_exponential_sigmas, or give",
+        "leave out use_karras_sigmas, or give sigmas",
     ),
 ]
 

@@ -20,6 +20,7 @@ import cmjax
 from cmjax.schedulers import SCHEDULERS, Weights, scheduler_from_config
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
+from cmjax.schedulers.grids import GRID_OPTIONS
 
 FOLDER = Path(__file__).parents[1] / "golden"
 RTOL = 1e-5
@@ -244,8 +245,7 @@ def _assert_levels_reproduced(scheduler, state, case, rtol):
 
 
 def _has_levels_of_its_own(scheduler):
-    options = ("use_karras_sigmas", "use_exponential_sigmas")
-    return any(getattr(scheduler, option, False) for option in options)
+    return any(getattr(scheduler, option, False) for option in GRID_OPTIONS)
 
 
 def _assert_step_reproduced(scheduler, state, case, row, rtol):

@@ -22,11 +22,15 @@ class Draw:
     it must make them in float64 to be compared with. In float32, 1 - beta keeps three digits of a
     beta of 1e-4, and 1 - 0.999, where the cosine schedule ends, four; EDM's grid is a difference of
     numbers as large as sigma_max^(1/rho).
+
+    With `first`, options are left out that the samplers whose goldens were stored first did not
+    have then, so that these goldens stay as they are.
     """
 
     pick: Callable[[Sequence], Any]
     between: Callable[[float, float], float]
     fine: bool = False
+    first: bool = False
 
     def chance(self, times: int = 2) -> bool:
         """Returns True about once in so many times."""
@@ -227,7 +231,8 @@ def distilled_levels(draw, config):
 
 
 def other_levels(draw):
-    kind = draw.pick(["", "use_karras_sigmas", "use_exponential_sigmas"])
+    kinds = ["", "use_karras_sigmas", "use_exponential_sigmas"]
+    kind = draw.pick(kinds if draw.first else [*kinds, "use_beta_sigmas"])
     return {kind: True} if kind else {}
 
 
