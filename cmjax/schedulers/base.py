@@ -163,6 +163,16 @@ class Scheduler(abc.ABC, Generic[State]):
     def add_noise(self, state: State, original: jax.Array, noise: jax.Array) -> jax.Array:
         """Returns `original` with noise added, at the state's level."""
 
+    def step_noise(
+        self, state: State, model_output: jax.Array, noise: jax.Array
+    ) -> jax.Array:
+        """Returns the noise that `advance` takes, `[B, ...]`, from standard normal `noise`.
+
+        It is `noise` itself but for samplers whose network says how much noise a step adds.
+        """
+        del state, model_output
+        return noise
+
     def init_sample(self, state: State, noise: jax.Array) -> jax.Array:
         """Returns the sample at the state's first level, from standard normal noise `[B, ...]`."""
         del state
@@ -281,6 +291,7 @@ class Scheduler(abc.ABC, Generic[State]):
         # The step arrives at level step_index + 1, with that level's noise.
         keys = sample_keys(key, sample.shape[0])
         noise = level_noise(keys, state.step_index + 1, sample.shape, sample.dtype)
+        noise = self.step_noise(state, model_output, noise)
         state, prev_sample = self.advance(state, sample, denoised, noise)
         return state, StepOutput(prev_sample, denoised)
 
