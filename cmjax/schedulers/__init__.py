@@ -8,14 +8,21 @@ from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.ddim import DDIMScheduler
+from cmjax.schedulers.ddim_inverse import DDIMInverseScheduler
+from cmjax.schedulers.ddpm import DDPMScheduler
 from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.dpm2 import EDMDPM2Scheduler, KDPM2DiscreteScheduler
+from cmjax.schedulers.dpm2_ancestral import KDPM2AncestralDiscreteScheduler
 from cmjax.schedulers.dpm_multistep import EDMDPMSolverMultistepScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
+from cmjax.schedulers.euler_discrete import EulerDiscreteScheduler
 from cmjax.schedulers.flow import FlowScheduler
 from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
+from cmjax.schedulers.flow_match import FlowMatchScheduler
+from cmjax.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
+from cmjax.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
@@ -29,7 +36,9 @@ __all__ = [
     "SCHEDULERS",
     "CMStochasticIterativeScheduler",
     "CTMScheduler",
+    "DDIMInverseScheduler",
     "DDIMScheduler",
+    "DDPMScheduler",
     "DiscreteScheduler",
     "DiscreteSigmasScheduler",
     "EDMDPM2Scheduler",
@@ -39,10 +48,15 @@ __all__ = [
     "EDMHeunScheduler",
     "EDMScheduler",
     "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
     "FlowMapEulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
+    "FlowMatchScheduler",
     "FlowScheduler",
     "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "Levels",

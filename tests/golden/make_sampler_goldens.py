@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import sys
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from unittest import mock
@@ -20,7 +21,7 @@ import diffusers
 import numpy as np
 import torch
 
-from tests.support.sampler_cases import FINE, SAMPLERS, Draw, draw_case
+from tests.support.sampler_cases import FINE, FIRST, SAMPLERS, Draw, draw_case
 
 CASES = 12  # stored, of each class
 LARGEST_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))
@@ -44,7 +45,7 @@ def reference_case(
             see `Draw.fine`.
         seed: of samples, of what the network returns, and of noise.
     """
-    with _precision(double):
+    with _precision(double, name):
         scheduler = getattr(diffusers, name)(**config)
         levels = _set_timesteps(scheduler, levels)
     if hasattr(scheduler, "set_begin_index"):
@@ -83,9 +84,13 @@ def reference_case(
 
 
 @contextlib.contextmanager
-def _precision(double):
+def _precision(double, name):
     single = torch.float32
-    with mock.patch.object(torch, "float32", torch.float64 if double else single):
+    is_of_torch = mock.patch.object(torch, "float32", torch.float64 if double else single)
+    # The class whose levels NumPy rounds before their squares are subtracted.
+    is_rounded = double and name == "KDPM2AncestralDiscreteScheduler"
+    is_of_numpy = mock.patch.object(np, "float32", np.float64 if is_rounded else np.float32)
+    with is_of_torch, is_of_numpy:
         torch.set_default_dtype(torch.float32)
         try:
             yield
@@ -109,6 +114,11 @@ def _set_timesteps(scheduler, levels):
                     1.3  # the default, which fails for any other n
                 )
         scheduler.set_timesteps(n, **options)
+    elif name == "EulerDiscreteScheduler" and "sigmas" in levels:
+        # The end is listed too.
+        is_clean = scheduler.config.final_sigmas_type == "zero"
+        end = 0.0 if is_clean else float(scheduler.sigmas[-2])
+        scheduler.set_timesteps(sigmas=[*levels["sigmas"], end])
     elif name == "EDMEulerScheduler" and "sigmas" in levels:
         scheduler.set_timesteps(sigmas=torch.tensor(levels["sigmas"]))
         return {"sigmas": scheduler.sigmas[:-1].tolist()}
@@ -132,10 +142,15 @@ def _levels(scheduler):
     """The levels that diffusers has, of each call, and maybe of the end."""
     if hasattr(scheduler, "sigmas_interpol"):
         levels = torch.stack([scheduler.sigmas, scheduler.sigmas_interpol])[:, :-2].clone()
-        levels[0, 1::2] = levels[1, 1::2]  # every second call is between two levels
+        # Every second call is between two levels, in a list that starts one later in the one class.
+        offset = 0 if type(scheduler).__name__ == "KDPM2AncestralDiscreteScheduler" else 1
+        levels[0, 1::2] = levels[1, offset::2]
         return {"sigmas": levels[0]}
+    if scheduler.config.get("invert_sigmas"):
+        return {}  # 1 minus a small noise level keeps few digits of it; the times are compared
     if hasattr(scheduler, "sigmas"):
-        return {"sigmas": scheduler.sigmas}
+        # The levels of "log_linear" have one more at the end, which no step goes to.
+        return {"sigmas": scheduler.sigmas[: len(scheduler.timesteps) + 1]}
     if hasattr(scheduler, "alphas_cumprod"):
         variance = scheduler.alphas_cumprod[scheduler.timesteps]
         return {"alphas": variance**0.5, "sigmas": (1 - variance) ** 0.5}
@@ -161,9 +176,16 @@ def _step(scheduler, case, index, sample, output, noise):
     if hasattr(scheduler, "alphas_cumprod"):
         output = _prediction(case, index, scaled, output)
     row = {"sample": sample, "scaled": scaled, "model_output": output, "noise": noise}
+    variance_type = scheduler.config.get("variance_type", "")
+    is_learned = variance_type.startswith("learned")
+    if is_learned:
+        # After the prediction comes the variance: from -1 to 1, or a variance itself.
+        variance = torch.tanh(output)
+        variance = variance if variance_type == "learned_range" else variance**2
+        row["model_output"] = torch.cat([output, variance], dim=-1)
     if hasattr(scheduler, "add_noise"):
         row["noisy"] = scheduler.add_noise(output, noise, t[None])
-    elif hasattr(scheduler, "scale_noise"):
+    elif hasattr(scheduler, "scale_noise") and "sigmas" in case:
         row["noisy"] = scheduler.scale_noise(output, t[None], noise)
 
     # Options that cmjax's classes have, which in diffusers are arguments of `step`.
@@ -175,28 +197,43 @@ def _step(scheduler, case, index, sample, output, noise):
         arguments = arguments | {"variance_noise": noise}
         if last and not scheduler.config.set_alpha_to_one:
             arguments["eta"] = 0.0  # cmjax adds no noise on the last step
-        # diffusers goes N // n down. Where that is not the next time of its own list, make it go
-        # there.
-        total = scheduler.config.num_train_timesteps
-        end = -1 if last else int(scheduler.timesteps[index + 1])
-        if max(int(t) - total // len(scheduler.timesteps), -1) != end:
-            scheduler.num_inference_steps = Fraction(total, int(t) - end)
-    elif name == "EDMDPMSolverMultistepScheduler" and last:
+        _go_to(scheduler, t, -1 if last else int(scheduler.timesteps[index + 1]))
+    elif name == "DDIMInverseScheduler":
+        _go_to(scheduler, t, int(scheduler.timesteps[index - 1]) if index else -1)
+    elif name in ("EDMDPMSolverMultistepScheduler", "DDPMScheduler") and last:
         noise = 0 * noise  # cmjax adds no noise on the last step
 
     # The step, with the noise given.
     module = sys.modules[type(scheduler).__module__]
+    if is_learned:
+        # diffusers has channels first.
+        output = row["model_output"].movedim(-1, 1)
+        sample = sample.movedim(-1, 1)
+        noise = noise.movedim(-1, 1)
     with mock.patch.object(
         module, "randn_tensor", lambda *args, **kwargs: noise, create=True
     ):
         result = scheduler.step(output * unit, t, sample, **arguments)
     scheduler.num_inference_steps = len(scheduler.timesteps)
     row["prev_sample"] = result.prev_sample
+    if is_learned:
+        row["prev_sample"] = result.prev_sample.movedim(1, -1)
+        row["denoised"] = result.pred_original_sample.movedim(1, -1)
+        return {key: value.numpy() for key, value in row.items()}
     if hasattr(scheduler, "model_outputs"):  # that have been made x0 estimates
         row["denoised"] = scheduler.model_outputs[-1]
+    elif name == "DDIMInverseScheduler":
+        pass  # cmjax has the estimate at the level that the network is told
     elif "denoised" in result or "pred_original_sample" in result:
         row["denoised"] = result.get("denoised", result.get("pred_original_sample"))
     return {key: value.numpy() for key, value in row.items()}
+
+
+def _go_to(scheduler, t, end):
+    """Makes diffusers go from time t to `end`, also where that is not N // n away."""
+    total = scheduler.config.num_train_timesteps
+    if max(int(t) - total // len(scheduler.timesteps), -1) != end:
+        scheduler.num_inference_steps = Fraction(total, int(t) - end)
 
 
 def _prediction(case, index, scaled, v):
@@ -234,16 +271,27 @@ def pack(cases: list[dict]) -> tuple[list[dict], dict[str, np.ndarray]]:
     return rest, {key: np.concatenate(parts[key]) for key in sorted(parts)}
 
 
-def main():
-    """Writes the file beside this script."""
-    rng = np.random.default_rng(0)
-    draw = Draw(
+def random_draw(seed: int, first: bool = False) -> Draw:
+    """Returns random choices from NumPy's generator of this seed."""
+    rng = np.random.default_rng(seed)
+    return Draw(
         lambda options: options[rng.integers(len(options))],
         lambda low, high: float(rng.uniform(low, high)),
-        first=True,
+        first=first,
     )
-    kinds = [(name, i % 2 == 1 and name in FINE) for name in SAMPLERS for i in range(CASES)]
-    drawn = [draw_case(name, dataclasses.replace(draw, fine=fine)) for name, fine in kinds]
+
+
+def main():
+    """Writes the file beside this script."""
+    # One sequence of random numbers for the first samplers, then one for each, so that a new
+    # sampler changes nothing that is stored of others.
+    first = random_draw(0, first=True)
+    drawn = []
+    for name in SAMPLERS:
+        draw = first if name in FIRST else random_draw(zlib.crc32(name.encode()))
+        for i in range(CASES):
+            fine = i % 2 == 1 and name in FINE
+            drawn.append(draw_case(name, dataclasses.replace(draw, fine=fine)))
     cases, arrays = pack(
         [reference_case(**case, seed=seed) for seed, case in enumerate(drawn)]
     )

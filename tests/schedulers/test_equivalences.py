@@ -298,8 +298,9 @@ def inpainted(scheduler, seed, image, known):
     )
 
 
-# CTM's last step keeps a part of x, and TCD ends at training time 0: with noise.
-END_IN_X0 = [name for name in SCHEDULERS if name not in ("CTMScheduler", "TCDScheduler")]
+# CTM's last step keeps a part of x, TCD ends at training time 0, and the inverse in noise.
+END_ELSEWHERE = ("CTMScheduler", "TCDScheduler", "DDIMInverseScheduler")
+END_IN_X0 = [name for name in SCHEDULERS if name not in END_ELSEWHERE]
 
 
 @pytest.mark.parametrize("name", END_IN_X0)
