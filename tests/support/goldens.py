@@ -222,7 +222,7 @@ def _assert_levels_reproduced(scheduler, state, case, rtol):
         scale = times
     elif isinstance(scheduler, FlowMatchScheduler):
         # N (1 - sigma), a difference of terms up to N.
-        scale = scale + 0.01 * scheduler.num_train_timesteps
+        scale = scale + scheduler.num_train_timesteps
     elif isinstance(scheduler.parametrization, EDM):
         # Times are log(sigma) / 4, and sigma is compared to 1e-5 of itself.
         scale = scale + 0.25
