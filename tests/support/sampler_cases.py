@@ -161,8 +161,9 @@ def euler(draw):
     if may_be_listed and config.get("interpolation_type") == "linear" and draw.chance():
         return config, {}, {"timesteps": draw.some(range(config["num_train_timesteps"]))}
     if may_be_listed and draw.chance():
-        # From the lowest to the highest level that the class knows.
-        low, high = SCHEDULERS["EulerDiscreteScheduler"].from_config(config).sigma_range
+        # From the lowest training level, where runs may end, to the highest that the class knows.
+        above = {**config, "sigma_min": None}
+        low, high = SCHEDULERS["EulerDiscreteScheduler"].from_config(above).sigma_range
         places = [k / 20 for k in draw.some(range(1, 20))]
         return config, {}, {"sigmas": [low * (high / low) ** place for place in places]}
     return config, {}, spaced_steps(draw, config)
