@@ -41,7 +41,9 @@ from cmjax.schedulers import (
     CMStochasticIterativeScheduler as CMStochasticIterativeScheduler,
 )
 from cmjax.schedulers import CTMScheduler as CTMScheduler
+from cmjax.schedulers import DDIMInverseScheduler as DDIMInverseScheduler
 from cmjax.schedulers import DDIMScheduler as DDIMScheduler
+from cmjax.schedulers import DDPMScheduler as DDPMScheduler
 from cmjax.schedulers import DEISMultistepScheduler as DEISMultistepScheduler
 from cmjax.schedulers import DiscreteScheduler as DiscreteScheduler
 from cmjax.schedulers import DiscreteSigmasScheduler as DiscreteSigmasScheduler
@@ -61,10 +63,21 @@ from cmjax.schedulers import EDMScheduler as EDMScheduler
 from cmjax.schedulers import (
     EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
 )
+from cmjax.schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler as FlowMapEulerDiscreteScheduler
+from cmjax.schedulers import (
+    FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler,
+)
+from cmjax.schedulers import (
+    FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler,
+)
 from cmjax.schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
+from cmjax.schedulers import FlowMatchScheduler as FlowMatchScheduler
 from cmjax.schedulers import FlowScheduler as FlowScheduler
 from cmjax.schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
+from cmjax.schedulers import (
+    KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler,
+)
 from cmjax.schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
 from cmjax.schedulers import LCMScheduler as LCMScheduler
 from cmjax.schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler

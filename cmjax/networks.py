@@ -26,6 +26,8 @@ def call_network(
     x: jax.Array,
     times: tuple[jax.Array, ...],
     cond: Mapping[str, Any] | None = None,
+    *,
+    output_shape: tuple[int, ...] | None = None,
 ) -> jax.Array:
     """Returns `apply_fn(params, x, *times, **cond)`, the model output, `[B, ...]`.
 
@@ -35,10 +37,11 @@ def call_network(
         x: scaled samples, `[B, ...]`.
         times: the network's times, f32[B] each: one, or two for flow maps.
         cond: per-sample conditioning.
+        output_shape: what the network must return; None for the shape of `x`.
 
     Raises:
         ValueError: for conditioning that is not of this batch or network, if the network cannot be
-            called with these arguments, or if it returns anything but floats in the shape of `x`.
+            called with these arguments, or if it returns anything but floats of that shape.
     """
     check_network(apply_fn)
     x = as_samples("x", x)
@@ -56,8 +59,21 @@ def call_network(
     output = as_floats("apply_fn's model_output", output)
 
     # [B, 1, 1, 1] or a scalar would be broadcast without a word.
-    check_shapes(model_output=output, sample=x)
+    check_output(output, x, output_shape)
     return output
+
+
+def check_output(
+    model_output: jax.Array, sample: jax.Array, output_shape: tuple[int, ...] | None = None
+) -> None:
+    """Raises ValueError unless a model output has its shape; None for that of the sample."""
+    if output_shape in (None, sample.shape):
+        check_shapes(model_output=model_output, sample=sample)
+    elif model_output.shape != output_shape:
+        raise ValueError(
+            f"model_output must have shape {output_shape} for samples {sample.shape}, "
+            f"got {model_output.shape}"
+        )
 
 
 def check_network(apply_fn: Any) -> None:

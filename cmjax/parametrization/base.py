@@ -4,8 +4,10 @@ import abc
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, check_shapes, combine
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network
 
@@ -66,6 +68,24 @@ class Parametrization(abc.ABC):
         """Returns the network's time where sigma / alpha is `ratio`, in the shape of `ratio`."""
         return self.level(ratio).time
 
+    def add_noise(
+        self, time: jax.Array, original: jax.Array, noise: jax.Array
+    ) -> jax.Array:
+        """Returns `alpha original + sigma noise` at the network's times, as training does.
+
+        Args:
+            time: of each sample, `[B]`, or of all, `[]`.
+            original: data `[B, ...]`; the result has its dtype.
+            noise: standard normal, `[B, ...]`.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        check_shapes(original=original, noise=noise)
+        check_time_shape(time, original)
+        alpha, sigma = self.path(jnp.asarray(time))
+        return combine((alpha, original), (sigma, noise))
+
     def without_boundary(self) -> Self:
         """Returns the parametrization that reads the same network as a denoiser.
 
@@ -73,6 +93,15 @@ class Parametrization(abc.ABC):
         """
         # Only EDM's scalings have a boundary; all others are the same for both readings.
         return self
+
+
+def check_time_shape(time: Any, samples: jax.Array) -> None:
+    """Raises ValueError unless `time` has the shape `[B]` of the samples `[B, ...]`, or `[]`."""
+    shape = np.shape(time)
+    if shape not in ((), samples.shape[:1]):
+        raise ValueError(
+            f"time must be one for each sample, {samples.shape[:1]}, or one for all, got {shape}"
+        )
 
 
 def denoise(

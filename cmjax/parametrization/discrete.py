@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.parametrization.base import NoiseLevel, Parametrization, Scalings
+from cmjax.arrays import check_shapes, combine, concrete
+from cmjax.parametrization.base import (
+    NoiseLevel,
+    Parametrization,
+    Scalings,
+    check_time_shape,
+)
 from cmjax.parametrization.betas import signal_variances
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -80,6 +86,46 @@ class Discrete(Parametrization):
         sigmas = jnp.asarray(np.sqrt(1 - variances), jnp.float32)
         return alphas[index], sigmas[index]
 
+    def add_noise(
+        self, time: jax.Array, original: jax.Array, noise: jax.Array
+    ) -> jax.Array:
+        """Returns `alpha original + sigma noise` at whole training times; see `Parametrization`.
+
+        Raises:
+            ValueError: if the shapes do not fit, or for times that are not among 0..N-1.
+        """
+        self._check_training_times(time)
+        return super().add_noise(time, original, noise)
+
+    def velocity(self, time: jax.Array, original: jax.Array, noise: jax.Array) -> jax.Array:
+        """Returns what a network of "v_prediction" is trained on, `alpha z - sigma x0`.
+
+        Salimans and Ho 2022, on the variance-preserving path; diffusers' `get_velocity`.
+
+        Args:
+            time: training times, i32[B], or one for all, i32[]; they may be traced.
+            original: data x0, `[B, ...]`; the result has its dtype.
+            noise: the noise z that was added to it, `[B, ...]`.
+
+        Raises:
+            ValueError: if the shapes do not fit, or for times that are not among 0..N-1.
+        """
+        self._check_training_times(time)
+        check_shapes(original=original, noise=noise)
+        check_time_shape(time, original)
+        alpha, sigma = Discrete.path(self, jnp.asarray(time))
+        return combine((-sigma, original), (alpha, noise))
+
+    def _check_training_times(self, time):
+        """Raises ValueError unless times are integers in 0..N-1; the values of traced ones pass."""
+        known = concrete(time)
+        dtype = time.dtype if known is None else known.dtype
+        last = self.num_train_timesteps - 1
+        inside = known is None or np.all((known >= 0) & (known <= last))
+        if not jnp.issubdtype(dtype, jnp.integer) or not inside:
+            found = dtype if known is None else known.tolist()
+            raise ValueError(f"time must be integers from 0 to {last}, got {found}")
+
     def time(self, ratio: jax.Array) -> jax.Array:
         """Returns fractional training times, interpolated in log(sigma / alpha)."""
         # In the logarithm neighbouring training times are about equally far apart.
@@ -123,6 +169,7 @@ class DiscreteExploding(Discrete):
         # Linear in sigma, as in diffusers, while `time` is linear in log sigma: between two
         # training times they are not exactly inverse.
         known = jnp.asarray(self.training_ratios(), jnp.float32)
+        time = jnp.asarray(time).astype(jnp.float32)
         sigmas = jnp.interp(time, jnp.arange(len(known), dtype=jnp.float32), known)
         return jnp.ones_like(sigmas), sigmas
 

@@ -8,10 +8,13 @@ from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.ddim import DDIMScheduler
+from cmjax.schedulers.ddim_inverse import DDIMInverseScheduler
+from cmjax.schedulers.ddpm import DDPMScheduler
 from cmjax.schedulers.deis import DEISMultistepScheduler
 from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.dpm2 import EDMDPM2Scheduler, KDPM2DiscreteScheduler
+from cmjax.schedulers.dpm2_ancestral import KDPM2AncestralDiscreteScheduler
 from cmjax.schedulers.dpm_multistep import EDMDPMSolverMultistepScheduler
 from cmjax.schedulers.dpm_multistep_discrete import (
     DPMSolverMultistepInverseScheduler,
@@ -20,8 +23,12 @@ from cmjax.schedulers.dpm_multistep_discrete import (
 from cmjax.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
+from cmjax.schedulers.euler_discrete import EulerDiscreteScheduler
 from cmjax.schedulers.flow import FlowScheduler
 from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
+from cmjax.schedulers.flow_match import FlowMatchScheduler
+from cmjax.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
+from cmjax.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
@@ -38,11 +45,13 @@ __all__ = [
     "SCHEDULERS",
     "CMStochasticIterativeScheduler",
     "CTMScheduler",
+    "DDIMInverseScheduler",
     "DDIMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",
+    "DDPMScheduler",
     "DiscreteScheduler",
     "DiscreteSigmasScheduler",
     "EDMDPM2Scheduler",
@@ -52,10 +61,15 @@ __all__ = [
     "EDMHeunScheduler",
     "EDMScheduler",
     "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
     "FlowMapEulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
+    "FlowMatchScheduler",
     "FlowScheduler",
     "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",

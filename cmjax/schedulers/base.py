@@ -20,7 +20,7 @@ from cmjax.arrays import (
 )
 from cmjax.configs import from_json, inherited, shown
 from cmjax.meshes import divided_like
-from cmjax.networks import call_network, check_network
+from cmjax.networks import call_network, check_network, check_output
 from cmjax.random import level_noise, sample_keys
 from cmjax.schedulers.checks import (
     check_config,
@@ -150,6 +150,20 @@ class Scheduler(abc.ABC, Generic[State]):
     def add_noise(self, state: State, original: jax.Array, noise: jax.Array) -> jax.Array:
         """Returns `original` with noise added, at the state's level."""
 
+    def step_noise(
+        self, state: State, model_output: jax.Array, noise: jax.Array
+    ) -> jax.Array:
+        """Returns the noise that `advance` takes, `[B, ...]`, from standard normal `noise`.
+
+        It is `noise` itself but for samplers whose network says how much noise a step adds.
+        """
+        del state, model_output
+        return noise
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the model output for samples of a shape: the same by default."""
+        return shape
+
     def first_scale(self, state: State) -> Any:
         """Returns the standard deviation of the first sample, f32[] or a number."""
         del state
@@ -246,7 +260,8 @@ class Scheduler(abc.ABC, Generic[State]):
             divided_like(jnp.broadcast_to(time, sample.shape[:1]), sample)
             for time in self.time_inputs(state)
         )
-        return call_network(apply_fn, params, scaled, times, cond)
+        expected = self.output_shape(sample.shape)
+        return call_network(apply_fn, params, scaled, times, cond, output_shape=expected)
 
     def step(
         self,
@@ -277,7 +292,7 @@ class Scheduler(abc.ABC, Generic[State]):
         check_not_finished(state)
         sample = as_samples("sample", sample)
         model_output = as_floats("model_output", model_output)
-        check_shapes(model_output=model_output, sample=sample)
+        check_output(model_output, sample, self.output_shape(sample.shape))
         check_constraint(constrain)
 
         # The x0 estimate, `[B, ...]`, as the constraint allows it.
@@ -291,6 +306,7 @@ class Scheduler(abc.ABC, Generic[State]):
         # The step arrives at level step_index + 1, with that level's noise.
         keys = sample_keys(key, sample.shape[0])
         noise = level_noise(keys, state.step_index + 1, sample.shape, sample.dtype)
+        noise = self.step_noise(state, model_output, noise)
         state, prev_sample = self.advance(state, sample, denoised, noise)
         return state, StepOutput(prev_sample, denoised)
 

@@ -7,7 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.schedulers.bounds import BOUND_DOMAINS, bounded
-from cmjax.schedulers.discrete import DiscreteScheduler, noise_between, training_times
+from cmjax.schedulers.discrete import (
+    DiscreteScheduler,
+    levels_to_data,
+    noise_between,
+    training_times,
+)
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.table import TableState, Weights
 
@@ -68,15 +73,9 @@ class DDIMScheduler(DiscreteScheduler):
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the training times, and of the end."""
         times = training_times(self, name, value)
-        alphas, sigmas = self.parametrization.path(times)
-
-        # Sampling ends at x0, or at training time 0, which has a little noise.
-        if self.set_alpha_to_one:
-            last_alpha = jnp.ones(1, jnp.float32)
-            last_sigma = jnp.zeros(1, jnp.float32)
-        else:
-            last_alpha, last_sigma = self.parametrization.path(jnp.zeros(1, jnp.float32))
-        return Levels(times, jnp.append(alphas, last_alpha), jnp.append(sigmas, last_sigma))
+        return levels_to_data(
+            self.parametrization, times, at_time_0=not self.set_alpha_to_one
+        )
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of equation 12: `x' = alpha' x0 + sqrt(sigma'^2 - up^2) eps + up z`."""

@@ -12,7 +12,7 @@ from cmjax.configs import is_finite, shown
 from cmjax.parametrization import Discrete
 from cmjax.parametrization.betas import BETA_SCHEDULES
 from cmjax.parametrization.discrete import PREDICTION_TYPES
-from cmjax.schedulers.levels import check_num_steps, parse_levels
+from cmjax.schedulers.levels import Levels, check_num_steps, parse_levels
 from cmjax.schedulers.table import TableScheduler, root_of_difference
 
 # diffusers' names for how `num_inference_steps` are spread over the training times.
@@ -41,8 +41,8 @@ class DiscreteScheduler(TableScheduler):
         num_train_timesteps: number N of training times.
         beta_start: the first beta.
         beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear" (of Stable Diffusion), "squaredcos_cap_v2" or
-            "exp".
+        beta_schedule: "linear", "scaled_linear" (of Stable Diffusion), "squaredcos_cap_v2", "exp",
+            "laplace" or "sigmoid".
         trained_betas: betas that replace the schedule, or None.
         prediction_type: what the network returns: "epsilon" (the noise), "sample" (x0), or
             "v_prediction" (`alpha z - sigma x0`, Salimans and Ho 2022).
@@ -173,7 +173,8 @@ def spaced_times(scheduler: Any, n: int) -> np.ndarray:
         return linspace_times(total, n).round()
     if scheduler.timestep_spacing == "leading":
         return (np.arange(n) * (total // n))[::-1] + float(scheduler.steps_offset)
-    return np.round(total - np.arange(n) * total / n) - 1
+    # Made as in diffusers, since rounding decides times that end in 1/2.
+    return np.round(np.arange(total, 0, -total / n)[:n]) - 1
 
 
 def step_starts(scheduler: Any, n: int, last: int) -> np.ndarray:
@@ -204,6 +205,25 @@ def linspace_times(total: int, n: int) -> np.ndarray:
     if n == 1:
         return np.array([float(total - 1)])
     return np.linspace(0, total - 1, n)[::-1]
+
+
+def levels_to_data(
+    parametrization: Discrete, times: jax.Array, at_time_0: bool = False
+) -> Levels:
+    """Returns the levels of training times, f32[N], and of the end.
+
+    Args:
+        parametrization: of the network.
+        times: f32[N], descending.
+        at_time_0: end at training time 0, which has a little noise, rather than at x0.
+    """
+    alphas, sigmas = parametrization.path(times)
+    if at_time_0:
+        last_alpha, last_sigma = parametrization.path(jnp.zeros(1, jnp.float32))
+    else:
+        last_alpha = jnp.ones(1, jnp.float32)
+        last_sigma = jnp.zeros(1, jnp.float32)
+    return Levels(times, jnp.append(alphas, last_alpha), jnp.append(sigmas, last_sigma))
 
 
 def noise_between(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.parametrization import DiscreteExploding
+from cmjax.parametrization import DiscreteExploding, Parametrization
 from cmjax.schedulers.discrete import (
     DISCRETE_DOMAINS,
     check_betas,
@@ -41,8 +41,8 @@ class DiscreteSigmasScheduler(TableScheduler):
         num_train_timesteps: number N of training times.
         beta_start: the first beta.
         beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear" (of Stable Diffusion), "squaredcos_cap_v2" or
-            "exp".
+        beta_schedule: "linear", "scaled_linear" (of Stable Diffusion), "squaredcos_cap_v2", "exp",
+            "laplace" or "sigmoid".
         trained_betas: betas that replace the schedule, or None.
         prediction_type: what the network returns: "epsilon" (the noise), "sample" (x0), or
             "v_prediction" (`alpha z - sigma x0`, Salimans and Ho 2022).
@@ -85,14 +85,19 @@ class DiscreteSigmasScheduler(TableScheduler):
         grid_option(self)  # at most one
 
     @property
-    def parametrization(self) -> DiscreteExploding:
+    def training(self) -> DiscreteExploding:
         """The training times of the beta schedule as noise levels."""
         return DiscreteExploding(*network_options(self))
 
     @property
+    def parametrization(self) -> Parametrization:
+        """What the network means: by default it is told training times."""
+        return self.training
+
+    @property
     def sigma_range(self) -> tuple[float, float]:
         """The noise levels of the first and last training time."""
-        ratios = self.parametrization.training_ratios()
+        ratios = self.training.training_ratios()
         return float(ratios[0]), float(ratios[-1])
 
     @property
@@ -126,13 +131,17 @@ class DiscreteSigmasScheduler(TableScheduler):
             times = self.parametrization.time(sigmas)
         else:
             times = self._times(name, value)
-            _, sigmas = self.parametrization.path(times)
+            _, sigmas = self.training.path(times)
 
         # Another grid between the same ends. Its levels lie between training times.
         if name == "num_inference_steps" and option:
-            sigmas = respaced(self, sigmas)
+            sigmas = self.respaced(sigmas)
             times = self.parametrization.time(sigmas)
         return exploding_levels(self.parametrization, append_zero(sigmas), times)
+
+    def respaced(self, sigmas: jax.Array) -> jax.Array:
+        """Returns the grid that replaces levels f32[n], by default with the same ends."""
+        return respaced(self, sigmas)
 
     def _times(self, name, value):
         """Training times, f32[n]; those of "linspace" are not rounded."""

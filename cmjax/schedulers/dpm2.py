@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from cmjax.parametrization import Parametrization
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import Churn, EDMScheduler, churn
 from cmjax.schedulers.levels import Levels, exploding_levels
@@ -58,6 +59,25 @@ def midpoint_calls(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
     """
     # start, middle, start, middle, ..., last start, end.
     return jnp.append(interleave(raised[:-1], middle_sigmas(raised, sigmas)), sigmas[-1:])
+
+
+def midpoint_calls_between_times(
+    parametrization: Parametrization, levels: Levels, sigmas: jax.Array
+) -> Levels:
+    """Returns where a solver with discrete times is called: at each step's start and middle.
+
+    Args:
+        parametrization: of the network.
+        levels: of the steps.
+        sigmas: f32[n+1], the level where the step before ended, without its noise.
+    """
+    middle = middle_sigmas(levels.sigmas, sigmas)
+
+    # The entry of the last step is the end, 0, where log sigma is not finite; `interleave` drops
+    # it.
+    middle_times = parametrization.time(jnp.where(middle > 0, middle, 1))
+    times = interleave(levels.times, middle_times)
+    return exploding_levels(parametrization, midpoint_calls(levels.sigmas, sigmas), times)
 
 
 @jax.tree_util.register_static
@@ -130,14 +150,7 @@ class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
 
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at each step's start and middle."""
-        middle = middle_sigmas(levels.sigmas, levels.sigmas)
-
-        # The entry of the last step is the end, 0, where log sigma is not finite; `interleave`
-        # drops it.
-        middle_times = self.parametrization.time(jnp.where(middle > 0, middle, 1))
-        times = interleave(levels.times, middle_times)
-        sigmas = midpoint_calls(levels.sigmas, levels.sigmas)
-        return exploding_levels(self.parametrization, sigmas, times)
+        return midpoint_calls_between_times(self.parametrization, levels, levels.sigmas)
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of the midpoint method."""

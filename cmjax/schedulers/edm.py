@@ -23,6 +23,14 @@ from cmjax.schedulers.levels import (
 )
 from cmjax.schedulers.table import TableScheduler, TableState, root_of_difference
 
+# Valid values of the fields of schedulers with churn.
+CHURN_DOMAINS = {
+    "s_churn": (0.0, 1e18),
+    "s_tmin": (0.0, 1e18),
+    "s_tmax": (0.0, 1e18),
+    "s_noise": (0.0, 1e18),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class EDMScheduler(TableScheduler):
@@ -64,11 +72,7 @@ class EDMScheduler(TableScheduler):
         "prediction_type": ("epsilon", "v_prediction"),
         "rho": (0.1, 1000.0),  # float64 holds sigma ** (1 / rho)
         "final_sigmas_type": ("zero", "sigma_min"),
-        # Fields of the subclasses with churn.
-        "s_churn": (0.0, 1e18),
-        "s_tmin": (0.0, 1e18),
-        "s_tmax": (0.0, 1e18),
-        "s_noise": (0.0, 1e18),
+        **CHURN_DOMAINS,  # of the subclasses with churn
     }
 
     def __post_init__(self):

@@ -1,12 +1,35 @@
 """Euler's method on EDM noise levels (Karras et al. 2022)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
 from cmjax.schedulers.edm import EDMScheduler, churn
 from cmjax.schedulers.levels import Levels, exploding_levels
 from cmjax.schedulers.table import Weights
+
+
+def euler_calls(scheduler: Any, levels: Levels) -> Levels:
+    """Returns where the network is called: at the levels that churn raises.
+
+    Args:
+        scheduler: with a parametrization of samples `x0 + sigma z`, and the fields of `churn`.
+        levels: of the steps.
+    """
+    # Without churn the times stay exactly as they are.
+    added = churn(scheduler, levels.sigmas)
+    if added.noise is None:
+        return levels
+    return exploding_levels(scheduler.parametrization, added.raised)
+
+
+def euler_weights(scheduler: Any, levels: Levels) -> Weights:
+    """Returns the table of `x' = x0 + sigma' eps`, with the noise of the next level's churn."""
+    # With eps = (x - x0) / sigma this is x + (sigma' - sigma) (x - x0) / sigma.
+    return Weights(
+        x0=1.0, eps=levels.sigmas[1:], noise=churn(scheduler, levels.sigmas).noise
+    )
 
 
 @jax.tree_util.register_static
@@ -41,11 +64,8 @@ class EDMEulerScheduler(EDMScheduler):
 
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at the raised levels."""
-        return exploding_levels(self.parametrization, churn(self, levels.sigmas).raised)
+        return euler_calls(self, levels)
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x' = x0 + sigma' eps`, with the noise of the next level's churn."""
-        # With eps = (x - x0) / sigma this is x + (sigma' - sigma) (x - x0) / sigma.
-        return Weights(
-            x0=1.0, eps=levels.sigmas[1:], noise=churn(self, levels.sigmas).noise
-        )
+        return euler_weights(self, levels)

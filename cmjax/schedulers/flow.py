@@ -11,11 +11,11 @@ from cmjax.schedulers.levels import Levels, append_zero, check_num_steps, parse_
 from cmjax.schedulers.table import TableScheduler
 
 # The range of sigma / (1 - sigma), which would be infinite at sigma = 1.
-_SIGMA_RANGE = (1e-6, 1e6)
+SIGMA_RANGE = (1e-6, 1e6)
 
 
-def shifted(sigmas: Any, shift: float) -> Any:
-    """Returns noise levels t moved towards noise, `s t / (1 + (s - 1) t)`.
+def shifted(sigmas: Any, shift: Any) -> Any:
+    """Returns noise levels t moved towards noise by the shift s, `s t / (1 + (s - 1) t)`.
 
     Equation 23 of Esser et al. 2024.
     """
@@ -62,7 +62,7 @@ class FlowScheduler(TableScheduler):
     @property
     def sigma_range(self) -> tuple[float, float]:
         """The lowest and highest `sigma / (1 - sigma)`."""
-        return _SIGMA_RANGE
+        return SIGMA_RANGE
 
     @property
     def init_noise_sigma(self) -> float:
@@ -71,34 +71,37 @@ class FlowScheduler(TableScheduler):
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the shifted levels, ending at 0."""
-        unshifted = self.unshifted_sigmas(name, value)
-        return self.levels_of(shifted(unshifted, self.shift))
+        unshifted = unshifted_sigmas(self.num_train_timesteps, name, value)
+        return flow_levels(self.parametrization, shifted(unshifted, self.shift))
 
-    def unshifted_sigmas(
-        self, name: str, value: Any, lowest: float | None = None
-    ) -> jax.Array:
-        """Returns the noise levels before the shift, f32[n].
 
-        Args:
-            name: which argument of `set_timesteps` was given.
-            value: its value.
-            lowest: the last of n equally spaced levels, which begin at 1; None for 1/n.
+def unshifted_sigmas(
+    num_train_timesteps: int, name: str, value: Any, lowest: float | None = None
+) -> jax.Array:
+    """Returns the noise levels before the shift, f32[n].
 
-        Raises:
-            ValueError: for an invalid value.
-        """
-        if name == "num_inference_steps":
-            n = check_num_steps(value, self.num_train_timesteps, "num_train_timesteps")
+    Args:
+        num_train_timesteps: number N, the scale of times.
+        name: which argument of `set_timesteps` was given.
+        value: its value.
+        lowest: the last of n equally spaced levels, which begin at 1; None for 1/n.
 
-            # 1, 1 - 1/n, ..., 1/n by default: n steps of equal length down to 0.
-            lowest = 1 / n if lowest is None else lowest
-            return jnp.asarray(1 - (1 - lowest) * ramp(n), jnp.float32)
+    Raises:
+        ValueError: for an invalid value.
+    """
+    if name == "num_inference_steps":
+        n = check_num_steps(value, num_train_timesteps, "num_train_timesteps")
 
-        # A network call at level 0 would divide by sigma = 0; only the end of a run may be 0.
-        scale = 1 if name == "sigmas" else self.num_train_timesteps
-        return parse_levels(name, value, 1e-6 * scale, scale) / scale
+        # 1, 1 - 1/n, ..., 1/n by default: n steps of equal length down to 0.
+        lowest = 1 / n if lowest is None else lowest
+        return jnp.asarray(1 - (1 - lowest) * ramp(n), jnp.float32)
 
-    def levels_of(self, sigmas: jax.Array) -> Levels:
-        """Returns the levels of a run over the noise levels f32[N], ending at 0."""
-        ending = append_zero(sigmas)
-        return Levels(sigmas * self.num_train_timesteps, 1 - ending, ending)
+    # A network call at level 0 would divide by sigma = 0; only the end of a run may be 0.
+    scale = 1 if name == "sigmas" else num_train_timesteps
+    return parse_levels(name, value, 1e-6 * scale, scale) / scale
+
+
+def flow_levels(parametrization: FlowMatching, sigmas: jax.Array) -> Levels:
+    """Returns the levels of a run over the noise levels f32[N], ending at 0."""
+    ending = append_zero(sigmas)
+    return Levels(parametrization.time_of(sigmas), 1 - ending, ending)

@@ -1,14 +1,11 @@
 """Consistency sampling of distilled flow-matching models, such as FLUX and SD3."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from cmjax.configs import is_finite, shown
 from cmjax.schedulers.config_files import FileOption
-from cmjax.schedulers.flow import FlowScheduler, shifted, stretched
-from cmjax.schedulers.grids import grid_option, respaced
+from cmjax.schedulers.flow_match import FlowMatchScheduler
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.table import Weights
 
@@ -17,74 +14,41 @@ _UPSCALE_MODES = ("nearest", "linear", "bilinear", "trilinear", "area", "nearest
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class FlowMatchLCMScheduler(FlowScheduler):
+class FlowMatchLCMScheduler(FlowMatchScheduler):
     """Consistency sampling of flow-matching models: `x' = (1 - sigma') x0 + sigma' z`.
 
-    The network is told `N sigma`. `set_timesteps` takes as `num_inference_steps` a number of
-    levels, equally spaced before they are shifted; as `timesteps` N times the levels before the
-    shift; as `sigmas` the levels before the shift, in (0, 1]. With explicit timesteps diffusers
-    shifts the levels but not the network's times; here both are shifted.
+    The network is told `N sigma`, or inverted `N (1 - sigma)`. `set_timesteps` takes as
+    `num_inference_steps` a number of levels, equally spaced before they are shifted; as `timesteps`
+    N times the levels before the shift; as `sigmas` the levels before the shift, in (0, 1].
 
     Attributes:
         num_train_timesteps: number N, the scale of the network's time.
         shift: how far the levels are moved towards noise (Esser et al. 2024, equation 23); 1 is not
-            at all.
+            at all. Without effect where shifting is dynamic.
+        use_dynamic_shifting: take the shift from the argument `mu` of `set_timesteps`.
+        base_shift: mu for images of `base_image_seq_len` tokens (see `mu_of`).
+        max_shift: mu for images of `max_image_seq_len` tokens.
+        base_image_seq_len: a number of tokens.
+        max_image_seq_len: another number of tokens.
+        invert_sigmas: whether the network's time grows with the signal instead (Mochi).
         shift_terminal: stretch the shifted levels so that this is the lowest; None leaves them.
-        use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5, with the
-            same ends.
-        use_exponential_sigmas: replace the levels by equal steps of log sigma.
-        use_beta_sigmas: replace the levels by quantiles of a beta distribution (Lee et al. 2024),
-            close together at both ends.
+        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
+        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
+        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
+        time_shift_type: the dynamic shift is "exponential", exp(mu), or "linear", mu itself.
 
     Raises:
         ValueError: for values outside their domain.
     """
 
-    shift_terminal: float | None = None
-    use_karras_sigmas: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
-
     _file_options = {
-        # Dynamic shifting: a shift that depends on the size of the image.
-        "base_shift": FileOption(0.5, numbers=(-1e6, 1e6)),
-        "max_shift": FileOption(1.15, numbers=(-1e6, 1e6)),
-        "base_image_seq_len": FileOption(256, numbers=(1, 2**31 - 1)),
-        "max_image_seq_len": FileOption(4096, numbers=(1, 2**31 - 1)),
-        "time_shift_type": FileOption("exponential", values=("linear",)),
-        # Images that grow between steps, and other kinds of levels.
+        # Images that grow between steps.
         "upscale_mode": FileOption("bicubic", values=_UPSCALE_MODES),
-        "use_dynamic_shifting": FileOption(
-            False, hint="set shift=exp(mu), which is the same"
-        ),
-        "invert_sigmas": FileOption(
-            False,
-            hint="it is for models whose time grows with the signal, not with the noise",
-        ),
         "scale_factors": FileOption(
             None,
             hint="the samples of a run have one size; call sample() per size, with init=",
         ),
     }
-
-    def __post_init__(self):
-        super().__post_init__()
-        grid_option(self)  # at most one
-        terminal = self.shift_terminal
-        if terminal is not None and not (is_finite(terminal) and 0 < terminal < 1):
-            raise ValueError(
-                f"shift_terminal must be a number between 0 and 1, or null, got {shown(terminal)}"
-            )
-
-    def levels(self, name: str, value: Any) -> Levels:
-        """Returns the shifted levels, ending at 0."""
-        # The lowest of equally spaced levels is shifted twice, as in diffusers: once here, and once
-        # with all the others.
-        lowest = shifted(1 / self.num_train_timesteps, self.shift)
-        sigmas = shifted(self.unshifted_sigmas(name, value, lowest), self.shift)
-        if self.shift_terminal is not None:
-            sigmas = stretched(sigmas, self.shift_terminal)
-        return self.levels_of(respaced(self, sigmas))
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x' = (1 - sigma') x0 + sigma' z`."""

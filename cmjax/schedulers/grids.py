@@ -25,16 +25,20 @@ def grid_option(scheduler: Any) -> str:
     return chosen[0] if chosen else ""
 
 
-def respaced(scheduler: Any, sigmas: jax.Array) -> jax.Array:
-    """Returns as many noise levels with the same ends, f32[N], on the grid that is asked for.
+def respaced(
+    scheduler: Any, sigmas: jax.Array, low: Any = None, high: Any = None
+) -> jax.Array:
+    """Returns as many noise levels, f32[N], on the grid that is asked for.
 
     Args:
         scheduler: with the fields `GRID_OPTIONS`.
         sigmas: f32[N], descending; returned as they are if no grid is asked for.
+        low: the lowest level of the grid; None for that of `sigmas`.
+        high: the highest level of the grid, likewise.
     """
     option = grid_option(scheduler)
-    high = sigmas[0]
-    low = sigmas[-1]
+    low = sigmas[-1] if low is None else jnp.float32(low)
+    high = sigmas[0] if high is None else jnp.float32(high)
 
     # Places on the grid, from 0 at the highest level to 1 at the lowest.
     places = ramp(len(sigmas))

@@ -23,7 +23,10 @@ def heun_calls(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
 
 
 def heun_weights(
-    raised: jax.Array, sigmas: jax.Array, noise: jax.Array | None = None
+    raised: jax.Array,
+    sigmas: jax.Array,
+    noise: jax.Array | None = None,
+    alphas: jax.Array | None = None,
 ) -> Weights:
     """Returns the table of Heun's method, whose last step is Euler's: 2n - 1 rows.
 
@@ -31,22 +34,27 @@ def heun_weights(
         raised: f32[n+1], the level where each step starts.
         sigmas: f32[n+1], the level where the step before it ended.
         noise: f32[n], added after each step, or None.
+        alphas: f32[n+1], the signal at each level; None for 1 everywhere.
     """
     # Each step goes from `start` to `end`, f32[n] each.
     start = raised[:-1]
     end = sigmas[1:]
     half = (end - start) / 2
 
-    # The first call goes from `start` to `end` by Euler's method.
-    predict = Weights(x0=1.0, eps=end)
+    # The same of the signal, which on EDM's levels does not change.
+    alphas = jnp.ones_like(sigmas) if alphas is None else alphas
+    half_alpha = (alphas[1:] - alphas[:-1]) / 2
 
-    # The second starts again from x, with the mean of both slopes: x' = x + half (d + d').
-    # d = (x - x0) / start is the slope of the call before, with its sample and x0; d' is eps.
+    # The first call goes from `start` to `end` by Euler's method.
+    predict = Weights(x0=alphas[1:], eps=end)
+
+    # The second starts again from x, with the mean of both slopes: x' = x + (d + d') / 2 with
+    # d / 2 = half_alpha x0 + half eps. Of the call before, eps = (x - alpha x0) / start.
     correct = Weights(
-        x0=0.0,
+        x0=half_alpha,
         eps=half,
         noise=noise,
-        earlier_x0=(-half / start,),
+        earlier_x0=(half_alpha - half * alphas[:-1] / start,),
         last_sample=1 + half / start,
     )
     return alternate(predict, correct, len(start))

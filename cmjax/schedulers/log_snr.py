@@ -25,6 +25,7 @@ from cmjax.schedulers.discrete import (
 )
 from cmjax.schedulers.flow import shifted
 from cmjax.schedulers.grids import grid_option
+from cmjax.schedulers.learned_variance import output_shape, split_output
 from cmjax.schedulers.levels import Levels, ramp
 from cmjax.schedulers.log_snr_levels import (
     LEAST_ALPHA,
@@ -184,20 +185,16 @@ class LogSNRScheduler(TableScheduler):
         ratio = self.dynamic_thresholding_ratio
         return dynamic_threshold(denoised, ratio, self.sample_max_value)
 
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the model output: with twice the channels of learned variances."""
+        return output_shape(self, shape)
+
     def estimate(
         self, state: TableState, model_output: jax.Array, sample: jax.Array
     ) -> jax.Array:
         """Returns the x0 estimate before it is bounded, without the network's variance."""
-        if self.variance_type is not None:
-            channels = sample.shape[-1]
-            if model_output.shape[-1] != 2 * channels:
-                raise ValueError(
-                    f"variance_type={self.variance_type!r} needs a model output of twice the "
-                    f"sample's {channels} channels, got shape {model_output.shape}; "
-                    "variance_type=None is for networks that do not predict the variance"
-                )
-            model_output = model_output[..., :channels]
-        return super().estimate(state, model_output, sample)
+        prediction, _ = split_output(self, model_output, sample)
+        return super().estimate(state, prediction, sample)
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the steps, and of the end."""

@@ -15,8 +15,11 @@ from cmjax.schedulers.checks import check_config
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.ddim import DDIMScheduler
+from cmjax.schedulers.ddim_inverse import DDIMInverseScheduler
+from cmjax.schedulers.ddpm import DDPMScheduler
 from cmjax.schedulers.deis import DEISMultistepScheduler
 from cmjax.schedulers.dpm2 import EDMDPM2Scheduler, KDPM2DiscreteScheduler
+from cmjax.schedulers.dpm2_ancestral import KDPM2AncestralDiscreteScheduler
 from cmjax.schedulers.dpm_multistep import EDMDPMSolverMultistepScheduler
 from cmjax.schedulers.dpm_multistep_discrete import (
     DPMSolverMultistepInverseScheduler,
@@ -24,7 +27,10 @@ from cmjax.schedulers.dpm_multistep_discrete import (
 )
 from cmjax.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
+from cmjax.schedulers.euler_discrete import EulerDiscreteScheduler
 from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
+from cmjax.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
+from cmjax.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
@@ -47,12 +53,15 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         FlowMapEulerDiscreteScheduler,
         # Solvers of the probability-flow ODE.
         DDIMScheduler,
+        DDIMInverseScheduler,
+        DDPMScheduler,
         EDMEulerScheduler,
         EDMEulerAncestralScheduler,
         EDMHeunScheduler,
         EDMDPM2Scheduler,
         EDMDPMSolverMultistepScheduler,
         EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler,
         HeunDiscreteScheduler,
         KDPM2DiscreteScheduler,
         LMSDiscreteScheduler,
@@ -61,6 +70,9 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         DEISMultistepScheduler,
         DPMSolverSinglestepScheduler,
         DPMSolverMultistepInverseScheduler,
+        KDPM2AncestralDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        FlowMatchHeunDiscreteScheduler,
     )
 }
 

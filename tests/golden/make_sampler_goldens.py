@@ -88,12 +88,11 @@ def reference_case(
 @contextlib.contextmanager
 def _precision(double, name):
     single = torch.float32
-    numpys = (
-        np.float64 if name in LOG_SNR else np.float32
-    )  # which the others round levels to
+    # Levels that NumPy would round before their squares are subtracted.
+    is_wide = name in LOG_SNR or (double and name == "KDPM2AncestralDiscreteScheduler")
     with (
         mock.patch.object(torch, "float32", torch.float64 if double else single),
-        mock.patch.object(np, "float32", numpys),
+        mock.patch.object(np, "float32", np.float64 if is_wide else np.float32),
         warnings.catch_warnings(),
     ):
         # Of "dpmsolver" as a deprecated algorithm_type.
@@ -121,6 +120,11 @@ def _set_timesteps(scheduler, levels):
                     1.3  # the default, which fails for any other n
                 )
         scheduler.set_timesteps(n, **options)
+    elif name == "EulerDiscreteScheduler" and "sigmas" in levels:
+        # The end is listed too.
+        is_clean = scheduler.config.final_sigmas_type == "zero"
+        end = 0.0 if is_clean else float(scheduler.sigmas[-2])
+        scheduler.set_timesteps(sigmas=[*levels["sigmas"], end])
     elif name == "EDMEulerScheduler" and "sigmas" in levels:
         scheduler.set_timesteps(sigmas=torch.tensor(levels["sigmas"]))
         return {"sigmas": scheduler.sigmas[:-1].tolist()}
@@ -146,14 +150,19 @@ def _levels(scheduler):
     """The levels that diffusers has, of each call, and maybe of the end."""
     if hasattr(scheduler, "sigmas_interpol"):
         levels = torch.stack([scheduler.sigmas, scheduler.sigmas_interpol])[:, :-2].clone()
-        levels[0, 1::2] = levels[1, 1::2]  # every second call is between two levels
+        # Every second call is between two levels, in a list that starts one later in the one class.
+        offset = 0 if type(scheduler).__name__ == "KDPM2AncestralDiscreteScheduler" else 1
+        levels[0, 1::2] = levels[1, offset::2]
         return {"sigmas": levels[0]}
     if type(scheduler).__name__ in LOG_SNR:
         # Its sigmas are sigma / alpha, or those of flow paths.
         alphas, sigmas = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas)
         return {"alphas": alphas, "sigmas": sigmas}
+    if scheduler.config.get("invert_sigmas"):
+        return {}  # 1 minus a small noise level keeps few digits of it; the times are compared
     if hasattr(scheduler, "sigmas"):
-        return {"sigmas": scheduler.sigmas}
+        # The levels of "log_linear" have one more at the end, which no step goes to.
+        return {"sigmas": scheduler.sigmas[: len(scheduler.timesteps) + 1]}
     if hasattr(scheduler, "alphas_cumprod"):
         variance = scheduler.alphas_cumprod[scheduler.timesteps]
         return {"alphas": variance**0.5, "sigmas": (1 - variance) ** 0.5}
@@ -179,11 +188,18 @@ def _step(scheduler, case, index, sample, output, noise):
     if hasattr(scheduler, "alphas_cumprod"):
         output = _prediction(case, index, scaled, output)
     row = {"sample": sample, "scaled": scaled, "model_output": output, "noise": noise}
+    variance_type = scheduler.config.get("variance_type") or ""
+    is_learned = variance_type.startswith("learned")
+    if is_learned:
+        # After the prediction comes the variance: from -1 to 1, or a variance itself.
+        variance = torch.tanh(output)
+        variance = variance if variance_type == "learned_range" else variance**2
+        row["model_output"] = torch.cat([output, variance], dim=-1)
     if name == "DPMSolverMultistepInverseScheduler":
         pass  # it noises to levels of times that it has left out
     elif hasattr(scheduler, "add_noise"):
         row["noisy"] = scheduler.add_noise(output, noise, t[None])
-    elif hasattr(scheduler, "scale_noise"):
+    elif hasattr(scheduler, "scale_noise") and "sigmas" in case:
         row["noisy"] = scheduler.scale_noise(output, t[None], noise)
 
     # Options that cmjax's classes have, which in diffusers are arguments of `step`.
@@ -195,13 +211,10 @@ def _step(scheduler, case, index, sample, output, noise):
         arguments = arguments | {"variance_noise": noise}
         if last and not scheduler.config.set_alpha_to_one:
             arguments["eta"] = 0.0  # cmjax adds no noise on the last step
-        # diffusers goes N // n down. Where that is not the next time of its own list, make it go
-        # there.
-        total = scheduler.config.num_train_timesteps
-        end = -1 if last else int(scheduler.timesteps[index + 1])
-        if max(int(t) - total // len(scheduler.timesteps), -1) != end:
-            scheduler.num_inference_steps = Fraction(total, int(t) - end)
-    elif name == "EDMDPMSolverMultistepScheduler" and last:
+        _go_to(scheduler, t, -1 if last else int(scheduler.timesteps[index + 1]))
+    elif name == "DDIMInverseScheduler":
+        _go_to(scheduler, t, int(scheduler.timesteps[index - 1]) if index else -1)
+    elif name in ("EDMDPMSolverMultistepScheduler", "DDPMScheduler") and last:
         noise = 0 * noise  # cmjax adds no noise on the last step
     elif name in LOG_SNR and last and "sde-" in scheduler.config.get("algorithm_type", ""):
         # cmjax's last step is that of the ODE.
@@ -210,19 +223,37 @@ def _step(scheduler, case, index, sample, output, noise):
 
     # The step, with the noise given.
     module = sys.modules[type(scheduler).__module__]
+    if is_learned:
+        # diffusers has channels first.
+        output = row["model_output"].movedim(-1, 1)
+        sample = sample.movedim(-1, 1)
+        noise = noise.movedim(-1, 1)
     with mock.patch.object(
         module, "randn_tensor", lambda *args, **kwargs: noise, create=True
     ):
         result = scheduler.step(output * unit, t, sample, **arguments)
     scheduler.num_inference_steps = len(scheduler.timesteps)
     row["prev_sample"] = result.prev_sample
+    if is_learned:
+        row["prev_sample"] = result.prev_sample.movedim(1, -1)
+        row["denoised"] = result.pred_original_sample.movedim(1, -1)
+        return {key: value.numpy() for key, value in row.items()}
     if getattr(scheduler, "predict_x0", True) is False or _by_eps(scheduler):
         pass  # it keeps eps
     elif hasattr(scheduler, "model_outputs"):  # that have been made x0 estimates
         row["denoised"] = scheduler.model_outputs[-1]
+    elif name == "DDIMInverseScheduler":
+        pass  # cmjax has the estimate at the level that the network is told
     elif "denoised" in result or "pred_original_sample" in result:
         row["denoised"] = result.get("denoised", result.get("pred_original_sample"))
     return {key: value.numpy() for key, value in row.items()}
+
+
+def _go_to(scheduler, t, end):
+    """Makes diffusers go from time t to `end`, also where that is not N // n away."""
+    total = scheduler.config.num_train_timesteps
+    if max(int(t) - total // len(scheduler.timesteps), -1) != end:
+        scheduler.num_inference_steps = Fraction(total, int(t) - end)
 
 
 def _prediction(case, index, scaled, v):

@@ -24,6 +24,8 @@ from tests.support.sampler_cases import FINE, SAMPLERS, Draw, draw_case
 
 # diffusers hands tensors to NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+EDM = [name for name in FINE if name.startswith("EDM")]
+FLOW_MATCH = ["FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"]
 STABLE_DIFFUSION = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -83,7 +85,9 @@ def test_defaults_are_those_of_diffusers(name):
     "betas",
     [{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, STABLE_DIFFUSION],
 )
-@pytest.mark.parametrize("name", [name for name in FINE if not name.startswith("EDM")])
+@pytest.mark.parametrize(
+    "name", sorted(set(FINE) - {*EDM, "KDPM2AncestralDiscreteScheduler"})
+)
 def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas):
     # Its float32 tables as they are. The lowest sigma of the linear schedule is 8.3e-5 off; steps
     # are 1e-5 off.
@@ -105,6 +109,9 @@ def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas):
         ("HeunDiscreteScheduler", {}),
         ("KDPM2DiscreteScheduler", {}),
         ("EulerAncestralDiscreteScheduler", {}),
+        ("EulerDiscreteScheduler", {}),
+        ("DDPMScheduler", {"timestep_spacing": "linspace"}),
+        ("KDPM2AncestralDiscreteScheduler", {}),
     ],
 )
 def test_a_single_step_starts_at_the_highest_level_where_diffusers_starts_at_the_lowest(
@@ -116,6 +123,31 @@ def test_a_single_step_starts_at_the_highest_level_where_diffusers_starts_at_the
     theirs.set_timesteps(1)
     assert theirs.timesteps[0] < highest
     np.testing.assert_allclose(ours.set_timesteps(1).timesteps, [highest], rtol=1e-6)
+
+
+def test_log_linear_levels_are_told_as_they_are_where_diffusers_tells_spaced_times():
+    theirs, ours = pair("EulerDiscreteScheduler", interpolation_type="log_linear")
+    theirs.set_timesteps(4)
+    state = ours.set_timesteps(4)
+    np.testing.assert_allclose(state.sigmas, theirs.sigmas[:5], rtol=1e-4)
+    np.testing.assert_allclose(theirs.timesteps, [999, 666, 333, 0])
+    expected = ours.parametrization.time(state.sigmas[:-1])
+    np.testing.assert_allclose(state.timesteps, expected, rtol=1e-6)
+
+    # Explicit times are those of levels in cmjax; diffusers keeps the levels.
+    theirs.set_timesteps(timesteps=[500, 100])
+    assert theirs.sigmas[0] > 100
+    assert ours.set_timesteps(timesteps=[500, 100]).sigmas[0] < 10
+
+
+def test_continuous_log_linear_levels_are_as_many_as_asked_for_where_diffusers_has_one_more():
+    options = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+    theirs, ours = pair(
+        "EulerDiscreteScheduler", interpolation_type="log_linear", **options
+    )
+    theirs.set_timesteps(4)
+    assert len(theirs.timesteps) == 5
+    assert ours.set_timesteps(4).num_steps == 4
 
 
 def test_a_single_step_ends_at_sigma_min_where_diffusers_ends_at_sigma_max():
@@ -208,6 +240,72 @@ def test_scm_takes_any_number_of_steps_at_angles_up_to_a_right_one():
                 theirs.set_timesteps(n)
 
 
+@pytest.mark.parametrize("name", FLOW_MATCH)
+def test_levels_are_shifted_once_and_both_conventions_of_diffusers_are_at_hand(name):
+    theirs, ours = pair(name, shift=3.0)
+
+    # Sigmas are before the shift; given again to a scheduler without one they stay.
+    theirs.set_timesteps(sigmas=[1.0, 0.5])
+    state = ours.set_timesteps(sigmas=[1.0, 0.5])
+    np.testing.assert_allclose(state.sigmas, theirs.sigmas, rtol=1e-6)
+    unshifted = dataclasses.replace(ours, shift=1.0)
+    again = unshifted.set_timesteps(sigmas=state.sigmas[:-1])
+    np.testing.assert_array_equal(again.sigmas, state.sigmas)
+
+    # Of timesteps diffusers shifts the levels, and tells the network what was given.
+    theirs.set_timesteps(timesteps=[1000.0, 500.0])
+    state = ours.set_timesteps(timesteps=[1000.0, 500.0])
+    np.testing.assert_allclose(state.sigmas, theirs.sigmas, rtol=1e-6)
+    np.testing.assert_allclose(state.timesteps, [1000, 750], rtol=1e-6)
+    np.testing.assert_allclose(theirs.timesteps, [1000, 500])
+    as_given = state.replace(timesteps=jnp.array([1000.0, 500.0]))
+    times = ours.time_inputs(as_given.replace(step_index=jnp.int32(1)))
+    np.testing.assert_array_equal(times, [500])
+
+
+@pytest.mark.parametrize("name", FLOW_MATCH)
+def test_inverted_levels_noise_as_the_others_where_diffusers_takes_them_for_noise(name):
+    theirs, ours = pair(name, invert_sigmas=True)
+    theirs.set_timesteps(4)
+    state = ours.set_timesteps(4)
+    np.testing.assert_allclose(1 - state.sigmas, theirs.sigmas, rtol=1e-6)
+    if name == "FlowMatchEulerDiscreteScheduler":
+        assert theirs.scale_noise(torch.ones(1), theirs.timesteps[:1], torch.zeros(1)) == 1
+    assert ours.add_noise(state, jnp.ones(1), jnp.zeros(1)) == 0
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler", "LCMScheduler"])
+def test_training_data_are_noised_as_in_diffusers(name):
+    theirs, ours = pair(name)
+    x0, noise = np.random.default_rng(0).standard_normal((2, 4, 3, 2), np.float32)
+    times = np.array([0, 7, 500, 999])
+    arrays = (torch.from_numpy(x0), torch.from_numpy(noise), torch.from_numpy(times))
+    parametrization = ours.parametrization
+    noisy = parametrization.add_noise(times, jnp.asarray(x0), jnp.asarray(noise))
+    np.testing.assert_allclose(noisy, theirs.add_noise(*arrays), atol=2e-5)
+    velocity = parametrization.velocity(times, jnp.asarray(x0), jnp.asarray(noise))
+    np.testing.assert_allclose(velocity, theirs.get_velocity(*arrays), atol=2e-5)
+
+
+def test_ddpm_has_the_large_variance_in_the_logarithm_where_diffusers_is_nan():
+    theirs, ours = pair("DDPMScheduler", variance_type="fixed_large_log")
+    theirs.set_timesteps(2)
+    ones = torch.ones(1, 3)
+    assert theirs.step(ones, theirs.timesteps[0], ones).prev_sample.isnan().all()
+    large = dataclasses.replace(ours, variance_type="fixed_large")
+    expected = large.set_timesteps(2).weights.noise
+    np.testing.assert_array_equal(ours.set_timesteps(2).weights.noise, expected)
+
+
+def test_ddim_inverse_needs_a_level_with_noise_for_x0_where_diffusers_is_not_finite():
+    theirs = diffusers.DDIMInverseScheduler(prediction_type="sample", clip_sample=False)
+    theirs.set_timesteps(2)
+    ones = torch.ones(1, 3)
+    assert not theirs.step(0 * ones, theirs.timesteps[0], ones).prev_sample.isfinite().any()
+    with pytest.raises(ValueError, match="set_alpha_to_one=False"):
+        SCHEDULERS["DDIMInverseScheduler"](prediction_type="sample")
+
+
 def test_flow_match_lcm_leaves_a_single_step_where_diffusers_divides_by_zero():
     theirs, ours = pair("FlowMatchLCMScheduler", shift_terminal=0.1)
     with pytest.warns(RuntimeWarning, match="invalid value"):
@@ -298,8 +396,6 @@ def test_inverse_flow_levels_rise_where_those_of_diffusers_fall():
             "EDMDPMSolverMultistepScheduler",
             {"algorithm_type": "deis", "final_sigmas_type": "sigma_min"},
         ),
-        ("FlowMatchLCMScheduler", {"use_dynamic_shifting": True}),
-        ("FlowMatchLCMScheduler", {"invert_sigmas": True}),
         ("FlowMatchLCMScheduler", {"scale_factors": [0.5]}),
     ],
 )

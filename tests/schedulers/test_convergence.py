@@ -13,13 +13,13 @@ from cmjax import schedulers
 from cmjax.schedulers import (
     CTMScheduler,
     DDIMScheduler,
-    FlowMapEulerDiscreteScheduler,
     SCMScheduler,
     TCDScheduler,
 )
 from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.flow import FlowScheduler
+from cmjax.schedulers.flow_match import FlowMatchScheduler
 from cmjax.schedulers.levels import karras_sigmas, ramp
 from cmjax.schedulers.log_snr import LogSNRScheduler
 
@@ -65,8 +65,9 @@ def convention(scheduler, alpha, sigma):
     Written from the papers, not from the `scalings` that are tested.
     """
     flow = getattr(scheduler, "use_flow_sigmas", False)
-    if flow or isinstance(scheduler, FlowScheduler):
-        return 1, lambda x, x0, eps: eps - x0
+    if flow or isinstance(scheduler, (FlowScheduler, FlowMatchScheduler)):
+        sign = -1 if getattr(scheduler, "invert_sigmas", False) else 1
+        return 1, lambda x, x0, eps: sign * (eps - x0)
     if isinstance(scheduler, SCMScheduler):
         return scheduler.sigma_data, lambda x, x0, eps: (alpha * x - x0) / sigma
     if isinstance(scheduler, (DiscreteScheduler, DiscreteSigmasScheduler, LogSNRScheduler)):
@@ -200,8 +201,19 @@ def ddim():
     return scheduler, levels
 
 
-def flow():
-    scheduler = FlowMapEulerDiscreteScheduler()
+def discrete_euler():
+    # Training levels from 0.1 to 9.
+    scheduler = schedulers.SCHEDULERS["EulerDiscreteScheduler"](
+        num_train_timesteps=300,
+        beta_start=0.01,
+        use_karras_sigmas=True,
+        final_sigmas_type="sigma_min",
+    )
+    return scheduler, lambda n: scheduler.set_timesteps(n)
+
+
+def flow(name):
+    scheduler = schedulers.SCHEDULERS[name]()
     return scheduler, lambda n: scheduler.set_timesteps(
         sigmas=np.linspace(0.9, 0, n + 1)[:-1]
     )
@@ -217,7 +229,10 @@ ORDERS = {
     "DPM-Solver++ 2M heun": (edm("EDMDPMSolverMultistepScheduler", solver_type="heun"), 2),
     "DPM-Solver++ 2M on uneven levels": (uneven(), 2),
     "DDIM": (ddim(), 1),
-    "flow matching": (flow(), 1),
+    "flow maps": (flow("FlowMapEulerDiscreteScheduler"), 1),
+    "flow matching": (flow("FlowMatchEulerDiscreteScheduler"), 1),
+    "flow matching, Heun": (flow("FlowMatchHeunDiscreteScheduler"), 2),
+    "Euler of discrete times": (discrete_euler(), 1),
 }
 
 
@@ -374,6 +389,13 @@ def test_samplers_with_noise_draw_the_mixture(name, options, n):
         (UNIPC, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, 0.01),
         (SINGLE, {"prediction_type": "sample"}, 0.01),
         ("FlowMapEulerDiscreteScheduler", {"shift": 3.0}, 0.02),
+        (
+            "EulerDiscreteScheduler",
+            {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+            0.02,
+        ),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "invert_sigmas": True}, 0.02),
+        ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, 0.001),
     ],
 )
 def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(
@@ -387,6 +409,22 @@ def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(
     np.testing.assert_allclose(x, expected, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("DDPMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
+        ("DDPMScheduler", {"variance_type": "fixed_large", "clip_sample": False}),
+        ("KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}),
+    ],
+)
+def test_ancestral_samplers_of_discrete_times_draw_gaussian_data(name, options):
+    scheduler = schedulers.SCHEDULERS[name](**options)
+    state = start(scheduler, num_inference_steps=500)
+    estimate = functools.partial(denoiser, data=GAUSSIAN)
+    x = run(scheduler, estimate, state, draws(state, GAUSSIAN))
+    assert_mean_and_variance(x, MEAN, STD**2)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 @pytest.mark.parametrize(
     ("name", "options"),
@@ -394,6 +432,11 @@ def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(
         ("LCMScheduler", {}),
         ("SCMScheduler", {"sigma_data": 1.5}),
         ("FlowMatchLCMScheduler", {"shift": 3.0}),
+        ("FlowMatchLCMScheduler", {"invert_sigmas": True}),
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            {"stochastic_sampling": True, "invert_sigmas": True},
+        ),
     ],
 )
 def test_consistency_samplers_with_the_exact_function_draw_gaussian_data_in_any_number_of_steps(

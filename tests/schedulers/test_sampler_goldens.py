@@ -58,7 +58,8 @@ def denoiser(x, sigma):
 # diffusers raises the level after the network was called, so that the paper is what churn is
 # compared with.
 @pytest.mark.parametrize(
-    ("name", "calls"), [("EDMEulerScheduler", 1), ("EDMHeunScheduler", 2)]
+    ("name", "calls"),
+    [("EDMEulerScheduler", 1), ("EDMHeunScheduler", 2), ("EulerDiscreteScheduler", 1)],
 )
 @settings(max_examples=50)
 @given(data=st.data())
@@ -72,7 +73,8 @@ def test_churn_is_that_of_the_paper(name, calls, data):
     }
     options = {key: data.draw(st.floats(*ends)) for key, ends in ranges.items()}
     n = data.draw(st.sampled_from([1, 2, 3, 5]))
-    sigmas = np.float64(SCHEDULERS["EDMEulerScheduler"]().set_timesteps(n).sigmas)
+    sigmas = np.float64(SCHEDULERS[name]().set_timesteps(n).sigmas)
+    sigmas = np.append(sigmas[:-1:calls], sigmas[-1])
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     unit, *noise = rng.standard_normal((calls * n + 2, 2, 3), np.float32)
     x = unit * sigmas[0]

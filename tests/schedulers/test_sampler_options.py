@@ -17,6 +17,7 @@ from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.flow import FlowScheduler
+from cmjax.schedulers.flow_match import FlowMatchScheduler
 from cmjax.schedulers.log_snr import LogSNRScheduler
 
 
@@ -31,7 +32,8 @@ DISCRETE = of_kind(DiscreteScheduler, DiscreteSigmasScheduler, LogSNRScheduler)
 DISTILLED = ["LCMScheduler", "TCDScheduler"]
 EDM = of_kind(EDMScheduler)
 VE = of_kind(DiscreteSigmasScheduler)
-FLOW = of_kind(FlowScheduler)
+FLOW_MATCH = of_kind(FlowMatchScheduler)
+FLOW = of_kind(FlowScheduler) + FLOW_MATCH
 CM = of_kind(cmjax.CMStochasticIterativeScheduler)
 LOG_SNR = of_kind(LogSNRScheduler)
 UPWARDS = [name for name in SCHEDULERS if "Inverse" in name]
@@ -78,28 +80,27 @@ UNIPC = ["UniPCMultistepScheduler"]
 TWO_GRIDS = {"use_karras_sigmas": True, "use_exponential_sigmas": True}
 BAD_OPTIONS = [
     (
-        VE + FLOW_LCM,
+        VE + FLOW_MATCH,
         TWO_GRIDS,
         "use_karras_sigmas and use_exponential_sigmas exclude each other",
     ),
     (
-        VE + FLOW_LCM,
+        VE + FLOW_MATCH,
         {**TWO_GRIDS, "use_beta_sigmas": True},
         "use_exponential_sigmas and use_beta_sigmas exclude each other",
     ),
     (
-        FLOW_LCM,
-        {"use_dynamic_shifting": True},
-        r"use_dynamic_shifting=True is not supported; set shift=exp\(mu\)",
+        FLOW_MATCH,
+        {"base_image_seq_len": 256, "max_image_seq_len": 256},
+        "base_image_seq_len and max_image_seq_len must differ, got 256",
     ),
-    (FLOW_LCM, {"invert_sigmas": True}, "invert_sigmas=True is not supported"),
     (
         FLOW_LCM,
         {"scale_factors": (0.5, 1.0)},
         r"scale_factors=\(0.5, 1.0\) is not supported; .*init=",
     ),
     (
-        FLOW_LCM,
+        FLOW_MATCH,
         {"shift_terminal": 1.0},
         "shift_terminal .*between 0 and 1.*got 1.0",
     ),
@@ -317,6 +318,7 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
     ),
     **dict.fromkeys(DISCRETE, [TIMES]),
     **dict.fromkeys(VE, [TIMES, SIGMAS]),
+    "DDIMInverseScheduler": [({"timesteps": [999, 40]}, [40, 999], None)],
     **dict.fromkeys(
         FLOW,
         [
@@ -389,15 +391,19 @@ HIGHEST = {  # times
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in UPWARDS])
 def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(name):
     scheduler = SCHEDULERS[name]()
-    if name == "DDIMScheduler":
-        # The only one whose default is "leading": strides from the lowest time.
-        assert [start(scheduler, num_inference_steps=n).timesteps[0] for n in (1, 4)] == [
-            0,
-            750,
-        ]
+    if getattr(scheduler, "timestep_spacing", "") == "leading":
+        # Strides from the lowest time.
+        highest = [max(start(scheduler, num_inference_steps=n).timesteps) for n in (1, 4)]
+        assert highest == [0, 750]
         scheduler = dataclasses.replace(scheduler, timestep_spacing="trailing")
     for n in (1, 4):
         state = start(scheduler, num_inference_steps=n)
+        if name == "DDIMInverseScheduler":
+            # Upwards; where the last call is told to be, the run ends.
+            assert state.num_steps == n
+            assert state.timesteps[-1] == HIGHEST[name]
+            assert np.all(np.diff(state.sigmas[:-1]) > 0)
+            continue
         assert state.num_steps == (2 * n - 1 if name in TWO_CALLS else n)
         assert state.timesteps[0] == pytest.approx(HIGHEST[name], rel=1e-6)
         assert np.all(np.diff(state.sigmas[:: 2 if name in TWO_CALLS else 1]) < 0)
@@ -409,7 +415,42 @@ def test_flow_levels_never_pass_one_whatever_the_shift(name):
         state = start(SCHEDULERS[name](shift=float(shift)), num_inference_steps=4)
         assert state.sigmas[0] == 1
         assert state.alphas[0] == 0
-        assert np.all(np.diff(state.sigmas) < 0)
+        every = 2 if name in TWO_CALLS else 1
+        assert np.all(np.diff(state.sigmas[::every]) < 0)
+
+
+DYNAMIC = {"use_dynamic_shifting": True}
+
+
+@pytest.mark.parametrize("name", FLOW_MATCH)
+def test_dynamic_shifting_is_the_shift_of_mu_also_when_traced(name):
+    dynamic = SCHEDULERS[name](**DYNAMIC)
+    assert dynamic.mu_of(256) == pytest.approx(0.5)
+    assert dynamic.mu_of(4096) == pytest.approx(1.15)
+    mu = dynamic.mu_of(1024)
+    fixed = SCHEDULERS[name](shift=math.exp(mu)).set_timesteps(sigmas=[1.0, 0.4])
+    state = jax.jit(lambda mu: dynamic.set_timesteps(sigmas=[1.0, 0.4], mu=mu))(mu)
+    np.testing.assert_allclose(state.sigmas, fixed.sigmas, rtol=1e-6)
+    linear = dataclasses.replace(dynamic, time_shift_type="linear")
+    state = linear.set_timesteps(sigmas=[1.0, 0.4], mu=math.exp(mu))
+    np.testing.assert_allclose(state.sigmas, fixed.sigmas, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", FLOW_MATCH)
+@pytest.mark.parametrize(
+    ("options", "mu", "message"),
+    [
+        (DYNAMIC, None, r"use_dynamic_shifting needs mu: .*shift=exp\(mu\)"),
+        (DYNAMIC, math.nan, "mu must be a number from -13.8 to 13.8, got nan"),
+        (DYNAMIC, [1.0, 2.0], r"mu must be a number .*got \[1.0, 2.0\]"),
+        ({**DYNAMIC, "time_shift_type": "linear"}, 0.0, "from 1e-06 to 1e.06, got 0.0"),
+        ({}, 1.0, "mu=1.0 has no effect without use_dynamic_shifting; set shift"),
+    ],
+)
+def test_a_missing_or_useless_mu_says_what_to_do(name, options, mu, message):
+    with pytest.raises(ValueError, match=message) as error:
+        SCHEDULERS[name](**options).set_timesteps(2, mu=mu)
+    assert_one_line(error)
 
 
 @pytest.mark.parametrize(

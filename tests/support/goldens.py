@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 
 import cmjax
+from cmjax.parametrization import EDM
 from cmjax.schedulers import SCHEDULERS, Weights, scheduler_from_config
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
-from cmjax.schedulers.grids import GRID_OPTIONS
+from cmjax.schedulers.flow_match import FlowMatchScheduler
+from cmjax.schedulers.grids import GRID_OPTIONS, grid_option
 from cmjax.schedulers.log_snr import LogSNRScheduler
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -214,15 +216,17 @@ def _assert_levels_reproduced(scheduler, state, case, rtol):
     times = case["timesteps"]
     scale = np.abs(times)
     rounding = 0.0
-    if name == "FlowMatchLCMScheduler":
+    if isinstance(scheduler, FlowMatchScheduler) and "sigmas" in case:
         # diffusers shifts the levels of explicit timesteps, but tells the network the timesteps
         # without the shift.
         times = case["sigmas"][:-1] * scheduler.num_train_timesteps
         scale = times
-    elif name.startswith("EDM"):
-        scale = (
-            scale + 0.25
-        )  # times are log(sigma) / 4, and sigma is compared to 1e-5 of itself
+    elif isinstance(scheduler, FlowMatchScheduler):
+        # N (1 - sigma), a difference of terms up to N.
+        scale = scale + scheduler.num_train_timesteps
+    elif isinstance(scheduler.parametrization, EDM):
+        # Times are log(sigma) / 4, and sigma is compared to 1e-5 of itself.
+        scale = scale + 0.25
     elif isinstance(scheduler, LogSNRScheduler):
         # Whole numbers, which a rounding error may move by one where it is close to the next.
         fractional = np.float64(
@@ -231,13 +235,19 @@ def _assert_levels_reproduced(scheduler, state, case, rtol):
         is_close = np.abs(2 * fractional - np.round(2 * fractional)) < 0.02
         moved = np.where(is_close, np.clip(state.timesteps - times, -1, 1), 0)
         times = times + moved
-    elif _has_levels_of_its_own(scheduler):
+    elif _has_levels_of_its_own(scheduler) or name.startswith("KDPM2"):
         scale = scale + 1  # interpolated, between 0 and 1 too
 
         # A few roundings of log(sigma), where training times lie close together in it.
         closest = np.min(np.diff(np.log(scheduler.parametrization.training_ratios())))
         rounding = 8 * FLOAT32 / closest
-    if name == "KDPM2DiscreteScheduler" and scheduler.use_karras_sigmas:
+    if _is_log_linear(scheduler, case):
+        # diffusers tells the network the times of other levels.
+        ratios = scheduler.training.training_ratios()
+        times = np.interp(np.log(state.sigmas[:-1]), np.log(ratios), np.arange(len(ratios)))
+        rounding = 8 * FLOAT32 / np.min(np.diff(np.log(ratios)))
+        scale = times + 1
+    if name.startswith("KDPM2") and scheduler.use_karras_sigmas:
         # diffusers rounds the times of the levels, but not of those between.
         assert np.all(np.abs(state.timesteps - times)[::2] <= 0.5 + rtol * scale[::2])
         is_between = np.arange(len(times)) % 2
@@ -251,6 +261,14 @@ def _assert_levels_reproduced(scheduler, state, case, rtol):
             first = np.float64(np.hypot(case["sigmas"][0], 1))
         start = scheduler.init_sample(state, jnp.ones(1))
         assert_close(start, first[None], first, "init_sample", rtol=rtol)
+
+
+def _is_log_linear(scheduler, case):
+    """Whether the run has levels in equal steps of log sigma, and times of training."""
+    if getattr(scheduler, "interpolation_type", "") != "log_linear":
+        return False
+    is_spaced = "num_inference_steps" in case["levels"] and not grid_option(scheduler)
+    return is_spaced and scheduler.parametrization == scheduler.training
 
 
 def _has_levels_of_its_own(scheduler):
@@ -267,7 +285,8 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
     """Takes one step, from the sample that diffusers had; returns the state of the next one."""
     name = case["name"]
     x = case["sample"][row]
-    output = case["model_output"][row]
+    model_output = case["model_output"][row]
+    output = model_output[..., : x.shape[-1]]  # without a learned variance
     noise = case["noise"][row]
     sample = jnp.asarray(x)
 
@@ -276,7 +295,7 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
     ours = scheduler.scale_input(state, sample)
     assert_close(ours, scaled, np.abs(scaled), "scale_input", rtol=rtol)
     # On the way to the level between two others, diffusers noises to the one after it.
-    is_between = name == "KDPM2DiscreteScheduler" and row % 2
+    is_between = name.startswith("KDPM2") and row % 2
     if "noisy" in case and not is_between:
         ours = scheduler.add_noise(state, jnp.asarray(output), jnp.asarray(noise))
         scale = np.abs(output) + state.sigma * np.abs(noise)
@@ -287,13 +306,14 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
     x0_scale = np.abs(c_skip * x) + np.abs(c_out * output)
     if name == "LCMScheduler":
         x0_scale = x0_scale + np.abs(x)  # of which it adds a share
-    denoised = scheduler.denoise(state, jnp.asarray(output), sample)
+    denoised = scheduler.denoise(state, jnp.asarray(model_output), sample)
     if "denoised" in case:
         ours = scheduler.bound_last(denoised)
         assert_close(ours, case["denoised"][row], x0_scale, "denoise", rtol=rtol)
 
     # The next sample: a row of the table times the size of what each column weighs.
     eps_scale = (np.abs(x) + np.float64(state.alpha) * x0_scale) / np.float64(state.sigma)
+    noise = scheduler.step_noise(state, jnp.asarray(model_output), jnp.asarray(noise))
     fresh = None if state.weights.noise is None else np.abs(noise)
     sizes = Weights(x0_scale, eps_scale, fresh, *jax.tree.map(np.abs, state.memory))
     columns = [np.float64(column[row]) for column in jax.tree.leaves(state.weights)]
@@ -308,6 +328,6 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
     if "DPMSolverMultistep" in name and is_last and _is_there(state):
         # diffusers divides one rounding error by another, NaN at times.
         theirs = x
-    state, ours = scheduler.advance(state, sample, denoised, jnp.asarray(noise))
+    state, ours = scheduler.advance(state, sample, denoised, noise)
     assert_close(ours, theirs, scale, "advance", rtol=rtol, atol=allowance)
     return state

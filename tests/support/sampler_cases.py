@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.parametrization import Discrete
+from cmjax.schedulers import SCHEDULERS
 
 STEPS = [1, 2, 3, 5]
 SHAPES = [(2, 3, 1), (1, 2, 2)]
@@ -91,10 +92,20 @@ def flow_map(draw):
 
 
 def flow_match_lcm(draw):
-    config = flow(draw) | other_levels(draw)
-    if draw.chance():
-        config["shift_terminal"] = draw.between(0.05, 0.5)
-    return config, {}, flow_levels(draw, config)
+    config = flow_match(draw)
+    return config, {}, flow_match_levels(draw, config)
+
+
+def flow_match_euler(draw):
+    config = flow_match(draw)
+    config["invert_sigmas"] = draw.chance(3)
+    # diffusers takes inverted levels for noise levels where it noises.
+    config["stochastic_sampling"] = not config["invert_sigmas"] and draw.chance()
+    return config, {}, flow_match_levels(draw, config)
+
+
+def flow_match_heun(draw):
+    return flow(draw), {}, {"num_inference_steps": draw.pick([*STEPS, 12])}
 
 
 def edm_euler(draw):
@@ -235,6 +246,58 @@ def lms(draw):
     return config, {"order": draw.pick([1, 2, 3, 4])}, spaced_steps(draw, config)
 
 
+def euler(draw):
+    config = discrete(draw) | spacing(draw) | other_levels(draw)
+    config |= zero_snr(draw, config)
+    config["timestep_type"] = draw.pick(["discrete", "continuous"])
+    is_continuous = config["timestep_type"] == "continuous"
+    if not is_continuous:  # of which diffusers would make n + 1 steps
+        config["interpolation_type"] = draw.pick(["linear", "log_linear"])
+    config["final_sigmas_type"] = draw.pick(["zero", "sigma_min"])
+    config["sigma_min"] = draw.pick([None, 0.002])
+    config["sigma_max"] = draw.pick([None, 20.0, 700.0])
+    may_be_listed = not any(name.startswith("use_") for name in config)
+    if may_be_listed and config.get("interpolation_type") == "linear" and draw.chance():
+        return config, {}, {"timesteps": draw.some(range(config["num_train_timesteps"]))}
+    if may_be_listed and draw.chance():
+        # From the lowest training level, where runs may end, to the highest that the class knows.
+        above = {**config, "sigma_min": None}
+        low, high = SCHEDULERS["EulerDiscreteScheduler"].from_config(above).sigma_range
+        places = [k / 20 for k in draw.some(range(1, 20))]
+        return config, {}, {"sigmas": [low * (high / low) ** place for place in places]}
+    return config, {}, spaced_steps(draw, config)
+
+
+def kdpm2_ancestral(draw):
+    config, ours, levels = kdpm2(draw)
+    # From 20,000 down to 0.01 not even float64 has digits enough for how diffusers computes it.
+    if config["beta_schedule"] == "squaredcos_cap_v2":
+        config["beta_schedule"] = "scaled_linear"
+    return config, ours, levels
+
+
+def ddpm(draw):
+    schedules = [*SCHEDULES, "sigmoid", *(["laplace"] if draw.fine else [])]
+    config = discrete(draw, schedules=schedules) | bounds(draw) | spacing(draw)
+    config |= zero_snr(draw, config)
+
+    # diffusers takes the root of the logarithm of "fixed_large_log", which is NaN.
+    variances = ["fixed_small", "fixed_small_log", "fixed_large"]
+    config["variance_type"] = draw.pick([*variances, "learned", "learned_range"])
+    if draw.chance(3):
+        return config, {}, {"timesteps": draw.some(range(config["num_train_timesteps"]))}
+    return config, {}, spaced_steps(draw, config)
+
+
+def ddim_inverse(draw):
+    config = discrete(draw) | spacing(draw)
+    config["set_alpha_to_one"] = config["prediction_type"] != "sample" and draw.chance()
+    config |= zero_snr(draw, config)
+    config["timestep_spacing"] = draw.pick(["leading", "trailing"])
+    config |= {"clip_sample": draw.chance(), "clip_sample_range": draw.between(0.3, 2)}
+    return config, {}, spaced_steps(draw, config)
+
+
 SAMPLERS = {
     "LCMScheduler": lcm,
     "TCDScheduler": tcd,
@@ -247,6 +310,12 @@ SAMPLERS = {
     "HeunDiscreteScheduler": heun,
     "KDPM2DiscreteScheduler": kdpm2,
     "EulerAncestralDiscreteScheduler": euler_ancestral,
+    "EulerDiscreteScheduler": euler,
+    "FlowMatchEulerDiscreteScheduler": flow_match_euler,
+    "FlowMatchHeunDiscreteScheduler": flow_match_heun,
+    "DDPMScheduler": ddpm,
+    "DDIMInverseScheduler": ddim_inverse,
+    "KDPM2AncestralDiscreteScheduler": kdpm2_ancestral,
     "LMSDiscreteScheduler": lms,
     "DPMSolverMultistepScheduler": dpm_multistep,
     "UniPCMultistepScheduler": unipc,
@@ -254,6 +323,9 @@ SAMPLERS = {
     "DPMSolverSinglestepScheduler": dpm_singlestep,
     "DPMSolverMultistepInverseScheduler": dpm_multistep_inverse,
 }
+
+# Those whose goldens were stored first, from one sequence of random numbers.
+FIRST = list(SAMPLERS)[:11]
 
 # Those in log(alpha / sigma), which diffusers must run in float64 to be compared with: in float32
 # its differences of exponentials keep few digits.
@@ -267,7 +339,10 @@ def draw_case(name: str, draw: Draw) -> dict:
     """Returns drawn arguments of `make_sampler_goldens.reference_case`."""
     config, ours, levels = SAMPLERS[name](draw)
     case = {"name": name, "config": config, "ours": ours, "levels": levels}
-    double = draw.fine or name in LOG_SNR
+
+    # Where most noise is fresh, the rest is a difference of squares that float32 rounds away.
+    wide = [*LOG_SNR, "KDPM2AncestralDiscreteScheduler"]
+    double = draw.fine or name in wide
     return case | {"shape": draw.pick(SHAPES), "double": double}
 
 
@@ -320,7 +395,9 @@ def spacing(draw):
 
 def spaced_steps(draw, config):
     # diffusers starts a single step at the lowest level of linspace.
-    steps = STEPS[1:] if config["timestep_spacing"] == "linspace" else STEPS
+    steps = STEPS if draw.first else [*STEPS, 12]
+    if config["timestep_spacing"] == "linspace":
+        steps = steps[1:]
     return {"num_inference_steps": draw.pick(steps)}
 
 
@@ -395,12 +472,31 @@ def flow(draw):
     return {"num_train_timesteps": draw.pick([50, 1000]), "shift": draw.between(0.3, 6)}
 
 
+def flow_match(draw):
+    config = flow(draw) | other_levels(draw)
+    if draw.chance():
+        config["shift_terminal"] = draw.between(0.05, 0.5)
+    if not draw.first and draw.chance():
+        config["use_dynamic_shifting"] = True
+        config["time_shift_type"] = draw.pick(["exponential", "linear"])
+        config["base_shift"] = draw.between(0.3, 1)
+    return config
+
+
+def flow_match_levels(draw, config):
+    levels = flow_levels(draw, config)
+    if config.get("use_dynamic_shifting"):
+        levels["mu"] = draw.between(0.3, 3)
+    return levels
+
+
 def flow_levels(draw, config):
     # diffusers divides by 0 to stretch a run whose lowest level is 1.
     stretched = "shift_terminal" in config
     kind = draw.pick(["num_inference_steps", "timesteps", "sigmas"])
     if kind == "num_inference_steps":
-        return {kind: draw.pick(STEPS[1:] if stretched else STEPS)}
+        steps = STEPS if draw.first else [*STEPS, 12]
+        return {kind: draw.pick(steps[1:] if stretched else steps)}
     total = config["num_train_timesteps"] if kind == "timesteps" else 1
     highest = 39 if stretched else 40
     return {kind: [total * k / 40 for k in draw.some(range(1, highest + 1))]}

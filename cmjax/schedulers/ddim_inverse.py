@@ -1,0 +1,127 @@
+"""DDIM backwards: from a sample to the noise that DDIM makes it from (Song et al. 2020)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.arrays import combine
+from cmjax.schedulers.discrete import DiscreteScheduler, levels_to_data, training_times
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.table import TableState, Weights
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class DDIMInverseScheduler(DiscreteScheduler):
+    """The steps of a `DDIMScheduler` with the same options and eta = 0, backwards and upwards.
+
+    Give the sample to invert as `init=`. A step of DDIM asks the network at the level that it
+    leaves; a step up should ask about the sample that it is looking for, and asks about the one
+    that it has, told the level that it goes to. So `state.sigmas` are those upper levels, and
+    `denoised` is what the network says of the sample as if it were there.
+
+    The network is told a training time, 0..N-1. `set_timesteps` takes what that of the DDIM run
+    took: a number of times, or as `timesteps` the run's times, descending.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon" or "v_prediction"; "sample" only
+            without `set_alpha_to_one`, since x0 alone does not say which way noise lies.
+        rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
+        timestep_spacing: "linspace", "leading" (integer stride) or "trailing".
+        steps_offset: added to "leading" times.
+        set_alpha_to_one: the sample is x0, rather than at training time 0.
+        clip_sample: clip what a step takes for x0.
+        clip_sample_range: x0 is clipped to plus or minus this.
+    """
+
+    # The times of a run, and where it starts.
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+
+    # Bounds of the x0 estimate.
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+
+    solves_ode = True
+    _domains = {"clip_sample_range": (1e-6, 1e6)}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prediction_type == "sample" and self.set_alpha_to_one:
+            raise ValueError(
+                "prediction_type='sample' says no direction at x0 itself, where sampling starts "
+                "with set_alpha_to_one=True; use set_alpha_to_one=False"
+            )
+
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the levels of the steps upwards, f32[N+1]: where each starts, and the end."""
+        times = training_times(self, name, value)
+        down = levels_to_data(
+            self.parametrization, times, at_time_0=not self.set_alpha_to_one
+        )
+        return Levels(times[::-1], down.alphas[::-1], down.sigmas[::-1])
+
+    def calls(self, levels: Levels) -> Levels:
+        """Returns the levels that the network is told: where each step arrives."""
+        alphas = jnp.append(levels.alphas[1:], levels.alphas[-1:])
+        sigmas = jnp.append(levels.sigmas[1:], levels.sigmas[-1:])
+        return Levels(levels.times, alphas, sigmas)
+
+    def weights(self, levels: Levels) -> Weights:
+        """Returns the table of `x' = alpha' x0 + sigma' eps`, read at the level of the sample."""
+        # Each step goes from (alpha, sigma) up to (alpha', sigma'), f32[N] each.
+        alpha = levels.alphas[:-1]
+        sigma = levels.sigmas[:-1]
+        up_alpha = levels.alphas[1:]
+        up_sigma = levels.sigmas[1:]
+
+        # The step in terms of the sample and the network's output, x' = skip x + out F.
+        if self.prediction_type == "epsilon":
+            skip = up_alpha / alpha
+            out = up_sigma - up_alpha * sigma / alpha
+        elif self.prediction_type == "v_prediction":
+            skip = alpha * up_alpha + sigma * up_sigma
+            out = alpha * up_sigma - sigma * up_alpha
+        else:
+            skip = up_sigma / sigma
+            out = up_alpha - alpha * up_sigma / sigma
+
+        # The table weighs what is read at the level that the network is told:
+        # x0 = c_skip x + c_out F, and eps with x = alpha' x0 + sigma' eps.
+        _, c_skip, c_out = self.parametrization.scalings(up_alpha, up_sigma)
+        share = out / c_out
+        rest = skip - share * c_skip
+        return Weights(x0=share + rest * up_alpha, eps=rest * up_sigma)
+
+    def advance(
+        self, state: TableState, sample: jax.Array, denoised: jax.Array, noise: jax.Array
+    ) -> tuple[TableState, jax.Array]:
+        """Moves up to the next level; see `TableScheduler.advance`."""
+        next_state, moved = super().advance(state, sample, denoised, noise)
+        if not self.clip_sample:
+            return next_state, moved
+
+        # x0 as the step takes it: the network's output read at the level of the sample.
+        index = state.step_index
+        start = levels_to_data(
+            self.parametrization, jnp.zeros(0), at_time_0=not self.set_alpha_to_one
+        )
+        alpha = jnp.append(start.alphas, state.alphas)[index]
+        sigma = jnp.append(start.sigmas, state.sigmas)[index]
+        _, c_skip, c_out = self.parametrization.scalings(alpha, sigma)
+        told = jax.tree.map(lambda column: column[index], state.scalings)
+        share = c_out / told.c_out
+        x0 = combine((c_skip - share * told.c_skip, sample), (share, denoised))
+
+        # What clipping changes of x0 moves the sample by alpha' times as much.
+        clipped = jnp.clip(x0, -self.clip_sample_range, self.clip_sample_range)
+        next_sample = combine((1, moved), (state.alpha, clipped), (-state.alpha, x0))
+        return next_state, next_sample

@@ -1,0 +1,58 @@
+"""DPM-Solver-2 with ancestral noise (k-diffusion's `sample_dpm_2_ancestral`)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.schedulers.ancestral import ancestral_weights
+from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
+from cmjax.schedulers.dpm2 import midpoint_calls_between_times, midpoint_weights
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.table import Weights
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class KDPM2AncestralDiscreteScheduler(DiscreteSigmasScheduler):
+    """Midpoint steps to below the next level, each followed by noise: n steps take 2n - 1 calls.
+
+    The step of DPM-Solver-2 (Lu et al. 2022) in place of the Euler step of ancestral sampling.
+
+    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
+    `DiscreteSigmasScheduler` takes.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+        timestep_spacing: "linspace", "leading" or "trailing".
+        steps_offset: added to "leading" times.
+        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
+        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
+        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
+        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
+    """
+
+    # As diffusers' default for this solver.
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+    def calls(self, levels: Levels) -> Levels:
+        """Returns where the network is called: at each step's start and middle."""
+        down, _ = _ancestral_steps(levels)
+        return midpoint_calls_between_times(self.parametrization, levels, down)
+
+    def weights(self, levels: Levels) -> Weights:
+        """Returns the table of the midpoint method, with noise after each step."""
+        down, up = _ancestral_steps(levels)
+        return midpoint_weights(levels.sigmas, down, up)
+
+
+def _ancestral_steps(levels: Levels) -> tuple[jax.Array, jax.Array]:
+    """The level where each step ends, f32[n+1] after that of the first start, and its noise."""
+    euler = ancestral_weights(levels.sigmas)
+    return jnp.append(levels.sigmas[:1], euler.eps), euler.noise

@@ -1,0 +1,51 @@
+"""Euler's method for flow-matching models (Lipman et al. 2023), such as FLUX, SD3 and Mochi."""
+
+import dataclasses
+
+import jax
+
+from cmjax.schedulers.flow_match import FlowMatchScheduler
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.table import Weights
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
+    """Euler steps along the velocity of flow matching: `x' = x + (sigma' - sigma) v`.
+
+    The network is told `N sigma`, or inverted `N (1 - sigma)`. `set_timesteps` takes as
+    `num_inference_steps` a number of levels, equally spaced before they are shifted; as `timesteps`
+    N times the levels before the shift; as `sigmas` the levels before the shift, in (0, 1].
+
+    Attributes:
+        num_train_timesteps: number N, the scale of the network's time.
+        shift: how far the levels are moved towards noise (Esser et al. 2024, equation 23); 1 is not
+            at all. Without effect where shifting is dynamic.
+        use_dynamic_shifting: take the shift from the argument `mu` of `set_timesteps`.
+        base_shift: mu for images of `base_image_seq_len` tokens (see `mu_of`).
+        max_shift: mu for images of `max_image_seq_len` tokens.
+        base_image_seq_len: a number of tokens.
+        max_image_seq_len: another number of tokens.
+        invert_sigmas: whether the network's time grows with the signal instead (Mochi).
+        shift_terminal: stretch the shifted levels so that this is the lowest; None leaves them.
+        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
+        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
+        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
+        time_shift_type: the dynamic shift is "exponential", exp(mu), or "linear", mu itself.
+        stochastic_sampling: draw all noise afresh at each step, as consistency sampling does.
+
+    Raises:
+        ValueError: for values outside their domain.
+    """
+
+    stochastic_sampling: bool = False
+
+    solves_ode = True
+
+    def weights(self, levels: Levels) -> Weights:
+        """Returns the table of `x' = (1 - sigma') x0 + sigma' eps`, or with fresh noise for eps."""
+        # With x0 = x - sigma v and eps = x + (1 - sigma) v this is x + (sigma' - sigma) v.
+        if self.stochastic_sampling:
+            return Weights(x0=levels.alphas[1:], eps=0.0, noise=levels.sigmas[1:])
+        return Weights(x0=levels.alphas[1:], eps=levels.sigmas[1:])

@@ -1,0 +1,78 @@
+"""Networks that learned the variance of a step's noise (Nichol and Dhariwal 2021)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.arrays import at_least_float32
+from cmjax.schedulers.table import TableState
+
+
+def output_shape(scheduler: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of the model output for samples of a shape, `(B, ..., C)`.
+
+    It has `2 C` channels, a prediction and then its variance, if the variance is learned.
+
+    Args:
+        scheduler: with the field `variance_type`, which may be None.
+        shape: of the samples.
+
+    Raises:
+        ValueError: for samples without channels.
+    """
+    kind = scheduler.variance_type
+    if kind is None or not kind.startswith("learned"):
+        return shape
+    if len(shape) < 2:
+        raise ValueError(
+            f"samples need a last axis of channels with variance_type={kind!r}, "
+            f"got shape {shape}"
+        )
+    return (*shape[:-1], 2 * shape[-1])
+
+
+def split_output(
+    scheduler: Any, model_output: jax.Array, sample: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the network's prediction and what it says of the variance, `[B, ..., C]` each.
+
+    Args:
+        scheduler: with the field `variance_type`.
+        model_output: `[B, ..., 2 C]` if the variance is learned, otherwise `[B, ...]`: all of it is
+            the prediction, and the variance is None.
+        sample: `[B, ..., C]`.
+
+    Raises:
+        ValueError: for an output of another shape.
+    """
+    expected = output_shape(scheduler, sample.shape)
+    if expected == sample.shape:
+        return model_output, None
+    channels = sample.shape[-1]
+    if model_output.shape != expected:
+        raise ValueError(
+            f"model_output must have the shape {expected} (a prediction, then its variance) "
+            f"with variance_type={scheduler.variance_type!r}, got {model_output.shape}"
+        )
+    return model_output[..., :channels], model_output[..., channels:]
+
+
+def standard_deviation(kind: str, variance: jax.Array, state: TableState) -> jax.Array:
+    """Returns the learned standard deviation as a factor of the table's, `[B, ...]`.
+
+    Args:
+        kind: "learned", for a variance itself beside 1 in the table, or "learned_range", for a
+            number from -1 to 1 beside the large standard deviation of a step.
+        variance: what the network says, `[B, ...]`.
+        state: of the run, at this step.
+    """
+    variance = at_least_float32(variance)
+    if kind == "learned":
+        return jnp.sqrt(jnp.maximum(variance, 0))
+
+    # Nichol and Dhariwal 2021, equation 15: from 1 for the large variance down to sigma' / sigma
+    # for the small one. The last step ends at 0, where the table has no noise.
+    ratio = state.next_sigma / state.sigma
+    log_ratio = jnp.log(jnp.where(ratio > 0, ratio, 1)).astype(variance.dtype)
+    return jnp.exp((1 - variance) / 2 * log_ratio)
