@@ -71,7 +71,7 @@ def deleted():
         (other_config, "missing down_blocks.0.resnets.1"),
         (
             lambda: dataclasses.replace(tiny.model(), scheduler=None),
-            "model must be a cmjax",
+            "scheduler must be a scheduler",
         ),
         (lambda: 3, "model must be a cmjax.Model"),
     ],
