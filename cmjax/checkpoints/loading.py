@@ -14,7 +14,6 @@ from cmjax.files import check_content, check_no_link, check_regular, replacing_f
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import ARCHITECTURES
-from cmjax.schedulers.base import Scheduler
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
 # Names of all files and folders that `save` writes; it replaces no folder that holds others.
@@ -132,10 +131,8 @@ def save(
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {shown(to)}")
-    if not isinstance(model, Model) or not isinstance(model.scheduler, Scheduler):
-        raise ValueError(
-            f"model must be a cmjax.Model with a scheduler, got {shown(model)}"
-        )
+    if not isinstance(model, Model):
+        raise ValueError(f"model must be a cmjax.Model, got {shown(model)}")
 
     # `apply_fn` translates between two schedulers then, of which a file could only name one.
     if model.trained_for is not None:
