@@ -23,6 +23,19 @@ REMOVED = ".removed"  # folder that `set_aside` moves files to
 TEMPORARY = r"\.cmjax-[0-9a-f]{8}(\.\w+)?"  # names of temporary files and folders
 
 
+def path_of(name: str | Path) -> Path:
+    """Returns the path of a file whose name stands in a text, such as a configuration.
+
+    Where the locale is not UTF-8, Python cannot name every file by the letters of its name.
+    """
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        # The bytes that the name has on disk, as Python writes those that it cannot decode.
+        return Path(os.fsdecode(os.fspath(name).encode(errors="surrogateescape")))
+    return Path(name)
+
+
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a regular file for reading bytes; links to one are followed.
 

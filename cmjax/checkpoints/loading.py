@@ -10,7 +10,13 @@ from cmjax.checkpoints import diffusers, hub, native, openai
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.json_files import read_json
 from cmjax.configs import did_you_mean, shown
-from cmjax.files import check_content, check_no_link, check_regular, replacing_folder
+from cmjax.files import (
+    check_content,
+    check_no_link,
+    check_regular,
+    path_of,
+    replacing_folder,
+)
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import ARCHITECTURES
@@ -58,7 +64,7 @@ def open_checkpoint(
     trust: bool = False,
 ) -> Checkpoint:
     """Opens a model without reading its tensors; arguments and errors are those of `load`."""
-    path = BUNDLED if source is None else Path(source)
+    path = BUNDLED if source is None else path_of(source)
 
     # A file can only be OpenAI's: all other formats are folders. For a name that is too long,
     # os.path returns False where Path raises an error.
