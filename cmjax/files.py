@@ -23,6 +23,19 @@ REMOVED = ".removed"  # folder that `set_aside` moves files to
 TEMPORARY = r"\.cmjax-[0-9a-f]{8}(\.\w+)?"  # names of temporary files and folders
 
 
+def path_of(name: str | Path) -> Path:
+    """Returns the path of a file whose name stands in a text, such as a configuration.
+
+    Where the locale is not UTF-8, Python cannot name every file by the letters of its name.
+    """
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        # The bytes that the name has on disk, as Python writes those that it cannot decode.
+        return Path(os.fsdecode(os.fspath(name).encode(errors="surrogateescape")))
+    return Path(name)
+
+
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a regular file for reading bytes; links to one are followed.
 
@@ -163,10 +176,9 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         ValueError: if `path` is a symbolic link, or anything else that is no regular file.
         OSError: if the file cannot be written. Its message names `path`.
     """
-    # The temporary file is in the same folder: a rename is atomic only within one file system.
     check_writable(path)
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}{path.suffix}")
+    temporary = temporary_name(path, path.suffix)
     try:
         with temporary.open("xb") as file:
             yield file
@@ -211,7 +223,7 @@ def replacing_folder(
     if path.exists():
         check_content(path, is_ours)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}")
+    temporary = temporary_name(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -236,6 +248,12 @@ def replacing_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def temporary_name(path: Path, suffix: str = "") -> Path:
+    """Returns a new name beside `path`, of the kind that `clear_unfinished` removes."""
+    # In the same folder: a rename is atomic only within one file system.
+    return path.with_name(f".cmjax-{secrets.token_hex(4)}{suffix}")
+
+
 def clear_unfinished(folder: Path) -> None:
     """Removes the temporary files and folders that killed processes left in a folder."""
     for path in folder.glob(".cmjax-*"):
@@ -258,7 +276,7 @@ def give_usual_mode(path: Path) -> None:
     """
     # Those of a file that is made here: the umask itself cannot be read without changing it for
     # all threads.
-    example = path.with_name(f".cmjax-{secrets.token_hex(4)}")
+    example = temporary_name(path)
     try:
         with example.open("xb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)

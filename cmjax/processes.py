@@ -11,6 +11,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
+from cmjax.files import check_writable
+
 LOCK = ".lock"
 
 # Errors by which a file system says that it has no locks.
@@ -69,7 +71,7 @@ def locked(folder: Path) -> contextlib.AbstractContextManager:
         folder: the folder of the run, the same for all processes.
 
     Raises:
-        ValueError: if another run is using the folder.
+        ValueError: if another run is using the folder, or its lock is a file of another program.
         OSError: if the folder cannot be created.
     """
     return run_on_all_processes(lambda: _lock(folder))
@@ -81,14 +83,20 @@ def _lock(folder: Path) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
     folder.mkdir(parents=True, exist_ok=True)
 
+    # A lock is emptied when it is taken, so it must be a file of cmjax's own, which is empty.
+    lock = folder / LOCK
+    check_writable(lock)
+    if lock.exists() and lock.stat().st_size > 0:
+        raise ValueError(f"{lock} is there, but cmjax did not write it; move it away")
+
     # Does not wait for the lock: the other run may take days.
     try:
-        return FileLock(folder / LOCK, timeout=0).acquire()
+        return FileLock(lock, timeout=0).acquire()
     except Timeout:
         raise ValueError(
             f"another run is at work in {folder}; wait for it or choose another folder. "
             "The processes of one run join by jax.distributed.initialize. "
-            f"(If there is no such run, remove {folder / LOCK}.)"
+            f"(If there is no such run, remove {lock}.)"
         ) from None
 
     # Without locks a run is still correct, as long as the user starts only one.

@@ -51,6 +51,15 @@ def either_system(request, monkeypatch):
         monkeypatch.setattr(system.sys, "platform", "other")
 
 
+def test_names_are_paths_where_the_locale_is_not_utf_8(tmp_path):
+    (tmp_path / "Bücher").touch()
+    code = "from cmjax.files import path_of; assert path_of('B\\xfccher').exists()"
+    no_utf_8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    for env in ({}, no_utf_8):
+        command = [sys.executable, "-c", code]
+        subprocess.run(command, cwd=tmp_path, env={**os.environ, **env}, check=True)
+
+
 def test_a_folder_is_made_and_replaced(tmp_path, either_system):
     target = tmp_path / "not" / "there" / "yet"
     for text in ("one", "two", "three"):

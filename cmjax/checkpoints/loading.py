@@ -10,11 +10,16 @@ from cmjax.checkpoints import diffusers, hub, native, openai
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.json_files import read_json
 from cmjax.configs import did_you_mean, shown
-from cmjax.files import check_content, check_no_link, check_regular, replacing_folder
+from cmjax.files import (
+    check_content,
+    check_no_link,
+    check_regular,
+    path_of,
+    replacing_folder,
+)
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import ARCHITECTURES
-from cmjax.schedulers.base import Scheduler
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
 # Names of all files and folders that `save` writes; it replaces no folder that holds others.
@@ -59,7 +64,7 @@ def open_checkpoint(
     trust: bool = False,
 ) -> Checkpoint:
     """Opens a model without reading its tensors; arguments and errors are those of `load`."""
-    path = BUNDLED if source is None else Path(source)
+    path = BUNDLED if source is None else path_of(source)
 
     # A file can only be OpenAI's: all other formats are folders. For a name that is too long,
     # os.path returns False where Path raises an error.
@@ -132,10 +137,8 @@ def save(
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {shown(to)}")
-    if not isinstance(model, Model) or not isinstance(model.scheduler, Scheduler):
-        raise ValueError(
-            f"model must be a cmjax.Model with a scheduler, got {shown(model)}"
-        )
+    if not isinstance(model, Model):
+        raise ValueError(f"model must be a cmjax.Model, got {shown(model)}")
 
     # `apply_fn` translates between two schedulers then, of which a file could only name one.
     if model.trained_for is not None:

@@ -64,7 +64,11 @@ def train(
     try:
         train_config = read_config(config, settings)
     except ValueError as error:
-        raise ValueError(f"{config}: {error}") from None
+        # Some do already, as those of a file that cannot be read.
+        message = str(error)
+        if not message.startswith(config):
+            message = f"{config}: {message}"
+        raise ValueError(message) from None
     if dry_run:
         terminal.echo(reports.describe(train_config))
         return

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmjax.files import check_content, check_no_link, set_aside
+from cmjax.files import check_content, check_no_link, set_aside, temporary_name
 from cmjax.generation.shards import Shards
 from cmjax.generation.sums import digests_of, read_sums, record_sums, sums_of_export
 from cmjax.image_files import ImageSet, write_array_record, write_npz, write_png_folder
@@ -169,7 +168,7 @@ def _written(
     path: Path, write: Callable[[Path, ImageSet], None], images: ImageSet
 ) -> Iterator[Path]:
     """Writes an export under a temporary name, which is removed unless it is renamed."""
-    temporary = path.with_name(f".cmjax-{secrets.token_hex(4)}{path.suffix}")
+    temporary = temporary_name(path, path.suffix)
     try:
         write(temporary, images)
         yield temporary

@@ -51,15 +51,10 @@ def check_folder(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    for name in (MANIFEST, LOCK, SUMS):
+    for name in (MANIFEST, SUMS):
         check_writable(folder / name)
     for path in (folder / "shards", folder / "shards" / REMOVED, folder / REMOVED):
         check_no_link(path)
-
-    # The lock is emptied when it is taken, so it must be empty already.
-    lock = folder / LOCK
-    if lock.exists() and lock.stat().st_size > 0:
-        raise ValueError(f"{lock} is there, but cmjax did not write it; move it away")
 
     # Other programs have files of that name too: a whole one is ours.
     if (folder / MANIFEST).exists():

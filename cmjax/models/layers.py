@@ -205,7 +205,8 @@ class Attention(nnx.Module):
         """
         if channels % head_dim:
             raise ValueError(
-                f"attention_head_dim {head_dim} does not divide the block's {channels} channels"
+                f"attention_head_dim {head_dim} does not divide the {channels} channels of a block "
+                "with attention; the middle block always has it"
             )
         self.heads = channels // head_dim
         group_norm = None

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cmjax.files import check_no_link
 from cmjax.training.digests import DIGEST_SIZE, digest_of, leaves_by_path
 from cmjax.training.trainer import TrainState
 
@@ -35,11 +36,15 @@ class Checkpoints:
         Args:
             folder: folder of the run; the checkpoints are in `folder / "checkpoints"`.
             keep: how many checkpoints to keep; older ones are deleted.
+
+        Raises:
+            ValueError: if that folder is a symbolic link.
         """
         self._silence = contextlib.ExitStack()
 
         # Orbax takes absolute paths only, and leaves unfinished folders when a process dies.
         self.folder = Path(folder).absolute() / "checkpoints"
+        check_no_link(self.folder)  # older ones are deleted, wherever it leads
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True
         )

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cmjax.configs import LARGEST
-from cmjax.files import check_regular, open_regular
+from cmjax.files import check_regular, open_regular, path_of
 from cmjax.images import MODES, center_crop_resize, read_image
 from cmjax.training.array_files import read_arrays
 
@@ -173,7 +173,7 @@ def open_source(
             numbers that are not finite; if a folder has no pictures.
         OSError: if the file cannot be read.
     """
-    path = Path(path)
+    path = path_of(path)
     if path.is_dir():
         if size is None:
             raise ValueError(

@@ -205,9 +205,10 @@ class TrainStep:
         with same_numbers():
             grads, metrics = self._gradient(key, state, batch, teacher)
 
-        # One step of the optimizer.
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        # One step of the optimizer. Those of optax mix dtypes, which the caller may have forbidden.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
 
         # The moving averages follow, quickly at first: they would otherwise remember the random
         # initial parameters for 1 / (1 - decay) steps.

@@ -21,6 +21,7 @@ from tests.support.networks import tiny_model
         ),
         (["sampel"], "No such command 'sampel'. Did you mean 'sample'?"),
         (["trace"], "No such command 'trace'. See main --help."),
+        (["train", "cifar10_kt"], "Error: cifar10_kt is neither a .toml file nor a preset"),
         (
             ["sample", "--scheduler", "FlowMatchEulerDiscreteScheduler"],
             "FlowMatchEulerDiscreteScheduler is a scheduler of diffusers that cmjax does not",

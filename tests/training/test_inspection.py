@@ -1,6 +1,7 @@
 """Data are looked at before the first step; a run's folder is looked at before it is used."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 import cmjax
 from cmjax.processes import locked
 from cmjax.training import inspection, sources
+from cmjax.training.checkpointing import Checkpoints
 from cmjax.training.config import from_values
 from cmjax.training.folder import open_folder
 
@@ -205,6 +207,25 @@ def test_a_file_that_would_end_the_run_at_its_first_save_is_found_at_once(begun)
         ValueError, match="model holds .DS_Store, which cmjax did not write"
     ):
         open_folder(begun, CONFIG, FINGERPRINT, 500)
+
+
+def test_a_lock_of_another_program_keeps_its_content(tmp_path):
+    (tmp_path / "theirs").write_text("mine")
+    (tmp_path / "out").mkdir()
+    for make in (os.symlink, shutil.copy):
+        make(tmp_path / "theirs", tmp_path / "out" / ".lock")
+        with pytest.raises(ValueError, match=".lock is (a symbolic link|there, but cmjax)"):
+            locked(tmp_path / "out")
+        assert (tmp_path / "out" / ".lock").read_text() == "mine"
+        (tmp_path / "out" / ".lock").unlink()
+    assert (tmp_path / "theirs").read_text() == "mine"
+
+
+def test_checkpoints_are_not_deleted_through_a_link(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="checkpoints is a symbolic link"):
+        Checkpoints(tmp_path)
 
 
 def test_a_second_run_is_kept_out(tmp_path):

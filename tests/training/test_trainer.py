@@ -73,6 +73,11 @@ def test_a_step_is_compiled_once():
     assert len(traces) == 1
 
 
+def test_strict_promotion_is_not_asked_of_the_optimizer():
+    with jax.numpy_dtype_promotion("strict"):
+        run(*make(), 1)
+
+
 def test_averages_follow_their_ramps():
     train_step, state = make(ema_decays=(0.5, 0.15))
     expected = [0.0, 0.0]
