@@ -57,6 +57,17 @@ class DEISMultistepScheduler(LogSNRScheduler):
 
     final_sigmas_type: str = "sigma_min"
 
+    # Options that diffusers' class of this name does not have.
+    _sibling_options = frozenset(
+        {
+            "final_sigmas_type",
+            "lambda_min_clipped",
+            "rescale_betas_zero_snr",
+            "use_lu_lambdas",
+            "variance_type",
+        }
+    )
+
     flow_ends_where_it_is = True
 
     # diffusers has one algorithm, and takes the names of other solvers' for it.

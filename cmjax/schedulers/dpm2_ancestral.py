@@ -37,6 +37,9 @@ class KDPM2AncestralDiscreteScheduler(DiscreteSigmasScheduler):
         use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
     """
 
+    # diffusers' class of this name does not rescale.
+    _sibling_options = frozenset({"rescale_betas_zero_snr"})
+
     # As diffusers' default for this solver.
     beta_start: float = 0.00085
     beta_end: float = 0.012

@@ -130,6 +130,11 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
     euler_at_final: bool = False
 
     # An SDE runs from noise to data only: diffusers' table has roots of negative numbers.
+    # Options that diffusers' class of this name does not have.
+    _sibling_options = frozenset(
+        {"final_sigmas_type", "rescale_betas_zero_snr", "use_lu_lambdas"}
+    )
+
     _domains = {
         "final_sigmas_type": ("sigma_min",),
         "algorithm_type": ("dpmsolver++", "dpmsolver"),

@@ -63,6 +63,11 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
     algorithm_type: str = "dpmsolver++"
     solver_type: str = "midpoint"
 
+    # Options that diffusers' class of this name does not have.
+    _sibling_options = frozenset(
+        {"rescale_betas_zero_snr", "steps_offset", "timestep_spacing", "use_lu_lambdas"}
+    )
+
     _domains = {
         "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++"),
         "solver_type": ("midpoint", "heun"),

@@ -42,6 +42,9 @@ class LMSDiscreteScheduler(DiscreteSigmasScheduler):
 
     order: int = 4
 
+    # Options that diffusers' class of this name does not have.
+    _sibling_options = frozenset({"rescale_betas_zero_snr"})
+
     _domains = {"order": (1, 4)}
 
     def weights(self, levels: Levels) -> Weights:

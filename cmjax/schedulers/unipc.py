@@ -79,6 +79,9 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     sigma_max: float | None = None
     shift_terminal: float | None = None
 
+    # Options that diffusers' class of this name does not have.
+    _sibling_options = frozenset({"lambda_min_clipped", "use_lu_lambdas", "variance_type"})
+
     flow_ends_where_it_is = True
     _file_options = {
         "solver_p": FileOption(None, hint="predictors of other classes are not supported"),
