@@ -56,7 +56,7 @@ class DDPMScheduler(DiscreteScheduler):
     """
 
     # The noise of a step, and the times of a run.
-    variance_type: str = "fixed_small"
+    variance_type: str | None = "fixed_small"
     timestep_spacing: str = "leading"
     steps_offset: int = 0
 
@@ -93,9 +93,10 @@ class DDPMScheduler(DiscreteScheduler):
 
         # sqrt(beta), the large standard deviation; sigma' / sigma of it is the small one.
         noise = noise_between((next_alpha, next_sigma), (alpha, sigma)) / next_alpha
-        if self.variance_type.startswith("fixed_small"):
+        kind = self.variance_type or "fixed_small"
+        if kind.startswith("fixed_small"):
             noise = noise * next_sigma / sigma
-        elif self.variance_type == "learned":
+        elif kind == "learned":
             noise = jnp.ones_like(noise)
 
         # The last step adds no noise.

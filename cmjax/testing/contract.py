@@ -131,7 +131,8 @@ def assert_vmap_equals_loop(scheduler: Scheduler, num_steps: int = 3) -> None:
         return one_step(scheduler, key, state, x)
 
     stacked = advance_all(keys, jax.tree.map(stack, *states))
-    assert_close(stacked, jax.tree.map(stack, *expected), rtol=1e-5, atol=1e-5)
+    tolerance = max(rounding(state, x) for state in states)
+    assert_close(stacked, jax.tree.map(stack, *expected), rtol=1e-5, atol=tolerance)
 
 
 def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:

@@ -1,5 +1,6 @@
 """DDIM and its inverse: what goes down comes up again, as closely as theory says."""
 
+import functools
 import math
 
 import jax
@@ -16,29 +17,24 @@ KEY = jax.random.key(0)
 SHAPE = (2, 3)
 
 
-# States of other options run in the programs of these two.
-DOWN = DDIMScheduler(clip_sample=False)
-UP = DDIMInverseScheduler(clip_sample=False)
-
-
 def network(params, x, t):
     """A predicted noise with the Lipschitz constant size * frequency in the sample."""
     size, frequency = params
     return size * jnp.sin(frequency * x + t.reshape(-1, 1) / 100)
 
 
-@jax.jit
-def run(states, params, start):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(schedulers, n, params, start):
     """All samples on the way down from the start, and on the way up from its end, [n+1, ...]."""
     ways = []
-    for scheduler, state in zip((DOWN, UP), states, strict=True):
+    for scheduler in schedulers:
         end, steps = cmjax.sample(
             KEY,
             network,
             params,
             scheduler,
             SHAPE,
-            state=state,
+            num_inference_steps=n,
             init=start,
             return_trajectory=True,
         )
@@ -50,9 +46,9 @@ def run(states, params, start):
 def there_and_back(start, n, size, frequency, **options):
     """The ways down and up, by schedulers of these options."""
     kinds = (DDIMScheduler, DDIMInverseScheduler)
-    states = [kind(**options).set_timesteps(n) for kind in kinds]
+    schedulers = tuple(kind(clip_sample=False, **options) for kind in kinds)
     params = (jnp.float32(size), jnp.float32(frequency))
-    return [np.asarray(way) for way in run(states, params, start)]
+    return [np.asarray(way) for way in run(schedulers, n, params, start)]
 
 
 def bounds(down, n, lipschitz, **options):

@@ -130,7 +130,11 @@ BAD_OPTIONS = [
     (EDM, {"prediction_type": "sample"}, "prediction_type.*'v_prediction'.*'sample'"),
     (EDM + CM, {"sigma_min": 90}, "sigma_min 90 .*sigma_max 80.0"),
     (MULTISTEP, {"algorithm_type": "dpmsolver"}, "algorithm_type.*'dpmsolver'"),
-    (UPWARDS, {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type.*'sde-dpmsolver"),
+    (
+        ["DPMSolverMultistepInverseScheduler"],
+        {"algorithm_type": "sde-dpmsolver++"},
+        "algorithm_type.*'sde-dpmsolver",
+    ),
     (LOG_SNR, {"lambda_min_clipped": math.inf}, "lambda_min_clipped .*-inf, got inf"),
     (
         LOG_SNR,
