@@ -95,7 +95,6 @@ def sample(
     check_network(apply_fn)
     check_scheduler(scheduler)
     check_constraint(constrain)
-    _check_params(params)
     _check_options(return_trajectory, callback)
     levels = {
         "num_inference_steps": num_inference_steps,
@@ -122,7 +121,13 @@ def sample(
     if is_tracing() or not hashable(apply_fn, scheduler, options):
         # Nothing is kept: under a trace, apply_fn may close over values of that trace.
         compiled = _compiled.__wrapped__
-    return compiled(apply_fn, scheduler, *options, structure)(**inputs)
+    program = compiled(apply_fn, scheduler, *options, structure)
+    try:
+        return program(**inputs)
+    except (TypeError, ValueError, OverflowError):
+        # Looked at only now: flattening the parameters of a network takes a while at every call.
+        _check_params(params)
+        raise
 
 
 @functools.lru_cache(_PROGRAMS, typed=True)

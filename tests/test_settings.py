@@ -153,7 +153,17 @@ def expected_pictures(folder):
     return pictures(folder)
 
 
-@pytest.mark.parametrize("name", ["rbg", "not partitionable", "x64", "key reuse"])
+OF_COMMANDS = [
+    "rbg",
+    "not partitionable",
+    "x64",
+    "strict promotion",
+    "key reuse",
+    "debug NaNs",
+]
+
+
+@pytest.mark.parametrize("name", OF_COMMANDS)
 def test_commands_make_the_same_pictures(name, folder, expected_pictures):
     with SETTINGS[name]():
         assert pictures(folder) == expected_pictures
