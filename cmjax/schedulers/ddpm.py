@@ -122,8 +122,9 @@ class DDPMScheduler(DiscreteScheduler):
         self, state: TableState, model_output: jax.Array, noise: jax.Array
     ) -> jax.Array:
         """Returns noise times the learned standard deviation, as a factor of the table's."""
+        kind = self.variance_type
         _, variance = split_output(self, model_output, noise)
-        if variance is None:
+        if kind is None or variance is None:
             return noise
-        factor = standard_deviation(self.variance_type, variance, state)
+        factor = standard_deviation(kind, variance, state)
         return (factor * noise.astype(factor.dtype)).astype(noise.dtype)

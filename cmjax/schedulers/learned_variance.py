@@ -53,7 +53,8 @@ def split_output(
     if model_output.shape != expected:
         raise ValueError(
             f"model_output must have the shape {expected} (a prediction, then its variance) "
-            f"with variance_type={scheduler.variance_type!r}, got {model_output.shape}"
+            f"with variance_type={scheduler.variance_type!r}, got {model_output.shape}; "
+            "choose another variance_type for a network that predicts no variance"
         )
     return model_output[..., :channels], model_output[..., channels:]
 
