@@ -111,12 +111,10 @@ class DDPMScheduler(DiscreteScheduler):
         """Returns the shape of the model output: with twice the channels of learned variances."""
         return output_shape(self, shape)
 
-    def estimate(
-        self, state: TableState, model_output: jax.Array, sample: jax.Array
-    ) -> jax.Array:
-        """Returns the x0 estimate before it is bounded, `[B, ...]`, from the prediction alone."""
+    def prediction(self, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+        """Returns the model output without the network's variance, `[B, ...]`."""
         prediction, _ = split_output(self, model_output, sample)
-        return super().estimate(state, prediction, sample)
+        return prediction
 
     def step_noise(
         self, state: TableState, model_output: jax.Array, noise: jax.Array

@@ -36,7 +36,7 @@ from cmjax.schedulers.log_snr_levels import (
     training_times,
     with_end,
 )
-from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.table import TableScheduler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,12 +189,10 @@ class LogSNRScheduler(TableScheduler):
         """Returns the shape of the model output: with twice the channels of learned variances."""
         return output_shape(self, shape)
 
-    def estimate(
-        self, state: TableState, model_output: jax.Array, sample: jax.Array
-    ) -> jax.Array:
-        """Returns the x0 estimate before it is bounded, without the network's variance."""
+    def prediction(self, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+        """Returns the model output without the network's variance, `[B, ...]`."""
         prediction, _ = split_output(self, model_output, sample)
-        return super().estimate(state, prediction, sample)
+        return prediction
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the steps, and of the end."""

@@ -272,10 +272,16 @@ class TableScheduler(Scheduler[TableState]):
         check_not_finished(state)
         model_output = as_floats("model_output", model_output)
         sample = as_floats("sample", sample)
-        check_shapes(model_output=model_output, sample=sample)
+        prediction = self.prediction(model_output, sample)
+        check_shapes(model_output=prediction, sample=sample)
         c_skip = state.scalings.c_skip[state.step_index]
         c_out = state.scalings.c_out[state.step_index]
-        return combine((c_skip, sample), (c_out, model_output))
+        return combine((c_skip, sample), (c_out, prediction))
+
+    def prediction(self, model_output: jax.Array, sample: jax.Array) -> jax.Array:
+        """Returns the part of the model output that x0 follows from, `[B, ...]`: all by default."""
+        del sample
+        return model_output
 
     def advance(
         self, state: TableState, sample: jax.Array, denoised: jax.Array, noise: jax.Array
