@@ -14,6 +14,8 @@ from cmjax.configs import shown
 # The largest value of a picture without negative ones that passes for a sample.
 _BRIGHTEST = 8
 
+_FLOAT32 = np.dtype(np.float32)
+
 ApplyFn = Callable[..., Any]  # a network: (params, x, t, **cond) -> model_output
 
 
@@ -89,6 +91,10 @@ def floating_dtype(name: str, dtype: Any) -> np.dtype:
         ValueError: unless it is a floating-point dtype of 16 or 32 bits, or of 64 where JAX is set
             to compute in float64.
     """
+    # The default of all arguments, first: the rest takes a while at every call.
+    if dtype is jnp.float32:
+        return _FLOAT32
+
     # Python's own `float` is JAX's default; None would be NumPy's, float64.
     if dtype is float:
         return jax.dtypes.canonicalize_dtype(dtype)

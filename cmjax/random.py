@@ -5,6 +5,7 @@ settings are: the generator and the dtypes are named, and `same_numbers` holds t
 """
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,6 +81,9 @@ def as_key(key: Any) -> jax.Array:
         ValueError: if `key` is not a PRNG key, or its generator draws different numbers under
             `vmap`.
     """
+    # What nearly every call has, first: the rest takes as long as a small network.
+    if isinstance(key, jax.Array) and key.dtype == _dtype_of_keys() and key.ndim <= 1:
+        return key
     key = _typed(key)
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
@@ -112,6 +116,10 @@ def sample_index(index: int | jax.Array, batch: int = 1) -> jax.Array | np.uint3
     Raises:
         ValueError: unless it is an integer from 0 to 2^32 - 1.
     """
+    # The default, first: looking at arrays takes as long as a small network.
+    if type(index) is int and 0 <= index <= 2**32 - batch:
+        return np.uint32(index)
+
     # Under jit only the dtype and the shape are known.
     array = as_array("first_index", index)
     known = concrete(array)
@@ -182,6 +190,12 @@ def level_noise(
         return normal(jax.random.fold_in(key, level), tuple(shape[1:]))
 
     return jax.vmap(draw)(keys).astype(dtype)
+
+
+@functools.cache
+def _dtype_of_keys() -> Any:
+    """The dtype of JAX's keys of `GENERATOR`."""
+    return jax.eval_shape(lambda: jax.random.key(0, impl=GENERATOR)).dtype
 
 
 def _typed(key: Any) -> Any:
