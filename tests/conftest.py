@@ -7,13 +7,14 @@ import signal
 import tempfile
 
 # Most of a test's time goes into compiling programs that run once, so they are compiled quickly
-# rather than well: 6 times as fast for a training step. Flags of the environment come last and win;
-# .ci/run gives those that users' programs are compiled with.
+# rather than well, and in one piece: 6 times as fast for a training step. Flags of the environment
+# come last and win; .ci/run gives those that users' programs are compiled with.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
         os.environ.get("XLA_FLAGS", ""),
     ]
 )
