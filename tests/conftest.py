@@ -43,10 +43,12 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-hypothesis.settings.register_profile(
-    "cmjax", deadline=None, derandomize=True, print_blob=True
-)
-hypothesis.settings.load_profile("cmjax")
+# tests/support/draws.py says what the numbers mean.
+for profile, examples in {"quick": 25, "thorough": 100}.items():
+    hypothesis.settings.register_profile(
+        profile, max_examples=examples, deadline=None, derandomize=True, print_blob=True
+    )
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True, scope="module")
