@@ -5,15 +5,17 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
 # Most of a test's time goes into compiling programs that run once, so they are compiled quickly
-# rather than well: 6 times as fast for a training step. Flags of the environment come last and win;
-# .ci/run gives those that users' programs are compiled with.
+# rather than well, and in one piece: 6 times as fast for a training step. Flags of the environment
+# come last and win; .ci/run gives those that users' programs are compiled with.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
         os.environ.get("XLA_FLAGS", ""),
     ]
 )
@@ -22,8 +24,13 @@ os.environ["XLA_FLAGS"] = " ".join(
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The workers of pytest-xdist take every core; the threads of torch and BLAS would wait for each
+# other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Programs that tests, and the processes they start, have in common are compiled once, by each
-# worker of pytest-xdist.
+# worker of pytest-xdist. Workers have folders of their own: JAX writes entries in place, and one
+# might read what another has half written. To keep the small ones too saved no time.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
         os.environ["JAX_COMPILATION_CACHE_DIR"], worker
@@ -42,18 +49,24 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-hypothesis.settings.register_profile(
-    "cmjax", deadline=None, derandomize=True, print_blob=True
-)
-hypothesis.settings.load_profile("cmjax")
+# tests/support/draws.py says what the numbers mean.
+for profile, examples in {"quick": 25, "thorough": 100}.items():
+    hypothesis.settings.register_profile(
+        profile, max_examples=examples, deadline=None, derandomize=True, print_blob=True
+    )
+hypothesis.settings.load_profile("quick")
+
+MAPS = 4000
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_programs():
-    """Clears JAX's caches after every module.
+    """Clears JAX's caches after a module where they have grown large.
 
-    A process may hold 65,530 memory maps, and every compiled program takes some: those of all tests
-    would be too many.
+    A process may hold 65,530 memory maps, and every compiled program takes three, and about 1 MB:
+    those of all tests would be too many. Small ones, which modules have in common, are kept.
     """
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > MAPS:
+        jax.clear_caches()

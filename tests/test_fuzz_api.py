@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.support.api_calls import calls
+from tests.support.draws import draws
 from tests.support.hostile import HOSTILE, Tracer
 
 # What says as well which argument it was: of configurations and registries, and of files.
@@ -25,7 +26,7 @@ SEEDS = (3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26)
 CALLS = int(os.environ.get("CMJAX_FUZZ_CALLS", "100"))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[: draws(len(SEEDS))])
 def test_hostile_arguments_end_in_success_or_a_named_error(seed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = random.Random(seed)

@@ -14,6 +14,7 @@ from cmjax.checkpoints import checkpoint, open_checkpoint, openai
 from cmjax.checkpoints.tensors import StoredTensor
 from tests.support import checkpoints as tiny
 from tests.support import torch_zip as tz
+from tests.support.draws import draws
 
 MEMORY = 64 * 2**20  # bytes; the files have some kB
 COUNTS = {}  # what became of the files, for whoever wants to know: pytest -s
@@ -53,7 +54,9 @@ def fuzz(examples):
         HealthCheck.function_scoped_fixture,
         HealthCheck.data_too_large,
     ]
-    return settings(max_examples=examples, suppress_health_check=checks, database=None)
+    return settings(
+        max_examples=draws(examples), suppress_health_check=checks, database=None
+    )
 
 
 def outcome(what, path, config):

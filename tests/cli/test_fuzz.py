@@ -5,6 +5,7 @@ from click.testing import CliRunner
 
 from cmjax.cli import main
 from tests.support import cli_fuzz
+from tests.support.draws import draws
 
 # Calls that once ended otherwise.
 MENDED = [
@@ -21,7 +22,7 @@ def offline(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("first", range(0, 800, 100))
+@pytest.mark.parametrize("first", range(0, draws(800), 100))
 def test_a_hundred_calls_from_a_seed_on(first):
     assert cli_fuzz.run(100, first) == {}
 

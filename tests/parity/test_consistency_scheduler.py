@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import cmjax
 from tests.golden.make_goldens import LOOPS, reference_case, reference_loop
+from tests.support.draws import draws
 from tests.support.goldens import assert_consistency_case_reproduced, assert_loop_reproduced
 
 configs = st.fixed_dictionaries(
@@ -57,7 +58,7 @@ def cases(draw, way):
 
 
 @pytest.mark.parametrize("way", ["leading", "linspace", "explicit"])
-@settings(max_examples=200)
+@settings(max_examples=draws(200))
 @given(data=st.data())
 def test_every_quantity_equals_that_of_diffusers(way, data):
     assert_consistency_case_reproduced(data.draw(cases(way)))
@@ -89,7 +90,7 @@ def test_one_training_level_divides_by_zero_in_diffusers_only():
     np.testing.assert_allclose(state.sigmas, [80, 0.002], rtol=1e-6)
 
 
-@settings(max_examples=30)
+@settings(max_examples=draws(30))
 @given(config=configs)
 @example(config={})  # the defaults
 def test_reads_the_config_that_diffusers_saves(config, tmp_path_factory):
@@ -106,7 +107,7 @@ def test_reads_the_config_that_diffusers_saves(config, tmp_path_factory):
     assert_same_levels(ours, theirs, not_a_divisor)
 
 
-@settings(max_examples=30)
+@settings(max_examples=draws(30))
 @given(config=configs, spacing=st.sampled_from(["linspace", "leading"]))
 @example(config={}, spacing="linspace")
 def test_diffusers_reads_our_config_and_returns_it(config, spacing):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from cmjax.schedulers import SCHEDULERS, scheduler_from_config
 from tests.golden.make_sampler_goldens import reference_case
+from tests.support.draws import draws
 from tests.support.goldens import assert_sampler_case_reproduced
 from tests.support.sampler_cases import FINE, SAMPLERS, Draw, draw_case
 
@@ -48,14 +49,14 @@ def drawn_case(name, data, fine=False):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@settings(max_examples=150)
+@settings(max_examples=draws(150))
 @given(data=st.data())
 def test_every_quantity_equals_that_of_diffusers(name, data):
     assert_sampler_case_reproduced(reference_case(**drawn_case(name, data), seed=0))
 
 
 @pytest.mark.parametrize("name", FINE)
-@settings(max_examples=50)
+@settings(max_examples=draws(50))
 @given(data=st.data())
 def test_every_quantity_equals_that_of_diffusers_in_float64_where_float32_is_not_enough(
     name, data

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cmjax.checkpoints import diffusers as reader
 from cmjax.models import PRESETS
+from tests.support.draws import draws
 from tests.support.torch_networks import SMALL, draw_network
 
 TOLERANCE = 1e-4  # of the output's standard deviation
@@ -86,7 +87,7 @@ def options(draw):
     }
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=draws(8), deadline=None, suppress_health_check=list(HealthCheck))
 @given(options=options())
 def test_random_networks(options):
     check_parity(options)

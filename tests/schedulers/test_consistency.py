@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import cmjax
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
+from tests.support.draws import draws
 
 SCHEDULER = CMStochasticIterativeScheduler()
 
@@ -38,7 +39,7 @@ def test_state_of_the_papers_two_step_schedule():
     assert state.num_steps == 2
 
 
-@settings(max_examples=30)  # each compiles a program of its own
+@settings(max_examples=draws(30))  # each compiles a program of its own
 @given(total=st.integers(1, 300), data=st.data())
 def test_linspace_covers_the_grid_without_repeats(total, data):
     n = data.draw(st.integers(1, total))

@@ -16,6 +16,7 @@ import cmjax
 from cmjax import schedulers
 from cmjax.constraints import inpaint
 from cmjax.schedulers import SCHEDULERS
+from tests.support.draws import draws
 
 KEY = jax.random.key(0)
 SHAPE = (3, 2)
@@ -35,7 +36,7 @@ TIMES = st.lists(st.integers(20, 999), min_size=3, max_size=3, unique=True).map(
 
 
 def holds(**strategies):
-    return lambda test: settings(max_examples=50)(given(**strategies)(test))
+    return lambda test: settings(max_examples=draws(50))(given(**strategies)(test))
 
 
 def estimate(data, x, alpha, sigma):

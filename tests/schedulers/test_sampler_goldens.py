@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmjax.schedulers import SCHEDULERS
+from tests.support.draws import draws
 from tests.support.goldens import (
     FLOAT32,
     assert_close,
@@ -61,7 +62,7 @@ def denoiser(x, sigma):
     ("name", "calls"),
     [("EDMEulerScheduler", 1), ("EDMHeunScheduler", 2), ("EulerDiscreteScheduler", 1)],
 )
-@settings(max_examples=50)
+@settings(max_examples=draws(50))
 @given(data=st.data())
 def test_churn_is_that_of_the_paper(name, calls, data):
     # Far less churn than 0.1 a step is not a float32 apart from none.

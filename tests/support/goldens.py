@@ -281,6 +281,11 @@ def _is_there(state):
     return np.isclose(*ratios, rtol=1e-5, atol=0)
 
 
+def _entry(column, row):
+    """One number of a table, in float64; JAX would run three programs to take it out."""
+    return np.float64(np.asarray(column)[row])
+
+
 def _assert_step_reproduced(scheduler, state, case, row, rtol):
     """Takes one step, from the sample that diffusers had; returns the state of the next one."""
     name = case["name"]
@@ -298,11 +303,11 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
     is_between = name.startswith("KDPM2") and row % 2
     if "noisy" in case and not is_between:
         ours = scheduler.add_noise(state, jnp.asarray(output), jnp.asarray(noise))
-        scale = np.abs(output) + state.sigma * np.abs(noise)
+        scale = np.abs(output) + _entry(state.sigmas, row) * np.abs(noise)
         assert_close(ours, case["noisy"][row], scale, "add_noise", rtol=rtol)
 
     # The x0 estimate.
-    _, c_skip, c_out = (np.float64(column[row]) for column in state.scalings)
+    _, c_skip, c_out = (_entry(column, row) for column in state.scalings)
     x0_scale = np.abs(c_skip * x) + np.abs(c_out * output)
     if name == "LCMScheduler":
         x0_scale = x0_scale + np.abs(x)  # of which it adds a share
@@ -312,11 +317,12 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
         assert_close(ours, case["denoised"][row], x0_scale, "denoise", rtol=rtol)
 
     # The next sample: a row of the table times the size of what each column weighs.
-    eps_scale = (np.abs(x) + np.float64(state.alpha) * x0_scale) / np.float64(state.sigma)
+    alpha = _entry(state.alphas, row)
+    eps_scale = (np.abs(x) + alpha * x0_scale) / _entry(state.sigmas, row)
     noise = scheduler.step_noise(state, jnp.asarray(model_output), jnp.asarray(noise))
     fresh = None if state.weights.noise is None else np.abs(noise)
     sizes = Weights(x0_scale, eps_scale, fresh, *jax.tree.map(np.abs, state.memory))
-    columns = [np.float64(column[row]) for column in jax.tree.leaves(state.weights)]
+    columns = [_entry(column, row) for column in jax.tree.leaves(state.weights)]
     terms = zip(columns, jax.tree.leaves(sizes), strict=True)
     scale = sum(np.abs(weight) * size for weight, size in terms)
     allowance = 0.0

@@ -1,0 +1,12 @@
+"""How many drawn cases a test tries: a quarter of them, or all.
+
+`pytest` tries a quarter, as compiling takes its time; `pytest --hypothesis-profile thorough`, as
+.ci/run calls it, tries all. The profiles are in tests/conftest.py.
+"""
+
+from hypothesis import settings
+
+
+def draws(number: int) -> int:
+    """Returns how many of `number` cases to try under the profile that tests run with."""
+    return max(1, number * settings.default.max_examples // 100)
