@@ -148,7 +148,11 @@ class Scheduler(abc.ABC, Generic[State]):
 
     @abc.abstractmethod
     def add_noise(self, state: State, original: jax.Array, noise: jax.Array) -> jax.Array:
-        """Returns `original` with noise added, at the state's level."""
+        """Returns `original` with noise added, at the state's level.
+
+        At training times, as training does, use `scheduler.parametrization.add_noise(times,
+        original, noise)`; its `velocity` is diffusers' `get_velocity`.
+        """
 
     def step_noise(
         self, state: State, model_output: jax.Array, noise: jax.Array
