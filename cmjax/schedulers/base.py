@@ -29,6 +29,7 @@ from cmjax.schedulers.checks import (
     check_sample_shape,
 )
 from cmjax.schedulers.config_files import FileOption, sort_options
+from cmjax.schedulers.facts import Facts
 
 
 @jax.tree_util.register_dataclass
@@ -104,6 +105,9 @@ class Scheduler(abc.ABC, Generic[State]):
     # it is a denoiser instead of a consistency function.
     num_times: ClassVar[int] = 1
     solves_ode: ClassVar[bool] = False
+
+    # What docs/samplers.md says of it.
+    facts: ClassVar[Facts] = Facts()
 
     # How diffusers' config files differ: defaults that are not ours, options without effect, and
     # options that its class of this name lacks, so that in its files they are a sibling's.
