@@ -56,6 +56,7 @@ class EDMEulerAncestralScheduler(EDMScheduler):
 
     eta: float = 1.0
 
+    facts = EDMScheduler.facts.replace(order="1", noise="`eta`", paper="k-diffusion")
     _domains = {"eta": (0.0, 1.0)}
 
     def weights(self, levels: Levels) -> Weights:
@@ -85,6 +86,10 @@ class EulerAncestralDiscreteScheduler(DiscreteSigmasScheduler):
         use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
         use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
     """
+
+    facts = DiscreteSigmasScheduler.facts.replace(
+        order="1", noise="yes", paper="k-diffusion"
+    )
 
     # diffusers' class of this name knows no other levels than those of training times.
     _sibling_options = frozenset(

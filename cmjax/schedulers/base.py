@@ -29,6 +29,7 @@ from cmjax.schedulers.checks import (
     check_sample_shape,
 )
 from cmjax.schedulers.config_files import FileOption, sort_options
+from cmjax.schedulers.facts import Facts
 
 
 @jax.tree_util.register_dataclass
@@ -105,6 +106,9 @@ class Scheduler(abc.ABC, Generic[State]):
     num_times: ClassVar[int] = 1
     solves_ode: ClassVar[bool] = False
 
+    # What docs/samplers.md says of it.
+    facts: ClassVar[Facts] = Facts()
+
     # How diffusers' config files differ: defaults that are not ours, options without effect, and
     # options that its class of this name lacks, so that in its files they are a sibling's.
     _diffusers_defaults: ClassVar[Mapping[str, Any]] = {}
@@ -148,7 +152,11 @@ class Scheduler(abc.ABC, Generic[State]):
 
     @abc.abstractmethod
     def add_noise(self, state: State, original: jax.Array, noise: jax.Array) -> jax.Array:
-        """Returns `original` with noise added, at the state's level."""
+        """Returns `original` with noise added, at the state's level.
+
+        At training times, as training does, use `scheduler.parametrization.add_noise(times,
+        original, noise)`; its `velocity` is diffusers' `get_velocity`.
+        """
 
     def step_noise(
         self, state: State, model_output: jax.Array, noise: jax.Array

@@ -10,6 +10,7 @@ import numpy as np
 from cmjax.arrays import as_reals
 from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import CONSISTENCY_TIME_FACTOR
+from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
     Levels,
     check_num_steps,
@@ -60,6 +61,13 @@ class CMStochasticIterativeScheduler(TableScheduler):
     rho: float = 7.0
     clip_denoised: bool = True
     timestep_spacing: str = "linspace"
+
+    facts = Facts(
+        predicts="F of f = c_skip x + c_out F",
+        levels="Karras, `sigma_max` to `sigma_min`",
+        noise="yes",
+        paper="Song et al. 2023",
+    )
 
     # diffusers knows only the stride, so its files do not name the spacing, or name a sibling's.
     _diffusers_defaults = {"timestep_spacing": "leading"}

@@ -44,6 +44,12 @@ class CTMScheduler(CMStochasticIterativeScheduler):
 
     gamma: float = 0.0
 
+    facts = CMStochasticIterativeScheduler.facts.replace(
+        predicts="F of g(x, t, s); takes two times",
+        noise="`gamma`",
+        paper="Kim et al. 2023",
+    )
+
     # A flow map: it receives the level of the jump's end as well.
     num_times = 2
     _domains = {"gamma": (0.0, 1.0)}

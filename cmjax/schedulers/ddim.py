@@ -67,6 +67,9 @@ class DDIMScheduler(DiscreteScheduler):
     eta: float = 0.0
     use_clipped_model_output: bool = False
 
+    facts = DiscreteScheduler.facts.replace(
+        order="1", noise="`eta`", paper="Song et al. 2020"
+    )
     solves_ode = True
     _domains = {**BOUND_DOMAINS, "eta": (0.0, 1.0)}
 

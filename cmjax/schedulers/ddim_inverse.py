@@ -50,6 +50,12 @@ class DDIMInverseScheduler(DiscreteScheduler):
     clip_sample: bool = True
     clip_sample_range: float = 1.0
 
+    facts = DiscreteScheduler.facts.replace(
+        predicts="epsilon or v; sample from training time 0",
+        levels="training times, upwards",
+        order="1",
+        paper="Song et al. 2020",
+    )
     solves_ode = True
     _domains = {"clip_sample_range": (1e-6, 1e6)}
 

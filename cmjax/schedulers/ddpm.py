@@ -67,6 +67,12 @@ class DDPMScheduler(DiscreteScheduler):
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
 
+    facts = DiscreteScheduler.facts.replace(
+        predicts="epsilon, sample or v; its variance too, if learned",
+        order="1",
+        noise="yes",
+        paper="Ho et al. 2020; Nichol and Dhariwal 2021",
+    )
     solves_ode = True
     _domains = {
         **BOUND_DOMAINS,

@@ -57,6 +57,10 @@ class DEISMultistepScheduler(LogSNRScheduler):
 
     final_sigmas_type: str = "sigma_min"
 
+    facts = LogSNRScheduler.facts.replace(
+        order="1 to 3", memory="0 to 2", paper="Zhang and Chen 2022"
+    )
+
     # Options that diffusers' class of this name does not have.
     _sibling_options = frozenset(
         {

@@ -12,6 +12,7 @@ from cmjax.configs import is_finite, shown
 from cmjax.parametrization import Discrete
 from cmjax.parametrization.betas import BETA_SCHEDULES
 from cmjax.parametrization.discrete import PREDICTION_TYPES
+from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import Levels, check_num_steps, parse_levels
 from cmjax.schedulers.table import TableScheduler, root_of_difference
 
@@ -61,6 +62,7 @@ class DiscreteScheduler(TableScheduler):
     prediction_type: str = "epsilon"
     rescale_betas_zero_snr: bool = False
 
+    facts = Facts(predicts="epsilon, sample or v", levels="training times")
     _domains = DISCRETE_DOMAINS
 
     def __post_init__(self):

@@ -15,6 +15,7 @@ from cmjax.schedulers.discrete import (
     network_options,
     training_times,
 )
+from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.grids import grid_option, respaced
 from cmjax.schedulers.levels import (
     Levels,
@@ -76,6 +77,7 @@ class DiscreteSigmasScheduler(TableScheduler):
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
 
+    facts = Facts(predicts="epsilon, sample or v", levels="training times as sigmas")
     solves_ode = True
     _domains = DISCRETE_DOMAINS
 

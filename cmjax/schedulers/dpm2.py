@@ -107,6 +107,10 @@ class EDMDPM2Scheduler(EDMScheduler):
     s_tmax: float = 1e18
     s_noise: float = 1.0
 
+    facts = EDMScheduler.facts.replace(
+        order="2", calls="2", memory="1", noise="`s_churn`", paper="Lu et al. 2022"
+    )
+
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at each step's start and middle."""
         raised = churn(self, levels.sigmas).raised
@@ -140,6 +144,10 @@ class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
         use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
         use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
     """
+
+    facts = DiscreteSigmasScheduler.facts.replace(
+        order="2", calls="2", memory="1", paper="Lu et al. 2022"
+    )
 
     # diffusers' class of this name does not rescale.
     _sibling_options = frozenset({"rescale_betas_zero_snr"})

@@ -37,6 +37,10 @@ class KDPM2AncestralDiscreteScheduler(DiscreteSigmasScheduler):
         use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
     """
 
+    facts = DiscreteSigmasScheduler.facts.replace(
+        order="1", calls="2", memory="1", noise="yes", paper="k-diffusion"
+    )
+
     # diffusers' class of this name does not rescale.
     _sibling_options = frozenset({"rescale_betas_zero_snr"})
 

@@ -89,6 +89,12 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
     lower_order_final: bool = True
     euler_at_final: bool = False
 
+    facts = EDMScheduler.facts.replace(
+        order="1 to 3",
+        memory="0 to 2",
+        noise="`algorithm_type`",
+        paper="Lu et al. 2022 (++)",
+    )
     _domains = {
         "solver_order": (1, 3),
         "dynamic_thresholding_ratio": (0.0, 1.0),

@@ -64,6 +64,12 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
     solver_type: str = "midpoint"
     euler_at_final: bool = False
 
+    facts = LogSNRScheduler.facts.replace(
+        order="1 to 3",
+        memory="0 to 2",
+        noise="`algorithm_type`",
+        paper="Lu et al. 2022 (++)",
+    )
     _domains = {
         "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
         "solver_type": ("midpoint", "heun"),
@@ -128,6 +134,13 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
     algorithm_type: str = "dpmsolver++"
     solver_type: str = "midpoint"
     euler_at_final: bool = False
+
+    facts = LogSNRScheduler.facts.replace(
+        levels="training times, or flow levels, upwards",
+        order="1 to 3",
+        memory="0 to 2",
+        paper="Lu et al. 2022 (++)",
+    )
 
     # An SDE runs from noise to data only: diffusers' table has roots of negative numbers.
     # Options that diffusers' class of this name does not have.

@@ -63,6 +63,14 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
     algorithm_type: str = "dpmsolver++"
     solver_type: str = "midpoint"
 
+    facts = LogSNRScheduler.facts.replace(
+        order="1 to 3",
+        calls="1 to 3",
+        memory="0 to 3",
+        noise="`algorithm_type`",
+        paper="Lu et al. 2022 (++)",
+    )
+
     # Options that diffusers' class of this name does not have.
     _sibling_options = frozenset(
         {"rescale_betas_zero_snr", "steps_offset", "timestep_spacing", "use_lu_lambdas"}

@@ -11,6 +11,7 @@ from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import EDM_TIME_FACTOR
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.consistency import check_sigma_order
+from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
     MOST_STEPS,
     Levels,
@@ -62,6 +63,7 @@ class EDMScheduler(TableScheduler):
     rho: float = 7.0
     final_sigmas_type: str = "zero"
 
+    facts = Facts(predicts="EDM's F", levels="Karras or exponential")
     solves_ode = True
     _file_options = {"num_train_timesteps": FileOption(1000, numbers=(1, 1_000_000))}
     _domains = {

@@ -62,6 +62,10 @@ class EDMEulerScheduler(EDMScheduler):
     s_tmax: float = 1e18
     s_noise: float = 1.0
 
+    facts = EDMScheduler.facts.replace(
+        order="1", noise="`s_churn`", paper="Karras et al. 2022"
+    )
+
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at the raised levels."""
         return euler_calls(self, levels)

@@ -64,6 +64,12 @@ class EulerDiscreteScheduler(DiscreteSigmasScheduler):
     s_tmax: float = 1e18
     s_noise: float = 1.0
 
+    facts = DiscreteSigmasScheduler.facts.replace(
+        levels="training times as sigmas, or continuous",
+        order="1",
+        noise="`s_churn`",
+        paper="Karras et al. 2022",
+    )
     _domains = {
         "interpolation_type": ("linear", "log_linear"),
         "sigma_min": (1e-18, 1e18),  # float32 holds their squares

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import FlowMatching
+from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import Levels, append_zero, check_num_steps, parse_levels, ramp
 from cmjax.schedulers.table import TableScheduler
 
@@ -52,6 +53,7 @@ class FlowScheduler(TableScheduler):
     num_train_timesteps: int = 1000
     shift: float = 1.0
 
+    facts = Facts(predicts="z - x0", levels="1 to 0, shifted")
     _domains = {"num_train_timesteps": (1, 1_000_000), "shift": (1e-6, 1e6)}
 
     @property

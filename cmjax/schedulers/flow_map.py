@@ -27,6 +27,10 @@ class FlowMapEulerDiscreteScheduler(FlowScheduler):
             at all.
     """
 
+    facts = FlowScheduler.facts.replace(
+        predicts="mean velocity from t to r; takes both",
+        paper="Boffi et al. 2024; Geng et al. 2025",
+    )
     num_times = 2
 
     def weights(self, levels: Levels) -> Weights:

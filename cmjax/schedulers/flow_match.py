@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from cmjax.arrays import concrete
 from cmjax.configs import is_finite, shown
 from cmjax.parametrization import FlowMatching
+from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.flow import (
     SIGMA_RANGE,
     flow_levels,
@@ -66,6 +67,7 @@ class FlowMatchScheduler(TableScheduler):
     use_beta_sigmas: bool = False
     time_shift_type: str = "exponential"
 
+    facts = Facts(predicts="z - x0", levels="1 to 0, shifted")
     _domains = {
         "num_train_timesteps": (1, 1_000_000),
         "shift": (1e-6, 1e6),

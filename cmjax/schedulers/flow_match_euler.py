@@ -41,6 +41,11 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
 
     stochastic_sampling: bool = False
 
+    facts = FlowMatchScheduler.facts.replace(
+        order="1",
+        noise="`stochastic_sampling`",
+        paper="Lipman et al. 2023; Esser et al. 2024",
+    )
     solves_ode = True
 
     def weights(self, levels: Levels) -> Weights:

@@ -29,6 +29,9 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
             at all.
     """
 
+    facts = FlowScheduler.facts.replace(
+        order="2", calls="2", memory="2", paper="Lipman et al. 2023"
+    )
     solves_ode = True
 
     def levels(self, name: str, value: Any) -> Levels:

@@ -41,6 +41,7 @@ class FlowMatchLCMScheduler(FlowMatchScheduler):
         ValueError: for values outside their domain.
     """
 
+    facts = FlowMatchScheduler.facts.replace(noise="yes", paper="Luo et al. 2023")
     _file_options = {
         # Images that grow between steps.
         "upscale_mode": FileOption("bicubic", values=_UPSCALE_MODES),

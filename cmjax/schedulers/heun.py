@@ -87,6 +87,10 @@ class EDMHeunScheduler(EDMScheduler):
     s_tmax: float = 1e18
     s_noise: float = 1.0
 
+    facts = EDMScheduler.facts.replace(
+        order="2", calls="2", memory="2", noise="`s_churn`", paper="Karras et al. 2022"
+    )
+
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at each step's start and end."""
         raised = churn(self, levels.sigmas).raised
@@ -130,6 +134,10 @@ class HeunDiscreteScheduler(DiscreteSigmasScheduler):
     # Bounds of the x0 estimate.
     clip_sample: bool = False
     clip_sample_range: float = 1.0
+
+    facts = DiscreteSigmasScheduler.facts.replace(
+        order="2", calls="2", memory="2", paper="Karras et al. 2022"
+    )
 
     # diffusers' class of this name does not rescale.
     _sibling_options = frozenset({"rescale_betas_zero_snr"})

@@ -74,6 +74,8 @@ class LCMScheduler(DiscreteScheduler):
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
 
+    facts = DiscreteScheduler.facts.replace(noise="yes", paper="Luo et al. 2023")
+
     # That grid replaces diffusers' options for spaced times.
     _domains = {**DISTILLED_DOMAINS, "timestep_scaling": (1e-6, 1e6)}
     _file_options = DISTILLED_FILE_OPTIONS

@@ -42,6 +42,10 @@ class LMSDiscreteScheduler(DiscreteSigmasScheduler):
 
     order: int = 4
 
+    facts = DiscreteSigmasScheduler.facts.replace(
+        order="1 to 4", memory="0 to 3", paper="Karras et al. 2022 (k-diffusion)"
+    )
+
     # Options that diffusers' class of this name does not have.
     _sibling_options = frozenset({"rescale_betas_zero_snr"})
 

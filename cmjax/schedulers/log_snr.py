@@ -23,6 +23,7 @@ from cmjax.schedulers.discrete import (
     network_options,
     step_starts,
 )
+from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.flow import shifted
 from cmjax.schedulers.grids import grid_option
 from cmjax.schedulers.learned_variance import output_shape, split_output
@@ -113,6 +114,9 @@ class LogSNRScheduler(TableScheduler):
     solver_order: int = 2
     lower_order_final: bool = True
 
+    facts = Facts(
+        predicts="epsilon, sample, v or flow", levels="training times, or flow levels"
+    )
     solves_ode = True
 
     # Where runs over flow levels end with "sigma_min": at the lowest training level, or where their

@@ -10,6 +10,7 @@ import numpy as np
 
 from cmjax.parametrization import TrigFlow
 from cmjax.schedulers.config_files import FileOption
+from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
     MOST_STEPS,
     Levels,
@@ -49,6 +50,12 @@ class SCMScheduler(TableScheduler):
 
     sigma_data: float = 0.5
 
+    facts = Facts(
+        predicts="F of cos(t) x - sin(t) sigma_data F",
+        levels="angles, pi/2 to 0",
+        noise="yes",
+        paper="Lu and Song 2024",
+    )
     _domains = {"sigma_data": (1e-18, 1e18)}
 
     # Files of diffusers have these too; N has no effect where times are angles.

@@ -348,6 +348,8 @@ class TableScheduler(Scheduler[TableState]):
     ) -> jax.Array:
         """Returns `alpha original + sigma noise` at the state's current level, `[B, ...]`.
 
+        At training times use `scheduler.parametrization.add_noise(times, original, noise)`.
+
         Raises:
             ValueError: if the shapes differ, arrays hold no floats, or the state is another
                 scheduler's.

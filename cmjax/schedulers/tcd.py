@@ -74,6 +74,9 @@ class TCDScheduler(DiscreteScheduler):
     original_inference_steps: int = 50
     eta: float | tuple[float, ...] = 0.3
 
+    facts = DiscreteScheduler.facts.replace(
+        order="1", noise="`eta`", paper="Zheng et al. 2024"
+    )
     _domains = DISTILLED_DOMAINS
 
     # Files of diffusers have LCM's options too; TCD has no boundary condition to scale.

@@ -79,6 +79,12 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     sigma_max: float | None = None
     shift_terminal: float | None = None
 
+    facts = LogSNRScheduler.facts.replace(
+        order="1 to 3, and 1 more by the corrector",
+        memory="1 to 3",
+        paper="Zhao et al. 2023",
+    )
+
     # Options that diffusers' class of this name does not have.
     _sibling_options = frozenset({"lambda_min_clipped", "use_lu_lambdas", "variance_type"})
 
