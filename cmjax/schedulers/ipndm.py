@@ -85,13 +85,20 @@ class IPNDMScheduler(TableScheduler):
         """Returns the levels of the steps, and of the end."""
         if name == "timesteps":
             times = append_zero(parse_levels(name, value, 1e-6, 1))
-        elif name == "sigmas":
+            return Levels(times[:-1], *self.parametrization.path(times))
+        if name == "sigmas":
             sigmas = append_zero(parse_levels(name, value, 1e-6, 1))
-            angles = jnp.arctan2(sigmas, root_of_difference(1.0, sigmas))
-            times = angles * (2 / math.pi)
+            alphas = root_of_difference(1.0, sigmas)
         else:
-            times = jnp.asarray(np.arcsin(self._grid(value)) * (2 / math.pi), jnp.float32)
-        return Levels(times[:-1], *self.parametrization.path(times))
+            # In float64: where there is little signal, alpha is a root of almost equal numbers.
+            grid = self._grid(value)
+            sigmas = jnp.asarray(grid, jnp.float32)
+            alphas = jnp.asarray(np.sqrt((1 - grid) * (1 + grid)), jnp.float32)
+
+        # B divides by alpha, which is 0 at pure noise.
+        alphas = jnp.maximum(alphas, math.cos(MAX_ANGLE))
+        angles = jnp.arctan2(sigmas, alphas)
+        return Levels(angles[:-1] * (2 / math.pi), alphas, sigmas)
 
     def _grid(self, n):
         """The noise levels of n steps and of the end, f64[n+1]."""
