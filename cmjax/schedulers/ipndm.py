@@ -94,9 +94,6 @@ class IPNDMScheduler(TableScheduler):
             grid = self._grid(value)
             sigmas = jnp.asarray(grid, jnp.float32)
             alphas = jnp.asarray(np.sqrt((1 - grid) * (1 + grid)), jnp.float32)
-
-        # B divides by alpha, which is 0 at pure noise.
-        alphas = jnp.maximum(alphas, math.cos(MAX_ANGLE))
         angles = jnp.arctan2(sigmas, alphas)
         return Levels(angles[:-1] * (2 / math.pi), alphas, sigmas)
 
@@ -121,8 +118,9 @@ class IPNDMScheduler(TableScheduler):
             firsts.append(number)
             calls.append(adams_bashforth(firsts))
 
-        # The network is called where a step starts.
-        alpha = levels.alphas[:-1]
+        # The network is called where a step starts. At pure noise, where alpha is 0, only a first
+        # step starts, whose weights do not depend on it.
+        alpha = jnp.maximum(levels.alphas[:-1], math.cos(MAX_ANGLE))
         sigma = levels.sigmas[:-1]
         alphas = (alpha, alpha, levels.alphas[1:])
         sigmas = (sigma, sigma, levels.sigmas[1:])
