@@ -92,6 +92,8 @@ def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas):
     # Its float32 tables as they are. The lowest sigma of the linear schedule is 8.3e-5 off; steps
     # are 1e-5 off.
     ours = {"eta": 0.3} if name in ("TCDScheduler", "DDIMScheduler") else {}
+    if name == "PNDMScheduler":
+        betas = betas | {"skip_prk_steps": True}  # else 2 steps are an error in diffusers
     for n in (2, 5, 20):
         levels = {"num_inference_steps": n}
         case = reference_case(
