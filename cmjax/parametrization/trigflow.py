@@ -56,8 +56,8 @@ class VDiffusion(TrigFlow):
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
         """Returns the time `arctan(ratio) / (pi/2)` and its (alpha, sigma)."""
-        angle, alpha, sigma = super().level(ratio)
-        return NoiseLevel(angle * (2 / math.pi), alpha, sigma)
+        time = jnp.arctan(ratio / self.sigma_data) * (2 / math.pi)
+        return NoiseLevel(time, *self.path(time))
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (cos, sin) of the angle `time pi/2`, in the shape of `time`."""
