@@ -75,6 +75,7 @@ from cmjax.schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
 from cmjax.schedulers import FlowMatchScheduler as FlowMatchScheduler
 from cmjax.schedulers import FlowScheduler as FlowScheduler
 from cmjax.schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
+from cmjax.schedulers import IPNDMScheduler as IPNDMScheduler
 from cmjax.schedulers import (
     KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler,
 )
@@ -82,6 +83,7 @@ from cmjax.schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
 from cmjax.schedulers import LCMScheduler as LCMScheduler
 from cmjax.schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
 from cmjax.schedulers import LogSNRScheduler as LogSNRScheduler
+from cmjax.schedulers import PNDMScheduler as PNDMScheduler
 from cmjax.schedulers import Scheduler as Scheduler
 from cmjax.schedulers import SchedulerState as SchedulerState
 from cmjax.schedulers import SCMScheduler as SCMScheduler

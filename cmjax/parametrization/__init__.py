@@ -11,7 +11,7 @@ from cmjax.parametrization.conversion import (
 from cmjax.parametrization.discrete import Discrete, DiscreteExploding
 from cmjax.parametrization.edm import EDM
 from cmjax.parametrization.flow import FlowMatching
-from cmjax.parametrization.trigflow import TrigFlow
+from cmjax.parametrization.trigflow import TrigFlow, VDiffusion
 
 __all__ = [
     "EDM",
@@ -23,6 +23,7 @@ __all__ = [
     "Parametrization",
     "Scalings",
     "TrigFlow",
+    "VDiffusion",
     "adapt",
     "consistency_function",
     "denoise",

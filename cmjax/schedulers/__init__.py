@@ -31,10 +31,12 @@ from cmjax.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 from cmjax.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
+from cmjax.schedulers.ipndm import IPNDMScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.lms import LMSDiscreteScheduler
 from cmjax.schedulers.log_snr import LogSNRScheduler
+from cmjax.schedulers.pndm import PNDMScheduler
 from cmjax.schedulers.registry import SCHEDULERS, scheduler_from_config, scheduler_like
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.table import Memory, TableScheduler, TableState, Weights
@@ -69,6 +71,7 @@ __all__ = [
     "FlowMatchScheduler",
     "FlowScheduler",
     "HeunDiscreteScheduler",
+    "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
@@ -76,6 +79,7 @@ __all__ = [
     "LogSNRScheduler",
     "Levels",
     "Memory",
+    "PNDMScheduler",
     "SCMScheduler",
     "Scheduler",
     "SchedulerState",

@@ -33,8 +33,10 @@ from cmjax.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 from cmjax.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
+from cmjax.schedulers.ipndm import IPNDMScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.lms import LMSDiscreteScheduler
+from cmjax.schedulers.pndm import PNDMScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.tcd import TCDScheduler
 from cmjax.schedulers.unipc import UniPCMultistepScheduler
@@ -65,6 +67,8 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         HeunDiscreteScheduler,
         KDPM2DiscreteScheduler,
         LMSDiscreteScheduler,
+        PNDMScheduler,
+        IPNDMScheduler,
         DPMSolverMultistepScheduler,
         UniPCMultistepScheduler,
         DEISMultistepScheduler,

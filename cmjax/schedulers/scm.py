@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.parametrization import TrigFlow
+from cmjax.parametrization.trigflow import MAX_ANGLE
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
@@ -19,9 +20,6 @@ from cmjax.schedulers.levels import (
     parse_levels,
 )
 from cmjax.schedulers.table import TableScheduler, Weights
-
-# The largest float32 below pi/2: float32's pi/2 is above it, and has a negative cosine.
-MAX_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))
 
 # The second angle of two steps; tuned in the paper, and diffusers' default.
 _MIDDLE_ANGLE = 1.3

@@ -49,7 +49,10 @@ def reference_case(
     with _precision(double, name):
         scheduler = getattr(diffusers, name)(**config)
         levels = _set_timesteps(scheduler, levels)
+    saved_config = json.loads(scheduler.to_json_string())
     mend_third_order(scheduler)
+    if name == "PNDMScheduler":
+        mend_pndm(scheduler)
     if hasattr(scheduler, "set_begin_index"):
         # As pipelines do; else it looks for the time, which rounding may have doubled.
         scheduler.set_begin_index(0)
@@ -61,7 +64,7 @@ def reference_case(
         "config": config,
         "ours": ours,
         "levels": levels,
-        "saved_config": json.loads(scheduler.to_json_string()),
+        "saved_config": saved_config,
         "double": double,
         "timesteps": times.numpy(),
         **{key: value.numpy() for key, value in _levels(scheduler).items()},
@@ -158,6 +161,8 @@ def _levels(scheduler):
         # Its sigmas are sigma / alpha, or those of flow paths.
         alphas, sigmas = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas)
         return {"alphas": alphas, "sigmas": sigmas}
+    if type(scheduler).__name__ == "IPNDMScheduler":
+        return {"alphas": scheduler.alphas, "sigmas": scheduler.betas}
     if scheduler.config.get("invert_sigmas"):
         return {}  # 1 minus a small noise level keeps few digits of it; the times are compared
     if hasattr(scheduler, "sigmas"):
@@ -323,6 +328,53 @@ def _third_order(scheduler, update, outputs, *, sample, noise=None):
     if algorithm == "dpmsolver++":
         return result + alphas[3] * ((1 - torch.exp(-h) - h) / h**2 + 0.5) / 2 * second
     return result - sigmas[3] * ((torch.exp(h) - 1 - h) / h**2 - 0.5) / 2 * second
+
+
+def mend_pndm(scheduler):
+    """Makes diffusers' PNDM go between the times of its list, with means of the noise.
+
+    It goes N // n down, and puts the middle of a step N // n // 2 above its end, also where times
+    are further apart than that. And it takes means of v, which have no meaning where the
+    samples differ (huggingface/diffusers#14816).
+    """
+    # Middles of the steps, rounded down, in the list that starts with 12 Runge-Kutta calls.
+    times = scheduler.timesteps.tolist()
+    if not scheduler.config.skip_prk_steps:
+        for first in (0, 4, 8):
+            times[first + 1] = times[first + 2] = (times[first] + times[first + 3]) // 2
+        scheduler.prk_timesteps = np.array(times[:12])
+    scheduler.timesteps = torch.tensor(times)
+    after = [*times[1:], -1]
+
+    def span(call):
+        """The times between which a call moves the sample."""
+        if scheduler.config.skip_prk_steps:
+            return (
+                (times[0], times[1])
+                if call == 1 and len(times) > 1
+                else (times[call], after[call])
+            )
+        if call >= 12:
+            return times[call], after[call]
+        first = call // 4 * 4
+        return times[first], times[first + (1 if call - first < 2 else 3)]
+
+    step = scheduler.step
+    transfer = scheduler._get_prev_sample
+    is_velocity = scheduler.config.prediction_type == "v_prediction"
+    scheduler.register_to_config(prediction_type="epsilon")
+
+    def step_by_noise(output, t, sample):
+        if is_velocity:
+            variance = scheduler.alphas_cumprod[t]
+            output = variance**0.5 * output + (1 - variance) ** 0.5 * sample
+        return step(output, t, sample)
+
+    def transfer_between_times(sample, start, end, output):
+        return transfer(sample, *span(scheduler.counter), output)
+
+    scheduler.step = step_by_noise
+    scheduler._get_prev_sample = transfer_between_times
 
 
 def pack(cases: list[dict]) -> tuple[list[dict], dict[str, np.ndarray]]:

@@ -99,6 +99,8 @@ def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas):
     config = dict(betas)
     if name == "DPMSolverSinglestepScheduler":
         config["lower_order_final"] = True  # diffusers sets it where the last sigma is 0
+    if name == "PNDMScheduler":
+        config["skip_prk_steps"] = True  # else 2 steps are an error in diffusers
     for n in (2, 5, 20):
         levels = {"num_inference_steps": n}
         case = reference_case(

@@ -97,7 +97,10 @@ def test_the_files_of_flax_classes_are_read():
             "RePaintScheduler is a scheduler of diffusers that cmjax does not",
         ),
         ({"_class_name": "KarrasVeScheduler"}, "KarrasVeScheduler is a scheduler of diff"),
-        ({"_class_name": "FlaxPNDMScheduler"}, "FlaxPNDMScheduler is a scheduler of diff"),
+        (
+            {"_class_name": "FlaxKarrasVeScheduler"},
+            "FlaxKarrasVeScheduler is a scheduler of diff",
+        ),
         ({"_class_name": ["DDIMScheduler"]}, "no scheduler ..DDIMScheduler..; known are"),
     ],
 )

@@ -13,6 +13,8 @@ from cmjax import schedulers
 from cmjax.schedulers import (
     CTMScheduler,
     DDIMScheduler,
+    IPNDMScheduler,
+    PNDMScheduler,
     SCMScheduler,
     TCDScheduler,
 )
@@ -68,6 +70,8 @@ def convention(scheduler, alpha, sigma):
     if flow or isinstance(scheduler, (FlowScheduler, FlowMatchScheduler)):
         sign = -1 if getattr(scheduler, "invert_sigmas", False) else 1
         return 1, lambda x, x0, eps: sign * (eps - x0)
+    if isinstance(scheduler, IPNDMScheduler):
+        return 1, lambda x, x0, eps: alpha * eps - sigma * x0
     if isinstance(scheduler, SCMScheduler):
         return scheduler.sigma_data, lambda x, x0, eps: (alpha * x - x0) / sigma
     if isinstance(scheduler, (DiscreteScheduler, DiscreteSigmasScheduler, LogSNRScheduler)):
@@ -185,6 +189,53 @@ def lms(**options):
     return scheduler, levels
 
 
+def sigmas_of_ratios(ratios):
+    return ratios / np.sqrt(1 + ratios**2)
+
+
+def pndm(num_times, betas, **options):
+    # The last call stays where it is, at time 0.
+    scheduler = PNDMScheduler(num_train_timesteps=num_times, trained_betas=betas, **options)
+
+    def levels(n):
+        last = num_times - 1
+        return scheduler.set_timesteps(timesteps=last - last // n * np.arange(n + 1))
+
+    return scheduler, levels
+
+
+def pndm_of_linear_betas(**options):
+    # Down to a level above 0, from where on betas grow linearly.
+    betas = (0.1, *np.linspace(1, 10, 768) / 768)
+    return pndm(769, tuple(map(float, betas)), **options)
+
+
+def pndm_of_equal_ratios(**options):
+    variances = 1 - sigmas_of_ratios(np.linspace(0.25, 8, 3073)) ** 2
+    betas = 1 - variances / np.append(1, variances[:-1])
+    return pndm(3073, tuple(map(float, betas)), **options)
+
+
+def ipndm(sigmas):
+    # From other levels than its own, given in float64.
+    scheduler = IPNDMScheduler()
+
+    def levels(n):
+        given = IPNDMScheduler(trained_betas=tuple(map(float, sigmas(n + 1))))
+        return given.set_timesteps(n).replace(scheduler=scheduler)
+
+    return scheduler, levels
+
+
+def ipndm_of_its_levels():
+    # Of those that `num_inference_steps` gives a part, from high to low noise.
+    return ipndm(lambda n: np.sin(np.linspace(0.9, 0.2, n) * math.pi / 2) ** 2)
+
+
+def ipndm_of_equal_ratios():
+    return ipndm(lambda n: sigmas_of_ratios(np.linspace(8, 0.25, n)))
+
+
 def ddim():
     # Times at exact strides from the first to the last, where sampling ends: hence
     # set_alpha_to_one=False.
@@ -245,6 +296,7 @@ NO_CORRECTOR = {"disable_corrector": tuple(range(1000))}
 # Steps of order 3 see the shape of the mixture in more of them, and are exact to float32 in fewer.
 SECOND = (96, 192, 384)
 THIRD = (96, 144, 192)
+FOURTH = (256, 384, 512)
 
 # The corrector of UniPC raises the order by one (Zhao et al. 2023, theorem 3.1).
 NUMBERS = dict.fromkeys(ORDERS, (64, 128, 256))
@@ -259,6 +311,21 @@ for name, solver, order, numbers in [
     ("UniPC 3, not corrected", log_snr(UNIPC, solver_order=3, **NO_CORRECTOR), 3, THIRD),
     ("LMS 2", lms(order=2), 2, SECOND),
     ("LMS 4", lms(), 4, (128, 192, 256)),
+    # Pseudo numerical methods take the means of equal steps, but steps that are equal in time are
+    # not equal in the variable of the integral, sigma / alpha: of second order, whatever the mean.
+    # Its order shows where steps are equal in sigma / alpha. (First steps of lower order, without
+    # Runge-Kutta, are at a level where eps hardly changes.)
+    ("PNDM", pndm_of_linear_betas(), 2, SECOND),
+    ("PNDM without Runge-Kutta", pndm_of_linear_betas(skip_prk_steps=True), 2, SECOND),
+    ("PNDM on equal ratios", pndm_of_equal_ratios(), 4, FOURTH),
+    (
+        "PNDM without Runge-Kutta on equal ratios",
+        pndm_of_equal_ratios(skip_prk_steps=True),
+        4,
+        FOURTH,
+    ),
+    ("iPNDM", ipndm_of_its_levels(), 2, SECOND),
+    ("iPNDM on equal ratios", ipndm_of_equal_ratios(), 4, FOURTH),
     ("DEIS 2", log_snr("DEISMultistepScheduler"), 2, SECOND),
     ("DEIS 3", log_snr("DEISMultistepScheduler", solver_order=3), 3, THIRD),
     ("DPM-Solver++ 2S", log_snr(SINGLE), 2, SECOND),
@@ -388,6 +455,13 @@ def test_samplers_with_noise_draw_the_mixture(name, options, n):
         (MULTI, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, 0.01),
         (UNIPC, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, 0.01),
         (SINGLE, {"prediction_type": "sample"}, 0.01),
+        (
+            "PNDMScheduler",
+            {"timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+            0.01,
+        ),
+        ("PNDMScheduler", {"skip_prk_steps": True, "prediction_type": "sample"}, 0.02),
+        ("IPNDMScheduler", {}, 0.001),
         ("FlowMapEulerDiscreteScheduler", {"shift": 3.0}, 0.02),
         (
             "EulerDiscreteScheduler",

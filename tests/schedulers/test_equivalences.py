@@ -299,10 +299,11 @@ def inpainted(scheduler, seed, image, known):
     )
 
 
-# CTM's last step keeps a part of x, that of LMS a part of earlier slopes. Others end with noise:
-# TCD and DEIS at training time 0, the inverse ones at the last time.
+# CTM's last step keeps a part of x, those of LMS, PNDM and iPNDM a part of earlier slopes. Others
+# end with noise: TCD and DEIS at training time 0, the inverse ones at the last time.
 END_ELSEWHERE = ["CTMScheduler", "LMSDiscreteScheduler", "TCDScheduler"]
 END_ELSEWHERE += ["DEISMultistepScheduler", "DDIMInverseScheduler"]
+END_ELSEWHERE += ["PNDMScheduler", "IPNDMScheduler"]
 END_ELSEWHERE += ["DPMSolverMultistepInverseScheduler"]
 END_IN_X0 = [name for name in SCHEDULERS if name not in END_ELSEWHERE]
 

@@ -37,6 +37,7 @@ FLOW = of_kind(FlowScheduler) + FLOW_MATCH
 CM = of_kind(cmjax.CMStochasticIterativeScheduler)
 LOG_SNR = of_kind(LogSNRScheduler)
 UPWARDS = [name for name in SCHEDULERS if "Inverse" in name]
+PSEUDO = ["PNDMScheduler", "IPNDMScheduler"]
 TWO_CALLS = [name for name in SCHEDULERS if "Heun" in name or "DPM2" in name]  # a step
 
 
@@ -126,6 +127,11 @@ BAD_OPTIONS = [
         ["SCMScheduler"],
         {"prediction_type": "epsilon"},
         "prediction_type.*'trigflow'.*'epsilon'",
+    ),
+    (
+        ["IPNDMScheduler"],
+        {"trained_betas": (0.9, 0.0, 0.5)},
+        r"trained_betas .*two or more noise levels.*only the last.*got \(0.9, 0.0, 0.5\)",
     ),
     (EDM, {"prediction_type": "sample"}, "prediction_type.*'v_prediction'.*'sample'"),
     (EDM + CM, {"sigma_min": 90}, "sigma_min 90 .*sigma_max 80.0"),
@@ -272,6 +278,13 @@ BAD_LEVELS = [
         {"timesteps": [9]},
         "leave out use_beta_sigmas, or give num_inference_steps",
     ),
+    (
+        "IPNDMScheduler",
+        {"trained_betas": (0.9, 0.5, 0.0)},
+        {"num_inference_steps": 5},
+        "levels of 2 steps: num_inference_steps must be 2, got 5; or give sigmas",
+    ),
+    ("IPNDMScheduler", {}, {"timesteps": [1.5]}, r"timesteps must lie in .*1\].*1.5"),
     ("SCMScheduler", {}, {"timesteps": [1.6]}, r"timesteps \(angles.*1.5707964\).*1.6"),
     ("EDMEulerScheduler", {}, {"sigmas": [80.1]}, r"sigmas.*\[0.002, 80\].*80.1"),
     (
@@ -331,6 +344,10 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
         ],
     ),
     **dict.fromkeys(UPWARDS, [({"timesteps": [999, 40]}, [40, 999], None)]),
+    "IPNDMScheduler": [
+        ({"timesteps": [1.0, 0.5]}, [1, 0.5], [1, 0.5**0.5]),
+        ({"sigmas": [0.8, 0.5]}, np.arcsin([0.8, 0.5]) / (math.pi / 2), [0.8, 0.5]),
+    ],
     "SCMScheduler": [
         ({"timesteps": [1.5, 0.5]}, None, 0.5 * np.sin([1.5, 0.5])),
         ({"sigmas": [0.5, 0.1]}, np.arctan([1, 0.2]), None),
@@ -342,6 +359,8 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
 def test_levels_written_down_are_taken_also_when_traced(name):
     scheduler = SCHEDULERS[name]()
     every = 2 if name in TWO_CALLS else 1
+    if name == "PNDMScheduler":
+        every = 4
     for levels, times, sigmas in WRITTEN[name]:
         state = start(scheduler, **levels)
         if times is not None:
@@ -389,6 +408,7 @@ HIGHEST = {  # times
     **dict.fromkeys(FLOW, 1000),
     **dict.fromkeys(CM, 250 * math.log(80)),
     "SCMScheduler": math.pi / 2,
+    "IPNDMScheduler": 1,
 }
 
 
@@ -407,6 +427,10 @@ def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(n
             assert state.num_steps == n
             assert state.timesteps[-1] == HIGHEST[name]
             assert np.all(np.diff(state.sigmas[:-1]) > 0)
+            continue
+        if name == "PNDMScheduler":
+            assert state.num_steps == {1: 1, 4: 13}[n]
+            assert state.timesteps[0] == HIGHEST[name]
             continue
         assert state.num_steps == (2 * n - 1 if name in TWO_CALLS else n)
         assert state.timesteps[0] == pytest.approx(HIGHEST[name], rel=1e-6)
@@ -472,7 +496,7 @@ def test_scm_never_passes_pi_over_two(levels):
     assert np.all(state.alphas > 0)
 
 
-@pytest.mark.parametrize("name", TWO_CALLS + MULTISTEP + LOG_SNR)
+@pytest.mark.parametrize("name", TWO_CALLS + MULTISTEP + LOG_SNR + PSEUDO)
 def test_a_solver_that_remembers_asks_for_init(name):
     scheduler = SCHEDULERS[name]()
     x = jnp.ones(SHAPE)

@@ -334,6 +334,9 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
     if "DPMSolverMultistep" in name and is_last and _is_there(state):
         # diffusers divides one rounding error by another, NaN at times.
         theirs = x
+    if name == "IPNDMScheduler" and state.sigma == 1:
+        # At pure noise diffusers takes 0 for x0, whatever the network says.
+        theirs = theirs + np.float64(state.alphas[row + 1]) * denoised
     state, ours = scheduler.advance(state, sample, denoised, noise)
     assert_close(ours, theirs, scale, "advance", rtol=rtol, atol=allowance)
     return state

@@ -304,6 +304,24 @@ def ddim_inverse(draw):
     return config, {}, spaced_steps(draw, config)
 
 
+def pndm(draw):
+    config = discrete(draw, TYPES[::2]) | spacing(draw)  # no "sample" in diffusers
+    config |= {"set_alpha_to_one": draw.chance(), "skip_prk_steps": draw.chance()}
+    if config["skip_prk_steps"]:
+        return config, {}, spaced_steps(draw, config)
+    return config, {}, {"num_inference_steps": draw.pick([4, 5, 12])}  # fewer are an error
+
+
+def ipndm(draw):
+    config = {"num_train_timesteps": draw.pick([20, 1000])}
+    if draw.chance(3):
+        # Noise levels, which diffusers takes as they are.
+        levels = [k / 40 for k in draw.some(range(1, 41))]
+        config["trained_betas"] = [*levels, draw.pick([0.0, 0.02])]
+        return config, {}, {"num_inference_steps": len(levels)}
+    return config, {}, {"num_inference_steps": draw.pick([*STEPS, 4, 12])}
+
+
 SAMPLERS = {
     "LCMScheduler": lcm,
     "TCDScheduler": tcd,
@@ -323,6 +341,8 @@ SAMPLERS = {
     "DDIMInverseScheduler": ddim_inverse,
     "KDPM2AncestralDiscreteScheduler": kdpm2_ancestral,
     "LMSDiscreteScheduler": lms,
+    "PNDMScheduler": pndm,
+    "IPNDMScheduler": ipndm,
     "DPMSolverMultistepScheduler": dpm_multistep,
     "UniPCMultistepScheduler": unipc,
     "DEISMultistepScheduler": deis,
@@ -338,7 +358,9 @@ FIRST = list(SAMPLERS)[:11]
 LOG_SNR = list(SAMPLERS)[-5:]
 
 # Those that `Draw.fine` is for.
-FINE = [name for name in SAMPLERS if not name.startswith(("SCM", "Flow", "EDMEuler"))]
+FINE = [
+    name for name in SAMPLERS if not name.startswith(("SCM", "Flow", "EDMEuler", "IPNDM"))
+]
 
 
 def draw_case(name: str, draw: Draw) -> dict:

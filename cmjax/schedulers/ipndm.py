@@ -1,0 +1,135 @@
+"""iPNDM: PNDM's multistep method without its start (Zhang and Chen 2022, Katherine Crowson)."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.configs import is_finite, shown
+from cmjax.parametrization import VDiffusion
+from cmjax.parametrization.trigflow import MAX_ANGLE
+from cmjax.schedulers.config_files import FileOption
+from cmjax.schedulers.facts import Facts
+from cmjax.schedulers.levels import (
+    MOST_STEPS,
+    Levels,
+    append_zero,
+    check_num_steps,
+    parse_levels,
+)
+from cmjax.schedulers.pseudo_numerical import adams_bashforth, pseudo_weights
+from cmjax.schedulers.table import TableScheduler, Weights, root_of_difference
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class IPNDMScheduler(TableScheduler):
+    """Improved pseudo linear multistep method for networks of v-diffusion (Dance Diffusion).
+
+    Each step is one of DDIM with a mean of this and the last three steps' eps, in a run's first
+    steps of as many as there are. The means are those of equal steps: the error falls with the
+    square of the step, as in PNDM (Liu et al. 2022, section 1), and with the fourth power only if
+    steps are equal in sigma / alpha.
+
+    The network predicts v on the path `x = cos(a) x0 + sin(a) z`, and is told `t = a / (pi / 2)`,
+    from 0 to 1. `set_timesteps` takes as `num_inference_steps` a number of steps, at sigmas
+    `sin(pi s / 2)^2` of equally spaced s (v-diffusion's "crash" schedule); as `timesteps` times t
+    in (0, 1]; as `sigmas` noise levels sin(a) in (0, 1]. Sampling ends at 0.
+
+    Attributes:
+        trained_betas: noise levels sin(a) in (0, 1] for every run, the last being that of the end,
+            or None; not betas, and taken as they are, as in diffusers.
+
+    Raises:
+        ValueError: for values outside their domain.
+    """
+
+    trained_betas: tuple[float, ...] | None = None
+
+    solves_ode = True
+    facts = Facts(
+        predicts="v",
+        levels="angles, pi/2 to 0",
+        order="2",
+        memory="3",
+        paper="Zhang and Chen 2022; v-diffusion",
+    )
+
+    # Files of diffusers have this too; it has no effect where times are angles.
+    _file_options = {"num_train_timesteps": FileOption(1000, numbers=(1, 1_000_000))}
+
+    def __post_init__(self):
+        super().__post_init__()
+        levels = self.trained_betas
+        if levels is None:
+            return
+        valid = isinstance(levels, tuple) and len(levels) >= 2
+        valid = valid and all(is_finite(level, 0, 1) for level in levels)
+        if not valid or 0 in levels[:-1]:
+            raise ValueError(
+                "trained_betas must be a tuple of two or more noise levels between 0 and 1, of "
+                f"which only the last may be 0, got {shown(levels)}"
+            )
+
+    @property
+    def parametrization(self) -> VDiffusion:
+        """The path of a quarter turn."""
+        return VDiffusion()
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The lowest and highest sigma / alpha of the angles below a right one."""
+        return 0.0, math.tan(MAX_ANGLE)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the initial noise, 1."""
+        return 1.0
+
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the levels of the steps, and of the end."""
+        if name == "timesteps":
+            times = append_zero(parse_levels(name, value, 1e-6, 1))
+            return Levels(times[:-1], *self.parametrization.path(times))
+        if name == "sigmas":
+            sigmas = append_zero(parse_levels(name, value, 1e-6, 1))
+            alphas = root_of_difference(1.0, sigmas)
+        else:
+            # In float64: where there is little signal, alpha is a root of almost equal numbers.
+            grid = self._grid(value)
+            sigmas = jnp.asarray(grid, jnp.float32)
+            alphas = jnp.asarray(np.sqrt((1 - grid) * (1 + grid)), jnp.float32)
+        angles = jnp.arctan2(sigmas, alphas)
+        return Levels(angles[:-1] * (2 / math.pi), alphas, sigmas)
+
+    def _grid(self, n):
+        """The noise levels of n steps and of the end, f64[n+1]."""
+        n = check_num_steps(n, MOST_STEPS)
+        if self.trained_betas is None:
+            return np.sin(np.linspace(1, 0, n + 1) * (math.pi / 2)) ** 2
+        steps = len(self.trained_betas) - 1
+        if n != steps:
+            raise ValueError(
+                f"trained_betas has the levels of {steps} steps: num_inference_steps must be "
+                f"{steps}, got {n}; or give sigmas"
+            )
+        return np.array(self.trained_betas)
+
+    def weights(self, levels: Levels) -> Weights:
+        """Returns the table of the multistep method (Zhang and Chen 2022, "iPNDM")."""
+        calls = []
+        firsts = []  # of each step the first call, which is its only one
+        for number in range(len(levels.times)):
+            firsts.append(number)
+            calls.append(adams_bashforth(firsts))
+
+        # The network is called where a step starts. At pure noise, where alpha is 0, only a first
+        # step starts, whose weights do not depend on it.
+        alpha = jnp.maximum(levels.alphas[:-1], math.cos(MAX_ANGLE))
+        sigma = levels.sigmas[:-1]
+        alphas = (alpha, alpha, levels.alphas[1:])
+        sigmas = (sigma, sigma, levels.sigmas[1:])
+        return pseudo_weights(calls, alphas, sigmas)
