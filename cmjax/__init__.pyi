@@ -51,6 +51,7 @@ from cmjax.schedulers import (
     DPMSolverMultistepInverseScheduler as DPMSolverMultistepInverseScheduler,
 )
 from cmjax.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+from cmjax.schedulers import DPMSolverSDEScheduler as DPMSolverSDEScheduler
 from cmjax.schedulers import DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler
 from cmjax.schedulers import EDMDPM2Scheduler as EDMDPM2Scheduler
 from cmjax.schedulers import (
@@ -79,6 +80,7 @@ from cmjax.schedulers import (
     KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler,
 )
 from cmjax.schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
+from cmjax.schedulers import KarrasVeScheduler as KarrasVeScheduler
 from cmjax.schedulers import LCMScheduler as LCMScheduler
 from cmjax.schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
 from cmjax.schedulers import LogSNRScheduler as LogSNRScheduler

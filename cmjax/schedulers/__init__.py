@@ -20,6 +20,7 @@ from cmjax.schedulers.dpm_multistep_discrete import (
     DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
 )
+from cmjax.schedulers.dpm_sde import DPMSolverSDEScheduler
 from cmjax.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
@@ -31,6 +32,7 @@ from cmjax.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 from cmjax.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
+from cmjax.schedulers.karras_ve import KarrasVeScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.lms import LMSDiscreteScheduler
@@ -50,6 +52,7 @@ __all__ = [
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
     "DDPMScheduler",
     "DiscreteScheduler",
@@ -71,6 +74,7 @@ __all__ = [
     "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "KarrasVeScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "LogSNRScheduler",
