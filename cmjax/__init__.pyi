@@ -76,11 +76,11 @@ from cmjax.schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
 from cmjax.schedulers import FlowMatchScheduler as FlowMatchScheduler
 from cmjax.schedulers import FlowScheduler as FlowScheduler
 from cmjax.schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
+from cmjax.schedulers import KarrasVeScheduler as KarrasVeScheduler
 from cmjax.schedulers import (
     KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler,
 )
 from cmjax.schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
-from cmjax.schedulers import KarrasVeScheduler as KarrasVeScheduler
 from cmjax.schedulers import LCMScheduler as LCMScheduler
 from cmjax.schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
 from cmjax.schedulers import LogSNRScheduler as LogSNRScheduler

@@ -111,6 +111,7 @@ def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas):
         ("EulerDiscreteScheduler", {}),
         ("DDPMScheduler", {"timestep_spacing": "linspace"}),
         ("KDPM2AncestralDiscreteScheduler", {}),
+        ("DPMSolverSDEScheduler", {}),
     ],
 )
 def test_a_single_step_starts_at_the_highest_level_where_diffusers_starts_at_the_lowest(
