@@ -26,8 +26,8 @@ class FileOption(NamedTuple):
         """Raises ValueError, naming the option, for a value that is not accepted."""
         if self.numbers is not None:
             low, high = self.numbers
-            is_none = value is None and self.default is None
-            if not is_none and not (is_finite(value) and low <= value <= high):
+            is_inside = is_finite(value) and low <= value <= high
+            if not is_inside and not (value is None and self.default is None):
                 allowed = "None or a number" if self.default is None else "a number"
                 raise ValueError(
                     f"{name} must be {allowed} from {low:g} to {high:g}, got {shown(value)}"
