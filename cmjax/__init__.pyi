@@ -51,6 +51,7 @@ from cmjax.schedulers import (
     DPMSolverMultistepInverseScheduler as DPMSolverMultistepInverseScheduler,
 )
 from cmjax.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+from cmjax.schedulers import DPMSolverSDEScheduler as DPMSolverSDEScheduler
 from cmjax.schedulers import DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler
 from cmjax.schedulers import EDMDPM2Scheduler as EDMDPM2Scheduler
 from cmjax.schedulers import (
@@ -76,6 +77,7 @@ from cmjax.schedulers import FlowMatchScheduler as FlowMatchScheduler
 from cmjax.schedulers import FlowScheduler as FlowScheduler
 from cmjax.schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
 from cmjax.schedulers import IPNDMScheduler as IPNDMScheduler
+from cmjax.schedulers import KarrasVeScheduler as KarrasVeScheduler
 from cmjax.schedulers import (
     KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler,
 )

@@ -11,6 +11,7 @@ from cmjax.parametrization.conversion import (
 from cmjax.parametrization.discrete import Discrete, DiscreteExploding
 from cmjax.parametrization.edm import EDM
 from cmjax.parametrization.flow import FlowMatching
+from cmjax.parametrization.karras_ve import KarrasVe
 from cmjax.parametrization.trigflow import TrigFlow, VDiffusion
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Discrete",
     "DiscreteExploding",
     "FlowMatching",
+    "KarrasVe",
     "NoiseLevel",
     "Parametrization",
     "Scalings",

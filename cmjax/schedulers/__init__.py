@@ -20,6 +20,7 @@ from cmjax.schedulers.dpm_multistep_discrete import (
     DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
 )
+from cmjax.schedulers.dpm_sde import DPMSolverSDEScheduler
 from cmjax.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
@@ -32,6 +33,7 @@ from cmjax.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.ipndm import IPNDMScheduler
+from cmjax.schedulers.karras_ve import KarrasVeScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.lms import LMSDiscreteScheduler
@@ -52,6 +54,7 @@ __all__ = [
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
     "DDPMScheduler",
     "DiscreteScheduler",
@@ -74,6 +77,7 @@ __all__ = [
     "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "KarrasVeScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "LogSNRScheduler",

@@ -13,7 +13,7 @@ class FileOption(NamedTuple):
     Attributes:
         default: the value that `to_config` writes.
         values: further values that `from_config` accepts.
-        numbers: or the range (low, high) of numbers that it accepts.
+        numbers: or the range (low, high) of numbers that it accepts beside the default.
         hint: what to do instead; ends the error for a value that is not accepted.
     """
 
@@ -26,9 +26,11 @@ class FileOption(NamedTuple):
         """Raises ValueError, naming the option, for a value that is not accepted."""
         if self.numbers is not None:
             low, high = self.numbers
-            if not is_finite(value) or not low <= value <= high:
+            is_inside = is_finite(value) and low <= value <= high
+            if not is_inside and not (value is None and self.default is None):
+                allowed = "None or a number" if self.default is None else "a number"
                 raise ValueError(
-                    f"{name} must be a number from {low:g} to {high:g}, got {shown(value)}"
+                    f"{name} must be {allowed} from {low:g} to {high:g}, got {shown(value)}"
                 )
             return
 

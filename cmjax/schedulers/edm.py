@@ -144,12 +144,16 @@ class Churn(NamedTuple):
     noise: jax.Array | None
 
 
-def churn(scheduler: Any, sigmas: jax.Array) -> Churn:
+def churn(
+    scheduler: Any, sigmas: jax.Array, within: tuple[float, float] | None = None
+) -> Churn:
     """Returns the noise levels raised by `s_churn`, and the noise that raises the sample to them.
 
     Args:
-        scheduler: with the fields `s_churn`, `s_tmin`, `s_tmax` and `s_noise`.
+        scheduler: with the fields `s_churn`, `s_noise` and, for `within`, `s_tmin` and `s_tmax`.
         sigmas: f32[N+1], noise levels of a run.
+        within: the lowest and highest level before which noise is added; None for
+            (s_tmin, s_tmax).
     """
     # Without churn there is no column of noise, and none is drawn.
     if scheduler.s_churn == 0:
@@ -158,7 +162,8 @@ def churn(scheduler: Any, sigmas: jax.Array) -> Churn:
 
     # sigma_hat = (1 + gamma) sigma within [s_tmin, s_tmax].
     gamma = min(scheduler.s_churn / len(levels), math.sqrt(2) - 1)
-    inside = (scheduler.s_tmin <= levels) & (levels <= scheduler.s_tmax)
+    low, high = within or (scheduler.s_tmin, scheduler.s_tmax)
+    inside = (low <= levels) & (levels <= high)
     raised = jnp.append(levels * (1 + jnp.where(inside, gamma, 0.0)), sigmas[-1:])
 
     # sqrt(sigma_hat^2 - sigma^2) of fresh noise, added by the step that arrives at sigma. The first

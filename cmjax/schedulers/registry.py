@@ -25,6 +25,7 @@ from cmjax.schedulers.dpm_multistep_discrete import (
     DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
 )
+from cmjax.schedulers.dpm_sde import DPMSolverSDEScheduler
 from cmjax.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
 from cmjax.schedulers.euler_discrete import EulerDiscreteScheduler
@@ -34,6 +35,7 @@ from cmjax.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.ipndm import IPNDMScheduler
+from cmjax.schedulers.karras_ve import KarrasVeScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.lms import LMSDiscreteScheduler
 from cmjax.schedulers.pndm import PNDMScheduler
@@ -75,6 +77,8 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         DPMSolverSinglestepScheduler,
         DPMSolverMultistepInverseScheduler,
         KDPM2AncestralDiscreteScheduler,
+        DPMSolverSDEScheduler,
+        KarrasVeScheduler,
         FlowMatchEulerDiscreteScheduler,
         FlowMatchHeunDiscreteScheduler,
     )

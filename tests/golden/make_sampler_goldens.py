@@ -22,7 +22,8 @@ import diffusers
 import numpy as np
 import torch
 
-from tests.support.sampler_cases import FINE, LOG_SNR, SAMPLERS, Draw, draw_case
+from tests.support.reference_schedulers import reference_class
+from tests.support.sampler_cases import FINE, FRESH, LOG_SNR, SAMPLERS, Draw, draw_case
 
 CASES = 12  # stored, of each class
 LARGEST_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))
@@ -47,7 +48,7 @@ def reference_case(
         seed: of samples, of what the network returns, and of noise.
     """
     with _precision(double, name):
-        scheduler = getattr(diffusers, name)(**config)
+        scheduler = reference_class(name)(**config)
         levels = _set_timesteps(scheduler, levels)
     saved_config = json.loads(scheduler.to_json_string())
     mend_third_order(scheduler)
@@ -92,7 +93,7 @@ def reference_case(
 def _precision(double, name):
     single = torch.float32
     # Levels that NumPy would round before their squares are subtracted.
-    is_wide = name in LOG_SNR or (double and name == "KDPM2AncestralDiscreteScheduler")
+    is_wide = name in LOG_SNR or (double and name in FRESH)
     with (
         mock.patch.object(torch, "float32", torch.float64 if double else single),
         mock.patch.object(np, "float32", np.float64 if is_wide else np.float32),
@@ -157,6 +158,8 @@ def _levels(scheduler):
         offset = 0 if type(scheduler).__name__ == "KDPM2AncestralDiscreteScheduler" else 1
         levels[0, 1::2] = levels[1, offset::2]
         return {"sigmas": levels[0]}
+    if hasattr(scheduler, "sigmas_of_calls"):
+        return {"sigmas": scheduler.sigmas_of_calls}
     if type(scheduler).__name__ in LOG_SNR:
         # Its sigmas are sigma / alpha, or those of flow paths.
         alphas, sigmas = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas)
@@ -200,8 +203,8 @@ def _step(scheduler, case, index, sample, output, noise):
         variance = torch.tanh(output)
         variance = variance if variance_type == "learned_range" else variance**2
         row["model_output"] = torch.cat([output, variance], dim=-1)
-    if name == "DPMSolverMultistepInverseScheduler":
-        pass  # it noises to levels of times that it has left out
+    if name in ("DPMSolverMultistepInverseScheduler", "KarrasVeScheduler"):
+        pass  # the one noises to levels of times that it has left out, the other to none
     elif hasattr(scheduler, "add_noise"):
         row["noisy"] = scheduler.add_noise(output, noise, t[None])
     elif hasattr(scheduler, "scale_noise") and "sigmas" in case:
@@ -225,9 +228,12 @@ def _step(scheduler, case, index, sample, output, noise):
         # cmjax's last step is that of the ODE.
         algorithm = scheduler.config.algorithm_type.removeprefix("sde-")
         scheduler.register_to_config(algorithm_type=algorithm)
+    elif name == "DPMSolverSDEScheduler":
+        scheduler.noise_sampler.fresh = noise
 
-    # The step, with the noise given.
-    module = sys.modules[type(scheduler).__module__]
+    # The step, with the noise given to the class of diffusers.
+    bases = [base.__module__ for base in type(scheduler).__mro__]
+    module = sys.modules[next(base for base in bases if base.startswith("diffusers"))]
     if is_learned:
         # diffusers has channels first.
         output = row["model_output"].movedim(-1, 1)

@@ -21,7 +21,8 @@ from cmjax.schedulers import SCHEDULERS, scheduler_from_config
 from tests.golden.make_sampler_goldens import reference_case
 from tests.support.draws import draws
 from tests.support.goldens import assert_sampler_case_reproduced
-from tests.support.sampler_cases import FINE, SAMPLERS, Draw, draw_case
+from tests.support.reference_schedulers import reference_class
+from tests.support.sampler_cases import FINE, FRESH, SAMPLERS, Draw, draw_case
 
 # diffusers hands tensors to NumPy 2, and means to drop "dpmsolver".
 pytestmark = [
@@ -72,7 +73,7 @@ def test_every_quantity_equals_that_of_diffusers_in_float64_where_float32_is_not
 def test_diffusers_reads_our_config_and_returns_it(name, data):
     case = drawn_case(name, data, fine=data.draw(st.booleans()))
     ours = SCHEDULERS[name].from_config({**case["config"], **case["ours"]})
-    theirs = getattr(diffusers, name).from_config(json.loads(json.dumps(ours.to_config())))
+    theirs = reference_class(name).from_config(json.loads(json.dumps(ours.to_config())))
     assert (
         scheduler_from_config({**json.loads(theirs.to_json_string()), **case["ours"]})
         == ours
@@ -81,7 +82,7 @@ def test_diffusers_reads_our_config_and_returns_it(name, data):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_defaults_are_those_of_diffusers(name):
-    saved = json.loads(getattr(diffusers, name)().to_json_string())
+    saved = json.loads(reference_class(name)().to_json_string())
     assert scheduler_from_config(saved) == SCHEDULERS[name]()
 
 
@@ -89,9 +90,7 @@ def test_defaults_are_those_of_diffusers(name):
     "betas",
     [{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, STABLE_DIFFUSION],
 )
-@pytest.mark.parametrize(
-    "name", sorted(set(FINE) - {*EDM, "KDPM2AncestralDiscreteScheduler"})
-)
+@pytest.mark.parametrize("name", sorted(set(FINE) - {*EDM, *FRESH}))
 def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas):
     # Its float32 tables as they are. The lowest sigma of the linear schedule is 8.3e-5 off; steps
     # are 1e-5 off.
@@ -121,6 +120,7 @@ def test_released_betas_differ_by_the_rounding_of_diffusers(name, betas):
         ("EulerDiscreteScheduler", {}),
         ("DDPMScheduler", {"timestep_spacing": "linspace"}),
         ("KDPM2AncestralDiscreteScheduler", {}),
+        ("DPMSolverSDEScheduler", {}),
     ],
 )
 def test_a_single_step_starts_at_the_highest_level_where_diffusers_starts_at_the_lowest(
@@ -414,4 +414,4 @@ def test_options_of_diffusers_that_are_missing_are_errors(name, option):
 
 
 def pair(name, **options):
-    return getattr(diffusers, name)(**options), SCHEDULERS[name](**options)
+    return reference_class(name)(**options), SCHEDULERS[name](**options)

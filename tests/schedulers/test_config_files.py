@@ -82,6 +82,16 @@ def test_the_files_of_flax_classes_are_read():
     flax = cmjax.scheduler_from_config({"_class_name": "FlaxDDIMScheduler", **config})
     assert flax == cmjax.DDIMScheduler.from_config(config)
     assert flax.to_config()["_class_name"] == "DDIMScheduler"
+    flax = cmjax.scheduler_from_config({"_class_name": "FlaxKarrasVeScheduler", "s_max": 9})
+    assert flax == cmjax.KarrasVeScheduler(s_max=9.0)
+
+
+def test_a_seed_of_noise_is_none_or_a_number_and_of_no_effect():
+    for seed in (None, 0, 7):
+        config = {"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": seed}
+        assert cmjax.scheduler_from_config(config) == cmjax.DPMSolverSDEScheduler()
+    with pytest.raises(ValueError, match="noise_sampler_seed must be None or a number"):
+        cmjax.scheduler_from_config({**config, "noise_sampler_seed": "x"})
 
 
 @pytest.mark.parametrize(
@@ -96,10 +106,10 @@ def test_the_files_of_flax_classes_are_read():
             {"_class_name": "RePaintScheduler"},
             "RePaintScheduler is a scheduler of diffusers that cmjax does not",
         ),
-        ({"_class_name": "KarrasVeScheduler"}, "KarrasVeScheduler is a scheduler of diff"),
+        ({"_class_name": "SASolverScheduler"}, "SASolverScheduler is a scheduler of diff"),
         (
-            {"_class_name": "FlaxKarrasVeScheduler"},
-            "FlaxKarrasVeScheduler is a scheduler of diff",
+            {"_class_name": "FlaxSASolverScheduler"},
+            "FlaxSASolverScheduler is a scheduler of diff",
         ),
         ({"_class_name": ["DDIMScheduler"]}, "no scheduler ..DDIMScheduler..; known are"),
     ],

@@ -14,6 +14,7 @@ from cmjax.schedulers import (
     CTMScheduler,
     DDIMScheduler,
     IPNDMScheduler,
+    KarrasVeScheduler,
     PNDMScheduler,
     SCMScheduler,
     TCDScheduler,
@@ -82,6 +83,8 @@ def convention(scheduler, alpha, sigma):
             "v_prediction": lambda x, x0, eps: (alpha * eps - sigma * x0) / size,
         }
         return size, predictions[scheduler.prediction_type]
+    if isinstance(scheduler, KarrasVeScheduler):
+        return 1, lambda x, x0, eps: -eps
     std = scheduler.sigma_data
     size = jnp.sqrt(jnp.square(sigma) + std**2)
     sign = -1 if getattr(scheduler, "prediction_type", "epsilon") == "v_prediction" else 1
@@ -175,16 +178,8 @@ def lms(**options):
     scheduler = schedulers.SCHEDULERS["LMSDiscreteScheduler"](**options)
 
     def levels(n):
-        state = scheduler.set_timesteps(sigmas=karras_sigmas(ramp(n + 1), 0.1, 100.0, 7.0))
-        table = jax.tree.map(lambda column: column[:-1], (state.weights, state.scalings))
-        weights, scalings = table
-        return state.replace(
-            sigmas=state.sigmas[:-1],
-            alphas=state.alphas[:-1],
-            timesteps=state.timesteps[:-1],
-            weights=weights,
-            scalings=scalings,
-        )
+        sigmas = karras_sigmas(ramp(n + 1), 0.1, 100.0, 7.0)
+        return without_last_call(scheduler.set_timesteps(sigmas=sigmas))
 
     return scheduler, levels
 
@@ -234,6 +229,27 @@ def ipndm_of_its_levels():
 
 def ipndm_of_equal_ratios():
     return ipndm(lambda n: sigmas_of_ratios(np.linspace(8, 0.25, n)))
+
+
+def karras_ve(**options):
+    # Equal steps of log sigma down to sigma_min; the step from there to 0 would not shrink.
+    scheduler = schedulers.SCHEDULERS["KarrasVeScheduler"](
+        sigma_min=0.1, sigma_max=10.0, s_noise=1.0, **options
+    )
+    return scheduler, lambda n: without_last_call(scheduler.set_timesteps(n))
+
+
+def without_last_call(state):
+    """The run up to the level of its last call."""
+    table = jax.tree.map(lambda column: column[:-1], (state.weights, state.scalings))
+    weights, scalings = table
+    return state.replace(
+        sigmas=state.sigmas[:-1],
+        alphas=state.alphas[:-1],
+        timesteps=state.timesteps[:-1],
+        weights=weights,
+        scalings=scalings,
+    )
 
 
 def ddim():
@@ -309,6 +325,7 @@ for name, solver, order, numbers in [
     ("UniPC 2", log_snr(UNIPC), 3, THIRD),
     ("UniPC 2, not corrected", log_snr(UNIPC, **NO_CORRECTOR), 2, SECOND),
     ("UniPC 3, not corrected", log_snr(UNIPC, solver_order=3, **NO_CORRECTOR), 3, THIRD),
+    ("KarrasVe without churn", karras_ve(s_churn=0.0), 2, SECOND),
     ("LMS 2", lms(order=2), 2, SECOND),
     ("LMS 4", lms(), 4, (128, 192, 256)),
     # Pseudo numerical methods take the means of equal steps, but steps that are equal in time are
@@ -420,10 +437,15 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
         (SINGLE, {**SDE, "solver_order": 2}, 600),
         (SINGLE, {**SDE, "solver_order": 3, "solver_type": "heun"}, 600),
         ("EDMEulerScheduler", {"s_churn": 10.0}, 200),
+        ("KarrasVeScheduler", {"s_churn": 20.0}, 50),
+        ("KarrasVeScheduler", {"s_churn": 20.0, "s_min": 0.3, "s_max": 3.0}, 50),
     ],
 )
 def test_samplers_with_noise_draw_the_mixture(name, options, n):
-    scheduler, levels = (edm if name.startswith("EDM") else log_snr)(name, **options)
+    if name == "KarrasVeScheduler":
+        scheduler, levels = karras_ve(**options)
+    else:
+        scheduler, levels = (edm if name.startswith("EDM") else log_snr)(name, **options)
     state = jax.jit(levels, static_argnums=0)(n)
     x = run(scheduler, denoiser, state, draws(state, MIXTURE))
     x = x / state.alphas[-1]
@@ -449,6 +471,7 @@ def test_samplers_with_noise_draw_the_mixture(name, options, n):
             0.004,
         ),
         ("KDPM2DiscreteScheduler", {"prediction_type": "sample"}, 0.004),
+        ("KarrasVeScheduler", {"s_churn": 0.0}, 0.002),
         ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}, 0.02),
         ("DDIMScheduler", {"clip_sample": False, "prediction_type": "v_prediction"}, 0.02),
         (MULTI, {"prediction_type": "v_prediction"}, 0.002),
@@ -484,16 +507,21 @@ def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "n"),
     [
-        ("DDPMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
-        ("DDPMScheduler", {"variance_type": "fixed_large", "clip_sample": False}),
-        ("KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}),
+        ("DDPMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}, 500),
+        ("DDPMScheduler", {"variance_type": "fixed_large", "clip_sample": False}, 500),
+        ("KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}, 500),
+        (
+            "DPMSolverSDEScheduler",
+            {"use_karras_sigmas": True, "prediction_type": "sample"},
+            100,
+        ),
     ],
 )
-def test_ancestral_samplers_of_discrete_times_draw_gaussian_data(name, options):
+def test_ancestral_samplers_of_discrete_times_draw_gaussian_data(name, options, n):
     scheduler = schedulers.SCHEDULERS[name](**options)
-    state = start(scheduler, num_inference_steps=500)
+    state = start(scheduler, num_inference_steps=n)
     estimate = functools.partial(denoiser, data=GAUSSIAN)
     x = run(scheduler, estimate, state, draws(state, GAUSSIAN))
     assert_mean_and_variance(x, MEAN, STD**2)

@@ -39,6 +39,7 @@ LOG_SNR = of_kind(LogSNRScheduler)
 UPWARDS = [name for name in SCHEDULERS if "Inverse" in name]
 PSEUDO = ["PNDMScheduler", "IPNDMScheduler"]
 TWO_CALLS = [name for name in SCHEDULERS if "Heun" in name or "DPM2" in name]  # a step
+TWO_CALLS += ["DPMSolverSDEScheduler", "KarrasVeScheduler"]
 
 
 def start(scheduler, **levels):
@@ -89,6 +90,11 @@ BAD_OPTIONS = [
         VE + FLOW_MATCH,
         {**TWO_GRIDS, "use_beta_sigmas": True},
         "use_exponential_sigmas and use_beta_sigmas exclude each other",
+    ),
+    (
+        ["KarrasVeScheduler"],
+        {"sigma_min": 2.0, "sigma_max": 1.0},
+        "sigma_min 2.0 must be less than sigma_max 1.0",
     ),
     (
         FLOW_MATCH,
@@ -287,6 +293,7 @@ BAD_LEVELS = [
     ("IPNDMScheduler", {}, {"timesteps": [1.5]}, r"timesteps must lie in .*1\].*1.5"),
     ("SCMScheduler", {}, {"timesteps": [1.6]}, r"timesteps \(angles.*1.5707964\).*1.6"),
     ("EDMEulerScheduler", {}, {"sigmas": [80.1]}, r"sigmas.*\[0.002, 80\].*80.1"),
+    ("KarrasVeScheduler", {}, {"timesteps": [51.0]}, r"timesteps.*\[0.01, 50\].*51"),
     (
         "KDPM2DiscreteScheduler",
         {"use_karras_sigmas": True},
@@ -333,6 +340,11 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
     **dict.fromkeys(
         CM, [SIGMAS, ({"timesteps": [39, 0]}, 250 * np.log([80, 0.002]), [80, 0.002])]
     ),
+    # Above the levels that churn raises.
+    "KarrasVeScheduler": [
+        ({"sigmas": [80.0, 60.0]}, [40, 30], [80, 60]),
+        ({"timesteps": [40.0, 30.0]}, [40, 30], [80, 60]),
+    ],
     **dict.fromkeys(DISCRETE, [TIMES]),
     **dict.fromkeys(VE, [TIMES, SIGMAS]),
     "DDIMInverseScheduler": [({"timesteps": [999, 40]}, [40, 999], None)],
@@ -409,6 +421,7 @@ HIGHEST = {  # times
     **dict.fromkeys(CM, 250 * math.log(80)),
     "SCMScheduler": math.pi / 2,
     "IPNDMScheduler": 1,
+    "KarrasVeScheduler": 50,
 }
 
 

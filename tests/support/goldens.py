@@ -23,11 +23,16 @@ from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.flow_match import FlowMatchScheduler
 from cmjax.schedulers.grids import GRID_OPTIONS, grid_option
+from cmjax.schedulers.karras_ve import KarrasVeScheduler
 from cmjax.schedulers.log_snr import LogSNRScheduler
 
 FOLDER = Path(__file__).parents[1] / "golden"
 RTOL = 1e-5
 FLOAT32 = 2.0**-24  # largest relative error of rounding to float32
+BETWEEN = (
+    "KDPM2",
+    "DPMSolverSDE",
+)  # begin the names of those that are called between two levels
 
 
 def load_goldens(name, kind=None):
@@ -235,7 +240,7 @@ def _assert_levels_reproduced(scheduler, state, case, rtol):
         is_close = np.abs(2 * fractional - np.round(2 * fractional)) < 0.02
         moved = np.where(is_close, np.clip(state.timesteps - times, -1, 1), 0)
         times = times + moved
-    elif _has_levels_of_its_own(scheduler) or name.startswith("KDPM2"):
+    elif _has_levels_of_its_own(scheduler) or name.startswith(BETWEEN):
         scale = scale + 1  # interpolated, between 0 and 1 too
 
         # A few roundings of log(sigma), where training times lie close together in it.
@@ -300,7 +305,7 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
     ours = scheduler.scale_input(state, sample)
     assert_close(ours, scaled, np.abs(scaled), "scale_input", rtol=rtol)
     # On the way to the level between two others, diffusers noises to the one after it.
-    is_between = name.startswith("KDPM2") and row % 2
+    is_between = name.startswith(BETWEEN) and row % 2
     if "noisy" in case and not is_between:
         ours = scheduler.add_noise(state, jnp.asarray(output), jnp.asarray(noise))
         scale = np.abs(output) + _entry(state.sigmas, row) * np.abs(noise)
@@ -326,7 +331,7 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
     terms = zip(columns, jax.tree.leaves(sizes), strict=True)
     scale = sum(np.abs(weight) * size for weight, size in terms)
     allowance = 0.0
-    if isinstance(scheduler, (EDMScheduler, DiscreteSigmasScheduler)):
+    if isinstance(scheduler, (EDMScheduler, DiscreteSigmasScheduler, KarrasVeScheduler)):
         # diffusers adds to the sample what is to be removed: it is rounded.
         allowance = 8 * FLOAT32 * np.abs(x)
     theirs = case["prev_sample"][row]

@@ -274,6 +274,20 @@ def euler(draw):
     return config, {}, spaced_steps(draw, config)
 
 
+def dpm_sde(draw):
+    config, _, levels = kdpm2_ancestral(draw)
+    config["noise_sampler_seed"] = draw.pick([None, 0, 7])  # of no effect here
+    return config, {"s_noise": draw.between(0, 1.5)}, levels
+
+
+def karras_ve(draw):
+    config = {"sigma_min": draw.between(0.01, 0.1), "sigma_max": draw.between(1, 200)}
+    config |= {"s_noise": draw.between(0, 1.5), "s_churn": draw.pick([0, 1, 80])}
+    config |= {"s_min": draw.between(0, 1), "s_max": draw.between(0.5, 100)}
+    steps = [*STEPS[1:], 12]  # of a single one, the level in diffusers is 0 / 0
+    return config, {}, {"num_inference_steps": draw.pick(steps)}
+
+
 def kdpm2_ancestral(draw):
     config, ours, levels = kdpm2(draw)
     # From 20,000 down to 0.01 not even float64 has digits enough for how diffusers computes it.
@@ -340,6 +354,8 @@ SAMPLERS = {
     "DDPMScheduler": ddpm,
     "DDIMInverseScheduler": ddim_inverse,
     "KDPM2AncestralDiscreteScheduler": kdpm2_ancestral,
+    "DPMSolverSDEScheduler": dpm_sde,
+    "KarrasVeScheduler": karras_ve,
     "LMSDiscreteScheduler": lms,
     "PNDMScheduler": pndm,
     "IPNDMScheduler": ipndm,
@@ -357,10 +373,13 @@ FIRST = list(SAMPLERS)[:11]
 # its differences of exponentials keep few digits.
 LOG_SNR = list(SAMPLERS)[-5:]
 
+# Those that add most of the noise of each step afresh: the rest is a difference of squares, which
+# float32 rounds away.
+FRESH = ["KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"]
+
 # Those that `Draw.fine` is for.
-FINE = [
-    name for name in SAMPLERS if not name.startswith(("SCM", "Flow", "EDMEuler", "IPNDM"))
-]
+_NOT_FINE = ("SCM", "Flow", "EDMEuler", "KarrasVe", "IPNDM")
+FINE = [name for name in SAMPLERS if not name.startswith(_NOT_FINE)]
 
 
 def draw_case(name: str, draw: Draw) -> dict:
@@ -368,9 +387,7 @@ def draw_case(name: str, draw: Draw) -> dict:
     config, ours, levels = SAMPLERS[name](draw)
     case = {"name": name, "config": config, "ours": ours, "levels": levels}
 
-    # Where most noise is fresh, the rest is a difference of squares that float32 rounds away.
-    wide = [*LOG_SNR, "KDPM2AncestralDiscreteScheduler"]
-    double = draw.fine or name in wide
+    double = draw.fine or name in [*LOG_SNR, *FRESH]
     return case | {"shape": draw.pick(SHAPES), "double": double}
 
 

@@ -1,0 +1,102 @@
+"""DPM-Solver++ of the SDE, in steps of two calls (k-diffusion's `sample_dpmpp_sde`)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.schedulers.ancestral import ancestral_weights
+from cmjax.schedulers.config_files import FileOption
+from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
+from cmjax.schedulers.dpm2 import (
+    middle_sigmas,
+    midpoint_calls,
+    midpoint_calls_between_times,
+)
+from cmjax.schedulers.edm import CHURN_DOMAINS
+from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.table import Weights, alternate
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class DPMSolverSDEScheduler(DiscreteSigmasScheduler):
+    """The midpoint method for the reverse SDE, in log sigma: n steps take 2n - 1 network calls.
+
+    DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095, Algorithm 1 with r = 1/2) with the noise of
+    ancestral sampling. An ancestral step goes to the middle; from the step's start, another one
+    goes to its end with the x0 of the middle. The noises of both lie on one Brownian path over the
+    noise levels, so the second contains the first; diffusers draws that path with torchsde.
+
+    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
+    `DiscreteSigmasScheduler` takes.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+        timestep_spacing: "linspace", "leading" or "trailing".
+        steps_offset: added to "leading" times.
+        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
+        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
+        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
+        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
+        s_noise: factor on the noise; in diffusers an argument of `step`.
+    """
+
+    # As diffusers' default for this solver.
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+    s_noise: float = 1.0
+
+    facts = DiscreteSigmasScheduler.facts.replace(
+        order="2, in distribution",
+        calls="2",
+        memory="2",
+        noise="yes",
+        paper="Lu et al. 2022 (++); k-diffusion",
+    )
+
+    # diffusers' class of this name does not rescale. Its seed is a key here.
+    _sibling_options = frozenset({"rescale_betas_zero_snr"})
+    _file_options = {"noise_sampler_seed": FileOption(None, numbers=(0, 2**64))}
+    _domains = {"s_noise": CHURN_DOMAINS["s_noise"]}
+
+    def calls(self, levels: Levels) -> Levels:
+        """Returns where the network is called: at each step's start and middle."""
+        return midpoint_calls_between_times(self.parametrization, levels, levels.sigmas)
+
+    def weights(self, levels: Levels) -> Weights:
+        """Returns the table of ancestral steps to the middle, then from the start to the end."""
+        start = levels.sigmas[:-1]
+        middle = middle_sigmas(levels.sigmas, levels.sigmas)
+
+        # Of the steps from call to call, every second one is from a start to its middle.
+        between = ancestral_weights(midpoint_calls(levels.sigmas, levels.sigmas))
+        predict = Weights(
+            x0=1.0, eps=between.eps[::2], noise=self.s_noise * between.noise[::2]
+        )
+
+        # x0 + down eps as seen from the start, (down / start) x + (1 - down / start) x0, where x0
+        # is that of the middle.
+        whole = ancestral_weights(levels.sigmas)
+        kept = whole.eps / start
+
+        # The noise W(start) - W(end) of a Brownian path W over sigma has the variance start - end.
+        # The first call's is W(start) - W(middle). As middle^2 = start end, it makes up this share
+        # of that variance; fresh noise is the rest.
+        ratio = jnp.where(middle > 0, middle, 1) / start  # 0 ends the run, without noise
+        shared = 1 / (1 + ratio)
+        up = self.s_noise * whole.noise
+        correct = Weights(
+            x0=1 - kept,
+            eps=0.0,
+            noise=up * jnp.sqrt(ratio * shared),
+            last_sample=kept,
+            last_noise=up * jnp.sqrt(shared),
+        )
+        return alternate(predict, correct, len(start))
