@@ -86,6 +86,8 @@ _EXPORTS = {
         "SCMScheduler",
         "Scheduler",
         "SchedulerState",
+        "ScoreSdeVeScheduler",
+        "ScoreSdeVpScheduler",
         "StepOutput",
         "TCDScheduler",
         "TableScheduler",

@@ -11,10 +11,13 @@ from cmjax.parametrization.conversion import (
 from cmjax.parametrization.discrete import Discrete, DiscreteExploding
 from cmjax.parametrization.edm import EDM
 from cmjax.parametrization.flow import FlowMatching
+from cmjax.parametrization.sde import VESDE, VPSDE
 from cmjax.parametrization.trigflow import TrigFlow
 
 __all__ = [
     "EDM",
+    "VESDE",
+    "VPSDE",
     "Denoiser",
     "Discrete",
     "DiscreteExploding",

@@ -36,6 +36,8 @@ from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.lms import LMSDiscreteScheduler
 from cmjax.schedulers.scm import SCMScheduler
+from cmjax.schedulers.score_sde_ve import ScoreSdeVeScheduler
+from cmjax.schedulers.score_sde_vp import ScoreSdeVpScheduler
 from cmjax.schedulers.tcd import TCDScheduler
 from cmjax.schedulers.unipc import UniPCMultistepScheduler
 
@@ -73,6 +75,8 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         KDPM2AncestralDiscreteScheduler,
         FlowMatchEulerDiscreteScheduler,
         FlowMatchHeunDiscreteScheduler,
+        ScoreSdeVeScheduler,
+        ScoreSdeVpScheduler,
     )
 }
 
