@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmjax.schedulers import SCHEDULERS, scheduler_from_config
-from tests.golden.make_sampler_goldens import reference_case
+from tests.golden.make_sampler_goldens import diffusers_class, reference_case
 from tests.support.goldens import assert_sampler_case_reproduced
 from tests.support.sampler_cases import FINE, SAMPLERS, Draw, draw_case
 
@@ -68,7 +68,7 @@ def test_every_quantity_equals_that_of_diffusers_in_float64_where_float32_is_not
 def test_diffusers_reads_our_config_and_returns_it(name, data):
     case = drawn_case(name, data, fine=data.draw(st.booleans()))
     ours = SCHEDULERS[name].from_config({**case["config"], **case["ours"]})
-    theirs = getattr(diffusers, name).from_config(json.loads(json.dumps(ours.to_config())))
+    theirs = diffusers_class(name).from_config(json.loads(json.dumps(ours.to_config())))
     assert (
         scheduler_from_config({**json.loads(theirs.to_json_string()), **case["ours"]})
         == ours
@@ -77,7 +77,7 @@ def test_diffusers_reads_our_config_and_returns_it(name, data):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_defaults_are_those_of_diffusers(name):
-    saved = json.loads(getattr(diffusers, name)().to_json_string())
+    saved = json.loads(diffusers_class(name)().to_json_string())
     assert scheduler_from_config(saved) == SCHEDULERS[name]()
 
 
@@ -405,4 +405,4 @@ def test_options_of_diffusers_that_are_missing_are_errors(name, option):
 
 
 def pair(name, **options):
-    return getattr(diffusers, name)(**options), SCHEDULERS[name](**options)
+    return diffusers_class(name)(**options), SCHEDULERS[name](**options)

@@ -298,6 +298,24 @@ def ddim_inverse(draw):
     return config, {}, spaced_steps(draw, config)
 
 
+def score_sde_ve(draw):
+    config = {"num_train_timesteps": draw.pick([20, 2000]), "snr": draw.between(0.03, 0.6)}
+    config |= {"sigma_min": draw.between(0.001, 0.1), "sigma_max": draw.between(1, 1500)}
+    config |= {
+        "sampling_eps": draw.between(1e-5, 0.05),
+        "correct_steps": draw.pick(range(4)),
+    }
+    # diffusers starts a single step at the lowest level.
+    return config, {}, {"num_inference_steps": draw.pick([*STEPS[1:], 12])}
+
+
+def score_sde_vp(draw):
+    config = {"num_train_timesteps": draw.pick([20, 2000])}
+    config |= {"beta_min": draw.between(0.01, 1), "beta_max": draw.between(0.5, 30)}
+    config["sampling_eps"] = draw.between(1e-4, 0.1)
+    return config, {}, {"num_inference_steps": draw.pick([*STEPS, 12])}
+
+
 SAMPLERS = {
     "LCMScheduler": lcm,
     "TCDScheduler": tcd,
@@ -317,6 +335,8 @@ SAMPLERS = {
     "DDIMInverseScheduler": ddim_inverse,
     "KDPM2AncestralDiscreteScheduler": kdpm2_ancestral,
     "LMSDiscreteScheduler": lms,
+    "ScoreSdeVeScheduler": score_sde_ve,
+    "ScoreSdeVpScheduler": score_sde_vp,
     "DPMSolverMultistepScheduler": dpm_multistep,
     "UniPCMultistepScheduler": unipc,
     "DEISMultistepScheduler": deis,
@@ -331,8 +351,13 @@ FIRST = list(SAMPLERS)[:11]
 # its differences of exponentials keep few digits.
 LOG_SNR = list(SAMPLERS)[-5:]
 
+# Those of the SDEs of Song et al. 2021, whose classes have other methods than `step`.
+SCORE_SDE = ["ScoreSdeVeScheduler", "ScoreSdeVpScheduler"]
+
 # Those that `Draw.fine` is for.
-FINE = [name for name in SAMPLERS if not name.startswith(("SCM", "Flow", "EDMEuler"))]
+FINE = [
+    name for name in SAMPLERS if not name.startswith(("SCM", "Score", "Flow", "EDMEuler"))
+]
 
 
 def draw_case(name: str, draw: Draw) -> dict:
@@ -340,8 +365,9 @@ def draw_case(name: str, draw: Draw) -> dict:
     config, ours, levels = SAMPLERS[name](draw)
     case = {"name": name, "config": config, "ours": ours, "levels": levels}
 
-    # Where most noise is fresh, the rest is a difference of squares that float32 rounds away.
-    wide = [*LOG_SNR, "KDPM2AncestralDiscreteScheduler"]
+    # Where most noise is fresh, the rest is a difference of squares that float32 rounds away; so is
+    # the variance 1 - alpha^2 near t = 0.
+    wide = [*LOG_SNR, "KDPM2AncestralDiscreteScheduler", *SCORE_SDE]
     double = draw.fine or name in wide
     return case | {"shape": draw.pick(SHAPES), "double": double}
 
