@@ -38,6 +38,8 @@ CM = of_kind(cmjax.CMStochasticIterativeScheduler)
 LOG_SNR = of_kind(LogSNRScheduler)
 UPWARDS = [name for name in SCHEDULERS if "Inverse" in name]
 TWO_CALLS = [name for name in SCHEDULERS if "Heun" in name or "DPM2" in name]  # a step
+CORRECTED = ["ScoreSdeVeScheduler"]  # two calls at every level
+EVERY_SECOND = TWO_CALLS + CORRECTED
 
 
 def start(scheduler, **levels):
@@ -128,6 +130,7 @@ BAD_OPTIONS = [
         "prediction_type.*'trigflow'.*'epsilon'",
     ),
     (EDM, {"prediction_type": "sample"}, "prediction_type.*'v_prediction'.*'sample'"),
+    (CORRECTED, {"sigma_min": 1400.0}, "sigma_min 1400.0 must be less than .* 1348.0"),
     (EDM + CM, {"sigma_min": 90}, "sigma_min 90 .*sigma_max 80.0"),
     (MULTISTEP, {"algorithm_type": "dpmsolver"}, "algorithm_type.*'dpmsolver'"),
     (
@@ -272,6 +275,12 @@ BAD_LEVELS = [
         {"timesteps": [9]},
         "leave out use_beta_sigmas, or give num_inference_steps",
     ),
+    (
+        "ScoreSdeVpScheduler",
+        {},
+        {"sigmas": [0.5]},
+        r"ScoreSdeVpScheduler takes timesteps=\[1.0.*not sigmas",
+    ),
     ("SCMScheduler", {}, {"timesteps": [1.6]}, r"timesteps \(angles.*1.5707964\).*1.6"),
     ("EDMEulerScheduler", {}, {"sigmas": [80.1]}, r"sigmas.*\[0.002, 80\].*80.1"),
     (
@@ -331,6 +340,11 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
         ],
     ),
     **dict.fromkeys(UPWARDS, [({"timesteps": [999, 40]}, [40, 999], None)]),
+    "ScoreSdeVeScheduler": [
+        ({"sigmas": [9.0, 0.5]}, [9, 0.5], [9, 0.5]),
+        ({"timesteps": [1.0, 0.5]}, [1348, 13.48**0.5], None),
+    ],
+    "ScoreSdeVpScheduler": [({"timesteps": [1.0, 0.5]}, [999, 499.5], None)],
     "SCMScheduler": [
         ({"timesteps": [1.5, 0.5]}, None, 0.5 * np.sin([1.5, 0.5])),
         ({"sigmas": [0.5, 0.1]}, np.arctan([1, 0.2]), None),
@@ -341,7 +355,7 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
 @EVERY
 def test_levels_written_down_are_taken_also_when_traced(name):
     scheduler = SCHEDULERS[name]()
-    every = 2 if name in TWO_CALLS else 1
+    every = 2 if name in EVERY_SECOND else 1
     for levels, times, sigmas in WRITTEN[name]:
         state = start(scheduler, **levels)
         if times is not None:
@@ -389,6 +403,8 @@ HIGHEST = {  # times
     **dict.fromkeys(FLOW, 1000),
     **dict.fromkeys(CM, 250 * math.log(80)),
     "SCMScheduler": math.pi / 2,
+    "ScoreSdeVeScheduler": 1348,
+    "ScoreSdeVpScheduler": 999,
 }
 
 
@@ -408,9 +424,12 @@ def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(n
             assert state.timesteps[-1] == HIGHEST[name]
             assert np.all(np.diff(state.sigmas[:-1]) > 0)
             continue
-        assert state.num_steps == (2 * n - 1 if name in TWO_CALLS else n)
+        if name in CORRECTED:
+            assert state.num_steps == 2 * n
+        else:
+            assert state.num_steps == (2 * n - 1 if name in TWO_CALLS else n)
         assert state.timesteps[0] == pytest.approx(HIGHEST[name], rel=1e-6)
-        assert np.all(np.diff(state.sigmas[:: 2 if name in TWO_CALLS else 1]) < 0)
+        assert np.all(np.diff(state.sigmas[:: 2 if name in EVERY_SECOND else 1]) < 0)
 
 
 @pytest.mark.parametrize("name", FLOW)
@@ -571,7 +590,10 @@ def test_editing_at_a_low_level_does_not_overflow_float16(name):
     # by the last weight, 0.
     scheduler = SCHEDULERS[name]()
     x = jnp.ones(SHAPE, jnp.float16)
-    state = start(scheduler, num_inference_steps=1).replace(sigmas=jnp.array([1e-6, 0]))
+    state = start(scheduler, num_inference_steps=1)
+    sigmas = jnp.full_like(state.sigmas, 1e-6).at[-1].set(0)
+    last = state.step_index + state.num_steps - 1
+    state = state.replace(sigmas=sigmas, step_index=last)
     _, edited = scheduler.advance(scheduler.prepare(state, x), x, -x, x)
     assert np.all(np.isfinite(edited))
 
