@@ -90,6 +90,8 @@ _EXPORTS = {
         "SCMScheduler",
         "Scheduler",
         "SchedulerState",
+        "ScoreSdeVeScheduler",
+        "ScoreSdeVpScheduler",
         "StepOutput",
         "TCDScheduler",
         "TableScheduler",

@@ -89,6 +89,8 @@ from cmjax.schedulers import PNDMScheduler as PNDMScheduler
 from cmjax.schedulers import Scheduler as Scheduler
 from cmjax.schedulers import SchedulerState as SchedulerState
 from cmjax.schedulers import SCMScheduler as SCMScheduler
+from cmjax.schedulers import ScoreSdeVeScheduler as ScoreSdeVeScheduler
+from cmjax.schedulers import ScoreSdeVpScheduler as ScoreSdeVpScheduler
 from cmjax.schedulers import StepOutput as StepOutput
 from cmjax.schedulers import TableScheduler as TableScheduler
 from cmjax.schedulers import TCDScheduler as TCDScheduler

@@ -12,10 +12,13 @@ from cmjax.parametrization.discrete import Discrete, DiscreteExploding
 from cmjax.parametrization.edm import EDM
 from cmjax.parametrization.flow import FlowMatching
 from cmjax.parametrization.karras_ve import KarrasVe
+from cmjax.parametrization.sde import VESDE, VPSDE
 from cmjax.parametrization.trigflow import TrigFlow, VDiffusion
 
 __all__ = [
     "EDM",
+    "VESDE",
+    "VPSDE",
     "Denoiser",
     "Discrete",
     "DiscreteExploding",

@@ -41,6 +41,8 @@ from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.pndm import PNDMScheduler
 from cmjax.schedulers.registry import SCHEDULERS, scheduler_from_config, scheduler_like
 from cmjax.schedulers.scm import SCMScheduler
+from cmjax.schedulers.score_sde_ve import ScoreSdeVeScheduler
+from cmjax.schedulers.score_sde_vp import ScoreSdeVpScheduler
 from cmjax.schedulers.table import Memory, TableScheduler, TableState, Weights
 from cmjax.schedulers.tcd import TCDScheduler
 from cmjax.schedulers.unipc import UniPCMultistepScheduler
@@ -87,6 +89,8 @@ __all__ = [
     "SCMScheduler",
     "Scheduler",
     "SchedulerState",
+    "ScoreSdeVeScheduler",
+    "ScoreSdeVpScheduler",
     "StepOutput",
     "TCDScheduler",
     "TableScheduler",

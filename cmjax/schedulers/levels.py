@@ -21,12 +21,15 @@ class Levels(NamedTuple):
         times: f32[N], the network's time at each level but the last.
         alphas: f32[N+1], signal levels; the last is where sampling ends.
         sigmas: f32[N+1], noise levels, likewise.
+        lengths: f32[N], how far each step goes in the time of an SDE, where that is not from one
+            level to the next; None elsewhere.
     """
 
     # One entry fewer than the others: the network is not called where sampling ends.
     times: jax.Array
     alphas: jax.Array
     sigmas: jax.Array
+    lengths: jax.Array | None = None
 
 
 def exploding_levels(

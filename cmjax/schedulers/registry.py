@@ -40,6 +40,8 @@ from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.lms import LMSDiscreteScheduler
 from cmjax.schedulers.pndm import PNDMScheduler
 from cmjax.schedulers.scm import SCMScheduler
+from cmjax.schedulers.score_sde_ve import ScoreSdeVeScheduler
+from cmjax.schedulers.score_sde_vp import ScoreSdeVpScheduler
 from cmjax.schedulers.tcd import TCDScheduler
 from cmjax.schedulers.unipc import UniPCMultistepScheduler
 
@@ -81,6 +83,8 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         KarrasVeScheduler,
         FlowMatchEulerDiscreteScheduler,
         FlowMatchHeunDiscreteScheduler,
+        ScoreSdeVeScheduler,
+        ScoreSdeVpScheduler,
     )
 }
 

@@ -105,7 +105,8 @@ class TableScheduler(Scheduler[TableState]):
     * `levels`: the noise levels of a run;
     * `weights`: the weights of each step;
     * `calls`, if the network is called at other levels than these: those levels;
-    * `bound`, if it has options that bound the x0 estimate.
+    * `bound`, if it has options that bound the x0 estimate;
+    * `call_weights`, if the size of a step depends on what it weighs.
 
     They are frozen dataclasses, and declare valid values of their fields in `_domains` (see
     `cmjax.configs.check_options`).
@@ -152,6 +153,19 @@ class TableScheduler(Scheduler[TableState]):
         """Returns the x0 estimate as `advance` weighs it, after eps has been computed from it."""
         # DDIM bounds x0 here by default, so that eps comes from the unbounded estimate.
         return denoised
+
+    def call_weights(self, state: TableState, row: Weights, arrays: Weights) -> Weights:
+        """Returns the weights of one call, numbers or f32[B], from its row of the table.
+
+        They are the row itself but for samplers whose step size depends on what it weighs.
+
+        Args:
+            state: the run.
+            row: the weights in the table, f32[] each.
+            arrays: what they weigh, `[B, ...]` each, in the same structure.
+        """
+        del state, arrays
+        return row
 
     def set_timesteps(
         self,
@@ -337,6 +351,7 @@ class TableScheduler(Scheduler[TableState]):
 
         # The next sample is the sum of weight times array over the columns that the table has.
         row = jax.tree.map(lambda column: column[state.step_index], weights)
+        row = self.call_weights(state, row, arrays)
         terms = zip(jax.tree.leaves(row), jax.tree.leaves(arrays), strict=True)
         next_sample = combine(*terms)
 

@@ -20,7 +20,14 @@ from cmjax.testing.comparisons import (
 )
 from cmjax.testing.gradients import assert_differentiable
 from cmjax.testing.invariance import assert_batch_invariant
-from cmjax.testing.runs import SHAPE, network, one_step, rounding, set_timesteps, start
+from cmjax.testing.runs import (
+    SHAPE,
+    network_for,
+    one_step,
+    rounding,
+    set_timesteps,
+    start,
+)
 
 
 def assert_scheduler_contract(scheduler: Scheduler, num_steps: int = 3) -> None:
@@ -33,6 +40,7 @@ def assert_scheduler_contract(scheduler: Scheduler, num_steps: int = 3) -> None:
     assert_dtype_kept(scheduler, num_steps)
     assert_clean_end(scheduler, num_steps)
     assert_threads_agree(scheduler, num_steps)
+    network = network_for(scheduler)
     assert_batch_invariant(network, None, scheduler, SHAPE, num_inference_steps=num_steps)
     assert_step_equals_sample(scheduler, num_steps)
     assert_bare_sample_compiles_once(scheduler, num_steps)
@@ -202,6 +210,7 @@ def assert_threads_agree(
 def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
     """Checks that `cmjax.sample` equals a loop by hand, with the noise of each level."""
     key = key_of_seed(3)
+    network = network_for(scheduler)
     expected = sample(key, network, None, scheduler, SHAPE, num_inference_steps=num_steps)
 
     # The loop over the scheduler's own methods: level i's noise brings samples to level i.
@@ -219,6 +228,7 @@ def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 def assert_bare_sample_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:
     """Checks that `cmjax.sample` outside of jit compiles once for all keys and parameters."""
+    network = network_for(scheduler)
     traces = []
 
     def scaled(gain, x, *times):

@@ -11,7 +11,7 @@ from cmjax.random import key_of_seed
 from cmjax.sampling import sample
 from cmjax.schedulers.base import Scheduler
 from cmjax.testing.comparisons import assert_close, assert_finite, check
-from cmjax.testing.runs import SHAPE, network, set_timesteps
+from cmjax.testing.runs import SHAPE, network_for, set_timesteps
 
 # Differences are taken over this share of a level, and agree with gradients to this tolerance.
 _STEP = 2e-3
@@ -25,6 +25,7 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
     All must be finite. Reverse and forward mode must agree on the gradient by the network. Where
     the scheduler takes `sigmas`, the gradient by these must agree with differences.
     """
+    network = network_for(scheduler)
     state = set_timesteps(scheduler, num_steps)
     levels = _levels_between(state.sigmas)
 

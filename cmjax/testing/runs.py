@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import combine
+from cmjax.arrays import ApplyFn, combine
+from cmjax.parametrization import VESDE
 from cmjax.random import key_of_seed
 from cmjax.schedulers.base import Scheduler, SchedulerState
 from cmjax.schedulers.table import TableState
@@ -22,6 +23,21 @@ def network(params: None, x: jax.Array, *times: jax.Array) -> jax.Array:
     # Bounded in x, so that long runs stay finite, and flat where x is large: not all networks see
     # scaled samples, and bfloat16 rounds 100 by up to 1/4. Times reach a thousand too.
     return combine((0.3, jnp.arctan(x)), *((1e-4 * t, jnp.ones_like(x)) for t in times))
+
+
+def score(params: None, x: jax.Array, sigma: jax.Array) -> jax.Array:
+    """The same as a score, which is large where there is little noise, and small where much."""
+    scale = 1 / (1 + sigma)
+    return combine((scale, network(params, combine((scale, x)), sigma)))
+
+
+def network_for(scheduler: Scheduler) -> ApplyFn:
+    """The network of these checks for a scheduler: `network`, or `score`.
+
+    A score of size 1 at sigma = 1000 would be an x0 of a million, and magnify what rounding does.
+    """
+    parametrization = getattr(scheduler, "parametrization", None)
+    return score if isinstance(parametrization, VESDE) else network
 
 
 def start(
@@ -52,5 +68,6 @@ def rounding(state: SchedulerState, x: jax.Array) -> float:
 def one_step(
     scheduler: Scheduler, key: jax.Array, state: SchedulerState, x: jax.Array
 ) -> Any:
-    """The next state, and the output of the step, with `network`."""
-    return scheduler.step(key, state, scheduler.predict(network, None, state, x), x)
+    """The next state, and the output of the step, with the network for it."""
+    apply_fn = network_for(scheduler)
+    return scheduler.step(key, state, scheduler.predict(apply_fn, None, state, x), x)

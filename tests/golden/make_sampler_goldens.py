@@ -23,7 +23,15 @@ import numpy as np
 import torch
 
 from tests.support.reference_schedulers import reference_class
-from tests.support.sampler_cases import FINE, FRESH, LOG_SNR, SAMPLERS, Draw, draw_case
+from tests.support.sampler_cases import (
+    FINE,
+    FRESH,
+    LOG_SNR,
+    SAMPLERS,
+    SCORE_SDE,
+    Draw,
+    draw_case,
+)
 
 CASES = 12  # stored, of each class
 LARGEST_ANGLE = float(np.nextafter(np.float32(math.pi / 2), np.float32(0)))
@@ -57,9 +65,7 @@ def reference_case(
     if hasattr(scheduler, "set_begin_index"):
         # As pipelines do; else it looks for the time, which rounding may have doubled.
         scheduler.set_begin_index(0)
-    times = scheduler.timesteps
-    if name == "SCMScheduler":
-        times = times[:-1]  # the end is listed too
+    times = _times(scheduler)
     case = {
         "name": name,
         "config": config,
@@ -132,11 +138,29 @@ def _set_timesteps(scheduler, levels):
     elif name == "EDMEulerScheduler" and "sigmas" in levels:
         scheduler.set_timesteps(sigmas=torch.tensor(levels["sigmas"]))
         return {"sigmas": scheduler.sigmas[:-1].tolist()}
+    elif name == "ScoreSdeVeScheduler":
+        scheduler.set_timesteps(**levels)
+        scheduler.set_sigmas(**levels)
     elif name == "UniPCMultistepScheduler" and "sigmas" in levels:
         scheduler.set_timesteps(sigmas=np.array(levels["sigmas"]))
     else:
         scheduler.set_timesteps(**levels)
     return levels
+
+
+def _times(scheduler):
+    """What the network is told at each call."""
+    name = type(scheduler).__name__
+    if name == "SCMScheduler":
+        return scheduler.timesteps[:-1]  # the end is listed too
+    if name == "ScoreSdeVeScheduler":
+        # The levels of the corrector's calls and the predictor's, as in ScoreSdeVePipeline.
+        return scheduler.sigmas.repeat_interleave(scheduler.config.correct_steps + 1)
+    if name == "ScoreSdeVpScheduler":
+        return (
+            999 * scheduler.timesteps
+        )  # as in the authors' code; diffusers has no pipeline
+    return scheduler.timesteps
 
 
 def _unit(scheduler):
@@ -160,6 +184,10 @@ def _levels(scheduler):
         return {"sigmas": levels[0]}
     if hasattr(scheduler, "sigmas_of_calls"):
         return {"sigmas": scheduler.sigmas_of_calls}
+    if type(scheduler).__name__ == "ScoreSdeVeScheduler":
+        return {"sigmas": _times(scheduler)}
+    if type(scheduler).__name__ == "ScoreSdeVpScheduler":
+        return {}  # they are computed within a step
     if type(scheduler).__name__ in LOG_SNR:
         # Its sigmas are sigma / alpha, or those of flow paths.
         alphas, sigmas = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas)
@@ -180,6 +208,8 @@ def _levels(scheduler):
 def _step(scheduler, case, index, sample, output, noise):
     """Takes one step; returns the arrays that went in and came out."""
     name = case["name"]
+    if name in SCORE_SDE:
+        return _score_sde_step(scheduler, case, index, sample, output, noise)
     t = scheduler.timesteps[index]
     last = index == len(case["timesteps"]) - 1
     dtype = torch.float64 if case["double"] else torch.float32
@@ -258,6 +288,32 @@ def _step(scheduler, case, index, sample, output, noise):
     elif "denoised" in result or "pred_original_sample" in result:
         row["denoised"] = result.get("denoised", result.get("pred_original_sample"))
     return {key: value.numpy() for key, value in row.items()}
+
+
+def _score_sde_step(scheduler, case, index, sample, output, noise):
+    """Takes one call of the reference's loop, for each sample as a batch of one."""
+    if case["name"] == "ScoreSdeVeScheduler":
+        # The score that says that x0 is the output, so that samples keep the size of their level.
+        output = np.float32((output - sample) / case["timesteps"][index] ** 2)
+    calls = scheduler.config.get("correct_steps", 0) + 1
+    t = scheduler.timesteps[index // calls]
+    module = sys.modules[type(scheduler).__module__]
+    ends = []
+    for arrays in zip(sample, output, noise, strict=True):
+        x, prediction, z = (torch.from_numpy(array[None]).double() for array in arrays)
+        with mock.patch.object(module, "randn_tensor", lambda *args, z=z, **kwargs: z):
+            if case["name"] == "ScoreSdeVpScheduler":
+                moved, mean = scheduler.step_pred(prediction, x, t)
+            elif index % calls == calls - 1:
+                moved, mean = scheduler.step_pred(prediction, t, x, return_dict=False)
+            else:
+                (moved,) = scheduler.step_correct(prediction, x, return_dict=False)
+
+        # The pipeline returns the last mean, without noise.
+        is_last = index == len(case["timesteps"]) - 1
+        ends.append(mean if is_last else moved)
+    row = {"sample": sample, "scaled": sample, "model_output": output, "noise": noise}
+    return row | {"prev_sample": torch.cat(ends).numpy()}
 
 
 def _go_to(scheduler, t, end):

@@ -8,6 +8,8 @@ out there, because cmjax differs on purpose.
 import dataclasses
 import json
 import math
+import sys
+from unittest import mock
 
 import diffusers
 import jax.numpy as jnp
@@ -395,6 +397,76 @@ def test_inverse_flow_levels_rise_where_those_of_diffusers_fall():
     state = ours.set_timesteps(4)
     assert np.all(np.diff(state.sigmas[:-1]) > 0)
     np.testing.assert_allclose(state.sigmas[-2::-1], theirs.sigmas[:-1], rtol=1e-5)
+
+
+def test_a_single_ve_step_goes_down_from_the_level_told_where_diffusers_goes_from_the_lowest():
+    theirs, ours = pair("ScoreSdeVeScheduler", sigma_max=10.0, correct_steps=0)
+    theirs.set_timesteps(1)
+    theirs.set_sigmas(1)
+    ones = torch.ones(1, 3)
+    _, moved = theirs.step_pred(ones, theirs.timesteps[0], ones, return_dict=False)
+    assert theirs.sigmas[0] == pytest.approx(10)
+    np.testing.assert_allclose(moved, 1 + 0.01**2 * ones, rtol=1e-6)
+    state = ours.set_timesteps(1)
+    x = jnp.ones((1, 3))
+    _, end = ours.advance(state, x, ours.denoise(state, x, x), x)
+    np.testing.assert_allclose(end, 1 + 10**2 * np.ones((1, 3)), rtol=1e-6)
+
+
+def test_ve_steps_end_at_zero_where_diffusers_repeats_a_level_with_a_large_sampling_eps():
+    theirs, ours = pair("ScoreSdeVeScheduler", sampling_eps=0.5, correct_steps=0)
+    theirs.set_timesteps(3)
+    theirs.set_sigmas(3)
+    ones = torch.ones(1, 1)
+    squares = [
+        float(theirs.step_pred(ones, t, 0 * ones, return_dict=False)[1])
+        for t in theirs.timesteps
+    ]
+    high, middle, low = np.geomspace(1348, 0.01, 3) ** 2
+    repeated = [high - middle, middle - low, middle - low]
+    np.testing.assert_allclose(squares, repeated, rtol=1e-5)
+    state = ours.set_timesteps(3)
+    np.testing.assert_allclose(state.weights.noise[:2] ** 2, repeated[:2], rtol=1e-5)
+
+    # x' = x + sigma^2 s, the last from the lowest level, whatever the network is told.
+    told = np.float64(state.sigmas[2])
+    np.testing.assert_allclose(told - state.weights.eps[2], low / told, atol=1e-5 * told)
+
+
+def test_a_langevin_step_is_each_sample_s_own_where_diffusers_takes_the_batch_s_mean():
+    theirs, ours = pair("ScoreSdeVeScheduler")
+    theirs.set_timesteps(2)
+    theirs.set_sigmas(2)
+    x, score, noise = np.random.default_rng(0).standard_normal((3, 2, 5), np.float32)
+    score[1] *= 10
+    module = sys.modules[type(theirs).__module__]
+
+    def corrected(batch):
+        given = [torch.from_numpy(array[batch]) for array in (score, x)]
+        fresh = torch.from_numpy(noise[batch])
+        with mock.patch.object(module, "randn_tensor", lambda *args, **kwargs: fresh):
+            return theirs.step_correct(*given).prev_sample
+
+    alone = torch.cat([corrected(slice(i, i + 1)) for i in range(2)])
+    assert abs(corrected(slice(0, 2)) - alone).max() > 0.1
+
+    # At a low level, since our sum is rounded by its size.
+    state = ours.set_timesteps(sigmas=[1.0])
+    sample = jnp.asarray(x)
+    denoised = ours.denoise(state, jnp.asarray(score), sample)
+    _, moved = ours.advance(state, sample, denoised, jnp.asarray(noise))
+    np.testing.assert_allclose(moved, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_score_of_zero_leaves_the_sample_where_diffusers_is_nan():
+    theirs, ours = pair("ScoreSdeVeScheduler")
+    theirs.set_timesteps(2)
+    ones = torch.ones(1, 3)
+    assert theirs.step_correct(0 * ones, ones).prev_sample.isnan().all()
+    x = jnp.ones((1, 3))
+    state = ours.set_timesteps(2)
+    _, moved = ours.advance(state, x, ours.denoise(state, 0 * x, x), x)
+    np.testing.assert_array_equal(moved, x)
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,8 @@ END_ELSEWHERE = ["CTMScheduler", "LMSDiscreteScheduler", "TCDScheduler"]
 END_ELSEWHERE += ["DEISMultistepScheduler", "DDIMInverseScheduler"]
 END_ELSEWHERE += ["PNDMScheduler", "IPNDMScheduler"]
 END_ELSEWHERE += ["DPMSolverMultistepInverseScheduler"]
+# Their last step is as long as diffusers has it, not as far as to x0.
+END_ELSEWHERE += ["ScoreSdeVeScheduler", "ScoreSdeVpScheduler"]
 END_IN_X0 = [name for name in SCHEDULERS if name not in END_ELSEWHERE]
 
 

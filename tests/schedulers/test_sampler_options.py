@@ -40,6 +40,8 @@ UPWARDS = [name for name in SCHEDULERS if "Inverse" in name]
 PSEUDO = ["PNDMScheduler", "IPNDMScheduler"]
 TWO_CALLS = [name for name in SCHEDULERS if "Heun" in name or "DPM2" in name]  # a step
 TWO_CALLS += ["DPMSolverSDEScheduler", "KarrasVeScheduler"]
+CORRECTED = ["ScoreSdeVeScheduler"]  # two calls at every level
+EVERY_SECOND = TWO_CALLS + CORRECTED
 
 
 def start(scheduler, **levels):
@@ -140,6 +142,7 @@ BAD_OPTIONS = [
         r"trained_betas .*two or more noise levels.*only the last.*got \(0.9, 0.0, 0.5\)",
     ),
     (EDM, {"prediction_type": "sample"}, "prediction_type.*'v_prediction'.*'sample'"),
+    (CORRECTED, {"sigma_min": 1400.0}, "sigma_min 1400.0 must be less than .* 1348.0"),
     (EDM + CM, {"sigma_min": 90}, "sigma_min 90 .*sigma_max 80.0"),
     (MULTISTEP, {"algorithm_type": "dpmsolver"}, "algorithm_type.*'dpmsolver'"),
     (
@@ -291,6 +294,12 @@ BAD_LEVELS = [
         "levels of 2 steps: num_inference_steps must be 2, got 5; or give sigmas",
     ),
     ("IPNDMScheduler", {}, {"timesteps": [1.5]}, r"timesteps must lie in .*1\].*1.5"),
+    (
+        "ScoreSdeVpScheduler",
+        {},
+        {"sigmas": [0.5]},
+        r"ScoreSdeVpScheduler takes timesteps=\[1.0.*not sigmas",
+    ),
     ("SCMScheduler", {}, {"timesteps": [1.6]}, r"timesteps \(angles.*1.5707964\).*1.6"),
     ("EDMEulerScheduler", {}, {"sigmas": [80.1]}, r"sigmas.*\[0.002, 80\].*80.1"),
     ("KarrasVeScheduler", {}, {"timesteps": [51.0]}, r"timesteps.*\[0.01, 50\].*51"),
@@ -360,6 +369,11 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
         ({"timesteps": [1.0, 0.5]}, [1, 0.5], [1, 0.5**0.5]),
         ({"sigmas": [0.8, 0.5]}, np.arcsin([0.8, 0.5]) / (math.pi / 2), [0.8, 0.5]),
     ],
+    "ScoreSdeVeScheduler": [
+        ({"sigmas": [9.0, 0.5]}, [9, 0.5], [9, 0.5]),
+        ({"timesteps": [1.0, 0.5]}, [1348, 13.48**0.5], None),
+    ],
+    "ScoreSdeVpScheduler": [({"timesteps": [1.0, 0.5]}, [999, 499.5], None)],
     "SCMScheduler": [
         ({"timesteps": [1.5, 0.5]}, None, 0.5 * np.sin([1.5, 0.5])),
         ({"sigmas": [0.5, 0.1]}, np.arctan([1, 0.2]), None),
@@ -370,7 +384,7 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
 @EVERY
 def test_levels_written_down_are_taken_also_when_traced(name):
     scheduler = SCHEDULERS[name]()
-    every = 2 if name in TWO_CALLS else 1
+    every = 2 if name in EVERY_SECOND else 1
     if name == "PNDMScheduler":
         every = 4
     for levels, times, sigmas in WRITTEN[name]:
@@ -422,6 +436,8 @@ HIGHEST = {  # times
     "SCMScheduler": math.pi / 2,
     "IPNDMScheduler": 1,
     "KarrasVeScheduler": 50,
+    "ScoreSdeVeScheduler": 1348,
+    "ScoreSdeVpScheduler": 999,
 }
 
 
@@ -445,9 +461,12 @@ def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(n
             assert state.num_steps == {1: 1, 4: 13}[n]
             assert state.timesteps[0] == HIGHEST[name]
             continue
-        assert state.num_steps == (2 * n - 1 if name in TWO_CALLS else n)
+        if name in CORRECTED:
+            assert state.num_steps == 2 * n
+        else:
+            assert state.num_steps == (2 * n - 1 if name in TWO_CALLS else n)
         assert state.timesteps[0] == pytest.approx(HIGHEST[name], rel=1e-6)
-        assert np.all(np.diff(state.sigmas[:: 2 if name in TWO_CALLS else 1]) < 0)
+        assert np.all(np.diff(state.sigmas[:: 2 if name in EVERY_SECOND else 1]) < 0)
 
 
 @pytest.mark.parametrize("name", FLOW)
@@ -601,14 +620,20 @@ def test_samples_are_finite_at_the_edges_of_what_is_allowed(name):
             assert np.all(np.isfinite(samples))
 
 
-# Upwards, eps keeps its size.
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in UPWARDS])
+# Upwards, eps keeps its size; steps of the VP SDE are of a length of their own, and end elsewhere.
+ENDS_WITHOUT_EPS = set(SCHEDULERS) - {*UPWARDS, "ScoreSdeVpScheduler"}
+
+
+@pytest.mark.parametrize("name", sorted(ENDS_WITHOUT_EPS))
 def test_editing_at_a_low_level_does_not_overflow_float16(name):
     # x0 is not what the network said, and (x - x0) / sigma is beyond float16: NaN, when multiplied
     # by the last weight, 0.
     scheduler = SCHEDULERS[name]()
     x = jnp.ones(SHAPE, jnp.float16)
-    state = start(scheduler, num_inference_steps=1).replace(sigmas=jnp.array([1e-6, 0]))
+    state = start(scheduler, num_inference_steps=1)
+    sigmas = jnp.full_like(state.sigmas, 1e-6).at[-1].set(0)
+    last = state.step_index + state.num_steps - 1
+    state = state.replace(sigmas=sigmas, step_index=last)
     _, edited = scheduler.advance(scheduler.prepare(state, x), x, -x, x)
     assert np.all(np.isfinite(edited))
 

@@ -5,8 +5,9 @@ import math
 import diffusers
 import torch
 
-# diffusers exports it beside transformers only.
+# diffusers exports these beside transformers only.
 from diffusers.schedulers.deprecated import scheduling_karras_ve as karras_ve
+from diffusers.schedulers.deprecated import scheduling_sde_vp as sde_vp
 
 
 class BrownianPath:
@@ -94,7 +95,8 @@ class KarrasVeScheduler(karras_ve.KarrasVeScheduler):
         )
 
 
-STAND_INS = {cls.__name__: cls for cls in (DPMSolverSDEScheduler, KarrasVeScheduler)}
+CLASSES = [DPMSolverSDEScheduler, KarrasVeScheduler, sde_vp.ScoreSdeVpScheduler]
+STAND_INS = {cls.__name__: cls for cls in CLASSES}
 
 
 def reference_class(name: str) -> type:

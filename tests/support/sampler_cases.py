@@ -336,6 +336,24 @@ def ipndm(draw):
     return config, {}, {"num_inference_steps": draw.pick([*STEPS, 4, 12])}
 
 
+def score_sde_ve(draw):
+    config = {"num_train_timesteps": draw.pick([20, 2000]), "snr": draw.between(0.03, 0.6)}
+    config |= {"sigma_min": draw.between(0.001, 0.1), "sigma_max": draw.between(1, 1500)}
+    config |= {
+        "sampling_eps": draw.between(1e-5, 0.05),
+        "correct_steps": draw.pick(range(4)),
+    }
+    # diffusers starts a single step at the lowest level.
+    return config, {}, {"num_inference_steps": draw.pick([*STEPS[1:], 12])}
+
+
+def score_sde_vp(draw):
+    config = {"num_train_timesteps": draw.pick([20, 2000])}
+    config |= {"beta_min": draw.between(0.01, 1), "beta_max": draw.between(0.5, 30)}
+    config["sampling_eps"] = draw.between(1e-4, 0.1)
+    return config, {}, {"num_inference_steps": draw.pick([*STEPS, 12])}
+
+
 SAMPLERS = {
     "LCMScheduler": lcm,
     "TCDScheduler": tcd,
@@ -359,6 +377,8 @@ SAMPLERS = {
     "LMSDiscreteScheduler": lms,
     "PNDMScheduler": pndm,
     "IPNDMScheduler": ipndm,
+    "ScoreSdeVeScheduler": score_sde_ve,
+    "ScoreSdeVpScheduler": score_sde_vp,
     "DPMSolverMultistepScheduler": dpm_multistep,
     "UniPCMultistepScheduler": unipc,
     "DEISMultistepScheduler": deis,
@@ -377,8 +397,11 @@ LOG_SNR = list(SAMPLERS)[-5:]
 # float32 rounds away.
 FRESH = ["KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"]
 
+# Those of the SDEs of Song et al. 2021, whose classes have other methods than `step`.
+SCORE_SDE = ["ScoreSdeVeScheduler", "ScoreSdeVpScheduler"]
+
 # Those that `Draw.fine` is for.
-_NOT_FINE = ("SCM", "Flow", "EDMEuler", "KarrasVe", "IPNDM")
+_NOT_FINE = ("SCM", "Score", "Flow", "EDMEuler", "KarrasVe", "IPNDM")
 FINE = [name for name in SAMPLERS if not name.startswith(_NOT_FINE)]
 
 
@@ -387,7 +410,8 @@ def draw_case(name: str, draw: Draw) -> dict:
     config, ours, levels = SAMPLERS[name](draw)
     case = {"name": name, "config": config, "ours": ours, "levels": levels}
 
-    double = draw.fine or name in [*LOG_SNR, *FRESH]
+    # The variance 1 - alpha^2 near t = 0 of the VP SDE is such a difference, too.
+    double = draw.fine or name in [*LOG_SNR, *FRESH, *SCORE_SDE]
     return case | {"shape": draw.pick(SHAPES), "double": double}
 
 
