@@ -83,6 +83,7 @@ _EXPORTS = {
         "LCMScheduler",
         "LMSDiscreteScheduler",
         "LogSNRScheduler",
+        "RePaintScheduler",
         "SCMScheduler",
         "Scheduler",
         "SchedulerState",

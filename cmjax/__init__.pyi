@@ -82,6 +82,7 @@ from cmjax.schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
 from cmjax.schedulers import LCMScheduler as LCMScheduler
 from cmjax.schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
 from cmjax.schedulers import LogSNRScheduler as LogSNRScheduler
+from cmjax.schedulers import RePaintScheduler as RePaintScheduler
 from cmjax.schedulers import Scheduler as Scheduler
 from cmjax.schedulers import SchedulerState as SchedulerState
 from cmjax.schedulers import SCMScheduler as SCMScheduler

@@ -36,6 +36,7 @@ from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.lms import LMSDiscreteScheduler
 from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.registry import SCHEDULERS, scheduler_from_config, scheduler_like
+from cmjax.schedulers.repaint import RePaintScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.table import Memory, TableScheduler, TableState, Weights
 from cmjax.schedulers.tcd import TCDScheduler
@@ -76,6 +77,7 @@ __all__ = [
     "LogSNRScheduler",
     "Levels",
     "Memory",
+    "RePaintScheduler",
     "SCMScheduler",
     "Scheduler",
     "SchedulerState",

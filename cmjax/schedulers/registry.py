@@ -35,6 +35,7 @@ from cmjax.schedulers.flow_match_lcm import FlowMatchLCMScheduler
 from cmjax.schedulers.heun import EDMHeunScheduler, HeunDiscreteScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.lms import LMSDiscreteScheduler
+from cmjax.schedulers.repaint import RePaintScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.tcd import TCDScheduler
 from cmjax.schedulers.unipc import UniPCMultistepScheduler
@@ -73,6 +74,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         KDPM2AncestralDiscreteScheduler,
         FlowMatchEulerDiscreteScheduler,
         FlowMatchHeunDiscreteScheduler,
+        RePaintScheduler,
     )
 }
 

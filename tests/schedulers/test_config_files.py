@@ -93,8 +93,8 @@ def test_the_files_of_flax_classes_are_read():
         ({"colour": 1}, "no option 'colour'; known are num_train_timesteps, "),
         # Names that are spelt right are not taken for misspellings of another algorithm's.
         (
-            {"_class_name": "RePaintScheduler"},
-            "RePaintScheduler is a scheduler of diffusers that cmjax does not",
+            {"_class_name": "UnCLIPScheduler"},
+            "UnCLIPScheduler is a scheduler of diffusers that cmjax does not",
         ),
         ({"_class_name": "KarrasVeScheduler"}, "KarrasVeScheduler is a scheduler of diff"),
         ({"_class_name": "FlaxPNDMScheduler"}, "FlaxPNDMScheduler is a scheduler of diff"),

@@ -298,6 +298,15 @@ def ddim_inverse(draw):
     return config, {}, spaced_steps(draw, config)
 
 
+def repaint(draw):
+    config = discrete(draw, ["epsilon"], [*SCHEDULES, "sigmoid"])
+    del config["prediction_type"]
+    config |= {"clip_sample": draw.chance(), "eta": draw.pick(range(11)) / 10}
+    # Few lengths of runs: each compiles its table.
+    ours = {"jump_length": draw.pick([1, 2, 5]), "jump_n_sample": draw.pick([1, 2, 3])}
+    return config, ours, {"num_inference_steps": draw.pick([1, 2, 5, 12])}
+
+
 SAMPLERS = {
     "LCMScheduler": lcm,
     "TCDScheduler": tcd,
@@ -315,6 +324,7 @@ SAMPLERS = {
     "FlowMatchHeunDiscreteScheduler": flow_match_heun,
     "DDPMScheduler": ddpm,
     "DDIMInverseScheduler": ddim_inverse,
+    "RePaintScheduler": repaint,
     "KDPM2AncestralDiscreteScheduler": kdpm2_ancestral,
     "LMSDiscreteScheduler": lms,
     "DPMSolverMultistepScheduler": dpm_multistep,
