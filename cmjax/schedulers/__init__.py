@@ -40,12 +40,15 @@ from cmjax.schedulers.repaint import RePaintScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.table import Memory, TableScheduler, TableState, Weights
 from cmjax.schedulers.tcd import TCDScheduler
+from cmjax.schedulers.transitions import CategoryState, Transitions
 from cmjax.schedulers.unipc import UniPCMultistepScheduler
+from cmjax.schedulers.vq_diffusion import VQDiffusionScheduler
 
 __all__ = [
     "SCHEDULERS",
     "CMStochasticIterativeScheduler",
     "CTMScheduler",
+    "CategoryState",
     "DDIMInverseScheduler",
     "DDIMScheduler",
     "DEISMultistepScheduler",
@@ -85,7 +88,9 @@ __all__ = [
     "TCDScheduler",
     "TableScheduler",
     "TableState",
+    "Transitions",
     "UniPCMultistepScheduler",
+    "VQDiffusionScheduler",
     "Weights",
     "scheduler_from_config",
     "scheduler_like",

@@ -135,6 +135,13 @@ def registered_name(name: Any) -> str:
             if spelling in SCHEDULERS:
                 return spelling
 
+        # A loop over integers has schedulers of its own.
+        if name == "VQDiffusionScheduler":
+            raise ValueError(
+                f"{name} samples categories, not floats; read its file with "
+                f"cmjax.{name}.from_config(config), for cmjax.categorical.sample"
+            )
+
         # A name that is spelt right is no misspelling of another algorithm's.
         if name.removeprefix("Flax") in diffusers_names.SCHEDULERS:
             raise ValueError(
