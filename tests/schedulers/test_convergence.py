@@ -415,6 +415,8 @@ def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(
         ("DDPMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
         ("DDPMScheduler", {"variance_type": "fixed_large", "clip_sample": False}),
         ("KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}),
+        # Jumps take samples of the lower level to samples of the higher one.
+        ("RePaintScheduler", {"jump_n_sample": 2, "clip_sample": False}),
     ],
 )
 def test_ancestral_samplers_of_discrete_times_draw_gaussian_data(name, options):
