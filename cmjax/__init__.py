@@ -12,6 +12,7 @@ from cmjax.version import __version__ as __version__
 # Imported lazily, so that `import cmjax` is fast and one module does not load all the others.
 _SUBMODULES = (
     "arrays",
+    "categorical",
     "checkpoints",
     "cli",
     "configs",
@@ -87,6 +88,7 @@ _EXPORTS = {
         "LMSDiscreteScheduler",
         "LogSNRScheduler",
         "PNDMScheduler",
+        "RePaintScheduler",
         "SCMScheduler",
         "Scheduler",
         "SchedulerState",
@@ -96,6 +98,7 @@ _EXPORTS = {
         "TCDScheduler",
         "TableScheduler",
         "UniPCMultistepScheduler",
+        "VQDiffusionScheduler",
         "scheduler_from_config",
     ),
 }

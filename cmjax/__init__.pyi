@@ -1,6 +1,7 @@
 """The public names for type checkers and editors; `__init__.py` imports them when used."""
 
 from cmjax import arrays as arrays
+from cmjax import categorical as categorical
 from cmjax import checkpoints as checkpoints
 from cmjax import cli as cli
 from cmjax import configs as configs
@@ -86,6 +87,7 @@ from cmjax.schedulers import LCMScheduler as LCMScheduler
 from cmjax.schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
 from cmjax.schedulers import LogSNRScheduler as LogSNRScheduler
 from cmjax.schedulers import PNDMScheduler as PNDMScheduler
+from cmjax.schedulers import RePaintScheduler as RePaintScheduler
 from cmjax.schedulers import Scheduler as Scheduler
 from cmjax.schedulers import SchedulerState as SchedulerState
 from cmjax.schedulers import SCMScheduler as SCMScheduler
@@ -95,5 +97,6 @@ from cmjax.schedulers import StepOutput as StepOutput
 from cmjax.schedulers import TableScheduler as TableScheduler
 from cmjax.schedulers import TCDScheduler as TCDScheduler
 from cmjax.schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
+from cmjax.schedulers import VQDiffusionScheduler as VQDiffusionScheduler
 from cmjax.schedulers import scheduler_from_config as scheduler_from_config
 from cmjax.version import __version__ as __version__

@@ -207,6 +207,18 @@ def as_samples(name: str, value: Any) -> jax.Array:
     return array
 
 
+def as_categories(name: str, value: Any) -> jax.Array:
+    """Returns categories as an array; raises ValueError unless they are integers `[B, ...]`."""
+    array = as_array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{name} must hold integers, the classes, got {array.dtype}")
+    if not array.ndim or not all(array.shape):
+        raise ValueError(
+            f"{name} must be (B, ...) with sizes of at least 1, got shape {array.shape}"
+        )
+    return jnp.asarray(array)
+
+
 def check_pixels(name: str, array: Any) -> None:
     """Raises ValueError for pixels of 0 to 255, where samples in [-1, 1] belong.
 

@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import ApplyFn, as_array, as_floats, as_samples, check_shapes
+from cmjax.arrays import (
+    ApplyFn,
+    as_array,
+    as_categories,
+    as_floats,
+    as_samples,
+    check_shapes,
+)
 from cmjax.configs import shown
 from cmjax.labels import check_class_labels
 
@@ -45,6 +52,37 @@ def call_network(
     """
     check_network(apply_fn)
     x = as_samples("x", x)
+    return _checked_call(apply_fn, params, x, times, cond, output_shape)
+
+
+def call_classifier(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    times: tuple[jax.Array, ...],
+    cond: Mapping[str, Any] | None,
+    classes: int,
+) -> jax.Array:
+    """Returns the logits of a network that takes categories, `[B, ..., classes]`.
+
+    Args:
+        apply_fn: the network.
+        params: of the network.
+        x: categories, integers `[B, ...]`.
+        times: the network's times, f32[B] each.
+        cond: per-sample conditioning.
+        classes: number of the classes of x0.
+
+    Raises:
+        ValueError: as `call_network`.
+    """
+    check_network(apply_fn)
+    x = as_categories("x", x)
+    return _checked_call(apply_fn, params, x, times, cond, (*x.shape, classes))
+
+
+def _checked_call(apply_fn, params, x, times, cond, output_shape):
+    """Calls a network; see `call_network`."""
     cond = parse_cond(cond, x.shape[0], num_classes(apply_fn))
     try:
         output = apply_fn(params, x, *times, **cond)

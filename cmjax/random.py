@@ -6,7 +6,7 @@ settings are: the generator and the dtypes are named, and `same_numbers` holds t
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,6 +56,15 @@ def uniform(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Returns uniform numbers in [0, 1), f32[shape]."""
     with same_numbers():
         return jax.random.uniform(_typed(key), shape, jnp.float32)
+
+
+def gumbel(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Returns numbers of the standard Gumbel distribution, f32[shape].
+
+    With them added to log-probabilities, the largest is at a class drawn by these.
+    """
+    with same_numbers():
+        return jax.random.gumbel(_typed(key), shape, jnp.float32)
 
 
 def truncated_normal(
@@ -171,6 +180,7 @@ def level_noise(
     level: int | jax.Array,
     shape: Sequence[int],
     dtype: DTypeLike = jnp.float32,
+    draw: Callable[[jax.Array, Sequence[int]], jax.Array] = normal,
 ) -> jax.Array:
     """Returns the standard normal noise `dtype[shape]` of samples that arrive at a noise level.
 
@@ -182,14 +192,15 @@ def level_noise(
         level: index into `state.sigmas`.
         shape: of the result, `(B, ...)`.
         dtype: of the result.
+        draw: the distribution, such as `gumbel` for categories.
     """
 
-    def draw(key):
+    def one(key):
         # The key is derived from the level, not split on the way, so that a step's noise does not
         # depend on the steps before.
-        return normal(jax.random.fold_in(key, level), tuple(shape[1:]))
+        return draw(jax.random.fold_in(key, level), tuple(shape[1:]))
 
-    return jax.vmap(draw)(keys).astype(dtype)
+    return jax.vmap(one)(keys).astype(dtype)
 
 
 @functools.cache

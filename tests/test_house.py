@@ -21,7 +21,7 @@ LAYERS = [
     {"parametrization"},
     {"guidance"},
     {"schedulers"},
-    {"sampling"},
+    {"sampling", "categorical"},
     {"constraints"},
     {"editing"},
     {"models"},

@@ -40,17 +40,21 @@ from cmjax.schedulers.lms import LMSDiscreteScheduler
 from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.pndm import PNDMScheduler
 from cmjax.schedulers.registry import SCHEDULERS, scheduler_from_config, scheduler_like
+from cmjax.schedulers.repaint import RePaintScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.score_sde_ve import ScoreSdeVeScheduler
 from cmjax.schedulers.score_sde_vp import ScoreSdeVpScheduler
 from cmjax.schedulers.table import Memory, TableScheduler, TableState, Weights
 from cmjax.schedulers.tcd import TCDScheduler
+from cmjax.schedulers.transitions import CategoryState, Transitions
 from cmjax.schedulers.unipc import UniPCMultistepScheduler
+from cmjax.schedulers.vq_diffusion import VQDiffusionScheduler
 
 __all__ = [
     "SCHEDULERS",
     "CMStochasticIterativeScheduler",
     "CTMScheduler",
+    "CategoryState",
     "DDIMInverseScheduler",
     "DDIMScheduler",
     "DEISMultistepScheduler",
@@ -86,6 +90,7 @@ __all__ = [
     "Levels",
     "Memory",
     "PNDMScheduler",
+    "RePaintScheduler",
     "SCMScheduler",
     "Scheduler",
     "SchedulerState",
@@ -95,7 +100,9 @@ __all__ = [
     "TCDScheduler",
     "TableScheduler",
     "TableState",
+    "Transitions",
     "UniPCMultistepScheduler",
+    "VQDiffusionScheduler",
     "Weights",
     "scheduler_from_config",
     "scheduler_like",

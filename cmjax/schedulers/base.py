@@ -14,7 +14,6 @@ from cmjax.arrays import (
     ApplyFn,
     as_floats,
     as_samples,
-    check_shapes,
     combine,
     floating_dtype,
 )
@@ -23,6 +22,7 @@ from cmjax.meshes import divided_like
 from cmjax.networks import call_network, check_network, check_output
 from cmjax.random import level_noise, sample_keys
 from cmjax.schedulers.checks import (
+    apply_constraint,
     check_config,
     check_constraint,
     check_not_finished,
@@ -157,6 +157,19 @@ class Scheduler(abc.ABC, Generic[State]):
         At training times, as training does, use `scheduler.parametrization.add_noise(times,
         original, noise)`; its `velocity` is diffusers' `get_velocity`.
         """
+
+    def advance_constrained(
+        self,
+        constrain: Constraint,
+        state: State,
+        sample: jax.Array,
+        denoised: jax.Array,
+        noise: jax.Array,
+    ) -> tuple[State, StepOutput]:
+        """Advances under a constraint: by default with the x0 estimate that it allows."""
+        denoised = apply_constraint(constrain, denoised)
+        state, prev_sample = self.advance(state, sample, denoised, noise)
+        return state, StepOutput(prev_sample, denoised)
 
     def step_noise(
         self, state: State, model_output: jax.Array, noise: jax.Array
@@ -303,18 +316,15 @@ class Scheduler(abc.ABC, Generic[State]):
         check_output(model_output, sample, self.output_shape(sample.shape))
         check_constraint(constrain)
 
-        # The x0 estimate, `[B, ...]`, as the constraint allows it.
+        # The x0 estimate, `[B, ...]`.
         denoised = self.denoise(state, model_output, sample)
-        if constrain is not None:
-            estimate = denoised
-            denoised = as_floats("constrain's result", constrain(estimate))
-            check_shapes(constrained=denoised, denoised=estimate)
-            denoised = denoised.astype(estimate.dtype)
 
         # The step arrives at level step_index + 1, with that level's noise.
         keys = sample_keys(key, sample.shape[0])
         noise = level_noise(keys, state.step_index + 1, sample.shape, sample.dtype)
         noise = self.step_noise(state, model_output, noise)
+        if constrain is not None:
+            return self.advance_constrained(constrain, state, sample, denoised, noise)
         state, prev_sample = self.advance(state, sample, denoised, noise)
         return state, StepOutput(prev_sample, denoised)
 

@@ -1,11 +1,12 @@
 """Checks of what callers pass to schedulers and to the sampling loop."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from cmjax.arrays import concrete
+from cmjax.arrays import as_floats, check_shapes, concrete
 from cmjax.configs import LARGEST, is_int, shown
 
 
@@ -39,6 +40,19 @@ def check_constraint(constrain: Any) -> None:
             "constrain must be a function x0 -> x0, such as what inpaint(image, mask) returns, "
             f"got {shown(constrain)}"
         )
+
+
+def apply_constraint(
+    constrain: Callable[[jax.Array], jax.Array], denoised: jax.Array
+) -> jax.Array:
+    """Returns the x0 estimate that a constraint allows, `[B, ...]`, in the dtype of the given one.
+
+    Raises:
+        ValueError: if the constraint returns anything but floats in the shape of the estimate.
+    """
+    constrained = as_floats("constrain's result", constrain(denoised))
+    check_shapes(constrained=constrained, denoised=denoised)
+    return constrained.astype(denoised.dtype)
 
 
 def check_not_finished(state: Any) -> None:

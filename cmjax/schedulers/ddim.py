@@ -81,29 +81,8 @@ class DDIMScheduler(DiscreteScheduler):
         )
 
     def weights(self, levels: Levels) -> Weights:
-        """Returns the table of equation 12: `x' = alpha' x0 + sqrt(sigma'^2 - up^2) eps + up z`."""
-        # Each step goes from (alpha, sigma) to (alpha', sigma'), f32[N] each.
-        alpha = levels.alphas[:-1]
-        sigma = levels.sigmas[:-1]
-        next_alpha = levels.alphas[1:]
-        next_sigma = levels.sigmas[1:]
-
-        # The last step adds no noise, even if sampling ends at training time 0.
-        share = jnp.full_like(levels.times, self.eta)
-        share = share.at[-1].set(0)
-
-        # Equation 16: up^2 = eta^2 (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2).
-        drop = noise_between((next_alpha, next_sigma), (alpha, sigma))
-        up = share * next_sigma / sigma * drop / next_alpha
-
-        # down = sqrt(sigma'^2 - up^2), multiplied out: where there is little signal the two squares
-        # are almost equal, and their difference would be lost to rounding.
-        signal = share * alpha * next_sigma / (next_alpha * sigma)
-        down = next_sigma * jnp.sqrt((1 - share) * (1 + share) + jnp.square(signal))
-
-        # At eta = 0 the sampler is deterministic, and no noise is drawn.
-        noise = up if self.eta > 0 else None
-        return Weights(x0=next_alpha, eps=down, noise=noise)
+        """Returns the table of equation 12."""
+        return ddim_weights(levels, self.eta)
 
     def bound(self, denoised: jax.Array) -> jax.Array:
         """Returns the x0 estimate thresholded or clipped, if so configured."""
@@ -120,3 +99,34 @@ class DDIMScheduler(DiscreteScheduler):
     def bound_last(self, denoised: jax.Array) -> jax.Array:
         """Returns the x0 estimate, bounded unless `denoise` has bounded it already."""
         return denoised if self.use_clipped_model_output else self.bound(denoised)
+
+
+def ddim_weights(levels: Levels, eta: float) -> Weights:
+    """Returns the table of equation 12: `x' = alpha' x0 + sqrt(sigma'^2 - up^2) eps + up z`.
+
+    Args:
+        levels: of the steps, with alpha^2 + sigma^2 = 1.
+        eta: share of fresh noise.
+    """
+    # Each step goes from (alpha, sigma) to (alpha', sigma'), f32[N] each.
+    alpha = levels.alphas[:-1]
+    sigma = levels.sigmas[:-1]
+    next_alpha = levels.alphas[1:]
+    next_sigma = levels.sigmas[1:]
+
+    # The last step adds no noise, even if sampling ends at training time 0.
+    share = jnp.full_like(levels.times, eta)
+    share = share.at[-1].set(0)
+
+    # Equation 16: up^2 = eta^2 (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2).
+    drop = noise_between((next_alpha, next_sigma), (alpha, sigma))
+    up = share * next_sigma / sigma * drop / next_alpha
+
+    # down = sqrt(sigma'^2 - up^2), multiplied out: where there is little signal the two squares
+    # are almost equal, and their difference would be lost to rounding.
+    signal = share * alpha * next_sigma / (next_alpha * sigma)
+    down = next_sigma * jnp.sqrt((1 - share) * (1 + share) + jnp.square(signal))
+
+    # At eta = 0 the sampler is deterministic, and no noise is drawn.
+    noise = up if eta > 0 else None
+    return Weights(x0=next_alpha, eps=down, noise=noise)

@@ -106,7 +106,8 @@ class EulerDiscreteScheduler(DiscreteSigmasScheduler):
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the noise levels of the solver's steps, and of the end."""
-        times, _, sigmas = super().levels(name, value)
+        levels = super().levels(name, value)
+        times, sigmas = levels.times, levels.sigmas
         lowest, highest = super().sigma_range
         if self.final_sigmas_type == "sigma_min":
             sigmas = jnp.append(sigmas[:-1], jnp.float32(lowest))

@@ -39,6 +39,7 @@ from cmjax.schedulers.karras_ve import KarrasVeScheduler
 from cmjax.schedulers.lcm import LCMScheduler
 from cmjax.schedulers.lms import LMSDiscreteScheduler
 from cmjax.schedulers.pndm import PNDMScheduler
+from cmjax.schedulers.repaint import RePaintScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.score_sde_ve import ScoreSdeVeScheduler
 from cmjax.schedulers.score_sde_vp import ScoreSdeVpScheduler
@@ -85,6 +86,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         FlowMatchHeunDiscreteScheduler,
         ScoreSdeVeScheduler,
         ScoreSdeVpScheduler,
+        RePaintScheduler,
     )
 }
 
@@ -144,6 +146,13 @@ def registered_name(name: Any) -> str:
         for spelling in (name, name.removeprefix("Flax")):
             if spelling in SCHEDULERS:
                 return spelling
+
+        # A loop over integers has schedulers of its own.
+        if name == "VQDiffusionScheduler":
+            raise ValueError(
+                f"{name} samples categories, not floats; read its file with "
+                f"cmjax.{name}.from_config(config), for cmjax.categorical.sample"
+            )
 
         # A name that is spelt right is no misspelling of another algorithm's.
         if name.removeprefix("Flax") in diffusers_names.SCHEDULERS:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ class ScoreSdeVpScheduler(TableScheduler):
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x' = (1 + h / 2) x - (h / sigma) eps + sqrt(h) z`."""
-        h = self.parametrization.beta(levels.times) * levels.lengths
+        h = self.parametrization.beta(levels.times) * cast(jax.Array, levels.lengths)
         alpha = levels.alphas[:-1]
         sigma = levels.sigmas[:-1]
 

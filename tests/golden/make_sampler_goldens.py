@@ -55,9 +55,12 @@ def reference_case(
             see `Draw.fine`.
         seed: of samples, of what the network returns, and of noise.
     """
+    options = config
+    if name == "RePaintScheduler":
+        options = config | {"trained_betas": _array(config.get("trained_betas"))}
     with _precision(double, name):
-        scheduler = reference_class(name)(**config)
-        levels = _set_timesteps(scheduler, levels)
+        scheduler = reference_class(name)(**options)
+        levels = _set_timesteps(scheduler, levels, ours)
     saved_config = json.loads(scheduler.to_json_string())
     mend_third_order(scheduler)
     if name == "PNDMScheduler":
@@ -114,7 +117,12 @@ def _precision(double, name):
             torch.set_default_dtype(single)
 
 
-def _set_timesteps(scheduler, levels):
+def _array(values):
+    """A list as an array of NumPy, the only one that diffusers' RePaint takes."""
+    return None if values is None else np.array(values)
+
+
+def _set_timesteps(scheduler, levels, ours):
     """Returns the arguments that mean the same to cmjax."""
     name = type(scheduler).__name__
     if name == "SCMScheduler":
@@ -143,6 +151,14 @@ def _set_timesteps(scheduler, levels):
         scheduler.set_sigmas(**levels)
     elif name == "UniPCMultistepScheduler" and "sigmas" in levels:
         scheduler.set_timesteps(sigmas=np.array(levels["sigmas"]))
+    elif name == "RePaintScheduler":
+        jumps = {"jump_length": 10, "jump_n_sample": 10, **ours}
+        scheduler.set_timesteps(**levels, **jumps)
+
+        # The times of network calls are those below the time before.
+        times = scheduler.timesteps
+        before = torch.cat([times[:1] + 1, times[:-1]])
+        scheduler.timesteps = times[times < before]
     else:
         scheduler.set_timesteps(**levels)
     return levels
@@ -226,6 +242,9 @@ def _step(scheduler, case, index, sample, output, noise):
     if hasattr(scheduler, "alphas_cumprod"):
         output = _prediction(case, index, scaled, output)
     row = {"sample": sample, "scaled": scaled, "model_output": output, "noise": noise}
+    if name == "RePaintScheduler":
+        row |= _repainted(scheduler, index, sample, output, noise)
+        return {key: value.numpy() for key, value in row.items()}
     variance_type = scheduler.config.get("variance_type") or ""
     is_learned = variance_type.startswith("learned")
     if is_learned:
@@ -316,6 +335,53 @@ def _score_sde_step(scheduler, case, index, sample, output, noise):
     return row | {"prev_sample": torch.cat(ends).numpy()}
 
 
+def _repainted(scheduler, index, sample, output, noise):
+    """A step of RePaint with the jump after it; their noises together are the `noise` of one step.
+
+    The image and the mask are drawn anew at every step.
+    """
+    rng = np.random.default_rng(index)
+    dtype = sample.dtype
+    original = torch.from_numpy(np.clip(rng.standard_normal(sample.shape), -1, 1)).to(dtype)
+    mask = torch.from_numpy(rng.integers(0, 2, sample.shape)).to(dtype)
+
+    # From t the step goes down by the stride, or to x0; the jump goes up to the next call's time.
+    t = int(scheduler.timesteps[index])
+    n = scheduler.num_inference_steps
+    total = scheduler.config.num_train_timesteps
+    low = max(t - total // n, -1)
+    high = low
+    if index + 1 < len(scheduler.timesteps):
+        high = int(scheduler.timesteps[index + 1])
+    draws = torch.from_numpy(rng.standard_normal((high - low, *sample.shape))).to(dtype)
+
+    def run(*noises):
+        module = sys.modules[type(scheduler).__module__]
+        drawn = mock.Mock(side_effect=noises)
+        with mock.patch.object(module, "randn_tensor", drawn):
+            result = scheduler.step(output, t, sample, original, mask)
+            x = result.prev_sample
+
+            # One training time after the other: where they are several at once, diffusers takes the
+            # betas of times above those that it goes to.
+            scheduler.num_inference_steps = total
+            for time in range(low + 1, high + 1):
+                x = scheduler.undo_step(x, time)
+            scheduler.num_inference_steps = n
+        return x, result.pred_original_sample
+
+    theirs, denoised = run(noise, *draws)
+    quiet, _ = run(0 * noise, *(0 * draws))
+    loud, _ = run(torch.ones_like(noise), *(0 * draws))
+
+    # The variance of what is added by the step, to which the jump adds 1 - kept^2.
+    kept = torch.prod(1 - scheduler.betas[low + 1 : high + 1])
+    weight = ((loud - quiet) ** 2 + 1 - kept) ** 0.5
+    together = torch.where(weight > 0, (theirs - quiet) / weight, noise)
+    row = {"noise": together, "prev_sample": theirs, "denoised": denoised}
+    return row | {"original": original, "mask": mask}
+
+
 def _go_to(scheduler, t, end):
     """Makes diffusers go from time t to `end`, also where that is not N // n away."""
     total = scheduler.config.num_train_timesteps
@@ -336,7 +402,8 @@ def _prediction(case, index, scaled, v):
         "v_prediction": v,
         "flow_prediction": v,
     }
-    return outputs[case["saved_config"]["prediction_type"]].float().to(v.dtype)
+    kind = case["saved_config"].get("prediction_type", "epsilon")
+    return outputs[kind].float().to(v.dtype)
 
 
 def _by_eps(scheduler):

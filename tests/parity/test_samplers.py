@@ -75,7 +75,10 @@ def test_every_quantity_equals_that_of_diffusers_in_float64_where_float32_is_not
 def test_diffusers_reads_our_config_and_returns_it(name, data):
     case = drawn_case(name, data, fine=data.draw(st.booleans()))
     ours = SCHEDULERS[name].from_config({**case["config"], **case["ours"]})
-    theirs = reference_class(name).from_config(json.loads(json.dumps(ours.to_config())))
+    written = json.loads(json.dumps(ours.to_config()))
+    # diffusers' RePaint cannot read the betas of its own files: they are lists.
+    with mock.patch.object(torch, "from_numpy", torch.as_tensor):
+        theirs = reference_class(name).from_config(written)
     assert (
         scheduler_from_config({**json.loads(theirs.to_json_string()), **case["ours"]})
         == ours
@@ -315,6 +318,41 @@ def test_ddim_inverse_needs_a_level_with_noise_for_x0_where_diffusers_is_not_fin
     assert not theirs.step(0 * ones, theirs.timesteps[0], ones).prev_sample.isfinite().any()
     with pytest.raises(ValueError, match="set_alpha_to_one=False"):
         SCHEDULERS["DDIMInverseScheduler"](prediction_type="sample")
+
+
+def test_repaint_jumps_to_the_level_of_the_next_call_where_diffusers_goes_above_it():
+    options = {"jump_length": 1, "jump_n_sample": 2}
+    theirs = diffusers.RePaintScheduler(num_train_timesteps=20)
+    ours = SCHEDULERS["RePaintScheduler"](num_train_timesteps=20, **options)
+    theirs.set_timesteps(4, **options)
+    assert theirs.timesteps.tolist() == [15, 10, 15, 10, 5, 10, 5, 0, 5, 0]
+    state = ours.set_timesteps(4)
+    assert state.timesteps.tolist() == [15, 10, 10, 5, 5, 0, 0]
+
+    # From time 5 to time 10: what is left of a sample, where no noise is drawn.
+    ones = torch.ones(1, 3)
+    with mock.patch(
+        "diffusers.schedulers.scheduling_repaint.randn_tensor",
+        lambda *args, **kwargs: 0 * ones,
+    ):
+        left = float(theirs.undo_step(ones, 10)[0, 0])
+    signal = theirs.alphas_cumprod**0.5
+    assert left == pytest.approx(float(signal[14] / signal[9]))  # those above
+    assert left < float(signal[10] / signal[5])
+
+    # Of x0 and its noise, the second call's step leaves a sample of time 10 again.
+    row = [float(column[1]) for column in (state.weights.x0, state.weights.eps)]
+    assert row[0] == pytest.approx(float(signal[10]), rel=1e-5)
+    variance = row[1] ** 2 + float(state.weights.noise[1]) ** 2
+    assert variance == pytest.approx(float(1 - signal[10] ** 2), rel=1e-5)
+
+
+def test_repaint_refuses_more_steps_than_times_where_diffusers_takes_fewer():
+    theirs, ours = pair("RePaintScheduler", num_train_timesteps=4)
+    theirs.set_timesteps(9)
+    assert theirs.timesteps.tolist() == [3, 2, 1, 0]
+    with pytest.raises(ValueError, match="from 1 to num_train_timesteps=4, got 9"):
+        ours.set_timesteps(9)
 
 
 def test_flow_match_lcm_leaves_a_single_step_where_diffusers_divides_by_zero():

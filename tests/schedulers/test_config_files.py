@@ -103,8 +103,8 @@ def test_a_seed_of_noise_is_none_or_a_number_and_of_no_effect():
         ({"colour": 1}, "no option 'colour'; known are num_train_timesteps, "),
         # Names that are spelt right are not taken for misspellings of another algorithm's.
         (
-            {"_class_name": "RePaintScheduler"},
-            "RePaintScheduler is a scheduler of diffusers that cmjax does not",
+            {"_class_name": "UnCLIPScheduler"},
+            "UnCLIPScheduler is a scheduler of diffusers that cmjax does not",
         ),
         ({"_class_name": "SASolverScheduler"}, "SASolverScheduler is a scheduler of diff"),
         (

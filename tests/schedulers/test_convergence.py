@@ -517,6 +517,8 @@ def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(
             {"use_karras_sigmas": True, "prediction_type": "sample"},
             100,
         ),
+        # Jumps take samples of the lower level to samples of the higher one.
+        ("RePaintScheduler", {"jump_n_sample": 2, "clip_sample": False}, 500),
     ],
 )
 def test_ancestral_samplers_of_discrete_times_draw_gaussian_data(name, options, n):

@@ -354,6 +354,17 @@ def score_sde_vp(draw):
     return config, {}, {"num_inference_steps": draw.pick([*STEPS, 12])}
 
 
+def repaint(draw):
+    config = discrete(draw, ["epsilon"], [*SCHEDULES, "sigmoid"])
+    del config["prediction_type"]
+    config |= {"clip_sample": draw.chance(), "eta": draw.pick(range(11)) / 10}
+    # Few and short runs: each length compiles its table.
+    n = draw.pick([1, 2, 5, 12])
+    repeats = [1, 2] if n == 12 else [1, 2, 3]
+    ours = {"jump_length": draw.pick([1, 2, 5]), "jump_n_sample": draw.pick(repeats)}
+    return config, ours, {"num_inference_steps": n}
+
+
 SAMPLERS = {
     "LCMScheduler": lcm,
     "TCDScheduler": tcd,
@@ -371,6 +382,7 @@ SAMPLERS = {
     "FlowMatchHeunDiscreteScheduler": flow_match_heun,
     "DDPMScheduler": ddpm,
     "DDIMInverseScheduler": ddim_inverse,
+    "RePaintScheduler": repaint,
     "KDPM2AncestralDiscreteScheduler": kdpm2_ancestral,
     "DPMSolverSDEScheduler": dpm_sde,
     "KarrasVeScheduler": karras_ve,

@@ -1,0 +1,165 @@
+"""RePaint (Lugmayr et al. 2022): inpainting that goes back up to noise what it has filled in."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.arrays import at_least_float32, combine
+from cmjax.schedulers.base import Constraint, StepOutput
+from cmjax.schedulers.checks import apply_constraint
+from cmjax.schedulers.ddim import ddim_weights
+from cmjax.schedulers.discrete import (
+    DiscreteScheduler,
+    levels_to_data,
+    noise_between,
+    training_times,
+)
+from cmjax.schedulers.levels import MOST_STEPS, Levels
+from cmjax.schedulers.table import TableState, Weights
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class RePaintScheduler(DiscreteScheduler):
+    """Steps of DDIM that blend in what is known, and jumps back up (Algorithm 1).
+
+    What is known is the `constrain` of `cmjax.sample`, such as `inpaint(image, mask)`. Other
+    samplers put it into the x0 estimate. Here each step ends with it in the sample, with fresh
+    noise of the level reached. `constrain` must be affine, as all of `cmjax.constraints` are.
+
+    A jump goes up `jump_length` levels of the run by adding noise. The network is not called on the
+    way, so a jump is part of the step before it, whose noise and that of the jump are one normal
+    noise. A run of n steps makes more than n calls: `state.num_steps` of them.
+
+    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` the
+    number n of levels without the jumps, or as `timesteps` these levels, whole training times.
+
+    Attributes:
+        num_train_timesteps: number N of training times.
+        beta_start: the first beta.
+        beta_end: the last beta.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "sigmoid".
+        trained_betas: betas that replace the schedule, or None.
+        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+        rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
+        timestep_spacing: "linspace", "leading" (integer stride) or "trailing".
+        steps_offset: added to "leading" times.
+        clip_sample: clip x0 estimates to [-1, 1].
+        eta: share of fresh noise: 0 for DDIM, 1 for the variance of DDPM.
+        jump_length: number j of levels that a jump goes up.
+        jump_n_sample: number r of times that each stretch of j levels is sampled; 1 for no jumps.
+    """
+
+    # The times of a run.
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+
+    # The step, and the jumps.
+    clip_sample: bool = True
+    eta: float = 0.0
+    jump_length: int = 10
+    jump_n_sample: int = 10
+
+    solves_ode = True
+    facts = DiscreteScheduler.facts.replace(
+        predicts="epsilon",
+        order="1",
+        calls="1, and again after each jump",
+        noise="yes",
+        paper="Lugmayr et al. 2022",
+    )
+    _domains = {
+        "eta": (0.0, 1.0),
+        "jump_length": (1, MOST_STEPS),
+        "jump_n_sample": (1, MOST_STEPS),
+    }
+    _sibling_options = frozenset(
+        {"prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset"}
+    )
+
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the levels of the run without its jumps, descending to x0."""
+        return levels_to_data(self.parametrization, training_times(self, name, value))
+
+    def calls(self, levels: Levels) -> Levels:
+        """Returns the levels of the calls, in their order."""
+        places = self._places(len(levels.times))
+        arrivals = np.append(places, len(levels.times))
+        return Levels(
+            levels.times[places], levels.alphas[arrivals], levels.sigmas[arrivals]
+        )
+
+    def weights(self, levels: Levels) -> Weights:
+        """Returns the table: of each call the step of DDIM, then the jump if there is one."""
+        places = self._places(len(levels.times))
+        down = ddim_weights(levels, self.eta)
+        step = jax.tree.map(lambda column: column[places], down)
+
+        # Each step goes down to `low`, from where the next call's level is the jump's end.
+        arrivals = np.append(places[1:], len(levels.times))
+        low = (levels.alphas[places + 1], levels.sigmas[places + 1])
+        high = (levels.alphas[arrivals], levels.sigmas[arrivals])
+
+        # The steps of Algorithm 1, line 10, in one: x' = kept x + sqrt(1 - kept^2) z.
+        kept = high[0] / low[0]
+        added = noise_between(low, high) / low[0]
+        noise = None
+        if step.noise is not None or np.any(arrivals <= places):
+            fresh = kept * (0.0 if step.noise is None else step.noise)
+            noise = jnp.hypot(fresh, added)
+        return Weights(x0=kept * step.x0, eps=kept * step.eps, noise=noise)
+
+    def bound_last(self, denoised: jax.Array) -> jax.Array:
+        """Returns the x0 estimate clipped, if so configured; eps is of the unclipped one."""
+        return jnp.clip(denoised, -1, 1) if self.clip_sample else denoised
+
+    def advance_constrained(
+        self,
+        constrain: Constraint,
+        state: TableState,
+        sample: jax.Array,
+        denoised: jax.Array,
+        noise: jax.Array,
+    ) -> tuple[TableState, StepOutput]:
+        """Moves to the next level, then blends in what is known (Algorithm 1, line 8)."""
+        state, unknown = self.advance(state, sample, denoised, noise)
+
+        # The known part is `alpha y + sigma z`. Blending that in with weights m is the constraint's
+        # own blending of y, `(1 - m) x0 + m y`, at the x0 that the sample has with this noise.
+        wide = at_least_float32(unknown)
+        x0 = combine((1 / state.alpha, wide), (-state.sigma / state.alpha, noise))
+        blended = apply_constraint(constrain, x0)
+        prev_sample = combine((state.alpha, blended), (state.sigma, noise))
+
+        estimate = apply_constraint(constrain, self.bound_last(denoised))
+        return state, StepOutput(prev_sample.astype(unknown.dtype), estimate)
+
+    def _places(self, n: int) -> np.ndarray:
+        """The place of each call among the n levels of a run, 0 for the highest, i64[N].
+
+        Raises:
+            ValueError: for more than a million calls.
+        """
+        if n * self.jump_n_sample > MOST_STEPS:
+            raise ValueError(
+                f"jump_n_sample={self.jump_n_sample} times {n} levels may be more than "
+                f"{MOST_STEPS} calls; set a lower jump_n_sample"
+            )
+
+        # Jumps start after the steps from every j-th level, r - 1 times each. Here levels are
+        # counted from the lowest, as in the paper's figure 9.
+        left = dict.fromkeys(
+            range(0, n - self.jump_length, self.jump_length), self.jump_n_sample - 1
+        )
+        heights = []
+        height = n - 1
+        while height >= 0:
+            heights.append(height)
+            if left.get(height, 0):
+                left[height] -= 1
+                height += self.jump_length
+            height -= 1
+        return n - 1 - np.array(heights)

@@ -1,0 +1,172 @@
+"""How categories are masked and replaced, and the posterior of a step back (Gu et al. 2022)."""
+
+import dataclasses
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Transitions(NamedTuple):
+    """Log-probabilities of what becomes of an entry between two times (equation 7).
+
+    Attributes:
+        keep: that it keeps its class.
+        replace: that it gets a certain class, which may be its own; the same for every class.
+        mask: that it is masked, unless it is masked already.
+    """
+
+    keep: jax.Array
+    replace: jax.Array
+    mask: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CategoryState:
+    """The times of a run, and the step that it has reached. N is the number of network calls.
+
+    Attributes:
+        timesteps: f32[N], the training time of each call.
+        step_index: i32[], index of the next call.
+        from_data: f32[N+1] each, from x0 to the time of each call; then to the end, x0 itself.
+        step: f32[N] each, from the time where a step ends up to that where it starts.
+    """
+
+    timesteps: jax.Array
+    step_index: jax.Array
+    from_data: Transitions
+    step: Transitions
+
+    @property
+    def num_steps(self) -> int:
+        """N, the number of network calls; static."""
+        return self.timesteps.shape[-1]
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with the named fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def check_schedule(scheduler: Any) -> None:
+    """Raises ValueError for ends between which probabilities would be negative."""
+    alphas = (scheduler.alpha_cum_start, scheduler.alpha_cum_end)
+    gammas = (scheduler.gamma_cum_start, scheduler.gamma_cum_end)
+    if alphas[1] > alphas[0]:
+        raise ValueError(
+            f"alpha_cum_end {alphas[1]:g} must be at most alpha_cum_start {alphas[0]:g}"
+        )
+    if gammas[0] > gammas[1]:
+        raise ValueError(
+            f"gamma_cum_start {gammas[0]:g} must be at most gamma_cum_end {gammas[1]:g}"
+        )
+
+    # What is neither kept nor masked is replaced, and never comes back. Decimal fractions may add
+    # up to a little more than 1.
+    for end, alpha, gamma in zip(("start", "end"), alphas, gammas, strict=True):
+        if alpha + gamma > 1 + 1e-12:
+            raise ValueError(
+                f"alpha_cum_{end} {alpha:g} and gamma_cum_{end} {gamma:g} must add up to at most 1"
+            )
+    if alphas[1] * (1 - gammas[0]) > alphas[0] * (1 - gammas[1]) + 1e-12:
+        raise ValueError(
+            f"gamma_cum_end {gammas[1]:g} leaves more entries unmasked than were replaced before; "
+            f"lower alpha_cum_end {alphas[1]:g}"
+        )
+
+
+def transitions_of(scheduler: Any, times: jax.Array) -> dict[str, Transitions]:
+    """Returns `from_data` and `step` of a `CategoryState` with the training times i32[N]."""
+    total = scheduler.num_train_timesteps
+    classes = scheduler.num_vec_classes - 1
+
+    # Equation 7's cumulative probabilities at each training time, then at x0, f64[total + 1].
+    ends = {
+        "alpha": (scheduler.alpha_cum_start, scheduler.alpha_cum_end),
+        "gamma": (scheduler.gamma_cum_start, scheduler.gamma_cum_end),
+    }
+    alpha = np.append(np.linspace(*ends["alpha"], total), 1.0)
+    gamma = np.append(np.linspace(*ends["gamma"], total), 0.0)
+
+    # What is left by rounding alone is nothing: as evidence it would count as much as all else.
+    replaced = 1 - alpha - gamma
+    replaced[replaced < 1e-12] = 0
+
+    # The logarithms, taken in float64: 1 - gamma would lose what is small. `excess` is that of
+    # (1 - gamma) / alpha, infinite where nothing is kept.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = {
+            "keep": np.log(alpha),
+            "replace": np.log(replaced / classes),
+            "mask": np.log(gamma),
+            "stay": np.log1p(-gamma),
+            "excess": np.log1p(replaced / alpha),
+        }
+    logs["excess"][alpha == 0] = np.inf
+
+    # At the times of the run, then at x0, f32[N+1].
+    places = jnp.append(times, jnp.full(1, total, times.dtype))
+
+    def chosen(log):
+        return jnp.asarray(log, jnp.float32)[places]
+
+    # A step's logarithm is a difference of two, which float32 would round: of each it also has
+    # what was rounded off.
+    def step_of(log):
+        rounded = np.float32(log)
+        rest = np.subtract(log, rounded, where=np.isfinite(log), out=np.zeros_like(log))
+        return -jnp.diff(chosen(rounded)) - jnp.diff(chosen(rest))
+
+    # From a lower time, alpha and 1 - gamma are ratios, and what is replaced is (1 - gamma) -
+    # alpha, as a product without cancellation.
+    stay = step_of(logs["stay"])
+    share = jnp.maximum(-jnp.expm1(-step_of(logs["excess"])), 0)
+    step = Transitions(
+        keep=step_of(logs["keep"]),
+        replace=stay + jnp.log(share / classes),
+        mask=jnp.log(-jnp.expm1(stay)),
+    )
+    from_data = Transitions(*(chosen(logs[name]) for name in Transitions._fields))
+    return {"from_data": from_data, "step": step}
+
+
+def log_posterior(
+    here: Transitions,
+    below: Transitions,
+    step: Transitions,
+    sample: jax.Array,
+    log_x0: jax.Array,
+) -> jax.Array:
+    """Returns log p(x_s | x_t) (equations 5 and 11), `[B, ..., K+1]`, the mask's last.
+
+    It is the sum over x0 of `q(x_t | x_s) q(x_s | x0) p(x0) / q(x_t | x0)`.
+
+    Args:
+        here: from x0 to the time t of the sample, f32[] each.
+        below: from x0 to the lower time s.
+        step: from s to t.
+        sample: x_t, integers `[B, ...]`; K is the mask.
+        log_x0: log p(x0), `[B, ..., K]`.
+    """
+    classes = log_x0.shape[-1]
+    same = jax.nn.one_hot(sample, classes, dtype=bool)
+    masked = (sample == classes)[..., None]
+
+    # log q(x_t | a class): by keeping or replacing it, or by masking.
+    def arrives(transitions):
+        kept = jnp.logaddexp(transitions.keep, transitions.replace)
+        unmasked = jnp.where(same, kept, transitions.replace)
+        return jnp.where(masked, transitions.mask, unmasked)
+
+    # p(x0) / q(x_t | x0), which is 0 for an x0 that cannot have become x_t.
+    evidence = arrives(here)
+    possible = evidence > -jnp.inf
+    weights = jnp.where(possible, log_x0 - jnp.where(possible, evidence, 0), -jnp.inf)
+    total = jax.nn.logsumexp(weights, axis=-1, keepdims=True)
+
+    # Times q(x_s | x0), summed over x0; then times q(x_t | x_s). Only a masked entry has been
+    # masked before.
+    unmasked = jnp.logaddexp(weights + below.keep, total + below.replace) + arrives(step)
+    before = jnp.where(masked, total + below.mask, -jnp.inf)
+    return jnp.concatenate([unmasked, before], axis=-1)
