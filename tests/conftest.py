@@ -28,19 +28,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Programs that tests, and the processes they start, have in common are compiled once, by each
-# worker of pytest-xdist. Workers have folders of their own: JAX writes entries in place, and one
-# might read what another has half written. To keep the small ones too saved no time.
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
-        os.environ["JAX_COMPILATION_CACHE_DIR"], worker
-    )
-elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+# Programs that tests, and the processes they start, have in common are compiled once, the smallest
+# ones too: to load one takes half the time. The workers of pytest-xdist inherit the folder. JAX
+# writes entries in place; who reads one half written is warned, and compiles.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
     atexit.register(
         shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
     )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
