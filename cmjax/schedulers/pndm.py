@@ -64,7 +64,7 @@ class PNDMScheduler(DiscreteScheduler):
     facts = DiscreteScheduler.facts.replace(
         order="2",
         calls="1; 4 in the first three steps, or 2 in the first",
-        memory="3 to 12",
+        memory="4 to 12",
         paper="Liu et al. 2022",
     )
 

@@ -68,7 +68,7 @@ class RePaintScheduler(DiscreteScheduler):
         predicts="epsilon",
         order="1",
         calls="1, and again after each jump",
-        noise="yes",
+        noise="`eta`, and jumps",
         paper="Lugmayr et al. 2022",
     )
     _domains = {
