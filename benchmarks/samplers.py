@@ -75,6 +75,11 @@ def cost(repeats):
     for name, cls in SCHEDULERS.items():
         if not hasattr(diffusers, name):
             continue
+        try:
+            getattr(diffusers, name)()
+        except ImportError:
+            click.echo(f"{name:<32}skipped: diffusers needs torchsde for it")
+            continue
         for shape in ((1, 4), (64, 28, 28, 1)):
             ours = our_step(cls(), shape)
             theirs = their_step(getattr(diffusers, name)(), shape)

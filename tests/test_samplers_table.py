@@ -67,8 +67,8 @@ def test_the_facts_that_a_table_shows_are_right(name):
     kept = sorted({len(jax.tree.leaves(state.memory)) for _, state in runs})
     assert facts.memory == (str(kept[0]) if len(kept) == 1 else f"{kept[0]} to {kept[-1]}")
 
-    # Fresh noise: always, never, or with the options in backticks. That `s_noise` scales it, also by
-    # 0, goes without saying; so do the ends of KarrasVe's levels, between which churn is added.
+    # Fresh noise: always, never, or with the options in backticks. That `s_noise` scales it, also
+    # by 0, goes without saying; so do the ends of KarrasVe's levels, between which there is churn.
     noisy = [(option, adds_noise(state)) for option, state in runs]
     _, usual = noisy[0]
     if usual is not None:

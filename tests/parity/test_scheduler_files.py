@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cmjax.schedulers import SCHEDULERS, diffusers_names, scheduler_from_config
+from tests.support.reference_schedulers import reference_class
 
 # diffusers hands tensors to NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -64,9 +65,9 @@ def test_sibling_options_are_those_that_the_class_of_this_name_lacks():
 @pytest.mark.parametrize("name", OF_DISCRETE_TIMES)
 @pytest.mark.parametrize("source", SOURCES)
 def test_what_from_config_made_opens_with_the_same_levels(source, name, tmp_path):
-    given = {**getattr(diffusers, source)().config, **MOVING}
+    given = {**reference_class(source)().config, **MOVING}
     given = {key: value for key, value in given.items() if not key.startswith("_")}
-    theirs = getattr(diffusers, name).from_config({"_class_name": source, **given})
+    theirs = reference_class(name).from_config({"_class_name": source, **given})
     theirs.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "scheduler_config.json").read_text())
 
@@ -80,6 +81,6 @@ def test_what_from_config_made_opens_with_the_same_levels(source, name, tmp_path
     # All of diffusers' options are written again, and diffusers makes the same scheduler of them.
     again = ours.to_config()
     assert {key for key in written if not key.startswith("_")} <= again.keys()
-    read = getattr(diffusers, name).from_config(again)
+    read = reference_class(name).from_config(again)
     read.set_timesteps(5)
     np.testing.assert_array_equal(read.timesteps, theirs.timesteps)

@@ -11,7 +11,6 @@ import torch
 from diffusers.schedulers.deprecated import scheduling_karras_ve as karras_ve
 from diffusers.schedulers.deprecated import scheduling_sde_vp as sde_vp
 
-
 # It imports torchsde, for the noise that `BrownianPath` replaces.
 sys.modules["torchsde"] = mock.Mock()
 from diffusers.schedulers import scheduling_dpmsolver_sde as dpm_sde  # noqa: E402
