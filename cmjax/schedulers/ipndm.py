@@ -42,9 +42,6 @@ class IPNDMScheduler(TableScheduler):
     Attributes:
         trained_betas: noise levels sin(a) in (0, 1] for every run, the last being that of the end,
             or None; not betas, and taken as they are, as in diffusers.
-
-    Raises:
-        ValueError: for values outside their domain.
     """
 
     trained_betas: tuple[float, ...] | None = None
@@ -66,9 +63,8 @@ class IPNDMScheduler(TableScheduler):
         levels = self.trained_betas
         if levels is None:
             return
-        valid = isinstance(levels, tuple) and len(levels) >= 2
-        valid = valid and all(is_finite(level, 0, 1) for level in levels)
-        if not valid or 0 in levels[:-1]:
+        valid = isinstance(levels, tuple) and len(levels) >= 2 and 0 not in levels[:-1]
+        if not valid or not all(is_finite(level, 0, 1) for level in levels):
             raise ValueError(
                 "trained_betas must be a tuple of two or more noise levels between 0 and 1, of "
                 f"which only the last may be 0, got {shown(levels)}"
@@ -113,8 +109,7 @@ class IPNDMScheduler(TableScheduler):
         steps = len(self.trained_betas) - 1
         if n != steps:
             raise ValueError(
-                f"trained_betas has the levels of {steps} steps: num_inference_steps must be "
-                f"{steps}, got {n}; or give sigmas"
+                f"num_inference_steps must be {steps}, the steps of trained_betas, got {n}"
             )
         return np.array(self.trained_betas)
 
@@ -126,10 +121,8 @@ class IPNDMScheduler(TableScheduler):
             firsts.append(number)
             calls.append(adams_bashforth(firsts))
 
-        # The network is called where a step starts. At pure noise, where alpha is 0, only a first
-        # step starts, whose weights do not depend on it.
+        # At pure noise alpha is 0. Only a first step starts there, and its weights do not need it.
         alpha = jnp.maximum(levels.alphas[:-1], math.cos(MAX_ANGLE))
         sigma = levels.sigmas[:-1]
         alphas = (alpha, alpha, levels.alphas[1:])
-        sigmas = (sigma, sigma, levels.sigmas[1:])
-        return pseudo_weights(calls, alphas, sigmas)
+        return pseudo_weights(calls, alphas, (sigma, sigma, levels.sigmas[1:]))

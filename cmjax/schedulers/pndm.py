@@ -10,6 +10,7 @@ import numpy as np
 from cmjax.schedulers.discrete import DiscreteScheduler, levels_to_data, training_times
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.pseudo_numerical import (
+    START,
     Call,
     adams_bashforth,
     improved_euler,
@@ -17,9 +18,6 @@ from cmjax.schedulers.pseudo_numerical import (
     runge_kutta,
 )
 from cmjax.schedulers.table import Weights
-
-# Steps by Runge-Kutta at the start: from then on there are three eps of earlier steps.
-_RUNGE_KUTTA_STEPS = 3
 
 
 @jax.tree_util.register_static
@@ -84,28 +82,15 @@ class PNDMScheduler(DiscreteScheduler):
 
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at starts, middles and ends of steps."""
-        plan = self._plan(len(levels.times))
-        places = _places(self, levels)
-        at = (np.array([call.at for call in plan]), np.array([call.step for call in plan]))
-        return Levels(
-            places.times[at],
-            jnp.append(places.alphas[at], levels.alphas[-1:]),
-            jnp.append(places.sigmas[at], levels.sigmas[-1:]),
-        )
+        along = self._along(levels)
+        alphas = jnp.append(along.alphas[1], levels.alphas[-1:])
+        sigmas = jnp.append(along.sigmas[1], levels.sigmas[-1:])
+        return Levels(along.times[1], alphas, sigmas)
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of equations 9 (the step), 12 and 13 (the means of eps)."""
-        plan = self._plan(len(levels.times))
-        places = _places(self, levels)
-        step = np.array([call.step for call in plan])
-
-        # Of each call, the levels of its step's start, of itself, and of where it goes.
-        start = np.zeros_like(step)
-        at = np.array([call.at for call in plan])
-        to = np.array([call.to for call in plan])
-        alphas = [places.alphas[place, step] for place in (start, at, to)]
-        sigmas = [places.sigmas[place, step] for place in (start, at, to)]
-        return pseudo_weights(plan, alphas, sigmas)
+        along = self._along(levels)
+        return pseudo_weights(self._plan(len(levels.times)), along.alphas, along.sigmas)
 
     def _plan(self, n: int) -> list[Call]:
         """The network calls of n steps. The last step has one: its end may be pure data."""
@@ -115,22 +100,26 @@ class PNDMScheduler(DiscreteScheduler):
             firsts.append(len(calls))
             if self.skip_prk_steps and step == 0 < n - 1:
                 calls += improved_euler(len(calls), step)
-            elif not self.skip_prk_steps and step < min(_RUNGE_KUTTA_STEPS, n - 1):
+            elif not self.skip_prk_steps and step < min(3, n - 1):
                 calls += runge_kutta(len(calls), step)
             else:
                 calls.append(adams_bashforth(firsts))
         return calls
 
+    def _along(self, levels: Levels) -> Levels:
+        """Of each call its step's start, the call itself, and where it goes, f32[3, N] each."""
+        # The network is not called in the middle or at the end of the last step: its own time
+        # stands in there.
+        next_times = jnp.append(levels.times[1:], levels.times[-1:])
+        middle = jnp.floor((levels.times + next_times) / 2)
+        alphas, sigmas = self.parametrization.path(middle)
 
-def _places(scheduler: PNDMScheduler, levels: Levels) -> Levels:
-    """The levels at start, middle and end of each step, f32[3, n] each."""
-    # The network is not called in the middle or at the end of the last step: its own time stands in
-    # there.
-    next_times = jnp.append(levels.times[1:], levels.times[-1:])
-    middle = jnp.floor((levels.times + next_times) / 2)
-    alphas, sigmas = scheduler.parametrization.path(middle)
-    return Levels(
-        jnp.stack([levels.times, middle, next_times]),
-        jnp.stack([levels.alphas[:-1], alphas, levels.alphas[1:]]),
-        jnp.stack([levels.sigmas[:-1], sigmas, levels.sigmas[1:]]),
-    )
+        # Of all steps' starts, middles and ends, f32[3, n], those of the calls.
+        plan = self._plan(len(levels.times))
+        steps = np.array([call.step for call in plan])
+        places = np.array([(START, call.at, call.to) for call in plan]).T
+        return Levels(
+            jnp.stack([levels.times, middle, next_times])[places, steps],
+            jnp.stack([levels.alphas[:-1], alphas, levels.alphas[1:]])[places, steps],
+            jnp.stack([levels.sigmas[:-1], sigmas, levels.sigmas[1:]])[places, steps],
+        )

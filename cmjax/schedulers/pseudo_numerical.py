@@ -11,7 +11,7 @@ whatever the order of the classical method, the error falls with the square of t
 paper says (section 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -85,14 +85,15 @@ def slope_columns(calls: Sequence[Call]) -> np.ndarray:
 
 
 def pseudo_weights(
-    calls: Sequence[Call], alphas: Sequence[jax.Array], sigmas: Sequence[jax.Array]
+    calls: Sequence[Call], alphas: Iterable[jax.Array], sigmas: Iterable[jax.Array]
 ) -> Weights:
     """Returns the table of a pseudo numerical method, a row for each call.
 
     Args:
         calls: of the run. The first call of a step and those between go by a single slope.
-        alphas: of each call, f32[N]: of its step's start, where it is called, and where it goes.
-        sigmas: the same of the noise.
+        alphas: signal levels, f32[N] each: of each call's step at its start, of the call itself,
+            and of where it goes.
+        sigmas: noise levels, likewise.
     """
     alpha_start, alpha, next_alpha = alphas
     sigma_start, sigma, next_sigma = sigmas

@@ -35,6 +35,7 @@ PUBLISHED = [
             "sigma_max": None,
         },
     ),
+    ("PNDMScheduler", {"clip_sample": False, "tensor_format": "pt"}),
     ("TCDScheduler", {"solver_order": 2, "algorithm_type": "dpmsolver++"}),
     ("HeunDiscreteScheduler", {"tensor_format": "pt", "trained_betas": None}),
 ]

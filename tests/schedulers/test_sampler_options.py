@@ -291,7 +291,7 @@ BAD_LEVELS = [
         "IPNDMScheduler",
         {"trained_betas": (0.9, 0.5, 0.0)},
         {"num_inference_steps": 5},
-        "levels of 2 steps: num_inference_steps must be 2, got 5; or give sigmas",
+        "num_inference_steps must be 2, the steps of trained_betas, got 5",
     ),
     ("IPNDMScheduler", {}, {"timesteps": [1.5]}, r"timesteps must lie in .*1\].*1.5"),
     (
