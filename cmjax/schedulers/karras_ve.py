@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cmjax.parametrization import KarrasVe
 from cmjax.schedulers.consistency import check_sigma_order
-from cmjax.schedulers.edm import CHURN_DOMAINS, Churn, churn
+from cmjax.schedulers.edm import Churn, churn
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.heun import heun_calls, heun_weights
 from cmjax.schedulers.levels import (
@@ -75,10 +75,7 @@ class KarrasVeScheduler(TableScheduler):
     _domains = {
         "sigma_min": (1e-18, 1e18),  # float32 holds their squares
         "sigma_max": (1e-18, 1e18),
-        "s_noise": CHURN_DOMAINS["s_noise"],
-        "s_churn": CHURN_DOMAINS["s_churn"],
-        "s_min": CHURN_DOMAINS["s_tmin"],
-        "s_max": CHURN_DOMAINS["s_tmax"],
+        **dict.fromkeys(("s_noise", "s_churn", "s_min", "s_max"), (0.0, 1e18)),
     }
 
     def __post_init__(self):
