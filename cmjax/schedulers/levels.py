@@ -21,15 +21,12 @@ class Levels(NamedTuple):
         times: f32[N], the network's time at each level but the last.
         alphas: f32[N+1], signal levels; the last is where sampling ends.
         sigmas: f32[N+1], noise levels, likewise.
-        lengths: f32[N], how far each step goes in the time of an SDE, where that is not from one
-            level to the next; None elsewhere.
     """
 
     # One entry fewer than the others: the network is not called where sampling ends.
     times: jax.Array
     alphas: jax.Array
     sigmas: jax.Array
-    lengths: jax.Array | None = None
 
 
 def exploding_levels(
@@ -67,6 +64,22 @@ def exponential_sigmas(ramp: Any, sigma_min: Any, sigma_max: Any) -> Any:
 def ramp(n: int) -> np.ndarray:
     """Returns n equally spaced numbers from 0 to 1, f64[n]; only 0 for n = 1."""
     return np.linspace(0, 1, n)
+
+
+def sde_times(name: str, value: Any, last: float) -> Any:
+    """Returns the times of a run along an SDE, f[N] from 1, unless others are given, to `last`.
+
+    Args:
+        name: the argument that `set_timesteps` was given, "num_inference_steps" or "timesteps".
+        value: its value.
+        last: the lowest time.
+
+    Raises:
+        ValueError: for an invalid value.
+    """
+    if name == "timesteps":
+        return parse_levels(name, value, last, 1)
+    return 1 - (1 - last) * ramp(check_num_steps(value, MOST_STEPS))
 
 
 def append_zero(sigmas: jax.Array) -> jax.Array:

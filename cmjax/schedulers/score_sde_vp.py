@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,8 @@ from cmjax.parametrization import VPSDE
 from cmjax.parametrization.sde import VP_TIME_FACTOR
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.facts import Facts
-from cmjax.schedulers.levels import (
-    MOST_STEPS,
-    Levels,
-    append_zero,
-    check_num_steps,
-    parse_levels,
-    ramp,
-)
-from cmjax.schedulers.table import TableScheduler, Weights
+from cmjax.schedulers.levels import Levels, append_zero, sde_times
+from cmjax.schedulers.table import TableScheduler, TableState, Weights
 
 
 @jax.tree_util.register_static
@@ -79,29 +72,44 @@ class ScoreSdeVpScheduler(TableScheduler):
         """Standard deviation of the initial noise, 1."""
         return 1.0
 
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Any = None,
+        sigmas: Any = None,
+    ) -> TableState:
+        """Returns the state at the start of a run; see `TableScheduler.set_timesteps`."""
+        state = super().set_timesteps(
+            num_inference_steps, timesteps=timesteps, sigmas=sigmas
+        )
+        if num_inference_steps is None:
+            return state
+
+        # Steps of length 1/n, a little shorter than from one of diffusers' times to the next.
+        levels = Levels(state.timesteps, state.alphas, state.sigmas)
+        return self._state(levels, self._table(levels, 1 / state.num_steps))
+
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the levels of the times and the length of each step, ending at x0."""
+        """Returns the levels of the times of a run, ending at x0."""
         if name == "sigmas":
-            kind = type(self).__name__
-            raise ValueError(f"{kind} takes timesteps=[1.0, ...] (times t), not sigmas")
+            raise ValueError(
+                f"{type(self).__name__} takes timesteps=[1.0, ...], not sigmas"
+            )
 
-        # Times t and lengths of steps, f32[n].
-        if name == "timesteps":
-            times = parse_levels(name, value, self.sampling_eps, 1)
-            lengths = -jnp.diff(append_zero(times))
-        else:
-            n = check_num_steps(value, MOST_STEPS)
-            times = jnp.asarray(1 - (1 - self.sampling_eps) * ramp(n), jnp.float32)
-            lengths = jnp.full_like(times, 1 / n)
-
+        times = jnp.asarray(sde_times(name, value, self.sampling_eps), jnp.float32)
         told = VP_TIME_FACTOR * times
         alphas, sigmas = self.parametrization.path(told)
         alphas = jnp.append(alphas, jnp.ones(1, jnp.float32))
-        return Levels(told, alphas, append_zero(sigmas), lengths)
+        return Levels(told, alphas, append_zero(sigmas))
 
     def weights(self, levels: Levels) -> Weights:
-        """Returns the table of `x' = (1 + h / 2) x - (h / sigma) eps + sqrt(h) z`."""
-        h = self.parametrization.beta(levels.times) * cast(jax.Array, levels.lengths)
+        """Returns the table of steps from each time to the next one, and from the last to 0."""
+        return self._table(levels, -jnp.diff(append_zero(levels.times)) / VP_TIME_FACTOR)
+
+    def _table(self, levels: Levels, lengths: Any) -> Weights:
+        """The table of `x' = (1 + h / 2) x - (h / sigma) eps + sqrt(h) z`, h = beta lengths."""
+        h = self.parametrization.beta(levels.times) * lengths
         alpha = levels.alphas[:-1]
         sigma = levels.sigmas[:-1]
 
