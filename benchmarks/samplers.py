@@ -1,21 +1,25 @@
 """Every sampler: what a step costs against diffusers, and how good its digits are.
 
     python benchmarks/samplers.py cost                       (needs torch and diffusers)
-    python benchmarks/samplers.py quality mnist.npz --out figures
+    python benchmarks/samplers.py quality mnist.npz --out figures.png
                                                              (the plot needs matplotlib)
     python benchmarks/samplers.py picture samplers.png
 
 `cost`: one step of each scheduler with its noise, against diffusers' class of the same name, on the
-same arrays, the two in turn; tiny arrays (overhead of Python) and large ones (arithmetic).
+same arrays, the two in turn; tiny arrays (overhead of Python) and large ones (arithmetic). Beside
+it the time that compiling the step takes, and the number of arrays that the sampler keeps.
 
 `quality`: share of the digits that an independent classifier recognises as the class asked for, and
 the Fréchet distance of its features as a share of that of noise (see digits_quality.py), against
-network calls. Few-step samplers run the bundled consistency model, solvers of the probability-flow
-ODE the denoiser it was distilled from.
+network calls. Few-step samplers run the bundled consistency model, the others the denoiser it was
+distilled from. Multistep solvers have a row for each order.
 
 `picture`: the same samplers, one seed, columns of 1, 2, 4, 8 and 18 network calls.
+
+Samplers are found through the registry; `--only` takes some of them.
 """
 
+import time
 from pathlib import Path
 
 import click
@@ -29,35 +33,60 @@ import cmjax
 from cmjax import generation
 from cmjax.generation import Request
 from cmjax.images import save_grid, to_uint8
-from cmjax.schedulers import SCHEDULERS
+from cmjax.schedulers import SCHEDULERS, TableScheduler, scheduler_like
 
 CALLS = (1, 2, 4, 8, 18)
+SHAPES = ((1, 4), (64, 28, 28, 1))
 DENOISER = Path(__file__).parents[1] / "examples" / "assets" / "digits_denoiser"
-SHORT = {
-    "CMStochasticIterativeScheduler": "CM",
-    "EDMDPMSolverMultistepScheduler": "DPM-Solver++ 2M",
-}
-TWO_CALLS_A_STEP = ("EDMHeunScheduler", "EDMDPM2Scheduler")
-DDIM_OPTIONS = {
+SHORT = {"CMStochasticIterativeScheduler": "CM"}
+
+# Betas of which the last time is nearly EDM's sigma_max, and times that begin there.
+OF_DISCRETE_TIMES = {
     "beta_schedule": "scaled_linear",
+    "beta_start": 0.0001,
     "beta_end": 0.02,
     "timestep_spacing": "trailing",
 }
 
 
 def can_sample_digits(name):
-    """Whether a sampler is part of the comparison: one network serves all of these.
+    """Whether a sampler is part of the comparison, in which one network serves all.
 
-    A network that is told two times is one of its own (CTM, flow maps). Of the solvers, those on
-    training times repeat what those on EDM's levels do; DDIM stands for them.
+    A network that is told two times is one of its own (CTM, flow maps), as is one of categories;
+    steps upwards make noise of images.
     """
     cls = SCHEDULERS[name]
-    if cls.num_times > 1:
-        return False
-    return not cls.solves_ode or name.startswith("EDM") or name == "DDIMScheduler"
+    return (
+        issubclass(cls, TableScheduler)
+        and cls.num_times == 1
+        and not cls.facts.levels.endswith("upwards")
+    )
 
 
-SAMPLED = [name for name in SCHEDULERS if can_sample_digits(name)]
+def rows():
+    """Label, sampler and options of each row: of solvers of several orders one for each order."""
+    for name in filter(can_sample_digits, SCHEDULERS):
+        label = SHORT.get(name, name.removesuffix("Scheduler"))
+        orders = SCHEDULERS[name].facts.order
+        option = next(
+            (o for o in ("solver_order", "order") if hasattr(SCHEDULERS[name], o)), None
+        )
+        if option is None:
+            yield label, name, {}
+            continue
+        for order in range(2, 1 + int(orders.split(",")[0].split(" to ")[-1])):
+            yield f"{label} {order}", name, {option: order}
+
+
+def chosen(only):
+    """The rows whose label contains one of some words, separated by commas; all for none."""
+    words = only.split(",")
+    return [row for row in rows() if any(word in row[0] for word in words)]
+
+
+only_option = click.option(
+    "--only", default="", help="Words that labels contain, by commas."
+)
 
 
 @click.group()
@@ -67,83 +96,168 @@ def main():
 
 @main.command()
 @click.option("--repeats", default=30, show_default=True)
-def cost(repeats):
+@click.option("--only", default="", help="Words that names contain, separated by commas.")
+def cost(repeats, only):
     """Time a step of each scheduler against diffusers' class of the same name."""
-    import diffusers
-
-    click.echo(f"{'one step':<32}{'arrays':<18}{'cmjax':>10}{'diffusers':>12}{'ratio':>8}")
+    click.echo(
+        f"{'one step':<36}{'arrays':<18}{'cmjax':>10}{'diffusers':>12}{'ratio':>8}"
+        f"{'compile':>11}{'memory':>8}"
+    )
     for name, cls in SCHEDULERS.items():
-        if not hasattr(diffusers, name):
+        if not any(word in name for word in only.split(",")):
             continue
-        try:
-            getattr(diffusers, name)()
-        except ImportError:
-            click.echo(f"{name:<32}skipped: diffusers needs torchsde for it")
-            continue
-        for shape in ((1, 4), (64, 28, 28, 1)):
-            ours = our_step(cls(), shape)
-            theirs = their_step(getattr(diffusers, name)(), shape)
+        for shape in SHAPES:
+            ours, compile_time, memory = our_step(cls(), shape)
+            start = f"{name:<36}{shape!s:<18}"
+            end = f"{compile_time * 1e3:8.0f} ms{memory:>8}"
+
+            # Some are here only, or need packages that diffusers does without.
+            peer_class = class_in_diffusers(name)
+            try:
+                theirs = their_step(peer_class(), shape) if peer_class else None
+            except ImportError as error:
+                theirs = None
+                end += f"   {str(error).splitlines()[0]}"
+            if theirs is None:
+                (mine,) = in_turn(ours, repeats=repeats)
+                click.echo(f"{start}{mine * 1e6:7.0f} us{'':>20}{end}")
+                continue
             mine, peer = in_turn(ours, theirs, repeats=repeats)
             times = f"{mine * 1e6:7.0f} us{peer * 1e6:9.0f} us{mine / peer:8.2f}"
-            click.echo(f"{name:<32}{str(shape):<18}{times}")
+            click.echo(f"{start}{times}{end}")
+
+
+def class_in_diffusers(name):
+    """The class of this name in diffusers, also of those it has set aside; None for none."""
+    import diffusers
+    from diffusers.schedulers.deprecated import scheduling_karras_ve, scheduling_sde_vp
+
+    diffusers.utils.logging.set_verbosity_error()  # of options that it changes
+    for module in (scheduling_karras_ve, scheduling_sde_vp, diffusers):
+        if hasattr(module, name):
+            return getattr(module, name)
+    return None
 
 
 def our_step(scheduler, shape):
-    """One step, the second of four, as a function without arguments."""
+    """The second step of four as a function, the seconds to compile it, and the arrays it keeps."""
     key = jax.random.key(0)
     state, x = scheduler.init(key, scheduler.set_timesteps(4), shape)
     state = state.replace(step_index=jnp.int32(1))
+    output = jnp.ones(scheduler.output_shape(shape))
 
     @jax.jit
-    def step(key, state, x):
-        return scheduler.scale_input(state, x), scheduler.step(key, state, x, x)
+    def step(key, state, output, x):
+        return scheduler.scale_input(state, x), scheduler.step(key, state, output, x)
 
-    return lambda: jax.block_until_ready(step(key, state, x))
+    start = time.perf_counter()
+    compiled = step.lower(key, state, output, x).compile()
+    seconds = time.perf_counter() - start
+    del compiled
+    memory = len(jax.tree.leaves(state.memory))
+    return lambda: jax.block_until_ready(step(key, state, output, x)), seconds, memory
 
 
 def their_step(scheduler, shape):
-    """The same of diffusers, which counts its steps: it is set back."""
+    """The same of diffusers, which counts its steps: it is set back to where the first one left it.
+
+    Setting it back is a few microseconds of the time.
+    """
     import torch
 
     x = torch.ones(shape)
-    options = {}
-    if type(scheduler).__name__ == "SCMScheduler":
-        options["intermediate_timesteps"] = None  # its default allows two steps only
-    scheduler.set_timesteps(4, **options)
-    t = scheduler.timesteps[1]
-    scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
+    name = type(scheduler).__name__
+    scheduler.set_timesteps(4, **THEIR_STEPS.get(name, {}))
+    call = THEIR_CALLS.get(name, plain_call)
+    call(scheduler, x, 0)
+    after_first = dict(vars(scheduler))
+    lists = {
+        key: list(value) for key, value in after_first.items() if isinstance(value, list)
+    }
 
     def step():
-        scheduler._step_index = 1
-        if hasattr(
-            scheduler, "model_outputs"
-        ):  # what a multistep solver has after its first step
-            scheduler.model_outputs = [None, x]
-            scheduler.lower_order_nums = 1
-        scale(x, t)
-        scheduler.step(x, t, x)
+        vars(scheduler).update(after_first)
+        vars(scheduler).update({key: list(value) for key, value in lists.items()})
+        call(scheduler, x, 1)
 
     return step
 
 
-def with_scheduler(name):
+def plain_call(scheduler, x, i):
+    """A step of most schedulers of diffusers."""
+    t = scheduler.timesteps[i]
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input(x, t)
+    scheduler.step(x, t, x)
+
+
+def repaint_call(scheduler, x, i):
+    """A step of RePaint, which takes the known image and its mask."""
+    scheduler.step(x, scheduler.timesteps[i], x, x, x)
+
+
+def karras_ve_call(scheduler, x, i):
+    """A step of Karras et al. 2022, whose noise is added by a call of its own."""
+    sigma = scheduler.schedule[i]
+    raised, raised_sigma = scheduler.add_noise_to_input(x, sigma)
+    scheduler.step(x, raised_sigma, scheduler.schedule[i + 1], raised)
+
+
+def score_sde_ve_call(scheduler, x, i):
+    """A predictor and a corrector step, which are calls of their own."""
+    images = x.reshape(len(x), 1, 1, -1)
+    scheduler.step_correct(images, images)
+    scheduler.step_pred(images, scheduler.timesteps[i], images)
+
+
+def score_sde_vp_call(scheduler, x, i):
+    """A step of the variance-preserving SDE, whose times are those of the samples."""
+    images = x.reshape(len(x), 1, 1, -1)
+    scheduler.step_pred(images, images, scheduler.timesteps[i])
+
+
+THEIR_CALLS = {
+    "RePaintScheduler": repaint_call,
+    "KarrasVeScheduler": karras_ve_call,
+    "ScoreSdeVeScheduler": score_sde_ve_call,
+    "ScoreSdeVpScheduler": score_sde_vp_call,
+}
+THEIR_STEPS = {
+    "SCMScheduler": {"intermediate_timesteps": None}
+}  # its default allows two steps
+
+
+def with_scheduler(name, options):
     """The model that a sampler runs, under that sampler."""
     cls = SCHEDULERS[name]
     model = cmjax.load(DENOISER if cls.solves_ode else None)
-    if isinstance(model.scheduler, cls):
+    if isinstance(model.scheduler, cls) and not options:
         return model
-    options = {}
-    if name.startswith("EDM"):
-        options = {"sigma_min": 0.002}
-    elif name == "DDIMScheduler":
-        options = DDIM_OPTIONS
-    return model.with_scheduler(cls(**options))
+
+    # The network's own levels, or training times that have nearly these.
+    fields = cls.__dataclass_fields__
+    if "beta_start" in fields:
+        known = {key: value for key, value in OF_DISCRETE_TIMES.items() if key in fields}
+        return model.with_scheduler(cls(**known, **options))
+    return model.with_scheduler(scheduler_like(model.scheduler, name, **options))
 
 
-def generate(name, calls, labels):
+def steps_within(scheduler, calls):
+    """The most steps that make at most so many network calls, or None."""
+    for steps in range(calls, 0, -1):
+        try:
+            if scheduler.set_timesteps(steps).num_steps <= calls:
+                return steps
+        except ValueError:
+            continue  # too few steps for this sampler
+    return None
+
+
+def generate(model, calls, labels):
     """Returns u8 images made in at most that many network calls, and how many they were."""
-    model = with_scheduler(name)
-    steps = (calls + 1) // 2 if name in TWO_CALLS_A_STEP else calls
+    steps = steps_within(model.scheduler, calls)
+    if steps is None:
+        return None, None
     request = Request(num_inference_steps=steps, labels=labels)
     images = generation.generate(
         model, request, len(labels), batch_size=100, progress=True
@@ -160,13 +274,13 @@ def generate(name, calls, labels):
     default="samplers_quality.png",
     show_default=True,
 )
-def quality(data, num, out):
+@only_option
+@click.option("--plotless", is_flag=True, help="Print the table only.")
+def quality(data, num, out, only, plotless):
     """Measure every sampler against the MNIST file DATA; write a plot."""
     with np.load(data) as arrays:
-        train, train_labels = (
-            arrays["x_train"][..., None],
-            arrays["y_train"].astype(np.int32),
-        )
+        train = arrays["x_train"][..., None]
+        train_labels = arrays["y_train"].astype(np.int32)
         test = arrays["x_test"][..., None]
     classifier = train_classifier(train, train_labels)
     reference = evaluate(classifier, test)[1]
@@ -177,44 +291,79 @@ def quality(data, num, out):
         f"{'':<32}" + "".join(f"{calls:>16}" for calls in CALLS) + "   network calls"
     )
     curves = {}
-    for name in SAMPLED:
+    for label, name, options in chosen(only):
+        model = with_scheduler(name, options)
+        cells = []
         for calls in CALLS:
-            images, made = generate(name, calls, labels)
+            images, made = generate(model, calls, labels)
+            if images is None:
+                cells.append(f"{'-':>16}")
+                continue
             predicted, features = evaluate(classifier, images)
             accuracy = np.mean(predicted == labels)
             distance = frechet_distance(features, reference) / noise_distance
-            curves.setdefault(name, []).append((made, accuracy, distance))
-        points = curves[name]
-        cells = [f"{accuracy:>8.1%}{distance:>8.1%}" for _, accuracy, distance in points]
-        click.echo(f"{name:<32}{''.join(cells)}")
-    plot(curves, out)
+            curves.setdefault((label, name), []).append((made, accuracy, distance))
+            cells.append(f"{accuracy:>8.1%}{distance:>8.1%}")
+        click.echo(f"{label:<32}{''.join(cells)}")
+    if not plotless:
+        plot(curves, out)
+
+
+def panel_of(label, name):
+    """Which panel of the plot a row is in."""
+    cls = SCHEDULERS[name]
+    if not cls.solves_ode:
+        return "consistency model"
+    if cls.facts.noise == "yes":
+        return "with fresh noise"
+    last = label.split()[-1]
+    order = last if last.isdigit() else cls.facts.order
+    return {"1": "order 1", "2": "order 2"}.get(order, "order 3 and 4")
 
 
 def plot(curves, path):
-    """Writes accuracy against network calls, a line per sampler."""
+    """Writes accuracy and distance against network calls, a column of panels for each kind."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
-    for name, points in curves.items():
+    panels = (
+        "consistency model",
+        "order 1",
+        "order 2",
+        "order 3 and 4",
+        "with fresh noise",
+    )
+    figure, axes = pyplot.subplots(
+        2, len(panels), figsize=(20, 8), sharey="row", constrained_layout=True
+    )
+    for (label, name), points in curves.items():
         calls, accuracy, distance = zip(*points, strict=True)
-        style = {
-            "linestyle": "--" if SCHEDULERS[name].solves_ode else "-",
-            "marker": "o",
-            "markersize": 3,
-            "label": name.removesuffix("Scheduler"),
-        }
-        axes[0].plot(calls, accuracy, **style)
-        axes[1].plot(calls, distance, **style)
-    axes[0].set_title("recognised as the digit asked for")
-    axes[1].set_title("Fréchet distance, of that of noise")
-    for axis in axes:
-        axis.set(xscale="log", xlabel="network calls", xticks=CALLS, xticklabels=CALLS)
-        axis.minorticks_off()
-    axes[1].set_yscale("log")
-    axes[0].legend(fontsize=7)
+        column = panels.index(panel_of(label, name))
+        style = {"marker": "o", "markersize": 3, "label": label}
+        axes[0, column].plot(calls, accuracy, **style)
+        axes[1, column].plot(calls, distance, **style)
+
+        # Euler's method in every panel of solvers, to compare with.
+        if label == "EDMEuler":
+            for other in range(1, len(panels)):
+                if other != column:
+                    for axis, values in zip(
+                        axes[:, other], (accuracy, distance), strict=True
+                    ):
+                        axis.plot(
+                            calls, values, color="gray", linestyle=":", label="EDMEuler"
+                        )
+    for column, title in enumerate(panels):
+        axes[0, column].set_title(title)
+        for axis in axes[:, column]:
+            axis.set(xscale="log", xlabel="network calls", xticks=CALLS, xticklabels=CALLS)
+            axis.minorticks_off()
+        axes[1, column].set_yscale("log")
+        axes[1, column].legend(fontsize=7)
+    axes[0, 0].set_ylabel("recognised as the digit asked for")
+    axes[1, 0].set_ylabel("Fréchet distance, of that of noise")
     figure.savefig(path, dpi=80)
     click.echo(f"plot in {path}")
 
@@ -222,19 +371,25 @@ def plot(curves, path):
 @main.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--digits", default="0,2,3,8", show_default=True)
-def picture(out, digits):
+@only_option
+def picture(out, digits, only):
     """Draw rows of samplers, columns of network calls."""
     labels = [int(digit) for digit in digits.split(",")]
-    rows = []
+    blank = np.zeros((28, 28 * len(labels), 1), np.uint8)
+    images = []
     captions = []
-    for name in SAMPLED:
+    for label, name, options in chosen(only):
+        model = with_scheduler(name, options)
         for calls in CALLS:
-            images, made = generate(name, calls, labels)
-            rows.append(np.concatenate(images, axis=1))
-            short = SHORT.get(name, name.removesuffix("Scheduler").removeprefix("EDM"))
-            captions.append(f"{short}, {made}")
-    save_grid(out, np.stack(rows), columns=len(CALLS), labels=captions, scale=2)
-    click.echo(f"{', '.join(SAMPLED)} in {out}")
+            digits_made, made = generate(model, calls, labels)
+            if digits_made is None:
+                images.append(blank)
+                captions.append(f"{label}, -")
+                continue
+            images.append(np.concatenate(digits_made, axis=1))
+            captions.append(f"{label}, {made}")
+    save_grid(out, np.stack(images), columns=len(CALLS), labels=captions, scale=2)
+    click.echo(f"{len(images) // len(CALLS)} samplers in {out}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tests.support.variations import variations
 
 TOOL = Path(__file__).parent.parent / "docs" / "samplers_table.py"
 STEPS = 5
+OF_CHURN = {"s_noise", "s_min", "s_max", "s_tmin", "s_tmax"}
 CALLS = {"1": STEPS, "2": 2 * STEPS - 1}  # the last of n steps of two calls has one
 
 
@@ -67,12 +68,11 @@ def test_the_facts_that_a_table_shows_are_right(name):
     kept = sorted({len(jax.tree.leaves(state.memory)) for _, state in runs})
     assert facts.memory == (str(kept[0]) if len(kept) == 1 else f"{kept[0]} to {kept[-1]}")
 
-    # Fresh noise: always, never, or with the options in backticks. That `s_noise` scales it, also
-    # by 0, goes without saying; so do the ends of KarrasVe's levels, between which there is churn.
+    # Fresh noise: always, never, or with the options in backticks and no others. That churn has a
+    # scale and a range of levels, which may be empty, goes without saying.
     noisy = [(option, adds_noise(state)) for option, state in runs]
     _, usual = noisy[0]
     if usual is not None:
-        deciding = {option for option, noise in noisy if noise != usual}
-        deciding -= {"s_noise", "s_max", "sigma_min"}
+        deciding = {option for option, noise in noisy if noise != usual} - OF_CHURN
         assert deciding == set(re.findall(r"`(\w+)`", facts.noise))
         assert deciding or facts.noise == ("yes" if usual else "no")
