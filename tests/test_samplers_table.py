@@ -14,7 +14,7 @@ from tests.support.variations import variations
 
 TOOL = Path(__file__).parent.parent / "docs" / "samplers_table.py"
 STEPS = 5
-OF_CHURN = {"s_noise", "s_min", "s_max", "s_tmin", "s_tmax"}
+OF_CHURN = {"s_noise", "s_min", "s_max", "s_tmin", "s_tmax", "sigma_min"}
 CALLS = {"1": STEPS, "2": 2 * STEPS - 1}  # the last of n steps of two calls has one
 
 
