@@ -26,6 +26,7 @@ SEEDS = (3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26)
 CALLS = int(os.environ.get("CMJAX_FUZZ_CALLS", "100"))
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("seed", SEEDS[: draws(len(SEEDS))])
 def test_hostile_arguments_end_in_success_or_a_named_error(seed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ def offline(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.fuzz
 @pytest.mark.parametrize("first", range(0, draws(800), 100))
 def test_a_hundred_calls_from_a_seed_on(first):
     assert cli_fuzz.run(100, first) == {}

@@ -1,7 +1,7 @@
 """How many drawn cases a test tries: a quarter of them, or all.
 
-`pytest` tries a quarter, as compiling takes its time; `pytest --hypothesis-profile thorough`, as
-.ci/run calls it, tries all. The profiles are in tests/conftest.py.
+`pytest` tries a quarter, as compiling takes its time; with `--hypothesis-profile thorough`, as
+.ci/run calls it for the tests that draw, all. The profiles are in tests/conftest.py.
 """
 
 from hypothesis import settings
