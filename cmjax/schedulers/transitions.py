@@ -155,7 +155,7 @@ def log_posterior(
 
     # log q(x_t | a class): by keeping or replacing it, or by masking.
     def arrives(transitions):
-        kept = jnp.logaddexp(transitions.keep, transitions.replace)
+        kept = _log_add(transitions.keep, transitions.replace)
         unmasked = jnp.where(same, kept, transitions.replace)
         return jnp.where(masked, transitions.mask, unmasked)
 
@@ -167,6 +167,13 @@ def log_posterior(
 
     # Times q(x_s | x0), summed over x0; then times q(x_t | x_s). Only a masked entry has been
     # masked before.
-    unmasked = jnp.logaddexp(weights + below.keep, total + below.replace) + arrives(step)
+    unmasked = _log_add(weights + below.keep, total + below.replace) + arrives(step)
     before = jnp.where(masked, total + below.mask, -jnp.inf)
     return jnp.concatenate([unmasked, before], axis=-1)
+
+
+def _log_add(first: jax.Array, second: jax.Array) -> jax.Array:
+    """log(exp(first) + exp(second)); of two logarithms of 0 without a NaN on the way."""
+    largest = jnp.maximum(first, second)
+    base = jnp.where(largest > -jnp.inf, largest, 0)
+    return base + jnp.log(jnp.exp(first - base) + jnp.exp(second - base))

@@ -147,6 +147,17 @@ def test_the_loop_by_hand_is_the_same():
     np.testing.assert_array_equal(x, draw())
 
 
+def test_probabilities_of_0_are_no_nans_on_the_way():
+    scheduler = VQDiffusionScheduler(
+        4, 8, alpha_cum_start=1.0, alpha_cum_end=0.0, gamma_cum_start=0.0, gamma_cum_end=1.0
+    )
+    with jax.debug_nans(True), jax.disable_jit():
+        x = categorical.sample(
+            KEY, network, jnp.float32(2), scheduler, (2, 6), num_inference_steps=3
+        )
+    assert np.all((x >= 0) & (x < 3))
+
+
 def test_known_entries_can_be_given_as_the_start():
     init = np.full((5, 6), 3)
     np.testing.assert_array_equal(draw(init=init), draw())
