@@ -19,6 +19,7 @@ distilled from. Multistep solvers have a row for each order.
 Samplers are found through the registry; `--only` takes some of them.
 """
 
+import functools
 import time
 from pathlib import Path
 
@@ -227,10 +228,16 @@ THEIR_STEPS = {
 }  # its default allows two steps
 
 
+@functools.cache
+def loaded(path):
+    """The model at a path, read once."""
+    return cmjax.load(path)
+
+
 def with_scheduler(name, options):
     """The model that a sampler runs, under that sampler."""
     cls = SCHEDULERS[name]
-    model = cmjax.load(DENOISER if cls.solves_ode else None)
+    model = loaded(DENOISER if cls.solves_ode else None)
     if isinstance(model.scheduler, cls) and not options:
         return model
 

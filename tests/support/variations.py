@@ -23,12 +23,11 @@ def _changed(scheduler, words_only=False):
     """The scheduler with each other value of each of its options, one at a time."""
     domains = inherited(type(scheduler), "_domains")
     for field in dataclasses.fields(scheduler):
-        if (
-            field.name.startswith("beta_")
-            or words_only
-            and not isinstance(field.default, str)
-        ):
-            continue  # the network's betas change levels, and no table
+        # Betas and the ends of a grid change its levels only.
+        if field.name.startswith(("beta_", "sigma_")):
+            continue
+        if words_only and not isinstance(field.default, str):
+            continue
         for value in _values(field.default, domains.get(field.name)):
             if value == field.default:
                 continue
