@@ -19,7 +19,6 @@ from cmjax.schedulers.config_files import sort_options
 from cmjax.schedulers.levels import check_num_steps, exactly_one, parse_levels
 from cmjax.schedulers.transitions import (
     CategoryState,
-    Transitions,
     check_schedule,
     log_posterior,
     transitions_of,
@@ -34,8 +33,8 @@ class VQDiffusionScheduler:
     From one time to the next an entry of the sample keeps its class, gets one of all classes at
     random, or is masked; a masked one stays so. Sampling starts with all entries masked and draws
     those of each lower time from the exact posterior (equation 5) under the network's
-    probabilities, until the last step draws x0. Samples are integers: `cmjax.categorical.sample`
-    is the loop, and none of `cmjax.sample` takes this scheduler.
+    probabilities, until the last step draws x0. Samples are integers: the loop is
+    `cmjax.categorical.sample`; `cmjax.sample` does not take this scheduler.
 
     The network gets the sample, integers `[B, ...]` of which `num_vec_classes - 1` is the mask, is
     told a training time, 0..N-1, and returns logits `[B, ..., num_vec_classes - 1]` of the classes
@@ -50,6 +49,9 @@ class VQDiffusionScheduler:
         alpha_cum_end: the same at time N-1; between them it is linear.
         gamma_cum_start: probability that x0 has been masked at time 0.
         gamma_cum_end: the same at time N-1; between them it is linear.
+
+    Raises:
+        ValueError: for values outside their domain, or of which some probability is negative.
     """
 
     num_vec_classes: int
@@ -97,10 +99,12 @@ class VQDiffusionScheduler:
             n = check_num_steps(value, total, "num_train_timesteps")
             value = np.round(total - np.arange(n) * total / n).astype(int) - 1
         times = parse_levels("timesteps", value, 0, total - 1, integers=True)
+        from_data, from_next = transitions_of(self, times.astype(jnp.int32))
         return CategoryState(
             timesteps=times,
             step_index=jnp.zeros((), jnp.int32),
-            **transitions_of(self, times.astype(jnp.int32)),
+            from_data=from_data,
+            from_next=from_next,
         )
 
     def init(self, state: CategoryState, shape: Any) -> jax.Array:
@@ -150,15 +154,10 @@ class VQDiffusionScheduler:
             denoised: log-probabilities of x0, from `denoise`.
         """
         index = state.step_index
-        here, below, step = (
-            Transitions(*(column[place] for column in columns))
-            for columns, place in (
-                (state.from_data, index),
-                (state.from_data, index + 1),
-                (state.step, index),
-            )
-        )
-        return log_posterior(here, below, step, sample, denoised)
+        here = jax.tree.map(lambda column: column[index], state.from_data)
+        below = jax.tree.map(lambda column: column[index + 1], state.from_data)
+        between = jax.tree.map(lambda column: column[index], state.from_next)
+        return log_posterior(here, below, between, sample, denoised)
 
     def advance(
         self,
