@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import EDM_TIME_FACTOR
+from cmjax.schedulers.checks import check_sigma_order
 from cmjax.schedulers.config_files import FileOption
-from cmjax.schedulers.consistency import check_sigma_order
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
     MOST_STEPS,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import KarrasVe
-from cmjax.schedulers.consistency import check_sigma_order
+from cmjax.schedulers.checks import check_sigma_order
 from cmjax.schedulers.edm import Churn, churn
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.heun import heun_calls, heun_weights

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import VESDE
+from cmjax.schedulers.checks import check_sigma_order
 from cmjax.schedulers.config_files import FileOption
-from cmjax.schedulers.consistency import check_sigma_order
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.langevin import langevin_columns, langevin_weights, ratio_of_norms
 from cmjax.schedulers.levels import (
