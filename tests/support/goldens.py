@@ -30,10 +30,9 @@ from cmjax.schedulers.log_snr import LogSNRScheduler
 FOLDER = Path(__file__).parents[1] / "golden"
 RTOL = 1e-5
 FLOAT32 = 2.0**-24  # largest relative error of rounding to float32
-BETWEEN = (
-    "KDPM2",
-    "DPMSolverSDE",
-)  # begin the names of those that are called between two levels
+
+# With these begin the names of the samplers that are called between two levels.
+BETWEEN = ("KDPM2", "DPMSolverSDE")
 
 
 def load_goldens(name, kind=None):
