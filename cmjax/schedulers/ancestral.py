@@ -69,8 +69,8 @@ class EDMEulerAncestralScheduler(EDMScheduler):
 class EulerAncestralDiscreteScheduler(DiscreteSigmasScheduler):
     """Ancestral sampling for models with discrete times.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
-    `DiscreteSigmasScheduler` takes.
+    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
+    of `DiscreteSigmasScheduler` takes.
 
     Attributes:
         num_train_timesteps: number N of training times.

@@ -107,8 +107,8 @@ class EDMHeunScheduler(EDMScheduler):
 class HeunDiscreteScheduler(DiscreteSigmasScheduler):
     """Heun's method for models with discrete times: n steps take 2n - 1 network calls.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
-    `DiscreteSigmasScheduler` takes.
+    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
+    of `DiscreteSigmasScheduler` takes.
 
     Attributes:
         num_train_timesteps: number N of training times.
