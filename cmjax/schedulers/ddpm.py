@@ -77,8 +77,12 @@ class DDPMScheduler(DiscreteScheduler):
     _domains = {
         **BOUND_DOMAINS,
         "variance_type": (
-            *("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-            *("learned", "learned_range"),
+            "fixed_small",
+            "fixed_small_log",
+            "fixed_large",
+            "fixed_large_log",
+            "learned",
+            "learned_range",
         ),
     }
 

@@ -154,7 +154,8 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
             third = polynomial_weights([last, this], steps.moments)
 
         by_last = jnp.where(orders == 3, third[0], 0)
-        by_this = jnp.where(orders == 3, third[1], jnp.where(orders == 2, second, 0))
+        by_this = jnp.where(orders == 2, second, 0)
+        by_this = jnp.where(orders == 3, third[1], by_this)
         return by_last, by_this
 
 

@@ -101,7 +101,8 @@ class ScoreSdeVeScheduler(TableScheduler):
             sigmas = parse_levels(name, value, *self.sigma_range)
             return exploding_levels(self.parametrization, append_zero(sigmas))
 
-        # What diffusers calls sigmas, and discrete_sigmas, f32[n] each.
+        # The levels that the network is told, and those between which steps go, f32[n] each.
+        # diffusers calls the former `sigmas` and the latter `discrete_sigmas`.
         away = 1 - sde_times(name, value, self.sampling_eps)
         share = away / (1 - self.sampling_eps)
         told = jnp.asarray(exponential_sigmas(away, *self.sigma_range), jnp.float32)
