@@ -7,8 +7,11 @@ import jax.numpy as jnp
 
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
-from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights, root_of_difference
+from cmjax.schedulers.levels import (
+    Levels,
+    root_of_difference,
+)
+from cmjax.schedulers.weights import Weights
 
 
 def ancestral_weights(sigmas: jax.Array, eta: float = 1.0) -> Weights:

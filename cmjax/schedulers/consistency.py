@@ -19,8 +19,10 @@ from cmjax.schedulers.levels import (
     karras_sigmas,
     parse_levels,
     ramp,
+    root_of_difference,
 )
-from cmjax.schedulers.table import TableScheduler, TableState, Weights, root_of_difference
+from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

@@ -19,7 +19,8 @@ from cmjax.schedulers.learned_variance import (
     standard_deviation,
 )
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import TableState, Weights
+from cmjax.schedulers.table import TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

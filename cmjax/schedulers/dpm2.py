@@ -9,7 +9,7 @@ from cmjax.parametrization import Parametrization
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import Churn, EDMScheduler, churn
 from cmjax.schedulers.levels import Levels, exploding_levels
-from cmjax.schedulers.table import Weights, alternate, interleave
+from cmjax.schedulers.weights import Weights, alternate, interleave
 
 
 def middle_sigmas(raised: jax.Array, sigmas: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from cmjax.schedulers.ancestral import ancestral_weights
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.dpm2 import midpoint_calls_between_times, midpoint_weights
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

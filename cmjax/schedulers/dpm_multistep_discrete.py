@@ -12,7 +12,7 @@ from cmjax.schedulers.grids import grid_option
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.log_snr_levels import last_time, training_levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

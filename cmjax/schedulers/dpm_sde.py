@@ -15,7 +15,7 @@ from cmjax.schedulers.dpm2 import (
 )
 from cmjax.schedulers.edm import CHURN_DOMAINS
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights, alternate
+from cmjax.schedulers.weights import Weights, alternate
 
 
 @jax.tree_util.register_static

@@ -9,7 +9,7 @@ import numpy as np
 from cmjax.schedulers.exponential import polynomial_weights, steps_from, steps_of
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.log_snr import LogSNRScheduler
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

@@ -21,8 +21,9 @@ from cmjax.schedulers.levels import (
     karras_sigmas,
     parse_levels,
     ramp,
+    root_of_difference,
 )
-from cmjax.schedulers.table import TableScheduler, TableState, root_of_difference
+from cmjax.schedulers.table import TableScheduler, TableState
 
 # Valid values of the fields of schedulers with churn.
 CHURN_DOMAINS = {

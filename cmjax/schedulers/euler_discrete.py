@@ -13,7 +13,7 @@ from cmjax.schedulers.edm import CHURN_DOMAINS
 from cmjax.schedulers.euler import euler_calls, euler_weights
 from cmjax.schedulers.grids import grid_option, respaced
 from cmjax.schedulers.levels import Levels, exploding_levels, exponential_sigmas, ramp
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

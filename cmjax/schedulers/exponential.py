@@ -18,8 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights, root_of_difference
+from cmjax.schedulers.levels import (
+    Levels,
+    root_of_difference,
+)
+from cmjax.schedulers.weights import Weights
 
 FEW_STEPS = 15  # runs of fewer steps end with a lower order, as in diffusers
 _TERMS = 12  # of a series for |h| < 1, precise to float32

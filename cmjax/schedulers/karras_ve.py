@@ -21,7 +21,8 @@ from cmjax.schedulers.levels import (
     parse_levels,
     ramp,
 )
-from cmjax.schedulers.table import TableScheduler, TableState, Weights
+from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

@@ -9,7 +9,7 @@ import numpy as np
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.exponential import chosen_by_order, earlier_nodes
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

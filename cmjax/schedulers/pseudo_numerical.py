@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 # Where a call lies in its step, and where it goes to.
 START, MIDDLE, END = range(3)

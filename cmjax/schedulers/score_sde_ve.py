@@ -17,9 +17,11 @@ from cmjax.schedulers.levels import (
     exploding_levels,
     exponential_sigmas,
     parse_levels,
+    root_of_difference,
     sde_times,
 )
-from cmjax.schedulers.table import TableScheduler, TableState, Weights, root_of_difference
+from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

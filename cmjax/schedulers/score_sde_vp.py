@@ -12,7 +12,8 @@ from cmjax.parametrization.sde import VP_TIME_FACTOR
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import Levels, append_zero, sde_times
-from cmjax.schedulers.table import TableScheduler, TableState, Weights
+from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
