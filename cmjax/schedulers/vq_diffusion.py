@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.arrays import ApplyFn, as_categories, as_floats
-from cmjax.configs import check_options, from_json
+from cmjax.configs import check_options, from_json, shown
 from cmjax.meshes import divided_like
 from cmjax.networks import call_classifier, check_output
 from cmjax.random import gumbel, level_noise, sample_keys
@@ -107,9 +107,16 @@ class VQDiffusionScheduler:
             from_next=from_next,
         )
 
+    def check_state(self, state: Any) -> None:
+        """Raises ValueError for what is not a state of this kind of scheduler."""
+        if not isinstance(state, CategoryState):
+            raise ValueError(
+                f"state must be what set_timesteps returns, a CategoryState, got {shown(state)}"
+            )
+
     def init(self, state: CategoryState, shape: Any) -> jax.Array:
         """Returns the first sample, i32[shape]: all entries masked."""
-        del state
+        self.check_state(state)
         return jnp.full(check_sample_shape(shape), self.mask_class, jnp.int32)
 
     def predict(
@@ -127,6 +134,7 @@ class VQDiffusionScheduler:
             ValueError: for a sample that holds no integers, or a network that cannot be called with
                 it or returns anything but logits of these classes.
         """
+        self.check_state(state)
         check_not_finished(state)
         sample = as_categories("sample", sample)
         time = jnp.broadcast_to(state.timesteps[state.step_index], sample.shape[:1])
@@ -137,7 +145,7 @@ class VQDiffusionScheduler:
         self, state: CategoryState, model_output: jax.Array, sample: jax.Array
     ) -> jax.Array:
         """Returns the log-probabilities of the classes of x0, `[B, ..., classes of x0]`."""
-        del state
+        self.check_state(state)
         model_output = as_floats("model_output", model_output)
         sample = as_categories("sample", sample)
         check_output(model_output, sample, (*sample.shape, self.mask_class))
@@ -152,7 +160,14 @@ class VQDiffusionScheduler:
             state: the run.
             sample: the sample at this time, integers `[B, ...]`.
             denoised: log-probabilities of x0, from `denoise`.
+
+        Raises:
+            ValueError: for arrays of other shapes or kinds, or a state that is none.
         """
+        self.check_state(state)
+        sample = as_categories("sample", sample)
+        denoised = as_floats("denoised", denoised)
+        check_output(denoised, sample, (*sample.shape, self.mask_class), "denoised")
         index = state.step_index
         here = jax.tree.map(lambda column: column[index], state.from_data)
         below = jax.tree.map(lambda column: column[index + 1], state.from_data)
@@ -166,11 +181,19 @@ class VQDiffusionScheduler:
         denoised: jax.Array,
         noise: jax.Array,
     ) -> tuple[CategoryState, jax.Array]:
-        """Draws the sample of the next time, given Gumbel noise `[B, ..., num_vec_classes]`."""
+        """Draws the sample of the next time, given Gumbel noise `[B, ..., num_vec_classes]`.
+
+        Raises:
+            ValueError: for arrays of other shapes or kinds, or a run that has already ended.
+        """
+        self.check_state(state)
         check_not_finished(state)
         sample = as_categories("sample", sample)
-        log_probs = self.log_posterior(state, sample, as_floats("denoised", denoised))
-        check_output(as_floats("noise", noise), sample, log_probs.shape)
+        noise = as_floats("noise", noise)
+        log_probs = self.log_posterior(state, sample, denoised)
+        check_output(noise, sample, log_probs.shape, "noise")
+
+        # Gumbel noise makes the largest one a draw from the distribution.
         drawn = jnp.argmax(log_probs + noise, axis=-1).astype(sample.dtype)
         return state.replace(step_index=state.step_index + 1), drawn
 
