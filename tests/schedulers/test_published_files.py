@@ -6,10 +6,9 @@ import pytest
 
 import cmjax
 from cmjax.checkpoints.json_files import read_scheduler, write_json
-from cmjax.schedulers import SCHEDULERS
 from tests.support import published
 
-REFUSED = published.OTHER_ALGORITHMS | published.OTHER_OPTIONS
+REFUSED = published.OTHER_ALGORITHMS | published.OTHER_OPTIONS | published.CATEGORIES
 OPEN = [model for model in published.FILES if model not in REFUSED]
 
 
@@ -18,14 +17,8 @@ def class_of(model):
 
 
 @pytest.mark.parametrize("model", OPEN)
-def test_it_opens_runs_and_is_written_again(model, tmp_path):
+def test_a_published_file_opens_runs_and_is_written_again(model, tmp_path):
     config = published.FILES[model]
-    if class_of(model) not in SCHEDULERS:
-        with pytest.raises(
-            ValueError, match=f"{class_of(model)} is a scheduler of diffusers"
-        ):
-            cmjax.scheduler_from_config(config)
-        return
 
     # As a file, since some hold what other readers of JSON refuse: -Infinity.
     path = tmp_path / "scheduler_config.json"
@@ -56,6 +49,19 @@ def test_another_algorithm_is_refused_by_name(model):
         cmjax.scheduler_from_config(published.FILES[model])
 
 
+@pytest.mark.parametrize("model", published.CATEGORIES)
+def test_a_file_of_categories_is_opened_by_its_own_class(model):
+    config = published.FILES[model]
+    with pytest.raises(ValueError, match="samples categories"):
+        cmjax.scheduler_from_config(config)
+
+    scheduler = getattr(cmjax, published.CATEGORIES[model]).from_config(config)
+    assert scheduler.set_timesteps(4).num_steps == 4
+    written = scheduler.to_config()
+    for name, value in config.items():
+        assert name == "_diffusers_version" or written[name] == value
+
+
 @pytest.mark.parametrize("model", published.OTHER_OPTIONS)
 def test_an_option_of_its_own_is_refused_by_name(model):
     option = published.OTHER_OPTIONS[model]
@@ -63,6 +69,6 @@ def test_an_option_of_its_own_is_refused_by_name(model):
         cmjax.scheduler_from_config(published.FILES[model])
 
 
-def test_there_are_many_of_many_kinds():
+def test_the_stored_files_are_many_and_of_many_classes():
     assert len(OPEN) >= 20
     assert len({class_of(model) for model in OPEN}) >= 10

@@ -17,6 +17,9 @@ OTHER_ALGORITHMS = {
     "MiniMaxAI/MiniMax-H3": "MiniMaxH3Scheduler",
 }
 
+# Of categories, not floats, by the class that opens them.
+CATEGORIES = {"microsoft/vq-diffusion-ithq": "VQDiffusionScheduler"}
+
 # With an option that no scheduler of diffusers has: what it does is known to that model's code.
 OTHER_OPTIONS = {"MMAudio, large_44k_v2": "use_reference_discrete_timesteps"}
 
@@ -24,10 +27,8 @@ OTHER_OPTIONS = {"MMAudio, large_44k_v2": "use_reference_discrete_timesteps"}
 def steps_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns arguments of `set_timesteps` for a run of four steps, as the model's pipeline has."""
     if config.get("use_dynamic_shifting"):
-        return {
-            "num_inference_steps": 4,
-            "mu": 0.8,
-        }  # which depends on the size of the image
+        # Which depends on the size of the image.
+        return {"num_inference_steps": 4, "mu": 0.8}
 
     # N = 1 scales the network's time, and leaves no grid: this model's pipeline gives its levels.
     if config.get("num_train_timesteps") == 1:
