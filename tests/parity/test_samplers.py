@@ -471,7 +471,7 @@ def test_ve_steps_end_at_zero_where_diffusers_repeats_a_level_with_a_large_sampl
     np.testing.assert_allclose(told - state.weights.eps[2], low / told, atol=1e-5 * told)
 
 
-def test_a_langevin_step_is_each_sample_s_own_where_diffusers_takes_the_batch_s_mean():
+def test_a_langevin_step_is_of_each_sample_where_diffusers_takes_the_mean_of_the_batch():
     theirs, ours = pair("ScoreSdeVeScheduler")
     theirs.set_timesteps(2)
     theirs.set_sigmas(2)

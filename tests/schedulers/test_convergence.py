@@ -26,10 +26,8 @@ from cmjax.schedulers.flow_match import FlowMatchScheduler
 from cmjax.schedulers.levels import karras_sigmas, ramp
 from cmjax.schedulers.log_snr import LogSNRScheduler
 
-MIXTURE = (
-    (0.3, -1.0, 0.4),
-    (0.7, 0.8, 0.25),
-)  # weight, mean, standard deviation of each Gaussian
+# Weight, mean, standard deviation of each Gaussian.
+MIXTURE = ((0.3, -1.0, 0.4), (0.7, 0.8, 0.25))
 MEAN, STD = 0.6, 0.3
 GAUSSIAN = ((1.0, MEAN, STD),)
 

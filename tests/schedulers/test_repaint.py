@@ -68,9 +68,8 @@ def posterior(alpha, sigma):
 
 def algorithm_1(eta) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of the result, by the paper's loop with every noise on its own."""
-    signal = np.append(
-        np.cumprod(TRAINED), 1.0
-    )  # of each time; the last is that of time -1
+    # Of each time; the last is that of time -1.
+    signal = np.append(np.cumprod(TRAINED), 1.0)
     mean = np.zeros(2)
     covariance = np.eye(2)
     stride = 3
@@ -86,8 +85,10 @@ def algorithm_1(eta) -> tuple[np.ndarray, np.ndarray]:
             continue
 
         # DDIM's step of the unknown part.
-        here, below = signal[move * stride], signal[(move - 1) * stride if move else -1]
-        alpha, sigma = np.sqrt(here), np.sqrt(1 - here)
+        here = signal[move * stride]
+        below = signal[(move - 1) * stride if move else -1]
+        alpha = np.sqrt(here)
+        sigma = np.sqrt(1 - here)
         gain, offset = posterior(alpha, sigma)
         up = eta**2 * (1 - below) / (1 - here) * (1 - here / below)
         down = np.sqrt(1 - below - up) / sigma

@@ -72,7 +72,7 @@ VP = ScoreSdeVpScheduler()
 
 
 @pytest.mark.parametrize("n", [1, 20])
-def test_samples_have_the_mean_and_variance_of_the_paper_s_steps(n):
+def test_samples_have_the_mean_and_variance_of_the_steps_in_the_paper(n):
     shape = (20_000, 2)
     mean, variance = ve_moments(PREDICTOR, n, 0.0, PREDICTOR.sigma_max**2)
     if n > 1:  # one step ends at the mean, but for rounding
@@ -121,7 +121,7 @@ def test_a_langevin_step_has_the_variance_of_its_closed_form(d, snr):
     assert grown < 0.1
 
 
-def test_the_corrector_takes_away_a_part_of_the_predictor_s_error():
+def test_the_corrector_removes_a_part_of_the_error_of_the_predictor():
     scheduler = ScoreSdeVeScheduler(sigma_max=10.0, correct_steps=2)
     x = np.float64(run(scheduler, 60, (500, 64)))
     _, variance = ve_moments(scheduler, 60, 0.0, scheduler.sigma_max**2)
@@ -129,9 +129,8 @@ def test_the_corrector_takes_away_a_part_of_the_predictor_s_error():
     assert error == pytest.approx(0.126, abs=0.001)
 
     # Five standard errors: 5 sqrt(2 / 32,000) = 0.04 of the variance, one false alarm in 2e6.
-    assert (
-        abs(x.mean() - MEAN) < 5 * x.std() / x.size**0.5 + 0.001
-    )  # started without the mean
+    # The mean is 0.001 off, since runs start without it.
+    assert abs(x.mean() - MEAN) < 5 * x.std() / x.size**0.5 + 0.001
     assert abs(x.var() / STD**2 - 1 - 0.083) < 0.04 < error - 0.083
 
 
@@ -141,7 +140,7 @@ def test_a_sample_takes_its_own_step_whatever_its_neighbours():
     x, score, z = jax.random.normal(KEY, (3, 4, 5))
     score = score * jnp.array([1, 10, 0.1, 3])[:, None]
 
-    # Far less than the size of x: what a sample is told, not what it is, sets the step.
+    # Scores of other sizes have other steps, which would show in the neighbours'.
     _, together = scheduler.advance(state, x, scheduler.denoise(state, score, x), z)
     for i in range(4):
         own = slice(i, i + 1)
@@ -167,7 +166,7 @@ def test_a_score_or_noise_of_zero_leaves_the_sample_with_finite_gradients(zero):
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
-def test_the_network_is_told_sigma_once_for_each_corrector_s_call_and_the_predictor_s():
+def test_the_network_is_told_sigma_at_each_call_of_corrector_and_predictor():
     scheduler = ScoreSdeVeScheduler(correct_steps=2, sampling_eps=0.1)
     state = scheduler.set_timesteps(3)
     told = 0.01 * 134800 ** np.array([1, 0.55, 0.1])
@@ -202,7 +201,7 @@ def test_explicit_vp_times_go_from_each_to_the_next():
     )
 
 
-def test_the_flax_class_is_read_as_the_other():
+def test_the_flax_class_is_read_as_the_class_of_the_same_name():
     config = {"_class_name": "FlaxScoreSdeVeScheduler", "snr": 0.2, "correct_steps": 3}
     assert cmjax.scheduler_from_config(config) == ScoreSdeVeScheduler(
         snr=0.2, correct_steps=3
