@@ -6,7 +6,6 @@ import pytest
 
 import cmjax
 from cmjax.checkpoints.json_files import read_scheduler, write_json
-from cmjax.schedulers import SCHEDULERS
 from tests.support import published
 
 REFUSED = published.OTHER_ALGORITHMS | published.OTHER_OPTIONS
@@ -20,11 +19,8 @@ def class_of(model):
 @pytest.mark.parametrize("model", OPEN)
 def test_it_opens_runs_and_is_written_again(model, tmp_path):
     config = published.FILES[model]
-    if class_of(model) not in SCHEDULERS:
-        with pytest.raises(
-            ValueError, match=f"{class_of(model)} is a scheduler of diffusers"
-        ):
-            cmjax.scheduler_from_config(config)
+    if class_of(model) == "VQDiffusionScheduler":  # which has a loop of its own
+        assert cmjax.VQDiffusionScheduler.from_config(config).num_train_timesteps == 100
         return
 
     # As a file, since some hold what other readers of JSON refuse: -Infinity.
