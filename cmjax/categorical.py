@@ -1,7 +1,7 @@
 """The sampling loop for categories: `VQDiffusionScheduler`, which takes and makes integers.
 
-It is the loop of `cmjax.sampling` without what categories have not: levels sigma, an x0 between
-classes, constraints and dtypes of samples.
+It is the loop of `cmjax.sampling` without what categories do not have: noise levels sigma, an x0
+between classes, constraints, and a choice of the samples' dtype.
 """
 
 import functools

@@ -102,14 +102,24 @@ def _checked_call(apply_fn, params, x, times, cond, output_shape):
 
 
 def check_output(
-    model_output: jax.Array, sample: jax.Array, output_shape: tuple[int, ...] | None = None
+    model_output: jax.Array,
+    sample: jax.Array,
+    output_shape: tuple[int, ...] | None = None,
+    name: str = "model_output",
 ) -> None:
-    """Raises ValueError unless a model output has its shape; None for that of the sample."""
+    """Raises ValueError unless a model output has the shape that goes with a sample.
+
+    Args:
+        model_output: what a network returned, or another array that must have such a shape.
+        sample: `[B, ...]`.
+        output_shape: the shape; None for that of the sample.
+        name: what the error calls the array.
+    """
     if output_shape in (None, sample.shape):
-        check_shapes(model_output=model_output, sample=sample)
+        check_shapes(**{name: model_output, "sample": sample})
     elif model_output.shape != output_shape:
         raise ValueError(
-            f"model_output must have shape {output_shape} for samples {sample.shape}, "
+            f"{name} must have shape {output_shape} for samples {sample.shape}, "
             f"got {model_output.shape}"
         )
 

@@ -15,8 +15,8 @@ MIGRATION = (ROOT / "docs" / "migration.md").read_text()
 # Programs of what one comes from are marked "python before", and not run.
 PREAMBLE, *PROGRAMS = re.findall(r"```python\n(.*?)```", MIGRATION, re.S)
 BEFORE = re.findall(r"```python before\n(.*?)```", MIGRATION, re.S)
-SCHEDULERS = sorted(set(re.findall(r"^\|.*$", MIGRATION, re.M)))
-NAMED = sorted(set(re.findall(r"`(cmjax\.\w+Scheduler\([^`]*\))`", "\n".join(SCHEDULERS))))
+ROWS = sorted(set(re.findall(r"^\|.*$", MIGRATION, re.M)))
+NAMED = sorted(set(re.findall(r"`(cmjax\.\w+Scheduler\([^`]*\))`", "\n".join(ROWS))))
 
 
 def title(program):

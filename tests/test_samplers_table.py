@@ -1,5 +1,6 @@
-"""The table in docs/samplers.md is made of the facts in the classes, and these are right."""
+"""The tables of samplers in docs: the facts in the classes, and what each network is told."""
 
+import fnmatch
 import importlib.util
 import re
 from pathlib import Path
@@ -28,6 +29,16 @@ def tool():
 def test_the_table_in_the_docs_is_the_one_that_the_tool_makes():
     page = tool().PAGE.read_text()
     assert page == tool().with_table(page), "run python docs/samplers_table.py"
+
+
+def test_each_sampler_has_one_row_of_what_its_network_is_told():
+    page = (TOOL.parent / "protocol.md").read_text()
+    _, _, table = page.partition("| scheduler | the network is told |")
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    for name in SCHEDULERS:
+        found = [listed for listed in names if fnmatch.fnmatch(name, listed)]
+        assert len(found) == 1, (name, found)
 
 
 def states(name):

@@ -42,11 +42,11 @@ def signal_variances(
         betas = np.asarray(trained, np.float64)
     elif schedule == "linear":
         betas = np.linspace(start, end, num)
-    elif (
-        schedule == "scaled_linear"
-    ):  # linear in sqrt(beta), as Stable Diffusion was trained
+    elif schedule == "scaled_linear":
+        # Linear in sqrt(beta), as Stable Diffusion was trained.
         betas = np.linspace(start**0.5, end**0.5, num) ** 2
-    elif schedule == "sigmoid":  # of GeoDiff (Xu et al. 2022)
+    elif schedule == "sigmoid":
+        # Of GeoDiff (Xu et al. 2022).
         betas = start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, num)))
     else:
         log_signal = _log_signal(schedule, np.arange(num + 1) / num)

@@ -44,11 +44,12 @@ from cmjax.schedulers.repaint import RePaintScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.score_sde_ve import ScoreSdeVeScheduler
 from cmjax.schedulers.score_sde_vp import ScoreSdeVpScheduler
-from cmjax.schedulers.table import Memory, TableScheduler, TableState, Weights
+from cmjax.schedulers.table import TableScheduler, TableState
 from cmjax.schedulers.tcd import TCDScheduler
 from cmjax.schedulers.transitions import CategoryState, Transitions
 from cmjax.schedulers.unipc import UniPCMultistepScheduler
 from cmjax.schedulers.vq_diffusion import VQDiffusionScheduler
+from cmjax.schedulers.weights import Memory, Weights
 
 __all__ = [
     "SCHEDULERS",

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
-from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights, root_of_difference
+from cmjax.schedulers.levels import (
+    Levels,
+    root_of_difference,
+)
+from cmjax.schedulers.weights import Weights
 
 
 def ancestral_weights(sigmas: jax.Array, eta: float = 1.0) -> Weights:
@@ -69,8 +72,8 @@ class EDMEulerAncestralScheduler(EDMScheduler):
 class EulerAncestralDiscreteScheduler(DiscreteSigmasScheduler):
     """Ancestral sampling for models with discrete times.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
-    `DiscreteSigmasScheduler` takes.
+    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
+    of `DiscreteSigmasScheduler` takes.
 
     Attributes:
         num_train_timesteps: number N of training times.

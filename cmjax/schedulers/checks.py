@@ -19,6 +19,12 @@ def check_config(config: Any) -> None:
         )
 
 
+def check_sigma_order(sigma_min: float, sigma_max: float) -> None:
+    """Raises ValueError unless `sigma_min < sigma_max`."""
+    if sigma_min >= sigma_max:
+        raise ValueError(f"sigma_min {sigma_min} must be less than sigma_max {sigma_max}")
+
+
 def check_sample_shape(shape: Any) -> tuple[int, ...]:
     """Returns a shape as a tuple; raises ValueError unless it is `(B, ...)`, sizes at least 1."""
     try:

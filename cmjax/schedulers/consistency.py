@@ -10,6 +10,7 @@ import numpy as np
 from cmjax.arrays import as_reals
 from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import CONSISTENCY_TIME_FACTOR
+from cmjax.schedulers.checks import check_sigma_order
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
     Levels,
@@ -18,8 +19,10 @@ from cmjax.schedulers.levels import (
     karras_sigmas,
     parse_levels,
     ramp,
+    root_of_difference,
 )
-from cmjax.schedulers.table import TableScheduler, TableState, Weights, root_of_difference
+from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
@@ -166,9 +169,3 @@ class CMStochasticIterativeScheduler(TableScheduler):
     def sigma_to_t(self, sigma: jax.Array) -> jax.Array:
         """Returns the network's time, `1000 * 0.25 * log(sigma + 1e-44)`, shaped as `sigma`."""
         return self.parametrization.time(as_reals("sigma", sigma))
-
-
-def check_sigma_order(sigma_min: float, sigma_max: float) -> None:
-    """Raises ValueError unless `sigma_min < sigma_max`."""
-    if sigma_min >= sigma_max:
-        raise ValueError(f"sigma_min {sigma_min} must be less than sigma_max {sigma_max}")

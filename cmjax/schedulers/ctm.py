@@ -8,8 +8,12 @@ import jax.numpy as jnp
 from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import CONSISTENCY_TIME_FACTOR
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
-from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import TableState, Weights, root_of_difference
+from cmjax.schedulers.levels import (
+    Levels,
+    root_of_difference,
+)
+from cmjax.schedulers.table import TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

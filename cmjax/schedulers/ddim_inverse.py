@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from cmjax.arrays import combine
 from cmjax.schedulers.discrete import DiscreteScheduler, levels_to_data, training_times
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import TableState, Weights
+from cmjax.schedulers.table import TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

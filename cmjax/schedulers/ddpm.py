@@ -19,7 +19,8 @@ from cmjax.schedulers.learned_variance import (
     standard_deviation,
 )
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import TableState, Weights
+from cmjax.schedulers.table import TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
@@ -77,8 +78,12 @@ class DDPMScheduler(DiscreteScheduler):
     _domains = {
         **BOUND_DOMAINS,
         "variance_type": (
-            *("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-            *("learned", "learned_range"),
+            "fixed_small",
+            "fixed_small_log",
+            "fixed_large",
+            "fixed_large_log",
+            "learned",
+            "learned_range",
         ),
     }
 

@@ -13,8 +13,13 @@ from cmjax.parametrization import Discrete
 from cmjax.parametrization.betas import BETA_SCHEDULES
 from cmjax.parametrization.discrete import PREDICTION_TYPES
 from cmjax.schedulers.facts import Facts
-from cmjax.schedulers.levels import Levels, check_num_steps, parse_levels
-from cmjax.schedulers.table import TableScheduler, root_of_difference
+from cmjax.schedulers.levels import (
+    Levels,
+    check_num_steps,
+    parse_levels,
+    root_of_difference,
+)
+from cmjax.schedulers.table import TableScheduler
 
 # diffusers' names for how `num_inference_steps` are spread over the training times.
 SPACINGS = ("linspace", "leading", "trailing")

@@ -32,7 +32,7 @@ class DiscreteSigmasScheduler(TableScheduler):
     """A solver for a model with discrete times, on samples `x0 + sigma z`: variance-exploding.
 
     The level of a training time is `sqrt(1 - alpha^2) / alpha`; levels between two of them have
-    fractional times. The network is told a training time, 0..N-1.
+    fractional times. The network is told such a time, from 0 to N-1.
 
     `set_timesteps` takes as `num_inference_steps` a number of solver steps, spaced by
     `timestep_spacing`; as `timesteps` whole training times; as `sigmas` any levels between those of

@@ -9,7 +9,7 @@ from cmjax.parametrization import Parametrization
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import Churn, EDMScheduler, churn
 from cmjax.schedulers.levels import Levels, exploding_levels
-from cmjax.schedulers.table import Weights, alternate, interleave
+from cmjax.schedulers.weights import Weights, alternate, interleave
 
 
 def middle_sigmas(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
@@ -127,8 +127,8 @@ class EDMDPM2Scheduler(EDMScheduler):
 class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
     """DPM-Solver-2 for models with discrete times (Lu et al. 2022): n steps take 2n - 1 calls.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
-    `DiscreteSigmasScheduler` takes.
+    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
+    of `DiscreteSigmasScheduler` takes.
 
     Attributes:
         num_train_timesteps: number N of training times.

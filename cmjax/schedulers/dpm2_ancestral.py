@@ -9,7 +9,7 @@ from cmjax.schedulers.ancestral import ancestral_weights
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.dpm2 import midpoint_calls_between_times, midpoint_weights
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
@@ -19,8 +19,8 @@ class KDPM2AncestralDiscreteScheduler(DiscreteSigmasScheduler):
 
     The step of DPM-Solver-2 (Lu et al. 2022) in place of the Euler step of ancestral sampling.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
-    `DiscreteSigmasScheduler` takes.
+    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
+    of `DiscreteSigmasScheduler` takes.
 
     Attributes:
         num_train_timesteps: number N of training times.

@@ -17,7 +17,7 @@ from cmjax.schedulers.exponential import (
     table_of,
 )
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 def dpm_multistep_weights(scheduler: Any, levels: Levels) -> Weights:

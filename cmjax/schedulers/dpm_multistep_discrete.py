@@ -12,7 +12,7 @@ from cmjax.schedulers.grids import grid_option
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.log_snr_levels import last_time, training_levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
@@ -142,12 +142,12 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
         paper="Lu et al. 2022 (++)",
     )
 
-    # An SDE runs from noise to data only: diffusers' table has roots of negative numbers.
     # Options that diffusers' class of this name does not have.
     _sibling_options = frozenset(
         {"final_sigmas_type", "rescale_betas_zero_snr", "use_lu_lambdas"}
     )
 
+    # An SDE runs from noise to data only: diffusers' table has roots of negative numbers.
     _domains = {
         "final_sigmas_type": ("sigma_min",),
         "algorithm_type": ("dpmsolver++", "dpmsolver"),

@@ -15,7 +15,7 @@ from cmjax.schedulers.dpm2 import (
 )
 from cmjax.schedulers.edm import CHURN_DOMAINS
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights, alternate
+from cmjax.schedulers.weights import Weights, alternate
 
 
 @jax.tree_util.register_static
@@ -28,8 +28,8 @@ class DPMSolverSDEScheduler(DiscreteSigmasScheduler):
     goes to its end with the x0 of the middle. The noises of both lie on one Brownian path over the
     noise levels, so the second contains the first; diffusers draws that path with torchsde.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
-    `DiscreteSigmasScheduler` takes.
+    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
+    of `DiscreteSigmasScheduler` takes.
 
     Attributes:
         num_train_timesteps: number N of training times.

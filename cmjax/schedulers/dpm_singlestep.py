@@ -9,7 +9,7 @@ import numpy as np
 from cmjax.schedulers.exponential import polynomial_weights, steps_from, steps_of
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.log_snr import LogSNRScheduler
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
@@ -154,7 +154,8 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
             third = polynomial_weights([last, this], steps.moments)
 
         by_last = jnp.where(orders == 3, third[0], 0)
-        by_this = jnp.where(orders == 3, third[1], jnp.where(orders == 2, second, 0))
+        by_this = jnp.where(orders == 2, second, 0)
+        by_this = jnp.where(orders == 3, third[1], by_this)
         return by_last, by_this
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import EDM_TIME_FACTOR
+from cmjax.schedulers.checks import check_sigma_order
 from cmjax.schedulers.config_files import FileOption
-from cmjax.schedulers.consistency import check_sigma_order
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
     MOST_STEPS,
@@ -21,8 +21,9 @@ from cmjax.schedulers.levels import (
     karras_sigmas,
     parse_levels,
     ramp,
+    root_of_difference,
 )
-from cmjax.schedulers.table import TableScheduler, TableState, root_of_difference
+from cmjax.schedulers.table import TableScheduler, TableState
 
 # Valid values of the fields of schedulers with churn.
 CHURN_DOMAINS = {

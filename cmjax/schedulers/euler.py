@@ -7,7 +7,7 @@ import jax
 
 from cmjax.schedulers.edm import EDMScheduler, churn
 from cmjax.schedulers.levels import Levels, exploding_levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 def euler_calls(scheduler: Any, levels: Levels) -> Levels:

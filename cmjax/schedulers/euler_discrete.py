@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import EDM, Parametrization
-from cmjax.schedulers.consistency import check_sigma_order
+from cmjax.schedulers.checks import check_sigma_order
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import CHURN_DOMAINS
 from cmjax.schedulers.euler import euler_calls, euler_weights
 from cmjax.schedulers.grids import grid_option, respaced
 from cmjax.schedulers.levels import Levels, exploding_levels, exponential_sigmas, ramp
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
@@ -21,9 +21,9 @@ from cmjax.schedulers.table import Weights
 class EulerDiscreteScheduler(DiscreteSigmasScheduler):
     """Euler's method for models with discrete times: `x' = x + (sigma' - sigma) (x - x0) / sigma`.
 
-    The network is told a training time, 0..N-1, or `log(sigma) / 4` with continuous times.
-    `set_timesteps` takes what that of `DiscreteSigmasScheduler` takes; as `timesteps` always
-    training times.
+    The network is told a training time, 0..N-1, also between two; or, with continuous times,
+    `log(sigma) / 4`. `set_timesteps` takes what that of `DiscreteSigmasScheduler` takes; as
+    `timesteps` always training times.
 
     Attributes:
         num_train_timesteps: number N of training times.
@@ -107,7 +107,8 @@ class EulerDiscreteScheduler(DiscreteSigmasScheduler):
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the noise levels of the solver's steps, and of the end."""
         levels = super().levels(name, value)
-        times, sigmas = levels.times, levels.sigmas
+        times = levels.times
+        sigmas = levels.sigmas
         lowest, highest = super().sigma_range
         if self.final_sigmas_type == "sigma_min":
             sigmas = jnp.append(sigmas[:-1], jnp.float32(lowest))

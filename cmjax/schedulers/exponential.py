@@ -18,8 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights, root_of_difference
+from cmjax.schedulers.levels import (
+    Levels,
+    root_of_difference,
+)
+from cmjax.schedulers.weights import Weights
 
 FEW_STEPS = 15  # runs of fewer steps end with a lower order, as in diffusers
 _TERMS = 12  # of a series for |h| < 1, precise to float32
@@ -94,31 +97,53 @@ def steps_from(
 
     # The ODE. By eps, the exponential has the other sign.
     kept = next_sigma / sigma if by_x0 else next_alpha / alpha
-    eps = next_sigma
     exponent = h if by_x0 else -h
     scale = next_alpha if by_x0 else next_sigma
-    noise = None
-
-    # The SDE: by x0 with twice the exponent, by eps with twice the integral.
-    if stochastic:
-        adds = jnp.arange(len(h)) < len(h) - 1
-        reached = next_alpha * exploding  # sigma' exp(h)
-        drop = (
-            root_of_difference(exploding, next_exploding) / exploding
-        )  # sqrt(1 - exp(-2h))
-        if by_x0:
-            kept = jnp.where(adds, kept * ratio, kept)
-            eps = jnp.where(adds, next_sigma * ratio, eps)
-            exponent = jnp.where(adds, 2 * h, h)
-            noise = next_sigma * drop
-        else:
-            eps = jnp.where(adds, 2 * next_sigma - reached, eps)
-            scale = jnp.where(adds, 2 * scale, scale)
-            noise = reached * drop
-        noise = jnp.where(adds, noise, 0)
-
     moments = tuple(scale * moment for moment in exponential_moments(exponent))
-    return Steps(by_x0, h, moving, next_alpha, eps, kept, moments, noise)
+    ode = Steps(
+        by_x0=by_x0,
+        h=h,
+        moving=moving,
+        x0=next_alpha,
+        eps=next_sigma,
+        kept=kept,
+        moments=moments,
+    )
+    return _with_noise(ode, exploding, next_exploding) if stochastic else ode
+
+
+def _with_noise(ode: Steps, exploding: jax.Array, next_exploding: jax.Array) -> Steps:
+    """The steps of the SDE, given those of the ODE and sigma / alpha at both ends, f32[N] each."""
+    next_alpha = ode.x0
+    next_sigma = ode.eps
+    drop = root_of_difference(exploding, next_exploding) / exploding  # sqrt(1 - exp(-2h))
+
+    # By x0 the exponent is twice that of the ODE, by eps the integral is.
+    if ode.by_x0:
+        ratio = next_exploding / exploding  # exp(-h)
+        kept = ode.kept * ratio
+        eps = next_sigma * ratio
+        moments = tuple(next_alpha * moment for moment in exponential_moments(2 * ode.h))
+        noise = next_sigma * drop
+    else:
+        reached = next_alpha * exploding  # sigma' exp(h)
+        kept = ode.kept
+        eps = 2 * next_sigma - reached
+        moments = tuple(2 * moment for moment in ode.moments)
+        noise = reached * drop
+
+    # The last step, which adds no noise, is the ODE's.
+    is_last = jnp.arange(len(ode.h)) == len(ode.h) - 1
+
+    def chosen(of_sde, of_ode):
+        return jnp.where(is_last, of_ode, of_sde)
+
+    return ode._replace(
+        eps=chosen(eps, ode.eps),
+        kept=chosen(kept, ode.kept),
+        moments=tuple(map(chosen, moments, ode.moments)),
+        noise=chosen(noise, 0),
+    )
 
 
 def exponential_moments(h: jax.Array) -> tuple[jax.Array, ...]:

@@ -6,7 +6,8 @@ import jax
 
 from cmjax.schedulers.flow import FlowScheduler
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import TableState, Weights
+from cmjax.schedulers.table import TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

@@ -6,7 +6,7 @@ import jax
 
 from cmjax.schedulers.flow_match import FlowMatchScheduler
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

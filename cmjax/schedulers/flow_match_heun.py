@@ -8,7 +8,7 @@ import jax
 from cmjax.schedulers.flow import FlowScheduler, flow_levels, shifted, unshifted_sigmas
 from cmjax.schedulers.heun import heun_calls, heun_weights
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

@@ -7,7 +7,7 @@ import jax
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.flow_match import FlowMatchScheduler
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 _UPSCALE_MODES = ("nearest", "linear", "bilinear", "trilinear", "area", "nearest-exact")
 

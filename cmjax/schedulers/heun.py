@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import Churn, EDMScheduler, churn
 from cmjax.schedulers.levels import Levels, exploding_levels
-from cmjax.schedulers.table import Weights, alternate, interleave
+from cmjax.schedulers.weights import Weights, alternate, interleave
 
 
 def heun_calls(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
@@ -107,8 +107,8 @@ class EDMHeunScheduler(EDMScheduler):
 class HeunDiscreteScheduler(DiscreteSigmasScheduler):
     """Heun's method for models with discrete times: n steps take 2n - 1 network calls.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
-    `DiscreteSigmasScheduler` takes.
+    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
+    of `DiscreteSigmasScheduler` takes.
 
     Attributes:
         num_train_timesteps: number N of training times.

@@ -19,9 +19,11 @@ from cmjax.schedulers.levels import (
     append_zero,
     check_num_steps,
     parse_levels,
+    root_of_difference,
 )
 from cmjax.schedulers.pseudo_numerical import adams_bashforth, pseudo_weights
-from cmjax.schedulers.table import TableScheduler, Weights, root_of_difference
+from cmjax.schedulers.table import TableScheduler
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

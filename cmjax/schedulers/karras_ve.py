@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import KarrasVe
-from cmjax.schedulers.consistency import check_sigma_order
+from cmjax.schedulers.checks import check_sigma_order
 from cmjax.schedulers.edm import Churn, churn
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.heun import heun_calls, heun_weights
@@ -21,7 +21,8 @@ from cmjax.schedulers.levels import (
     parse_levels,
     ramp,
 )
-from cmjax.schedulers.table import TableScheduler, TableState, Weights
+from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import at_least_float32
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 # A squared norm of eps below this is none: eps is of size 1, and float32 holds 1 / this squared.
 _SMALLEST = 1e-18

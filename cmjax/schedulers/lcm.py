@@ -13,7 +13,8 @@ from cmjax.schedulers.bounds import BOUND_DOMAINS, bounded
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.discrete import SPACINGS, DiscreteScheduler, explicit_times
 from cmjax.schedulers.levels import Levels, append_zero, check_num_steps
-from cmjax.schedulers.table import TableState, Weights
+from cmjax.schedulers.table import TableState
+from cmjax.schedulers.weights import Weights
 
 _SIGMA_DATA = 0.5  # of the boundary condition; fixed in the paper's code
 

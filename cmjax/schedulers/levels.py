@@ -45,20 +45,20 @@ def exploding_levels(
     return Levels(times, jnp.ones_like(sigmas), sigmas)
 
 
-def karras_sigmas(ramp: Any, sigma_min: Any, sigma_max: Any, rho: float) -> Any:
-    """Returns the noise levels at `ramp` in [0, 1], 0 being sigma_max.
+def karras_sigmas(places: Any, sigma_min: Any, sigma_max: Any, rho: float) -> Any:
+    """Returns the noise levels at `places` in [0, 1], 0 being sigma_max.
 
     Equation 5 of Karras et al. 2022.
     """
     # Equally spaced in sigma ** (1 / rho): the larger rho, the more levels are near sigma_min.
     low = sigma_min ** (1 / rho)
     high = sigma_max ** (1 / rho)
-    return (high + ramp * (low - high)) ** rho
+    return (high + places * (low - high)) ** rho
 
 
-def exponential_sigmas(ramp: Any, sigma_min: Any, sigma_max: Any) -> Any:
-    """Returns the noise levels at `ramp` in [0, 1], 0 being sigma_max, linear in log sigma."""
-    return sigma_max * (sigma_min / sigma_max) ** ramp
+def exponential_sigmas(places: Any, sigma_min: Any, sigma_max: Any) -> Any:
+    """Returns the noise levels at `places` in [0, 1], 0 being sigma_max, linear in log sigma."""
+    return sigma_max * (sigma_min / sigma_max) ** places
 
 
 def ramp(n: int) -> np.ndarray:
@@ -80,6 +80,13 @@ def sde_times(name: str, value: Any, last: float) -> Any:
     if name == "timesteps":
         return parse_levels(name, value, last, 1)
     return 1 - (1 - last) * ramp(check_num_steps(value, MOST_STEPS))
+
+
+def root_of_difference(high: Any, low: Any) -> Any:
+    """Returns sqrt(high^2 - low^2), exactly 0 (and with a finite gradient) where they are equal."""
+    # Factored: under jit a fused multiply-add of the squares would leave a rest.
+    square = (high - low) * (high + low)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 def append_zero(sigmas: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.exponential import chosen_by_order, earlier_nodes
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
@@ -21,8 +21,8 @@ class LMSDiscreteScheduler(DiscreteSigmasScheduler):
     and earlier slopes, which is integrated exactly; diffusers integrates it numerically. As in
     diffusers the last step, to 0, has the full order: it does not end at x0 as it is.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes what that of
-    `DiscreteSigmasScheduler` takes.
+    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
+    of `DiscreteSigmasScheduler` takes.
 
     Attributes:
         num_train_timesteps: number N of training times.

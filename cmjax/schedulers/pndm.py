@@ -17,7 +17,7 @@ from cmjax.schedulers.pseudo_numerical import (
     pseudo_weights,
     runge_kutta,
 )
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

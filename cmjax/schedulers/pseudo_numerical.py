@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cmjax.schedulers.table import Weights
+from cmjax.schedulers.weights import Weights
 
 # Where a call lies in its step, and where it goes to.
 START, MIDDLE, END = range(3)
@@ -90,7 +90,7 @@ def pseudo_weights(
     """Returns the table of a pseudo numerical method, a row for each call.
 
     Args:
-        calls: of the run. The first call of a step and those between go by a single slope.
+        calls: of the run. Of a step of several calls, each but the last goes by its own eps alone.
         alphas: signal levels, f32[N] each: of each call's step at its start, of the call itself,
             and of where it goes.
         sigmas: noise levels, likewise.
@@ -106,9 +106,10 @@ def pseudo_weights(
     # The call before went from x_start to x, so `x_start = (alpha_start / alpha) (x - come eps_1)`,
     # where eps_1 is its eps. With x = alpha x0 + sigma eps:
     # x' = alpha' x0 + sigma' eps + whole (mean - eps) + (alpha' / alpha) come (eps - eps_1).
-    mean, *earlier = [whole * column for column in slope_columns(calls)]
+    # Of `whole mean`, the weights of this call's eps, and of the eps of the calls before.
+    own, *earlier = [whole * column for column in slope_columns(calls)]
     back = next_alpha / alpha * come
-    eps = next_sigma + (mean - whole) + back
+    eps = next_sigma + (own - whole) + back
     if earlier:
         earlier[0] = earlier[0] - back
     return Weights(x0=next_alpha, eps=eps, earlier_eps=tuple(earlier))

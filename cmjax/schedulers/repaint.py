@@ -18,7 +18,8 @@ from cmjax.schedulers.discrete import (
     training_times,
 )
 from cmjax.schedulers.levels import MOST_STEPS, Levels
-from cmjax.schedulers.table import TableState, Weights
+from cmjax.schedulers.table import TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

@@ -19,7 +19,8 @@ from cmjax.schedulers.levels import (
     check_num_steps,
     parse_levels,
 )
-from cmjax.schedulers.table import TableScheduler, Weights
+from cmjax.schedulers.table import TableScheduler
+from cmjax.schedulers.weights import Weights
 
 # The second angle of two steps; tuned in the paper, and diffusers' default.
 _MIDDLE_ANGLE = 1.3

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import VESDE
+from cmjax.schedulers.checks import check_sigma_order
 from cmjax.schedulers.config_files import FileOption
-from cmjax.schedulers.consistency import check_sigma_order
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.langevin import langevin_columns, langevin_weights, ratio_of_norms
 from cmjax.schedulers.levels import (
@@ -17,9 +17,11 @@ from cmjax.schedulers.levels import (
     exploding_levels,
     exponential_sigmas,
     parse_levels,
+    root_of_difference,
     sde_times,
 )
-from cmjax.schedulers.table import TableScheduler, TableState, Weights, root_of_difference
+from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
@@ -101,7 +103,8 @@ class ScoreSdeVeScheduler(TableScheduler):
             sigmas = parse_levels(name, value, *self.sigma_range)
             return exploding_levels(self.parametrization, append_zero(sigmas))
 
-        # What diffusers calls sigmas, and discrete_sigmas, f32[n] each.
+        # The levels that the network is told, and those between which steps go, f32[n] each.
+        # diffusers calls the former `sigmas` and the latter `discrete_sigmas`.
         away = 1 - sde_times(name, value, self.sampling_eps)
         share = away / (1 - self.sampling_eps)
         told = jnp.asarray(exponential_sigmas(away, *self.sigma_range), jnp.float32)

@@ -12,7 +12,8 @@ from cmjax.parametrization.sde import VP_TIME_FACTOR
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import Levels, append_zero, sde_times
-from cmjax.schedulers.table import TableScheduler, TableState, Weights
+from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
@@ -20,9 +21,9 @@ from cmjax.schedulers.table import TableScheduler, TableState, Weights
 class ScoreSdeVpScheduler(TableScheduler):
     """Steps of length d back along the reverse SDE of `dx = -beta x / 2 dt + sqrt(beta) dw`.
 
-    With h = beta(t) d, `x' = x + h (x / 2 + s) + sqrt(h) z`, where s is the score and z fresh noise
-    ("Score-Based Generative Modeling through Stochastic Differential Equations", Song et al. 2021,
-    equation 6 for their equation 32). The last step adds no noise.
+    With h = beta(t) d, `x' = x + h (x / 2 + s) + sqrt(h) z`, where s is the score and z fresh
+    noise. It is the reverse SDE (Song et al. 2021, arXiv 2011.13456, equation 6) of the VP SDE
+    (equation 32). The last step adds no noise.
 
     The network is told 999 t, as in the authors' code, and predicts the noise, `-sigma s`.
     `set_timesteps` takes as `num_inference_steps` a number n of times t from 1 to sampling_eps,

@@ -20,7 +20,8 @@ from cmjax.schedulers.lcm import (
     starting_lower,
 )
 from cmjax.schedulers.levels import Levels, append_zero
-from cmjax.schedulers.table import TableState, Weights
+from cmjax.schedulers.table import TableState
+from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static

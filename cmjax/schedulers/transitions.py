@@ -9,12 +9,12 @@ import numpy as np
 
 
 class Transitions(NamedTuple):
-    """Log-probabilities of what becomes of an entry between two times (equation 7).
+    """Log-probabilities of what becomes of an entry from one time to a higher one (equation 7).
 
     Attributes:
-        keep: that it keeps its class.
-        replace: that it gets a certain class, which may be its own; the same for every class.
-        mask: that it is masked, unless it is masked already.
+        keep: f32[] or f32[N], that it keeps its class.
+        replace: likewise, that it gets a certain class, which may be its own; the same for all.
+        mask: likewise, that it is masked, unless it is masked already.
     """
 
     keep: jax.Array
@@ -31,13 +31,13 @@ class CategoryState:
         timesteps: f32[N], the training time of each call.
         step_index: i32[], index of the next call.
         from_data: f32[N+1] each, from x0 to the time of each call; then to the end, x0 itself.
-        step: f32[N] each, from the time where a step ends up to that where it starts.
+        from_next: f32[N] each, from the next, lower time of the run up to that of the call.
     """
 
     timesteps: jax.Array
     step_index: jax.Array
     from_data: Transitions
-    step: Transitions
+    from_next: Transitions
 
     @property
     def num_steps(self) -> int:
@@ -76,65 +76,71 @@ def check_schedule(scheduler: Any) -> None:
         )
 
 
-def transitions_of(scheduler: Any, times: jax.Array) -> dict[str, Transitions]:
-    """Returns `from_data` and `step` of a `CategoryState` with the training times i32[N]."""
-    total = scheduler.num_train_timesteps
+def transitions_of(scheduler: Any, times: jax.Array) -> tuple[Transitions, Transitions]:
+    """Returns `from_data` and `from_next` of a `CategoryState` with the training times i32[N]."""
     classes = scheduler.num_vec_classes - 1
-
-    # Equation 7's cumulative probabilities at each training time, then at x0, f64[total + 1].
-    ends = {
-        "alpha": (scheduler.alpha_cum_start, scheduler.alpha_cum_end),
-        "gamma": (scheduler.gamma_cum_start, scheduler.gamma_cum_end),
-    }
-    alpha = np.append(np.linspace(*ends["alpha"], total), 1.0)
-    gamma = np.append(np.linspace(*ends["gamma"], total), 0.0)
-
-    # What is left by rounding alone is nothing: as evidence it would count as much as all else.
-    replaced = 1 - alpha - gamma
-    replaced[replaced < 1e-12] = 0
-
-    # The logarithms, taken in float64: 1 - gamma would lose what is small. `excess` is that of
-    # (1 - gamma) / alpha, infinite where nothing is kept.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = {
-            "keep": np.log(alpha),
-            "replace": np.log(replaced / classes),
-            "mask": np.log(gamma),
-            "stay": np.log1p(-gamma),
-            "excess": np.log1p(replaced / alpha),
-        }
-    logs["excess"][alpha == 0] = np.inf
+    logs = _cumulative_logs(scheduler)
 
     # At the times of the run, then at x0, f32[N+1].
+    total = scheduler.num_train_timesteps
     places = jnp.append(times, jnp.full(1, total, times.dtype))
 
     def chosen(log):
         return jnp.asarray(log, jnp.float32)[places]
 
-    # A step's logarithm is a difference of two, which float32 would round: of each it also has
-    # what was rounded off.
-    def step_of(log):
+    # A step's logarithm is a difference of two. What float32 rounds off of each would be missing in
+    # it, and is subtracted as well.
+    def between(log):
         rounded = np.float32(log)
         rest = np.subtract(log, rounded, where=np.isfinite(log), out=np.zeros_like(log))
         return -jnp.diff(chosen(rounded)) - jnp.diff(chosen(rest))
 
     # From a lower time, alpha and 1 - gamma are ratios, and what is replaced is (1 - gamma) -
     # alpha, as a product without cancellation.
-    stay = step_of(logs["stay"])
-    share = jnp.maximum(-jnp.expm1(-step_of(logs["excess"])), 0)
-    step = Transitions(
-        keep=step_of(logs["keep"]),
+    stay = between(logs["stay"])
+    share = jnp.maximum(-jnp.expm1(-between(logs["excess"])), 0)
+    from_next = Transitions(
+        keep=between(logs["keep"]),
         replace=stay + jnp.log(share / classes),
         mask=jnp.log(-jnp.expm1(stay)),
     )
     from_data = Transitions(*(chosen(logs[name]) for name in Transitions._fields))
-    return {"from_data": from_data, "step": step}
+    return from_data, from_next
+
+
+def _cumulative_logs(scheduler: Any) -> dict[str, np.ndarray]:
+    """Logarithms of equation 7's cumulative probabilities, f64[N+1]: at the N times, then at x0.
+
+    They are those of `Transitions`, with "stay", of not being masked, 1 - gamma; and "excess", of
+    (1 - gamma) / alpha, infinite where nothing is kept.
+    """
+    total = scheduler.num_train_timesteps
+    alphas = np.linspace(scheduler.alpha_cum_start, scheduler.alpha_cum_end, total)
+    gammas = np.linspace(scheduler.gamma_cum_start, scheduler.gamma_cum_end, total)
+    alpha = np.append(alphas, 1.0)
+    gamma = np.append(gammas, 0.0)
+
+    # What is left by rounding alone is nothing: as evidence it would count as much as all else.
+    replaced = 1 - alpha - gamma
+    replaced[replaced < 1e-12] = 0
+
+    # In float64: 1 - gamma would lose what is small.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = {
+            "keep": np.log(alpha),
+            "replace": np.log(replaced / (scheduler.num_vec_classes - 1)),
+            "mask": np.log(gamma),
+            "stay": np.log1p(-gamma),
+            "excess": np.log1p(replaced / alpha),
+        }
+    logs["excess"][alpha == 0] = np.inf
+    return logs
 
 
 def log_posterior(
     here: Transitions,
     below: Transitions,
-    step: Transitions,
+    between: Transitions,
     sample: jax.Array,
     log_x0: jax.Array,
 ) -> jax.Array:
@@ -144,8 +150,8 @@ def log_posterior(
 
     Args:
         here: from x0 to the time t of the sample, f32[] each.
-        below: from x0 to the lower time s.
-        step: from s to t.
+        below: from x0 to the lower time s, likewise.
+        between: from s to t, likewise.
         sample: x_t, integers `[B, ...]`; K is the mask.
         log_x0: log p(x0), `[B, ..., K]`.
     """
@@ -167,7 +173,7 @@ def log_posterior(
 
     # Times q(x_s | x0), summed over x0; then times q(x_t | x_s). Only a masked entry has been
     # masked before.
-    unmasked = _log_add(weights + below.keep, total + below.replace) + arrives(step)
+    unmasked = _log_add(weights + below.keep, total + below.replace) + arrives(between)
     before = jnp.where(masked, total + below.mask, -jnp.inf)
     return jnp.concatenate([unmasked, before], axis=-1)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.arrays import ApplyFn, as_categories, as_floats
-from cmjax.configs import check_options, from_json
+from cmjax.configs import check_options, from_json, shown
 from cmjax.meshes import divided_like
 from cmjax.networks import call_classifier, check_output
 from cmjax.random import gumbel, level_noise, sample_keys
@@ -19,7 +19,6 @@ from cmjax.schedulers.config_files import sort_options
 from cmjax.schedulers.levels import check_num_steps, exactly_one, parse_levels
 from cmjax.schedulers.transitions import (
     CategoryState,
-    Transitions,
     check_schedule,
     log_posterior,
     transitions_of,
@@ -34,8 +33,8 @@ class VQDiffusionScheduler:
     From one time to the next an entry of the sample keeps its class, gets one of all classes at
     random, or is masked; a masked one stays so. Sampling starts with all entries masked and draws
     those of each lower time from the exact posterior (equation 5) under the network's
-    probabilities, until the last step draws x0. Samples are integers: `cmjax.categorical.sample`
-    is the loop, and none of `cmjax.sample` takes this scheduler.
+    probabilities, until the last step draws x0. Samples are integers: the loop is
+    `cmjax.categorical.sample`; `cmjax.sample` does not take this scheduler.
 
     The network gets the sample, integers `[B, ...]` of which `num_vec_classes - 1` is the mask, is
     told a training time, 0..N-1, and returns logits `[B, ..., num_vec_classes - 1]` of the classes
@@ -50,6 +49,9 @@ class VQDiffusionScheduler:
         alpha_cum_end: the same at time N-1; between them it is linear.
         gamma_cum_start: probability that x0 has been masked at time 0.
         gamma_cum_end: the same at time N-1; between them it is linear.
+
+    Raises:
+        ValueError: for values outside their domain, or of which some probability is negative.
     """
 
     num_vec_classes: int
@@ -97,15 +99,24 @@ class VQDiffusionScheduler:
             n = check_num_steps(value, total, "num_train_timesteps")
             value = np.round(total - np.arange(n) * total / n).astype(int) - 1
         times = parse_levels("timesteps", value, 0, total - 1, integers=True)
+        from_data, from_next = transitions_of(self, times.astype(jnp.int32))
         return CategoryState(
             timesteps=times,
             step_index=jnp.zeros((), jnp.int32),
-            **transitions_of(self, times.astype(jnp.int32)),
+            from_data=from_data,
+            from_next=from_next,
         )
+
+    def check_state(self, state: Any) -> None:
+        """Raises ValueError for what is not a state of this kind of scheduler."""
+        if not isinstance(state, CategoryState):
+            raise ValueError(
+                f"state must be what set_timesteps returns, a CategoryState, got {shown(state)}"
+            )
 
     def init(self, state: CategoryState, shape: Any) -> jax.Array:
         """Returns the first sample, i32[shape]: all entries masked."""
-        del state
+        self.check_state(state)
         return jnp.full(check_sample_shape(shape), self.mask_class, jnp.int32)
 
     def predict(
@@ -123,6 +134,7 @@ class VQDiffusionScheduler:
             ValueError: for a sample that holds no integers, or a network that cannot be called with
                 it or returns anything but logits of these classes.
         """
+        self.check_state(state)
         check_not_finished(state)
         sample = as_categories("sample", sample)
         time = jnp.broadcast_to(state.timesteps[state.step_index], sample.shape[:1])
@@ -133,7 +145,7 @@ class VQDiffusionScheduler:
         self, state: CategoryState, model_output: jax.Array, sample: jax.Array
     ) -> jax.Array:
         """Returns the log-probabilities of the classes of x0, `[B, ..., classes of x0]`."""
-        del state
+        self.check_state(state)
         model_output = as_floats("model_output", model_output)
         sample = as_categories("sample", sample)
         check_output(model_output, sample, (*sample.shape, self.mask_class))
@@ -148,17 +160,19 @@ class VQDiffusionScheduler:
             state: the run.
             sample: the sample at this time, integers `[B, ...]`.
             denoised: log-probabilities of x0, from `denoise`.
+
+        Raises:
+            ValueError: for arrays of other shapes or kinds, or a state that is none.
         """
+        self.check_state(state)
+        sample = as_categories("sample", sample)
+        denoised = as_floats("denoised", denoised)
+        check_output(denoised, sample, (*sample.shape, self.mask_class), "denoised")
         index = state.step_index
-        here, below, step = (
-            Transitions(*(column[place] for column in columns))
-            for columns, place in (
-                (state.from_data, index),
-                (state.from_data, index + 1),
-                (state.step, index),
-            )
-        )
-        return log_posterior(here, below, step, sample, denoised)
+        here = jax.tree.map(lambda column: column[index], state.from_data)
+        below = jax.tree.map(lambda column: column[index + 1], state.from_data)
+        between = jax.tree.map(lambda column: column[index], state.from_next)
+        return log_posterior(here, below, between, sample, denoised)
 
     def advance(
         self,
@@ -167,11 +181,19 @@ class VQDiffusionScheduler:
         denoised: jax.Array,
         noise: jax.Array,
     ) -> tuple[CategoryState, jax.Array]:
-        """Draws the sample of the next time, given Gumbel noise `[B, ..., num_vec_classes]`."""
+        """Draws the sample of the next time, given Gumbel noise `[B, ..., num_vec_classes]`.
+
+        Raises:
+            ValueError: for arrays of other shapes or kinds, or a run that has already ended.
+        """
+        self.check_state(state)
         check_not_finished(state)
         sample = as_categories("sample", sample)
-        log_probs = self.log_posterior(state, sample, as_floats("denoised", denoised))
-        check_output(as_floats("noise", noise), sample, log_probs.shape)
+        noise = as_floats("noise", noise)
+        log_probs = self.log_posterior(state, sample, denoised)
+        check_output(noise, sample, log_probs.shape, "noise")
+
+        # Gumbel noise makes the largest one a draw from the distribution.
         drawn = jnp.argmax(log_probs + noise, axis=-1).astype(sample.dtype)
         return state.replace(step_index=state.step_index + 1), drawn
 

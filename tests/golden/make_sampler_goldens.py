@@ -9,7 +9,6 @@ classes to it:
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from tests.golden.packing import pack
+from tests.support.mended_schedulers import mend_pndm, mend_third_order
 from tests.support.reference_schedulers import reference_class
 from tests.support.sampler_cases import (
     FINE,
@@ -135,9 +135,8 @@ def _set_timesteps(scheduler, levels, ours):
         else:
             options["max_timesteps"] = LARGEST_ANGLE  # the default, 1.5708, is above pi/2
             if n == 2:
-                options["intermediate_timesteps"] = (
-                    1.3  # the default, which fails for any other n
-                )
+                # The default, which fails for any other n.
+                options["intermediate_timesteps"] = 1.3
         scheduler.set_timesteps(n, **options)
     elif name == "EulerDiscreteScheduler" and "sigmas" in levels:
         # The end is listed too.
@@ -174,9 +173,8 @@ def _times(scheduler):
         # The levels of the corrector's calls and the predictor's, as in ScoreSdeVePipeline.
         return scheduler.sigmas.repeat_interleave(scheduler.config.correct_steps + 1)
     if name == "ScoreSdeVpScheduler":
-        return (
-            999 * scheduler.timesteps
-        )  # as in the authors' code; diffusers has no pipeline
+        # As in the authors' code; diffusers has no pipeline.
+        return 999 * scheduler.timesteps
     return scheduler.timesteps
 
 
@@ -186,9 +184,8 @@ def _unit(scheduler):
     Those of SCM have variance 1 there; what goes in here is multiplied by sigma_data, as its
     callers do.
     """
-    return (
-        scheduler.config.sigma_data if type(scheduler).__name__ == "SCMScheduler" else 1.0
-    )
+    is_scm = type(scheduler).__name__ == "SCMScheduler"
+    return scheduler.config.sigma_data if is_scm else 1.0
 
 
 def _levels(scheduler):
@@ -227,87 +224,118 @@ def _step(scheduler, case, index, sample, output, noise):
     name = case["name"]
     if name in SCORE_SDE:
         return _score_sde_step(scheduler, case, index, sample, output, noise)
-    t = scheduler.timesteps[index]
-    last = index == len(case["timesteps"]) - 1
     dtype = torch.float64 if case["double"] else torch.float32
     sample, output, noise = (
         torch.from_numpy(array).to(dtype) for array in (sample, output, noise)
     )
-    unit = _unit(scheduler)
+    row = _network_call(scheduler, case, index, sample, output, noise)
+    if name == "RePaintScheduler":
+        row |= _repainted(scheduler, index, sample, row["model_output"], noise)
+        return {key: value.numpy() for key, value in row.items()}
 
-    # What the network sees, what it returns, and a noised image.
+    # The step, with the noise given to the class of diffusers.
+    t = scheduler.timesteps[index]
+    arguments = _arguments_of_step(scheduler, case, index, noise)
+    if name in ("EDMDPMSolverMultistepScheduler", "DDPMScheduler"):
+        is_last = index == len(case["timesteps"]) - 1
+        noise = 0 * noise if is_last else noise  # cmjax adds no noise on the last step
+    output = row["model_output"] * _unit(scheduler)
+    is_learned = _has_learned_variance(scheduler)
+    if is_learned:
+        # diffusers has channels first.
+        output = output.movedim(-1, 1)
+        sample = sample.movedim(-1, 1)
+        noise = noise.movedim(-1, 1)
+    bases = [base.__module__ for base in type(scheduler).__mro__]
+    module = sys.modules[next(base for base in bases if base.startswith("diffusers"))]
+    with mock.patch.object(
+        module, "randn_tensor", lambda *args, **kwargs: noise, create=True
+    ):
+        result = scheduler.step(output, t, sample, **arguments)
+    scheduler.num_inference_steps = len(scheduler.timesteps)
+
+    # What came out, channels last.
+    row["prev_sample"] = result.prev_sample
+    denoised = _denoised(scheduler, result)
+    if denoised is not None:
+        row["denoised"] = denoised
+    if is_learned:
+        row["prev_sample"] = row["prev_sample"].movedim(1, -1)
+        row["denoised"] = row["denoised"].movedim(1, -1)
+    return {key: value.numpy() for key, value in row.items()}
+
+
+def _network_call(scheduler, case, index, sample, output, noise):
+    """What the network sees, what it returns, the noise of the step, and a noised image."""
+    name = case["name"]
+    t = scheduler.timesteps[index]
     if hasattr(scheduler, "scale_model_input"):
         scaled = scheduler.scale_model_input(sample, t)
     else:
-        scaled = sample / unit
+        scaled = sample / _unit(scheduler)
     if hasattr(scheduler, "alphas_cumprod"):
         output = _prediction(case, index, scaled, output)
     row = {"sample": sample, "scaled": scaled, "model_output": output, "noise": noise}
     if name == "RePaintScheduler":
-        row |= _repainted(scheduler, index, sample, output, noise)
-        return {key: value.numpy() for key, value in row.items()}
-    variance_type = scheduler.config.get("variance_type") or ""
-    is_learned = variance_type.startswith("learned")
-    if is_learned:
+        return row  # which is noised in `_repainted`
+
+    if _has_learned_variance(scheduler):
         # After the prediction comes the variance: from -1 to 1, or a variance itself.
         variance = torch.tanh(output)
-        variance = variance if variance_type == "learned_range" else variance**2
+        is_range = scheduler.config.variance_type == "learned_range"
+        variance = variance if is_range else variance**2
         row["model_output"] = torch.cat([output, variance], dim=-1)
+
     if name in ("DPMSolverMultistepInverseScheduler", "KarrasVeScheduler"):
         pass  # the one noises to levels of times that it has left out, the other to none
     elif hasattr(scheduler, "add_noise"):
         row["noisy"] = scheduler.add_noise(output, noise, t[None])
     elif hasattr(scheduler, "scale_noise") and "sigmas" in case:
         row["noisy"] = scheduler.scale_noise(output, t[None], noise)
+    return row
 
-    # Options that cmjax's classes have, which in diffusers are arguments of `step`.
+
+def _has_learned_variance(scheduler):
+    return (scheduler.config.get("variance_type") or "").startswith("learned")
+
+
+def _arguments_of_step(scheduler, case, index, noise):
+    """Options that cmjax's classes have, which in diffusers are arguments of `step`.
+
+    Those that diffusers keeps elsewhere are set there.
+    """
+    name = case["name"]
+    t = scheduler.timesteps[index]
+    last = index == len(case["timesteps"]) - 1
     arguments = case["ours"]
     if name == "TCDScheduler":
         etas = np.broadcast_to(arguments["eta"], len(case["timesteps"]))
-        arguments = {"eta": float(etas[index])}
-    elif name == "DDIMScheduler":
+        return {"eta": float(etas[index])}
+    if name == "DDIMScheduler":
         arguments = arguments | {"variance_noise": noise}
         if last and not scheduler.config.set_alpha_to_one:
             arguments["eta"] = 0.0  # cmjax adds no noise on the last step
         _go_to(scheduler, t, -1 if last else int(scheduler.timesteps[index + 1]))
     elif name == "DDIMInverseScheduler":
         _go_to(scheduler, t, int(scheduler.timesteps[index - 1]) if index else -1)
-    elif name in ("EDMDPMSolverMultistepScheduler", "DDPMScheduler") and last:
-        noise = 0 * noise  # cmjax adds no noise on the last step
     elif name in LOG_SNR and last and "sde-" in scheduler.config.get("algorithm_type", ""):
         # cmjax's last step is that of the ODE.
         algorithm = scheduler.config.algorithm_type.removeprefix("sde-")
         scheduler.register_to_config(algorithm_type=algorithm)
     elif name == "DPMSolverSDEScheduler":
         scheduler.noise_sampler.fresh = noise
+    return arguments
 
-    # The step, with the noise given to the class of diffusers.
-    bases = [base.__module__ for base in type(scheduler).__mro__]
-    module = sys.modules[next(base for base in bases if base.startswith("diffusers"))]
-    if is_learned:
-        # diffusers has channels first.
-        output = row["model_output"].movedim(-1, 1)
-        sample = sample.movedim(-1, 1)
-        noise = noise.movedim(-1, 1)
-    with mock.patch.object(
-        module, "randn_tensor", lambda *args, **kwargs: noise, create=True
-    ):
-        result = scheduler.step(output * unit, t, sample, **arguments)
-    scheduler.num_inference_steps = len(scheduler.timesteps)
-    row["prev_sample"] = result.prev_sample
-    if is_learned:
-        row["prev_sample"] = result.prev_sample.movedim(1, -1)
-        row["denoised"] = result.pred_original_sample.movedim(1, -1)
-        return {key: value.numpy() for key, value in row.items()}
+
+def _denoised(scheduler, result):
+    """The x0 estimate of a step, or None where diffusers does not have the one of cmjax."""
     if getattr(scheduler, "predict_x0", True) is False or _by_eps(scheduler):
-        pass  # it keeps eps
-    elif hasattr(scheduler, "model_outputs"):  # that have been made x0 estimates
-        row["denoised"] = scheduler.model_outputs[-1]
-    elif name == "DDIMInverseScheduler":
-        pass  # cmjax has the estimate at the level that the network is told
-    elif "denoised" in result or "pred_original_sample" in result:
-        row["denoised"] = result.get("denoised", result.get("pred_original_sample"))
-    return {key: value.numpy() for key, value in row.items()}
+        return None  # it keeps eps
+    if hasattr(scheduler, "model_outputs"):
+        return scheduler.model_outputs[-1]  # that have been made x0 estimates
+    if type(scheduler).__name__ == "DDIMInverseScheduler":
+        return None  # cmjax has the estimate at the level that the network is told
+    return result.get("denoised", result.get("pred_original_sample"))
 
 
 def _score_sde_step(scheduler, case, index, sample, output, noise):
@@ -411,100 +439,6 @@ def _by_eps(scheduler):
     """Whether the solver integrates eps instead of x0."""
     by_eps = ("dpmsolver", "sde-dpmsolver", "deis")
     return scheduler.config.get("algorithm_type", "") in by_eps
-
-
-def mend_third_order(scheduler):
-    """Makes third-order steps of diffusers what they mean to be.
-
-    Of multistep solvers, its D2 is half of the second derivative: the steps are of second order.
-    Of the SDE, 1/2 is subtracted where it is to be added (compare phi_3 of the ODE with exponent
-    2h): the steps do not converge.
-    """
-    for kind in ("multistep", "singlestep"):
-        update = f"{kind}_dpm_solver_third_order_update"
-        if hasattr(scheduler, update):
-            mended = functools.partial(_third_order, scheduler, getattr(scheduler, update))
-            setattr(scheduler, update, mended)
-
-
-def _third_order(scheduler, update, outputs, *, sample, noise=None):
-    options = {} if noise is None else {"noise": noise}
-    result = update(outputs, sample=sample, **options)
-
-    # The second derivative of the polynomial through the three outputs, times h^2.
-    i = scheduler.step_index
-    alphas, sigmas = scheduler._sigma_to_alpha_sigma_t(
-        scheduler.sigmas[[i - 2, i - 1, i, i + 1]]
-    )
-    alphas = alphas.expand_as(sigmas)
-    lambdas = torch.log(alphas) - torch.log(sigmas)
-    singlestep = hasattr(scheduler, "order_list")
-    h = lambdas[3] - lambdas[0 if singlestep else 2]
-    slopes = torch.diff(torch.stack(outputs), dim=0) / torch.diff(lambdas[:3]).reshape(
-        -1, *[1] * sample.ndim
-    )
-    second = 2 * h**2 * (slopes[1] - slopes[0]) / (lambdas[2] - lambdas[0])
-
-    # What is missing of its weight, h int_0^1 exp(-h (1 - u)) u^2 / 2 du.
-    algorithm = scheduler.config.algorithm_type
-    if algorithm == "sde-dpmsolver++":
-        phi = (1 - torch.exp(-2 * h) - 2 * h) / (2 * h) ** 2
-        theirs = phi - 0.5 if singlestep else (phi - 0.5) / 2
-        if singlestep and scheduler.config.solver_type == "midpoint":
-            return result
-        return result + alphas[3] * (phi + 0.5 - theirs) * second
-    if singlestep:
-        return result
-    if algorithm == "dpmsolver++":
-        return result + alphas[3] * ((1 - torch.exp(-h) - h) / h**2 + 0.5) / 2 * second
-    return result - sigmas[3] * ((torch.exp(h) - 1 - h) / h**2 - 0.5) / 2 * second
-
-
-def mend_pndm(scheduler):
-    """Makes diffusers' PNDM go between the times of its list, with means of the noise.
-
-    It goes N // n down, and puts the middle of a step N // n // 2 above its end, also where times
-    are further apart than that. And it takes means of v, which have no meaning where the
-    samples differ (huggingface/diffusers#14816).
-    """
-    # Middles of the steps, rounded down, in the list that starts with 12 Runge-Kutta calls.
-    times = scheduler.timesteps.tolist()
-    if not scheduler.config.skip_prk_steps:
-        for first in (0, 4, 8):
-            times[first + 1] = times[first + 2] = (times[first] + times[first + 3]) // 2
-        scheduler.prk_timesteps = np.array(times[:12])
-    scheduler.timesteps = torch.tensor(times)
-    after = [*times[1:], -1]
-
-    def span(call):
-        """The times between which a call moves the sample."""
-        if scheduler.config.skip_prk_steps:
-            return (
-                (times[0], times[1])
-                if call == 1 and len(times) > 1
-                else (times[call], after[call])
-            )
-        if call >= 12:
-            return times[call], after[call]
-        first = call // 4 * 4
-        return times[first], times[first + (1 if call - first < 2 else 3)]
-
-    step = scheduler.step
-    transfer = scheduler._get_prev_sample
-    is_velocity = scheduler.config.prediction_type == "v_prediction"
-    scheduler.register_to_config(prediction_type="epsilon")
-
-    def step_by_noise(output, t, sample):
-        if is_velocity:
-            variance = scheduler.alphas_cumprod[t]
-            output = variance**0.5 * output + (1 - variance) ** 0.5 * sample
-        return step(output, t, sample)
-
-    def transfer_between_times(sample, start, end, output):
-        return transfer(sample, *span(scheduler.counter), output)
-
-    scheduler.step = step_by_noise
-    scheduler._get_prev_sample = transfer_between_times
 
 
 def main():

@@ -13,7 +13,7 @@ from cmjax import testing
 from cmjax.parametrization import EDM
 from cmjax.schedulers import EDMScheduler, Scheduler, Weights, scheduler_like
 from cmjax.schedulers.config_files import FileOption
-from cmjax.schedulers.table import alternate
+from cmjax.schedulers.weights import alternate
 
 SIGMAS = [8.0, 4.0, 2.0, 1.0, 0.5]
 SHAPE = (2, 3)

@@ -250,3 +250,19 @@ def test_misuse_is_named_in_one_line(change, message):
         categorical.sample(KEY, **{**options, **change})
     assert "\n" not in str(error.value)
     assert re.search(message, str(error.value)), str(error.value)
+
+
+BAD_STEPS = [
+    ({"state": cmjax.DDIMScheduler().set_timesteps(2)}, "state must be what set_timesteps"),
+    ({"sample": jnp.zeros((2, 3))}, "sample must hold integers, the classes, got float32"),
+    ({"denoised": jnp.zeros((2, 3, 4))}, r"denoised must have shape \(2, 3, 3\)"),
+    ({"noise": jnp.zeros((2, 3, 3))}, r"noise must have shape \(2, 3, 4\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_STEPS)
+def test_a_step_with_a_wrong_array_names_it(change, message):
+    arguments = {"state": SCHEDULER.set_timesteps(2), "sample": jnp.zeros((2, 3), int)}
+    arguments |= {"denoised": jnp.zeros((2, 3, 3)), "noise": jnp.zeros((2, 3, 4))}
+    with pytest.raises(ValueError, match=message):
+        SCHEDULER.advance(**{**arguments, **change})

@@ -30,10 +30,9 @@ from cmjax.schedulers.log_snr import LogSNRScheduler
 FOLDER = Path(__file__).parents[1] / "golden"
 RTOL = 1e-5
 FLOAT32 = 2.0**-24  # largest relative error of rounding to float32
-BETWEEN = (
-    "KDPM2",
-    "DPMSolverSDE",
-)  # begin the names of those that are called between two levels
+
+# With these begin the names of the samplers that are called between two levels.
+BETWEEN = ("KDPM2", "DPMSolverSDE")
 
 
 def load_goldens(name, kind=None):
@@ -212,6 +211,7 @@ def assert_sampler_case_reproduced(case, rtol=RTOL):
 
 
 def _assert_levels_reproduced(scheduler, state, case, rtol):
+    """Asserts that levels, times and the scale of the first sample are those of diffusers."""
     name = case["name"]
     for quantity in ("sigmas", "alphas"):
         theirs = case.get(quantity)
@@ -219,40 +219,7 @@ def _assert_levels_reproduced(scheduler, state, case, rtol):
             ours = getattr(state, quantity)[: len(theirs)]
             assert_close(ours, theirs, theirs, quantity, rtol=rtol)
 
-    times = case["timesteps"]
-    scale = np.abs(times)
-    rounding = 0.0
-    if isinstance(scheduler, FlowMatchScheduler) and "sigmas" in case:
-        # diffusers shifts the levels of explicit timesteps, but tells the network the timesteps
-        # without the shift.
-        times = case["sigmas"][:-1] * scheduler.num_train_timesteps
-        scale = times
-    elif isinstance(scheduler, FlowMatchScheduler):
-        # N (1 - sigma), a difference of terms up to N.
-        scale = scale + scheduler.num_train_timesteps
-    elif isinstance(scheduler.parametrization, EDM):
-        # Times are log(sigma) / 4, and sigma is compared to 1e-5 of itself.
-        scale = scale + 0.25
-    elif isinstance(scheduler, LogSNRScheduler):
-        # Whole numbers, which a rounding error may move by one where it is close to the next.
-        fractional = np.float64(
-            scheduler.parametrization.time(state.sigmas[:-1] / state.alphas[:-1])
-        )
-        is_close = np.abs(2 * fractional - np.round(2 * fractional)) < 0.02
-        moved = np.where(is_close, np.clip(state.timesteps - times, -1, 1), 0)
-        times = times + moved
-    elif _has_levels_of_its_own(scheduler) or name.startswith(BETWEEN):
-        scale = scale + 1  # interpolated, between 0 and 1 too
-
-        # A few roundings of log(sigma), where training times lie close together in it.
-        closest = np.min(np.diff(np.log(scheduler.parametrization.training_ratios())))
-        rounding = 8 * FLOAT32 / closest
-    if _is_log_linear(scheduler, case):
-        # diffusers tells the network the times of other levels.
-        ratios = scheduler.training.training_ratios()
-        times = np.interp(np.log(state.sigmas[:-1]), np.log(ratios), np.arange(len(ratios)))
-        rounding = 8 * FLOAT32 / np.min(np.diff(np.log(ratios)))
-        scale = times + 1
+    times, scale, rounding = _expected_times(scheduler, state, case)
     if name.startswith("KDPM2") and scheduler.use_karras_sigmas:
         # diffusers rounds the times of the levels, but not of those between.
         assert np.all(np.abs(state.timesteps - times)[::2] <= 0.5 + rtol * scale[::2])
@@ -267,6 +234,45 @@ def _assert_levels_reproduced(scheduler, state, case, rtol):
             first = np.float64(np.hypot(case["sigmas"][0], 1))
         start = scheduler.init_sample(state, jnp.ones(1))
         assert_close(start, first[None], first, "init_sample", rtol=rtol)
+
+
+def _expected_times(scheduler, state, case):
+    """The network's times, the size of their terms, f64[N] each, and what rounding may add."""
+    times = case["timesteps"]
+    scale = np.abs(times)
+    if _is_log_linear(scheduler, case):
+        # diffusers tells the network the times of other levels.
+        ratios = scheduler.training.training_ratios()
+        times = np.interp(np.log(state.sigmas[:-1]), np.log(ratios), np.arange(len(ratios)))
+        return times, times + 1, _rounding_of_times(ratios)
+    if isinstance(scheduler, FlowMatchScheduler) and "sigmas" in case:
+        # diffusers shifts the levels of explicit timesteps, but tells the network the timesteps
+        # without the shift.
+        times = case["sigmas"][:-1] * scheduler.num_train_timesteps
+        return times, times, 0.0
+    if isinstance(scheduler, FlowMatchScheduler):
+        # N (1 - sigma), a difference of terms up to N.
+        return times, scale + scheduler.num_train_timesteps, 0.0
+    if isinstance(scheduler.parametrization, EDM):
+        # Times are log(sigma) / 4, and sigma is compared to 1e-5 of itself.
+        return times, scale + 0.25, 0.0
+    if isinstance(scheduler, LogSNRScheduler):
+        # Whole numbers, which a rounding error may move by one where it is close to the next.
+        ratios = state.sigmas[:-1] / state.alphas[:-1]
+        twice = 2 * np.float64(scheduler.parametrization.time(ratios))
+        is_close = np.abs(twice - np.round(twice)) < 0.02
+        moved = np.where(is_close, np.clip(state.timesteps - times, -1, 1), 0)
+        return times + moved, scale, 0.0
+    if _has_levels_of_its_own(scheduler) or case["name"].startswith(BETWEEN):
+        # Interpolated, between 0 and 1 too.
+        ratios = scheduler.parametrization.training_ratios()
+        return times, scale + 1, _rounding_of_times(ratios)
+    return times, scale, 0.0
+
+
+def _rounding_of_times(ratios):
+    """The error of a few roundings of log(sigma), where training times lie closest in it."""
+    return 8 * FLOAT32 / np.min(np.diff(np.log(ratios)))
 
 
 def _is_log_linear(scheduler, case):
@@ -306,16 +312,69 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
     """Takes one step, from the sample that diffusers had; returns the state of the next one."""
     name = case["name"]
     x = case["sample"][row]
+    sample = jnp.asarray(x)
+    model_output = case["model_output"][row]
+    output = model_output[..., : x.shape[-1]]  # without a learned variance
+    denoised, x0_scale = _assert_estimate_reproduced(scheduler, state, case, row, rtol)
+
+    # A row of the table times the size of what each column weighs.
+    alpha = _entry(state.alphas, row)
+    eps_scale = (np.abs(x) + alpha * x0_scale) / _entry(state.sigmas, row)
+    drawn = jnp.asarray(case["noise"][row])
+    noise = scheduler.step_noise(state, jnp.asarray(model_output), drawn)
+    fresh = None if state.weights.noise is None else np.abs(noise)
+    sizes = Weights(x0_scale, eps_scale, fresh, *jax.tree.map(np.abs, state.memory))
+    columns = [_entry(column, row) for column in jax.tree.leaves(state.weights)]
+    terms = zip(columns, jax.tree.leaves(sizes), strict=True)
+    scale = sum(np.abs(weight) * size for weight, size in terms)
+    if name == "ScoreSdeVeScheduler" and (row + 1) % (scheduler.correct_steps + 1):
+        scale = scale + _langevin_terms(scheduler.snr, output, case["noise"][row])
+    allowance = 0.0
+    if isinstance(scheduler, (EDMScheduler, DiscreteSigmasScheduler, KarrasVeScheduler)):
+        # diffusers adds to the sample what is to be removed: it is rounded.
+        allowance = 8 * FLOAT32 * np.abs(x)
+
+    # What is right where diffusers is not.
+    theirs = case["prev_sample"][row]
+    is_last = row == len(case["sample"]) - 1
+    if "DPMSolverMultistep" in name and is_last and _is_there(state):
+        # diffusers divides one rounding error by another, NaN at times.
+        theirs = x
+    if name == "IPNDMScheduler" and state.sigma == 1:
+        # At pure noise diffusers takes 0 for x0, whatever the network says.
+        theirs = theirs + np.float64(state.alphas[row + 1]) * denoised
+
+    # The next sample.
+    if "mask" in case:
+        # What is known is blended in with noise of the level reached.
+        known = inpaint(case["original"][row], case["mask"][row])
+        state, step = scheduler.advance_constrained(known, state, sample, denoised, noise)
+        ours = step.prev_sample
+        scale = scale + np.abs(case["original"][row]) + 2 * state.sigma * np.abs(noise)
+    else:
+        state, ours = scheduler.advance(state, sample, denoised, noise)
+    assert_close(ours, theirs, scale, "advance", rtol=rtol, atol=allowance)
+    return state
+
+
+def _assert_estimate_reproduced(scheduler, state, case, row, rtol):
+    """Asserts what the network sees and what follows from its output.
+
+    Returns the x0 estimate, `[B, ...]`, and the size of its terms, f64`[B, ...]`.
+    """
+    name = case["name"]
+    x = case["sample"][row]
+    sample = jnp.asarray(x)
     model_output = case["model_output"][row]
     output = model_output[..., : x.shape[-1]]  # without a learned variance
     noise = case["noise"][row]
-    sample = jnp.asarray(x)
 
-    # What the network sees, and a noised image.
+    # What the network sees.
     scaled = case["scaled"][row]
     ours = scheduler.scale_input(state, sample)
     assert_close(ours, scaled, np.abs(scaled), "scale_input", rtol=rtol)
-    # On the way to the level between two others, diffusers noises to the one after it.
+
+    # A noised image. On the way to the level between two others, diffusers noises to the one after.
     is_between = name.startswith(BETWEEN) and row % 2
     if "noisy" in case and not is_between:
         ours = scheduler.add_noise(state, jnp.asarray(output), jnp.asarray(noise))
@@ -331,37 +390,4 @@ def _assert_step_reproduced(scheduler, state, case, row, rtol):
     if "denoised" in case:
         ours = scheduler.bound_last(denoised)
         assert_close(ours, case["denoised"][row], x0_scale, "denoise", rtol=rtol)
-
-    # The next sample: a row of the table times the size of what each column weighs.
-    alpha = _entry(state.alphas, row)
-    eps_scale = (np.abs(x) + alpha * x0_scale) / _entry(state.sigmas, row)
-    noise = scheduler.step_noise(state, jnp.asarray(model_output), jnp.asarray(noise))
-    fresh = None if state.weights.noise is None else np.abs(noise)
-    sizes = Weights(x0_scale, eps_scale, fresh, *jax.tree.map(np.abs, state.memory))
-    columns = [_entry(column, row) for column in jax.tree.leaves(state.weights)]
-    terms = zip(columns, jax.tree.leaves(sizes), strict=True)
-    scale = sum(np.abs(weight) * size for weight, size in terms)
-    if name == "ScoreSdeVeScheduler" and (row + 1) % (scheduler.correct_steps + 1):
-        scale = scale + _langevin_terms(scheduler.snr, output, case["noise"][row])
-    allowance = 0.0
-    if isinstance(scheduler, (EDMScheduler, DiscreteSigmasScheduler, KarrasVeScheduler)):
-        # diffusers adds to the sample what is to be removed: it is rounded.
-        allowance = 8 * FLOAT32 * np.abs(x)
-    theirs = case["prev_sample"][row]
-    is_last = row == len(case["sample"]) - 1
-    if "DPMSolverMultistep" in name and is_last and _is_there(state):
-        # diffusers divides one rounding error by another, NaN at times.
-        theirs = x
-    if name == "IPNDMScheduler" and state.sigma == 1:
-        # At pure noise diffusers takes 0 for x0, whatever the network says.
-        theirs = theirs + np.float64(state.alphas[row + 1]) * denoised
-    if "mask" in case:
-        # What is known is blended in with noise of the level reached.
-        known = inpaint(case["original"][row], case["mask"][row])
-        state, output = scheduler.advance_constrained(known, state, sample, denoised, noise)
-        ours = output.prev_sample
-        scale = scale + np.abs(case["original"][row]) + 2 * state.sigma * np.abs(noise)
-    else:
-        state, ours = scheduler.advance(state, sample, denoised, noise)
-    assert_close(ours, theirs, scale, "advance", rtol=rtol, atol=allowance)
-    return state
+    return denoised, x0_scale
