@@ -26,15 +26,16 @@ def network(params: None, x: jax.Array, *times: jax.Array) -> jax.Array:
 
 
 def score(params: None, x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """The same as a score, which is large where there is little noise, and small where much."""
-    scale = 1 / (1 + sigma)
-    return combine((scale, network(params, combine((scale, x)), sigma)))
+    """A score that points to where `network` does, as if data had the variance 1."""
+    towards = combine((1.0, network(params, x, sigma)), (-1.0, x))
+    return combine((1 / (1 + jnp.square(sigma)), towards))
 
 
 def network_for(scheduler: Scheduler) -> ApplyFn:
     """The network of these checks for a scheduler: `network`, or `score`.
 
-    A score of size 1 at sigma = 1000 would be an x0 of a million, and magnify what rounding does.
+    A score that did not point back from far away would leave samples of size 1000 where sigma is
+    0.01, and what is added there to their rounding.
     """
     parametrization = getattr(scheduler, "parametrization", None)
     return score if isinstance(parametrization, VESDE) else network

@@ -23,8 +23,8 @@ from tests.support.networks import tiny_model
         (["trace"], "No such command 'trace'. See main --help."),
         (["train", "cifar10_kt"], "Error: cifar10_kt is neither a .toml file nor a preset"),
         (
-            ["sample", "--scheduler", "FlowMatchEulerDiscreteScheduler"],
-            "FlowMatchEulerDiscreteScheduler is a scheduler of diffusers that cmjax does not",
+            ["sample", "--scheduler", "SASolverScheduler"],
+            "SASolverScheduler is a scheduler of diffusers that cmjax does not",
         ),
     ],
 )

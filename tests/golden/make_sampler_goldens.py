@@ -21,6 +21,7 @@ import diffusers
 import numpy as np
 import torch
 
+from tests.golden.packing import pack
 from tests.support.mended_schedulers import mend_pndm, mend_third_order
 from tests.support.reference_schedulers import reference_class
 from tests.support.sampler_cases import (
@@ -438,26 +439,6 @@ def _by_eps(scheduler):
     """Whether the solver integrates eps instead of x0."""
     by_eps = ("dpmsolver", "sde-dpmsolver", "deis")
     return scheduler.config.get("algorithm_type", "") in by_eps
-
-
-def pack(cases: list[dict]) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """Takes the arrays out of the cases.
-
-    Returns the cases with the shapes of their arrays instead, and one flat array per quantity.
-    """
-    rest = []
-    parts = {}
-    for case in cases:
-        arrays = {
-            key: value for key, value in case.items() if isinstance(value, np.ndarray)
-        }
-        others = {key: value for key, value in case.items() if key not in arrays}
-        rest.append(
-            others | {"shapes": {key: value.shape for key, value in arrays.items()}}
-        )
-        for key, value in arrays.items():
-            parts.setdefault(key, []).append(value.ravel())
-    return rest, {key: np.concatenate(parts[key]) for key in sorted(parts)}
 
 
 def main():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmjax import VQDiffusionScheduler
+from tests.support.draws import draws
 
 
 def drawn_config(data):
@@ -32,7 +33,7 @@ def drawn_config(data):
     }
 
 
-@settings(max_examples=150)
+@settings(max_examples=draws(150))
 @given(data=st.data())
 def test_every_step_equals_that_of_diffusers(data):
     config = drawn_config(data) if data.draw(st.booleans()) else {"num_vec_classes": 5}

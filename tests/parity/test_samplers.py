@@ -70,7 +70,7 @@ def test_every_quantity_equals_that_of_diffusers_in_float64_where_float32_is_not
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@settings(max_examples=20)
+@settings(max_examples=draws(20))
 @given(data=st.data())
 def test_diffusers_reads_our_config_and_returns_it(name, data):
     case = drawn_case(name, data, fine=data.draw(st.booleans()))

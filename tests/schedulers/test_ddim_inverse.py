@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import cmjax
 from cmjax.schedulers import DDIMInverseScheduler, DDIMScheduler
+from tests.support.draws import draws
 
 KEY = jax.random.key(0)
 SHAPE = (2, 3)
@@ -74,7 +75,7 @@ def bounds(down, n, lipschitz, **options):
     return np.array(errors)
 
 
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 @given(data=st.data())
 def test_ddim_then_its_inverse_returns_the_sample_within_the_bound(data):
     size = data.draw(st.sampled_from([0.1, 0.5, 1.0]))

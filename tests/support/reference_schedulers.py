@@ -1,8 +1,6 @@
 """Classes of diffusers with what their callers must do, so that each step takes a given noise."""
 
 import math
-import sys
-from unittest import mock
 
 import diffusers
 import torch
@@ -10,12 +8,6 @@ import torch
 # diffusers exports these beside transformers only.
 from diffusers.schedulers.deprecated import scheduling_karras_ve as karras_ve
 from diffusers.schedulers.deprecated import scheduling_sde_vp as sde_vp
-
-# It imports torchsde, for the noise that `BrownianPath` replaces.
-sys.modules["torchsde"] = mock.Mock()
-from diffusers.schedulers import scheduling_dpmsolver_sde as dpm_sde  # noqa: E402
-
-del sys.modules["torchsde"]
 
 
 class BrownianPath:
@@ -44,7 +36,7 @@ class BrownianPath:
         return self.increment / math.sqrt(sigma - next_sigma)
 
 
-class DPMSolverSDEScheduler(dpm_sde.DPMSolverSDEScheduler):
+class DPMSolverSDEScheduler(diffusers.DPMSolverSDEScheduler):
     """diffusers' class, with a path of given noise in place of a tree of seeds."""
 
     def set_timesteps(self, *args, **kwargs):
