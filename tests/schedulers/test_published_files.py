@@ -21,9 +21,7 @@ def class_of(model):
 def test_it_opens_runs_and_is_written_again(model, tmp_path):
     config = published.FILES[model]
     if class_of(model) not in SCHEDULERS:
-        with pytest.raises(
-            ValueError, match=f"{class_of(model)} is a scheduler of diffusers"
-        ):
+        with pytest.raises(ValueError, match=f"{class_of(model)} samples categories"):
             cmjax.scheduler_from_config(config)
         return
 

@@ -250,3 +250,8 @@ def test_misuse_is_named_in_one_line(change, message):
         categorical.sample(KEY, **{**options, **change})
     assert "\n" not in str(error.value)
     assert re.search(message, str(error.value)), str(error.value)
+
+
+def test_the_loop_of_floats_names_the_loop_of_categories():
+    with pytest.raises(ValueError, match=r"categories; call cmjax\.categorical\.sample"):
+        cmjax.sample(KEY, network, jnp.float32(2), SCHEDULER, (2, 3))
