@@ -90,10 +90,12 @@ def _checked_call(apply_fn, params, x, times, cond, output_shape):
         _check_arguments(apply_fn, len(times), cond, error)
         raise
 
-    # Some networks return (output, auxiliary), which would fail far from here.
+    # Some networks return (output, auxiliary), or an object that holds the output.
     if not hasattr(output, "shape"):
-        kind = type(output).__name__
-        raise ValueError(f"apply_fn must return one array, the model output, got a {kind}")
+        raise ValueError(
+            "apply_fn must return one array, the model output, got a "
+            f"{type(output).__name__}; wrap it in a function that returns the array alone"
+        )
     output = as_floats("apply_fn's model_output", output)
 
     # [B, 1, 1, 1] or a scalar would be broadcast without a word.
@@ -170,7 +172,8 @@ def _per_sample(name, value, batch):
         if leaf.shape[:1] != (batch,):
             raise ValueError(
                 f"cond[{name!r}] must have the leading axis of the batch, {batch}, "
-                f"got {leaf.shape}"
+                f"got {leaf.shape}; repeat what is the same for all samples, or let apply_fn "
+                "hold it"
             )
     return value
 

@@ -177,6 +177,11 @@ def _compiled(
 
 def check_scheduler(scheduler: Any) -> None:
     """Raises ValueError unless `scheduler` is one."""
+    if hasattr(scheduler, "num_vec_classes"):
+        raise ValueError(
+            f"scheduler {type(scheduler).__name__} samples categories; call "
+            "cmjax.categorical.sample"
+        )
     if not isinstance(scheduler, Scheduler):
         raise ValueError(
             "scheduler must be a scheduler, such as cmjax.CMStochasticIterativeScheduler(), "

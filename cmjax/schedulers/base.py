@@ -28,7 +28,7 @@ from cmjax.schedulers.checks import (
     check_not_finished,
     check_sample_shape,
 )
-from cmjax.schedulers.config_files import FileOption, sort_options
+from cmjax.schedulers.config_files import FileOption, sort_options, translated
 from cmjax.schedulers.facts import Facts
 
 
@@ -114,6 +114,9 @@ class Scheduler(abc.ABC, Generic[State]):
     _diffusers_defaults: ClassVar[Mapping[str, Any]] = {}
     _file_options: ClassVar[Mapping[str, FileOption]] = {}
     _sibling_options: ClassVar[frozenset[str]] = frozenset()
+
+    # Values of options in the configs of other solvers, and this class's own for them.
+    _others_values: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     # What `from_config` read of sibling schedulers' options, for `to_config` to write again. They
     # have no part in what the scheduler does, nor in whether two are equal.
@@ -343,8 +346,10 @@ class Scheduler(abc.ABC, Generic[State]):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Builds the scheduler from `to_config()` or from diffusers' `scheduler_config.json`.
 
-        Options of diffusers' other schedulers have no effect, as in diffusers; `to_config` writes
-        them again.
+        Options that only other schedulers have are without effect, as in diffusers; `to_config`
+        writes them again. So `Other.from_config(scheduler.to_config())` samples the same network
+        by another class. What diffusers takes as arguments of `step`, such as eta and churn, then
+        has its default.
 
         Args:
             config: options by name; names that begin with `_` are diffusers' metadata, and ignored.
@@ -365,6 +370,7 @@ class Scheduler(abc.ABC, Generic[State]):
 
         # An option that the file leaves out has diffusers' default. `to_config` writes all of them,
         # so its own configs are read as they were.
+        own = translated(own, inherited(cls, "_others_values"))
         scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
 
         # Around the frozen dataclass's own `__setattr__`: this is still its making.

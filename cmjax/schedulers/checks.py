@@ -15,7 +15,8 @@ def check_config(config: Any) -> None:
     named = isinstance(config, Mapping) and all(isinstance(name, str) for name in config)
     if not named:
         raise ValueError(
-            f"config must map the names of options to values, got {shown(config)}"
+            f"config must map the names of options to values, got {shown(config)}; give "
+            "what json.load reads from a scheduler_config.json, or scheduler.to_config()"
         )
 
 

@@ -6,6 +6,17 @@ from typing import Any, NamedTuple
 from cmjax.configs import did_you_mean, is_finite, shown
 from cmjax.schedulers import diffusers_names
 
+# Every option of any scheduler.
+OTHERS = (
+    diffusers_names.OPTIONS | diffusers_names.EARLIER_OPTIONS | diffusers_names.CALL_OPTIONS
+)
+
+# What DPM-Solvers make of the names of DEIS and UniPC, as in diffusers.
+DPM_NAMES = {
+    "algorithm_type": {"deis": "dpmsolver++"},
+    "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
+}
+
 
 class FileOption(NamedTuple):
     """An option of diffusers' `scheduler_config.json` files that has no effect here.
@@ -69,9 +80,13 @@ def sort_options(
             accepted.
     """
     # diffusers writes its version into its files, and its class ignores what it does not know.
-    foreign = ()
+    foreign = set()
     if "_diffusers_version" in config:
-        foreign = not_in_diffusers
+        foreign.update(not_in_diffusers)
+
+    # Another class's eta or churn is no choice for this one, whose default may differ.
+    if _is_of_another_class(config, class_name):
+        foreign.update(diffusers_names.CALL_OPTIONS)
 
     own = {}
     siblings = {}
@@ -82,7 +97,7 @@ def sort_options(
             file_options[name].check(name, value)
         elif name in fields and name not in foreign:
             own[name] = value
-        elif name in diffusers_names.OPTIONS or name in diffusers_names.EARLIER_OPTIONS:
+        elif name in OTHERS:
             siblings[name] = value
 
         # Anything else is misspelt, and would otherwise silently keep its default.
@@ -91,3 +106,27 @@ def sort_options(
             hint = did_you_mean(name, known, elsewhere=sorted(diffusers_names.OPTIONS))
             raise ValueError(f"{class_name} has no option {shown(name)}{hint}")
     return own, siblings
+
+
+def _is_of_another_class(config: Mapping[str, Any], class_name: str) -> bool:
+    """Returns whether a config was made by another class, among those that diffusers has."""
+    maker = config.get("_class_name")
+    if not isinstance(maker, str):
+        return False
+    maker = maker.removeprefix("Flax")
+    return maker in diffusers_names.SCHEDULERS and maker != class_name
+
+
+def translated(options: Mapping[str, Any], names: Mapping[str, Mapping[str, Any]]) -> dict:
+    """Returns options whose values in other solvers' configs are replaced by the class's own.
+
+    Args:
+        options: by name.
+        names: by the name of an option, the class's own value for each of other solvers'.
+    """
+    own = dict(options)
+    for name, values in names.items():
+        value = own.get(name)
+        if isinstance(value, str):
+            own[name] = values.get(value, value)
+    return own

@@ -56,3 +56,12 @@ OPTIONS = frozenset(
 
 # Options of earlier versions (0.0 to 0.9, and the Flax schedulers), without effect on any sample.
 EARLIER_OPTIONS = frozenset("dtype tensor_format timestep_values".split())
+
+# How to sample: arguments of diffusers' `step`, `set_timesteps` and pipelines, so that they are in
+# no file of the classes that take them there. Here they are options of the scheduler.
+CALL_OPTIONS = frozenset(
+    """
+    eta jump_length jump_n_sample order s_churn s_noise s_tmax s_tmin
+    use_clipped_model_output
+    """.split()
+)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from cmjax.schedulers.bounds import dynamic_threshold
+from cmjax.schedulers.config_files import DPM_NAMES
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.exponential import (
     final_orders,
@@ -102,6 +103,7 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
         "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
         "solver_type": ("midpoint", "heun"),
     }
+    _others_values = DPM_NAMES
 
     def bound(self, denoised: jax.Array) -> jax.Array:
         """Returns the x0 estimate, thresholded if so configured."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.schedulers.config_files import DPM_NAMES
 from cmjax.schedulers.dpm_multistep import dpm_multistep_weights
 from cmjax.schedulers.grids import grid_option
 from cmjax.schedulers.levels import Levels
@@ -74,6 +75,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
         "solver_type": ("midpoint", "heun"),
     }
+    _others_values = DPM_NAMES
 
     def rounded_grids(self) -> tuple[str, ...]:
         """Returns the grids whose times are rounded."""
@@ -153,6 +155,7 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
         "algorithm_type": ("dpmsolver++", "dpmsolver"),
         "solver_type": ("midpoint", "heun"),
     }
+    _others_values = {**DPM_NAMES, "final_sigmas_type": {"zero": "sigma_min"}}
 
     def spaced_times(self, n: int) -> np.ndarray:
         """Returns whole training times from 0 up to an end that is not called, listed down."""

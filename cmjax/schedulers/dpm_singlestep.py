@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.schedulers.config_files import DPM_NAMES
 from cmjax.schedulers.exponential import polynomial_weights, steps_from, steps_of
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.log_snr import LogSNRScheduler
@@ -80,6 +81,7 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
         "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++"),
         "solver_type": ("midpoint", "heun"),
     }
+    _others_values = DPM_NAMES
 
     def _orders(self, n: int) -> np.ndarray:
         """The order of the step of each call, i64[n]: 1, 2, 3, 1, 2, 3, ..."""

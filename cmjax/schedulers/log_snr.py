@@ -133,6 +133,12 @@ class LogSNRScheduler(TableScheduler):
         "variance_type": ("learned", "learned_range"),
         "solver_order": (1, 3),
     }
+    # DDPM's, where the network says nothing of the variance.
+    _others_values = {
+        "variance_type": dict.fromkeys(
+            ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+        ),
+    }
     _file_options = {
         "use_dynamic_shifting": FileOption(False, hint="set flow_shift=exp(mu)"),
         "time_shift_type": FileOption("exponential", values=("linear",)),

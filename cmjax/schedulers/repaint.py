@@ -49,7 +49,7 @@ class RePaintScheduler(DiscreteScheduler):
         timestep_spacing: "linspace", "leading" (integer stride) or "trailing".
         steps_offset: added to "leading" times.
         clip_sample: clip x0 estimates to [-1, 1].
-        eta: share of fresh noise: 0 for DDIM, 1 for the variance of DDPM.
+        eta: share of fresh noise: 0 for DDIM, 1 for the variance of DDPM, which is the paper's.
         jump_length: number j of levels that a jump goes up.
         jump_n_sample: number r of times that each stretch of j levels is sampled; 1 for no jumps.
     """
@@ -66,7 +66,6 @@ class RePaintScheduler(DiscreteScheduler):
 
     solves_ode = True
     facts = DiscreteScheduler.facts.replace(
-        predicts="epsilon",
         order="1",
         calls="1, and again after each jump",
         noise="`eta`, and jumps",

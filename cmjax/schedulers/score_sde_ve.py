@@ -33,7 +33,8 @@ class ScoreSdeVeScheduler(TableScheduler):
     (snr |z| / |s|)^2`, the predictor's `x' = x + G^2 s + G z` with `G^2 = sigma^2 - sigma'^2` (Song
     et al. 2021, Algorithms 2 and 4; in the order of the authors' code). The norms are of each
     sample: diffusers takes their means over the batch, where samples depend on their neighbours,
-    and agrees for a batch of one. A score of 0 leaves a sample as it is.
+    and agrees for a batch of one. A score of 0 leaves a sample as it is. For data of few dimensions
+    set `correct_steps=0`: there |s| is small at many samples, and the corrector's steps too large.
 
     The network is told sigma, and returns the score, `(x0 - x) / sigma^2`. `set_timesteps` takes as
     `num_inference_steps` a number n of levels, with `correct_steps + 1` network calls at each; as

@@ -92,6 +92,10 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     _file_options = {
         "solver_p": FileOption(None, hint="predictors of other classes are not supported"),
     }
+    # As diffusers reads the names of DPM-Solver and DEIS.
+    _others_values = {
+        "solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"},
+    }
     _domains = {
         "solver_type": ("bh2", "bh1"),
         "disable_corrector": (0, 1_000_000),

@@ -1,5 +1,7 @@
 """Published `scheduler_config.json` files: siblings' options, old names, misspelt ones."""
 
+import dataclasses
+
 import pytest
 
 import cmjax
@@ -124,3 +126,58 @@ def test_the_kept_options_follow_a_scheduler_that_is_changed():
     scheduler = cmjax.scheduler_from_config({"_class_name": "DDIMScheduler", "snr": 0.1})
     changed = cmjax.schedulers.scheduler_like(scheduler, "DDIMScheduler", eta=1.0)
     assert changed.to_config()["snr"] == 0.1
+
+
+# Schedulers of networks that are told training times: each can sample the network of another.
+OF_TRAINING_TIMES = [
+    name for name, cls in SCHEDULERS.items() if "beta_start" in cls.__dataclass_fields__
+]
+
+
+@pytest.mark.parametrize("source", OF_TRAINING_TIMES)
+def test_every_scheduler_of_training_times_is_made_from_every_other(source):
+    betas = {"beta_start": 0.002, "beta_end": 0.01, "prediction_type": "v_prediction"}
+    config = SCHEDULERS[source](**betas).to_config()
+    for name in OF_TRAINING_TIMES:
+        other = SCHEDULERS[name].from_config(config)
+        assert betas.items() <= other.to_config().items(), name
+
+
+def test_every_option_of_a_scheduler_is_known_to_the_others():
+    for cls in SCHEDULERS.values():
+        options = {field.name for field in dataclasses.fields(cls)}
+        assert options <= diffusers_names.OPTIONS | diffusers_names.CALL_OPTIONS, cls
+
+
+def test_eta_and_churn_are_not_taken_from_another_class():
+    config = cmjax.DDIMScheduler(eta=0.0).to_config()
+    assert cmjax.TCDScheduler.from_config(config).eta == cmjax.TCDScheduler().eta
+    flax = {**config, "_class_name": "FlaxDDIMScheduler", "eta": 0.5}
+    assert cmjax.DDIMScheduler.from_config(flax).eta == 0.5
+    config = cmjax.EDMEulerScheduler(s_churn=3.0).to_config()
+    assert cmjax.KarrasVeScheduler.from_config(config).s_churn == 80
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "option", "value"),
+    [
+        (
+            cmjax.DEISMultistepScheduler(),
+            "DPMSolverMultistep",
+            "algorithm_type",
+            "dpmsolver++",
+        ),
+        (cmjax.UniPCMultistepScheduler(), "DPMSolverSinglestep", "solver_type", "midpoint"),
+        (cmjax.DPMSolverMultistepScheduler(), "UniPCMultistep", "solver_type", "bh2"),
+        (cmjax.DDPMScheduler(), "UniPCMultistep", "variance_type", None),
+        (
+            cmjax.DDPMScheduler(variance_type="learned_range"),
+            "DPMSolverMultistep",
+            "variance_type",
+            "learned_range",
+        ),
+    ],
+)
+def test_names_of_other_solvers_are_read_as_in_diffusers(source, name, option, value):
+    other = SCHEDULERS[f"{name}Scheduler"].from_config(source.to_config())
+    assert getattr(other, option) == value

@@ -266,3 +266,8 @@ def test_a_step_with_a_wrong_array_names_it(change, message):
     arguments |= {"denoised": jnp.zeros((2, 3, 3)), "noise": jnp.zeros((2, 3, 4))}
     with pytest.raises(ValueError, match=message):
         SCHEDULER.advance(**{**arguments, **change})
+
+
+def test_the_loop_of_floats_names_the_loop_of_categories():
+    with pytest.raises(ValueError, match=r"categories; call cmjax\.categorical\.sample"):
+        cmjax.sample(KEY, network, jnp.float32(2), SCHEDULER, (2, 3))
