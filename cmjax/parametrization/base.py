@@ -1,13 +1,15 @@
 """What a network means: the noise path it was trained on, and how its output gives x0."""
 
 import abc
+import math
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import ApplyFn, check_shapes, combine
+from cmjax.arrays import ApplyFn, as_array, as_floats, check_shapes, combine, concrete
+from cmjax.configs import shown
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network
 
@@ -79,12 +81,46 @@ class Parametrization(abc.ABC):
             noise: standard normal, `[B, ...]`.
 
         Raises:
-            ValueError: if the shapes do not fit.
+            ValueError: if the shapes do not fit, data hold no floats, or for times that the network
+                does not know.
         """
-        check_shapes(original=original, noise=noise)
-        check_time_shape(time, original)
-        alpha, sigma = self.path(jnp.asarray(time))
+        time, original, noise = self.training_inputs(time, original, noise)
+        alpha, sigma = self.path(time)
         return combine((alpha, original), (sigma, noise))
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """The lowest and highest time that the network may be told."""
+        return -math.inf, math.inf
+
+    def training_inputs(
+        self, time: Any, original: Any, noise: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns times, data and noise as arrays; the values of traced times are not checked.
+
+        Raises:
+            ValueError: if the shapes do not fit, data or noise hold no floats, or for times that
+                are no numbers in `time_range`.
+        """
+        original = as_floats("original", original)
+        noise = as_floats("noise", noise)
+        check_shapes(original=original, noise=noise)
+
+        # NaN lies in no range.
+        times = as_array("time", time)
+        low, high = self.time_range
+        known = concrete(times)
+        if known is not None:
+            is_real = not np.iscomplexobj(known)
+            rounded = np.float32(known) if is_real else np.nan
+            inside = (np.float32(low) <= rounded) & (rounded <= np.float32(high))
+            if not np.all(inside & np.isfinite(rounded)):
+                raise ValueError(
+                    f"time must be finite numbers from {low:g} to {high:g}, "
+                    f"got {shown(known.tolist())}"
+                )
+        check_time_shape(times, original)
+        return jnp.asarray(times), original, noise
 
     def without_boundary(self) -> Self:
         """Returns the parametrization that reads the same network as a denoiser.

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import check_shapes, combine, concrete
+from cmjax.arrays import as_array, combine, concrete
+from cmjax.configs import shown
 from cmjax.parametrization.base import (
     NoiseLevel,
     Parametrization,
     Scalings,
-    check_time_shape,
 )
 from cmjax.parametrization.betas import signal_variances
 
@@ -21,7 +21,7 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 # The least alpha^2 that counts, so that sigma / alpha is finite: with zero SNR that of diffusers,
 # otherwise, where large betas leave no signal, a number whose inverse float32 holds.
 _ZERO_SNR = 2.0**-24
-_SMALLEST = 1e-30
+LEAST_SIGNAL = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Discrete(Parametrization):
 
     def training_ratios(self) -> np.ndarray:
         """Returns sigma / alpha at every training time, f64[N], ascending and finite."""
-        least = _ZERO_SNR if self.rescale_betas_zero_snr else _SMALLEST
+        least = _ZERO_SNR if self.rescale_betas_zero_snr else LEAST_SIGNAL
         variances = np.maximum(self.signal_variances(), least)
         return np.sqrt((1 - variances) / variances)
 
@@ -86,17 +86,6 @@ class Discrete(Parametrization):
         sigmas = jnp.asarray(np.sqrt(1 - variances), jnp.float32)
         return alphas[index], sigmas[index]
 
-    def add_noise(
-        self, time: jax.Array, original: jax.Array, noise: jax.Array
-    ) -> jax.Array:
-        """Returns `alpha original + sigma noise` at whole training times; see `Parametrization`.
-
-        Raises:
-            ValueError: if the shapes do not fit, or for times that are not among 0..N-1.
-        """
-        self._check_training_times(time)
-        return super().add_noise(time, original, noise)
-
     def velocity(self, time: jax.Array, original: jax.Array, noise: jax.Array) -> jax.Array:
         """Returns what a network of "v_prediction" is trained on, `alpha z - sigma x0`.
 
@@ -108,23 +97,30 @@ class Discrete(Parametrization):
             noise: the noise z that was added to it, `[B, ...]`.
 
         Raises:
-            ValueError: if the shapes do not fit, or for times that are not among 0..N-1.
+            ValueError: if the shapes do not fit, data hold no floats, or for times that are not
+                among 0..N-1.
         """
-        self._check_training_times(time)
-        check_shapes(original=original, noise=noise)
-        check_time_shape(time, original)
-        alpha, sigma = Discrete.path(self, jnp.asarray(time))
+        time, original, noise = self.training_inputs(time, original, noise)
+        alpha, sigma = Discrete.path(self, time)
         return combine((-sigma, original), (alpha, noise))
 
-    def _check_training_times(self, time):
-        """Raises ValueError unless times are integers in 0..N-1; the values of traced ones pass."""
-        known = concrete(time)
-        dtype = time.dtype if known is None else known.dtype
+    def training_inputs(
+        self, time: Any, original: Any, noise: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns times, data and noise as arrays; see `Parametrization`. Times are whole ones.
+
+        Raises:
+            ValueError: also for times that are not among 0..N-1.
+        """
+        times = as_array("time", time)
+        known = concrete(times)
         last = self.num_train_timesteps - 1
-        inside = known is None or np.all((known >= 0) & (known <= last))
-        if not jnp.issubdtype(dtype, jnp.integer) or not inside:
-            found = dtype if known is None else known.tolist()
+        whole = jnp.issubdtype(times.dtype, jnp.integer)
+        inside = known is None or (whole and np.all((known >= 0) & (known <= last)))
+        if not whole or not inside:
+            found = times.dtype if known is None else shown(known.tolist())
             raise ValueError(f"time must be integers from 0 to {last}, got {found}")
+        return super().training_inputs(times, original, noise)
 
     def time(self, ratio: jax.Array) -> jax.Array:
         """Returns fractional training times, interpolated in log(sigma / alpha)."""

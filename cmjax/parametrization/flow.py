@@ -35,6 +35,11 @@ class FlowMatching(Parametrization):
         # Not 1 - sigma, which would be rounded where there is little signal.
         return NoiseLevel(self.time_of(sigma), 1 / (1 + ratio), sigma)
 
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """The lowest and highest time that the network may be told."""
+        return 0.0, float(self.num_train_timesteps)
+
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (1 - sigma, sigma), in the shape of `time`."""
         level = time / self.num_train_timesteps

@@ -1,6 +1,7 @@
 """Networks of variance-exploding diffusion, as `KarrasVeScheduler` runs them."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -21,6 +22,11 @@ class KarrasVe(Parametrization):
     def level(self, ratio: jax.Array) -> NoiseLevel:
         """Returns time, alpha = 1 and sigma = `ratio`, in the shape of `ratio`."""
         return NoiseLevel(ratio / 2, jnp.ones_like(ratio), ratio)
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """The lowest and highest time that the network may be told."""
+        return 0.0, math.inf
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (1, sigma), in the shape of `time`."""

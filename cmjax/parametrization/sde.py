@@ -1,6 +1,7 @@
 """Networks of the two stochastic differential equations of Song et al. 2021."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -22,6 +23,11 @@ class VESDE(Parametrization):
     def level(self, ratio: jax.Array) -> NoiseLevel:
         """Returns time, alpha = 1 and sigma = `ratio`, in the shape of `ratio`."""
         return NoiseLevel(ratio, jnp.ones_like(ratio), ratio)
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """The lowest and highest time that the network may be told."""
+        return 0.0, math.inf
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (1, sigma), in the shape of `time`."""
@@ -69,6 +75,11 @@ class VPSDE(Parametrization):
         root = jnp.sqrt(self.beta_min**2 + 2 * growth * integral)
         t = 2 * integral / (self.beta_min + root)
         return NoiseLevel(VP_TIME_FACTOR * t, alpha, ratio * alpha)
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """The lowest and highest time that the network may be told."""
+        return 0.0, VP_TIME_FACTOR
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (alpha, sigma), in the shape of `time`."""

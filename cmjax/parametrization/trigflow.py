@@ -32,6 +32,11 @@ class TrigFlow(Parametrization):
         angle = jnp.arctan(ratio / self.sigma_data)
         return NoiseLevel(angle, *self.path(angle))
 
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """The lowest and highest time that the network may be told."""
+        return 0.0, math.pi / 2
+
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (cos t, sigma_data sin t), in the shape of `time`."""
         return jnp.cos(time), self.sigma_data * jnp.sin(time)
@@ -53,6 +58,11 @@ class VDiffusion(TrigFlow):
     """
 
     sigma_data: float = 1.0
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """The lowest and highest time that the network may be told."""
+        return 0.0, 1.0
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
         """Returns the time `arctan(ratio) / (pi/2)` and its (alpha, sigma)."""

@@ -11,7 +11,7 @@ from cmjax.arrays import as_array, concrete
 from cmjax.configs import is_finite, shown
 from cmjax.parametrization import Discrete
 from cmjax.parametrization.betas import BETA_SCHEDULES
-from cmjax.parametrization.discrete import PREDICTION_TYPES
+from cmjax.parametrization.discrete import LEAST_SIGNAL, PREDICTION_TYPES
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
     Levels,
@@ -158,10 +158,10 @@ def check_signal(scheduler: Any, times: Any) -> None:
     if scheduler.prediction_type != "epsilon" or known is None:
         return
 
-    # The first time is the noisiest. In float32, where a tiny alpha may round to 0.
+    # The first time is the noisiest. Of a smaller alpha float32 does not hold the inverse.
     first = int(known[0])
     variances = Discrete(*network_options(scheduler)).signal_variances()
-    if np.float32(variances[first] ** 0.5) == 0:
+    if variances[first] < LEAST_SIGNAL:
         cause = f"beta_end={scheduler.beta_end}"
         if scheduler.rescale_betas_zero_snr:
             cause = "rescale_betas_zero_snr"
@@ -225,12 +225,19 @@ def levels_to_data(
         at_time_0: end at training time 0, which has a little noise, rather than at x0.
     """
     alphas, sigmas = parametrization.path(times)
+    alphas = jnp.append(alphas[:1], with_signal(alphas[1:]))  # the first may have none
     if at_time_0:
         last_alpha, last_sigma = parametrization.path(jnp.zeros(1, jnp.float32))
     else:
         last_alpha = jnp.ones(1, jnp.float32)
         last_sigma = jnp.zeros(1, jnp.float32)
     return Levels(times, jnp.append(alphas, last_alpha), jnp.append(sigmas, last_sigma))
+
+
+def with_signal(alphas: jax.Array) -> jax.Array:
+    """Returns signal levels that weights may be divided by: the least that counts in place of 0."""
+    # Large betas leave at many times no signal that float32 holds.
+    return jnp.maximum(alphas, LEAST_SIGNAL**0.5)
 
 
 def noise_between(

@@ -70,7 +70,9 @@ def standard_deviation(kind: str, variance: jax.Array, state: TableState) -> jax
     """
     variance = at_least_float32(variance)
     if kind == "learned":
-        return jnp.sqrt(jnp.maximum(variance, 0))
+        # The root has no slope at 0, where there is no noise to learn either.
+        positive = variance > 0
+        return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
 
     # Nichol and Dhariwal 2021, equation 15: from 1 for the large variance down to sigma' / sigma
     # for the small one. The last step ends at 0, where the table has no noise.

@@ -75,10 +75,7 @@ class PNDMScheduler(DiscreteScheduler):
         at_time_0 = not self.set_alpha_to_one
         levels = levels_to_data(self.parametrization, times, at_time_0=at_time_0)
 
-        # B divides by alpha, which is 0 at a time of no signal.
-        highest = jnp.float32(self.sigma_range[1])
-        least = self.parametrization.level(highest).alpha
-        return levels._replace(alphas=jnp.maximum(levels.alphas, least))
+        return levels._replace(alphas=self._with_signal(levels.alphas))
 
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at starts, middles and ends of steps."""
@@ -91,6 +88,11 @@ class PNDMScheduler(DiscreteScheduler):
         """Returns the table of equations 9 (the step), 12 and 13 (the means of eps)."""
         along = self._along(levels)
         return pseudo_weights(self._plan(len(levels.times)), along.alphas, along.sigmas)
+
+    def _with_signal(self, alphas: jax.Array) -> jax.Array:
+        """Returns signal levels to divide by, as B does: at least that of the last time, not 0."""
+        highest = jnp.float32(self.sigma_range[1])
+        return jnp.maximum(alphas, self.parametrization.level(highest).alpha)
 
     def _plan(self, n: int) -> list[Call]:
         """The network calls of n steps. The last step has one: its end may be pure data."""
@@ -113,6 +115,7 @@ class PNDMScheduler(DiscreteScheduler):
         next_times = jnp.append(levels.times[1:], levels.times[-1:])
         middle = jnp.floor((levels.times + next_times) / 2)
         alphas, sigmas = self.parametrization.path(middle)
+        alphas = self._with_signal(alphas)
 
         # Of all steps' starts, middles and ends, f32[3, n], those of the calls.
         plan = self._plan(len(levels.times))

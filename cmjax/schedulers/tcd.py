@@ -10,7 +10,7 @@ import numpy as np
 from cmjax.configs import is_finite, shown
 from cmjax.schedulers.bounds import bounded
 from cmjax.schedulers.config_files import FileOption
-from cmjax.schedulers.discrete import DiscreteScheduler, noise_between
+from cmjax.schedulers.discrete import DiscreteScheduler, noise_between, with_signal
 from cmjax.schedulers.lcm import (
     DISTILLED_DOMAINS,
     DISTILLED_FILE_OPTIONS,
@@ -150,6 +150,7 @@ class TCDScheduler(DiscreteScheduler):
         next_times = append_zero(levels.times[1:])
         kept = jnp.asarray(1 - np.asarray(self.eta, np.float64), jnp.float32)
         alpha_s, sigma_s = self.parametrization.path(jnp.floor(kept * next_times))
+        alpha_s = with_signal(alpha_s)
 
         # x_s = alpha_s x0 + sigma_s eps, so x' = alpha' x0 + (alpha' / alpha_s) sigma_s eps + up z.
         # The last step ends at s = t' = 0, where up is 0.

@@ -82,3 +82,17 @@ def test_a_learned_variance_of_a_wrong_shape_says_what_is_expected():
         scheduler.step(KEY, state, x, x)
     with pytest.raises(ValueError, match="samples need a last axis of channels"):
         scheduler.step(KEY, state, x[:, 0, 0], x[:, 0, 0])
+
+
+def test_a_learned_variance_has_a_gradient_also_where_it_is_none():
+    scheduler = DDPMScheduler(variance_type="learned")
+    state = scheduler.set_timesteps(2)
+    noise = jnp.array([[1.0, 2.0]])
+
+    def total(variance):
+        output = jnp.concatenate([noise, variance], axis=-1)
+        return jnp.sum(scheduler.step_noise(state, output, noise))
+
+    # d sqrt(v) z / dv = z / (2 sqrt(v)), and no slope where there is no noise.
+    gradient = jax.grad(total)(jnp.array([[4.0, 0.0]]))
+    np.testing.assert_allclose(gradient, [[0.25, 0.0]])

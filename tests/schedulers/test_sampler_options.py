@@ -645,3 +645,12 @@ def test_thresholding_scales_each_sample_by_its_own_quantile(rank):
     limit = np.clip(quantiles, 1, 2.5).reshape(-1, *[1] * (rank - 1))
     actual = dynamic_threshold(jnp.asarray(x), 0.9, 2.5)
     np.testing.assert_allclose(actual, np.clip(x, -limit, limit) / limit, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*of_kind(DiscreteScheduler), "TCDScheduler"])
+def test_levels_without_signal_make_a_finite_table(name):
+    # Nine tenths of the training times have an alpha that float32 does not hold.
+    betas = {"beta_start": 0.999, "beta_end": 0.999, "prediction_type": "v_prediction"}
+    state = SCHEDULERS[name](**betas).set_timesteps(4)
+    assert state.alphas[1] < 1e-14
+    chex.assert_tree_all_finite(state)

@@ -60,3 +60,41 @@ def test_wrong_training_times_are_named_in_one_line(name, time, message):
     for method in (parametrization.add_noise, parametrization.velocity):
         with pytest.raises(ValueError, match=message):
             method(time, X0, NOISE)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_noising_takes_floats_only(name):
+    # Whole numbers would come out rounded, and bytes are not in [-1, 1].
+    parametrization = SCHEDULERS[name]().parametrization
+    for data in (np.uint8(X0), jnp.ones_like(X0, int)):
+        with pytest.raises(ValueError, match="original must hold floats, got u?int"):
+            parametrization.add_noise(1, data, NOISE)
+    with pytest.raises(ValueError, match="noise must hold floats, got complex64"):
+        parametrization.add_noise(1, X0, NOISE.astype(complex))
+
+
+def test_noising_takes_lists():
+    parametrization = SCHEDULERS["DDPMScheduler"]().parametrization
+    lists = parametrization.add_noise([0, 400, 999], X0.tolist(), NOISE.tolist())
+    np.testing.assert_array_equal(lists, parametrization.add_noise(TIMES, X0, NOISE))
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", "1000"),
+        ("ScoreSdeVpScheduler", "999"),
+        ("ScoreSdeVeScheduler", "inf"),
+        ("KarrasVeScheduler", "inf"),
+        ("SCMScheduler", "1.5708"),
+        ("IPNDMScheduler", "1"),
+    ],
+)
+def test_times_that_a_network_does_not_know_are_errors(name, last):
+    parametrization = SCHEDULERS[name]().parametrization
+    for time in (-0.5, float("nan"), float("inf")):
+        message = f"time must be finite numbers from 0 to {last}, got {time}"
+        with pytest.raises(ValueError, match=message):
+            parametrization.add_noise(time, X0, NOISE)
+    with pytest.raises(ValueError, match="time must be numbers, got 'last'"):
+        parametrization.add_noise("last", X0, NOISE)
