@@ -120,9 +120,13 @@ def check_output(
     if output_shape in (None, sample.shape):
         check_shapes(**{name: model_output, "sample": sample})
     elif model_output.shape != output_shape:
+        # A prediction and its variance, side by side in the channels.
+        hint = ""
+        if output_shape == (*sample.shape[:-1], 2 * sample.shape[-1]):
+            hint = "; set another variance_type for a network that predicts no variance"
         raise ValueError(
             f"{name} must have shape {output_shape} for samples {sample.shape}, "
-            f"got {model_output.shape}"
+            f"got {model_output.shape}{hint}"
         )
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import at_least_float32
+from cmjax.networks import check_output
 from cmjax.schedulers.table import TableState
 
 
@@ -49,13 +50,8 @@ def split_output(
     expected = output_shape(scheduler, sample.shape)
     if expected == sample.shape:
         return model_output, None
+    check_output(model_output, sample, expected)
     channels = sample.shape[-1]
-    if model_output.shape != expected:
-        raise ValueError(
-            f"model_output must have the shape {expected} (a prediction, then its variance) "
-            f"with variance_type={scheduler.variance_type!r}, got {model_output.shape}; "
-            "choose another variance_type for a network that predicts no variance"
-        )
     return model_output[..., :channels], model_output[..., channels:]
 
 
