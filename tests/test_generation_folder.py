@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -81,7 +82,10 @@ def test_a_shard_is_what_version_0_1_wrote(tmp_path):
     shards = Shards(tmp_path, settings)
     shards.write(range(4, 7), pixels)
     (path,) = shards_of(tmp_path)
-    assert path.name == "000000004-000000006-d75c4921c8590fbe.npz"
+
+    # Before 3.11.4, Python's zipfile declared large members otherwise.
+    digest = "d75c4921c8590fbe" if sys.version_info >= (3, 11, 4) else "deff5e83e8d4a9cd"
+    assert path.name == f"000000004-000000006-{digest}.npz"
     np.testing.assert_array_equal(shards.read(range(4, 7), path), pixels)
     with np.load(path) as arrays:
         assert list(arrays) == ["images", "labels"]

@@ -508,19 +508,22 @@ def test_a_score_of_zero_leaves_the_sample_where_diffusers_is_nan():
 
 
 @pytest.mark.parametrize(
-    ("name", "option"),
+    "option",
     [
-        ("EDMDPMSolverMultistepScheduler", {"solver_type": "bh2"}),
-        (
-            "EDMDPMSolverMultistepScheduler",
-            {"algorithm_type": "deis", "final_sigmas_type": "sigma_min"},
-        ),
-        ("FlowMatchLCMScheduler", {"scale_factors": [0.5]}),
+        {"solver_type": "bh2"},
+        {"algorithm_type": "deis", "final_sigmas_type": "sigma_min"},
     ],
 )
-def test_options_of_diffusers_that_are_missing_are_errors(name, option):
-    with pytest.raises(ValueError, match=next(iter(option))):
-        SCHEDULERS[name].from_config(option)
+def test_solvers_of_other_classes_are_read_as_diffusers_reads_them(option):
+    theirs = diffusers.EDMDPMSolverMultistepScheduler(**option)
+    ours = SCHEDULERS["EDMDPMSolverMultistepScheduler"].from_config(option)
+    for name in option:
+        assert getattr(ours, name) == theirs.config[name]
+
+
+def test_options_of_diffusers_that_are_missing_are_errors():
+    with pytest.raises(ValueError, match="scale_factors"):
+        SCHEDULERS["FlowMatchLCMScheduler"].from_config({"scale_factors": [0.5]})
 
 
 def pair(name, **options):
