@@ -52,7 +52,7 @@ def product_of_matrices(
     del dimension_numbers
     rows = x.reshape(-1, x.shape[-1])
     product = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
-    return product.reshape(*x.shape[:-1], -1)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def conv(
@@ -98,8 +98,8 @@ class GroupNorm(nnx.Module):
             raise ValueError(f"{groups} groups do not divide {channels} channels")
         self.groups = groups
         self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, ..., C]` to the same shape and dtype."""

@@ -209,3 +209,15 @@ def test_from_nnx_keeps_other_variables_as_constants():
     apply_fn, params = cmjax.from_nnx(WithState())
     assert len(jax.tree.leaves(params)) == 1
     assert apply_fn(params, jnp.float32(1), None) == 5
+
+
+def test_parameters_are_float32_also_where_jax_computes_in_float64():
+    with jax.enable_x64(True):
+        module = UNet2D(UNET, rngs=nnx.Rngs(0))
+        leaves = jax.tree.leaves(nnx.state(module, nnx.Param))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_a_dense_layer_takes_no_rows_too():
+    layer = layers.linear(3, 5, rngs=nnx.Rngs(0))
+    assert layer(jnp.zeros((2, 0, 3))).shape == (2, 0, 5)
