@@ -119,7 +119,9 @@ class DDIMInverseScheduler(DiscreteScheduler):
         # x0 as the step takes it: the network's output read at the level of the sample.
         index = state.step_index
         start = levels_to_data(
-            self.parametrization, jnp.zeros(0), at_time_0=not self.set_alpha_to_one
+            self.parametrization,
+            jnp.zeros(0, jnp.float32),
+            at_time_0=not self.set_alpha_to_one,
         )
         alpha = jnp.append(start.alphas, state.alphas)[index]
         sigma = jnp.append(start.sigmas, state.sigmas)[index]

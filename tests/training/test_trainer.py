@@ -13,6 +13,7 @@ import cmjax
 from cmjax.models import compute_in
 from cmjax.training import losses, trainer
 from cmjax.training.checkpointing import Checkpoints
+from cmjax.training.losses.weighting import with_level_weight
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 DENOISING = losses.Denoising(SCHEDULER)
@@ -297,3 +298,8 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         ):
             checkpoints.restore(make(by_name("ict"))[1])
         assert checkpoints.latest() == 0
+
+
+def test_a_learned_weighting_is_float32_also_where_jax_computes_in_float64():
+    with jax.enable_x64(True):
+        assert with_level_weight(None).level_weight.dtype == jnp.float32

@@ -23,7 +23,7 @@ class WeightedParams(NamedTuple):
 def with_level_weight(params: Any) -> WeightedParams:
     """Returns a network's parameters together with those of a weighting that starts at 1."""
     # w = 0 at every level: training starts from the unweighted loss.
-    return WeightedParams(params, jnp.zeros(2 * NUM_FREQUENCIES + 1))
+    return WeightedParams(params, jnp.zeros(2 * NUM_FREQUENCIES + 1, jnp.float32))
 
 
 def weigh_levels(level_weight: jax.Array, error: jax.Array, sigma: jax.Array) -> jax.Array:
