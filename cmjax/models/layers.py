@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.labels import check_class_labels
+from cmjax.models.conv import convolution, product_of_matrices
 
 
 def in_input_dtype(arrays: Any, **_: Any) -> Any:
@@ -36,25 +37,6 @@ def linear(
     )
 
 
-def product_of_matrices(
-    x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any
-) -> jax.Array:
-    """Returns `x @ kernel`, `[..., O]`; a `dot_general` for Flax's dense layers.
-
-    On CPUs, XLA is slow at the gradients of a batch of products, and quick at those of one product.
-
-    Args:
-        x: `[..., I]`.
-        kernel: `[I, O]`.
-        dimension_numbers: those of this product.
-        options: of `jax.lax.dot_general`.
-    """
-    del dimension_numbers
-    rows = x.reshape(-1, x.shape[-1])
-    product = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
-    return product.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
 def conv(
     channels_in: int, channels_out: int, size: int = 3, *, rngs: nnx.Rngs, **options: Any
 ) -> nnx.Conv:
@@ -69,6 +51,7 @@ def conv(
         channels_out,
         (size, size),
         promote_dtype=in_input_dtype,
+        conv_general_dilated=convolution,
         rngs=rngs,
         **options,
     )

@@ -1,0 +1,151 @@
+"""Convolutions, in the form that is fast where they run.
+
+On CPUs, XLA's convolutions take longer than PyTorch's. Those of 3x3 pixels, which networks spend
+most of their time in, are therefore made of products of matrices there. On other devices, and for
+other kernels, they are XLA's.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.models import winograd
+
+# On CPUs, pixels of a map from which each form is fastest, and the fewest channels for which
+# transforms pay (docs/performance.md). The number of samples must not decide: a sample would be
+# rounded in other ways in other batches.
+PIXELS_OF_LARGE_TILES = 28 * 28
+PIXELS_OF_SMALL_TILES = 12 * 12
+FEWEST_CHANNELS = 32
+
+PLAIN = {
+    "lhs_dilation": (1, 1),
+    "rhs_dilation": (1, 1),
+    "feature_group_count": 1,
+}
+
+
+def convolution(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Any,
+    **options: Any,
+) -> jax.Array:
+    """Convolves channels-last maps; a `conv_general_dilated` for Flax's layers.
+
+    A kernel of one pixel is a product of matrices. On CPUs, so is a kernel of 3x3 pixels, of stride
+    1 and padded by one pixel, from and to at least 32 channels: Winograd's F(4x4, 3x3) on maps of
+    28x28 pixels or more, F(2x2, 3x3) from 12x12 pixels, and the columns of pixels below. The output
+    differs by about 3e-6 of its standard deviation from XLA's in float32. Derivatives, of any
+    order and in both modes, are those of XLA's convolution.
+
+    Args:
+        x: `[B, H, W, C]`.
+        kernel: `[height, width, C / groups, O]`, of the same dtype.
+        strides: of the rows and columns.
+        padding: pixels before and after, for each, or a word that `jax.lax` knows.
+        options: of `jax.lax.conv_general_dilated`.
+
+    Returns:
+        The output, `[B, H', W', O]`, in the dtype of `x`.
+    """
+    plain = all(options.get(name, value) == value for name, value in PLAIN.items())
+    plain = plain and tuple(strides) == (1, 1) and x.ndim == 4
+    size = kernel.shape[:2]
+    if plain and size == (1, 1) and not any(map(any, padding)):
+        return product_of_matrices(x, kernel[0, 0])
+    one_pixel = [tuple(pair) for pair in padding] == [(1, 1), (1, 1)]
+    if plain and size == (3, 3) and one_pixel and min(kernel.shape[2:]) >= FEWEST_CHANNELS:
+        return conv3x3(x, kernel)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def product_of_matrices(
+    x: jax.Array, kernel: jax.Array, dimension_numbers: Any = None, **options: Any
+) -> jax.Array:
+    """Returns `x @ kernel`, `[..., O]`; a `dot_general` for Flax's dense layers.
+
+    On CPUs, XLA is slow at the gradients of a batch of products, and quick at those of one product.
+
+    Args:
+        x: `[..., I]`.
+        kernel: `[I, O]`.
+        dimension_numbers: those of this product.
+        options: of `jax.lax.dot_general`.
+    """
+    del dimension_numbers
+    rows = x.reshape(-1, x.shape[-1])
+    product = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_jvp
+def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves `[B, H, W, C]`, padded by one pixel, with `[3, 3, C, O]` to `[B, H, W, O]`."""
+    return jax.lax.platform_dependent(x, kernel, cpu=_on_cpu, default=_by_xla)
+
+
+@conv3x3.defjvp
+def _conv3x3_jvp(primals, tangents):
+    # A convolution is linear in the map and in the kernel. Both terms are XLA's, which knows the
+    # transposes of its own convolutions.
+    x, kernel = primals
+    x_tangent, kernel_tangent = tangents
+    tangent = _by_xla(x_tangent, kernel) + _by_xla(x, kernel_tangent)
+    return conv3x3(x, kernel), tangent
+
+
+def _by_xla(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@jax.custom_batching.custom_vmap
+def _on_cpu(x, kernel):
+    """Convolves by the fastest form for the size of the map, in float32 at least."""
+    # Transforms of 16 bits would lose what they cancel; a CPU computes them in float32 anyway.
+    dtype = x.dtype
+    if jnp.finfo(dtype).bits < 32:
+        x = x.astype(jnp.float32)
+        kernel = kernel.astype(jnp.float32)
+    pixels = x.shape[1] * x.shape[2]
+    if pixels >= PIXELS_OF_LARGE_TILES:
+        form = functools.partial(winograd.convolve, 4)
+    elif pixels >= PIXELS_OF_SMALL_TILES:
+        form = functools.partial(winograd.convolve, 2)
+    else:
+        form = by_columns
+    return form(x, kernel).astype(dtype)
+
+
+@_on_cpu.def_vmap
+def _on_cpu_of_many(axis_size, in_batched, x, kernel):
+    """Convolves many batches: as one if the kernel is the same for all, else by XLA."""
+    x_batched, kernel_batched = in_batched
+    if kernel_batched:
+        axes = tuple(0 if batched else None for batched in in_batched)
+        return jax.vmap(_by_xla, axes)(x, kernel), True
+    out = _on_cpu(x.reshape(-1, *x.shape[2:]), kernel)
+    return out.reshape(axis_size, -1, *out.shape[1:]), x_batched
+
+
+def by_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves as one product of the 3x3 neighbourhoods of all pixels, `[B H W, 9 C]`.
+
+    Args:
+        x: `[B, H, W, C]`, padded here by one pixel.
+        kernel: `[3, 3, C, O]`.
+
+    Returns:
+        The output, `[B, H, W, O]`.
+    """
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    neighbourhoods = jnp.concatenate(shifted, axis=-1)
+    return product_of_matrices(neighbourhoods, kernel.reshape(-1, kernel.shape[-1]))
