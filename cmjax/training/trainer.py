@@ -12,12 +12,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cmjax.arrays import ApplyFn
+from cmjax.arrays import ApplyFn, is_tracing
 from cmjax.configs import shown
 from cmjax.labels import check_class_labels
 from cmjax.networks import num_classes
 from cmjax.random import as_key, same_numbers
 from cmjax.training.checks import check_params, check_result, check_step_arguments
+from cmjax.training.compiling import options_for_gradients
 from cmjax.training.losses.base import (
     Batch,
     Frozen,
@@ -133,13 +134,13 @@ class TrainStep:
                 f"state must be a TrainState, from init, got {type(state).__name__}"
             )
         with self._mesh_context():
-            return self._jitted(state, self.shard(batch), self._replicated_teacher)
+            return self._program(state, self.shard(batch), self._replicated_teacher)
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """Returns the program of a step, not yet compiled, for cost and memory analysis."""
         # With `jax_disable_jit` there would be no program.
         with self._mesh_context(), jax.disable_jit(False):
-            return self._jitted.lower(state, self.shard(batch), self._replicated_teacher)
+            return self._program.lower(state, self.shard(batch), self._replicated_teacher)
 
     def replicate(self, tree: Any) -> Any:
         """Returns the tree with a copy of every array on every device of the mesh."""
@@ -186,14 +187,28 @@ class TrainStep:
         # program, and slow down its compilation.
         return self.replicate(self.teacher)
 
+    @property
+    def _program(self):
+        """The jitted step; part of the caller's program where there is one."""
+        return self._jitted if is_tracing() else self._jitted_for_this_platform
+
     @cached_property
     def _jitted(self):
-        """The compiled step, with state and metrics on every device."""
-        # Arguments keep the shardings that they have; XLA adds the reductions over devices.
-        shardings = {}
+        return self._jit()
+
+    @cached_property
+    def _jitted_for_this_platform(self):
+        platform = jax.default_backend()
         if self.mesh is not None:
-            shardings["out_shardings"] = NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(self._step, donate_argnums=0, **shardings)
+            platform = self.mesh.devices.flat[0].platform
+        return self._jit(compiler_options=options_for_gradients(platform))
+
+    def _jit(self, **options):
+        """Jits the step, with state and metrics on every device."""
+        # Arguments keep the shardings that they have; XLA adds the reductions over devices.
+        if self.mesh is not None:
+            options["out_shardings"] = NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(self._step, donate_argnums=0, **options)
 
     def _step(
         self, state: TrainState, batch: Batch, teacher: Any
