@@ -15,9 +15,9 @@ compiled: forward passes against diffusers under `torch.compile`, which takes mi
 Where torch and diffusers are installed, diffusers in eager mode is timed beside the network and the
 training step, in turn, with TF32 as JAX has it; a ratio above 1 means that cmjax is faster.
 
-Each result is printed at once, and written to `--out` as a line of JSON. Each section has a share of
-the time that is left, and leaves out the rows that would take longer. What goes wrong in a section,
-such as too little memory, ends that section alone.
+Each result is printed at once, and written to `--out` as a line of JSON. Each section has a share
+of the time that is left, and leaves out the rows that would take longer. What goes wrong in a
+section, such as too little memory, ends that section alone.
 """
 
 import copy
@@ -299,7 +299,7 @@ SECTIONS = {
 
 
 def both_sides(name):
-    """cmjax's network, and diffusers' with the same weights if it is installed, else None."""
+    """The network in cmjax and, where that is installed, in diffusers; same weights."""
     if not (version("torch") and version("diffusers")):
         return random_model(CONFIGS[name]), None
     import torch
@@ -340,7 +340,8 @@ def attempt(name, bench):
     except OutOfTimeError as error:
         bench.report(f"{name}: out of time, {error}", section=name, left_out=str(error))
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+        first_line = str(error).strip().partition("\n")[0]
+        reason = f"{type(error).__name__}: {first_line}"
         bench.report(f"{name}: ended, {reason}", section=name, error=reason)
         memory = "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error)
         return memory or isinstance(error, ImportError | MemoryError)
