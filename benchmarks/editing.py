@@ -99,7 +99,11 @@ def main(batch, steps, channels, repeats):
     functions["denoise"] = lambda: denoise(params, noise, sigma)
     functions["interpolate"] = lambda: between(params, noise, fractions)
 
-    seconds = in_turn(*functions.values(), repeats=repeats)
+    waiting = [
+        lambda function=function: function().block_until_ready()
+        for function in functions.values()
+    ]
+    seconds = in_turn(*waiting, repeats=repeats)
     medians = dict(zip(functions, seconds, strict=True))
     click.echo(described(machine()))
     click.echo(

@@ -114,7 +114,9 @@ class FirstStep:
 
     def ours(self, model, apply_fn):
         """A call of cmjax's network; `apply_fn` is that of the model, jitted."""
-        return lambda: apply_fn(model.params, self.x, self.t, **self.cond)
+        return lambda: jax.block_until_ready(
+            apply_fn(model.params, self.x, self.t, **self.cond)
+        )
 
     def theirs(self, network):
         """A call of diffusers' network; it computes in the dtype and on the device of its weights.

@@ -30,17 +30,17 @@ class Seconds(float):
 def seconds_in_turn(*functions, repeats):
     """Seconds of each function, called one after the other, f64[repeats, functions].
 
-    Each is called once before that, to compile and to warm up. Every other turn goes backwards, so
-    that none always comes after the same other one.
+    Each waits until its work is done, and is called once before that, to compile and to warm up.
+    Every other turn goes backwards, so that none always comes after the same other one.
     """
     for function in functions:
-        jax.block_until_ready(function())
+        function()
     order = list(enumerate(functions))
     taken = np.empty((repeats, len(functions)))
     for row in taken:
         for i, function in order:
             start = time.perf_counter()
-            result = jax.block_until_ready(function())
+            result = function()
             seconds = time.perf_counter() - start
             row[i] = result if isinstance(result, Seconds) else seconds
         order.reverse()
