@@ -41,6 +41,7 @@ from pairs import (
     in_deviations,
     in_dtype,
     random_model,
+    request_of,
     write_pipeline,
 )
 from timing import (
@@ -239,11 +240,12 @@ def training(bench):
 def generate(bench):
     """Samples into memory, without compilation, over the bare sampler in as many batches."""
     batch = bench.batches[-1]
-    batches = 4
+    batches = 16
     for dtype in bench.rows(DTYPES):
         model, _ = bench.models[dtype]
-        request = generation.Request(num_inference_steps=1)
-        made = generation.generate(model, request, batch * batches, batch_size=batch)
+        made = generation.generate(
+            model, request_of(model), batch * batches, batch_size=batch
+        )
         keys = [jax.random.key(i) for i in range(batches)]
 
         def bare(model=model, keys=keys):
@@ -360,7 +362,7 @@ def attempt(name, bench):
 )
 @click.option("--batch", "batches", type=int, multiple=True, default=(1, 16, 64))
 @click.option("--preset", type=click.Choice(list(CONFIGS)), default="imagenet64")
-@click.option("--toy", is_flag=True, help="A tiny network in batches of 1 and 2.")
+@click.option("--toy", is_flag=True, help="A tiny network in batches of 2.")
 @click.option("--out", type=click.Path(dir_okay=False), help="A file for lines of JSON.")
 @repeats_option
 @json_option
@@ -368,8 +370,8 @@ def main(minutes, sections, batches, preset, toy, out, repeats, as_json):
     """Measure what matters on an accelerator, section by section."""
     end = time.monotonic() + 60 * minutes
     if toy:
-        preset = "tiny8"
-        batches = (1, 2)
+        preset = "tiny"
+        batches = (2,)
 
     # Compile times are those of an empty cache.
     jax.config.update("jax_enable_compilation_cache", False)

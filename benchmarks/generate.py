@@ -31,7 +31,7 @@ from pathlib import Path
 import click
 import jax
 import numpy as np
-from pairs import CONFIGS, in_pixels, random_model, write_pipeline
+from pairs import CONFIGS, in_pixels, random_model, request_of, write_pipeline
 from timing import (
     Report,
     Seconds,
@@ -68,12 +68,6 @@ def generated(model, request, batch, batches):
         seconds = time.perf_counter() - start
         (compiled,) = [event for event in events_of(run) if event["event"] == "compiled"]
         return Seconds(seconds - compiled["seconds"])
-
-
-def request_of(model):
-    """A request for samples in one step, of ten classes in turn if the model has classes."""
-    labels = range(10) if model.num_classes else None
-    return generation.Request(num_inference_steps=1, labels=labels)
 
 
 def samples_per_second(row, num, peer):

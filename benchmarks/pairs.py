@@ -9,18 +9,21 @@ import numpy as np
 from flax import nnx
 
 import cmjax
+from cmjax import generation
 from cmjax.checkpoints import diffusers
 from cmjax.models import PRESETS, UNet2D, UNet2DConfig, compute_in, from_nnx
 
-# The released architectures, and small ones.
+# The released architectures, and small ones; the last one is to try the scripts with.
 CONFIGS = {
     **PRESETS,
     "small32": UNet2DConfig(
         sample_size=32, block_out_channels=(64, 128), num_class_embeds=10
     ),
-    "tiny8": UNet2DConfig(
-        sample_size=8,
-        block_out_channels=(8, 16),
+    "tiny": UNet2DConfig(
+        sample_size=4,
+        down_block_types=("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",),
+        block_out_channels=(8,),
         layers_per_block=1,
         attention_head_dim=8,
         norm_num_groups=4,
@@ -79,6 +82,12 @@ def random_model(config, seed=0):
 
     params = jax.tree_util.tree_map_with_path(draw, model.params)
     return dataclasses.replace(model, params=params)
+
+
+def request_of(model):
+    """A request for samples in one step, of ten classes in turn if the model has classes."""
+    labels = range(10) if model.num_classes else None
+    return generation.Request(num_inference_steps=1, labels=labels)
 
 
 def in_dtype(model, dtype):

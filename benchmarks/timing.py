@@ -4,6 +4,7 @@ Two sides are timed in turn, in one process, since the speed of a machine drifts
 ratio is the peer's seconds over cmjax's: above 1, cmjax is faster.
 """
 
+import collections
 import importlib.metadata
 import json
 import os
@@ -137,9 +138,11 @@ def described(facts):
     """What `machine` returned, as a line of text."""
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     instructions = " ".join(facts["instructions"])
+    devices = collections.Counter(facts["devices"]).items()
+    devices = ", ".join(f"{count} x {kind}" for kind, count in devices)
     return (
         f"{facts['processor']} ({instructions}), {facts['cores']} cores, "
-        f"{', '.join(facts['devices'])}; Python {facts['python']}, {versions}"
+        f"{devices}; Python {facts['python']}, {versions}"
     )
 
 

@@ -59,8 +59,8 @@ def test_the_accelerator_script_runs_at_toy_size(tmp_path):
     counts = {name: sum(row.get("section") == name for row in rows) for name in sections}
     assert counts == {
         "parity": 2,
-        "network": 4,
-        "sampling": 8,
+        "network": 2,
+        "sampling": 4,
         "training": 2,
         "generate": 2,
     }
