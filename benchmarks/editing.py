@@ -8,14 +8,12 @@ and key, taken in turn in one process; the ratio of medians. Goal: at most 1.03 
 the bare call.
 """
 
-import statistics
-import time
-
 import click
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from timing import described, in_turn, machine
 
 import cmjax
 from cmjax import editing
@@ -23,19 +21,6 @@ from cmjax.models import UNet2D, UNet2DConfig, from_nnx
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 SIZE = 32
-
-
-def in_turn(functions, repeats):
-    """Median seconds of each function, called one after the other `repeats` times."""
-    times = {name: [] for name in functions}
-    for function in functions.values():
-        function().block_until_ready()  # compiled, warmed
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function().block_until_ready()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(record) for name, record in times.items()}
 
 
 def constraints(image):
@@ -114,7 +99,13 @@ def main(batch, steps, channels, repeats):
     functions["denoise"] = lambda: denoise(params, noise, sigma)
     functions["interpolate"] = lambda: between(params, noise, fractions)
 
-    medians = in_turn(functions, repeats)
+    waiting = [
+        lambda function=function: function().block_until_ready()
+        for function in functions.values()
+    ]
+    seconds = in_turn(*waiting, repeats=repeats)
+    medians = dict(zip(functions, seconds, strict=True))
+    click.echo(described(machine()))
     click.echo(
         f"batch {batch}, {steps} steps: network {medians['network'] * 1e3:.1f} ms a call, "
         f"sample() {medians['sample'] / batch * 1e3:.1f} ms an image"

@@ -1,12 +1,15 @@
 """What bulk generation costs over the bare sampler and diffusers, and what survives SIGKILL.
 
-    python benchmarks/generate.py overhead      (needs torch and diffusers)
+    python benchmarks/generate.py pipeline      (needs torch and diffusers)
+    python benchmarks/generate.py overhead
     python benchmarks/generate.py memory
     python benchmarks/generate.py kills
 
-overhead: samples a second of `generate_folder`, without compilation, with writing and exporting,
-over the bare jitted sampler at the same batch, in turn; then over diffusers'
-`ConsistencyModelPipeline` in a loop on the same weights.
+pipeline: `generate_folder`, without compilation, with writing and exporting, against diffusers'
+`ConsistencyModelPipeline` in a loop over batches, on the same weights, in turn. Above 1, cmjax is
+faster. Before that, samples of both from the same noise are compared.
+overhead: the same against the bare jitted sampler at the same batch: 1 means that writing, logging
+and exporting cost nothing.
 memory: the peak of `cmjax generate` for 64 digits, compiling, then for 1,000 and for 20,000 (16 MB
 of pixels).
 kills: `cmjax generate` killed at 20 random moments; its exported file is compared with that of an
@@ -28,11 +31,27 @@ from pathlib import Path
 import click
 import jax
 import numpy as np
+from pairs import CONFIGS, in_pixels, random_model, request_of, write_pipeline
+from timing import (
+    Report,
+    Seconds,
+    compare,
+    comparison,
+    described,
+    in_child,
+    json_option,
+    machine,
+    repeats_option,
+)
 
 import cmjax
 from cmjax import generation
-from cmjax.checkpoints import diffusers
-from cmjax.models import UNet2DConfig
+
+preset_option = click.option(
+    "--preset", type=click.Choice(list(CONFIGS)), default="small32", show_default=True
+)
+batch_option = click.option("--batch", default=16, show_default=True)
+batches_option = click.option("--batches", default=32, show_default=True)
 
 
 @click.group()
@@ -40,94 +59,124 @@ def main():
     pass
 
 
-def network():
-    """Diffusers' module of a network with random weights, and the model that cmjax reads of it."""
-    import torch
-    from diffusers import UNet2DModel
-
-    config = UNet2DConfig(
-        sample_size=32,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(64, 128),
-        num_class_embeds=10,
-    )
-    torch.manual_seed(0)
-    options = {
-        k: v for k, v in diffusers.config_to_diffusers(config).items() if k[0] != "_"
-    }
-    module = UNet2DModel(**options).eval()
+def generated(model, request, batch, batches):
+    """Generates into a folder; returns the seconds without compilation."""
     with tempfile.TemporaryDirectory() as folder:
-        module.save_pretrained(folder)
-        return module, diffusers.open_unet(Path(folder)).load()
+        run = Path(folder) / "run"
+        start = time.perf_counter()
+        generation.generate_folder(run, model, request, batch * batches, batch_size=batch)
+        seconds = time.perf_counter() - start
+        (compiled,) = [event for event in events_of(run) if event["event"] == "compiled"]
+        return Seconds(seconds - compiled["seconds"])
 
 
-@main.command()
-@click.option("--batch", default=16, show_default=True)
-@click.option("--batches", default=32, show_default=True)
-@click.option("--repeats", default=15, show_default=True)
-def overhead(batch, batches, repeats):
+def samples_per_second(row, num, peer):
+    """The rates of both sides, added to the row and as text."""
+    row["samples_per_second"] = num / row["seconds"]
+    row["peer_samples_per_second"] = num / row["peer_seconds"]
+    return (
+        f"{row['samples_per_second']:.1f} samples a second, "
+        f"{row['peer_samples_per_second']:.1f} by {peer}"
+    )
+
+
+@main.command("pipeline")
+@preset_option
+@batch_option
+@batches_option
+@repeats_option
+@json_option
+def pipeline_(preset, batch, batches, repeats, as_json):
+    """Compare bulk generation with diffusers' pipeline."""
     import torch
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
 
-    module, model = network()
-    request = generation.Request(num_inference_steps=1, labels=range(10))
+    report = Report(as_json)
+    with tempfile.TemporaryDirectory() as folder:
+        network = write_pipeline(CONFIGS[preset], folder)
+        model = cmjax.load(folder)
+    network.to(memory_format=torch.channels_last)
+    pipeline = ConsistencyModelPipeline(network, CMStochasticIterativeScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    request = request_of(model)
+    classes = request.labels_of(range(batch))
+    classes = None if classes is None else classes.tolist()
+
+    # Samples of the same noise: [B, H, W, C], which diffusers takes channels first.
+    noise = np.random.default_rng(0).standard_normal(
+        (batch, *model.sample_shape), np.float32
+    )
+    mine = model.sample(
+        jax.random.key(0), batch, labels=classes, init=noise * model.scheduler.sigma_max
+    )
+    latents = torch.from_numpy(noise).permute(0, 3, 1, 2)
+    peer = pipeline(batch, classes, 1, latents=latents, output_type="pt").images
+    peer = 2 * peer.permute(0, 2, 3, 1).numpy() - 1
+    pixels = in_pixels(np.asarray(mine), peer)
+
+    def theirs():
+        for i in range(batches):
+            generator = torch.Generator().manual_seed(i)
+            pipeline(batch, classes, 1, generator=generator, output_type="np")
+
+    def ours():
+        return generated(model, request, batch, batches)
+
+    num = batch * batches
+    row = {"preset": preset, "batch": batch, "num": num, "pixels": pixels}
+    row |= compare(ours, theirs, repeats=repeats)
+    rates = samples_per_second(row, num, "diffusers")
+    report(
+        f"{preset}, {num} samples in one step, batch {batch}: {rates}; "
+        f"{comparison(row, 'diffusers')}; from the same noise, samples differ by "
+        f"{pixels:.2f}/255",
+        **row,
+    )
+
+
+@main.command()
+@preset_option
+@batch_option
+@batches_option
+@repeats_option
+@json_option
+def overhead(preset, batch, batches, repeats, as_json):
+    """Compare bulk generation with the bare sampler."""
+    report = Report(as_json)
+    model = random_model(CONFIGS[preset])
+    request = request_of(model)
     state = request.set_timesteps(model.scheduler)
     classes = request.labels_of(range(batch))
-    num = batch * batches
+    cond = {} if classes is None else {"class_labels": classes}
     bare = jax.jit(
         lambda key, params: cmjax.sample(
             key,
             model.apply_fn,
             params,
             model.scheduler,
-            (batch, 32, 32, 3),
+            (batch, *model.sample_shape),
             state=state,
-            cond={"class_labels": classes},
+            cond=cond,
         )
     )
     keys = [jax.random.key(i) for i in range(batches)]
-    bare(keys[0], model.params).block_until_ready()
-    pipeline = ConsistencyModelPipeline(module, CMStochasticIterativeScheduler())
-    pipeline.set_progress_bar_config(disable=True)
 
-    def once_bare():
-        start = time.perf_counter()
+    def alone():
         for key in keys:
             bare(key, model.params).block_until_ready()
-        return time.perf_counter() - start
 
-    def once_generated():
-        with tempfile.TemporaryDirectory() as folder:
-            run = Path(folder) / "run"
-            start = time.perf_counter()
-            generation.generate_folder(run, model, request, num, batch_size=batch)
-            seconds = time.perf_counter() - start
-            (compiled,) = [
-                event for event in events_of(run) if event["event"] == "compiled"
-            ]
-            return seconds - compiled["seconds"]
+    def ours():
+        return generated(model, request, batch, batches)
 
-    def once_diffusers():
-        start = time.perf_counter()
-        for i in range(batches):
-            generator = torch.Generator().manual_seed(i)
-            pipeline(batch, classes.tolist(), 1, generator=generator, output_type="np")
-        return time.perf_counter() - start
-
-    click.echo(f"batch {batch}, {num} samples in one step")
-    for name, other in (("the bare sampler", once_bare), ("diffusers", once_diffusers)):
-        other(), once_generated()  # so that neither side pays for what a process does once
-        times = np.array(
-            [in_turn(other, once_generated, backwards=turn % 2) for turn in range(repeats)]
-        )
-        theirs, ours = np.median(times, axis=0)
-        ratios = times[:, 0] / times[:, 1]
-        spread = f"{ratios.min():.3f} to {ratios.max():.3f}"
-        click.echo(
-            f"generate / {name}: {np.median(ratios):.3f} ({spread}); "
-            f"samples a second {num / ours:.1f} and {num / theirs:.1f}"
-        )
+    num = batch * batches
+    row = {"preset": preset, "batch": batch, "num": num}
+    row |= compare(ours, alone, repeats=repeats)
+    rates = samples_per_second(row, num, "the bare sampler")
+    report(
+        f"{preset}, {num} samples in one step, batch {batch}: {rates}; "
+        f"{comparison(row, 'bare sampler')}",
+        **row,
+    )
 
 
 def events_of(run):
@@ -138,30 +187,29 @@ def events_of(run):
     )
 
 
-def in_turn(one, two, backwards):
-    """The seconds of both; the order changes, since a machine's speed drifts over minutes."""
-    if backwards:
-        second, first = two(), one()
-        return [first, second]
-    return [one(), two()]
+def arguments(folder, num, cache):
+    """The arguments of Python that generate digits into a folder."""
+    command = ["-m", "cmjax", "generate", "--num", num, "--out", folder]
+    return [*map(str, command), "--compilation-cache", str(cache), "--quiet"]
 
 
-def start(folder, num, cache, **options):
+def start(folder, num, cache):
     """Starts `cmjax generate` as a process of its own."""
-    command = [sys.executable, "-m", "cmjax", "generate", "--num", num, "--out", folder]
-    command += ["--compilation-cache", cache, "--quiet"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen([*map(str, command)], env=environment, **options)
+    command = [sys.executable, *arguments(folder, num, cache)]
+    return subprocess.Popen(command, env=environment)
 
 
 @main.command()
 def memory():
+    """Measure the memory of `cmjax generate`."""
+    click.echo(described(machine()))
     with tempfile.TemporaryDirectory() as root:
         for num in (64, 1_000, 20_000):  # the first also compiles
-            process = start(Path(root) / str(num), num, Path(root) / "cache")
-            _, status, usage = os.wait4(process.pid, 0)
-            assert status == 0
-            click.echo(f"{num:>6,} samples: peak {usage.ru_maxrss / 1024:,.0f} MiB")
+            _, _, peak = in_child(
+                *arguments(Path(root) / str(num), num, Path(root) / "cache")
+            )
+            click.echo(f"{num:>6,} samples: peak {peak / 2**20:,.0f} MiB")
 
 
 @main.command()

@@ -8,52 +8,27 @@ Each line is a process of its own. Its highest memory use is what the system rep
 interpreter and libraries included; that of `load` is also given over the size of the parameters.
 """
 
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import click
-import jax
 import numpy as np
-from flax import nnx
+from pairs import CONFIGS, random_model
+from timing import described, in_child, machine
 
 import cmjax
 from cmjax.checkpoints import open_checkpoint
-from cmjax.models import PRESETS, UNet2D
 
 LOAD = "import sys, jax, cmjax; jax.block_until_ready(cmjax.load(sys.argv[1]).params)"
 COMMANDS = {
-    "load": [sys.executable, "-c", LOAD],
-    "info": [sys.executable, "-m", "cmjax", "info"],
+    "load": ["-c", LOAD],
+    "info": ["-m", "cmjax", "info"],
 }
-UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-
-
-def measure(command, source):
-    """Highest memory use in bytes, and seconds, of a process."""
-    measured = (
-        "import resource, subprocess, sys;"
-        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", measured, *COMMANDS[command], source],
-        check=True,
-        stdout=subprocess.PIPE,
-    )
-    return int(done.stdout) * UNIT, time.perf_counter() - start
 
 
 def folders(root, preset):
     """The network with random weights, in both kinds of folder."""
-    config = PRESETS[preset]
-    apply_fn, params = cmjax.from_nnx(UNet2D(config, rngs=nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: rng.standard_normal(p.shape, np.float32), params)
-    model = cmjax.Model(apply_fn, params, cmjax.CMStochasticIterativeScheduler(), config)
+    model = random_model(CONFIGS[preset])
     for kind in ("cmjax", "diffusers"):
         cmjax.save(root / kind, model, to=kind)
         yield root / kind
@@ -62,15 +37,16 @@ def folders(root, preset):
 @click.command()
 @click.argument("sources", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--preset", type=click.Choice(list(PRESETS)), default="imagenet64", show_default=True
+    "--preset", type=click.Choice(list(CONFIGS)), default="imagenet64", show_default=True
 )
 def main(sources, preset):
+    click.echo(described(machine()))
     with tempfile.TemporaryDirectory() as root:
         for source in sources or list(folders(Path(root), preset)):
             tensors = open_checkpoint(source).tensors
             size = 4 * sum(np.prod(tensor.shape) for tensor in tensors.values())
             for command in COMMANDS:
-                peak, seconds = measure(command, source)
+                _, seconds, peak = in_child(*COMMANDS[command], source)
                 ratio = (
                     f", {peak / size:.2f} of the parameters" if command == "load" else ""
                 )
