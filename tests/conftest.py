@@ -1,6 +1,7 @@
 """Every test runs under strict dtype and rank promotion, on eight simulated CPU devices."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -46,13 +47,20 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # tests/support/draws.py says what the numbers mean.
-for profile, examples in {"quick": 25, "thorough": 100}.items():
+for profile, examples in {"quick": 10, "thorough": 100}.items():
     hypothesis.settings.register_profile(
         profile, max_examples=examples, deadline=None, derandomize=True, print_blob=True
     )
 hypothesis.settings.load_profile("quick")
 
 MAPS = 4000
+
+
+def pytest_collection_finish():
+    """Keeps the garbage collector from walking all modules and tests again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # tracing makes many objects that live
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -23,10 +23,12 @@ from PIL import Image
 
 import cmjax
 from cmjax import cli
+from cmjax.models.registry import network_class
 from cmjax.training import config as configs
 from cmjax.training import reports, setup, trainer
 from cmjax.training import run as runs
 from cmjax.training.losses import LOSSES
+from tests.support import own
 from tests.support.cli import assert_one_line
 from tests.support.training import TINY_TOML
 
@@ -149,7 +151,23 @@ OF_LOSSES = {  # what a run with that loss tries besides
 }
 
 
-def test_every_loss_trains(folder):
+@pytest.fixture
+def smallest(folder, monkeypatch):
+    """The folder with a configuration of the smallest network, and data for it."""
+    own.install(folder, monkeypatch)
+    cmjax.register(*network_class("mypkg.nets:MyNet"))  # runs start from its checkpoints
+    values = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    np.savez(folder / "d.npz", images=values)
+    text = (folder / "a.toml").read_text()
+    network = '[network]\nclass = "mypkg.nets:MyNet"\n'
+    (folder / "a.toml").write_text(network + text[text.index("[loss]") :])
+    yield folder
+    own.forget()
+
+
+def test_every_loss_trains(smallest):
+    # Each loss compiles a step of its own; other tests train networks of the library.
+    folder = smallest
     ok(folder, "--out", folder / "first", *changes("run.steps=1", "run.sample_every=0"))
     teacher = str(folder / "first" / "model")
     for name in [name for name in LOSSES if name != "denoising"]:

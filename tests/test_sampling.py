@@ -16,6 +16,7 @@ import cmjax
 from cmjax import testing
 from cmjax.random import level_noise, sample_keys
 from cmjax.schedulers import SCHEDULERS
+from tests.support.draws import draws
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
 KEY = jax.random.key(0)
@@ -34,7 +35,7 @@ draw = partial(cmjax.sample, KEY, network, PARAMS, SCHEDULER)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
-@settings(max_examples=5)
+@settings(max_examples=draws(5))
 @given(mean=st.floats(-3, 3), std=st.floats(0.05, 2))
 def test_gaussian_data_get_the_right_moments(n, mean, std):
     testing.assert_gaussian_moments(SCHEDULER, mean, std, num_inference_steps=n)

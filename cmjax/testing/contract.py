@@ -74,13 +74,13 @@ def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
 
     # The scheduler is an argument, which works only if jit can treat it as static data.
     @jax.jit
-    def jitted(scheduler, state, x):
+    def step(scheduler, key, state, x):
         return one_step(scheduler, key, state, x)
 
     for _ in range(state.num_steps):
         next_state, output = one_step(scheduler, key, state, x)
         assert_close(
-            jitted(scheduler, state, x),
+            step(scheduler, key, state, x),
             (next_state, output),
             rtol=1e-5,
             atol=rounding(state, x),
@@ -190,7 +190,7 @@ def assert_clean_end(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 
 def assert_threads_agree(
-    scheduler: Scheduler, num_steps: int = 3, threads: int = 4
+    scheduler: Scheduler, num_steps: int = 3, threads: int = 2
 ) -> None:
     """Checks that runs of one scheduler in several threads do not affect each other."""
 

@@ -42,25 +42,30 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
         shifted = begun.replace(sigmas=begun.sigmas + shift)
         return sample(key_of_seed(0), scaled, gain, scheduler, SHAPE, state=shifted)
 
-    # Reverse mode by all of them, and forward mode by the network's parameter, in one program.
+    # The samples, reverse mode by all of them, and forward mode by the network's parameter: one
+    # program, since compiling takes most of the time of this check.
     @jax.jit
-    def gradients(gain, levels, shift):
+    def differentiate(gain, levels, shift):
         def total(*args):
-            return run(*args).sum()
+            samples = run(*args)
+            return samples.sum(), samples
 
-        reverse = jax.grad(total, argnums=(0, 1, 2))(gain, levels, shift)
-        _, forward = jax.jvp(
-            lambda gain: total(gain, levels, shift), (gain,), (jnp.ones_like(gain),)
+        reverse, samples = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(
+            gain, levels, shift
         )
-        return reverse, forward
+        _, forward = jax.jvp(
+            lambda gain: run(gain, levels, shift).sum(), (gain,), (jnp.ones_like(gain),)
+        )
+        return samples, reverse, forward
 
     gain = jnp.float32(0.7)
-    (reverse, by_levels, by_shift), forward = gradients(gain, levels, shift)
+    _, (reverse, by_levels, by_shift), forward = differentiate(gain, levels, shift)
     assert_finite({"gain": reverse, "sigmas": by_levels, "state.sigmas": by_shift})
     assert_close(forward, reverse, rtol=1e-3, atol=1e-3)
     if made is not None:
-        compiled = jax.jit(lambda levels: run(gain, levels, shift))
-        _check_differences(compiled, levels, by_levels)
+        _check_differences(
+            lambda levels: differentiate(gain, levels, shift)[0], levels, by_levels
+        )
 
 
 def _levels_between(sigmas: jax.Array) -> jax.Array:

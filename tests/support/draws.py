@@ -1,6 +1,6 @@
-"""How many drawn cases a test tries: a quarter of them, or all.
+"""How many drawn cases a test tries: a tenth of them, or all.
 
-`pytest` tries a quarter, as compiling takes its time; with `--hypothesis-profile thorough`, as
+`pytest` tries a tenth, as compiling takes its time; with `--hypothesis-profile thorough`, as
 .ci/run calls it for the tests that draw, all. The profiles are in tests/conftest.py.
 """
 
