@@ -13,11 +13,8 @@ from cmjax.schedulers.table import TableScheduler, TableState
 class ExplodingScheduler(TableScheduler):
     """A sampler of a variance-exploding path, `x = x0 + sigma z`, from sigma_max down.
 
-    Its subclasses are dataclasses with these two fields.
-
-    Attributes:
-        sigma_min: lowest noise level.
-        sigma_max: highest noise level, where sampling starts.
+    Its subclasses are dataclasses with the fields `sigma_min` and `sigma_max`, the lowest and the
+    highest noise level. They are no fields here, and so stand where each of them has them.
     """
 
     sigma_min: float
