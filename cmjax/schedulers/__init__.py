@@ -5,6 +5,7 @@ from cmjax.schedulers.ancestral import (
     EulerAncestralDiscreteScheduler,
 )
 from cmjax.schedulers.base import Scheduler, SchedulerState, StepOutput
+from cmjax.schedulers.categories import CategoryState
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 from cmjax.schedulers.ctm import CTMScheduler
 from cmjax.schedulers.ddim import DDIMScheduler
@@ -25,6 +26,7 @@ from cmjax.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler
 from cmjax.schedulers.euler_discrete import EulerDiscreteScheduler
+from cmjax.schedulers.exploding import ExplodingScheduler
 from cmjax.schedulers.flow import FlowScheduler
 from cmjax.schedulers.flow_map import FlowMapEulerDiscreteScheduler
 from cmjax.schedulers.flow_match import FlowMatchScheduler
@@ -44,9 +46,10 @@ from cmjax.schedulers.repaint import RePaintScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.score_sde_ve import ScoreSdeVeScheduler
 from cmjax.schedulers.score_sde_vp import ScoreSdeVpScheduler
+from cmjax.schedulers.spaced import SpacedScheduler
 from cmjax.schedulers.table import TableScheduler, TableState
 from cmjax.schedulers.tcd import TCDScheduler
-from cmjax.schedulers.transitions import CategoryState, Transitions
+from cmjax.schedulers.transitions import Transitions
 from cmjax.schedulers.unipc import UniPCMultistepScheduler
 from cmjax.schedulers.vq_diffusion import VQDiffusionScheduler
 from cmjax.schedulers.weights import Memory, Weights
@@ -74,6 +77,7 @@ __all__ = [
     "EDMScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "ExplodingScheduler",
     "FlowMapEulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
@@ -97,6 +101,7 @@ __all__ = [
     "SchedulerState",
     "ScoreSdeVeScheduler",
     "ScoreSdeVpScheduler",
+    "SpacedScheduler",
     "StepOutput",
     "TCDScheduler",
     "TableScheduler",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import (
     Levels,
     root_of_difference,
@@ -39,6 +40,7 @@ def ancestral_weights(sigmas: jax.Array, eta: float = 1.0) -> Weights:
     return Weights(x0=1.0, eps=down, noise=up if eta > 0 else None)
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class EDMEulerAncestralScheduler(EDMScheduler):
@@ -47,13 +49,6 @@ class EDMEulerAncestralScheduler(EDMScheduler):
     The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
 
     Attributes:
-        sigma_min: lowest noise level at which the network is called.
-        sigma_max: highest noise level, where sampling starts.
-        sigma_data: standard deviation of the data.
-        sigma_schedule: spacing of the levels: "karras" (equation 5) or "exponential".
-        prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
-        rho: curvature of the levels.
-        final_sigmas_type: sampling ends at "zero" or at "sigma_min".
         eta: share of fresh noise, in [0, 1].
     """
 
@@ -67,6 +62,7 @@ class EDMEulerAncestralScheduler(EDMScheduler):
         return ancestral_weights(levels.sigmas, self.eta)
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class EulerAncestralDiscreteScheduler(DiscreteSigmasScheduler):
@@ -74,20 +70,6 @@ class EulerAncestralDiscreteScheduler(DiscreteSigmasScheduler):
 
     The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
     of `DiscreteSigmasScheduler` takes.
-
-    Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
-        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
-        timestep_spacing: "linspace", "leading" or "trailing".
-        steps_offset: added to "leading" times.
-        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
-        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
-        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
     """
 
     facts = DiscreteSigmasScheduler.facts.replace(

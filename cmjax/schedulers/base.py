@@ -2,33 +2,25 @@
 
 import abc
 import dataclasses
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cmjax.arrays import (
-    ApplyFn,
-    as_floats,
-    as_samples,
-    combine,
-    floating_dtype,
-)
-from cmjax.configs import from_json, inherited, shown
+from cmjax.arrays import ApplyFn, as_floats, as_samples, combine, floating_dtype
+from cmjax.configs import shown
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network, check_network, check_output
 from cmjax.random import level_noise, sample_keys
 from cmjax.schedulers.checks import (
     apply_constraint,
-    check_config,
     check_constraint,
     check_not_finished,
     check_sample_shape,
 )
-from cmjax.schedulers.config_files import FileOption, sort_options, translated
+from cmjax.schedulers.config_files import Configured
 from cmjax.schedulers.facts import Facts
 
 
@@ -89,7 +81,7 @@ State = TypeVar("State", bound=SchedulerState)
 Constraint = Callable[[jax.Array], jax.Array]  # x0 -> x0, both [B, ...]
 
 
-class Scheduler(abc.ABC, Generic[State]):
+class Scheduler(Configured, abc.ABC, Generic[State]):
     """A sampler: frozen, hashable configuration with pure methods over a `SchedulerState`.
 
     A new kind of sampler is a frozen dataclass that inherits from this class, is registered with
@@ -108,19 +100,6 @@ class Scheduler(abc.ABC, Generic[State]):
 
     # What docs/samplers.md says of it.
     facts: ClassVar[Facts] = Facts()
-
-    # How diffusers' config files differ: defaults that are not ours, options without effect, and
-    # options that its class of this name lacks, so that in its files they are a sibling's.
-    _diffusers_defaults: ClassVar[Mapping[str, Any]] = {}
-    _file_options: ClassVar[Mapping[str, FileOption]] = {}
-    _sibling_options: ClassVar[frozenset[str]] = frozenset()
-
-    # Values of options in the configs of other solvers, and this class's own for them.
-    _others_values: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-
-    # What `from_config` read of sibling schedulers' options, for `to_config` to write again. They
-    # have no part in what the scheduler does, nor in whether two are equal.
-    _kept: Mapping[str, Any] = types.MappingProxyType({})
 
     @property
     @abc.abstractmethod
@@ -155,11 +134,7 @@ class Scheduler(abc.ABC, Generic[State]):
 
     @abc.abstractmethod
     def add_noise(self, state: State, original: jax.Array, noise: jax.Array) -> jax.Array:
-        """Returns `original` with noise added, at the state's level.
-
-        At training times, as training does, use `scheduler.parametrization.add_noise(times,
-        original, noise)`; its `velocity` is diffusers' `get_velocity`.
-        """
+        """Returns `original` with noise added, at the state's level."""
 
     def advance_constrained(
         self,
@@ -330,50 +305,3 @@ class Scheduler(abc.ABC, Generic[State]):
             return self.advance_constrained(constrain, state, sample, denoised, noise)
         state, prev_sample = self.advance(state, sample, denoised, noise)
         return state, StepOutput(prev_sample, denoised)
-
-    def to_config(self) -> dict[str, Any]:
-        """Returns the configuration as a dict for JSON, in the layout of diffusers' files."""
-        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
-
-        # Options without effect are written too, since diffusers' classes expect them.
-        file_options = inherited(type(self), "_file_options")
-        unused = {name: option.default for name, option in file_options.items()}
-        # Registered classes of one's own have the name by which they are found again.
-        name = vars(type(self)).get("_config_name", type(self).__name__)
-        return {"_class_name": name, **self._kept, **fields, **unused}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Builds the scheduler from `to_config()` or from diffusers' `scheduler_config.json`.
-
-        Options that only other schedulers have are without effect, as in diffusers; `to_config`
-        writes them again. So `Other.from_config(scheduler.to_config())` samples the same network
-        by another class. What diffusers takes as arguments of `step`, such as eta and churn, then
-        has its default.
-
-        Args:
-            config: options by name; names that begin with `_` are diffusers' metadata, and ignored.
-
-        Raises:
-            ValueError: if `config` is no mapping of names, for an unknown option, or a value out of
-                its domain.
-        """
-        check_config(config)
-        fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        own, siblings = sort_options(
-            cls.__name__,
-            config,
-            fields=fields,
-            file_options=inherited(cls, "_file_options"),
-            not_in_diffusers=cls._sibling_options,
-        )
-
-        # An option that the file leaves out has diffusers' default. `to_config` writes all of them,
-        # so its own configs are read as they were.
-        own = translated(own, inherited(cls, "_others_values"))
-        scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
-
-        # Around the frozen dataclass's own `__setattr__`: this is still its making.
-        if siblings:
-            object.__setattr__(scheduler, "_kept", types.MappingProxyType(siblings))
-        return scheduler

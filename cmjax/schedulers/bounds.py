@@ -1,35 +1,49 @@
 """Clipping and thresholding of x0 estimates, under diffusers' names for the options."""
 
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from cmjax.meshes import with_automatic_axes
 
-BOUND_DOMAINS = {
-    "clip_sample_range": (1e-6, 1e6),
-    "dynamic_thresholding_ratio": (0.0, 1.0),
-    "sample_max_value": (1.0, 1e6),
-}
 
+@dataclasses.dataclass(frozen=True)
+class BoundOptions:
+    """The options of a sampler that bound its x0 estimates, and what they do.
 
-def bounded(scheduler: Any, denoised: jax.Array) -> jax.Array:
-    """Returns x0 estimates `[B, ...]` thresholded or clipped, as a scheduler's options say.
-
-    Args:
-        scheduler: with the fields `clip_sample`, `clip_sample_range`, `thresholding`,
-            `dynamic_thresholding_ratio` and `sample_max_value`.
-        denoised: x0 estimates, `[B, ...]`.
+    Attributes:
+        clip_sample: clip x0 estimates.
+        clip_sample_range: x0 is clipped to plus or minus this.
+        thresholding: scale x0 estimates that leave [-1, 1], instead of clipping (Saharia et al.
+            2022, section 2.3).
+        dynamic_thresholding_ratio: which quantile of a sample's |x0| is scaled to 1, if it is
+            above 1.
+        sample_max_value: the largest number that a sample is divided by.
     """
-    # Thresholding first, as in diffusers: it replaces clipping.
-    if scheduler.thresholding:
-        ratio = scheduler.dynamic_thresholding_ratio
-        return dynamic_threshold(denoised, ratio, scheduler.sample_max_value)
-    if scheduler.clip_sample:
-        limit = scheduler.clip_sample_range
-        return jnp.clip(denoised, -limit, limit)
-    return denoised
+
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+
+    _domains = {
+        "clip_sample_range": (1e-6, 1e6),
+        "dynamic_thresholding_ratio": (0.0, 1.0),
+        "sample_max_value": (1.0, 1e6),
+    }
+
+    def bound(self, denoised: jax.Array) -> jax.Array:
+        """Returns x0 estimates `[B, ...]` thresholded or clipped, if so configured."""
+        # Thresholding first, as in diffusers: it replaces clipping.
+        if self.thresholding:
+            ratio = self.dynamic_thresholding_ratio
+            return dynamic_threshold(denoised, ratio, self.sample_max_value)
+        if self.clip_sample:
+            limit = self.clip_sample_range
+            return jnp.clip(denoised, -limit, limit)
+        return denoised
 
 
 def dynamic_threshold(x: jax.Array, ratio: float, largest: float) -> jax.Array:

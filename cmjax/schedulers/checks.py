@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cmjax.arrays import as_floats, check_shapes, concrete
-from cmjax.configs import LARGEST, is_int, shown
+from cmjax.configs import LARGEST, is_finite, is_int, shown
 
 
 def check_config(config: Any) -> None:
@@ -24,6 +24,16 @@ def check_sigma_order(sigma_min: float, sigma_max: float) -> None:
     """Raises ValueError unless `sigma_min < sigma_max`."""
     if sigma_min >= sigma_max:
         raise ValueError(f"sigma_min {sigma_min} must be less than sigma_max {sigma_max}")
+
+
+def check_noise_levels(name: str, levels: Any) -> None:
+    """Raises ValueError unless an option holds noise levels in [0, 1], 0 only as the last one."""
+    valid = isinstance(levels, tuple) and len(levels) >= 2 and 0 not in levels[:-1]
+    if not valid or not all(is_finite(level, 0, 1) for level in levels):
+        raise ValueError(
+            f"{name} must be a tuple of two or more noise levels between 0 and 1, of which only "
+            f"the last may be 0, got {shown(levels)}"
+        )
 
 
 def check_sample_shape(shape: Any) -> tuple[int, ...]:

@@ -1,10 +1,16 @@
-"""The options in a `scheduler_config.json`: a scheduler's own, and those without effect here."""
+"""Reading and writing `scheduler_config.json`, the configurations of diffusers' schedulers.
 
+A file has a scheduler's own options, and others that are without effect here.
+"""
+
+import dataclasses
+import types
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
-from cmjax.configs import did_you_mean, is_finite, shown
+from cmjax.configs import did_you_mean, from_json, inherited, is_finite, shown
 from cmjax.schedulers import diffusers_names
+from cmjax.schedulers.checks import check_config
 
 # Every option of any scheduler.
 OTHERS = (
@@ -52,6 +58,70 @@ class FileOption(NamedTuple):
                 raise ValueError(f"{name}={shown(value)} is not supported; {self.hint}")
             allowed = " or ".join(map(repr, accepted))
             raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+
+
+class Configured:
+    """A frozen dataclass that reads and writes the configuration of a scheduler of diffusers."""
+
+    # How diffusers' config files differ: defaults that are not ours, options without effect, and
+    # options that its class of this name lacks, so that in its files they are a sibling's.
+    _diffusers_defaults: ClassVar[Mapping[str, Any]] = {}
+    _file_options: ClassVar[Mapping[str, FileOption]] = {}
+    _sibling_options: ClassVar[frozenset[str]] = frozenset()
+
+    # Values of options in the configs of other solvers, and this class's own for them.
+    _others_values: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    # What `from_config` read of sibling schedulers' options, for `to_config` to write again. They
+    # have no part in what the scheduler does, nor in whether two are equal.
+    _kept: Mapping[str, Any] = types.MappingProxyType({})
+
+    def to_config(self) -> dict[str, Any]:
+        """Returns the configuration as a dict for JSON, in the layout of diffusers' files."""
+        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+
+        # Options without effect are written too, since diffusers' classes expect them.
+        file_options = inherited(type(self), "_file_options")
+        unused = {name: option.default for name, option in file_options.items()}
+        # Registered classes of one's own have the name by which they are found again.
+        name = vars(type(self)).get("_config_name", type(self).__name__)
+        return {"_class_name": name, **self._kept, **fields, **unused}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Builds the scheduler from `to_config()` or from diffusers' `scheduler_config.json`.
+
+        Options that only other schedulers have are without effect, as in diffusers; `to_config`
+        writes them again. So `Other.from_config(scheduler.to_config())` samples the same network
+        by another class. What diffusers takes as arguments of `step`, such as eta and churn, then
+        has its default.
+
+        Args:
+            config: options by name; names that begin with `_` are diffusers' metadata, and ignored.
+
+        Raises:
+            ValueError: if `config` is no mapping of names, for an unknown or missing option, or a
+                value out of its domain.
+        """
+        check_config(config)
+        fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        own, siblings = sort_options(
+            cls.__name__,
+            config,
+            fields=fields,
+            file_options=inherited(cls, "_file_options"),
+            not_in_diffusers=cls._sibling_options,
+        )
+
+        # An option that the file leaves out has diffusers' default. `to_config` writes all of them,
+        # so its own configs are read as they were.
+        own = translated(own, inherited(cls, "_others_values"))
+        scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
+
+        # Around the frozen dataclass's own `__setattr__`: this is still its making.
+        if siblings:
+            object.__setattr__(scheduler, "_kept", types.MappingProxyType(siblings))
+        return scheduler
 
 
 def sort_options(

@@ -10,7 +10,7 @@ import numpy as np
 from cmjax.arrays import as_reals
 from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import CONSISTENCY_TIME_FACTOR
-from cmjax.schedulers.checks import check_sigma_order
+from cmjax.schedulers.exploding import ExplodingScheduler
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
     Levels,
@@ -21,13 +21,12 @@ from cmjax.schedulers.levels import (
     ramp,
     root_of_difference,
 )
-from cmjax.schedulers.table import TableScheduler, TableState
 from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class CMStochasticIterativeScheduler(TableScheduler):
+class CMStochasticIterativeScheduler(ExplodingScheduler):
     """One-step and multistep sampling of consistency models.
 
     Every step jumps to an x0 estimate and adds fresh noise to land on the next level:
@@ -77,37 +76,16 @@ class CMStochasticIterativeScheduler(TableScheduler):
     _sibling_options = frozenset({"timestep_spacing"})
     _domains = {
         "num_train_timesteps": (1, 1_000_000),
-        "sigma_min": (1e-18, 1e18),  # float32 holds their squares
-        "sigma_max": (1e-18, 1e18),
         "sigma_data": (1e-18, 1e18),
         "s_noise": (0.0, 1e18),
         "rho": (0.1, 1000.0),  # float64 holds sigma ** (1 / rho)
         "timestep_spacing": ("linspace", "leading"),
     }
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_sigma_order(self.sigma_min, self.sigma_max)
-
     @property
     def parametrization(self) -> EDM:
         """EDM's parametrization, with f(x, sigma_min) = x."""
         return EDM(self.sigma_data, self.sigma_min, CONSISTENCY_TIME_FACTOR)
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        """The noise levels that the network knows, (sigma_min, sigma_max)."""
-        return self.sigma_min, self.sigma_max
-
-    @property
-    def init_noise_sigma(self) -> float:
-        """Standard deviation of the initial noise, `sigma_max`."""
-        return self.sigma_max
-
-    def first_scale(self, state: TableState) -> jax.Array:
-        """Returns sigma of the first level, which may be below sigma_max, f32[]."""
-        # Noise alone: the data's own variance is left out, as in the reference.
-        return state.sigma
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the noise levels of a run, ending at sigma_min."""

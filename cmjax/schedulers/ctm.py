@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import CONSISTENCY_TIME_FACTOR
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import (
     Levels,
     root_of_difference,
@@ -16,6 +17,7 @@ from cmjax.schedulers.table import TableState
 from cmjax.schedulers.weights import Weights
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class CTMScheduler(CMStochasticIterativeScheduler):
@@ -31,15 +33,6 @@ class CTMScheduler(CMStochasticIterativeScheduler):
     `CMStochasticIterativeScheduler` takes.
 
     Attributes:
-        num_train_timesteps: number N of levels of the training grid.
-        sigma_min: lowest noise level, where sampling ends.
-        sigma_max: highest noise level, where sampling starts.
-        sigma_data: standard deviation of the data (EDM).
-        s_noise: factor on the noise added between steps; 1 is the algorithm.
-        rho: curvature of the level grid.
-        clip_denoised: clip x0 estimates to [-1, 1].
-        timestep_spacing: how `num_inference_steps` picks from the grid: "linspace" (rounded,
-            equally spaced) or "leading" (the integer stride of diffusers).
         gamma: share of fresh noise: 0 adds none, 1 is consistency sampling.
 
     Raises:

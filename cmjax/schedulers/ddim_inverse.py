@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import combine
-from cmjax.schedulers.discrete import DiscreteScheduler, levels_to_data, training_times
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
+from cmjax.schedulers.spaced import SpacedScheduler
 from cmjax.schedulers.table import TableState
 from cmjax.schedulers.weights import Weights
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class DDIMInverseScheduler(DiscreteScheduler):
+class DDIMInverseScheduler(SpacedScheduler):
     """The steps of a `DDIMScheduler` with the same options and eta = 0, backwards and upwards.
 
     Give the sample to invert as `init=`. A step of DDIM asks the network at the level that it
@@ -27,37 +29,23 @@ class DDIMInverseScheduler(DiscreteScheduler):
     took: a number of times, or as `timesteps` the run's times, descending.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
         prediction_type: what the network returns: "epsilon" or "v_prediction"; "sample" only
             without `set_alpha_to_one`, since x0 alone does not say which way noise lies.
-        rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
-        timestep_spacing: "linspace", "leading" (integer stride) or "trailing".
-        steps_offset: added to "leading" times.
         set_alpha_to_one: the sample is x0, rather than at training time 0.
         clip_sample: clip what a step takes for x0.
         clip_sample_range: x0 is clipped to plus or minus this.
     """
 
-    # The times of a run, and where it starts.
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0
     set_alpha_to_one: bool = True
-
-    # Bounds of the x0 estimate.
     clip_sample: bool = True
     clip_sample_range: float = 1.0
 
-    facts = DiscreteScheduler.facts.replace(
+    facts = SpacedScheduler.facts.replace(
         predicts="epsilon or v; sample from training time 0",
         levels="training times, upwards",
         order="1",
         paper="Song et al. 2020",
     )
-    solves_ode = True
     _domains = {"clip_sample_range": (1e-6, 1e6)}
 
     def __post_init__(self):
@@ -70,11 +58,8 @@ class DDIMInverseScheduler(DiscreteScheduler):
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the steps upwards, f32[N+1]: where each starts, and the end."""
-        times = training_times(self, name, value)
-        down = levels_to_data(
-            self.parametrization, times, at_time_0=not self.set_alpha_to_one
-        )
-        return Levels(times[::-1], down.alphas[::-1], down.sigmas[::-1])
+        down = super().levels(name, value)
+        return Levels(down.times[::-1], down.alphas[::-1], down.sigmas[::-1])
 
     def calls(self, levels: Levels) -> Levels:
         """Returns the levels that the network is told: where each step arrives."""
@@ -118,11 +103,7 @@ class DDIMInverseScheduler(DiscreteScheduler):
 
         # x0 as the step takes it: the network's output read at the level of the sample.
         index = state.step_index
-        start = levels_to_data(
-            self.parametrization,
-            jnp.zeros(0, jnp.float32),
-            at_time_0=not self.set_alpha_to_one,
-        )
+        start = self.levels_at(jnp.zeros(0, jnp.float32))
         alpha = jnp.append(start.alphas, state.alphas)[index]
         sigma = jnp.append(start.sigmas, state.sigmas)[index]
         _, c_skip, c_out = self.parametrization.scalings(alpha, sigma)

@@ -13,12 +13,7 @@ from cmjax.parametrization import Discrete
 from cmjax.parametrization.betas import BETA_SCHEDULES
 from cmjax.parametrization.discrete import LEAST_SIGNAL, PREDICTION_TYPES
 from cmjax.schedulers.facts import Facts
-from cmjax.schedulers.levels import (
-    Levels,
-    check_num_steps,
-    parse_levels,
-    root_of_difference,
-)
+from cmjax.schedulers.levels import check_num_steps, parse_levels, root_of_difference
 from cmjax.schedulers.table import TableScheduler
 
 # diffusers' names for how `num_inference_steps` are spread over the training times.
@@ -212,26 +207,6 @@ def linspace_times(total: int, n: int) -> np.ndarray:
     if n == 1:
         return np.array([float(total - 1)])
     return np.linspace(0, total - 1, n)[::-1]
-
-
-def levels_to_data(
-    parametrization: Discrete, times: jax.Array, at_time_0: bool = False
-) -> Levels:
-    """Returns the levels of training times, f32[N], and of the end.
-
-    Args:
-        parametrization: of the network.
-        times: f32[N], descending.
-        at_time_0: end at training time 0, which has a little noise, rather than at x0.
-    """
-    alphas, sigmas = parametrization.path(times)
-    alphas = jnp.append(alphas[:1], with_signal(alphas[1:]))  # the first may have none
-    if at_time_0:
-        last_alpha, last_sigma = parametrization.path(jnp.zeros(1, jnp.float32))
-    else:
-        last_alpha = jnp.ones(1, jnp.float32)
-        last_sigma = jnp.zeros(1, jnp.float32)
-    return Levels(times, jnp.append(alphas, last_alpha), jnp.append(sigmas, last_sigma))
 
 
 def with_signal(alphas: jax.Array) -> jax.Array:

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import Parametrization
+from cmjax.schedulers.churn import Churn, ChurnOptions, churn
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
-from cmjax.schedulers.edm import Churn, EDMScheduler, churn
+from cmjax.schedulers.edm import EDMScheduler
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels, exploding_levels
 from cmjax.schedulers.weights import Weights, alternate, interleave
 
@@ -80,32 +82,14 @@ def midpoint_calls_between_times(
     return exploding_levels(parametrization, midpoint_calls(levels.sigmas, sigmas), times)
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class EDMDPM2Scheduler(EDMScheduler):
+class EDMDPM2Scheduler(ChurnOptions, EDMScheduler):
     """DPM-Solver-2 on EDM noise levels (Lu et al. 2022): n steps take 2n - 1 network calls.
 
     The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
-
-    Attributes:
-        sigma_min: lowest noise level at which the network is called.
-        sigma_max: highest noise level, where sampling starts.
-        sigma_data: standard deviation of the data.
-        sigma_schedule: spacing of the levels: "karras" (equation 5) or "exponential".
-        prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
-        rho: curvature of the levels.
-        final_sigmas_type: sampling ends at "zero" or at "sigma_min".
-        s_churn: total amount of noise added before steps; 0 is the deterministic solver.
-        s_tmin: lowest level before which noise is added.
-        s_tmax: highest level before which noise is added.
-        s_noise: factor on the added noise.
     """
-
-    # Karras et al. 2022, Algorithm 2.
-    s_churn: float = 0.0
-    s_tmin: float = 0.0
-    s_tmax: float = 1e18
-    s_noise: float = 1.0
 
     facts = EDMScheduler.facts.replace(
         order="2", calls="2", memory="1", noise="`s_churn`", paper="Lu et al. 2022"
@@ -122,6 +106,7 @@ class EDMDPM2Scheduler(EDMScheduler):
         return midpoint_weights(added.raised, levels.sigmas, added.noise)
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
@@ -129,21 +114,11 @@ class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
 
     The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
     of `DiscreteSigmasScheduler` takes.
-
-    Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
-        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
-        timestep_spacing: "linspace", "leading" or "trailing".
-        steps_offset: added to "leading" times.
-        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
-        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
-        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
     """
+
+    # As diffusers' default for this solver.
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
 
     facts = DiscreteSigmasScheduler.facts.replace(
         order="2", calls="2", memory="1", paper="Lu et al. 2022"
@@ -151,10 +126,6 @@ class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
 
     # diffusers' class of this name does not rescale.
     _sibling_options = frozenset({"rescale_betas_zero_snr"})
-
-    # As diffusers' default for this solver.
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
 
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at each step's start and middle."""

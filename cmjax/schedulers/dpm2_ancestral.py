@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from cmjax.schedulers.ancestral import ancestral_weights
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.dpm2 import midpoint_calls_between_times, midpoint_weights
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.weights import Weights
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class KDPM2AncestralDiscreteScheduler(DiscreteSigmasScheduler):
@@ -21,20 +23,6 @@ class KDPM2AncestralDiscreteScheduler(DiscreteSigmasScheduler):
 
     The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what that
     of `DiscreteSigmasScheduler` takes.
-
-    Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
-        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
-        timestep_spacing: "linspace", "leading" or "trailing".
-        steps_offset: added to "leading" times.
-        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
-        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
-        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
     """
 
     facts = DiscreteSigmasScheduler.facts.replace(

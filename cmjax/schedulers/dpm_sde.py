@@ -13,11 +13,12 @@ from cmjax.schedulers.dpm2 import (
     midpoint_calls,
     midpoint_calls_between_times,
 )
-from cmjax.schedulers.edm import CHURN_DOMAINS
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.weights import Weights, alternate
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class DPMSolverSDEScheduler(DiscreteSigmasScheduler):
@@ -32,18 +33,6 @@ class DPMSolverSDEScheduler(DiscreteSigmasScheduler):
     of `DiscreteSigmasScheduler` takes.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
-        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
-        timestep_spacing: "linspace", "leading" or "trailing".
-        steps_offset: added to "leading" times.
-        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
-        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
-        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
         s_noise: factor on the noise; in diffusers an argument of `step`.
     """
 
@@ -64,7 +53,7 @@ class DPMSolverSDEScheduler(DiscreteSigmasScheduler):
     # diffusers' class of this name does not rescale. Its seed is a key here.
     _sibling_options = frozenset({"rescale_betas_zero_snr"})
     _file_options = {"noise_sampler_seed": FileOption(None, numbers=(0, 2**64))}
-    _domains = {"s_noise": CHURN_DOMAINS["s_noise"]}
+    _domains = {"s_noise": (0.0, 1e18)}
 
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at each step's start and middle."""

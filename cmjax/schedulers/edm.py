@@ -1,41 +1,31 @@
-"""Shared base of solvers on EDM noise levels: levels, scalings, churn (Karras et al. 2022)."""
+"""Shared base of solvers on EDM noise levels (Karras et al. 2022)."""
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import EDM
 from cmjax.parametrization.edm import EDM_TIME_FACTOR
-from cmjax.schedulers.checks import check_sigma_order
 from cmjax.schedulers.config_files import FileOption
+from cmjax.schedulers.exploding import ExplodingScheduler
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
     MOST_STEPS,
     Levels,
     check_num_steps,
     exploding_levels,
-    exponential_sigmas,
     karras_sigmas,
     parse_levels,
     ramp,
-    root_of_difference,
 )
-from cmjax.schedulers.table import TableScheduler, TableState
-
-# Valid values of the fields of schedulers with churn.
-CHURN_DOMAINS = {
-    "s_churn": (0.0, 1e18),
-    "s_tmin": (0.0, 1e18),
-    "s_tmax": (0.0, 1e18),
-    "s_noise": (0.0, 1e18),
-}
+from cmjax.schedulers.table import TableState
 
 
 @dataclasses.dataclass(frozen=True)
-class EDMScheduler(TableScheduler):
+class EDMScheduler(ExplodingScheduler):
     """A solver of the probability-flow ODE on samples `x0 + sigma z`; the network denoises.
 
     The network is told `log(sigma) / 4`. `set_timesteps` takes as `num_inference_steps` a number of
@@ -68,30 +58,18 @@ class EDMScheduler(TableScheduler):
     solves_ode = True
     _file_options = {"num_train_timesteps": FileOption(1000, numbers=(1, 1_000_000))}
     _domains = {
-        "sigma_min": (1e-18, 1e18),  # float32 holds their squares
-        "sigma_max": (1e-18, 1e18),
         "sigma_data": (1e-18, 1e18),
         "sigma_schedule": ("karras", "exponential"),
         "prediction_type": ("epsilon", "v_prediction"),
         "rho": (0.1, 1000.0),  # float64 holds sigma ** (1 / rho)
         "final_sigmas_type": ("zero", "sigma_min"),
-        **CHURN_DOMAINS,  # of the subclasses with churn
     }
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_sigma_order(self.sigma_min, self.sigma_max)
 
     @property
     def parametrization(self) -> EDM:
         """EDM's parametrization, without a boundary: the network is a denoiser."""
         sign = 1 if self.prediction_type == "epsilon" else -1
         return EDM(self.sigma_data, sign=sign)
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        """The noise levels that the network knows, (sigma_min, sigma_max)."""
-        return self.sigma_min, self.sigma_max
 
     @property
     def init_noise_sigma(self) -> float:
@@ -125,48 +103,7 @@ class EDMScheduler(TableScheduler):
 
     def _grid(self, n: int) -> jax.Array:
         """The noise levels of n steps, f32[n]."""
-        if self.sigma_schedule == "karras":
-            sigmas = karras_sigmas(ramp(n), self.sigma_min, self.sigma_max, self.rho)
-        else:
-            sigmas = exponential_sigmas(ramp(n), self.sigma_min, self.sigma_max)
+        if self.sigma_schedule == "exponential":
+            return self.exponential_sigmas(ramp(n))
+        sigmas = karras_sigmas(ramp(n), self.sigma_min, self.sigma_max, self.rho)
         return jnp.asarray(sigmas, jnp.float32)
-
-
-class Churn(NamedTuple):
-    """Noise that is added before each step (Karras et al. 2022, Algorithm 2, lines 4 to 6).
-
-    Attributes:
-        raised: f32[N+1], the levels that steps start from; the end is not raised.
-        noise: f32[N], standard deviation of the noise added on arrival at the next level, which
-            raises it; None without churn.
-    """
-
-    raised: jax.Array
-    noise: jax.Array | None
-
-
-def churn(
-    scheduler: Any, sigmas: jax.Array, within: tuple[float, float] | None = None
-) -> Churn:
-    """Returns the noise levels raised by `s_churn`, and the noise that raises the sample to them.
-
-    Args:
-        scheduler: with the fields `s_churn`, `s_noise` and, for `within`, `s_tmin` and `s_tmax`.
-        sigmas: f32[N+1], noise levels of a run.
-        within: the lowest and highest level before which noise is added; None for
-            (s_tmin, s_tmax).
-    """
-    # Without churn there is no column of noise, and none is drawn.
-    if scheduler.s_churn == 0:
-        return Churn(sigmas, None)
-    levels = sigmas[:-1]
-
-    # sigma_hat = (1 + gamma) sigma within [s_tmin, s_tmax].
-    gamma = min(scheduler.s_churn / len(levels), math.sqrt(2) - 1)
-    low, high = within or (scheduler.s_tmin, scheduler.s_tmax)
-    inside = (low <= levels) & (levels <= high)
-    raised = jnp.append(levels * (1 + jnp.where(inside, gamma, 0.0)), sigmas[-1:])
-
-    # sqrt(sigma_hat^2 - sigma^2) of fresh noise, added by the step that arrives at sigma. The first
-    # level needs none: sampling starts from noise of sigma_hat.
-    return Churn(raised, scheduler.s_noise * root_of_difference(raised[1:], sigmas[1:]))

@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 
-from cmjax.schedulers.edm import EDMScheduler, churn
+from cmjax.schedulers.churn import ChurnOptions, churn
+from cmjax.schedulers.edm import EDMScheduler
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels, exploding_levels
 from cmjax.schedulers.weights import Weights
 
@@ -32,35 +34,17 @@ def euler_weights(scheduler: Any, levels: Levels) -> Weights:
     )
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class EDMEulerScheduler(EDMScheduler):
+class EDMEulerScheduler(ChurnOptions, EDMScheduler):
     """Euler steps along the probability-flow ODE: `x' = x + (sigma' - sigma) (x - x0) / sigma`.
 
     Algorithms 1 and 2 of Karras et al. 2022 without the second-order correction. With `s_churn`,
     noise is added before the network is called, as in the paper; diffusers calls the network first.
 
     The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
-
-    Attributes:
-        sigma_min: lowest noise level at which the network is called.
-        sigma_max: highest noise level, where sampling starts.
-        sigma_data: standard deviation of the data.
-        sigma_schedule: spacing of the levels: "karras" (equation 5) or "exponential".
-        prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
-        rho: curvature of the levels.
-        final_sigmas_type: sampling ends at "zero" or at "sigma_min".
-        s_churn: total amount of noise added before steps; 0 is the deterministic Algorithm 1.
-        s_tmin: lowest level before which noise is added.
-        s_tmax: highest level before which noise is added.
-        s_noise: factor on the added noise.
     """
-
-    # Karras et al. 2022, Algorithm 2.
-    s_churn: float = 0.0
-    s_tmin: float = 0.0
-    s_tmax: float = 1e18
-    s_noise: float = 1.0
 
     facts = EDMScheduler.facts.replace(
         order="1", noise="`s_churn`", paper="Karras et al. 2022"

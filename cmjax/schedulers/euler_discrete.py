@@ -8,17 +8,19 @@ import jax.numpy as jnp
 
 from cmjax.parametrization import EDM, Parametrization
 from cmjax.schedulers.checks import check_sigma_order
+from cmjax.schedulers.churn import ChurnOptions
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
-from cmjax.schedulers.edm import CHURN_DOMAINS
 from cmjax.schedulers.euler import euler_calls, euler_weights
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.grids import grid_option, respaced
 from cmjax.schedulers.levels import Levels, exploding_levels, exponential_sigmas, ramp
 from cmjax.schedulers.weights import Weights
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class EulerDiscreteScheduler(DiscreteSigmasScheduler):
+class EulerDiscreteScheduler(ChurnOptions, DiscreteSigmasScheduler):
     """Euler's method for models with discrete times: `x' = x + (sigma' - sigma) (x - x0) / sigma`.
 
     The network is told a training time, 0..N-1, also between two; or, with continuous times,
@@ -26,18 +28,7 @@ class EulerDiscreteScheduler(DiscreteSigmasScheduler):
     `timesteps` always training times.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
-        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
-        timestep_spacing: "linspace", "leading" or "trailing".
-        steps_offset: added to "leading" times.
-        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        use_karras_sigmas: levels of Karras et al. 2022, equation 5.
-        use_exponential_sigmas: levels in equal steps of log sigma.
-        use_beta_sigmas: levels at quantiles of a beta distribution.
+        use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5.
         interpolation_type: "linear" levels at the spaced times, or "log_linear": n + 1 levels in
             equal steps of log sigma over all training times, the last of which ends the run.
         sigma_min: lowest level of these three grids; None for that of the levels they replace.
@@ -45,10 +36,6 @@ class EulerDiscreteScheduler(DiscreteSigmasScheduler):
         timestep_type: "continuous" for networks of "v_prediction" that are told `log(sigma) / 4`
             (Stable Video Diffusion); of no effect for other predictions.
         final_sigmas_type: sampling ends at "zero", or at "sigma_min", the lowest training level.
-        s_churn: total amount of noise added before steps; 0 is the deterministic solver.
-        s_tmin: lowest level before which noise is added.
-        s_tmax: highest level before which noise is added.
-        s_noise: factor on the added noise.
     """
 
     # The levels of a run, and where it ends.
@@ -57,12 +44,6 @@ class EulerDiscreteScheduler(DiscreteSigmasScheduler):
     sigma_max: float | None = None
     timestep_type: str = "discrete"
     final_sigmas_type: str = "zero"
-
-    # Karras et al. 2022, Algorithm 2.
-    s_churn: float = 0.0
-    s_tmin: float = 0.0
-    s_tmax: float = 1e18
-    s_noise: float = 1.0
 
     facts = DiscreteSigmasScheduler.facts.replace(
         levels="training times as sigmas, or continuous",
@@ -76,7 +57,6 @@ class EulerDiscreteScheduler(DiscreteSigmasScheduler):
         "sigma_max": (1e-18, 1e18),
         "timestep_type": ("discrete", "continuous"),
         "final_sigmas_type": ("zero", "sigma_min"),
-        **CHURN_DOMAINS,
     }
 
     def __post_init__(self):

@@ -4,12 +4,14 @@ import dataclasses
 
 import jax
 
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.flow import FlowScheduler
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.table import TableState
 from cmjax.schedulers.weights import Weights
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class FlowMapEulerDiscreteScheduler(FlowScheduler):
@@ -21,11 +23,6 @@ class FlowMapEulerDiscreteScheduler(FlowScheduler):
     `num_inference_steps` a number n of steps, from the levels 1, 1 - 1/n, ..., 1/n before they are
     shifted; as `timesteps` N times the levels before the shift; as `sigmas` the levels before the
     shift, in (0, 1].
-
-    Attributes:
-        num_train_timesteps: number N, the scale of the network's times.
-        shift: how far the levels are moved towards noise (Esser et al. 2024, equation 23); 1 is not
-            at all.
     """
 
     facts = FlowScheduler.facts.replace(

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from cmjax.arrays import concrete
 from cmjax.configs import is_finite, shown
 from cmjax.parametrization import FlowMatching
-from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.flow import (
-    SIGMA_RANGE,
+    FlowScheduler,
     flow_levels,
     shifted,
     stretched,
@@ -18,17 +17,16 @@ from cmjax.schedulers.flow import (
 )
 from cmjax.schedulers.grids import grid_option, respaced
 from cmjax.schedulers.levels import Levels, exactly_one
-from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.table import TableState
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowMatchScheduler(TableScheduler):
+class FlowMatchScheduler(FlowScheduler):
     """A sampler of flow matching, `x = (1 - sigma) x0 + sigma z`, with options for its levels.
 
     The network is told `N sigma` and returns `z - x0`; inverted, `N (1 - sigma)` and `x0 - z`.
 
     Attributes:
-        num_train_timesteps: number N, the scale of the network's time.
         shift: how far the levels are moved towards noise (Esser et al. 2024, equation 23); 1 is not
             at all. Without effect where shifting is dynamic.
         use_dynamic_shifting: take the shift from the argument `mu` of `set_timesteps`.
@@ -49,9 +47,6 @@ class FlowMatchScheduler(TableScheduler):
         ValueError: for values outside their domain.
     """
 
-    num_train_timesteps: int = 1000
-    shift: float = 1.0
-
     # A shift that depends on the size of the image.
     use_dynamic_shifting: bool = False
     base_shift: float = 0.5
@@ -67,10 +62,7 @@ class FlowMatchScheduler(TableScheduler):
     use_beta_sigmas: bool = False
     time_shift_type: str = "exponential"
 
-    facts = Facts(predicts="z - x0", levels="1 to 0, shifted")
     _domains = {
-        "num_train_timesteps": (1, 1_000_000),
-        "shift": (1e-6, 1e6),
         "base_shift": (-1e6, 1e6),
         "max_shift": (-1e6, 1e6),
         "base_image_seq_len": (1, 2**31 - 1),
@@ -96,16 +88,6 @@ class FlowMatchScheduler(TableScheduler):
     def parametrization(self) -> FlowMatching:
         """The straight path, with the network's time."""
         return FlowMatching(self.num_train_timesteps, inverted=self.invert_sigmas)
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        """The lowest and highest `sigma / (1 - sigma)`."""
-        return SIGMA_RANGE
-
-    @property
-    def init_noise_sigma(self) -> float:
-        """Standard deviation of the initial noise, 1."""
-        return 1.0
 
     def mu_of(self, image_seq_len: int) -> float:
         """Returns the `mu` of images of so many tokens, as the pipelines of FLUX compute it.

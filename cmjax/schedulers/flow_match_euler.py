@@ -4,11 +4,13 @@ import dataclasses
 
 import jax
 
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.flow_match import FlowMatchScheduler
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.weights import Weights
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
@@ -19,20 +21,6 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
     N times the levels before the shift; as `sigmas` the levels before the shift, in (0, 1].
 
     Attributes:
-        num_train_timesteps: number N, the scale of the network's time.
-        shift: how far the levels are moved towards noise (Esser et al. 2024, equation 23); 1 is not
-            at all. Without effect where shifting is dynamic.
-        use_dynamic_shifting: take the shift from the argument `mu` of `set_timesteps`.
-        base_shift: mu for images of `base_image_seq_len` tokens (see `mu_of`).
-        max_shift: mu for images of `max_image_seq_len` tokens.
-        base_image_seq_len: a number of tokens.
-        max_image_seq_len: another number of tokens.
-        invert_sigmas: whether the network's time grows with the signal instead (Mochi).
-        shift_terminal: stretch the shifted levels so that this is the lowest; None leaves them.
-        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
-        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
-        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
-        time_shift_type: the dynamic shift is "exponential", exp(mu), or "linear", mu itself.
         stochastic_sampling: draw all noise afresh at each step, as consistency sampling does.
 
     Raises:

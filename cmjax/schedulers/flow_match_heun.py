@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.flow import FlowScheduler, flow_levels, shifted, unshifted_sigmas
 from cmjax.schedulers.heun import heun_calls, heun_weights
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.weights import Weights
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class FlowMatchHeunDiscreteScheduler(FlowScheduler):
@@ -22,11 +24,6 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
     The network is told `N sigma`. `set_timesteps` takes as `num_inference_steps` a number of
     steps, from levels equally spaced before they are shifted; as `timesteps` N times the levels
     before the shift; as `sigmas` the levels before the shift, in (0, 1].
-
-    Attributes:
-        num_train_timesteps: number N, the scale of the network's time.
-        shift: how far the levels are moved towards noise (Esser et al. 2024, equation 23); 1 is not
-            at all.
     """
 
     facts = FlowScheduler.facts.replace(

@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from cmjax.schedulers.churn import Churn, ChurnOptions, churn
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
-from cmjax.schedulers.edm import Churn, EDMScheduler, churn
+from cmjax.schedulers.edm import EDMScheduler
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels, exploding_levels
 from cmjax.schedulers.weights import Weights, alternate, interleave
 
@@ -60,32 +62,14 @@ def heun_weights(
     return alternate(predict, correct, len(start))
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class EDMHeunScheduler(EDMScheduler):
+class EDMHeunScheduler(ChurnOptions, EDMScheduler):
     """EDM's own sampler (Karras et al. 2022, Algorithms 1 and 2): n steps take 2n - 1 calls.
 
     The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
-
-    Attributes:
-        sigma_min: lowest noise level at which the network is called.
-        sigma_max: highest noise level, where sampling starts.
-        sigma_data: standard deviation of the data.
-        sigma_schedule: spacing of the levels: "karras" (equation 5) or "exponential".
-        prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
-        rho: curvature of the levels.
-        final_sigmas_type: sampling ends at "zero" or at "sigma_min".
-        s_churn: total amount of noise added before steps; 0 is the deterministic Algorithm 1.
-        s_tmin: lowest level before which noise is added.
-        s_tmax: highest level before which noise is added.
-        s_noise: factor on the added noise.
     """
-
-    # Karras et al. 2022, Algorithm 2.
-    s_churn: float = 0.0
-    s_tmin: float = 0.0
-    s_tmax: float = 1e18
-    s_noise: float = 1.0
 
     facts = EDMScheduler.facts.replace(
         order="2", calls="2", memory="2", noise="`s_churn`", paper="Karras et al. 2022"
@@ -102,6 +86,7 @@ class EDMHeunScheduler(EDMScheduler):
         return heun_weights(added.raised, levels.sigmas, added.noise)
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class HeunDiscreteScheduler(DiscreteSigmasScheduler):
@@ -111,18 +96,6 @@ class HeunDiscreteScheduler(DiscreteSigmasScheduler):
     of `DiscreteSigmasScheduler` takes.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
-        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
-        timestep_spacing: "linspace", "leading" or "trailing".
-        steps_offset: added to "leading" times.
-        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
-        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
-        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
         clip_sample: clip x0 estimates.
         clip_sample_range: x0 is clipped to plus or minus this.
     """

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.configs import is_finite, shown
 from cmjax.parametrization import VDiffusion
 from cmjax.parametrization.trigflow import MAX_ANGLE
+from cmjax.schedulers.checks import check_noise_levels
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.levels import (
@@ -62,15 +62,8 @@ class IPNDMScheduler(TableScheduler):
 
     def __post_init__(self):
         super().__post_init__()
-        levels = self.trained_betas
-        if levels is None:
-            return
-        valid = isinstance(levels, tuple) and len(levels) >= 2 and 0 not in levels[:-1]
-        if not valid or not all(is_finite(level, 0, 1) for level in levels):
-            raise ValueError(
-                "trained_betas must be a tuple of two or more noise levels between 0 and 1, of "
-                f"which only the last may be 0, got {shown(levels)}"
-            )
+        if self.trained_betas is not None:
+            check_noise_levels("trained_betas", self.trained_betas)
 
     @property
     def parametrization(self) -> VDiffusion:
@@ -117,11 +110,8 @@ class IPNDMScheduler(TableScheduler):
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of the multistep method (Zhang and Chen 2022, "iPNDM")."""
-        calls = []
-        firsts = []  # of each step the first call, which is its only one
-        for number in range(len(levels.times)):
-            firsts.append(number)
-            calls.append(adams_bashforth(firsts))
+        # Each step has one call, which so is the first one of the step.
+        calls = [adams_bashforth(range(step + 1)) for step in range(len(levels.times))]
 
         # At pure noise alpha is 0. Only a first step starts there, and its weights do not need it.
         alpha = jnp.maximum(levels.alphas[:-1], math.cos(MAX_ANGLE))

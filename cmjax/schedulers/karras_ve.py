@@ -4,11 +4,10 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from cmjax.parametrization import KarrasVe
-from cmjax.schedulers.checks import check_sigma_order
-from cmjax.schedulers.edm import Churn, churn
+from cmjax.schedulers.churn import Churn, churn
+from cmjax.schedulers.exploding import ExplodingScheduler
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.heun import heun_calls, heun_weights
 from cmjax.schedulers.levels import (
@@ -17,17 +16,15 @@ from cmjax.schedulers.levels import (
     append_zero,
     check_num_steps,
     exploding_levels,
-    exponential_sigmas,
     parse_levels,
     ramp,
 )
-from cmjax.schedulers.table import TableScheduler, TableState
 from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class KarrasVeScheduler(TableScheduler):
+class KarrasVeScheduler(ExplodingScheduler):
     """Heun's method with churn (Karras et al. 2022, Algorithm 2): n steps take 2n - 1 calls.
 
     Its networks are those of Song et al. 2021: they return the negative noise, so that
@@ -74,33 +71,16 @@ class KarrasVeScheduler(TableScheduler):
         paper="Karras et al. 2022",
     )
     _domains = {
-        "sigma_min": (1e-18, 1e18),  # float32 holds their squares
-        "sigma_max": (1e-18, 1e18),
-        **dict.fromkeys(("s_noise", "s_churn", "s_min", "s_max"), (0.0, 1e18)),
+        "s_noise": (0.0, 1e18),
+        "s_churn": (0.0, 1e18),
+        "s_min": (0.0, 1e18),
+        "s_max": (0.0, 1e18),
     }
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_sigma_order(self.sigma_min, self.sigma_max)
 
     @property
     def parametrization(self) -> KarrasVe:
         """What the network means."""
         return KarrasVe()
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        """The noise levels that the network knows, (sigma_min, sigma_max)."""
-        return self.sigma_min, self.sigma_max
-
-    @property
-    def init_noise_sigma(self) -> float:
-        """Standard deviation of the initial noise, sigma_max."""
-        return self.sigma_max
-
-    def first_scale(self, state: TableState) -> jax.Array:
-        """Returns the noise level of the first call, which churn may have raised, f32[]."""
-        return state.sigma
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the noise levels of the solver's steps, and of the end."""
@@ -112,8 +92,7 @@ class KarrasVeScheduler(TableScheduler):
                 parse_levels(name, value, low / 2, high / 2)
             )
         else:
-            places = ramp(check_num_steps(value, MOST_STEPS))
-            sigmas = jnp.asarray(exponential_sigmas(places, low, high), jnp.float32)
+            sigmas = self.exponential_sigmas(ramp(check_num_steps(value, MOST_STEPS)))
         return exploding_levels(self.parametrization, append_zero(sigmas))
 
     def calls(self, levels: Levels) -> Levels:

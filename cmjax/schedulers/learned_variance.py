@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import at_least_float32
+from cmjax.arrays import as_floats, at_least_float32
 from cmjax.networks import check_output
 from cmjax.schedulers.table import TableState
 
@@ -45,8 +45,10 @@ def split_output(
         sample: `[B, ..., C]`.
 
     Raises:
-        ValueError: for an output of another shape.
+        ValueError: for an output of another shape, or arrays that hold no floats.
     """
+    model_output = as_floats("model_output", model_output)
+    sample = as_floats("sample", sample)
     expected = output_shape(scheduler, sample.shape)
     if expected == sample.shape:
         return model_output, None

@@ -37,7 +37,7 @@ from cmjax.schedulers.log_snr_levels import (
     training_times,
     with_end,
 )
-from cmjax.schedulers.table import TableScheduler
+from cmjax.schedulers.table import TableScheduler, TableState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,10 +199,12 @@ class LogSNRScheduler(TableScheduler):
         """Returns the shape of the model output: with twice the channels of learned variances."""
         return output_shape(self, shape)
 
-    def prediction(self, model_output: jax.Array, sample: jax.Array) -> jax.Array:
-        """Returns the model output without the network's variance, `[B, ...]`."""
+    def estimate(
+        self, state: TableState, model_output: jax.Array, sample: jax.Array
+    ) -> jax.Array:
+        """Returns the x0 estimate of the model output without the network's variance."""
         prediction, _ = split_output(self, model_output, sample)
-        return prediction
+        return super().estimate(state, prediction, sample)
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the steps, and of the end."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.schedulers.discrete import DiscreteScheduler, levels_to_data, training_times
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.pseudo_numerical import (
     START,
@@ -17,12 +17,14 @@ from cmjax.schedulers.pseudo_numerical import (
     pseudo_weights,
     runge_kutta,
 )
+from cmjax.schedulers.spaced import SpacedScheduler
 from cmjax.schedulers.weights import Weights
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class PNDMScheduler(DiscreteScheduler):
+class PNDMScheduler(SpacedScheduler):
     """Pseudo linear multistep method, of fourth-order slopes (Liu et al. 2022, Algorithm 2).
 
     Each step is one of DDIM with a mean of this and the last three steps' eps. To begin with, the
@@ -37,29 +39,17 @@ class PNDMScheduler(DiscreteScheduler):
     whose times are spaced by `timestep_spacing`, or as `timesteps` the steps' whole training times.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
         prediction_type: what the network returns: "epsilon", "sample" or "v_prediction". Means are
             those of eps for all of them; diffusers takes means of v.
         rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        timestep_spacing: "linspace" (first and last time included), "leading" (integer stride) or
-            "trailing".
-        steps_offset: added to "leading" times.
         set_alpha_to_one: end without noise, rather than at training time 0.
         skip_prk_steps: begin without Runge-Kutta steps, as with Stable Diffusion.
     """
 
-    # The times of a run, and where it ends.
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0
     set_alpha_to_one: bool = False
     skip_prk_steps: bool = False
 
-    solves_ode = True
-    facts = DiscreteScheduler.facts.replace(
+    facts = SpacedScheduler.facts.replace(
         order="2",
         calls="1; 4 in the first three steps, or 2 in the first",
         memory="4 to 12",
@@ -71,10 +61,7 @@ class PNDMScheduler(DiscreteScheduler):
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the steps, and of the end."""
-        times = training_times(self, name, value)
-        at_time_0 = not self.set_alpha_to_one
-        levels = levels_to_data(self.parametrization, times, at_time_0=at_time_0)
-
+        levels = super().levels(name, value)
         return levels._replace(alphas=self._with_signal(levels.alphas))
 
     def calls(self, levels: Levels) -> Levels:

@@ -1,7 +1,6 @@
 """RePaint (Lugmayr et al. 2022): inpainting that goes back up to noise what it has filled in."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +10,19 @@ from cmjax.arrays import at_least_float32, combine
 from cmjax.schedulers.base import Constraint, StepOutput
 from cmjax.schedulers.checks import apply_constraint
 from cmjax.schedulers.ddim import ddim_weights
-from cmjax.schedulers.discrete import (
-    DiscreteScheduler,
-    levels_to_data,
-    noise_between,
-    training_times,
-)
+from cmjax.schedulers.discrete import noise_between
+from cmjax.schedulers.field_docs import inherit_field_docs
+from cmjax.schedulers.jumps import jump_places
 from cmjax.schedulers.levels import MOST_STEPS, Levels
+from cmjax.schedulers.spaced import SpacedScheduler
 from cmjax.schedulers.table import TableState
 from cmjax.schedulers.weights import Weights
 
 
+@inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class RePaintScheduler(DiscreteScheduler):
+class RePaintScheduler(SpacedScheduler):
     """Steps of DDIM that blend in what is known, and jumps back up (Algorithm 1).
 
     What is known is the `constrain` of `cmjax.sample`, such as `inpaint(image, mask)`. Other
@@ -39,24 +37,11 @@ class RePaintScheduler(DiscreteScheduler):
     number n of levels without the jumps, or as `timesteps` these levels, whole training times.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "sigmoid".
-        trained_betas: betas that replace the schedule, or None.
-        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
-        rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
-        timestep_spacing: "linspace", "leading" (integer stride) or "trailing".
-        steps_offset: added to "leading" times.
         clip_sample: clip x0 estimates to [-1, 1].
         eta: share of fresh noise: 0 for DDIM, 1 for the variance of DDPM, which is the paper's.
         jump_length: number j of levels that a jump goes up.
         jump_n_sample: number r of times that each stretch of j levels is sampled; 1 for no jumps.
     """
-
-    # The times of a run.
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0
 
     # The step, and the jumps.
     clip_sample: bool = True
@@ -64,8 +49,7 @@ class RePaintScheduler(DiscreteScheduler):
     jump_length: int = 10
     jump_n_sample: int = 10
 
-    solves_ode = True
-    facts = DiscreteScheduler.facts.replace(
+    facts = SpacedScheduler.facts.replace(
         order="1",
         calls="1, and again after each jump",
         noise="`eta`, and jumps",
@@ -80,13 +64,9 @@ class RePaintScheduler(DiscreteScheduler):
         {"prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset"}
     )
 
-    def levels(self, name: str, value: Any) -> Levels:
-        """Returns the levels of the run without its jumps, descending to x0."""
-        return levels_to_data(self.parametrization, training_times(self, name, value))
-
     def calls(self, levels: Levels) -> Levels:
         """Returns the levels of the calls, in their order."""
-        places = self._places(len(levels.times))
+        places = jump_places(self, len(levels.times))
         arrivals = np.append(places, len(levels.times))
         return Levels(
             levels.times[places], levels.alphas[arrivals], levels.sigmas[arrivals]
@@ -94,7 +74,7 @@ class RePaintScheduler(DiscreteScheduler):
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table: of each call the step of DDIM, then the jump if there is one."""
-        places = self._places(len(levels.times))
+        places = jump_places(self, len(levels.times))
         down = ddim_weights(levels, self.eta)
         step = jax.tree.map(lambda column: column[places], down)
 
@@ -136,30 +116,3 @@ class RePaintScheduler(DiscreteScheduler):
 
         estimate = apply_constraint(constrain, self.bound_last(denoised))
         return state, StepOutput(prev_sample.astype(unknown.dtype), estimate)
-
-    def _places(self, n: int) -> np.ndarray:
-        """The place of each call among the n levels of a run, 0 for the highest, i64[N].
-
-        Raises:
-            ValueError: for more than a million calls.
-        """
-        if n * self.jump_n_sample > MOST_STEPS:
-            raise ValueError(
-                f"jump_n_sample={self.jump_n_sample} times {n} levels may be more than "
-                f"{MOST_STEPS} calls; set a lower jump_n_sample"
-            )
-
-        # Jumps start after the steps from every j-th level, r - 1 times each. Here levels are
-        # counted from the lowest, as in the paper's figure 9.
-        left = dict.fromkeys(
-            range(0, n - self.jump_length, self.jump_length), self.jump_n_sample - 1
-        )
-        heights = []
-        height = n - 1
-        while height >= 0:
-            heights.append(height)
-            if left.get(height, 0):
-                left[height] -= 1
-                height += self.jump_length
-            height -= 1
-        return n - 1 - np.array(heights)

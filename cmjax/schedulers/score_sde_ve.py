@@ -7,26 +7,25 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import VESDE
-from cmjax.schedulers.checks import check_sigma_order
 from cmjax.schedulers.config_files import FileOption
+from cmjax.schedulers.exploding import ExplodingScheduler
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.langevin import langevin_columns, langevin_weights, ratio_of_norms
 from cmjax.schedulers.levels import (
     Levels,
     append_zero,
     exploding_levels,
-    exponential_sigmas,
     parse_levels,
     root_of_difference,
     sde_times,
 )
-from cmjax.schedulers.table import TableScheduler, TableState
+from cmjax.schedulers.table import TableState
 from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class ScoreSdeVeScheduler(TableScheduler):
+class ScoreSdeVeScheduler(ExplodingScheduler):
     """Langevin steps at each noise level, then a step of the reverse SDE to the next one.
 
     With the score s and noise z, the corrector's call is `x' = x + h s + sqrt(2 h) z` with `h = 2
@@ -37,11 +36,10 @@ class ScoreSdeVeScheduler(TableScheduler):
     set `correct_steps=0`: there |s| is small at many samples, and the corrector's steps too large.
 
     The network is told sigma, and returns the score, `(x0 - x) / sigma^2`. `set_timesteps` takes as
-    `num_inference_steps` a number n of levels, with `correct_steps + 1` network calls at each; as
-    `timesteps` times t in [sampling_eps, 1]; as `sigmas` levels in [sigma_min, sigma_max]. The
-    network is told `sigma_min (sigma_max / sigma_min)^t` at n times from 1 to sampling_eps. Steps
-    go from sigma_max to sigma_min, a little below what it is told, then to 0; explicit sigmas are
-    both.
+    `num_inference_steps` a number of times t from 1 to sampling_eps, as `timesteps` such times, and
+    as `sigmas` levels in [sigma_min, sigma_max]. At time t it is told `sigma_min (sigma_max /
+    sigma_min)^t`, while steps go from sigma_max to sigma_min, a little lower, and then to 0; with
+    explicit sigmas it is told the levels of the steps.
 
     Attributes:
         snr: signal-to-noise ratio of the corrector, which sets the size of its steps.
@@ -69,34 +67,14 @@ class ScoreSdeVeScheduler(TableScheduler):
     _file_options = {"num_train_timesteps": FileOption(2000, numbers=(1, 1_000_000))}
     _domains = {
         "snr": (0.0, 1000.0),
-        "sigma_min": (1e-18, 1e18),  # float32 holds their squares
-        "sigma_max": (1e-18, 1e18),
         "sampling_eps": (0.0, 0.999),
         "correct_steps": (0, 1000),
     }
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_sigma_order(self.sigma_min, self.sigma_max)
 
     @property
     def parametrization(self) -> VESDE:
         """The variance-exploding path, and a network that returns the score."""
         return VESDE()
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        """The noise levels that the network knows, (sigma_min, sigma_max)."""
-        return self.sigma_min, self.sigma_max
-
-    @property
-    def init_noise_sigma(self) -> float:
-        """Standard deviation of the initial noise, `sigma_max`."""
-        return self.sigma_max
-
-    def first_scale(self, state: TableState) -> jax.Array:
-        """Returns sigma of the first level, which may be below sigma_max, f32[]."""
-        return state.sigma
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels between which steps go; their times are what the network is told."""
@@ -107,9 +85,8 @@ class ScoreSdeVeScheduler(TableScheduler):
         # The levels that the network is told, and those between which steps go, f32[n] each.
         # diffusers calls the former `sigmas` and the latter `discrete_sigmas`.
         away = 1 - sde_times(name, value, self.sampling_eps)
-        share = away / (1 - self.sampling_eps)
-        told = jnp.asarray(exponential_sigmas(away, *self.sigma_range), jnp.float32)
-        sigmas = jnp.asarray(exponential_sigmas(share, *self.sigma_range), jnp.float32)
+        told = self.exponential_sigmas(away)
+        sigmas = self.exponential_sigmas(away / (1 - self.sampling_eps))
         return exploding_levels(self.parametrization, append_zero(sigmas), told)
 
     def calls(self, levels: Levels) -> Levels:

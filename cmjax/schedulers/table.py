@@ -19,19 +19,18 @@ from cmjax.configs import check_options, shown
 from cmjax.parametrization import Parametrization, Scalings
 from cmjax.schedulers.base import Scheduler, SchedulerState
 from cmjax.schedulers.checks import check_not_finished
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels, exactly_one
 from cmjax.schedulers.weights import Memory, Weights, check_columns, remember
 
 
+@inherit_field_docs
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableState(SchedulerState):
     """The table of a run, a row per network call, and the row that it has reached.
 
     Attributes:
-        sigmas: f32[N+1], noise level of each call, then the level where sampling ends.
-        timesteps: f32[N], the network's time at each call.
-        step_index: i32[], index of the next call.
         memory: arrays kept from earlier calls, a `Memory`; empty before `prepare`.
         alphas: f32[N+1], signal level of each call, then the level where sampling ends.
         scalings: the columns c_in, c_skip and c_out, f32[N] each.
@@ -111,14 +110,9 @@ class TableScheduler(Scheduler[TableState]):
         return denoised
 
     def call_weights(self, state: TableState, row: Weights, arrays: Weights) -> Weights:
-        """Returns the weights of one call, numbers or f32[B], from its row of the table.
+        """Returns the weights of a call, f32[] or f32[B] each: by default its row of the table.
 
-        They are the row itself but for samplers whose step size depends on what it weighs.
-
-        Args:
-            state: the run.
-            row: the weights in the table, f32[] each.
-            arrays: what they weigh, `[B, ...]` each, in the same structure.
+        `arrays`, in the same structure, are what they weigh, `[B, ...]` each.
         """
         del state, arrays
         return row
@@ -197,18 +191,13 @@ class TableScheduler(Scheduler[TableState]):
         """Allocates the memory: zeros, to which the first rows give the weight 0."""
         sample = as_floats("sample", sample)
 
-        def allocate(column):
-            del column
-            return jnp.zeros_like(sample)
-
         # One array like the sample for each column of earlier calls, None for absent columns.
         self.check_state(state)
-        weights = state.weights
-        remembered = Memory(weights.earlier_x0, weights.last_sample, weights.last_noise)
-        memory = jax.tree.map(allocate, remembered)
+        columns = Memory._make(state.weights[-len(Memory._fields) :])
+        memory = jax.tree.map(lambda column: jnp.zeros_like(sample), columns)
 
         # Kept as wide as `advance` computes it.
-        earlier_eps = tuple(map(at_least_float32, map(allocate, weights.earlier_eps)))
+        earlier_eps = jax.tree.map(at_least_float32, memory.earlier_eps)
         return state.replace(memory=memory._replace(earlier_eps=earlier_eps))
 
     def scale_input(self, state: TableState, sample: jax.Array) -> jax.Array:
@@ -242,16 +231,10 @@ class TableScheduler(Scheduler[TableState]):
         check_not_finished(state)
         model_output = as_floats("model_output", model_output)
         sample = as_floats("sample", sample)
-        prediction = self.prediction(model_output, sample)
-        check_shapes(model_output=prediction, sample=sample)
+        check_shapes(model_output=model_output, sample=sample)
         c_skip = state.scalings.c_skip[state.step_index]
         c_out = state.scalings.c_out[state.step_index]
-        return combine((c_skip, sample), (c_out, prediction))
-
-    def prediction(self, model_output: jax.Array, sample: jax.Array) -> jax.Array:
-        """Returns the part of the model output that x0 follows from, `[B, ...]`: all by default."""
-        del sample
-        return model_output
+        return combine((c_skip, sample), (c_out, model_output))
 
     def advance(
         self, state: TableState, sample: jax.Array, denoised: jax.Array, noise: jax.Array
@@ -277,10 +260,8 @@ class TableScheduler(Scheduler[TableState]):
         noise = as_floats("noise", noise)
         weights = state.weights
         memory = state.memory
-        remembered = {
-            f"memory[{i}]": array for i, array in enumerate(jax.tree.leaves(memory))
-        }
-        check_shapes(sample=sample, denoised=denoised, noise=noise, **remembered)
+        earlier = {f"memory[{i}]": array for i, array in enumerate(jax.tree.leaves(memory))}
+        check_shapes(sample=sample, denoised=denoised, noise=noise, **earlier)
         check_not_finished(state)
 
         # x = alpha x0 + sigma eps, solved for eps. In float16 it could overflow: at low levels
@@ -290,15 +271,7 @@ class TableScheduler(Scheduler[TableState]):
 
         # The arrays that the columns weigh, in the same structure as the table.
         fresh = None if weights.noise is None else noise
-        arrays = Weights(
-            x0=self.bound_last(denoised),
-            eps=eps,
-            noise=fresh,
-            earlier_x0=memory.earlier_x0,
-            last_sample=memory.last_sample,
-            last_noise=memory.last_noise,
-            earlier_eps=memory.earlier_eps,
-        )
+        arrays = Weights(self.bound_last(denoised), eps, fresh, *memory)
         if jax.tree.structure(arrays) != jax.tree.structure(weights):
             raise ValueError(
                 f"{type(self).__name__} remembers earlier calls, and its memory is not allocated; "
@@ -319,7 +292,8 @@ class TableScheduler(Scheduler[TableState]):
     ) -> jax.Array:
         """Returns `alpha original + sigma noise` at the state's current level, `[B, ...]`.
 
-        At training times use `scheduler.parametrization.add_noise(times, original, noise)`.
+        At training times use `scheduler.parametrization.add_noise(times, original, noise)`; its
+        `velocity` is diffusers' `get_velocity`.
 
         Raises:
             ValueError: if the shapes differ, arrays hold no floats, or the state is another

@@ -1,7 +1,6 @@
 """How categories are masked and replaced, and the posterior of a step back (Gu et al. 2022)."""
 
-import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,33 +19,6 @@ class Transitions(NamedTuple):
     keep: jax.Array
     replace: jax.Array
     mask: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class CategoryState:
-    """The times of a run, and the step that it has reached. N is the number of network calls.
-
-    Attributes:
-        timesteps: f32[N], the training time of each call.
-        step_index: i32[], index of the next call.
-        from_data: f32[N+1] each, from x0 to the time of each call; then to the end, x0 itself.
-        from_next: f32[N] each, from the next, lower time of the run up to that of the call.
-    """
-
-    timesteps: jax.Array
-    step_index: jax.Array
-    from_data: Transitions
-    from_next: Transitions
-
-    @property
-    def num_steps(self) -> int:
-        """N, the number of network calls; static."""
-        return self.timesteps.shape[-1]
-
-    def replace(self, **changes: Any) -> Self:
-        """Returns a copy with the named fields changed."""
-        return dataclasses.replace(self, **changes)
 
 
 def check_schedule(scheduler: Any) -> None:

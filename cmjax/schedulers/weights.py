@@ -43,6 +43,8 @@ class Weights(NamedTuple):
 class Memory(NamedTuple):
     """The arrays kept from earlier calls; None where the table has no such column.
 
+    Its fields are the last ones of `Weights`, in their order.
+
     Attributes:
         earlier_x0: x0 estimates `[B, ...]`, the latest first.
         last_sample: the sample `[B, ...]` at which the call before started.
@@ -116,8 +118,11 @@ def alternate(first: Weights, second: Weights, num_steps: int) -> Weights:
         num_steps: number n of steps.
     """
 
-    # A column of the whole table, f32[2n-1], from those of the first and second calls.
+    # A column of the whole table, f32[2n-1], from those of the first and second calls, or a tuple
+    # of columns, of which one of the tables may have fewer.
     def column(one, other):
+        if isinstance(one, tuple):
+            return tuple(column(*pair) for pair in itertools.zip_longest(one, other))
         if one is None and other is None:
             return None
         rows = [
@@ -125,15 +130,4 @@ def alternate(first: Weights, second: Weights, num_steps: int) -> Weights:
         ]
         return interleave(*[jnp.broadcast_to(row, (num_steps,)) for row in rows])
 
-    # Pairs of columns, None where one of the tables remembers fewer calls.
-    earlier_x0 = itertools.zip_longest(first.earlier_x0, second.earlier_x0)
-    earlier_eps = itertools.zip_longest(first.earlier_eps, second.earlier_eps)
-    return Weights(
-        x0=column(first.x0, second.x0),
-        eps=column(first.eps, second.eps),
-        noise=column(first.noise, second.noise),
-        earlier_x0=tuple(column(one, other) for one, other in earlier_x0),
-        last_sample=column(first.last_sample, second.last_sample),
-        last_noise=column(first.last_noise, second.last_noise),
-        earlier_eps=tuple(column(one, other) for one, other in earlier_eps),
-    )
+    return Weights._make(map(column, first, second))
