@@ -1,0 +1,41 @@
+"""Docstrings that explain every field of a class, each field being written about only once."""
+
+import inspect
+import re
+from typing import TypeVar
+
+Class = TypeVar("Class")
+
+_HEADING = "\n\nAttributes:"
+
+
+def inherit_field_docs(cls: type[Class]) -> type[Class]:
+    """Adds to a dataclass's docstring what those of its bases say of the fields that it inherits.
+
+    So the source of a scheduler explains the fields that it adds, and `help` shows all of them, in
+    the order of the dataclass. What a class says of an inherited field itself replaces what its
+    base says of it. Sections other than "Attributes:" are not inherited.
+    """
+    # Like the fields of a dataclass, a replaced one keeps its place.
+    explained = {}
+    for base in reversed(cls.__mro__):
+        explained.update(_explanations(base))
+
+    introduction, _, others = _sections(cls)
+    cls.__doc__ = introduction + _HEADING + "".join(explained.values()) + others
+    return cls
+
+
+def _explanations(cls: type) -> dict[str, str]:
+    """The lines about each field in the docstring of a class, by the name of the field."""
+    # Entries are indented by four spaces, and what follows of them by more.
+    _, attributes, _ = _sections(cls)
+    entries = re.finditer(r"\n {4}(\w+): .*(\n {5}.*)*", attributes)
+    return {entry[1]: entry[0] for entry in entries}
+
+
+def _sections(cls: type) -> tuple[str, str, str]:
+    """What a class's docstring says before its list of attributes, in it, and after it."""
+    introduction, _, rest = inspect.cleandoc(cls.__doc__ or "").partition(_HEADING)
+    attributes, blank, others = rest.partition("\n\n")
+    return introduction, attributes, blank + others
