@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.schedulers.differences import chosen_by_order, earlier_nodes
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
-from cmjax.schedulers.exponential import chosen_by_order, earlier_nodes
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.weights import Weights
 

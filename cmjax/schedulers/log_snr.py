@@ -24,7 +24,6 @@ from cmjax.schedulers.discrete import (
     step_starts,
 )
 from cmjax.schedulers.facts import Facts
-from cmjax.schedulers.flow import shifted
 from cmjax.schedulers.grids import grid_option
 from cmjax.schedulers.learned_variance import output_shape, split_output
 from cmjax.schedulers.levels import Levels, ramp
@@ -33,6 +32,7 @@ from cmjax.schedulers.log_snr_levels import (
     flow_levels,
     grid_levels,
     last_time,
+    shifted_path,
     training_levels,
     training_times,
     with_end,
@@ -59,25 +59,24 @@ class LogSNRScheduler(TableScheduler):
         prediction_type: what the network returns: "epsilon", "sample", "v_prediction", or, with
             `use_flow_sigmas`, "flow_prediction" (z - x0).
         rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        timestep_spacing: "linspace" (from the last time down to the end, which is not called),
-            "leading" (integer stride) or "trailing".
+        timestep_spacing: "linspace" (down to time 0, which is not called), "leading" (integer
+            stride) or "trailing".
         steps_offset: added to "leading" times.
         lambda_min_clipped: leave out training times whose log(alpha / sigma) is lower.
         final_sigmas_type: sampling ends at "zero" or, as "sigma_min", at the lowest level.
         use_karras_sigmas: levels of Karras et al. 2022, equation 5, over all training times.
         use_exponential_sigmas: levels in equal steps of log sigma, over all training times.
         use_beta_sigmas: levels at quantiles of a beta distribution, over all training times.
-        use_lu_lambdas: as use_exponential_sigmas, and the network's times are rounded, not cut off.
+        use_lu_lambdas: as use_exponential_sigmas, with times rounded rather than cut off.
         use_flow_sigmas: follow the straight path `(1 - sigma) x0 + sigma z` of flow matching.
         flow_shift: how far flow levels are moved towards noise (Esser et al. 2024, equation 23).
         thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
-        dynamic_thresholding_ratio: which quantile of a sample's |x0| is scaled to 1, if it is
-            above 1.
+        dynamic_thresholding_ratio: which quantile of |x0| is scaled to 1, if it is above 1.
         sample_max_value: the largest number that a sample is divided by.
-        variance_type: "learned" or "learned_range" for a network whose output has twice the
-            sample's channels, the last axis; the second half is not used. None for others.
-        solver_order: highest order of a step.
-        lower_order_final: end with steps of lower order.
+        variance_type: "learned" or "learned_range" for networks whose output has the variance,
+            which is not used, in a second half of the channels (the last axis); or None.
+        solver_order: order of the solver, 1 to 3.
+        lower_order_final: end with steps of second and first order in runs of fewer than 15 steps.
 
     Raises:
         ValueError: for values outside their domain, or that exclude each other.
@@ -240,9 +239,6 @@ class LogSNRScheduler(TableScheduler):
         """Returns n equally spaced flow levels before the shift, f64[n]: to 0, not included."""
         return (1 - 1 / self.num_train_timesteps) * (1 - ramp(n + 1)[:-1])
 
-    def flow_path(self, alphas: Any, sigmas: Any) -> tuple[jax.Array, jax.Array]:
+    def shifted_path(self, alphas: Any, sigmas: Any) -> tuple[jax.Array, jax.Array]:
         """Returns alpha and sigma after the shift, f32[n] each."""
-        # alpha is not 1 - sigma, which would be rounded where there is little signal.
-        alphas = shifted(alphas, 1 / self.flow_shift)
-        sigmas = shifted(sigmas, self.flow_shift)
-        return jnp.asarray(alphas, jnp.float32), jnp.asarray(sigmas, jnp.float32)
+        return shifted_path(alphas, sigmas, self.flow_shift)
