@@ -19,11 +19,13 @@ from cmjax.schedulers.bounds import dynamic_threshold
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.discrete import (
     DISCRETE_DOMAINS,
+    NetworkOptions,
     check_betas,
     network_options,
     step_starts,
 )
 from cmjax.schedulers.facts import Facts
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.grids import grid_option
 from cmjax.schedulers.learned_variance import output_shape, split_output
 from cmjax.schedulers.levels import Levels, ramp
@@ -40,8 +42,9 @@ from cmjax.schedulers.log_snr_levels import (
 from cmjax.schedulers.table import TableScheduler
 
 
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
-class LogSNRScheduler(TableScheduler):
+class LogSNRScheduler(NetworkOptions, TableScheduler):
     """A solver in the half log-SNR `lambda = log(alpha / sigma)`, for models with training times.
 
     The network is told a training time, 0..N-1; where a level lies between two, a whole number near
@@ -51,11 +54,6 @@ class LogSNRScheduler(TableScheduler):
     times these as `timesteps`.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
         prediction_type: what the network returns: "epsilon", "sample", "v_prediction", or, with
             `use_flow_sigmas`, "flow_prediction" (z - x0).
         rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
@@ -82,13 +80,6 @@ class LogSNRScheduler(TableScheduler):
         ValueError: for values outside their domain, or that exclude each other.
     """
 
-    # The network and its training, as `cmjax.parametrization.Discrete` has it.
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
-    prediction_type: str = "epsilon"
     rescale_betas_zero_snr: bool = False
 
     # The levels of a run.
