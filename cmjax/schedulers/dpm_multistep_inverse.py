@@ -1,4 +1,4 @@
-"""DPM-Solver and DPM-Solver++, multistep, from data to noise."""
+"""DPM-Solver and DPM-Solver++, multistep, from data to noise (Lu et al. 2022)."""
 
 import dataclasses
 from typing import Any
