@@ -13,6 +13,7 @@ from cmjax.parametrization import Discrete
 from cmjax.parametrization.betas import BETA_SCHEDULES
 from cmjax.parametrization.discrete import LEAST_SIGNAL, PREDICTION_TYPES
 from cmjax.schedulers.facts import Facts
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import check_num_steps, parse_levels, root_of_difference
 from cmjax.schedulers.table import TableScheduler
 
@@ -32,11 +33,10 @@ DISCRETE_DOMAINS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscreteScheduler(TableScheduler):
-    """A sampler of a model trained at times 0..N-1 of a beta schedule, variance-preserving.
+class NetworkOptions:
+    """What a network with discrete times was trained on, and what it predicts.
 
-    The sample is `alpha x0 + sigma z` with `alpha^2 + sigma^2 = 1`; the network is told a training
-    time, 0..N-1.
+    The fields that the families of such samplers share; `cmjax.parametrization.Discrete` has them.
 
     Attributes:
         num_train_timesteps: number N of training times.
@@ -47,19 +47,31 @@ class DiscreteScheduler(TableScheduler):
         trained_betas: betas that replace the schedule, or None.
         prediction_type: what the network returns: "epsilon" (the noise), "sample" (x0), or
             "v_prediction" (`alpha z - sigma x0`, Salimans and Ho 2022).
-        rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
-
-    Raises:
-        ValueError: for values outside their domain.
     """
 
-    # The network and its training, as `cmjax.parametrization.Discrete` has it.
     num_train_timesteps: int = 1000
     beta_start: float = 0.0001
     beta_end: float = 0.02
     beta_schedule: str = "linear"
     trained_betas: tuple[float, ...] | None = None
     prediction_type: str = "epsilon"
+
+
+@inherit_field_docs
+@dataclasses.dataclass(frozen=True)
+class DiscreteScheduler(NetworkOptions, TableScheduler):
+    """A sampler of a model trained at times 0..N-1 of a beta schedule, variance-preserving.
+
+    The sample is `alpha x0 + sigma z` with `alpha^2 + sigma^2 = 1`; the network is told a training
+    time, 0..N-1.
+
+    Attributes:
+        rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
+
+    Raises:
+        ValueError: for values outside their domain.
+    """
+
     rescale_betas_zero_snr: bool = False
 
     facts = Facts(predicts="epsilon, sample or v", levels="training times")

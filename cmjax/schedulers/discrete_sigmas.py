@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from cmjax.parametrization import DiscreteExploding, Parametrization
 from cmjax.schedulers.discrete import (
     DISCRETE_DOMAINS,
+    NetworkOptions,
     check_betas,
     check_signal,
     linspace_times,
@@ -16,6 +17,7 @@ from cmjax.schedulers.discrete import (
     training_times,
 )
 from cmjax.schedulers.facts import Facts
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.grids import grid_option, respaced
 from cmjax.schedulers.levels import (
     Levels,
@@ -27,8 +29,9 @@ from cmjax.schedulers.levels import (
 from cmjax.schedulers.table import TableScheduler, TableState
 
 
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
-class DiscreteSigmasScheduler(TableScheduler):
+class DiscreteSigmasScheduler(NetworkOptions, TableScheduler):
     """A solver for a model with discrete times, on samples `x0 + sigma z`: variance-exploding.
 
     The level of a training time is `sqrt(1 - alpha^2) / alpha`; levels between two of them have
@@ -39,14 +42,6 @@ class DiscreteSigmasScheduler(TableScheduler):
     the first and last training time. Sampling ends at 0.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear" (of Stable Diffusion), "squaredcos_cap_v2", "exp",
-            "laplace" or "sigmoid".
-        trained_betas: betas that replace the schedule, or None.
-        prediction_type: what the network returns: "epsilon" (the noise), "sample" (x0), or
-            "v_prediction" (`alpha z - sigma x0`, Salimans and Ho 2022).
         timestep_spacing: "linspace" (first and last time included), "leading" (integer stride) or
             "trailing".
         steps_offset: added to "leading" times.
@@ -60,14 +55,6 @@ class DiscreteSigmasScheduler(TableScheduler):
     Raises:
         ValueError: for values outside their domain.
     """
-
-    # The network and its training, as `cmjax.parametrization.Discrete` has it.
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
-    prediction_type: str = "epsilon"
 
     # The levels of a run.
     timestep_spacing: str = "linspace"

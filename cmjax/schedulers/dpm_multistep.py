@@ -10,13 +10,10 @@ import jax
 
 from cmjax.schedulers.bounds import dynamic_threshold
 from cmjax.schedulers.config_files import DPM_NAMES
+from cmjax.schedulers.differences import FEW_STEPS, multistep_differences, multistep_orders
 from cmjax.schedulers.edm import EDMScheduler
-from cmjax.schedulers.exponential import (
-    final_orders,
-    multistep_differences,
-    steps_of,
-    table_of,
-)
+from cmjax.schedulers.exponential import steps_of, table_of
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.weights import Weights
 
@@ -33,20 +30,24 @@ def dpm_multistep_weights(scheduler: Any, levels: Levels) -> Weights:
     steps = steps_of(levels, by_x0=by_x0, stochastic=stochastic)
 
     # A last step to sigma = 0 is infinitely long in lambda.
-    orders = final_orders(
+    n = len(levels.times)
+    orders = multistep_orders(
         scheduler.solver_order,
-        len(levels.times),
-        lower=scheduler.lower_order_final,
+        n,
+        lower=scheduler.lower_order_final and n < FEW_STEPS,
         first=scheduler.euler_at_final or scheduler.final_sigmas_type == "zero",
     )
-    midpoint = scheduler.solver_type == "midpoint"
-    differences = multistep_differences(
-        steps, orders, scheduler.solver_order, midpoint=midpoint
-    )
+
+    # The two forms of the second order.
+    half = steps.moments[1]
+    if scheduler.solver_type == "midpoint":
+        half = steps.moments[0] / 2
+    differences = multistep_differences(steps, orders, scheduler.solver_order, half)
     return table_of(steps, differences)
 
 
 @jax.tree_util.register_static
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
 class EDMDPMSolverMultistepScheduler(EDMScheduler):
     """DPM-Solver++ on EDM noise levels (Lu et al. 2022, Algorithm 2).
@@ -58,13 +59,6 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
     The network is told `log(sigma) / 4`. `set_timesteps` takes what that of `EDMScheduler` takes.
 
     Attributes:
-        sigma_min: lowest noise level at which the network is called.
-        sigma_max: highest noise level, where sampling starts.
-        sigma_data: standard deviation of the data.
-        sigma_schedule: spacing of the levels: "karras" (equation 5) or "exponential".
-        prediction_type: "epsilon" is EDM's network, "v_prediction" its negative.
-        rho: curvature of the levels.
-        final_sigmas_type: sampling ends at "zero" or at "sigma_min".
         solver_order: order of the solver, 1 to 3.
         thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
         dynamic_thresholding_ratio: which quantile of a sample's |x0| is scaled to 1, if it is

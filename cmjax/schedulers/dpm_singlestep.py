@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.schedulers.config_files import DPM_NAMES
-from cmjax.schedulers.exponential import polynomial_weights, steps_from, steps_of
+from cmjax.schedulers.differences import before, singlestep_differences
+from cmjax.schedulers.exponential import steps_from, steps_of
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
 class DPMSolverSinglestepScheduler(LogSNRScheduler):
     """DPM-Solver++ singlestep for models with training times (Lu et al. 2022, Algorithm 1).
@@ -26,31 +29,6 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
     `LogSNRScheduler` takes.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
-        prediction_type: what the network returns: "epsilon", "sample", "v_prediction", or, with
-            `use_flow_sigmas`, "flow_prediction" (z - x0).
-        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        timestep_spacing: "linspace" (down to time 0, which is not called), "leading" (integer
-            stride) or "trailing".
-        steps_offset: added to "leading" times.
-        lambda_min_clipped: leave out training times whose log(alpha / sigma) is lower.
-        final_sigmas_type: sampling ends at "zero" or, as "sigma_min", at the lowest level.
-        use_karras_sigmas: levels of Karras et al. 2022, equation 5, over all training times.
-        use_exponential_sigmas: levels in equal steps of log sigma, over all training times.
-        use_beta_sigmas: levels at quantiles of a beta distribution, over all training times.
-        use_lu_lambdas: as use_exponential_sigmas, with times rounded rather than cut off.
-        use_flow_sigmas: follow the straight path `(1 - sigma) x0 + sigma z` of flow matching.
-        flow_shift: how far flow levels are moved towards noise (Esser et al. 2024, equation 23).
-        thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
-        dynamic_thresholding_ratio: which quantile of |x0| is scaled to 1, if it is above 1.
-        sample_max_value: the largest number that a sample is divided by.
-        variance_type: "learned" or "learned_range" for networks whose output has the variance,
-            which is not used, in a second half of the channels (the last axis); or None.
-        solver_order: order of the solver, 1 to 3.
         lower_order_final: end with steps of lower order. Runs that end at "zero", or whose calls
             `solver_order` does not divide, do so in any case.
         algorithm_type: "dpmsolver++" integrates x0, "dpmsolver" eps; "sde-dpmsolver++" has fresh
@@ -108,12 +86,15 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
         starts = np.arange(len(orders)) - (orders - 1)
         start_levels = (alpha[starts], sigma[starts])
         steps = steps_from(start_levels, levels, by_x0=by_x0, stochastic=stochastic)
-        by_last, by_this = self._differences(first_order, steps, orders)
+        midpoint = self.solver_type == "midpoint"
+        by_last, by_this = singlestep_differences(
+            first_order, steps, orders, midpoint=midpoint
+        )
 
         # x' = kept x_s + w_s m_s + by_last (m_last - m_s) + by_this (m - m_s), with x_s by x.
-        kept = steps.kept / jnp.where(orders > 1, before(steps.kept), 1)
-        of_start = steps.moments[0] - kept * before(steps.moments[0])
-        by_last = by_last - kept * before(by_this)
+        kept = steps.kept / jnp.where(orders > 1, before(steps.kept, 1), 1)
+        of_start = steps.moments[0] - kept * before(steps.moments[0], 1)
+        by_last = by_last - kept * before(by_this, 1)
         of_start = of_start - by_last - by_this
 
         # Calls of first order have their row as in all solvers of this kind.
@@ -133,34 +114,6 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
         # The noise that took x_s to x is in x, and is taken out again.
         last_noise = None
         if steps.noise is not None and self.solver_order > 1:
-            last_noise = jnp.where(is_later, -kept * before(steps.noise), 0)
+            last_noise = jnp.where(is_later, -kept * before(steps.noise, 1), 0)
         memory = {"earlier_x0": earlier} if by_x0 else {"earlier_eps": earlier}
         return Weights(x0, eps, steps.noise, last_noise=last_noise, **memory)
-
-    def _differences(self, first_order, steps, orders):
-        """The weights of differences between the last and this estimate and the step's first."""
-        # Where these calls lie in their step: 0 is its start, 1 where the call arrives.
-        moved = before(jnp.where(first_order.moving, first_order.h, steps.h))
-        last = jnp.where(orders == 3, before(moved) / steps.h, 0.5)
-        this = moved / steps.h + jnp.where(orders == 3, last, 0)
-        this = jnp.where(orders > 1, this, 1)
-
-        # The midpoint forms take this call's estimate only.
-        none = jnp.zeros_like(this)
-        if self.solver_type == "midpoint":
-            second = steps.moments[0] / 2 / this
-            third = (none, steps.moments[1] / this)
-        else:
-            second = steps.moments[1] / this
-            this = jnp.where(orders == 3, this, 1)
-            third = polynomial_weights([last, this], steps.moments)
-
-        by_last = jnp.where(orders == 3, third[0], 0)
-        by_this = jnp.where(orders == 2, second, 0)
-        by_this = jnp.where(orders == 3, third[1], by_this)
-        return by_last, by_this
-
-
-def before(column: jax.Array) -> jax.Array:
-    """Returns each row's value of the row before, f32[N]; 1 in the first row."""
-    return jnp.append(jnp.ones(1, column.dtype), column[:-1])

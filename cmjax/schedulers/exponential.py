@@ -16,15 +16,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from cmjax.schedulers.levels import (
-    Levels,
-    root_of_difference,
-)
+from cmjax.schedulers.levels import Levels, root_of_difference
 from cmjax.schedulers.weights import Weights
 
-FEW_STEPS = 15  # runs of fewer steps end with a lower order, as in diffusers
 _TERMS = 12  # of a series for |h| < 1, precise to float32
 
 
@@ -165,120 +160,6 @@ def exponential_moments(h: jax.Array) -> tuple[jax.Array, ...]:
         series = near * jnp.exp(-near) * series
         moments.append(jnp.where(small, series, by_parts))
     return tuple(moments)
-
-
-def polynomial_weights(
-    nodes: list[jax.Array], moments: tuple[jax.Array, ...]
-) -> list[jax.Array]:
-    """Returns the weights that integrate the polynomial through a value at 0 and at the nodes.
-
-    The integral of the polynomial is `moments[0] value_0 + sum_i weights[i] (value_i - value_0)`.
-
-    Args:
-        nodes: places u of the other values, f32[N] each; different from each other and from 0.
-        moments: integrals of u^k, f32[N] each.
-    """
-    weights = []
-    for i, node in enumerate(nodes):
-        # Lagrange's polynomial of the node, u prod (u - other) / (node prod (node - other)): its
-        # coefficients, from that of u on.
-        coefficients = [jnp.ones_like(node)]
-        scale = node
-        for other in nodes[:i] + nodes[i + 1 :]:
-            raised = [jnp.zeros_like(node), *coefficients]
-            lowered = [*coefficients, jnp.zeros_like(node)]
-            coefficients = [a - other * b for a, b in zip(raised, lowered, strict=True)]
-            scale = scale * (node - other)
-        terms = zip(coefficients, moments[1:], strict=False)
-        weights.append(sum(c * moment for c, moment in terms) / scale)
-    return weights
-
-
-def earlier_nodes(
-    h: jax.Array, moving: jax.Array, count: int
-) -> tuple[list[jax.Array], jax.Array]:
-    """Returns where earlier calls lie, in units of each step: 0 is this call, 1 the step's end.
-
-    Args:
-        h: length of each step, f32[N]; not 0.
-        moving: which steps have this length, bool[N]; the others are of first order.
-        count: number of earlier calls.
-
-    Returns:
-        The nodes, f32[N] each, and how many of them each row can use, i32[N]: as many as there were
-        calls, up to one that lies where the call after it does.
-    """
-    # A row that cannot use a node has another in its place, which keeps its weights finite.
-    length = jnp.where(moving, h, 0)
-    usable = jnp.where(moving, count, 0)
-    nodes = []
-    distance = jnp.zeros_like(length)
-    for back in range(1, count + 1):
-        before = jnp.append(jnp.zeros(back, length.dtype), length[:-back])[: len(length)]
-        usable = jnp.where(before == 0, jnp.minimum(usable, back - 1), usable)
-        distance = distance - jnp.where(before == 0, h, before)
-        nodes.append(distance / h)
-    return nodes, usable
-
-
-def multistep_differences(
-    steps: Steps, orders: np.ndarray, highest: int, *, midpoint: bool = False
-) -> list[jax.Array]:
-    """Returns the weights of differences to earlier values, for the Adams-Bashforth form.
-
-    Args:
-        steps: of the run.
-        orders: i64[N], the order of each step.
-        highest: order of the solver; it remembers one call less.
-        midpoint: whether steps of order 2 take half the integral of a constant for that of u, as
-            "midpoint" in diffusers; the two differ by terms of third order.
-    """
-    nodes, usable = earlier_nodes(steps.h, steps.moving, highest - 1)
-    half = steps.moments[0] / 2 if midpoint else steps.moments[1]
-    order = jnp.minimum(orders, usable + 1)
-    return chosen_by_order(nodes, steps.moments, half, order)
-
-
-def chosen_by_order(
-    nodes: list[jax.Array],
-    moments: tuple[jax.Array, ...],
-    half: jax.Array,
-    order: jax.Array,
-) -> list[jax.Array]:
-    """Returns weights of differences, f32[N] each: a step of order p uses the first p - 1 nodes.
-
-    Args:
-        nodes: places of the other values, f32[N] each.
-        moments: integrals of u^k, f32[N] each.
-        half: what steps of order 2 take for the integral of u.
-        order: i32[N], of each step.
-    """
-    weights = [jnp.zeros_like(half) for _ in nodes]
-    for p in range(2, len(nodes) + 2):
-        by_value = [half / nodes[0]]
-        if p > 2:
-            by_value = polynomial_weights(nodes[: p - 1], moments)
-        for i, weight in enumerate(by_value):
-            weights[i] = jnp.where(order == p, weight, weights[i])
-    return weights
-
-
-def final_orders(highest: int, num_steps: int, *, lower: bool, first: bool) -> np.ndarray:
-    """Returns the order of each step of a multistep solver as in diffusers, i64[N].
-
-    Args:
-        highest: order of the solver.
-        num_steps: number N of steps.
-        lower: whether runs of fewer than 15 steps end with lower orders.
-        first: whether the last step is of first order in any case.
-    """
-    # The first steps have no calls before them; the last ones need not look as far back.
-    orders = np.minimum(np.arange(num_steps) + 1, highest)
-    if lower and num_steps < FEW_STEPS:
-        orders = np.minimum(orders, np.arange(num_steps, 0, -1))
-    if first:
-        orders[-1] = 1
-    return orders
 
 
 def table_of(steps: Steps, differences: list[jax.Array]) -> Weights:

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.schedulers.differences import chosen_by_order, earlier_nodes
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
-from cmjax.schedulers.exponential import chosen_by_order, earlier_nodes
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.weights import Weights
 
 
 @jax.tree_util.register_static
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
 class LMSDiscreteScheduler(DiscreteSigmasScheduler):
     """The linear multistep method, Adams-Bashforth on any levels, for models of training times.
@@ -25,18 +27,6 @@ class LMSDiscreteScheduler(DiscreteSigmasScheduler):
     of `DiscreteSigmasScheduler` takes.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
-        prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
-        timestep_spacing: "linspace", "leading" or "trailing".
-        steps_offset: added to "leading" times.
-        rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        use_karras_sigmas: levels of Karras et al. 2022, equation 5, with the same ends.
-        use_exponential_sigmas: levels in equal steps of log sigma, with the same ends.
-        use_beta_sigmas: levels at quantiles of a beta distribution, with the same ends.
         order: highest order of a step, 1 to 4; in diffusers an argument of `step`.
     """
 

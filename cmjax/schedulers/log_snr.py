@@ -19,12 +19,13 @@ from cmjax.schedulers.bounds import dynamic_threshold
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.discrete import (
     DISCRETE_DOMAINS,
+    NetworkOptions,
     check_betas,
     network_options,
     step_starts,
 )
 from cmjax.schedulers.facts import Facts
-from cmjax.schedulers.flow import shifted
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.grids import grid_option
 from cmjax.schedulers.learned_variance import output_shape, split_output
 from cmjax.schedulers.levels import Levels, ramp
@@ -33,6 +34,7 @@ from cmjax.schedulers.log_snr_levels import (
     flow_levels,
     grid_levels,
     last_time,
+    shifted_path,
     training_levels,
     training_times,
     with_end,
@@ -40,8 +42,9 @@ from cmjax.schedulers.log_snr_levels import (
 from cmjax.schedulers.table import TableScheduler, TableState
 
 
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
-class LogSNRScheduler(TableScheduler):
+class LogSNRScheduler(NetworkOptions, TableScheduler):
     """A solver in the half log-SNR `lambda = log(alpha / sigma)`, for models with training times.
 
     The network is told a training time, 0..N-1; where a level lies between two, a whole number near
@@ -51,45 +54,32 @@ class LogSNRScheduler(TableScheduler):
     times these as `timesteps`.
 
     Attributes:
-        num_train_timesteps: number N of training times.
-        beta_start: the first beta.
-        beta_end: the last beta.
-        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "exp".
-        trained_betas: betas that replace the schedule, or None.
         prediction_type: what the network returns: "epsilon", "sample", "v_prediction", or, with
             `use_flow_sigmas`, "flow_prediction" (z - x0).
         rescale_betas_zero_snr: make the last time all but pure noise (Lin et al. 2023).
-        timestep_spacing: "linspace" (from the last time down to the end, which is not called),
-            "leading" (integer stride) or "trailing".
+        timestep_spacing: "linspace" (down to time 0, which is not called), "leading" (integer
+            stride) or "trailing".
         steps_offset: added to "leading" times.
         lambda_min_clipped: leave out training times whose log(alpha / sigma) is lower.
         final_sigmas_type: sampling ends at "zero" or, as "sigma_min", at the lowest level.
         use_karras_sigmas: levels of Karras et al. 2022, equation 5, over all training times.
         use_exponential_sigmas: levels in equal steps of log sigma, over all training times.
         use_beta_sigmas: levels at quantiles of a beta distribution, over all training times.
-        use_lu_lambdas: as use_exponential_sigmas, and the network's times are rounded, not cut off.
+        use_lu_lambdas: as use_exponential_sigmas, with times rounded rather than cut off.
         use_flow_sigmas: follow the straight path `(1 - sigma) x0 + sigma z` of flow matching.
         flow_shift: how far flow levels are moved towards noise (Esser et al. 2024, equation 23).
         thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
-        dynamic_thresholding_ratio: which quantile of a sample's |x0| is scaled to 1, if it is
-            above 1.
+        dynamic_thresholding_ratio: which quantile of |x0| is scaled to 1, if it is above 1.
         sample_max_value: the largest number that a sample is divided by.
-        variance_type: "learned" or "learned_range" for a network whose output has twice the
-            sample's channels, the last axis; the second half is not used. None for others.
-        solver_order: highest order of a step.
-        lower_order_final: end with steps of lower order.
+        variance_type: "learned" or "learned_range" for networks whose output has the variance,
+            which is not used, in a second half of the channels (the last axis); or None.
+        solver_order: order of the solver, 1 to 3.
+        lower_order_final: end with steps of second and first order in runs of fewer than 15 steps.
 
     Raises:
         ValueError: for values outside their domain, or that exclude each other.
     """
 
-    # The network and its training, as `cmjax.parametrization.Discrete` has it.
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
-    prediction_type: str = "epsilon"
     rescale_betas_zero_snr: bool = False
 
     # The levels of a run.
@@ -242,9 +232,6 @@ class LogSNRScheduler(TableScheduler):
         """Returns n equally spaced flow levels before the shift, f64[n]: to 0, not included."""
         return (1 - 1 / self.num_train_timesteps) * (1 - ramp(n + 1)[:-1])
 
-    def flow_path(self, alphas: Any, sigmas: Any) -> tuple[jax.Array, jax.Array]:
+    def shifted_path(self, alphas: Any, sigmas: Any) -> tuple[jax.Array, jax.Array]:
         """Returns alpha and sigma after the shift, f32[n] each."""
-        # alpha is not 1 - sigma, which would be rounded where there is little signal.
-        alphas = shifted(alphas, 1 / self.flow_shift)
-        sigmas = shifted(sigmas, self.flow_shift)
-        return jnp.asarray(alphas, jnp.float32), jnp.asarray(sigmas, jnp.float32)
+        return shifted_path(alphas, sigmas, self.flow_shift)

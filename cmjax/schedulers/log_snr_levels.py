@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.schedulers.discrete import check_signal, explicit_times
+from cmjax.schedulers.flow import shifted, stretched
 from cmjax.schedulers.grids import respaced
 from cmjax.schedulers.levels import (
     Levels,
@@ -102,7 +103,7 @@ def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
     """Returns the shifted levels of flow matching, with that of the end.
 
     Args:
-        scheduler: whose `flow_grid` and `flow_path` the levels have.
+        scheduler: whose `flow_grid` and `shifted_path` the levels have.
         name: the argument that `set_timesteps` was given.
         value: its value; of timesteps and sigmas, before the shift.
     """
@@ -114,7 +115,7 @@ def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
     else:
         scale = 1 if name == "sigmas" else total
         unshifted = parse_levels(name, value, 1e-6 * scale, scale) / scale
-    alphas, sigmas = scheduler.flow_path(1 - unshifted, unshifted)
+    alphas, sigmas = scheduler.shifted_path(1 - unshifted, unshifted)
     alphas = jnp.maximum(alphas, LEAST_ALPHA)
     sigmas = jnp.minimum(sigmas, 1 - LEAST_ALPHA)
 
@@ -123,6 +124,26 @@ def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
         end = jnp.full(1, scheduler.grid_ends()[0], jnp.float32)
     levels = Levels(cut_off(sigmas * total), alphas, sigmas)
     return with_end(scheduler, levels, 1 - end, end)
+
+
+def shifted_path(
+    alphas: Any, sigmas: Any, shift: float, terminal: float | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns alpha and sigma of flow matching after the shift, f32[n] each.
+
+    Args:
+        alphas: `1 - sigmas`, f[n].
+        sigmas: f[n], descending.
+        shift: how far the levels are moved towards noise.
+        terminal: stretch the levels so that this is the lowest sigma; None leaves them.
+    """
+    # alpha is not 1 - sigma, which would be rounded where there is little signal.
+    alphas = jnp.asarray(shifted(alphas, 1 / shift), jnp.float32)
+    sigmas = jnp.asarray(shifted(sigmas, shift), jnp.float32)
+    if terminal is not None:
+        sigmas = stretched(sigmas, terminal)
+        alphas = alphas * (1 - sigmas[-1]) / jnp.where(alphas[-1] > 0, alphas[-1], 1)
+    return alphas, sigmas
 
 
 def with_end(scheduler: Any, levels: Levels, alpha: jax.Array, sigma: jax.Array) -> Levels:

@@ -21,10 +21,8 @@ from cmjax.schedulers.deis import DEISMultistepScheduler
 from cmjax.schedulers.dpm2 import EDMDPM2Scheduler, KDPM2DiscreteScheduler
 from cmjax.schedulers.dpm2_ancestral import KDPM2AncestralDiscreteScheduler
 from cmjax.schedulers.dpm_multistep import EDMDPMSolverMultistepScheduler
-from cmjax.schedulers.dpm_multistep_discrete import (
-    DPMSolverMultistepInverseScheduler,
-    DPMSolverMultistepScheduler,
-)
+from cmjax.schedulers.dpm_multistep_discrete import DPMSolverMultistepScheduler
+from cmjax.schedulers.dpm_multistep_inverse import DPMSolverMultistepInverseScheduler
 from cmjax.schedulers.dpm_sde import DPMSolverSDEScheduler
 from cmjax.schedulers.dpm_singlestep import DPMSolverSinglestepScheduler
 from cmjax.schedulers.euler import EDMEulerScheduler

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cmjax.schedulers import SCHEDULERS, Levels
-from cmjax.schedulers.exponential import exponential_moments, polynomial_weights
+from cmjax.schedulers.differences import polynomial_weights
+from cmjax.schedulers.exponential import exponential_moments
 from cmjax.schedulers.log_snr import LogSNRScheduler
 
 LOG_SNR = [name for name, cls in SCHEDULERS.items() if issubclass(cls, LogSNRScheduler)]

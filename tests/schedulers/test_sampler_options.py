@@ -172,7 +172,11 @@ BAD_OPTIONS = [
         r"use_dynamic_shifting=True is not supported; set flow_shift=exp\(mu\)",
     ),
     (UNIPC, {"shift_terminal": 0.1}, "shift_terminal=0.1 is for use_flow_sigmas=True"),
-    (UNIPC, {"sigma_min": 9.0, "sigma_max": 3.0}, "sigma_min 9 must be below sigma_max 3"),
+    (
+        UNIPC,
+        {"sigma_min": 9.0, "sigma_max": 3.0},
+        "sigma_min 9.0 must be less than sigma_max 3.0",
+    ),
 ]
 
 

@@ -1,0 +1,211 @@
+"""Steps of higher order: the weights of other calls' values, by the order of the step.
+
+A step of first order takes the value of this call (x0, eps) for constant. Higher orders replace it
+by the polynomial through other calls' values, which is integrated exactly. That adds differences to
+the step, `sum_i weights[i] (value_i - value)`. The other calls are at `nodes`, in units of the
+step: 0 is this call, 1 the step's end.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.schedulers.exponential import Steps
+
+FEW_STEPS = 15  # as in diffusers, runs of fewer steps end with lower orders
+
+
+def multistep_orders(
+    highest: int, num_steps: int, *, lower: bool, first: bool = False
+) -> np.ndarray:
+    """Returns the order of each step of a multistep solver, i64[N].
+
+    Args:
+        highest: order of the solver.
+        num_steps: number N of steps.
+        lower: whether the run ends with steps of second and first order.
+        first: whether the last step is of first order in any case.
+    """
+    # The first steps have no calls before them; the last ones need not look as far back.
+    orders = np.minimum(np.arange(num_steps) + 1, highest)
+    if lower:
+        orders = np.minimum(orders, np.arange(num_steps, 0, -1))
+    if first:
+        orders[-1] = 1
+    return orders
+
+
+def multistep_differences(
+    steps: Steps,
+    orders: np.ndarray,
+    highest: int,
+    half: jax.Array,
+    *,
+    implicit: bool = False,
+) -> list[jax.Array]:
+    """Returns the weights of differences to earlier values: the form of Adams and Bashforth.
+
+    Args:
+        steps: of the run.
+        orders: i64[N], the order of each step.
+        highest: order of the solver; it remembers one call less.
+        half: f32[N], what steps with one difference take for the integral of u: itself,
+            `steps.moments[1]`, or half of that of 1, which differs by terms of third order.
+        implicit: whether the first difference is to the value at the step's end, which makes it
+            the form of Adams and Moulton; the order is one more.
+    """
+    nodes, usable = earlier_nodes(steps.h, steps.moving, highest - 1)
+    order = jnp.minimum(orders, usable + 1)
+    if implicit:
+        nodes = [jnp.ones_like(steps.h), *nodes]
+        order = order + 1
+    return chosen_by_order(nodes, steps.moments, half, order)
+
+
+def singlestep_differences(
+    first_order: Steps, steps: Steps, orders: np.ndarray, *, midpoint: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the weights of the last and of this call's difference to the first of their step.
+
+    A step of order p takes p calls; each arrives a little later, by a step from the same start.
+
+    Args:
+        first_order: the step from each call to the next one.
+        steps: the step of each call, from where the first call of its step is.
+        orders: i64[N], the order of each call's step, which is also its number there.
+        midpoint: whether only this call's estimate is taken, as "midpoint" in diffusers.
+    """
+    # Where these calls lie in their step: 0 is its start, 1 where the call arrives.
+    moved = before(jnp.where(first_order.moving, first_order.h, steps.h), 1)
+    last = jnp.where(orders == 3, before(moved, 1) / steps.h, 0.5)
+    this = moved / steps.h + jnp.where(orders == 3, last, 0)
+    this = jnp.where(orders > 1, this, 1)
+
+    if midpoint:
+        second = steps.moments[0] / 2 / this
+        third = [jnp.zeros_like(this), steps.moments[1] / this]
+    else:
+        second = steps.moments[1] / this
+        this = jnp.where(orders == 3, this, 1)
+        third = polynomial_weights([last, this], steps.moments)
+
+    by_last = jnp.where(orders == 3, third[0], 0)
+    by_this = jnp.where(orders == 2, second, 0)
+    return by_last, jnp.where(orders == 3, third[1], by_this)
+
+
+def with_correction(
+    steps: Steps,
+    predicted: list[jax.Array],
+    corrected: list[jax.Array],
+    is_corrected: np.ndarray,
+) -> list[jax.Array]:
+    """Returns the differences of a predictor that also correct the step before, f32[N] each.
+
+    The corrected sample is the predicted one plus a weighted sum of the values of its end and of
+    earlier calls. All of them are at hand in the next step, which is where the sum is added.
+
+    Args:
+        steps: of the run.
+        predicted: `multistep_differences` of the predictor.
+        corrected: those of the corrector, which is implicit.
+        is_corrected: bool[N], which steps are corrected.
+    """
+    # What the correction changes, in the weights of the values of the corrected step's end, of its
+    # start, of the call before, and so on. The next step scales it with the sample.
+    applies = is_corrected & steps.moving
+    arrived = jnp.where(applies, corrected[0], 0)
+    changes = [
+        jnp.where(applies, new - old, 0)
+        for new, old in zip(corrected[1:], predicted, strict=True)
+    ]
+    changes = [-arrived - sum(changes), *changes]
+    differences = [*predicted, jnp.zeros_like(arrived)]
+    return [
+        difference + steps.kept * before(change, 0)
+        for difference, change in zip(differences, changes, strict=True)
+    ]
+
+
+def chosen_by_order(
+    nodes: list[jax.Array],
+    moments: tuple[jax.Array, ...],
+    half: jax.Array,
+    order: jax.Array,
+) -> list[jax.Array]:
+    """Returns weights of differences, f32[N] each: a step of order p uses the first p - 1 nodes.
+
+    Args:
+        nodes: places of the other values, f32[N] each.
+        moments: integrals of u^k, f32[N] each.
+        half: what steps of order 2 take for the integral of u.
+        order: i32[N], of each step.
+    """
+    weights = [jnp.zeros_like(half) for _ in nodes]
+    for p in range(2, len(nodes) + 2):
+        by_value = [half / nodes[0]]
+        if p > 2:
+            by_value = polynomial_weights(nodes[: p - 1], moments)
+        for i, weight in enumerate(by_value):
+            weights[i] = jnp.where(order == p, weight, weights[i])
+    return weights
+
+
+def earlier_nodes(
+    h: jax.Array, moving: jax.Array, count: int
+) -> tuple[list[jax.Array], jax.Array]:
+    """Returns where earlier calls lie, in units of each step: 0 is this call, 1 the step's end.
+
+    Args:
+        h: length of each step, f32[N]; not 0.
+        moving: which steps have this length, bool[N]; the others are of first order.
+        count: number of earlier calls.
+
+    Returns:
+        The nodes, f32[N] each, and how many of them each row can use, i32[N]: as many as there were
+        calls, up to one that lies where the call after it does.
+    """
+    # A row that cannot use a node has another in its place, which keeps its weights finite.
+    length = jnp.where(moving, h, 0)
+    usable = jnp.where(moving, count, 0)
+    nodes = []
+    distance = jnp.zeros_like(length)
+    for back in range(1, count + 1):
+        passed = before(length, 0, back)
+        usable = jnp.where(passed == 0, jnp.minimum(usable, back - 1), usable)
+        distance = distance - jnp.where(passed == 0, h, passed)
+        nodes.append(distance / h)
+    return nodes, usable
+
+
+def polynomial_weights(
+    nodes: list[jax.Array], moments: tuple[jax.Array, ...]
+) -> list[jax.Array]:
+    """Returns the weights that integrate the polynomial through a value at 0 and at the nodes.
+
+    The integral of the polynomial is `moments[0] value_0 + sum_i weights[i] (value_i - value_0)`.
+
+    Args:
+        nodes: places u of the other values, f32[N] each; different from each other and from 0.
+        moments: integrals of u^k, f32[N] each.
+    """
+    weights = []
+    for i, node in enumerate(nodes):
+        # Lagrange's polynomial of the node, u prod (u - other) / (node prod (node - other)): its
+        # coefficients, from that of u on.
+        coefficients = [jnp.ones_like(node)]
+        scale = node
+        for other in nodes[:i] + nodes[i + 1 :]:
+            raised = [jnp.zeros_like(node), *coefficients]
+            lowered = [*coefficients, jnp.zeros_like(node)]
+            coefficients = [a - other * b for a, b in zip(raised, lowered, strict=True)]
+            scale = scale * (node - other)
+        terms = zip(coefficients, moments[1:], strict=False)
+        weights.append(sum(c * moment for c, moment in terms) / scale)
+    return weights
+
+
+def before(column: jax.Array, first: float, back: int = 1) -> jax.Array:
+    """Returns each row's value of so many rows before, f32[N]; `first` where there is none."""
+    filled = jnp.full(back, first, column.dtype)
+    return jnp.append(filled, column[:-back])[: len(column)]
