@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from cmjax.arrays import (
     floating_dtype,
 )
 from cmjax.configs import from_json, inherited, shown
+from cmjax.former_names import OF_OUTPUTS, OF_SCHEDULERS, OF_STATES, with_way_out
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network, check_network, check_output
 from cmjax.random import level_noise, sample_keys
@@ -52,6 +53,9 @@ class SchedulerState:
     step_index: jax.Array
     memory: Any = ()
 
+    if not TYPE_CHECKING:
+        __getattr__ = with_way_out(OF_STATES)
+
     @property
     def num_steps(self) -> int:
         """N, the number of network calls; static."""
@@ -83,6 +87,9 @@ class StepOutput(NamedTuple):
 
     prev_sample: jax.Array
     denoised: jax.Array
+
+    if not TYPE_CHECKING:
+        __getattr__ = with_way_out(OF_OUTPUTS)
 
 
 State = TypeVar("State", bound=SchedulerState)
@@ -121,6 +128,9 @@ class Scheduler(abc.ABC, Generic[State]):
     # What `from_config` read of sibling schedulers' options, for `to_config` to write again. They
     # have no part in what the scheduler does, nor in whether two are equal.
     _kept: Mapping[str, Any] = types.MappingProxyType({})
+
+    if not TYPE_CHECKING:
+        __getattr__ = with_way_out(OF_SCHEDULERS)
 
     @property
     @abc.abstractmethod

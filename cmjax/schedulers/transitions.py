@@ -1,11 +1,13 @@
 """How categories are masked and replaced, and the posterior of a step back (Gu et al. 2022)."""
 
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from cmjax.former_names import OF_STATES, with_way_out
 
 
 class Transitions(NamedTuple):
@@ -32,12 +34,17 @@ class CategoryState:
         step_index: i32[], index of the next call.
         from_data: f32[N+1] each, from x0 to the time of each call; then to the end, x0 itself.
         from_next: f32[N] each, from the next, lower time of the run up to that of the call.
+        scheduler: the scheduler that made it; static.
     """
 
     timesteps: jax.Array
     step_index: jax.Array
     from_data: Transitions
     from_next: Transitions
+    scheduler: Any = dataclasses.field(metadata={"static": True})
+
+    if not TYPE_CHECKING:
+        __getattr__ = with_way_out(OF_STATES)
 
     @property
     def num_steps(self) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,17 @@ import numpy as np
 
 from cmjax.arrays import ApplyFn, as_categories, as_floats
 from cmjax.configs import check_options, from_json, shown
+from cmjax.former_names import OF_SCHEDULERS, with_way_out
 from cmjax.meshes import divided_like
 from cmjax.networks import call_classifier, check_output
 from cmjax.random import gumbel, level_noise, sample_keys
 from cmjax.schedulers.base import StepOutput
-from cmjax.schedulers.checks import check_config, check_not_finished, check_sample_shape
+from cmjax.schedulers.checks import (
+    check_config,
+    check_maker,
+    check_not_finished,
+    check_sample_shape,
+)
 from cmjax.schedulers.config_files import sort_options
 from cmjax.schedulers.levels import check_num_steps, exactly_one, parse_levels
 from cmjax.schedulers.transitions import (
@@ -61,6 +67,9 @@ class VQDiffusionScheduler:
     gamma_cum_start: float = 0.000009
     gamma_cum_end: float = 0.99999
 
+    if not TYPE_CHECKING:
+        __getattr__ = with_way_out(OF_SCHEDULERS)
+
     _domains = {
         "num_vec_classes": (2, 1_000_000),
         "num_train_timesteps": (2, 1_000_000),
@@ -105,14 +114,16 @@ class VQDiffusionScheduler:
             step_index=jnp.zeros((), jnp.int32),
             from_data=from_data,
             from_next=from_next,
+            scheduler=self,
         )
 
     def check_state(self, state: Any) -> None:
-        """Raises ValueError for what is not a state of this kind of scheduler."""
+        """Raises ValueError for a state that this scheduler, with these options, has not made."""
         if not isinstance(state, CategoryState):
             raise ValueError(
                 f"state must be what set_timesteps returns, a CategoryState, got {shown(state)}"
             )
+        check_maker(state, self)
 
     def init(self, state: CategoryState, shape: Any) -> jax.Array:
         """Returns the first sample, i32[shape]: all entries masked."""
