@@ -10,6 +10,7 @@ import pytest
 
 import cmjax
 from cmjax.schedulers import SCHEDULERS
+from cmjax.schedulers.levels import karras_sigmas
 from tests.support.variations import variations
 
 ENDS = ("sigma_min", "sigma_max")
@@ -46,6 +47,11 @@ def test_karras_levels_end_at_sigma_min_whatever_rho():
             sigmas = scheduler.set_timesteps(4).sigmas
             np.testing.assert_allclose(sigmas[0], high, rtol=1e-6)
             np.testing.assert_allclose(sigmas[3], low, rtol=1e-6)
+
+            # In float32, as training draws them.
+            drawn = karras_sigmas(jnp.linspace(0, 1, 4), low, high, rho)
+            assert np.isfinite(drawn).all()
+            np.testing.assert_allclose(drawn[jnp.array([0, 3])], [high, low], rtol=2e-4)
 
 
 def dtypes_of_a_run(scheduler, key):
