@@ -20,6 +20,7 @@ _SUBMODULES = (
     "editing",
     "evaluation",
     "files",
+    "former_names",
     "generation",
     "guidance",
     "image_files",
@@ -121,7 +122,11 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"cmjax.{_HOMES[name]}"), name)
         globals()[name] = value  # so that Python does not call this function again
         return value
-    raise AttributeError(f"module 'cmjax' has no attribute {name!r}")
+
+    # Names of diffusers, with what takes their place.
+    way = importlib.import_module("cmjax.former_names").way_of_package(name, _HOMES)
+    message = f"module 'cmjax' has no attribute {name!r}"
+    raise AttributeError(f"{message}; {way}" if way else message)
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from cmjax import constraints as constraints
 from cmjax import editing as editing
 from cmjax import evaluation as evaluation
 from cmjax import files as files
+from cmjax import former_names as former_names
 from cmjax import generation as generation
 from cmjax import guidance as guidance
 from cmjax import image_files as image_files

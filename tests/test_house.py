@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "cmjax"
 # From what everything stands on to what stands on everything; modules of one line may import each
 # other. docs/design.md has the same list with what each is for.
 LAYERS = [
-    {"version", "configs", "spelling", "system", "files", "interrupts", "image_files"},
+    {"version", "configs", "spelling", "former_names", "system"}
+    | {"files", "interrupts", "image_files"},
     {"processes", "progress"},
     {"arrays", "meshes", "random", "labels", "networks"},
     {"parametrization"},

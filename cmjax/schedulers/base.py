@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from cmjax.arrays import ApplyFn, as_floats, as_samples, combine, floating_dtype
 from cmjax.configs import shown
+from cmjax.former_names import OF_OUTPUTS, OF_STATES, with_way_out
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network, check_network, check_output
 from cmjax.random import level_noise, sample_keys
@@ -44,6 +45,9 @@ class SchedulerState:
     step_index: jax.Array
     memory: Any = ()
 
+    if not TYPE_CHECKING:
+        __getattr__ = with_way_out(OF_STATES)
+
     @property
     def num_steps(self) -> int:
         """N, the number of network calls; static."""
@@ -75,6 +79,9 @@ class StepOutput(NamedTuple):
 
     prev_sample: jax.Array
     denoised: jax.Array
+
+    if not TYPE_CHECKING:
+        __getattr__ = with_way_out(OF_OUTPUTS)
 
 
 State = TypeVar("State", bound=SchedulerState)

@@ -2,18 +2,19 @@
 
 import abc
 import dataclasses
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import ApplyFn, as_categories, as_floats
 from cmjax.configs import shown
+from cmjax.former_names import OF_STATES, with_way_out
 from cmjax.meshes import divided_like
 from cmjax.networks import call_classifier, check_output
 from cmjax.random import gumbel, level_noise, sample_keys
 from cmjax.schedulers.base import StepOutput
-from cmjax.schedulers.checks import check_not_finished, check_sample_shape
+from cmjax.schedulers.checks import check_maker, check_not_finished, check_sample_shape
 from cmjax.schedulers.config_files import Configured
 from cmjax.schedulers.transitions import Transitions
 
@@ -28,12 +29,17 @@ class CategoryState:
         step_index: i32[], index of the next call.
         from_data: f32[N+1] each, from x0 to the time of each call; then to the end, x0 itself.
         from_next: f32[N] each, from the next, lower time of the run up to that of the call.
+        scheduler: the scheduler that made it; static.
     """
 
     timesteps: jax.Array
     step_index: jax.Array
     from_data: Transitions
     from_next: Transitions
+    scheduler: Any = dataclasses.field(metadata={"static": True})
+
+    if not TYPE_CHECKING:
+        __getattr__ = with_way_out(OF_STATES)
 
     @property
     def num_steps(self) -> int:
@@ -73,11 +79,12 @@ class CategoricalScheduler(Configured, abc.ABC):
         """Returns log-probabilities of the next sample, f32`[B, ..., num_vec_classes]`."""
 
     def check_state(self, state: Any) -> None:
-        """Raises ValueError for what is not a state of this kind of scheduler."""
+        """Raises ValueError for a state that this scheduler, with these options, has not made."""
         if not isinstance(state, CategoryState):
             raise ValueError(
                 f"state must be what set_timesteps returns, a CategoryState, got {shown(state)}"
             )
+        check_maker(state, self)
 
     def init(self, state: CategoryState, shape: Any) -> jax.Array:
         """Returns the first sample, i32[shape]: all entries masked."""

@@ -1,5 +1,6 @@
 """Checks of what callers pass to schedulers and to the sampling loop."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -81,3 +82,27 @@ def check_not_finished(state: Any) -> None:
             f"state.step_index is {index} but the run has {state.num_steps} steps; "
             "call set_timesteps again"
         )
+
+
+def check_maker(state: Any, scheduler: Any) -> None:
+    """Raises ValueError unless a state was made by a scheduler of this class and these options."""
+    if state.scheduler != scheduler:
+        raise ValueError(
+            f"state was made by {_difference(state.scheduler, scheduler)}; "
+            "pass what its own set_timesteps returns"
+        )
+
+
+def _difference(maker: Any, other: Any) -> str:
+    """Returns in words how the scheduler that made a state differs from another one."""
+    kind = type(other).__name__
+    if type(maker) is not type(other):
+        return f"a {type(maker).__name__}, but this is a {kind}"
+
+    # The first option that differs; a long one is cut.
+    for field in dataclasses.fields(maker):
+        theirs = getattr(maker, field.name)
+        ours = getattr(other, field.name)
+        if theirs != ours:
+            return f"a {kind} with {field.name}={shown(theirs)}, but this one has {shown(ours)}"
+    return f"another {kind}"

@@ -6,9 +6,10 @@ A file has a scheduler's own options, and others that are without effect here.
 import dataclasses
 import types
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from cmjax.configs import did_you_mean, from_json, inherited, is_finite, shown
+from cmjax.former_names import OF_SCHEDULERS, with_way_out
 from cmjax.schedulers import diffusers_names
 from cmjax.schedulers.checks import check_config
 
@@ -75,6 +76,9 @@ class Configured:
     # What `from_config` read of sibling schedulers' options, for `to_config` to write again. They
     # have no part in what the scheduler does, nor in whether two are equal.
     _kept: Mapping[str, Any] = types.MappingProxyType({})
+
+    if not TYPE_CHECKING:
+        __getattr__ = with_way_out(OF_SCHEDULERS)
 
     def to_config(self) -> dict[str, Any]:
         """Returns the configuration as a dict for JSON, in the layout of diffusers' files."""

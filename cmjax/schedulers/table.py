@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import as_floats, at_least_float32, check_shapes, combine
-from cmjax.configs import check_options, shown
+from cmjax.configs import check_options
 from cmjax.parametrization import Parametrization, Scalings
 from cmjax.schedulers.base import Scheduler, SchedulerState
-from cmjax.schedulers.checks import check_not_finished
+from cmjax.schedulers.checks import check_maker, check_not_finished
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels, exactly_one
 from cmjax.schedulers.weights import Memory, Weights, check_columns, remember
@@ -181,11 +181,7 @@ class TableScheduler(Scheduler[TableState]):
         super().check_state(state)
         if not isinstance(state, TableState):
             raise ValueError(f"state must be a TableState, got a {type(state).__name__}")
-        if state.scheduler != self:
-            raise ValueError(
-                f"state was made by {_difference(state.scheduler, self)}; "
-                "pass what its own set_timesteps returns"
-            )
+        check_maker(state, self)
 
     def prepare(self, state: TableState, sample: jax.Array) -> TableState:
         """Allocates the memory: zeros, to which the first rows give the weight 0."""
@@ -304,18 +300,3 @@ class TableScheduler(Scheduler[TableState]):
         noise = as_floats("noise", noise)
         check_shapes(original=original, noise=noise)
         return combine((state.alpha, original), (state.sigma, noise))
-
-
-def _difference(maker: TableScheduler, other: TableScheduler) -> str:
-    """Returns in words how the scheduler that made a state differs from another one."""
-    kind = type(other).__name__
-    if type(maker) is not type(other):
-        return f"a {type(maker).__name__}, but this is a {kind}"
-
-    # The first option that differs; a long one is cut.
-    for field in dataclasses.fields(maker):
-        theirs = getattr(maker, field.name)
-        ours = getattr(other, field.name)
-        if theirs != ours:
-            return f"a {kind} with {field.name}={shown(theirs)}, but this one has {shown(ours)}"
-    return f"another {kind}"

@@ -90,6 +90,7 @@ class VQDiffusionScheduler(CategoricalScheduler):
             step_index=jnp.zeros((), jnp.int32),
             from_data=from_data,
             from_next=from_next,
+            scheduler=self,
         )
 
     def log_posterior(

@@ -12,6 +12,7 @@ import sys
 from unittest import mock
 
 import diffusers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cmjax
 from cmjax.schedulers import SCHEDULERS, scheduler_from_config
 from tests.golden.make_sampler_goldens import reference_case
 from tests.support.draws import draws
@@ -169,6 +171,39 @@ def test_a_single_step_ends_at_sigma_min_where_diffusers_ends_at_sigma_max():
     theirs.set_timesteps(1)
     np.testing.assert_allclose(theirs.sigmas, [80, 80])
     np.testing.assert_allclose(ours.set_timesteps(1).sigmas, [80, 0.002], rtol=1e-6)
+
+
+def test_exponential_levels_begin_at_the_last_time_where_diffusers_cuts_a_rounding_error_off():
+    config = {**STABLE_DIFFUSION, "use_exponential_sigmas": True}
+    theirs, ours = pair("DPMSolverMultistepScheduler", **config)
+    state = ours.set_timesteps(20)
+    theirs.set_timesteps(20)
+    right = np.array(state.timesteps, int)
+    told = theirs.timesteps.numpy()
+    assert right[0] == 999
+    assert told[0] == 998  # of 998.99999
+    np.testing.assert_array_equal(told[1:], right[1:])
+
+    # With the right time the whole loop agrees, without it does not.
+    first = np.random.default_rng(0).standard_normal((2, 3), np.float32)
+    x0 = cmjax.sample(
+        jax.random.key(0),
+        lambda params, x, t: jnp.sin(x + t[:, None] / 100),
+        None,
+        ours,
+        first.shape,
+        state=state,
+        init=first,
+    )
+    ends = []
+    for times in (right, told):
+        theirs.set_timesteps(20)
+        x = torch.from_numpy(first)
+        for call, time in zip(theirs.timesteps, times, strict=True):
+            x = theirs.step(torch.sin(x + float(time) / 100), call, x).prev_sample
+        ends.append(np.abs(x.numpy() - x0).max() / np.abs(x0).max())
+    assert ends[0] < 3e-5
+    assert ends[1] > 1e-4
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])

@@ -133,3 +133,12 @@ def test_singlestep_orders_are_those_of_diffusers_docstring():
     assert orders(5, **to_level) == [1, 2, 3, 1, 2]
     assert orders(5) == [1, 2, 3, 1, 1]
     assert orders(4) == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("name", LOG_SNR)
+def test_the_highest_exponential_level_is_told_as_the_last_training_time(name):
+    # The logarithm of its exponential is a rounding error below: it is not cut to 998.
+    options = {"use_exponential_sigmas": True, "beta_schedule": "scaled_linear"}
+    scheduler = SCHEDULERS[name](beta_start=0.00085, beta_end=0.012, **options)
+    times = np.asarray(scheduler.set_timesteps(20).timesteps)
+    assert times.max() == 999

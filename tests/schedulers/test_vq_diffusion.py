@@ -271,3 +271,19 @@ def test_a_step_with_a_wrong_array_names_it(change, message):
 def test_the_loop_of_floats_names_the_loop_of_categories():
     with pytest.raises(ValueError, match=r"categories; call cmjax\.categorical\.sample"):
         cmjax.sample(KEY, network, jnp.float32(2), SCHEDULER, (2, 3))
+
+
+def test_a_state_of_other_options_is_refused():
+    scheduler = cmjax.VQDiffusionScheduler(num_vec_classes=5)
+    other = cmjax.VQDiffusionScheduler(num_vec_classes=5, alpha_cum_start=0.9)
+    state = other.set_timesteps(2)
+    x = other.init(state, (1, 3))
+    logits = jnp.zeros((1, 3, 4))
+    for door in (
+        lambda: scheduler.init(state, (1, 3)),
+        lambda: scheduler.predict(lambda p, x, t: logits, None, state, x),
+        lambda: scheduler.denoise(state, logits, x),
+        lambda: scheduler.step(jax.random.key(0), state, logits, x),
+    ):
+        with pytest.raises(ValueError, match="a VQ.* with alpha_cum_start=0.9, but"):
+            door()
