@@ -67,6 +67,7 @@ from cmjax.schedulers import (
     EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
 )
 from cmjax.schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
+from cmjax.schedulers import ExplodingScheduler as ExplodingScheduler
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler as FlowMapEulerDiscreteScheduler
 from cmjax.schedulers import (
     FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler,
@@ -94,6 +95,7 @@ from cmjax.schedulers import SchedulerState as SchedulerState
 from cmjax.schedulers import SCMScheduler as SCMScheduler
 from cmjax.schedulers import ScoreSdeVeScheduler as ScoreSdeVeScheduler
 from cmjax.schedulers import ScoreSdeVpScheduler as ScoreSdeVpScheduler
+from cmjax.schedulers import SpacedScheduler as SpacedScheduler
 from cmjax.schedulers import StepOutput as StepOutput
 from cmjax.schedulers import TableScheduler as TableScheduler
 from cmjax.schedulers import TCDScheduler as TCDScheduler
