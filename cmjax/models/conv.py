@@ -14,12 +14,13 @@ import jax.numpy as jnp
 
 from cmjax.models import winograd
 
-# On CPUs, pixels of a map from which each form is fastest, and the fewest channels for which
-# transforms pay (docs/performance.md). The number of samples must not decide: a sample would be
-# rounded in other ways in other batches.
+# On CPUs, pixels of a map from which each form is fastest, and the fewest channels for which it
+# pays (docs/performance.md). The number of samples must not decide: a sample would be rounded in
+# other ways in other batches.
 PIXELS_OF_LARGE_TILES = 28 * 28
 PIXELS_OF_SMALL_TILES = 12 * 12
-FEWEST_CHANNELS = 32
+CHANNELS_OF_TILES = 32
+CHANNELS_OF_COLUMNS = 256
 
 PLAIN = {
     "lhs_dilation": (1, 1),
@@ -37,11 +38,12 @@ def convolution(
 ) -> jax.Array:
     """Convolves channels-last maps; a `conv_general_dilated` for Flax's layers.
 
-    A kernel of one pixel is a product of matrices. On CPUs, so is a kernel of 3x3 pixels, of stride
-    1 and padded by one pixel, from and to at least 32 channels: Winograd's F(4x4, 3x3) on maps of
-    28x28 pixels or more, F(2x2, 3x3) from 12x12 pixels, and the columns of pixels below. The output
-    differs by about 3e-6 of its standard deviation from XLA's in float32. Derivatives, of any
-    order and in both modes, are those of XLA's convolution.
+    A kernel of one pixel is a product of matrices. On CPUs, kernels of 3x3 pixels, of stride 1 and
+    padded by one pixel, are products too: Winograd's F(4x4, 3x3) on maps of 28x28 pixels or more,
+    and F(2x2, 3x3) from 12x12 pixels, from and to at least 32 channels; on smaller maps one product
+    of all neighbourhoods, from and to at least 256. The output differs by about 3e-6 of its
+    standard deviation from XLA's in float32. Derivatives, of any order and in both modes, are those
+    of XLA's convolution.
 
     Args:
         x: `[B, H, W, C]`.
@@ -59,7 +61,12 @@ def convolution(
     if plain and size == (1, 1) and not any(map(any, padding)):
         return product_of_matrices(x, kernel[0, 0])
     one_pixel = [tuple(pair) for pair in padding] == [(1, 1), (1, 1)]
-    if plain and size == (3, 3) and one_pixel and min(kernel.shape[2:]) >= FEWEST_CHANNELS:
+    if (
+        plain
+        and size == (3, 3)
+        and one_pixel
+        and min(kernel.shape[2:]) >= CHANNELS_OF_TILES
+    ):
         return conv3x3(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
@@ -118,8 +125,10 @@ def _on_cpu(x, kernel):
         form = functools.partial(winograd.convolve, 4)
     elif pixels >= PIXELS_OF_SMALL_TILES:
         form = functools.partial(winograd.convolve, 2)
-    else:
+    elif min(kernel.shape[2:]) >= CHANNELS_OF_COLUMNS:
         form = by_columns
+    else:
+        form = _by_xla
     return form(x, kernel).astype(dtype)
 
 
