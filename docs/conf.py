@@ -1,6 +1,7 @@
 """Settings of the site: `sphinx-build -W -n docs docs/_build/html`."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ suppress_warnings = ["config.cache"]
 # Notebooks are executed when their code has changed; an exception ends the build.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 240
+nb_execution_timeout = 1200  # of one cell, on a busy machine
 nb_merge_streams = True
 
 # Docstrings. A single backtick is code, as in Markdown.
@@ -88,9 +89,10 @@ def _protect(app, what, name, obj, options, lines):
 
 def _escape(app, what, name, obj, options, lines):
     """Docstrings write norms as |x|, which reStructuredText takes for a substitution."""
-    for i, line in enumerate(lines):
-        line = line.replace(COLON, ":")
-        lines[i] = line.replace("|", r"\|") if "`" not in line else line
+    # Every second part is code.
+    parts = re.split(r"(`+[^`]*`+)", "\n".join(lines).replace(COLON, ":"))
+    parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
 
 
 def setup(app):
