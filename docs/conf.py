@@ -36,7 +36,7 @@ extensions = [
 exclude_patterns = ["_build"]
 
 # Markdown. Headings have the anchors that repository hosts give them.
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]
 
@@ -51,6 +51,7 @@ default_role = "literal"
 autosummary_generate = False  # reference.py writes the pages
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+toc_object_entries_show_parents = "hide"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -69,12 +70,15 @@ nitpick_ignore_regex = [
 
 html_theme = "sphinx_book_theme"
 html_title = "cmjax"
+html_favicon = "images/favicon.png"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": True,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],  # the search button is in the sidebar
 }
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -95,7 +95,7 @@ def pages() -> dict[str, str]:
     top = []
     for name in sorted(seen.values()):
         if name.endswith("Scheduler"):
-            found[name] = _title(name) + _entry(name)
+            found[name] = _title(name.removeprefix("cmjax.")) + _entry(name)
         else:
             top.append(name)
     found["cmjax"] = _page("cmjax", top, ["cmjax.schedulers"])
