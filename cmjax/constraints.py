@@ -117,6 +117,13 @@ def inpaint(image: ArrayLike, mask: ArrayLike) -> Inpaint:
     and the image is ignored (it may be NaN). In between they are the weighted mean of both, for
     soft edges.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from cmjax.constraints import inpaint
+        >>> constraint = inpaint(jnp.array([0.25, 0.0]), jnp.array([1.0, 0.0]))
+        >>> constraint(jnp.array([[0.5, 0.75]])).tolist()
+        [[0.25, 0.75]]
+
     Args:
         image: floats in the range of the samples (pictures in [-1, 1]), `[B, ...]` or `[...]`.
         mask: weights in [0, 1], or booleans, shaped likewise; axes may have size 1, as in

@@ -91,6 +91,20 @@ def edit(
     known), plus noise of the first level. The constraint is applied to every x0 estimate after
     clipping, so that it may move results out of [-1, 1].
 
+    Example:
+        >>> import cmjax, jax
+        >>> import jax.numpy as jnp
+        >>> from cmjax.editing import edit, inpaint
+        >>> scheduler = cmjax.CMStochasticIterativeScheduler()
+        >>> def apply_fn(params, x, t):
+        ...     return params * x
+        >>> keep_first = inpaint(jnp.array([0.5, 0.0]), jnp.array([1.0, 0.0]))
+        >>> x0 = edit(
+        ...     jax.random.key(0), apply_fn, 0.1, scheduler, keep_first, (3, 2), sigmas=[80.0, 2.0]
+        ... )
+        >>> x0[:, 0].tolist()
+        [0.5, 0.5, 0.5]
+
     Args:
         key: one key, of which sample *i* uses `fold_in(key, first_index + i)`, or one key per
             sample `[B]`.

@@ -154,6 +154,13 @@ def frechet_distance(a: ArrayLike | Gaussian, b: ArrayLike | Gaussian) -> float:
     of Heusel et al. (2017). The result is never negative, and accurate for singular covariances,
     such as those of fewer samples than features.
 
+    Example:
+        >>> from cmjax.evaluation import frechet_distance
+        >>> a = [[0.0, 0.0], [2.0, 2.0]]
+        >>> b = [[3.0, 0.0], [5.0, 2.0]]  # the same, moved by 3 along the first axis
+        >>> round(frechet_distance(a, b), 6)
+        9.0
+
     Args:
         a: features `[N, D]`, or a Gaussian from `fit_gaussian` or from a file of statistics.
         b: likewise, with the same number of features; the number of samples may differ.

@@ -14,6 +14,15 @@ def autoguidance(apply_fn: ApplyFn, scale: ArrayLike) -> ApplyFn:
     The paper extrapolates x0; since x0 is linear in the network's output, extrapolating the output
     is the same: `weaker + scale (output - weaker)`.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from cmjax.guidance import autoguidance
+        >>> def apply_fn(params, x, t):
+        ...     return params * x
+        >>> guided = autoguidance(apply_fn, 2.0)
+        >>> guided((1.0, 0.5), jnp.ones((1, 2)), jnp.zeros(1)).tolist()  # 0.5 + 2 (1 - 0.5)
+        [[1.5, 1.5]]
+
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.
         scale: a number, or one per sample `[B]`: 1 is the network alone; larger values move its

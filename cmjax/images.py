@@ -142,6 +142,12 @@ def to_uint8(samples: ArrayLike) -> Any:
 
     Under `jax.jit` values are not known, and those that are refused otherwise become any pixels.
 
+    Example:
+        >>> import numpy as np
+        >>> from cmjax.images import to_uint8
+        >>> to_uint8(np.array([-1.0, 0.0, 1.0, 1.5])).tolist()
+        [0, 128, 255, 255]
+
     Returns:
         A NumPy array; under `jax.jit`, a traced array.
 

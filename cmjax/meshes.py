@@ -59,6 +59,23 @@ def with_automatic_axes(
     return automatic(samples, params)
 
 
+def looked_up(
+    lookup: Callable[[jax.Array, jax.Array], jax.Array], at: jax.Array, table: jax.Array
+) -> jax.Array:
+    """Returns `lookup(at, table)`, divided over devices as `at` is.
+
+    On explicit axes a divided index cannot be used on an array that is on no mesh.
+
+    Args:
+        lookup: returns an array like `at`. It may not close over arrays.
+        at: where to look, `[B]` or one number.
+        table: `[N]`.
+    """
+    if not at.ndim:
+        return lookup(at, table)
+    return with_automatic_axes(lookup, at, table)
+
+
 def as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
     """Returns the first carry of a scan, divided over devices as `body` returns it.
 

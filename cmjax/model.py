@@ -89,6 +89,11 @@ class Model:
     ) -> Any:
         """Generates samples with the model's own scheduler.
 
+        Example:
+            >>> import cmjax, jax
+            >>> cmjax.load().sample(jax.random.key(0), 2, labels=7).shape
+            (2, 28, 28, 1)
+
         Args:
             key: one key, from which sample i gets its own, `fold_in(key, first_index + i)`; or one
                 key per sample, `[num]`.

@@ -155,6 +155,13 @@ def sample_keys(key: jax.Array, batch: int, first_index: int | jax.Array = 0) ->
     One key gives sample *i* the key `fold_in(key, first_index + i)`; keys that are already one per
     sample are returned as they are.
 
+    Example:
+        >>> import jax
+        >>> from cmjax.random import sample_keys
+        >>> keys = sample_keys(jax.random.key(0), 4)
+        >>> bool((keys[2:] == sample_keys(jax.random.key(0), 2, first_index=2)).all())
+        True
+
     Args:
         key: one key, or one per sample `[batch]`.
         batch: number of samples.

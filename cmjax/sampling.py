@@ -60,6 +60,17 @@ def sample(
     `apply_fn`, scheduler, shapes and options. Values that `apply_fn` closes over are constants of
     that program; pass what changes as `params` or `cond`.
 
+    Example:
+        >>> import cmjax, jax
+        >>> scheduler = cmjax.CMStochasticIterativeScheduler()
+        >>> def apply_fn(params, x, t):
+        ...     return params * x
+        >>> x0 = cmjax.sample(
+        ...     jax.random.key(0), apply_fn, 0.1, scheduler, (4, 2), num_inference_steps=2
+        ... )
+        >>> x0.shape
+        (4, 2)
+
     Args:
         key: one key, of which sample *i* uses `fold_in(key, first_index + i)`, or one key per
             sample `[B]`.

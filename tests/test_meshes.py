@@ -17,6 +17,8 @@ import cmjax
 from cmjax import editing, testing
 from cmjax.generation import Request
 from cmjax.generation.batches import BatchSampler
+from cmjax.parametrization import adapt
+from cmjax.parametrization.conversion import edm_denoiser
 from cmjax.random import sample_keys
 from cmjax.schedulers import SCHEDULERS
 from cmjax.training import losses, trainer
@@ -69,6 +71,20 @@ def test_every_sampler_is_traced_on_an_explicit_mesh(name):
         run.trace(*arguments)
         with jax.set_mesh(mesh):
             assert jax.typeof(run.eval_shape(*arguments)[0]).sharding.spec[0] == "data"
+
+
+ONE_TIME = [name for name, kind in SCHEDULERS.items() if kind.num_times == 1]
+
+
+@pytest.mark.parametrize("name", ONE_TIME)
+def test_adapted_networks_are_traced_on_an_explicit_mesh(name):
+    # Those of training times look their levels up in a table.
+    keys = divided(mesh_of("explicit"), sample_keys(KEY, 8))
+    for source, target in ((CM, SCHEDULERS[name]()), (SCHEDULERS[name](), CM)):
+        adapted = adapt(toy, source, target, edm_denoiser)
+        run = jax.jit(functools.partial(cmjax.sample, shape=SHAPE), static_argnums=(1, 3))
+        found = run.eval_shape(keys, adapted, PARAMS, target)
+        assert jax.typeof(found).sharding.spec[0] == "data"
 
 
 @pytest.mark.parametrize("scheduler", [CM, cmjax.EDMHeunScheduler(s_churn=2.0)])

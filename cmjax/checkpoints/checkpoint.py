@@ -119,7 +119,7 @@ class Checkpoint:
         """Compares the tensors with those of the network, without reading them.
 
         Returns:
-            `apply_fn` and the parameters as `jax.ShapeDtypeStruct`s, in the network's own tree.
+            `apply_fn` and the parameters as `jax.ShapeDtypeStruct`, in the network's own tree.
 
         Raises:
             ValueError: listing tensors that are missing, unexpected, misshapen or not of

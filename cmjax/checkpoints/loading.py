@@ -37,6 +37,12 @@ def load(
 ) -> Model:
     """Loads a model, detecting its format.
 
+    Example:
+        >>> import cmjax
+        >>> model = cmjax.load()
+        >>> model.sample_shape, model.num_classes
+        ((28, 28, 1), 10)
+
     Args:
         source: a cmjax folder, the folder of a training run, a diffusers pipeline or UNet folder,
             an OpenAI `.pt` file, or the id of a pipeline or cmjax folder on the Hugging Face hub
@@ -121,6 +127,13 @@ def save(
     """Writes a model's folder.
 
     A crash leaves the folder that was there before or the new one, and never half of one.
+
+    Example:
+        >>> import cmjax, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> cmjax.save(folder, cmjax.load())
+        >>> cmjax.load(folder).config == cmjax.load().config
+        True
 
     Args:
         path: the folder. It is made if there is none, and replaced if it holds a model that

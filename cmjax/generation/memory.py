@@ -39,6 +39,13 @@ def generate(
 ) -> Generated:
     """Generates samples on one device and returns them in memory.
 
+    Example:
+        >>> import cmjax
+        >>> from cmjax.generation import Request, generate
+        >>> made = generate(cmjax.load(), Request(labels=[7]), 2)
+        >>> made.images.shape, made.labels.tolist()
+        ((2, 28, 28, 1), [7, 7])
+
     Args:
         model: from `cmjax.load`.
         request: which samples to make.

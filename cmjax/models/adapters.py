@@ -29,6 +29,19 @@ def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
     The module is copied, and the copy set to evaluation: its dropout is off, and its batch
     normalisation uses the running averages.
 
+    Example:
+        >>> import cmjax
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> class Network(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.linear = nnx.Linear(2, 2, rngs=rngs)
+        ...     def __call__(self, x, t):
+        ...         return self.linear(x) + t[:, None]
+        >>> apply_fn, params = cmjax.from_nnx(Network(nnx.Rngs(0)))
+        >>> apply_fn(params, jnp.ones((4, 2)), jnp.zeros(4)).shape
+        (4, 2)
+
     Args:
         module: any NNX module.
 
@@ -77,6 +90,20 @@ def from_linen(
     module: linen.Module, variables: Mapping[str, Any]
 ) -> tuple[ApplyFn, Mapping[str, Any]]:
     """Pairs a Linen module, whose `__call__` takes `(x, t, **cond)`, with its variables.
+
+    Example:
+        >>> import cmjax, jax
+        >>> import jax.numpy as jnp
+        >>> from flax import linen
+        >>> class Network(linen.Module):
+        ...     @linen.compact
+        ...     def __call__(self, x, t):
+        ...         return linen.Dense(2)(x) + t[:, None]
+        >>> x, t = jnp.ones((4, 2)), jnp.zeros(4)
+        >>> module = Network()
+        >>> apply_fn, params = cmjax.from_linen(module, module.init(jax.random.key(0), x, t))
+        >>> apply_fn(params, x, t).shape
+        (4, 2)
 
     Args:
         module: any Linen module. An argument `train`, `training` or `deterministic` of its
@@ -127,6 +154,15 @@ def compute_in(apply_fn: ApplyFn, dtype: Any) -> ApplyFn:
 
     The parameters, the output and the times keep their dtypes. cmjax's own networks compute in the
     dtype of their input, whatever that of their parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from cmjax.models import compute_in
+        >>> def apply_fn(params, x, t):
+        ...     assert x.dtype == jnp.bfloat16
+        ...     return x
+        >>> compute_in(apply_fn, jnp.bfloat16)(None, jnp.ones((4, 2)), jnp.zeros(4)).dtype
+        dtype('float32')
 
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.

@@ -128,6 +128,17 @@ def adapt(
     source's network estimates x0 there, and that x0 is converted to the output that the target
     expects. Levels outside the source's range count as its highest or lowest level.
 
+    Example:
+        >>> import cmjax, jax
+        >>> from cmjax.parametrization import adapt, edm_denoiser
+        >>> source = cmjax.CMStochasticIterativeScheduler()
+        >>> target = cmjax.DDIMScheduler()
+        >>> def apply_fn(params, x, t):
+        ...     return params * x
+        >>> adapted = adapt(apply_fn, source, target, edm_denoiser)
+        >>> cmjax.sample(jax.random.key(0), adapted, 0.1, target, (4, 2)).shape
+        (4, 2)
+
     Args:
         apply_fn: the network, `(params, x, t, **cond) -> model_output`.
         source: the scheduler that the network was trained for.

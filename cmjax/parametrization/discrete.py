@@ -9,6 +9,7 @@ import numpy as np
 
 from cmjax.arrays import as_array, combine, concrete
 from cmjax.configs import shown
+from cmjax.meshes import looked_up
 from cmjax.parametrization.base import (
     NoiseLevel,
     Parametrization,
@@ -84,7 +85,7 @@ class Discrete(Parametrization):
         variances = self.signal_variances()
         alphas = jnp.asarray(np.sqrt(variances), jnp.float32)
         sigmas = jnp.asarray(np.sqrt(1 - variances), jnp.float32)
-        return alphas[index], sigmas[index]
+        return looked_up(_at_index, index, alphas), looked_up(_at_index, index, sigmas)
 
     def velocity(self, time: jax.Array, original: jax.Array, noise: jax.Array) -> jax.Array:
         """Returns what a network of "v_prediction" is trained on, `alpha z - sigma x0`.
@@ -126,7 +127,7 @@ class Discrete(Parametrization):
         """Returns fractional training times, interpolated in log(sigma / alpha)."""
         # In the logarithm neighbouring training times are about equally far apart.
         known = jnp.asarray(np.log(self.training_ratios()), jnp.float32)
-        return jnp.interp(jnp.log(ratio), known, jnp.arange(len(known), dtype=jnp.float32))
+        return looked_up(_place_of, jnp.log(ratio), known)
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out) of the prediction type."""
@@ -166,7 +167,7 @@ class DiscreteExploding(Discrete):
         # training times they are not exactly inverse.
         known = jnp.asarray(self.training_ratios(), jnp.float32)
         time = jnp.asarray(time).astype(jnp.float32)
-        sigmas = jnp.interp(time, jnp.arange(len(known), dtype=jnp.float32), known)
+        sigmas = looked_up(_between_indices, time, known)
         return jnp.ones_like(sigmas), sigmas
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
@@ -179,3 +180,18 @@ class DiscreteExploding(Discrete):
             return Scalings(c_in, 0.0, 1.0)
         # x0 = alpha (alpha x) - (sigma alpha) F: `Discrete`'s, with its sigma = sigma alpha.
         return Scalings(c_in, c_in * c_in, -sigma * c_in)
+
+
+def _at_index(index, table):
+    """The entries at whole indices."""
+    return table[index]
+
+
+def _between_indices(index, table):
+    """The entries at fractional indices, interpolated linearly."""
+    return jnp.interp(index, jnp.arange(len(table), dtype=jnp.float32), table)
+
+
+def _place_of(value, table):
+    """The fractional indices of values in a table that ascends: `_between_indices` inverted."""
+    return jnp.interp(value, table, jnp.arange(len(table), dtype=jnp.float32))

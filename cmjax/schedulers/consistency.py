@@ -38,6 +38,13 @@ class CMStochasticIterativeScheduler(ExplodingScheduler):
     from the noisy end, in descending order as in diffusers (`[22, 0]` is sigma_max, then level 22);
     as `sigmas` any levels in [sigma_min, sigma_max]. Sampling ends at sigma_min.
 
+    Example:
+        >>> import cmjax
+        >>> scheduler = cmjax.CMStochasticIterativeScheduler()
+        >>> state = scheduler.set_timesteps(timesteps=[22, 0])
+        >>> [round(sigma, 3) for sigma in state.sigmas.tolist()]  # of each call, and of the end
+        [80.0, 1.382, 0.002]
+
     Attributes:
         num_train_timesteps: number N of levels of the training grid; 40 for the released distilled
             models.

@@ -92,6 +92,12 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
 def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
     """Builds a registered scheduler from a config dict.
 
+    Example:
+        >>> import cmjax
+        >>> config = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+        >>> cmjax.scheduler_from_config(config).prediction_type
+        'v_prediction'
+
     Args:
         config: `scheduler.to_config()`, or the content of a diffusers `scheduler_config.json`.
 

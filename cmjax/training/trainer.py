@@ -310,6 +310,19 @@ def make_train_step(
     precision in the network, `cmjax.models.compute_in(apply_fn, jnp.bfloat16)`: parameters,
     preconditioning and loss stay float32.
 
+    Example:
+        >>> import cmjax, jax, optax
+        >>> import jax.numpy as jnp
+        >>> from cmjax.training import losses, trainer
+        >>> def apply_fn(params, x, t):
+        ...     return params * x
+        >>> loss = losses.Denoising(cmjax.CMStochasticIterativeScheduler())
+        >>> train_step = trainer.make_train_step(loss, apply_fn, optax.adam(1e-3))
+        >>> state = train_step.init(jax.random.key(0), jnp.ones(2))
+        >>> state, metrics = train_step(state, {"data": jnp.zeros((8, 2))})
+        >>> int(state.step), sorted(metrics)
+        (1, ['grad_norm', 'loss'])
+
     Args:
         loss: such as `losses.ConsistencyTraining(scheduler, total_steps)`, or a function
             `(key, apply_fn, params, frozen, batch, step) -> (loss, metrics)`.

@@ -1,0 +1,106 @@
+"""Settings of the site: `sphinx-build -W -n docs docs/_build/html`."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+# The pages document this checkout, installed or not; notebooks run in processes of their own.
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+sys.path.insert(0, str(DOCS.parent))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(DOCS.parent), os.environ.get("PYTHONPATH", "")]
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import reference  # noqa: E402
+
+from cmjax.version import __version__  # noqa: E402
+
+COLON = "\x1f"  # stands for a colon while napoleon reads a docstring
+
+project = "cmjax"
+author = "The cmjax authors"
+release = __version__
+version = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+
+# Markdown. Headings have the anchors that repository hosts give them.
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+suppress_warnings = ["config.cache"]
+
+# Notebooks are executed when their code has changed; an exception ends the build.
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 1200  # of one cell, on a busy machine
+nb_merge_streams = True
+
+# Docstrings. A single backtick is code, as in Markdown.
+default_role = "literal"
+autosummary_generate = False  # reference.py writes the pages
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+toc_object_entries_show_parents = "hide"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+# Types of other packages have no page here, and the build asks nothing of the network.
+nitpick_ignore_regex = [
+    ("py:.*", r"(jax|jaxlib|numpy|np|flax|nnx|linen|optax|orbax|PIL|click|tqdm)\..*"),
+    ("py:.*", r"(abc|collections|contextlib|io|pathlib)\..*"),
+    # Type variables, and base classes that are not public.
+    ("py:.*", r"(cmjax\..*\.)?(Arguments|Class|Config|Network|Result|Section|State)"),
+    ("py:.*", r"cmjax\..*\.(DiscreteLoss|KarrasRange|StoredTensor|_SimplifiedLoss)"),
+    ("py:.*", r"dict\[str"),
+]
+
+html_theme = "sphinx_book_theme"
+html_title = "cmjax"
+html_favicon = "images/favicon.png"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "show_toc_level": 2,
+    "use_download_button": True,
+    "use_fullscreen_button": False,
+    "navbar_persistent": [],  # the search button is in the sidebar
+}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def _protect(app, what, name, obj, options, lines):
+    """Keeps napoleon from reading "EDM's parametrization: ..." as a type and its description."""
+    if what in ("property", "attribute"):
+        lines[:] = [line.replace(":", COLON) for line in lines]
+
+
+def _escape(app, what, name, obj, options, lines):
+    """Docstrings write norms as |x|, which reStructuredText takes for a substitution."""
+    # Every second part is code.
+    parts = re.split(r"(`+[^`]*`+)", "\n".join(lines).replace(COLON, ":"))
+    parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
+
+
+def setup(app):
+    """Writes the pages of the reference before Sphinx looks for pages."""
+    reference.write(DOCS / "api")
+    app.connect("autodoc-process-docstring", _protect, priority=400)  # napoleon has 500
+    app.connect("autodoc-process-docstring", _escape)
