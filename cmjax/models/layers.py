@@ -15,6 +15,10 @@ from cmjax.labels import check_class_labels
 from cmjax.models.conv import convolution, product_of_matrices
 
 
+# 32 MB in float32, about what CPUs keep near.
+SCORES_IN_CACHE = 8 * 1024 * 1024
+
+
 def in_input_dtype(arrays: Any, **_: Any) -> Any:
     """Casts parameters to the dtype of the input; a rule for `promote_dtype` of Flax's layers."""
     # Flax passes the input first, then the kernel and the bias, which may be None. Its own rule
@@ -166,13 +170,34 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     Returns:
         The mixed values, `[B, T, heads, C]`, in the dtype of `v`.
     """
-    # Heads first, so that each is a plain product of matrices: [B, heads, T, C].
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    # Heads first, so that each is a plain product of matrices: [B * heads, T, C].
+    batch, tokens, heads, channels = q.shape
+    q, k, v = (x.swapaxes(1, 2).reshape(-1, tokens, channels) for x in (q, k, v))
 
+    mixed = jax.lax.platform_dependent(q, k, v, cpu=_attend_in_cache, default=_attend)
+    return mixed.reshape(batch, heads, tokens, channels).swapaxes(1, 2)
+
+
+def _attend(q, k, v):
+    """Attends within each head, `[..., T, C]`."""
     # Fused kernels do not differentiate in forward mode, which the continuous-time losses need.
-    scores = q @ k.swapaxes(2, 3) / math.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
-    return (weights @ v).swapaxes(1, 2)
+    scores = (q / math.sqrt(q.shape[-1])) @ k.swapaxes(-2, -1)
+    scores = scores.astype(jnp.float32)
+
+    # softmax(scores) v, divided at the end: that is a pass over [T, C] instead of [T, T].
+    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = (weights.astype(v.dtype) @ v).astype(jnp.float32) / total
+    return mixed.astype(v.dtype)
+
+
+def _attend_in_cache(q, k, v):
+    """Attends to some heads at a time, whose scores stay in the cache of a CPU."""
+    at_once = max(1, SCORES_IN_CACHE // q.shape[1] ** 2)
+    if at_once >= len(q):
+        return _attend(q, k, v)
+    return jax.lax.map(lambda head: _attend(*head), (q, k, v), batch_size=at_once)
 
 
 def add_class_embedding(

@@ -1,0 +1,46 @@
+"""Layers that networks share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmjax.models import layers
+
+
+def attention_of(q, k, v):
+    """softmax(q k^T / sqrt(C)) v for each head, in the library's order of axes."""
+    scores = jnp.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(q.shape[-1])
+    return jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(scores, axis=-1), v)
+
+
+# Heads in one piece, in pieces of 4 of which the last is smaller, and one after the other.
+@pytest.mark.parametrize("scores_in_cache", [10**6, 4 * 7**2, 1])
+def test_attention_in_pieces(monkeypatch, scores_in_cache):
+    monkeypatch.setattr(layers, "SCORES_IN_CACHE", scores_in_cache)
+    rng = np.random.default_rng(0)
+    q, k, v, q_tangent, k_tangent, v_tangent = jnp.asarray(
+        3 * rng.standard_normal((6, 2, 7, 3, 8)), jnp.float32
+    )
+    tangents = (q_tangent, k_tangent, v_tangent)
+
+    # Values, and derivatives of both modes.
+    @functools.partial(jax.jit, static_argnums=0)
+    def everything(attend):
+        out, tangent = jax.jvp(attend, (q, k, v), tangents)
+        gradients = jax.grad(lambda *args: jnp.sum(attend(*args) ** 3), (0, 1, 2))
+        return out, tangent, gradients(q, k, v)
+
+    actual = jax.tree.leaves(everything(layers.attend))
+    expected = jax.tree.leaves(everything(attention_of))
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert np.std(ours - theirs) < 1e-5 * np.std(theirs)
+
+
+def test_attention_to_scores_beyond_the_range_of_exp():
+    q = jnp.full((1, 2, 1, 1), 1e3)
+    k = jnp.asarray([-1.0, 1.0]).reshape(1, 2, 1, 1)
+    v = jnp.asarray([5.0, 7.0]).reshape(1, 2, 1, 1)
+    np.testing.assert_array_equal(layers.attend(q, k, v), jnp.full((1, 2, 1, 1), 7.0))
