@@ -13,8 +13,8 @@ from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.weights import Weights
 
 
-@jax.tree_util.register_static
 @inherit_field_docs
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class DEISMultistepScheduler(LogSNRScheduler):
     """Diffusion exponential integrator (Zhang and Chen 2022, arXiv 2204.13902, "log-rho").

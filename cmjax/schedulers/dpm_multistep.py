@@ -46,8 +46,8 @@ def dpm_multistep_weights(scheduler: Any, levels: Levels) -> Weights:
     return table_of(steps, differences)
 
 
-@jax.tree_util.register_static
 @inherit_field_docs
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class EDMDPMSolverMultistepScheduler(EDMScheduler):
     """DPM-Solver++ on EDM noise levels (Lu et al. 2022, Algorithm 2).

@@ -21,8 +21,8 @@ from cmjax.schedulers.log_snr_levels import shifted_path
 from cmjax.schedulers.weights import Weights
 
 
-@jax.tree_util.register_static
 @inherit_field_docs
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class UniPCMultistepScheduler(LogSNRScheduler):
     """UniPC (Zhao et al. 2023, arXiv 2302.04867, Algorithms 5 to 8).
@@ -39,8 +39,9 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         solver_type: "bh1" or "bh2", the function B(h) of predictors of order 2 and correctors of
             order 1. Higher orders do not depend on it.
         disable_corrector: indices of steps that are not corrected.
-        sigma_min: lowest sigma / alpha of the three grids above; None for that of training times.
-        sigma_max: highest one, likewise.
+        sigma_min: lowest sigma / alpha of Karras, exponential and beta levels; None for that of the
+            training times.
+        sigma_max: highest sigma / alpha of these three, likewise.
         shift_terminal: stretch the shifted flow levels so that this is the lowest, or None.
     """
 
