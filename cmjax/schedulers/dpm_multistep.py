@@ -34,8 +34,8 @@ def dpm_multistep_weights(scheduler: Any, levels: Levels) -> Weights:
     orders = multistep_orders(
         scheduler.solver_order,
         n,
-        lower=scheduler.lower_order_final and n < FEW_STEPS,
-        first=scheduler.euler_at_final or scheduler.final_sigmas_type == "zero",
+        lower_order_final=scheduler.lower_order_final and n < FEW_STEPS,
+        euler_at_final=scheduler.euler_at_final or scheduler.final_sigmas_type == "zero",
     )
 
     # The two forms of the second order.

@@ -62,7 +62,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     # Options that diffusers' class of this name does not have.
     _sibling_options = frozenset({"lambda_min_clipped", "use_lu_lambdas", "variance_type"})
 
-    flow_ends_where_it_is = True
+    ends_at_last_flow_level = True
     _file_options = {"solver_p": FileOption(None, hint="leave it out: UniPC has its own")}
     # As diffusers reads the names of DPM-Solver and DEIS.
     _others_values = {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")}
@@ -84,7 +84,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
             check_sigma_order(*self.grid_ends())
 
     def grid_ends(self) -> tuple[float, float]:
-        """Returns the lowest and highest sigma / alpha of Karras and exponential levels."""
+        """Returns the lowest and highest sigma / alpha of Karras, exponential and beta levels."""
         low, high = super().grid_ends()
         return self.sigma_min or low, self.sigma_max or high
 
@@ -108,7 +108,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         # The predictor, by this and earlier values.
         n = len(levels.times)
         highest = self.solver_order
-        orders = multistep_orders(highest, n, lower=self.lower_order_final)
+        orders = multistep_orders(highest, n, lower_order_final=self.lower_order_final)
         predicted = multistep_differences(steps, orders, highest, half)
 
         # The corrector has one value more, at the step's end.
