@@ -12,8 +12,8 @@ OF_SCHEDULERS = {
     "get_velocity": "use scheduler.parametrization.velocity(times, sample, noise)",
     "scale_noise": "use scheduler.parametrization.add_noise(times, sample, noise)",
     "add_noise_to_input": "scheduler.step adds that noise, before the next call",
-    "step_correct": "the correction is the next scheduler.step",
-    "step_pred": "prediction and correction are one scheduler.step after the other",
+    "step_correct": "scheduler.step predicts and corrects in turn; the state knows which is next",
+    "step_pred": "scheduler.step predicts and corrects in turn; the state knows which is next",
     "set_sigmas": "scheduler.set_timesteps sets them too",
     "set_begin_index": "start lower by scheduler.set_timesteps(timesteps=[...])",
     "config": "options are fields of the scheduler; scheduler.to_config() returns them all",
@@ -51,7 +51,7 @@ def with_way_out(ways: Mapping[str, str]) -> Callable[[Any, str], Any]:
     """
 
     def __getattr__(self: Any, name: str) -> Any:
-        # The error as it was, also that of a property, which Python has dropped.
+        # Python drops the first error, which may be that of a property: look again for it.
         try:
             return object.__getattribute__(self, name)
         except AttributeError as error:

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 
 from cmjax.models import winograd
 
-# On CPUs, pixels of a map from which each form is fastest, and the fewest channels for which it
-# pays (docs/performance.md). The number of samples must not decide: a sample would be rounded in
-# other ways in other batches.
+# On CPUs, the number of pixels from which each form is the fastest, and the fewest channels for
+# which it pays (docs/performance.md). The number of samples must not decide: a sample would be
+# rounded in other ways in other batches.
 PIXELS_OF_LARGE_TILES = 28 * 28
 PIXELS_OF_SMALL_TILES = 12 * 12
 CHANNELS_OF_TILES = 32
 CHANNELS_OF_COLUMNS = 256
 
+# Options of `conv_general_dilated` for a convolution without dilation and groups.
 PLAIN = {
     "lhs_dilation": (1, 1),
     "rhs_dilation": (1, 1),
@@ -38,12 +39,12 @@ def convolution(
 ) -> jax.Array:
     """Convolves channels-last maps; a `conv_general_dilated` for Flax's layers.
 
-    A kernel of one pixel is a product of matrices. On CPUs, kernels of 3x3 pixels, of stride 1 and
-    padded by one pixel, are products too: Winograd's F(4x4, 3x3) on maps of 28x28 pixels or more,
-    and F(2x2, 3x3) from 12x12 pixels, from and to at least 32 channels; on smaller maps one product
-    of all neighbourhoods, from and to at least 256. The output differs by about 3e-6 of its
-    standard deviation from XLA's in float32. Derivatives, of any order and in both modes, are those
-    of XLA's convolution.
+    A kernel of one pixel is a product of matrices. On CPUs so are kernels of 3x3 pixels, with
+    stride 1 and a padding of one pixel. With at least 32 channels in and out, maps of at least
+    28 * 28 pixels take Winograd's F(4x4, 3x3), and those of at least 12 * 12 pixels F(2x2, 3x3).
+    Smaller ones, with at least 256 channels, are one product over the neighbourhoods of all pixels
+    (im2col). The output differs by about 3e-6 of its standard deviation from XLA's in float32.
+    Derivatives, of any order and in both modes, are those of XLA's convolution.
 
     Args:
         x: `[B, H, W, C]`.
@@ -144,7 +145,7 @@ def _on_cpu_of_many(axis_size, in_batched, x, kernel):
 
 
 def by_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves as one product of the 3x3 neighbourhoods of all pixels, `[B H W, 9 C]`.
+    """Convolves as one product of the 3x3 neighbourhoods of all pixels, `[B H W, 9 C]` (im2col).
 
     Args:
         x: `[B, H, W, C]`, padded here by one pixel.

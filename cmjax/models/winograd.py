@@ -130,8 +130,8 @@ def _transformed_kernel(m, x, kernel):
     both = np.einsum("ai,bj->baij", g, g).reshape((m + 2) ** 2, 9)
     both = jnp.asarray(both, x.dtype)
 
-    # XLA would transform the kernels of all layers first, and keep them all in memory. It cannot
-    # where they depend on the input, which this comparison, never true, makes them do.
+    # XLA would transform the kernels of all layers first, and keep them all in memory. It cannot if
+    # the transform depends on the input. This comparison, which is never true, makes it depend.
     pixel = x[0, 1, 1, 0]
     both = jnp.where((pixel > 1) & (pixel < -1), jnp.zeros_like(both), both)
     channels, features = kernel.shape[2:]

@@ -161,7 +161,8 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
     ) -> jax.Array:
         """Returns the noise that `advance` takes, `[B, ...]`, from standard normal `noise`.
 
-        It is `noise` itself but for samplers whose network says how much noise a step adds.
+        By default this is `noise` itself. Samplers whose network says how much noise a step adds
+        scale it.
         """
         del state, model_output
         return noise

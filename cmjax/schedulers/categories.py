@@ -27,8 +27,10 @@ class CategoryState:
     Attributes:
         timesteps: f32[N], the training time of each call.
         step_index: i32[], index of the next call.
-        from_data: f32[N+1] each, from x0 to the time of each call; then to the end, x0 itself.
-        from_next: f32[N] each, from the next, lower time of the run up to that of the call.
+        from_data: transitions from x0 to the time of each call, then to x0 itself, where the run
+            ends; f32[N+1] each.
+        from_next: transitions from the next, lower time of the run up to that of each call, f32[N]
+            each.
         scheduler: the scheduler that made it; static.
     """
 

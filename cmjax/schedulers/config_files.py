@@ -64,10 +64,13 @@ class FileOption(NamedTuple):
 class Configured:
     """A frozen dataclass that reads and writes the configuration of a scheduler of diffusers."""
 
-    # How diffusers' config files differ: defaults that are not ours, options without effect, and
-    # options that its class of this name lacks, so that in its files they are a sibling's.
+    # Defaults of diffusers' class of this name, where they are not those of the fields.
     _diffusers_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    # Options of diffusers' files that have no effect here.
     _file_options: ClassVar[Mapping[str, FileOption]] = {}
+
+    # Options that diffusers' class of this name lacks: in its files they are a sibling's.
     _sibling_options: ClassVar[frozenset[str]] = frozenset()
 
     # Values of options in the configs of other solvers, and this class's own for them.
@@ -87,7 +90,7 @@ class Configured:
         # Options without effect are written too, since diffusers' classes expect them.
         file_options = inherited(type(self), "_file_options")
         unused = {name: option.default for name, option in file_options.items()}
-        # Registered classes of one's own have the name by which they are found again.
+        # A class that a user registered is written by the name that it was registered under.
         name = vars(type(self)).get("_config_name", type(self).__name__)
         return {"_class_name": name, **self._kept, **fields, **unused}
 
@@ -122,7 +125,7 @@ class Configured:
         own = translated(own, inherited(cls, "_others_values"))
         scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
 
-        # Around the frozen dataclass's own `__setattr__`: this is still its making.
+        # A frozen dataclass has no other way to set what is not a field.
         if siblings:
             object.__setattr__(scheduler, "_kept", types.MappingProxyType(siblings))
         return scheduler

@@ -20,10 +20,10 @@ from cmjax.schedulers.weights import Weights
 class DDIMInverseScheduler(SpacedScheduler):
     """The steps of a `DDIMScheduler` with the same options and eta = 0, backwards and upwards.
 
-    Give the sample to invert as `init=`. A step of DDIM asks the network at the level that it
-    leaves; a step up should ask about the sample that it is looking for, and asks about the one
-    that it has, told the level that it goes to. So `state.sigmas` are those upper levels, and
-    `denoised` is what the network says of the sample as if it were there.
+    Give the sample to invert as `init=`. A step of DDIM calls the network at the level that it
+    leaves. Its inverse would have to call it on the sample that it is looking for; it takes the
+    sample that it has instead, and tells the network the level that it goes to. So `state.sigmas`
+    are those upper levels, and `denoised` is the x0 estimate as if the sample were there.
 
     The network is told a training time, 0..N-1. `set_timesteps` takes what that of the DDIM run
     took: a number of times, or as `timesteps` the run's times, descending.

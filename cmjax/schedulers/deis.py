@@ -13,8 +13,8 @@ from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.weights import Weights
 
 
-@jax.tree_util.register_static
 @inherit_field_docs
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class DEISMultistepScheduler(LogSNRScheduler):
     """Diffusion exponential integrator (Zhang and Chen 2022, arXiv 2204.13902, "log-rho").
@@ -42,7 +42,7 @@ class DEISMultistepScheduler(LogSNRScheduler):
         }
     )
 
-    flow_ends_where_it_is = True
+    ends_at_last_flow_level = True
 
     # diffusers has one algorithm, and takes the names of other solvers' for it.
     _file_options = {
@@ -57,8 +57,8 @@ class DEISMultistepScheduler(LogSNRScheduler):
         orders = multistep_orders(
             self.solver_order,
             n,
-            lower=self.lower_order_final and n < FEW_STEPS,
-            first=self.final_sigmas_type == "zero",
+            lower_order_final=self.lower_order_final and n < FEW_STEPS,
+            euler_at_final=self.final_sigmas_type == "zero",
         )
         differences = multistep_differences(
             steps, orders, self.solver_order, half=steps.moments[1]

@@ -1,9 +1,9 @@
 """Steps of higher order: the weights of other calls' values, by the order of the step.
 
-A step of first order takes the value of this call (x0, eps) for constant. Higher orders replace it
-by the polynomial through other calls' values, which is integrated exactly. That adds differences to
-the step, `sum_i weights[i] (value_i - value)`. The other calls are at `nodes`, in units of the
-step: 0 is this call, 1 the step's end.
+A step of first order takes the value of this call (of x0 or eps) to be constant. Higher orders
+replace it by the polynomial through other calls' values, which is integrated exactly. That adds
+differences to the step, `sum_i weights[i] (value_i - value)`. The other calls are at `nodes`, in
+units of the step: 0 is this call, 1 the step's end.
 """
 
 import jax
@@ -16,21 +16,21 @@ FEW_STEPS = 15  # as in diffusers, runs of fewer steps end with lower orders
 
 
 def multistep_orders(
-    highest: int, num_steps: int, *, lower: bool, first: bool = False
+    highest: int, num_steps: int, *, lower_order_final: bool, euler_at_final: bool = False
 ) -> np.ndarray:
     """Returns the order of each step of a multistep solver, i64[N].
 
     Args:
         highest: order of the solver.
         num_steps: number N of steps.
-        lower: whether the run ends with steps of second and first order.
-        first: whether the last step is of first order in any case.
+        lower_order_final: whether the run ends with steps of second and first order.
+        euler_at_final: whether the last step is of first order in any case.
     """
     # The first steps have no calls before them; the last ones need not look as far back.
     orders = np.minimum(np.arange(num_steps) + 1, highest)
-    if lower:
+    if lower_order_final:
         orders = np.minimum(orders, np.arange(num_steps, 0, -1))
-    if first:
+    if euler_at_final:
         orders[-1] = 1
     return orders
 
@@ -49,8 +49,8 @@ def multistep_differences(
         steps: of the run.
         orders: i64[N], the order of each step.
         highest: order of the solver; it remembers one call less.
-        half: f32[N], what steps with one difference take for the integral of u: itself,
-            `steps.moments[1]`, or half of that of 1, which differs by terms of third order.
+        half: f32[N], what steps with one difference take for the integral of u: `steps.moments[1]`,
+            which it is, or `steps.moments[0] / 2`, which differs by terms of third order.
         implicit: whether the first difference is to the value at the step's end, which makes it
             the form of Adams and Moulton; the order is one more.
     """

@@ -10,10 +10,12 @@ from cmjax.configs import is_finite, shown
 from cmjax.schedulers.bounds import BoundOptions
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.discrete import SPACINGS, DiscreteScheduler, explicit_times
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import check_num_steps
 from cmjax.schedulers.table import TableState
 
 
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
 class DistilledScheduler(BoundOptions, DiscreteScheduler):
     """A sampler of a model that was distilled on a grid of training times (Luo et al. 2023).
@@ -71,14 +73,14 @@ class DistilledScheduler(BoundOptions, DiscreteScheduler):
 
         Raises:
             ValueError: if not exactly one is given, for values that break these rules, or options
-                that are for another number of steps.
+                that list one value per step, for another number of steps.
         """
         if not is_finite(strength) or not 0 < strength <= 1:
             raise ValueError(
                 f"strength must be a number above 0 and at most 1, got {shown(strength)}"
             )
 
-        # A lower start amounts to explicit times: those of the lower part of the grid.
+        # A lower start is a run over explicit times, from the lower part of the grid.
         if strength != 1:
             others = (timesteps, sigmas)
             if num_inference_steps is None or any(other is not None for other in others):

@@ -34,8 +34,8 @@ def dpm_multistep_weights(scheduler: Any, levels: Levels) -> Weights:
     orders = multistep_orders(
         scheduler.solver_order,
         n,
-        lower=scheduler.lower_order_final and n < FEW_STEPS,
-        first=scheduler.euler_at_final or scheduler.final_sigmas_type == "zero",
+        lower_order_final=scheduler.lower_order_final and n < FEW_STEPS,
+        euler_at_final=scheduler.euler_at_final or scheduler.final_sigmas_type == "zero",
     )
 
     # The two forms of the second order.
@@ -46,8 +46,8 @@ def dpm_multistep_weights(scheduler: Any, levels: Levels) -> Weights:
     return table_of(steps, differences)
 
 
-@jax.tree_util.register_static
 @inherit_field_docs
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class EDMDPMSolverMultistepScheduler(EDMScheduler):
     """DPM-Solver++ on EDM noise levels (Lu et al. 2022, Algorithm 2).

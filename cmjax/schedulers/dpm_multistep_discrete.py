@@ -12,8 +12,8 @@ from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.weights import Weights
 
 
-@jax.tree_util.register_static
 @inherit_field_docs
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class DPMSolverMultistepScheduler(LogSNRScheduler):
     """DPM-Solver++ multistep for models with training times (Lu et al. 2022, Algorithm 2).

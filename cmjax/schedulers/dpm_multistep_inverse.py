@@ -17,8 +17,8 @@ from cmjax.schedulers.log_snr_levels import last_time, training_levels
 from cmjax.schedulers.weights import Weights
 
 
-@jax.tree_util.register_static
 @inherit_field_docs
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
     """DPM-Solver++ multistep from data to noise: the same ODE, with levels that rise.

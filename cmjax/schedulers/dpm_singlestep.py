@@ -15,8 +15,8 @@ from cmjax.schedulers.log_snr import LogSNRScheduler
 from cmjax.schedulers.weights import Weights
 
 
-@jax.tree_util.register_static
 @inherit_field_docs
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class DPMSolverSinglestepScheduler(LogSNRScheduler):
     """DPM-Solver++ singlestep for models with training times (Lu et al. 2022, Algorithm 1).

@@ -31,8 +31,9 @@ class EulerDiscreteScheduler(ChurnOptions, DiscreteSigmasScheduler):
         use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5.
         interpolation_type: "linear" levels at the spaced times, or "log_linear": n + 1 levels in
             equal steps of log sigma over all training times, the last of which ends the run.
-        sigma_min: lowest level of these three grids; None for that of the levels they replace.
-        sigma_max: highest level of these grids, likewise.
+        sigma_min: lowest level of Karras, exponential and beta levels; None for that of the levels
+            that they replace.
+        sigma_max: highest level of these three, likewise.
         timestep_type: "continuous" for networks of "v_prediction" that are told `log(sigma) / 4`
             (Stable Video Diffusion); of no effect for other predictions.
         final_sigmas_type: sampling ends at "zero", or at "sigma_min", the lowest training level.

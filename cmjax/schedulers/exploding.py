@@ -13,10 +13,12 @@ from cmjax.schedulers.table import TableScheduler, TableState
 class ExplodingScheduler(TableScheduler):
     """A sampler of a variance-exploding path, `x = x0 + sigma z`, from sigma_max down.
 
-    Its subclasses are dataclasses with the fields `sigma_min` and `sigma_max`, the lowest and the
-    highest noise level. They are no fields here, and so stand where each of them has them.
+    Subclasses are dataclasses that declare the fields `sigma_min` and `sigma_max`, the lowest and
+    the highest noise level. These are not fields of this class, since the order of fields is that
+    of diffusers, and differs from class to class.
     """
 
+    # Declared for type checkers; the subclasses make them fields.
     sigma_min: float
     sigma_max: float
 

@@ -28,7 +28,7 @@ def inherit_field_docs(cls: type[Class]) -> type[Class]:
 
 def _explanations(cls: type) -> dict[str, str]:
     """The lines about each field in the docstring of a class, by the name of the field."""
-    # Entries are indented by four spaces, and what follows of them by more.
+    # An entry is indented by four spaces, and its further lines by more.
     _, attributes, _ = _sections(cls)
     entries = re.finditer(r"\n {4}(\w+): .*(\n {5}.*)*", attributes)
     return {entry[1]: entry[0] for entry in entries}

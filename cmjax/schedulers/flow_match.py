@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from cmjax.arrays import concrete
 from cmjax.configs import is_finite, shown
 from cmjax.parametrization import FlowMatching
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.flow import (
     FlowScheduler,
     flow_levels,
@@ -20,6 +21,7 @@ from cmjax.schedulers.levels import Levels, exactly_one
 from cmjax.schedulers.table import TableState
 
 
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
 class FlowMatchScheduler(FlowScheduler):
     """A sampler of flow matching, `x = (1 - sigma) x0 + sigma z`, with options for its levels.

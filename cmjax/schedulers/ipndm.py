@@ -110,7 +110,7 @@ class IPNDMScheduler(TableScheduler):
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of the multistep method (Zhang and Chen 2022, "iPNDM")."""
-        # Each step has one call, which so is the first one of the step.
+        # Each step has one call, which is also the first one of the step.
         calls = [adams_bashforth(range(step + 1)) for step in range(len(levels.times))]
 
         # At pure noise alpha is 0. Only a first step starts there, and its weights do not need it.

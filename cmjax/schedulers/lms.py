@@ -13,8 +13,8 @@ from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.weights import Weights
 
 
-@jax.tree_util.register_static
 @inherit_field_docs
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class LMSDiscreteScheduler(DiscreteSigmasScheduler):
     """The linear multistep method, Adams-Bashforth on any levels, for models of training times.

@@ -109,9 +109,9 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
     )
     solves_ode = True
 
-    # Where runs over flow levels end with "sigma_min": at the lowest training level, or where their
-    # last step starts. Both are as in diffusers.
-    flow_ends_where_it_is: ClassVar[bool] = False
+    # Whether "sigma_min" ends runs over flow levels where their last step starts, rather than at
+    # the lowest training level. Solvers differ in this as in diffusers.
+    ends_at_last_flow_level: ClassVar[bool] = False
 
     _domains = {
         **DISCRETE_DOMAINS,
@@ -213,7 +213,7 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
         lowest = training_levels(self, jnp.zeros(1, jnp.float32))
         return with_end(self, training_levels(self, times), lowest.alphas, lowest.sigmas)
 
-    # What the solvers have in their own way.
+    # Methods that some of the solvers override.
 
     def spaced_times(self, n: int) -> np.ndarray:
         """Returns whole training times by `timestep_spacing`, f64[n], descending."""
@@ -224,7 +224,7 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
         return ("use_karras_sigmas", "use_lu_lambdas")
 
     def grid_ends(self) -> tuple[float, float]:
-        """Returns the lowest and highest sigma / alpha of Karras and exponential levels."""
+        """Returns the lowest and highest sigma / alpha of Karras, exponential and beta levels."""
         ratios = self.training.training_ratios()
         return float(ratios[0]), float(ratios[-1])
 

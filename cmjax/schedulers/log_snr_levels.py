@@ -120,7 +120,7 @@ def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
     sigmas = jnp.minimum(sigmas, 1 - LEAST_ALPHA)
 
     end = sigmas[-1:]
-    if not scheduler.flow_ends_where_it_is:
+    if not scheduler.ends_at_last_flow_level:
         end = jnp.full(1, scheduler.grid_ends()[0], jnp.float32)
     levels = Levels(cut_off(sigmas * total), alphas, sigmas)
     return with_end(scheduler, levels, 1 - end, end)

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 
 from cmjax.schedulers.discrete import DiscreteScheduler, training_times, with_signal
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels, append_zero
 
 
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
 class SpacedScheduler(DiscreteScheduler):
     """A sampler of a model with discrete times that takes its steps at some of these times.
@@ -27,8 +29,8 @@ class SpacedScheduler(DiscreteScheduler):
 
     solves_ode = True
 
-    # Whether a run ends at x0, or at training time 0, which has a little noise. It is always x0
-    # but for samplers where this is a field.
+    # Whether a run ends at x0, or at training time 0, which has a little noise. Samplers that leave
+    # the choice to the caller have a field of this name.
     set_alpha_to_one = True
 
     def levels(self, name: str, value: Any) -> Levels:
@@ -42,5 +44,5 @@ class SpacedScheduler(DiscreteScheduler):
             alphas = alphas.at[-1].set(1)
             sigmas = sigmas.at[-1].set(0)
 
-        # Steps divide by the alpha that they arrive at. So only the first one may be 0.
+        # Steps divide by the alpha that they arrive at: only the first level may have none.
         return Levels(times, alphas.at[1:].set(with_signal(alphas[1:])), sigmas)

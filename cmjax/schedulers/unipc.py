@@ -21,8 +21,8 @@ from cmjax.schedulers.log_snr_levels import shifted_path
 from cmjax.schedulers.weights import Weights
 
 
-@jax.tree_util.register_static
 @inherit_field_docs
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class UniPCMultistepScheduler(LogSNRScheduler):
     """UniPC (Zhao et al. 2023, arXiv 2302.04867, Algorithms 5 to 8).
@@ -39,8 +39,9 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         solver_type: "bh1" or "bh2", the function B(h) of predictors of order 2 and correctors of
             order 1. Higher orders do not depend on it.
         disable_corrector: indices of steps that are not corrected.
-        sigma_min: lowest sigma / alpha of the three grids above; None for that of training times.
-        sigma_max: highest one, likewise.
+        sigma_min: lowest sigma / alpha of Karras, exponential and beta levels; None for that of the
+            training times.
+        sigma_max: highest sigma / alpha of these three, likewise.
         shift_terminal: stretch the shifted flow levels so that this is the lowest, or None.
     """
 
@@ -61,7 +62,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     # Options that diffusers' class of this name does not have.
     _sibling_options = frozenset({"lambda_min_clipped", "use_lu_lambdas", "variance_type"})
 
-    flow_ends_where_it_is = True
+    ends_at_last_flow_level = True
     _file_options = {"solver_p": FileOption(None, hint="leave it out: UniPC has its own")}
     # As diffusers reads the names of DPM-Solver and DEIS.
     _others_values = {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")}
@@ -83,7 +84,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
             check_sigma_order(*self.grid_ends())
 
     def grid_ends(self) -> tuple[float, float]:
-        """Returns the lowest and highest sigma / alpha of Karras and exponential levels."""
+        """Returns the lowest and highest sigma / alpha of Karras, exponential and beta levels."""
         low, high = super().grid_ends()
         return self.sigma_min or low, self.sigma_max or high
 
@@ -107,7 +108,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         # The predictor, by this and earlier values.
         n = len(levels.times)
         highest = self.solver_order
-        orders = multistep_orders(highest, n, lower=self.lower_order_final)
+        orders = multistep_orders(highest, n, lower_order_final=self.lower_order_final)
         predicted = multistep_differences(steps, orders, highest, half)
 
         # The corrector has one value more, at the step's end.

@@ -104,7 +104,7 @@ class VQDiffusionScheduler(CategoricalScheduler):
             denoised: log-probabilities of x0, from `denoise`.
 
         Raises:
-            ValueError: for arrays of other shapes or kinds, or a state that is none.
+            ValueError: for arrays of other shapes or kinds, or a state of another scheduler.
         """
         self.check_state(state)
         sample = as_categories("sample", sample)

@@ -1,4 +1,4 @@
-"""Options for XLA's compiler in the programs that cmjax compiles itself."""
+"""Options of XLA's compiler for the training steps that cmjax compiles itself."""
 
 import functools
 from typing import Any
@@ -16,7 +16,7 @@ FOR_GRADIENTS_ON_CPUS: dict[str, Any] = {
 def options_for_gradients(platform: str) -> dict[str, Any] | None:
     """Returns `compiler_options` for `jax.jit` of a training step.
 
-    Only the outermost `jit` may have options, so they are for programs that no other contains.
+    Only the outermost `jit` may have options: a step within the caller's own `jit` has none.
 
     Args:
         platform: of the devices that the program runs on, such as "cpu".

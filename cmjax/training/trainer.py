@@ -194,10 +194,12 @@ class TrainStep:
 
     @cached_property
     def _jitted(self):
+        """The step for the caller's program, in which options of the compiler are an error."""
         return self._jit()
 
     @cached_property
     def _jitted_for_this_platform(self):
+        """The step as a program of its own, with options for the platform it runs on."""
         platform = jax.default_backend()
         if self.mesh is not None:
             platform = self.mesh.devices.flat[0].platform
