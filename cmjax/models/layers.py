@@ -14,7 +14,6 @@ from flax import nnx
 from cmjax.labels import check_class_labels
 from cmjax.models.conv import convolution, product_of_matrices
 
-
 # 32 MB in float32, about what CPUs keep near.
 SCORES_IN_CACHE = 8 * 1024 * 1024
 
