@@ -31,6 +31,7 @@ GROUPS = {
         "training.presets",
         "training.inspection",
         "training.reports",
+        "training.compiling",
     ),
     "Many samples, and judging them": ("generation", "evaluation", "testing"),
     "Inside": (
@@ -42,6 +43,7 @@ GROUPS = {
         "progress",
         "interrupts",
         "spelling",
+        "former_names",
         "system",
         "cli",
         "version",

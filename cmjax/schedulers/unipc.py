@@ -61,7 +61,6 @@ class UniPCMultistepScheduler(LogSNRScheduler):
 
     # Options that diffusers' class of this name does not have.
     _sibling_options = frozenset({"lambda_min_clipped", "use_lu_lambdas", "variance_type"})
-
     ends_at_last_flow_level = True
     _file_options = {"solver_p": FileOption(None, hint="leave it out: UniPC has its own")}
     # As diffusers reads the names of DPM-Solver and DEIS.
