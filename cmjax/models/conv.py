@@ -139,8 +139,8 @@ def _on_cpu_of_many(axis_size, in_batched, x, kernel):
     if kernel_batched:
         axes = tuple(0 if batched else None for batched in in_batched)
         return jax.vmap(_by_xla, axes)(x, kernel), True
-    out = _on_cpu(x.reshape(-1, *x.shape[2:]), kernel)
-    return out.reshape(axis_size, -1, *out.shape[1:]), x_batched
+    out = _on_cpu(x.reshape(axis_size * x.shape[1], *x.shape[2:]), kernel)
+    return out.reshape(axis_size, x.shape[1], *out.shape[1:]), x_batched
 
 
 def by_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
