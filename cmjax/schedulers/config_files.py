@@ -122,9 +122,10 @@ class Configured:
         own = translated(own, inherited(cls, "_others_values"))
         scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
 
-        # Around the frozen dataclass's own `__setattr__`: this is still its making.
+        # Around the frozen dataclass's own `__setattr__`: this is still its making. A dict, since
+        # read-only views of one cannot be pickled.
         if siblings:
-            object.__setattr__(scheduler, "_kept", types.MappingProxyType(siblings))
+            object.__setattr__(scheduler, "_kept", siblings)
         return scheduler
 
 
