@@ -127,7 +127,7 @@ def _on_cpu(x, kernel):
     elif pixels >= PIXELS_OF_SMALL_TILES:
         form = functools.partial(winograd.convolve, 2)
     elif min(kernel.shape[2:]) >= CHANNELS_OF_COLUMNS:
-        form = by_columns
+        form = im2col
     else:
         form = _by_xla
     return form(x, kernel).astype(dtype)
@@ -140,12 +140,12 @@ def _on_cpu_of_many(axis_size, in_batched, x, kernel):
     if kernel_batched:
         axes = tuple(0 if batched else None for batched in in_batched)
         return jax.vmap(_by_xla, axes)(x, kernel), True
-    out = _on_cpu(x.reshape(-1, *x.shape[2:]), kernel)
-    return out.reshape(axis_size, -1, *out.shape[1:]), x_batched
+    out = _on_cpu(x.reshape(axis_size * x.shape[1], *x.shape[2:]), kernel)
+    return out.reshape(axis_size, x.shape[1], *out.shape[1:]), x_batched
 
 
-def by_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves as one product of the 3x3 neighbourhoods of all pixels, `[B H W, 9 C]` (im2col).
+def im2col(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves as one product of the 3x3 neighbourhoods of all pixels, `[B H W, 9 C]`.
 
     Args:
         x: `[B, H, W, C]`, padded here by one pixel.

@@ -6,6 +6,8 @@ with (m + 2)^2 products for each pair of channels instead of 9 m^2: 16 instead o
 36 instead of 144 for m = 4.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,9 @@ OUTPUT_TRANSFORMS = {
 }
 
 
+# Jitted for its constants, which then stay inside: a rule of `custom_vmap` refuses those that a
+# `cond` under `vmap` passes to it.
+@functools.partial(jax.jit, static_argnums=0)
 def convolve(m: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves a map padded by one pixel on all sides, by F(m x m, 3 x 3).
 
@@ -131,8 +136,9 @@ def _transformed_kernel(m, x, kernel):
     both = jnp.asarray(both, x.dtype)
 
     # XLA would transform the kernels of all layers first, and keep them all in memory. It cannot if
-    # the transform depends on the input. This comparison, which is never true, makes it depend.
-    pixel = x[0, 1, 1, 0]
+    # the transform depends on the input. This comparison, which is never true, makes it depend. A
+    # sum also exists where there are no samples.
+    pixel = jnp.sum(x[:, 1, 1, 0])
     both = jnp.where((pixel > 1) & (pixel < -1), jnp.zeros_like(both), both)
     channels, features = kernel.shape[2:]
     return (both @ kernel.reshape(9, -1)).reshape(-1, channels, features)

@@ -125,9 +125,10 @@ class Configured:
         own = translated(own, inherited(cls, "_others_values"))
         scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
 
-        # A frozen dataclass has no other way to set what is not a field.
+        # A frozen dataclass has no other way to set what is not a field. A dict, since read-only
+        # views of one cannot be pickled.
         if siblings:
-            object.__setattr__(scheduler, "_kept", types.MappingProxyType(siblings))
+            object.__setattr__(scheduler, "_kept", siblings)
         return scheduler
 
 

@@ -136,6 +136,27 @@ def test_batches_of_batches(axes):
     )
 
 
+def test_cond_and_vmap():
+    # Under `vmap`, `cond` passes constants of its branches as if there were one per sample.
+    x, kernel = drawn((3, 1, 13, 13, 32), 32)
+    wanted = jnp.array([True, False, True])
+
+    def chosen(wanted, x):
+        return jax.lax.cond(wanted, lambda: conv.conv3x3(x, kernel), lambda: x)
+
+    actual = jax.jit(jax.vmap(chosen))(wanted, x)
+    np.testing.assert_allclose(actual[0], by_xla(x[0], kernel), atol=5e-5)
+    np.testing.assert_array_equal(actual[1], x[1])
+
+
+@pytest.mark.parametrize("many, batch", [(0, 2), (2, 0), (0, 0)])
+@pytest.mark.parametrize("size", FORMS.values(), ids=FORMS.keys())
+def test_no_samples(many, batch, size):
+    x, kernel = drawn((many, batch, size, size, 32), 32)
+    assert conv.conv3x3(x.reshape(-1, size, size, 32)[:0], kernel).shape[0] == 0
+    assert jax.vmap(conv.conv3x3, (0, None))(x, kernel).shape == x.shape
+
+
 def test_a_sample_does_not_depend_on_its_batch():
     x, kernel = drawn((6, 28, 28, 32), 32)
     alone = jax.jit(conv.conv3x3)(x[:1], kernel)

@@ -1,6 +1,8 @@
 """Published `scheduler_config.json` files: siblings' options, old names, misspelt ones."""
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 
@@ -181,3 +183,16 @@ def test_eta_and_churn_are_not_taken_from_another_class():
 def test_names_of_other_solvers_are_read_as_in_diffusers(source, name, option, value):
     other = SCHEDULERS[f"{name}Scheduler"].from_config(source.to_config())
     assert getattr(other, option) == value
+
+
+def test_schedulers_with_options_of_others_are_copied():
+    config = {"_class_name": "EulerDiscreteScheduler", "solver_order": 2}
+    scheduler = cmjax.DDIMScheduler.from_config(config)
+    copies = (
+        pickle.loads(pickle.dumps(scheduler)),
+        copy.copy(scheduler),
+        copy.deepcopy(scheduler),
+    )
+    for copied in copies:
+        assert copied == scheduler
+        assert copied.to_config() == scheduler.to_config()
