@@ -56,19 +56,18 @@ def convolution(
     Returns:
         The output, `[B, H', W', O]`, in the dtype of `x`.
     """
-    plain = all(options.get(name, value) == value for name, value in PLAIN.items())
-    plain = plain and tuple(strides) == (1, 1) and x.ndim == 4
+    is_plain = tuple(strides) == (1, 1) and all(
+        options.get(name, value) == value for name, value in PLAIN.items()
+    )
     size = kernel.shape[:2]
-    if plain and size == (1, 1) and not any(map(any, padding)):
+    padded = [tuple(pair) for pair in padding]
+
+    if is_plain and size == (1, 1) and padded == [(0, 0), (0, 0)]:
         return product_of_matrices(x, kernel[0, 0])
-    one_pixel = [tuple(pair) for pair in padding] == [(1, 1), (1, 1)]
-    if (
-        plain
-        and size == (3, 3)
-        and one_pixel
-        and min(kernel.shape[2:]) >= CHANNELS_OF_TILES
-    ):
-        return conv3x3(x, kernel)
+
+    if is_plain and size == (3, 3) and padded == [(1, 1), (1, 1)]:
+        if min(kernel.shape[2:]) >= CHANNELS_OF_TILES:
+            return conv3x3(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
