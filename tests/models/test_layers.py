@@ -2,10 +2,12 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from cmjax.models import layers
 
@@ -44,3 +46,33 @@ def test_attention_to_scores_beyond_the_range_of_exp():
     k = jnp.asarray([-1.0, 1.0]).reshape(1, 2, 1, 1)
     v = jnp.asarray([5.0, 7.0]).reshape(1, 2, 1, 1)
     np.testing.assert_array_equal(layers.attend(q, k, v), jnp.full((1, 2, 1, 1), 7.0))
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 4, 5)])
+def test_gradients_of_a_dense_layer(shape):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    module = layers.linear(5, 7, rngs=nnx.Rngs(0))
+    kernel = module.kernel[...]
+    bias = jnp.asarray(rng.standard_normal(7), jnp.float32)
+
+    def ours(x, kernel, bias):
+        return layers.add_bias(layers.product_of_matrices(x, kernel), bias)
+
+    def plain(x, kernel, bias):
+        return jnp.einsum("...i,io->...o", x, kernel) + jnp.broadcast_to(
+            bias, (*shape[:-1], 7)
+        )
+
+    # Both modes, and the derivative of a derivative.
+    def derivatives(function):
+        def loss(x, kernel, bias):
+            return jnp.sum(function(x, kernel, bias) ** 3)
+
+        tangent = jax.jvp(function, (x, kernel, bias), (2 * x, kernel, 3 * bias))[1]
+        gradients = jax.grad(loss, (0, 1, 2))(x, kernel, bias)
+        return tangent, gradients, jax.hessian(loss, 2)(x, kernel, bias)
+
+    chex.assert_trees_all_close(derivatives(ours), derivatives(plain), rtol=1e-4, atol=1e-4)
+    module.bias[...] = bias
+    np.testing.assert_allclose(module(x), plain(x, kernel, bias), atol=1e-5)
