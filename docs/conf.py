@@ -65,6 +65,9 @@ nitpick_ignore_regex = [
     # Type variables, and base classes that are not public.
     ("py:.*", r"(cmjax\..*\.)?(Arguments|Class|Config|Network|Result|Section|State)"),
     ("py:.*", r"cmjax\..*\.(DiscreteLoss|KarrasRange|StoredTensor|_SimplifiedLoss)"),
+    ("py:.*", r"cmjax\.schedulers\..*\.(Bound|Churn|Network)Options"),
+    ("py:.*", r"cmjax\.schedulers\..*\.(Categorical|Distilled)Scheduler"),
+    ("py:.*", r"cmjax\.schedulers\..*\.Configured"),
     ("py:.*", r"dict\[str"),
 ]
 
