@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections import Counter
-from typing import Any, Self
+from typing import Any, Literal, Self, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from cmjax.models.registry import sample_shape
 from cmjax.networks import check_network, parse_cond
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
 from cmjax.random import sample_index
-from cmjax.sampling import check_scheduler, sample
-from cmjax.schedulers import Scheduler
+from cmjax.sampling import SampleOptions, check_scheduler, sample
+from cmjax.schedulers import Scheduler, StepOutput
 
 
 @jax.tree_util.register_dataclass
@@ -78,6 +78,39 @@ class Model:
         # that of an unconditional network.
         return getattr(self.config, "num_class_embeds", None)
 
+    @overload
+    def sample(
+        self,
+        key: jax.Array,
+        num: int,
+        *,
+        labels: Labels = None,
+        return_trajectory: Literal[False] = False,
+        **options: Unpack[SampleOptions],
+    ) -> jax.Array: ...
+
+    @overload
+    def sample(
+        self,
+        key: jax.Array,
+        num: int,
+        *,
+        labels: Labels = None,
+        return_trajectory: Literal[True],
+        **options: Unpack[SampleOptions],
+    ) -> tuple[jax.Array, StepOutput]: ...
+
+    @overload
+    def sample(
+        self,
+        key: jax.Array,
+        num: int,
+        *,
+        labels: Labels = None,
+        return_trajectory: bool,
+        **options: Unpack[SampleOptions],
+    ) -> jax.Array | tuple[jax.Array, StepOutput]: ...
+
     def sample(
         self,
         key: jax.Array,
@@ -86,7 +119,7 @@ class Model:
         labels: Labels = None,
         num_inference_steps: int | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, StepOutput]:
         """Generates samples with the model's own scheduler.
 
         Example:

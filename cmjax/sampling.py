@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,60 @@ from cmjax.schedulers.checks import check_constraint, check_sample_shape
 _PROGRAMS = 64
 
 
+class SampleOptions(TypedDict, total=False):
+    """The options of `sample` that say nothing of what it returns, for type checkers."""
+
+    num_inference_steps: int | None
+    timesteps: ArrayLike | Sequence[float] | None
+    sigmas: ArrayLike | Sequence[float] | None
+    state: SchedulerState | None
+    cond: Mapping[str, Any] | None
+    init: ArrayLike | None
+    constrain: Constraint | None
+    first_index: int | jax.Array
+    callback: Callable[[Any, StepOutput], None] | None
+    dtype: DTypeLike
+
+
+@overload
+def sample(
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Any,
+    scheduler: Scheduler,
+    shape: Sequence[int],
+    *,
+    return_trajectory: Literal[False] = False,
+    **options: Unpack[SampleOptions],
+) -> jax.Array: ...
+
+
+@overload
+def sample(
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Any,
+    scheduler: Scheduler,
+    shape: Sequence[int],
+    *,
+    return_trajectory: Literal[True],
+    **options: Unpack[SampleOptions],
+) -> tuple[jax.Array, StepOutput]: ...
+
+
+@overload
+def sample(
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Any,
+    scheduler: Scheduler,
+    shape: Sequence[int],
+    *,
+    return_trajectory: bool,
+    **options: Unpack[SampleOptions],
+) -> jax.Array | tuple[jax.Array, StepOutput]: ...
+
+
 def sample(
     key: jax.Array,
     apply_fn: ApplyFn,
@@ -43,8 +97,8 @@ def sample(
     shape: Sequence[int],
     *,
     num_inference_steps: int | None = None,
-    timesteps: Any = None,
-    sigmas: Any = None,
+    timesteps: ArrayLike | Sequence[float] | None = None,
+    sigmas: ArrayLike | Sequence[float] | None = None,
     state: SchedulerState | None = None,
     cond: Mapping[str, Any] | None = None,
     init: ArrayLike | None = None,
@@ -53,7 +107,7 @@ def sample(
     return_trajectory: bool = False,
     callback: Callable[[Any, StepOutput], None] | None = None,
     dtype: DTypeLike = jnp.float32,
-) -> Any:
+) -> jax.Array | tuple[jax.Array, StepOutput]:
     """Generates a batch of samples; a pure function that can be jitted, vmapped and sharded.
 
     Outside of `jax.jit` it compiles its loop, and reuses the program in later calls with the same

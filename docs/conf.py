@@ -15,6 +15,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import reference  # noqa: E402
+from sphinx.pycode import ModuleAnalyzer  # noqa: E402
 
 from cmjax.version import __version__  # noqa: E402
 
@@ -38,7 +39,7 @@ exclude_patterns = ["_build"]
 # Markdown. Headings have the anchors that repository hosts give them.
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["config.cache"]
+suppress_warnings = ["config.cache", "myst-nb.lexer"]
 
 # Notebooks are executed when their code has changed; an exception ends the build.
 nb_execution_mode = "cache"
@@ -105,5 +106,11 @@ def _escape(app, what, name, obj, options, lines):
 def setup(app):
     """Writes the pages of the reference before Sphinx looks for pages."""
     reference.write(DOCS / "api")
+
+    # A signature with all arguments, instead of one for each overload.
+    for module in ("cmjax.sampling", "cmjax.model"):
+        analyzer = ModuleAnalyzer.for_module(module)
+        analyzer.analyze()
+        analyzer.overloads.clear()
     app.connect("autodoc-process-docstring", _protect, priority=400)  # napoleon has 500
     app.connect("autodoc-process-docstring", _escape)
