@@ -129,6 +129,10 @@ def group_of(
 # The value travels in the context, where `open_checkpoint` below finds it: every command that
 # opens models has the option, and none has to pass it on.
 trust = click.option(
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, for programs to read."
+)
+
     "--trust",
     is_flag=True,
     expose_value=False,
@@ -149,7 +153,7 @@ sampling = group_of(
     click.option(
         "--scheduler",
         metavar="NAME",
-        help="Sampler in place of the model's own: a name such as EDMHeunScheduler, or "
+        help="Sampler in place of the model's own: a name that cmjax schedulers lists, or "
         "package.module:Name for a class of yours.",
     ),
     click.option(
@@ -157,7 +161,8 @@ sampling = group_of(
         "settings",
         type=Setting(),
         multiple=True,
-        help="Option of the scheduler, such as s_churn=10; may be repeated.",
+        help="Option of the scheduler, such as s_churn=10; may be repeated. "
+        "cmjax schedulers NAME lists them.",
     ),
     click.option(
         "--steps",
