@@ -28,6 +28,9 @@ def main(ctx: click.Context) -> None:
       cmjax generate --out many                 50,000 samples, on all devices
       cmjax schedulers                          lists the samplers
       cmjax sample --help                       lists the options of a command
+
+    Exit codes: 0 if all is done; 2 after an error, which is one line on stderr; 130 if interrupted,
+    after which the same cmjax train or cmjax generate resumes.
     """  # noqa: D301 (click wants the backspace character itself)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
