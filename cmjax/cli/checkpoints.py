@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,8 @@ def convert(
 @click.argument("source", metavar="[SRC]", required=False)
 @PRESET
 @options.trust
-def info(source: str | None, config: str | None) -> None:
+@options.as_json
+def info(source: str | None, config: str | None, as_json: bool) -> None:
     """Describes the model SRC, without reading its tensors.
 
     SRC is as for cmjax convert. Without it, the bundled model is described.
@@ -87,9 +89,13 @@ def info(source: str | None, config: str | None) -> None:
       cmjax info                                the bundled digits
       cmjax info cd_imagenet64_lpips.pt         one of OpenAI's files
       cmjax info openai/diffusers-cd_cat256_l2  one on the Hugging Face hub
+      cmjax info runs/mine --json               the same for programs
     """  # noqa: D301
     checkpoint = options.open_checkpoint(source, config)
     checkpoint.check()
+    if as_json:
+        terminal.echo(json.dumps(_described(checkpoint), indent=2, default=str))
+        return
 
     # Two columns, the first as wide as its longest name.
     rows = _rows(checkpoint)
@@ -136,6 +142,30 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
     if checkpoint.note:
         rows.append(("note", checkpoint.note))
     return rows
+
+
+def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Returns what `_rows` says, as values of JSON."""
+    from cmjax.models.registry import network_name, sample_shape
+    from cmjax.registry import scheduler_to_config
+
+    config = checkpoint.config
+    tensors = checkpoint.tensors.values()
+    return {
+        "kind": checkpoint.kind,
+        "sample_shape": list(sample_shape(config)),
+        "num_classes": getattr(config, "num_class_embeds", None),
+        "class_names": checkpoint.class_names,
+        "num_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "num_tensors": len(tensors),
+        "dtypes": collections.Counter(str(tensor.dtype) for tensor in tensors),
+        "network": {"class": network_name(config), **dataclasses.asdict(config)},
+        "scheduler": scheduler_to_config(checkpoint.scheduler),
+        "files": [
+            {"path": str(file), "bytes": file.stat().st_size} for file in checkpoint.files
+        ],
+        "note": checkpoint.note,
+    }
 
 
 def _parameters(checkpoint: "Checkpoint") -> str:

@@ -21,13 +21,16 @@ IMAGE = click.argument(
 )
 MODEL = click.option(
     "--model",
+    "-m",
     metavar="MODEL",
     help="A model, as for cmjax sample.  [default: bundled digits]",
 )
 LABELS = click.option(
     "--labels",
+    "-l",
     type=options.Labels(),
-    help="Classes of the results, by number or name, repeated in turn, for a model with classes.",
+    help="Classes of the results, by number, name or range, repeated in turn, for a model with "
+    "classes.",
 )
 SEED = click.option(
     "--seed",
@@ -39,6 +42,7 @@ SEED = click.option(
 )
 OUT = click.option(
     "--out",
+    "-o",
     type=click.Path(path_type=Path),
     default="edited.png",
     show_default=True,
@@ -48,6 +52,7 @@ OUT = click.option(
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 STEPS = click.option(
     "--steps",
+    "-s",
     type=click.IntRange(1),
     metavar="N",
     help="Number of steps, one network call each.  [default: one per training level]",
@@ -64,6 +69,7 @@ SIGMAS = click.option(
 )
 NUM = click.option(
     "--num",
+    "-n",
     type=click.IntRange(1),
     metavar="N",
     default=3,
@@ -245,6 +251,7 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
 )
 @click.option(
     "--num",
+    "-n",
     type=click.IntRange(2),
     metavar="N",
     default=9,

@@ -22,6 +22,7 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
 @options.sampling
 @click.option(
     "--num",
+    "-n",
     type=click.IntRange(1, 2**32),
     metavar="N",
     default=50_000,
@@ -30,6 +31,7 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
 )
 @click.option(
     "--out",
+    "-o",
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Folder of the run, the same for all processes.",

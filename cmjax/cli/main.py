@@ -2,7 +2,7 @@
 
 import click
 
-from cmjax.cli import checkpoints, edit, generate, sample, train
+from cmjax.cli import checkpoints, edit, generate, sample, schedulers, train
 from cmjax.cli.group import OneLineErrors
 from cmjax.version import __version__
 
@@ -26,7 +26,11 @@ def main(ctx: click.Context) -> None:
       cmjax convert cd_imagenet64_lpips.pt dst  converts a model to a folder for cmjax
       cmjax train examples/digits.toml          trains a model of your own
       cmjax generate --out many                 50,000 samples, on all devices
+      cmjax schedulers                          lists the samplers
       cmjax sample --help                       lists the options of a command
+
+    Exit codes: 0 if all is done; 2 after an error, which is one line on stderr; 130 if interrupted,
+    after which the same cmjax train or cmjax generate resumes.
     """  # noqa: D301 (click wants the backspace character itself)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -38,3 +42,4 @@ main.add_command(checkpoints.info)
 main.add_command(edit.edit)
 main.add_command(train.train)
 main.add_command(generate.generate)
+main.add_command(schedulers.schedulers)

@@ -1,6 +1,7 @@
 """Options that several commands have, and what the library makes of their values."""
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Keys are made of 32 bits of the seed: larger ones would silently repeat the samples of others.
 SEED = click.IntRange(0, 2**32 - 1)
+
+RANGE = re.compile("([0-9]{1,9})-([0-9]{1,9})")  # of classes, such as 0-9
 
 
 class Numbers(click.ParamType):
@@ -65,7 +68,7 @@ def int_or_float(text: str) -> int | float:
 
 
 class Labels(click.ParamType):
-    """Classes separated by commas: their numbers or their names."""
+    """Classes separated by commas: their numbers or their names, or ranges of numbers."""
 
     name = "3,1,4"
 
@@ -126,6 +129,10 @@ def group_of(
     return add
 
 
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, for programs to read."
+)
+
 # The value travels in the context, where `open_checkpoint` below finds it: every command that
 # opens models has the option, and none has to pass it on.
 trust = click.option(
@@ -141,6 +148,7 @@ trust = click.option(
 sampling = group_of(
     click.option(
         "--model",
+        "-m",
         metavar="MODEL",
         help="A cmjax or diffusers folder, an OpenAI .pt file, or a hub id owner/name.  "
         "[default: bundled digits]",
@@ -149,7 +157,7 @@ sampling = group_of(
     click.option(
         "--scheduler",
         metavar="NAME",
-        help="Sampler in place of the model's own: a name such as EDMHeunScheduler, or "
+        help="Sampler in place of the model's own: a name that cmjax schedulers lists, or "
         "package.module:Name for a class of yours.",
     ),
     click.option(
@@ -157,10 +165,12 @@ sampling = group_of(
         "settings",
         type=Setting(),
         multiple=True,
-        help="Option of the scheduler, such as s_churn=10; may be repeated.",
+        help="Option of the scheduler, such as s_churn=10; may be repeated. "
+        "cmjax schedulers NAME lists them.",
     ),
     click.option(
         "--steps",
+        "-s",
         type=click.IntRange(1),
         metavar="N",
         help="Number of steps; each is one network call, or two with a sampler such as "
@@ -178,8 +188,10 @@ sampling = group_of(
     ),
     click.option(
         "--labels",
+        "-l",
         type=Labels(),
-        help="Classes to sample, by number or name, repeated in turn.  [default: all]",
+        help="Classes to sample, by number or name, or a range such as 0-9, repeated in turn.  "
+        "[default: all]",
     ),
     click.option(
         "--seed",
@@ -343,10 +355,10 @@ def check_labels(
     """Returns the numbers of the classes to sample; all classes if none are given.
 
     A text is a name if a class has it, and a number otherwise: the folders of classes may be named
-    0, 1, 10, 2, in that order, and then class "10" is number 2.
+    0, 1, 10, 2, in that order, and then class "10" is number 2. "0-9" is short for "0,1,...,9".
 
     Args:
-        labels: numbers and names; None for all classes.
+        labels: numbers, names and ranges; None for all classes.
         num_classes: number of classes of the model; None for a model without classes.
         class_names: one per class, or None.
 
@@ -362,13 +374,44 @@ def check_labels(
     names = class_names or ()
     given = None
     if labels is not None:
-        given = [label if label in names else _int_or_str(label) for label in labels]
+        given = []
+        for label in _expanded(labels, names, num_classes):
+            given.append(label if label in names else _int_or_str(label))
 
     # The library's errors begin with the argument: "labels: ...".
     try:
         return class_indices(given, num_classes, class_names)
     except ValueError as error:
         raise ValueError(f"--{error}") from None
+
+
+def _expanded(
+    labels: Sequence[int | str], names: Sequence[str], num_classes: int | None
+) -> list[int | str]:
+    """Returns the labels with each range replaced by the classes that it stands for.
+
+    Raises:
+        ValueError: if a range descends, or is longer than the list of the model's classes.
+    """
+    expanded: list[int | str] = []
+    for label in labels:
+        # A class may be called 0-9. Without classes, the error is that of any other label.
+        found = RANGE.fullmatch(str(label))
+        if found is None or label in names or num_classes is None:
+            expanded.append(label)
+            continue
+        first, last = int(found[1]), int(found[2])
+        if first > last:
+            raise ValueError(f"--labels: a range ascends, such as 0-9, got {label}")
+
+        # Before the list is made, which could be of any length.
+        if last - first >= num_classes:
+            raise ValueError(
+                f"--labels: the model has classes 0..{num_classes - 1}, "
+                f"fewer than the range {label}"
+            )
+        expanded += [str(number) for number in range(first, last + 1)]
+    return expanded
 
 
 def counted(number: int, noun: str) -> str:

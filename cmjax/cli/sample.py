@@ -21,6 +21,7 @@ TILE = 64  # pixels that a sample's side is enlarged to, at least
 @options.sampling
 @click.option(
     "--num",
+    "-n",
     type=click.IntRange(1, 2**32),
     metavar="N",
     default=64,
@@ -37,6 +38,7 @@ TILE = 64  # pixels that a sample's side is enlarged to, at least
 )
 @click.option(
     "--out",
+    "-o",
     type=click.Path(path_type=Path),
     default="samples.png",
     show_default=True,

@@ -12,6 +12,7 @@ from cmjax.cli import distributed, options, terminal
 @click.argument("config", metavar="CONFIG")
 @click.option(
     "--out",
+    "-o",
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Folder of the run.  [default: runs/NAME, of CONFIG without its suffix]",

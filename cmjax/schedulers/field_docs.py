@@ -16,14 +16,33 @@ def inherit_field_docs(cls: type[Class]) -> type[Class]:
     the order of the dataclass. What a class says of an inherited field itself replaces what its
     base says of it. Sections other than "Attributes:" are not inherited.
     """
+    explained = _all_explanations(cls)
+    introduction, _, others = _sections(cls)
+    cls.__doc__ = introduction + _HEADING + "".join(explained.values()) + others
+    return cls
+
+
+def introduction(cls: type) -> str:
+    """Returns what a class's docstring says before its list of attributes."""
+    return _sections(cls)[0]
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Returns what is said of each field by a class or its bases, each text on one line."""
+    texts = {}
+    for name, lines in _all_explanations(cls).items():
+        _, _, text = lines.partition(": ")
+        texts[name] = " ".join(text.split())
+    return texts
+
+
+def _all_explanations(cls: type) -> dict[str, str]:
+    """The lines about each field in the docstrings of a class and of its bases."""
     # Like the fields of a dataclass, a replaced one keeps its place.
     explained = {}
     for base in reversed(cls.__mro__):
         explained.update(_explanations(base))
-
-    introduction, _, others = _sections(cls)
-    cls.__doc__ = introduction + _HEADING + "".join(explained.values()) + others
-    return cls
+    return explained
 
 
 def _explanations(cls: type) -> dict[str, str]:
