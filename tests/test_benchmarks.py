@@ -38,7 +38,7 @@ def test_every_script_says_what_its_options_are(name, importable):
     assert "--help" in result.output
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_the_accelerator_script_runs_at_toy_size(tmp_path):
     # torch.compile alone would take a minute, and a C++ compiler.
     sections = ["parity", "network", "sampling", "training", "generate"]
