@@ -76,3 +76,13 @@ def test_gradients_of_a_dense_layer(shape):
     chex.assert_trees_all_close(derivatives(ours), derivatives(plain), rtol=1e-4, atol=1e-4)
     module.bias[...] = bias
     np.testing.assert_allclose(module(x), plain(x, kernel, bias), atol=1e-5)
+
+
+def test_gradients_of_biases_are_not_rounded_on_accelerators():
+    # Their products are rounded to fewer bits, unless the highest precision is asked for.
+    def loss(bias):
+        return jnp.sum(layers.add_bias(jnp.zeros((4, 5)), bias) ** 2)
+
+    program = str(jax.make_jaxpr(jax.grad(loss))(jnp.ones(5)))
+    assert "dot_general" in program
+    assert "HIGHEST" in program
