@@ -41,7 +41,7 @@ class Linear(nnx.Linear):
 def linear(
     features_in: int, features_out: int, *, rngs: nnx.Rngs, **options: Any
 ) -> nnx.Linear:
-    """Returns a dense layer; `options` are those of `nnx.Linear`."""
+    """Returns a dense layer; `options` of `nnx.Linear` say how its parameters are made."""
     return Linear(features_in, features_out, rngs=rngs, **options)
 
 
