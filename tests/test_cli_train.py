@@ -165,6 +165,7 @@ def smallest(folder, monkeypatch):
     own.forget()
 
 
+@pytest.mark.thorough
 def test_every_loss_trains(smallest):
     # Each loss compiles a step of its own; other tests train networks of the library.
     folder = smallest
@@ -179,6 +180,7 @@ def test_every_loss_trains(smallest):
         assert all(np.isfinite(leaf).all() for leaf in leaves(folder / name / "model"))
 
 
+@pytest.mark.thorough
 def test_a_unet_trains(folder):
     text = (folder / "a.toml").read_text()
     (folder / "a.toml").write_text("[network]\n" + UNET + text[text.index("[loss]") :])
@@ -206,6 +208,7 @@ class Own(Loss):
 '''
 
 
+@pytest.mark.thorough
 def test_a_loss_of_the_users_own_trains(folder, monkeypatch):
     (folder / "own_losses.py").write_text(OWN_LOSS)
     monkeypatch.syspath_prepend(folder)
@@ -280,6 +283,7 @@ def test_metrics_of_another_kind_are_not_replaced(folder):
     assert_one_line(result, "metrics.csv is damaged or not of this run; move it away")
 
 
+@pytest.mark.thorough
 def test_progress_is_in_lines_where_there_is_no_terminal(folder):
     """The first loss with the first step, and what is trained before it is compiled."""
     lines = ok(folder, "--out", folder / "out").stderr.splitlines()
@@ -397,6 +401,7 @@ def test_a_run_that_ended_before_its_model_was_written_writes_it(folder):
     assert_same_model(folder / "first", out / "model")
 
 
+@pytest.mark.thorough
 def test_models_for_other_schedulers_are_refused(folder):
     other, first = folder / "other" / "model", folder / "first" / "model"
     ok(folder, "--out", first.parent, *changes("run.steps=1"))
@@ -416,6 +421,7 @@ def test_models_for_other_schedulers_are_refused(folder):
     assert cmjax.load(folder / "tuned" / "model").scheduler.sigma_data == 0.25
 
 
+@pytest.mark.thorough
 def test_a_trigflow_model_trains_and_samples(folder):
     trigflow = changes(
         "scheduler.class=SCMScheduler", "network.time_scale=1", "run.steps=1"

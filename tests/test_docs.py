@@ -10,12 +10,16 @@ from flax import nnx
 
 import cmjax
 from tests.support import checkpoints, pages
+from tests.support.tiers import thorough
 
 ROOT = pages.ROOT
 MIGRATION = ROOT / "docs" / "migration.md"
 
 # README has a test of its own. In migration.md each program stands alone after the first.
-WHOLE = [page for page in pages.pages() if page not in (ROOT / "README.md", MIGRATION)]
+FIRST = ROOT / "docs" / "getting_started.md"
+LATER = [
+    page for page in pages.pages() if page not in (ROOT / "README.md", MIGRATION, FIRST)
+]
 PREAMBLE, *PROGRAMS = pages.programs(MIGRATION)
 BEFORE = re.findall(r"```python before\n(.*?)```", MIGRATION.read_text(), re.S)
 ROWS = sorted(set(re.findall(r"^\|.*$", MIGRATION.read_text(), re.M)))
@@ -36,7 +40,7 @@ def save_model(path):
     cmjax.save(path, model)
 
 
-@pytest.mark.parametrize("page", WHOLE, ids=name_of)
+@pytest.mark.parametrize("page", [FIRST, *map(thorough, LATER)], ids=name_of)
 def test_the_programs_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if 'load("runs/mine"' in page.read_text():

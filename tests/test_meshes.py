@@ -24,6 +24,7 @@ from cmjax.schedulers import SCHEDULERS
 from cmjax.training import losses, trainer
 from tests.support.draws import draws
 from tests.support.networks import DIT, UNET, network, tiny_model
+from tests.support.tiers import every_scheduler
 
 CM = cmjax.CMStochasticIterativeScheduler()
 KEY = jax.random.key(0)
@@ -59,7 +60,7 @@ def draw(keys, bias, scheduler=CM, **options):
     return cmjax.sample(keys, toy, PARAMS, scheduler, SHAPE, cond={"bias": bias}, **options)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@every_scheduler
 def test_every_sampler_is_traced_on_an_explicit_mesh(name):
     scheduler = SCHEDULERS[name]()
     mesh = mesh_of("explicit")
@@ -136,6 +137,7 @@ def edit(images, keys, fractions):
     return results
 
 
+@pytest.mark.thorough
 def test_editing_on_an_explicit_mesh_equals_one_device():
     expected = jax.jit(edit)(IMAGES, KEY, BIAS)
     mesh = mesh_of("explicit")
@@ -166,6 +168,7 @@ def divide_last(mesh, leaf):
     return divided(mesh, leaf, P(*[None] * (leaf.ndim - 1), axis))
 
 
+@pytest.mark.thorough
 def test_dividing_what_a_network_gets_and_has():
     """Images, classes and parameters along whatever axes, of a mesh of two."""
     for config in (UNET, UNCONDITIONAL, LONG_SKIPS):
@@ -227,6 +230,7 @@ def gradients(batch, key, rank=None):
     return results
 
 
+@pytest.mark.thorough
 def test_every_loss_on_a_mesh_equals_one_device():
     batch = {"data": IMAGES, "bias": BIAS}
     expected = jax.jit(gradients)(batch, KEY)

@@ -234,6 +234,7 @@ def test_the_command_line(package, tmp_path, monkeypatch):
     assert np.load("x.npz")
 
 
+@pytest.mark.thorough
 @jax.numpy_dtype_promotion("standard")  # optax needs it
 def test_training_by_name_and_on_folders_of_classes(package, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

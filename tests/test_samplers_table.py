@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from cmjax.schedulers import SCHEDULERS, TableState
+from tests.support.tiers import every_scheduler
 from tests.support.variations import variations
 
 TOOL = Path(__file__).parent.parent / "docs" / "samplers_table.py"
@@ -60,7 +60,7 @@ def adds_noise(state):
     return noise is not None and bool(np.any(noise))
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@every_scheduler
 def test_the_facts_that_a_table_shows_are_right(name):
     facts = vars(SCHEDULERS[name])[
         "facts"

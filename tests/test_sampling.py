@@ -17,6 +17,7 @@ from cmjax import testing
 from cmjax.random import level_noise, sample_keys
 from cmjax.schedulers import SCHEDULERS
 from tests.support.draws import draws
+from tests.support.tiers import every_scheduler
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
 KEY = jax.random.key(0)
@@ -342,7 +343,7 @@ def test_a_network_of_the_wrong_output_shape():
         )
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@every_scheduler
 def test_a_deterministic_sampler_leaves_its_noise_alone_and_others_use_it(name):
     scheduler = SCHEDULERS[name]()
     state, x = scheduler.init(KEY, scheduler.set_timesteps(3), (2, 3))

@@ -17,6 +17,7 @@ from cmjax.training import losses, setup, trainer
 from cmjax.training.config import read_config
 from tests.support.cli import succeeded
 from tests.support.networks import tiny_model
+from tests.support.tiers import thorough
 from tests.support.training import TINY_TOML
 
 CM = cmjax.CMStochasticIterativeScheduler()
@@ -96,13 +97,19 @@ def gradient(data, name):
     return jax.value_and_grad(objective)(PARAMS)
 
 
+def case(name):
+    """A test's case of a setting; those that users set rarely, or that take long, are CI's."""
+    often = ("x64", "strict promotion", "seed offset")
+    return name if name in often else thorough(name)
+
+
 @pytest.fixture(scope="module")
 def expected():
     """What is drawn under JAX's own settings."""
     return draw()
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [case(name) for name in SETTINGS])
 def test_the_same_seed_makes_the_same_numbers(name, expected):
     with SETTINGS[name]():
         drawn = draw()
@@ -163,7 +170,7 @@ OF_COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("name", OF_COMMANDS)
+@pytest.mark.parametrize("name", [case(name) for name in OF_COMMANDS])
 def test_commands_make_the_same_pictures(name, folder, expected_pictures):
     with SETTINGS[name]():
         assert pictures(folder) == expected_pictures
@@ -175,6 +182,7 @@ def test_a_command_samples_without_jit(folder, expected_pictures):
     assert found["sample"] == expected_pictures["sample"]
 
 
+@pytest.mark.thorough
 def test_a_run_trains_and_shows_its_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "data_mesh", lambda: trainer.data_mesh(jax.devices()[:1]))
     data = np.random.default_rng(0).integers(0, 255, (32, 8, 8), dtype=np.uint8)

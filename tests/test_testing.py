@@ -14,16 +14,17 @@ import cmjax
 from cmjax import testing
 from cmjax.arrays import combine
 from cmjax.schedulers import SCHEDULERS
+from tests.support.tiers import every_scheduler
 
 Base = cmjax.CMStochasticIterativeScheduler
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@every_scheduler
 def test_every_scheduler_keeps_the_contract(name):
     testing.assert_scheduler_contract(SCHEDULERS[name]())
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@every_scheduler
 def test_a_single_step_keeps_what_it_may_break_of_the_contract(name):
     # First and last at once. Keys, threads, dtypes and configs do not depend on the number.
     for check in (

@@ -434,6 +434,7 @@ def test_names_that_tell_no_network(tmp_path, number):
 # ---- memory
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of a process, and /proc")
 def test_large_claims_take_little_memory(tmp_path):
     """Each in a folder of its own, opened and loaded in one process of bounded memory."""

@@ -685,6 +685,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.thorough
 def test_bombs_are_quick_and_take_little_memory(tmp_path):
     """All in one process, of bounded memory on Linux, which a bomb that goes off would end."""
     for i, body in enumerate(BOMBS.values()):

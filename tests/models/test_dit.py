@@ -13,6 +13,7 @@ import cmjax
 from cmjax.models import DIT_SIZES, DiT, DiTConfig, layers
 from cmjax.models.dit import position_embedding
 from tests.support.networks import DIT, network
+from tests.support.tiers import thorough
 
 X = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
 T, LABELS = jnp.array([-100.0, 250.0]), jnp.array([0, 2])
@@ -24,6 +25,7 @@ def drawn(**changes):
     return config, *network(config)
 
 
+@pytest.mark.thorough
 def test_an_untrained_network_returns_zero():
     config = dataclasses.replace(DIT, num_layers=1)
     output = DiT(config, rngs=nnx.Rngs(0))(X, T, LABELS)
@@ -31,7 +33,12 @@ def test_an_untrained_network_returns_zero():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"long_skips": True}, {"patch_size": 4, "out_channels": 6}]
+    "changes",
+    [
+        {"long_skips": True},
+        thorough({}),
+        thorough({"patch_size": 4, "out_channels": 6}),
+    ],
 )
 def test_everything_it_is_told_matters(changes):
     config, apply_fn, params = drawn(**changes)

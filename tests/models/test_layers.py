@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from cmjax.models import layers
+from tests.support.tiers import thorough
 
 
 def attention_of(q, k, v):
@@ -48,7 +49,7 @@ def test_attention_to_scores_beyond_the_range_of_exp():
     np.testing.assert_array_equal(layers.attend(q, k, v), jnp.full((1, 2, 1, 1), 7.0))
 
 
-@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [thorough((5,)), (4, 5), thorough((2, 3, 4, 5))])
 def test_gradients_of_a_dense_layer(shape):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal(shape), jnp.float32)

@@ -36,6 +36,7 @@ def test_output_depends_on_everything_it_is_told():
         assert np.abs(np.asarray(other) - base).reshape(2, -1).max(1).min() > 1e-3
 
 
+@pytest.mark.thorough
 def test_samples_of_a_network_do_not_depend_on_the_batch():
     model = checkpoints.model()  # every layer in the least size: each batch is compiled for
     network = (model.apply_fn, model.params, model.scheduler, (4, *model.sample_shape))

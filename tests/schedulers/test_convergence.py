@@ -25,6 +25,7 @@ from cmjax.schedulers.flow import FlowScheduler
 from cmjax.schedulers.flow_match import FlowMatchScheduler
 from cmjax.schedulers.levels import karras_sigmas, ramp
 from cmjax.schedulers.log_snr import LogSNRScheduler
+from tests.support.tiers import thorough
 
 # Weight, mean, standard deviation of each Gaussian.
 MIXTURE = ((0.3, -1.0, 0.4), (0.7, 0.8, 0.25))
@@ -447,8 +448,8 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
         (MULTI, {**SDE, "solver_order": 3}, 50),
         (MULTI, {"algorithm_type": "sde-dpmsolver", "solver_type": "heun"}, 100),
         # The noises of the calls of a step are independent of each other: of first order only.
-        (SINGLE, {**SDE, "solver_order": 2}, 600),
-        (SINGLE, {**SDE, "solver_order": 3, "solver_type": "heun"}, 600),
+        thorough(SINGLE, {**SDE, "solver_order": 2}, 600),
+        thorough(SINGLE, {**SDE, "solver_order": 3, "solver_type": "heun"}, 600),
         ("EDMEulerScheduler", {"s_churn": 10.0}, 200),
         ("KarrasVeScheduler", {"s_churn": 20.0}, 50),
         ("KarrasVeScheduler", {"s_churn": 20.0, "s_min": 0.3, "s_max": 3.0}, 50),
@@ -522,16 +523,20 @@ def test_solvers_take_noise_to_gaussian_data_through_any_preconditioning(
 @pytest.mark.parametrize(
     ("name", "options", "n"),
     [
-        ("DDPMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}, 500),
-        ("DDPMScheduler", {"variance_type": "fixed_large", "clip_sample": False}, 500),
-        ("KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}, 500),
+        thorough(
+            "DDPMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}, 500
+        ),
+        thorough(
+            "DDPMScheduler", {"variance_type": "fixed_large", "clip_sample": False}, 500
+        ),
+        thorough("KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}, 500),
         (
             "DPMSolverSDEScheduler",
             {"use_karras_sigmas": True, "prediction_type": "sample"},
             100,
         ),
         # Jumps take samples of the lower level to samples of the higher one.
-        ("RePaintScheduler", {"jump_n_sample": 2, "clip_sample": False}, 500),
+        thorough("RePaintScheduler", {"jump_n_sample": 2, "clip_sample": False}, 500),
     ],
 )
 def test_ancestral_samplers_of_discrete_times_draw_gaussian_data(name, options, n):

@@ -17,6 +17,7 @@ from cmjax import schedulers
 from cmjax.constraints import inpaint
 from cmjax.schedulers import SCHEDULERS
 from tests.support.draws import draws
+from tests.support.tiers import each
 
 KEY = jax.random.key(0)
 SHAPE = (3, 2)
@@ -310,7 +311,7 @@ END_ELSEWHERE += ["ScoreSdeVeScheduler", "ScoreSdeVpScheduler"]
 END_IN_X0 = [name for name in SCHEDULERS if name not in END_ELSEWHERE]
 
 
-@pytest.mark.parametrize("name", END_IN_X0)
+@pytest.mark.parametrize("name", each(END_IN_X0))
 @holds(seed=PROPERTIES["seed"], amplitude=st.sampled_from([1e-3, 1.0]))
 def test_inpainting_keeps_known_pixels_bit_for_bit(name, seed, amplitude):
     random = np.random.default_rng(seed)

@@ -11,6 +11,7 @@ import pytest
 import cmjax
 from cmjax.schedulers import SCHEDULERS
 from cmjax.schedulers.levels import karras_sigmas
+from tests.support.tiers import every_scheduler
 from tests.support.variations import variations
 
 ENDS = ("sigma_min", "sigma_max")
@@ -71,7 +72,7 @@ def dtypes_of_a_run(scheduler, key):
     return jax.eval_shape(run, key)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@every_scheduler
 def test_states_are_float32_under_x64(name):
     cls = SCHEDULERS[name]
     with jax.enable_x64(True):

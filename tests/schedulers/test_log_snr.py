@@ -9,6 +9,7 @@ from cmjax.schedulers import SCHEDULERS, Levels
 from cmjax.schedulers.differences import polynomial_weights
 from cmjax.schedulers.exponential import exponential_moments
 from cmjax.schedulers.log_snr import LogSNRScheduler
+from tests.support.tiers import each
 
 LOG_SNR = [name for name, cls in SCHEDULERS.items() if issubclass(cls, LogSNRScheduler)]
 
@@ -54,7 +55,7 @@ def tables(cls):
     return forms
 
 
-@pytest.mark.parametrize("name", LOG_SNR)
+@pytest.mark.parametrize("name", each(LOG_SNR))
 def test_tables_and_their_gradients_are_finite_also_at_the_end(name):
     # To sigma = 0 by high orders, where diffusers has NaN in places; and a step of no length.
     cls = SCHEDULERS[name]

@@ -19,6 +19,7 @@ from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.flow import FlowScheduler
 from cmjax.schedulers.flow_match import FlowMatchScheduler
 from cmjax.schedulers.log_snr import LogSNRScheduler
+from tests.support.tiers import each, every_scheduler
 
 
 def of_kind(*kinds):
@@ -27,7 +28,6 @@ def of_kind(*kinds):
 
 KEY = jax.random.key(0)
 SHAPE = (2, 3)
-EVERY = pytest.mark.parametrize("name", SCHEDULERS)
 DISCRETE = of_kind(DiscreteScheduler, DiscreteSigmasScheduler, LogSNRScheduler)
 DISTILLED = ["LCMScheduler", "TCDScheduler"]
 EDM = of_kind(EDMScheduler)
@@ -66,7 +66,7 @@ def assert_one_line(error, *words):
         assert word in message, message
 
 
-@EVERY
+@every_scheduler
 def test_an_option_of_a_wrong_type_or_size_is_named_in_one_line(name):
     for field in dataclasses.fields(SCHEDULERS[name]):
         for value in ("x", math.nan, math.inf, [0.1, -2.0], -1e30, {}, ("a",)):
@@ -195,7 +195,7 @@ def make(name, options):
     return cls(**options) if options.keys() <= fields else cls.from_config(options)
 
 
-@EVERY
+@every_scheduler
 def test_wrong_levels_are_named_in_one_line(name):
     scheduler = SCHEDULERS[name]()
     for n in (0, -1, 2.0, "3", True, [3], 10**7):
@@ -385,7 +385,7 @@ WRITTEN = {  # arguments, and the times and noise levels that they must give
 }
 
 
-@EVERY
+@every_scheduler
 def test_levels_written_down_are_taken_also_when_traced(name):
     scheduler = SCHEDULERS[name]()
     every = 2 if name in EVERY_SECOND else 1
@@ -445,7 +445,7 @@ HIGHEST = {  # times
 }
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in UPWARDS])
+@pytest.mark.parametrize("name", each(name for name in SCHEDULERS if name not in UPWARDS))
 def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(name):
     scheduler = SCHEDULERS[name]()
     if getattr(scheduler, "timestep_spacing", "") == "leading":
@@ -589,7 +589,7 @@ def other_config(cls):
     return cls(**values)
 
 
-@EVERY
+@every_scheduler
 def test_configs_of_other_values_than_the_defaults_survive_json(name):
     scheduler = other_config(SCHEDULERS[name])
     fields = [field.name for field in dataclasses.fields(scheduler)]
@@ -610,7 +610,7 @@ def test_configs_of_other_values_than_the_defaults_survive_json(name):
         scheduler_from_config({"_class_name": name + "s"})
 
 
-@EVERY
+@every_scheduler
 def test_samples_are_finite_at_the_edges_of_what_is_allowed(name):
     cls = SCHEDULERS[name]
     for n in (1, 4):  # as many steps as training times

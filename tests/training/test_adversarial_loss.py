@@ -177,6 +177,7 @@ def test_a_lowest_level_outside_the_schedulers_is_refused(lowest):
         losses.Adversarial(EDM, discriminator, lowest_sigma=lowest)
 
 
+@pytest.mark.thorough
 def test_the_example_trains_its_parts_alone_and_resumes(tmp_path, monkeypatch):
     network = UNet2DConfig(
         sample_size=28,
