@@ -27,6 +27,7 @@ _SUBMODULES = (
     "images",
     "interrupts",
     "labels",
+    "level_search",
     "meshes",
     "model",
     "models",

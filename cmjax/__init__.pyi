@@ -16,6 +16,7 @@ from cmjax import image_files as image_files
 from cmjax import images as images
 from cmjax import interrupts as interrupts
 from cmjax import labels as labels
+from cmjax import level_search as level_search
 from cmjax import meshes as meshes
 from cmjax import model as model
 from cmjax import models as models

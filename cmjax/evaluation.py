@@ -10,7 +10,8 @@ compare numbers from the same features and sample count. For the standard FID, w
 with `cmjax.images.save_npz` or `save_png_folder` and run the guided-diffusion evaluator or
 torch-fidelity on them.
 
-Everything is computed by NumPy in float64, on the host.
+Everything is computed by NumPy in float64, on the host. `search_sigmas` looks for the noise levels
+whose samples are best by such a measure.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from numpy.typing import ArrayLike
 
 from cmjax.arrays import as_numpy
 from cmjax.configs import is_int, shown
+from cmjax.level_search import search_sigmas as search_sigmas
 
 LARGEST_FEATURE = 1e140  # float64 holds sums of its square
 LARGEST_BATCH = 2**20

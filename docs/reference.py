@@ -33,7 +33,7 @@ GROUPS = {
         "training.reports",
         "training.compiling",
     ),
-    "Many samples, and judging them": ("generation", "evaluation", "testing"),
+    "Many samples, and judging them": ("generation", "evaluation", "level_search", "testing"),
     "Inside": (
         "arrays",
         "meshes",

@@ -22,7 +22,7 @@ DATACLASSES = [
 # other. docs/design.md has the same list with what each is for.
 LAYERS = [
     {"version", "configs", "spelling", "former_names", "system"}
-    | {"files", "interrupts", "image_files"},
+    | {"files", "interrupts", "image_files", "level_search"},
     {"processes", "progress"},
     {"arrays", "meshes", "random", "labels", "networks"},
     {"parametrization"},
