@@ -28,7 +28,7 @@ SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False, sigma_max=
 SIMPLIFIED = {
     "tangent_warmup_steps": 500,
     "uniform_fraction": 0.5,
-    "adaptive_weight": False,
+    "p_std": 1.4,
 }
 STUDENTS = {  # what differs from the papers' settings, which are for 800,000 steps on CIFAR-10
     "cd": {"num_levels": 40, "target_decay": 0.95, "metric": "l2"},

@@ -86,8 +86,7 @@ def draw():
 
 def gradient(data, name):
     """The value of a loss and its gradient."""
-    options = {"adaptive_weight": False} if name == "sct" else {}
-    loss = losses.make(name, CM, total_steps=9, **options)
+    loss = losses.make(name, CM, total_steps=9)
 
     def objective(params):
         frozen = losses.Frozen(params)

@@ -24,9 +24,8 @@ from tests.support.training import (
 )
 
 TRIGFLOW = SCMScheduler()
-# The tangent alone: no weighting.
-Training = partial(losses.SimplifiedConsistencyTraining, adaptive_weight=False)
-Distillation = partial(losses.SimplifiedConsistencyDistillation, adaptive_weight=False)
+Training = losses.SimplifiedConsistencyTraining
+Distillation = losses.SimplifiedConsistencyDistillation
 
 
 def trigflow_gaussian(variance, x, t):
@@ -82,14 +81,17 @@ def reference_tangents(step, loss, teacher=None):
     warmup = min(1, step / loss.tangent_warmup_steps)
     g = -(cos**2) * (0.5 * F(x, t) - dx) - warmup * cos * sin * (x + 0.5 * dF)
     norm = np.linalg.norm(g, axis=-1, keepdims=True)
-    return g / (norm + loss.tangent_c), norm
+    size = norm if loss.tangent_size == "norm" else norm / np.sqrt(3)
+    return g / (size + loss.tangent_c), norm
 
 
-@pytest.mark.parametrize("teacher", [False, True])
-def test_scm_tangents_equal_finite_differences(teacher):
+@pytest.mark.parametrize(
+    ("teacher", "size"), [(False, "norm"), (False, "rms"), (True, "norm")]
+)
+def test_scm_tangents_equal_finite_differences(teacher, size):
     """The gradient by a shift of every output is -2/(B D) of the normalized tangent: all of it."""
     params = tiny_params(8)
-    loss = Training(TRIGFLOW, tangent_warmup_steps=100)
+    loss = Training(TRIGFLOW, tangent_warmup_steps=100, tangent_size=size)
     teacher_params, reference = None, None
     if teacher:
         loss = Distillation(
@@ -261,7 +263,7 @@ def test_adaptive_weights_settle_where_every_level_counts_the_same():
 
 
 def test_an_adaptive_weighting_is_part_of_the_parameters():
-    loss = losses.SimplifiedConsistencyTraining(TRIGFLOW)
+    loss = Training(TRIGFLOW, adaptive_weight=True)
     trained = loss.prepare_params({"a": 1})
     assert isinstance(trained, losses.WeightedParams) and loss.network_params(trained) == {
         "a": 1

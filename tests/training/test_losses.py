@@ -169,13 +169,13 @@ def test_losses_and_sampling_share_one_preconditioning(f):
 
 
 def test_defaults_are_the_papers():
-    """As the papers print them for CIFAR-10."""
+    """As the papers print them for CIFAR-10, but for sCM's p_std and weighting."""
     make = partial(losses.make, scheduler=EDM, total_steps=100)
     assert make("ict") == losses.ImprovedConsistencyTraining(EDM, 100, 10, 1280, -1.1, 2.0)
     assert make("ct") == losses.ConsistencyTraining(EDM, 100, 2, 150, 0.9)
     assert make("cd") == losses.ConsistencyDistillation(EDM, 18, 0.0, "heun")
     assert make("sct") == losses.SimplifiedConsistencyTraining(
-        EDM, -1.0, 1.4, 0.0, 10_000, 0.1
+        EDM, -1.0, 1.8, 0.0, 10_000, 0.1, "norm", False
     )
     assert make("ect").metric == losses.PseudoHuber(0.0)
     assert all(hash(make(name)) == hash(make(name)) for name in losses.LOSSES)

@@ -20,10 +20,8 @@ LOSSES = {
     for name in losses.LOSSES
     if name not in ("sct", "scd")
 }
-LOSSES["sct"] = losses.SimplifiedConsistencyTraining(
-    cmjax.SCMScheduler(), adaptive_weight=False
-)
-LOSSES["scd"] = losses.SimplifiedConsistencyDistillation(EDM, adaptive_weight=False)
+LOSSES["sct"] = losses.SimplifiedConsistencyTraining(cmjax.SCMScheduler())
+LOSSES["scd"] = losses.SimplifiedConsistencyDistillation(EDM)
 
 
 def network(params, x, t):

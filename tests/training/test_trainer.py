@@ -189,7 +189,8 @@ def test_bfloat16_is_the_networks_alone():
 
 
 def test_adaptive_weights_are_trained_with_the_network():
-    state, _ = run(*make(by_name("sct")), 3)
+    loss = losses.SimplifiedConsistencyTraining(SCHEDULER, adaptive_weight=True)
+    state, _ = run(*make(loss), 3)
     assert isinstance(state.params, losses.WeightedParams)
     assert np.all(np.isfinite(state.params.level_weight))
     assert np.any(state.params.level_weight != 0)

@@ -28,6 +28,7 @@ _DOMAINS = {
     "uniform_fraction": (0.0, 1.0),
     "tangent_warmup_steps": (1, 1_000_000_000),
     "tangent_c": (0.0, 1e6),
+    "tangent_size": ("norm", "rms"),
 }
 
 
@@ -40,6 +41,7 @@ class _SimplifiedLoss(Loss):
     uniform_fraction: float
     tangent_warmup_steps: int
     tangent_c: float
+    tangent_size: str
     adaptive_weight: bool
 
     def __post_init__(self):
@@ -119,9 +121,11 @@ class _SimplifiedLoss(Loss):
 
         # The normalized tangent g / (|g| + c) tames samples with huge tangents. The target is F
         # itself, moved along it.
-        norm = jnp.sqrt(mean_square(g) * math.prod(g.shape[1:]))
+        root_mean_square = jnp.sqrt(mean_square(g))
+        norm = root_mean_square * math.prod(g.shape[1:]) ** 0.5
+        size = norm if self.tangent_size == "norm" else root_mean_square
         target = jax.lax.stop_gradient(
-            combine((1, value), (1 / (norm + self.tangent_c), g))
+            combine((1, value), (1 / (size + self.tangent_c), g))
         )
 
         # The weighted error |F - target|^2, f32[B] (equation 8). Only here is there a gradient.
@@ -138,7 +142,8 @@ class SimplifiedConsistencyTraining(_SimplifiedLoss):
 
     The network may be one of TrigFlow (`SCMScheduler`) or one of EDM
     (`CMStochasticIterativeScheduler`): they differ only in their scalings. The target is the
-    trained parameters themselves. Defaults are the paper's.
+    trained parameters themselves. Defaults are the paper's but for `p_std` (1.4) and
+    `adaptive_weight` (True), which fail on small budgets (docs/benchmarks.md).
 
     Attributes:
         scheduler: gives the network's parametrization, and the range of noise levels if it has one.
@@ -149,6 +154,8 @@ class SimplifiedConsistencyTraining(_SimplifiedLoss):
         tangent_warmup_steps: H, training steps over which the derivative of the network is
             phased in.
         tangent_c: c of the normalized tangent `g / (|g| + c)`.
+        tangent_size: what |g| is, "norm" (the Euclidean norm, of the paper) or "rms" (the root mean
+            square, which leaves the target's distance independent of the number of pixels).
         adaptive_weight: train a weighting of the noise levels with the network, see
             `weigh_levels`: `params` are then `prepare_params(params)`.
 
@@ -158,11 +165,12 @@ class SimplifiedConsistencyTraining(_SimplifiedLoss):
 
     scheduler: Any
     p_mean: float = -1.0
-    p_std: float = 1.4
+    p_std: float = 1.8
     uniform_fraction: float = 0.0
     tangent_warmup_steps: int = 10_000
     tangent_c: float = 0.1
-    adaptive_weight: bool = True
+    tangent_size: str = "norm"
+    adaptive_weight: bool = False
 
     _domains = _DOMAINS
 
@@ -176,7 +184,7 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
     """Simplified continuous-time consistency distillation, sCD (Lu and Song 2024, Algorithm 1).
 
     Like `SimplifiedConsistencyTraining`, but x moves along the probability-flow ODE of a teacher,
-    which is a denoiser.
+    which is a denoiser. Defaults are as there.
 
     Attributes:
         scheduler: gives the networks' parametrization, and the range of noise levels if it has one.
@@ -187,6 +195,8 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
         tangent_warmup_steps: H, training steps over which the derivative of the network is
             phased in.
         tangent_c: c of the normalized tangent `g / (|g| + c)`.
+        tangent_size: what |g| is, "norm" (the Euclidean norm, of the paper) or "rms" (the root mean
+            square, which leaves the target's distance independent of the number of pixels).
         adaptive_weight: train a weighting of the noise levels with the network, see
             `weigh_levels`: `params` are then `prepare_params(params)`.
         teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None if it is
@@ -198,11 +208,12 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
 
     scheduler: Any
     p_mean: float = -1.0
-    p_std: float = 1.4
+    p_std: float = 1.8
     uniform_fraction: float = 0.0
     tangent_warmup_steps: int = 10_000
     tangent_c: float = 0.1
-    adaptive_weight: bool = True
+    tangent_size: str = "norm"
+    adaptive_weight: bool = False
     teacher_fn: ApplyFn | None = None
 
     needs_teacher: ClassVar[bool] = True
