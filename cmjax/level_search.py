@@ -38,8 +38,8 @@ class SigmaSearch(NamedTuple):
     trials: tuple[Trial, ...]
 
 
-class _BudgetSpent(Exception):  # noqa: N818: the end of a search is no error
-    """No evaluation is left."""
+class _BudgetSpent(Exception):
+    """No evaluation is left, which is the end of a search and no error."""
 
 
 def search_sigmas(

@@ -157,13 +157,14 @@ def easy_consistency_level(
     shrink_factor: float = 2.0,
     k: float = 8.0,
     b: float = 1.0,
+    whole_stages: bool = False,
 ) -> jax.Array:
     """Returns the lower level r <= t that ECT compares with t (Geng et al. 2024, equation 14).
 
     `r/t = 1 - n(t) / q^a` with `n(t) = 1 + k sigmoid(-b t)`, clipped to [0, 1]; a grows by one in
     every stage (section 3.2). At a = 1 r is 0 at most levels, so that they are compared with the
     data itself, which is denoising; as a grows, r/t -> 1. Here a is a real number, which grows a
-    little at every step.
+    little at every step, unless `whole_stages` makes it a whole one, as in the authors' code.
 
     Args:
         t: higher noise levels, f32[B].
@@ -172,9 +173,12 @@ def easy_consistency_level(
         shrink_factor: q, which the gap is divided by in every stage.
         k: extra width of the gap at low noise.
         b: how fast that extra width fades with t.
+        whole_stages: whether a grows by one at the end of each stage only.
     """
     # a, from 1 on.
     stage = 1 + step.astype(jnp.float32) / steps_per_stage
+    if whole_stages:
+        stage = jnp.floor(stage)
 
     # The gap 1 - r/t, f32[B]; above 1 early in training, where r is then 0.
     gap = (1 + k * jax.nn.sigmoid(-b * t)) / shrink_factor**stage

@@ -93,5 +93,12 @@ def test_easy_ratio_follows_its_equation_and_closes_the_gap():
     ]
     assert ratios == sorted(ratios)
     assert ratios[0] == pytest.approx(0.5, abs=1e-3) and ratios[-1] > 0.9999
+    # Whole stages stay at what they began with.
+    for step, first in ((199, 100), (200, 200)):
+        np.testing.assert_allclose(
+            d.easy_consistency_level(t, jnp.int32(step), 100, whole_stages=True),
+            d.easy_consistency_level(t, jnp.int32(first), 100),
+            rtol=1e-6,
+        )
     # at the first stage low noise is compared with the data itself
     assert d.easy_consistency_level(t, jnp.int32(0), 100)[0] == 0

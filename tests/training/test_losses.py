@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax import testing
+from cmjax import random, testing
 from cmjax.guidance import autoguidance
 from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.schedulers import LCMScheduler, SCMScheduler
@@ -149,6 +149,33 @@ def test_easy_consistency_stays_finite_when_levels_meet():
 
     found, gradient = jax.value_and_grad(at)(jnp.float32(0.3))
     assert np.isfinite(found) and np.isfinite(gradient) and gradient != 0
+
+
+def test_easy_consistency_compares_with_the_data_where_the_gap_reaches_it():
+    """With q near 1 the gap covers all levels: r = 0."""
+    loss = losses.EasyConsistencyTuning(
+        EDM,
+        total_steps=1000,
+        shrink_factor=1.000002,
+        whole_stages=True,
+        least_sigma=0.0,
+        metric=losses.L2(),
+    )
+    data = gaussian_batch(16)["data"]
+
+    def network(p, x, t):
+        return p * jnp.tanh(x)
+
+    # The same levels and noise: |f(x0 + t z) - x0|^2 / t.
+    level_key, noise_key = random.split(KEY)
+    t = losses.draw_sigmas(level_key, 16, EDM, loss.p_mean, loss.p_std)
+    noisy = data + t[:, None] * random.normal(noise_key, data.shape)
+    x0 = consistency_function(network, jnp.float32(0.7), EDM, noisy, t)
+    expected = jnp.mean(jnp.sum((x0 - data) ** 2, -1) / data.shape[-1] / t)
+
+    found = value(loss, network, jnp.float32(0.7), {"data": data}, key=KEY, step=0)
+    assert np.isfinite(found)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("f", [consistency_function, edm_denoiser])

@@ -225,7 +225,10 @@ def _uniform_pair(key, count, num_levels, scheduler):
 
 
 def distance_between(loss, key, apply_fn, params, target_params, batch, higher, lower):
-    """Returns d(f(x + higher z), f_target(x + lower z)), f32[B], with the same noise z."""
+    """Returns d(f(x + higher z), f_target(x + lower z)), f32[B], with the same noise z.
+
+    Where `lower` is 0, the target is x itself, which a consistency function does not change.
+    """
     data, cond = split_batch(batch)
     noise = random.normal(key, data.shape)
 
@@ -234,5 +237,9 @@ def distance_between(loss, key, apply_fn, params, target_params, batch, higher, 
         noisy = add_noise(data, sigma, noise)
         return consistency_function(apply_fn, params, loss.scheduler, noisy, sigma, **cond)
 
-    target = jax.lax.stop_gradient(f(target_params, lower))
+    # Networks are not told a level of 0, whose logarithm is not finite.
+    is_noisy = lower > 0
+    target = jax.lax.stop_gradient(f(target_params, jnp.where(is_noisy, lower, higher)))
+    noisy_samples = is_noisy.reshape(-1, *(1,) * (data.ndim - 1))
+    target = jnp.where(noisy_samples, target, data)
     return per_sample("metric", loss.metric(f(params, higher), target), data.shape[0])

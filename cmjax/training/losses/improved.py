@@ -118,6 +118,10 @@ class EasyConsistencyTuning(DiscreteLoss):
         p_std: standard deviation of log sigma.
         uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
             instead; see `draw_sigmas`. 0 in the paper.
+        whole_stages: whether the gap shrinks at the end of each stage only, as in the authors' code
+            (locuslab/ect), instead of a little at every step.
+        least_sigma: the lowest r; None is the scheduler's `sigma_min`. With 0, as in the authors'
+            code, x0 is compared with the data itself wherever the gap reaches down to it.
         metric: how two estimates of x0 are compared, `(a, b) -> f32[B]`.
 
     Raises:
@@ -131,6 +135,8 @@ class EasyConsistencyTuning(DiscreteLoss):
     p_mean: float = -1.1
     p_std: float = 2.0
     uniform_fraction: float = 0.0
+    whole_stages: bool = False
+    least_sigma: float | None = None
     metric: Metric = PseudoHuber(c=0.0)
 
     _domains = {
@@ -139,11 +145,18 @@ class EasyConsistencyTuning(DiscreteLoss):
         "p_mean": (-50.0, 50.0),
         "p_std": (1e-6, 50.0),
         "uniform_fraction": (0.0, 1.0),
+        "least_sigma": (0.0, 1e6),
     }
 
     def __post_init__(self):
         super().__post_init__()
         check_total_steps(self.total_steps)
+        sigma_min = karras_range(self.scheduler).sigma_min
+        if self.least_sigma is not None and self.least_sigma > sigma_min:
+            raise ValueError(
+                f"least_sigma must be at most the scheduler's sigma_min {sigma_min}, "
+                f"got {self.least_sigma}"
+            )
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `frozen.teacher` is not used."""
@@ -161,10 +174,15 @@ class EasyConsistencyTuning(DiscreteLoss):
 
         # The lower levels r(t, step), f32[B] (equation 14).
         steps_per_stage = self.total_steps / self.num_stages
-        r = easy_consistency_level(t, step, steps_per_stage, self.shrink_factor)
+        r = easy_consistency_level(
+            t, step, steps_per_stage, self.shrink_factor, whole_stages=self.whole_stages
+        )
 
         # Closer together than this, float32 sees no difference, and 1 / (t - r) is not finite.
-        r = jnp.clip(r, karras_range(self.scheduler).sigma_min, (1 - 1e-5) * t)
+        least = self.least_sigma
+        if least is None:
+            least = karras_range(self.scheduler).sigma_min
+        r = jnp.clip(r, least, (1 - 1e-5) * t)
 
         # Weighted by 1 / (t - r): the gradient keeps its size while the gap shrinks.
         distance = distance_between(
