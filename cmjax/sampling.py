@@ -168,7 +168,9 @@ def sample(
         "sigmas": sigmas,
     }
     state, steps = _parse_levels(scheduler, levels, state)
-    check_guided(apply_fn, scheduler, steps if state is None else state.num_steps)
+    num_steps = steps if state is None else state.num_steps
+    if warning := check_guided(apply_fn, scheduler, num_steps):
+        warnings.warn(warning, stacklevel=2)
 
     # What the program takes as data: other values never compile again.
     inputs = {
@@ -256,14 +258,17 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
-def check_guided(apply_fn: ApplyFn, scheduler: Scheduler, num_steps: int | None) -> None:
+def check_guided(apply_fn: ApplyFn, scheduler: Scheduler, num_steps: int | None) -> str:
     """Checks that a guided network is not read as a consistency function.
 
+    Returns:
+        What to warn of if it is, in several calls; "" if all is well.
+
     Raises:
-        ValueError: if it is, in one call; in several calls there is a warning.
+        ValueError: if it is, in one call.
     """
     if scheduler.solves_ode or not is_guided(apply_fn):
-        return
+        return ""
     reads = (
         f"apply_fn is guided, but {type(scheduler).__name__} reads consistency functions"
     )
@@ -276,10 +281,7 @@ def check_guided(apply_fn: ApplyFn, scheduler: Scheduler, num_steps: int | None)
             f"{reads}: extrapolating one in a single call throws samples far from the data; "
             f"{way_out}"
         )
-    warnings.warn(
-        f"{reads}: extrapolating one is only an approximation of guidance; {way_out}",
-        stacklevel=3,
-    )
+    return f"{reads}: extrapolating one is only an approximation of guidance; {way_out}"
 
 
 def _check_params(params):

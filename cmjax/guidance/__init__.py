@@ -11,5 +11,6 @@ it in one call, and warns in several.
 """
 
 from cmjax.guidance.guided import adaptive_projection, autoguidance, classifier_free
+from cmjax.guidance.strength import Scale
 
-__all__ = ["adaptive_projection", "autoguidance", "classifier_free"]
+__all__ = ["Scale", "adaptive_projection", "autoguidance", "classifier_free"]

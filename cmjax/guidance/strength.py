@@ -44,7 +44,7 @@ class Strength:
         if not callable(self.scale):
             object.__setattr__(self, "scale", _numbers("scale", self.scale))
         if self.interval is not None:
-            object.__setattr__(self, "interval", _ends(self.interval))
+            object.__setattr__(self, "interval", interval_ends("interval", self.interval))
 
         # Who has a scheduler has its parametrization.
         if self.parametrization is not None:
@@ -129,13 +129,21 @@ def _numbers(name: str, value: Any) -> Any:
     return known if known.ndim else float(known)
 
 
-def _ends(interval: Any) -> tuple[float, float]:
-    """The interval as numbers of Python."""
-    ends = as_numpy("interval", interval)
+def interval_ends(name: str, interval: Any) -> tuple[float, float]:
+    """Returns the ends of an interval of noise levels as numbers of Python.
+
+    Args:
+        name: the argument's name, for the error.
+        interval: (low, high); high may be infinite.
+
+    Raises:
+        ValueError: unless they are numbers, 0 or more, the lower one first.
+    """
+    ends = as_numpy(name, interval)
     is_pair = ends.shape == (2,) and not np.iscomplexobj(ends) and ends.dtype != bool
     if not is_pair or not 0 <= ends[0] <= ends[1] or ends[0] == np.inf:
         raise ValueError(
-            "interval must be noise levels (low, high) with 0 <= low <= high, "
+            f"{name} must be noise levels (low, high) with 0 <= low <= high, "
             f"got {shown(interval)}"
         )
     return float(ends[0]), float(ends[1])
