@@ -38,7 +38,7 @@ from cmjax.constraints import (
 from cmjax.networks import num_classes, parse_cond
 from cmjax.parametrization import consistency_function
 from cmjax.random import level_noise, sample_keys
-from cmjax.sampling import check_scheduler, sample
+from cmjax.sampling import check_guided, check_scheduler, sample
 from cmjax.schedulers.base import Scheduler
 from cmjax.schedulers.checks import check_sample_shape
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
@@ -274,6 +274,7 @@ def denoise(
         ValueError: for levels outside `[sigma_min, sigma_max]` or of another shape.
     """
     check_scheduler(scheduler)
+    check_guided(apply_fn, scheduler, 1)
     x = as_samples("noisy", as_image("noisy", noisy))
     levels = as_reals("sigma", sigma).astype(jnp.float32)
     if levels.shape not in ((), x.shape[:1]):

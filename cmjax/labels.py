@@ -79,6 +79,12 @@ def check_class_labels(name: str, labels: Any, num_classes: int) -> None:
         )
 
 
+def check_null_class(null_class: bool, num_classes: int | None) -> None:
+    """Raises ValueError for a class that stands for none of the classes, where there are none."""
+    if null_class and num_classes is None:
+        raise ValueError("null_class needs classes; set num_class_embeds to their number")
+
+
 def check_class_names(names: Any, num_classes: int | None) -> None:
     """Checks that `names` is a tuple of one distinct name per class.
 

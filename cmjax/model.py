@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal, Self, Unpack, overload
 
 import jax
@@ -11,10 +12,12 @@ import numpy as np
 
 from cmjax.arrays import ApplyFn
 from cmjax.configs import LARGEST, is_int, shown
+from cmjax.guidance import Scale, classifier_free
 from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
 from cmjax.models.registry import sample_shape
 from cmjax.networks import check_network, parse_cond
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
+from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import sample_index
 from cmjax.sampling import SampleOptions, check_scheduler, sample
 from cmjax.schedulers import Scheduler, StepOutput
@@ -78,6 +81,39 @@ class Model:
         # that of an unconditional network.
         return getattr(self.config, "num_class_embeds", None)
 
+    @property
+    def null_class(self) -> int | None:
+        """Number of the class that stands for none of the classes; None if there is none."""
+        if not getattr(self.config, "null_class", False):
+            return None
+        return self.num_classes
+
+    def guided(self, scale: Scale, interval: Sequence[float] | None = None) -> ApplyFn:
+        """Returns the model's network with classifier-free guidance, `apply_fn` for a scale of 1.
+
+        Args:
+            scale: as of `cmjax.guidance.classifier_free`.
+            interval: the noise levels (low, high) to guide at; None for all.
+
+        Raises:
+            ValueError: if the model has no null class, or for a wrong scale or interval.
+        """
+        # Without guidance no null class is needed.
+        if self.null_class is None and interval is None and _is_one(scale):
+            return self.apply_fn
+        if self.null_class is None:
+            raise ValueError(
+                "guidance needs a network with a null class, which this one has not; train one "
+                "with null_class=True and label_dropout, or see cmjax.guidance for other ways"
+            )
+        return classifier_free(
+            self.apply_fn,
+            scale,
+            null={"class_labels": self.null_class},
+            interval=interval,
+            parametrization=one_time_parametrization("scheduler", self.scheduler),
+        )
+
     @overload
     def sample(
         self,
@@ -85,6 +121,8 @@ class Model:
         num: int,
         *,
         labels: Labels = None,
+        guidance: Scale = 1.0,
+        guidance_interval: Sequence[float] | None = None,
         return_trajectory: Literal[False] = False,
         **options: Unpack[SampleOptions],
     ) -> jax.Array: ...
@@ -96,6 +134,8 @@ class Model:
         num: int,
         *,
         labels: Labels = None,
+        guidance: Scale = 1.0,
+        guidance_interval: Sequence[float] | None = None,
         return_trajectory: Literal[True],
         **options: Unpack[SampleOptions],
     ) -> tuple[jax.Array, StepOutput]: ...
@@ -107,6 +147,8 @@ class Model:
         num: int,
         *,
         labels: Labels = None,
+        guidance: Scale = 1.0,
+        guidance_interval: Sequence[float] | None = None,
         return_trajectory: bool,
         **options: Unpack[SampleOptions],
     ) -> jax.Array | tuple[jax.Array, StepOutput]: ...
@@ -117,6 +159,8 @@ class Model:
         num: int,
         *,
         labels: Labels = None,
+        guidance: Scale = 1.0,
+        guidance_interval: Sequence[float] | None = None,
         num_inference_steps: int | None = None,
         **options: Any,
     ) -> jax.Array | tuple[jax.Array, StepOutput]:
@@ -134,6 +178,9 @@ class Model:
             labels: the classes to sample, for a conditional model: a number, a name of
                 `class_names`, or several of these, repeated in turn. None samples all classes in
                 turn, unless `cond` has `class_labels`.
+            guidance: scale of classifier-free guidance, for a network with a null class: a number,
+                one per sample `[num]`, or a function of sigma; 1 is none. See `guided`.
+            guidance_interval: the noise levels (low, high) to guide at; None for all.
             num_inference_steps: number of steps; None means one, unless `options` give the levels.
             **options: further arguments of `cmjax.sample`, such as `timesteps` or `cond`.
 
@@ -149,9 +196,14 @@ class Model:
             raise ValueError(f"num must be a positive integer, got {shown(num)}")
         first_index = sample_index(options.get("first_index", 0), num)
 
-        # A copy, since `class_labels` is added to it.
+        apply_fn = self.guided(guidance, guidance_interval)
+
+        # A copy, since `class_labels` is added to it. The null class may be asked for here.
         cond = options.pop("cond", None)
-        cond = parse_cond(cond, num, self.num_classes)
+        classes = self.num_classes
+        if self.null_class is not None:
+            classes = self.null_class + 1
+        cond = parse_cond(cond, num, classes)
         if "class_labels" in cond and labels is not None:
             raise ValueError("labels and cond['class_labels'] exclude each other; give one")
         if (
@@ -166,7 +218,7 @@ class Model:
             cond["class_labels"] = jnp.asarray(classes, jnp.int32)[turn]
         return sample(
             key,
-            self.apply_fn,
+            apply_fn,
             self.params,
             self.scheduler,
             (num, *self.sample_shape),
@@ -291,3 +343,8 @@ class Model:
         dtypes = Counter(str(leaf.dtype) for leaf in leaves)
         kinds = " and ".join(name for name, _ in dtypes.most_common())
         return f"{count:,} parameters, {kinds or 'no arrays'}"
+
+
+def _is_one(guidance: Any) -> bool:
+    """Whether a scale is the number 1, which needs no null class."""
+    return isinstance(guidance, int | float) and guidance == 1

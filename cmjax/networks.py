@@ -242,3 +242,14 @@ def with_classes(network: Network, classes: int | None) -> Network:
     if classes is not None:
         network.num_classes = classes  # pyright: ignore[reportFunctionMemberAccess]
     return network
+
+
+def with_guidance_mark(network: Network) -> Network:
+    """Returns a function that extrapolates a network's outputs, marked as one that does."""
+    network.is_guided = True  # pyright: ignore[reportFunctionMemberAccess]
+    return network
+
+
+def is_guided(apply_fn: ApplyFn) -> bool:
+    """Returns whether a network is one of `cmjax.guidance`."""
+    return getattr(apply_fn, "is_guided", False)

@@ -1,6 +1,7 @@
 """The sampling loop (Song et al. 2023, Algorithm 1): one `lax.scan` over any scheduler."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, overload
 
@@ -21,7 +22,7 @@ from cmjax.arrays import (
 )
 from cmjax.configs import LARGEST, is_int, shown
 from cmjax.meshes import as_returned, divided_alike
-from cmjax.networks import check_network, num_classes, parse_cond
+from cmjax.networks import check_network, is_guided, num_classes, parse_cond
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.schedulers.base import (
     Constraint,
@@ -167,6 +168,9 @@ def sample(
         "sigmas": sigmas,
     }
     state, steps = _parse_levels(scheduler, levels, state)
+    num_steps = steps if state is None else state.num_steps
+    if warning := check_guided(apply_fn, scheduler, num_steps):
+        warnings.warn(warning, stacklevel=2)
 
     # What the program takes as data: other values never compile again.
     inputs = {
@@ -252,6 +256,32 @@ def check_scheduler(scheduler: Any) -> None:
             "scheduler must be a scheduler, such as cmjax.CMStochasticIterativeScheduler(), "
             f"got {shown(scheduler)}"
         )
+
+
+def check_guided(apply_fn: ApplyFn, scheduler: Scheduler, num_steps: int | None) -> str:
+    """Checks that a guided network is not read as a consistency function.
+
+    Returns:
+        What to warn of if it is, in several calls; "" if all is well.
+
+    Raises:
+        ValueError: if it is, in one call.
+    """
+    if scheduler.solves_ode or not is_guided(apply_fn):
+        return ""
+    reads = (
+        f"apply_fn is guided, but {type(scheduler).__name__} reads consistency functions"
+    )
+    way_out = (
+        "guide a denoiser under a solver such as EDMHeunScheduler, or the teacher that the "
+        "network is distilled from"
+    )
+    if num_steps == 1:
+        raise ValueError(
+            f"{reads}: extrapolating one in a single call throws samples far from the data; "
+            f"{way_out}"
+        )
+    return f"{reads}: extrapolating one is only an approximation of guidance; {way_out}"
 
 
 def _check_params(params):

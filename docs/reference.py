@@ -67,6 +67,7 @@ CONSTANTS = {
     "PRESETS": "The configurations of the released networks by name.",
     "REC601": "The weights of red, green and blue in luminance, of the standard Rec. 601.",
     "SCHEDULERS": "The schedulers by their names.",
+    "Scale": "The type of a scale of guidance: a number, one per sample, or a function of sigma.",
     "STROKE_SIGMAS": "The two noise levels of editing with strokes, of the paper's appendix D.",
     "main": "The command `cmjax`, a `click` group.",
 }

@@ -16,7 +16,7 @@ MAIN = {
     "cmjax.editing": ("edit",),
     "cmjax.evaluation": ("frechet_distance",),
     "cmjax.generation.memory": ("generate",),
-    "cmjax.guidance": ("autoguidance",),
+    "cmjax.guidance.guided": ("autoguidance", "classifier_free"),
     "cmjax.images": ("to_uint8",),
     "cmjax.model": ("Model.sample",),
     "cmjax.models.adapters": ("compute_in", "from_linen", "from_nnx"),

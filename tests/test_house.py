@@ -24,7 +24,7 @@ LAYERS = [
     {"version", "configs", "spelling", "former_names", "system"}
     | {"files", "interrupts", "image_files", "level_search"},
     {"processes", "progress"},
-    {"arrays", "meshes", "random", "labels", "networks"},
+    {"arrays", "meshes", "random", "labels", "networks", "conditioning"},
     {"parametrization"},
     {"guidance"},
     {"schedulers"},

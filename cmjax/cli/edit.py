@@ -79,7 +79,7 @@ NUM = click.option(
 
 # All tasks take the first group; those that sample under a constraint take the second.
 common = options.group_of(MODEL, options.trust, LABELS, SEED, OUT, QUIET)
-constrained = options.group_of(STEPS, TIMESTEPS, SIGMAS, NUM, common)
+constrained = options.group_of(STEPS, TIMESTEPS, SIGMAS, options.guiding, NUM, common)
 
 
 @click.group(
@@ -306,6 +306,7 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
     help="Noise levels to step through, descending; a higher first one keeps less of the sketch.  "
     "[default: 5.38,2.24]",
 )
+@options.guiding
 @NUM
 @common
 def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> None:
@@ -328,14 +329,13 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
     # The sketch, with noise of the first level, is where sampling starts.
     sketch = from_uint8(center_crop_resize(task.picture(), model.config.sample_size))
     levels = np.asarray(sigmas or STROKE_SIGMAS, np.float32)
-    options.set_timesteps(
+    state = options.set_timesteps(
         model.scheduler, {"sigmas": levels}
     )  # errors before anything compiles
+    apply_fn = task.guided(state.num_steps)
 
     run = jax.jit(
-        functools.partial(
-            stroke_to_image, apply_fn=model.apply_fn, scheduler=model.scheduler
-        )
+        functools.partial(stroke_to_image, apply_fn=apply_fn, scheduler=model.scheduler)
     )
     copies = np.repeat(sketch[None], task.num, 0)
     results = run(

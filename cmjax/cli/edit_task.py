@@ -29,6 +29,8 @@ class Task(NamedTuple):
         seed: seed of all randomness.
         out: the file to write.
         quiet: whether to print nothing but errors.
+        guidance: scale of the guidance; 1 for none.
+        guidance_interval: the noise levels to guide at; None for all.
     """
 
     model: "Model"
@@ -39,6 +41,14 @@ class Task(NamedTuple):
     seed: int
     out: Path
     quiet: bool
+    guidance: float
+    guidance_interval: list[float] | None
+
+    def guided(self, num_steps: int) -> Any:
+        """Returns the model's network, guided if it is to be, for so many calls."""
+        return options.check_guidance(
+            self.model, self.guidance, self.guidance_interval, num_steps
+        )
 
     @property
     def key(self) -> Any:
@@ -78,6 +88,8 @@ def open_task(
     steps: int | None = None,
     timesteps: list[float] | None = None,
     sigmas: list[float] | None = None,
+    guidance: float = 1.0,
+    guidance_interval: list[float] | None = None,
 ) -> Task:
     """Loads the model, and the picture or the package's example for the task.
 
@@ -94,6 +106,8 @@ def open_task(
         steps: number of steps; at most one of this and the next two is given.
         timesteps: indices of training levels.
         sigmas: noise levels.
+        guidance: scale of the guidance; 1 for none.
+        guidance_interval: the noise levels to guide at; None for all.
 
     Raises:
         ValueError: naming the option that is wrong, or the file that cannot be read.
@@ -129,7 +143,18 @@ def open_task(
         original = read_image(path, channels)
         if not quiet:
             _report_scaling(path, original, checkpoint.config.sample_size, factor)
-    return Task(checkpoint.load(), original, indices, num, schedule, seed, out, quiet)
+    return Task(
+        checkpoint.load(),
+        original,
+        indices,
+        num,
+        schedule,
+        seed,
+        out,
+        quiet,
+        guidance,
+        guidance_interval,
+    )
 
 
 def _report_scaling(path: Path, picture: "np.ndarray", size: int, factor: int) -> None:
@@ -208,13 +233,14 @@ def edit_under(
     import jax
     import numpy as np
 
-    from cmjax.editing import edit
+    from cmjax.editing import edit, editing_timesteps
 
+    # Errors before anything compiles. Without a schedule the levels are the paper's.
     model = task.model
+    num_steps = len(editing_timesteps(getattr(model.scheduler, "num_train_timesteps", 2)))
     if task.schedule:
-        options.set_timesteps(
-            model.scheduler, task.schedule
-        )  # errors before anything compiles
+        num_steps = options.set_timesteps(model.scheduler, task.schedule).num_steps
+    apply_fn = task.guided(num_steps)
     shape = (task.num, *model.sample_shape)
     scheduler: Any = (
         model.scheduler
@@ -226,7 +252,7 @@ def edit_under(
     def run(key, params, constraint, cond):
         results = edit(
             key,
-            model.apply_fn,
+            apply_fn,
             params,
             scheduler,
             constraint,

@@ -92,6 +92,8 @@ def generate(
     timesteps: list[float] | None,
     sigmas: list[float] | None,
     labels: list[str] | None,
+    guidance: float,
+    guidance_interval: list[float] | None,
     seed: int,
     dtype: str,
     num: int,
@@ -146,9 +148,19 @@ def generate(
     # them fail together.
     def prepare():
         loaded = _load(model, scheduler, settings, dtype, quiet)
-        options.set_timesteps(loaded.scheduler, schedule)  # an error names the option
+        state = options.set_timesteps(
+            loaded.scheduler, schedule
+        )  # an error names the option
         classes = options.check_labels(labels, loaded.num_classes, loaded.class_names)
-        return loaded, Request(**schedule, labels=classes, seed=seed, dtype=dtype)
+        options.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
+        return loaded, Request(
+            **schedule,
+            labels=classes,
+            seed=seed,
+            dtype=dtype,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+        )
 
     loaded, request = run_on_all_processes(prepare)
 

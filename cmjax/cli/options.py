@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from cmjax.cli import terminal
 from cmjax.files import check_writable
 
 if TYPE_CHECKING:
+    from cmjax.arrays import ApplyFn
     from cmjax.checkpoints import Checkpoint
     from cmjax.model import Model
     from cmjax.schedulers import Scheduler, SchedulerState
@@ -144,6 +146,23 @@ trust = click.option(
     "code.",
 )
 
+# Of `sampling` below, and of `cmjax edit`.
+guiding = group_of(
+    click.option(
+        "--guidance",
+        type=float,
+        metavar="W",
+        default=1.0,
+        show_default=True,
+        help="Scale of classifier-free guidance, for a network with a null class; 1 is none.",
+    ),
+    click.option(
+        "--guidance-interval",
+        type=Numbers(float, "0.2,1.6"),
+        help="The noise levels, lowest and highest, to guide at.  [default: all]",
+    ),
+)
+
 # All that decides what a sample is; how many, and where they go, is left to the commands.
 sampling = group_of(
     click.option(
@@ -193,6 +212,7 @@ sampling = group_of(
         help="Classes to sample, by number or name, or a range such as 0-9, repeated in turn.  "
         "[default: all]",
     ),
+    guiding,
     click.option(
         "--seed",
         type=SEED,
@@ -345,6 +365,44 @@ def set_timesteps(scheduler: "Scheduler", schedule: Mapping[str, Any]) -> "Sched
         return scheduler.set_timesteps(**schedule)
     except ValueError as error:
         raise ValueError(f"{_option(*schedule)}: {error}") from None
+
+
+def check_guidance(
+    model: "Model", guidance: float, interval: list[float] | None, num_steps: int
+) -> "ApplyFn":
+    """Returns the guided network of --guidance and --guidance-interval.
+
+    A note says so where it is only an approximation.
+
+    Raises:
+        ValueError: if the network or its scheduler cannot be guided, or for values out of range.
+    """
+    from cmjax.sampling import check_guided
+
+    if interval is not None and guidance == 1:
+        raise ValueError("--guidance-interval needs --guidance, the scale to guide with")
+
+    # The library's words for the scale and the interval are shorter.
+    try:
+        guided = model.guided(guidance, interval)
+    except ValueError as error:
+        option = "--guidance"
+        if str(error).startswith("interval"):
+            option = "--guidance-interval"
+        raise ValueError(f"{option}: {error}") from None
+    try:
+        warning = check_guided(guided, model.scheduler, num_steps)
+    except ValueError as error:
+        raise ValueError(f"--guidance: {_of_scheduler(error)}") from None
+    if warning:
+        note(f"Note: --guidance: {_of_scheduler(warning)}")
+        warnings.filterwarnings("ignore", "apply_fn is guided")
+    return guided
+
+
+def _of_scheduler(message: Any) -> str:
+    """What `check_guided` says, without the argument that the command line does not have."""
+    return str(message).removeprefix("apply_fn is guided, but ")
 
 
 def check_labels(

@@ -55,6 +55,8 @@ def sample(
     timesteps: list[float] | None,
     sigmas: list[float] | None,
     labels: list[str] | None,
+    guidance: float,
+    guidance_interval: list[float] | None,
     seed: int,
     batch_size: int,
     dtype: str,
@@ -76,6 +78,8 @@ def sample(
       cmjax sample --sigmas 80,0.8                   two steps, at noise levels you choose
       cmjax sample --scheduler EDMHeunScheduler --steps 9 --set s_churn=10
                                                      another sampler, for a diffusion model
+      cmjax sample --model runs/mine/model --scheduler EDMHeunScheduler --steps 18 --guidance 3
+                                                     guided, with a network that has a null class
       cmjax sample --labels 7 --num 10 --seed 1      ten sevens, of another seed
       cmjax sample --num 50000 --batch-size 500 --out digits.npz
                                                      arrays, to compute metrics from
@@ -98,7 +102,15 @@ def sample(
 
     # The state also knows how many network calls the schedule takes, for the report at the end.
     state = options.set_timesteps(loaded.scheduler, schedule)
-    request = Request(**schedule, labels=classes, seed=seed, dtype=dtype)
+    options.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
+    request = Request(
+        **schedule,
+        labels=classes,
+        seed=seed,
+        dtype=dtype,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+    )
     options.print_notes()
     generated = generate(loaded, request, num, batch_size=batch_size, progress=not quiet)
 

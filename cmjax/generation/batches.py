@@ -74,7 +74,7 @@ class BatchSampler:
             )
 
             # Compiled for full batches only, ahead of time: `compiled` then never retraces.
-            draw = _draw_function(model, (self.size, *model.sample_shape), request.dtype)
+            draw = _draw_function(model, (self.size, *model.sample_shape), request)
             jitted = jax.jit(draw, out_shardings=self._batch_sharding)
             batch = self._inputs(np.zeros(1, np.uint32))
             self.compiled = jitted.lower(*self._constants, *batch).compile()
@@ -113,8 +113,9 @@ class BatchSampler:
         return jax.device_put((filled, labels), self._batch_sharding)
 
 
-def _draw_function(model: Model, shape: tuple[int, ...], dtype: Any):
+def _draw_function(model: Model, shape: tuple[int, ...], request: Request):
     """Returns the function that the devices run, from sample numbers to pixels."""
+    apply_fn = model.guided(request.guidance, request.guidance_interval)
 
     def draw(key, params, state, indices, labels):
         # key_i = fold_in(key, i): the noise of a sample depends on the seed and its number alone,
@@ -123,13 +124,13 @@ def _draw_function(model: Model, shape: tuple[int, ...], dtype: Any):
         cond = {} if labels is None else {"class_labels": labels}
         x = sample(
             keys,
-            model.apply_fn,
+            apply_fn,
             params,
             model.scheduler,
             shape,
             state=state,
             cond=cond,
-            dtype=dtype,
+            dtype=request.dtype,
         )
 
         # Pixels u8[B, H, W, C], a quarter of the bytes to fetch, and whether each sample is

@@ -12,7 +12,9 @@ from jax.typing import DTypeLike
 
 from cmjax.arrays import floating_dtype
 from cmjax.configs import is_finite, shown
+from cmjax.guidance.strength import interval_ends
 from cmjax.model import Model
+from cmjax.sampling import check_guided
 from cmjax.schedulers.base import Scheduler, SchedulerState
 
 LEVELS = ("num_inference_steps", "timesteps", "sigmas")  # the arguments of `set_timesteps`
@@ -36,6 +38,8 @@ class Request:
             without classes.
         seed: the seed of all randomness, 0 to 2**32 - 1.
         dtype: the floating dtype of the samples, or its name; stored as the name.
+        guidance: scale of classifier-free guidance, for a model with a null class; 1 is none.
+        guidance_interval: the noise levels (low, high) to guide at; None for all.
 
     Raises:
         ValueError: if a field is out of range; the message names it.
@@ -47,6 +51,8 @@ class Request:
     labels: Sequence[int] | None = None
     seed: int = 0
     dtype: DTypeLike = "float32"
+    guidance: float = 1.0
+    guidance_interval: Sequence[float] | None = None
 
     def __post_init__(self):
         # The levels may be given in one way only.
@@ -68,6 +74,17 @@ class Request:
         set_field(self, "labels", _labels(self.labels))
         set_field(self, "seed", as_integer("seed", self.seed, 0, MAX_SEED))
         set_field(self, "dtype", floating_dtype("dtype", self.dtype).name)
+
+        # Checked as the guided network will check them.
+        guidance = _plain(self.guidance)
+        if not is_finite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {shown(guidance)}")
+        set_field(self, "guidance", float(guidance))
+        if self.guidance_interval is not None:
+            ends = interval_ends("guidance_interval", self.guidance_interval)
+            if not is_finite(ends[1]):
+                raise ValueError(f"guidance_interval must be finite, got {shown(ends)}")
+            set_field(self, "guidance_interval", ends)
 
     @property
     def schedule(self) -> dict[str, Any]:
@@ -91,7 +108,7 @@ class Request:
         return np.asarray(self.labels, np.int32)[np.asarray(indices) % len(self.labels)]
 
     def check_model(self, model: Model) -> None:
-        """Raises ValueError unless the labels are classes of the model."""
+        """Raises ValueError unless the model has the classes, and can be guided if it is to be."""
         classes = model.num_classes
 
         # A class-conditional model needs labels; an unconditional one takes none.
@@ -105,14 +122,25 @@ class Request:
                 f"labels must be classes from 0 to {classes - 1}, got {_listed(self.labels)}"
             )
 
+        # An error names what is missing: a null class, or a solver.
+        guided = model.guided(self.guidance, self.guidance_interval)
+        state = self.set_timesteps(model.scheduler)
+        check_guided(guided, model.scheduler, state.num_steps)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the request as a JSON object; `from_json` reads it."""
-        return {
+        values = {
             "schedule": self.schedule,
             "labels": _listed(self.labels),
             "seed": self.seed,
             "dtype": self.dtype,  # a name: JSON has no dtypes
         }
+
+        # Left out where there is none, as in folders from before there was guidance.
+        if self.guidance != 1:
+            values["guidance"] = self.guidance
+            values["guidance_interval"] = _listed(self.guidance_interval)
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -137,6 +165,8 @@ class Request:
             labels=values["labels"],
             seed=values["seed"],
             dtype=values["dtype"],
+            guidance=values.get("guidance", 1.0),
+            guidance_interval=values.get("guidance_interval"),
         )
 
 

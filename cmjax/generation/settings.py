@@ -18,6 +18,7 @@ from cmjax.registry import read_scheduler_config, scheduler_to_config
 from cmjax.version import __version__
 
 SHARD_SIZE = 100  # samples in a file, in a new folder
+GUIDANCE = ("guidance", "guidance_interval")  # keys of a request that not all have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,7 @@ class RunSettings:
             "matmul_precision": self.matmul_precision,
             "versions": self.versions,
             "shard_size": self.shard_size,
+            **{name: request[name] for name in GUIDANCE if name in request},
         }
 
     @classmethod
@@ -144,9 +146,9 @@ class RunSettings:
         if _same_scheduler(self.scheduler, other.scheduler):
             now["scheduler"] = before["scheduler"]
         return [
-            f"{name} was {_short(before[name])}, now {_short(now[name])}"
-            for name in sorted(before)
-            if before[name] != now[name]
+            f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
         ]
 
 

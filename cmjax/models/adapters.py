@@ -81,8 +81,12 @@ def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
             called.set_attributes(deterministic=False, raise_if_not_found=False)
         return called(*args, **cond)
 
-    # How many classes the network has, as diffusers' configs and cmjax's own name it.
-    classes = getattr(getattr(module, "config", None), "num_class_embeds", None)
+    # How many classes the network has, as diffusers' configs and cmjax's own name it; with that of
+    # none of them, which cmjax's may have.
+    config = getattr(module, "config", None)
+    classes = getattr(config, "num_class_embeds", None)
+    if classes is not None:
+        classes += getattr(config, "null_class", False)
     return with_classes(with_arguments_of(apply_fn, module), classes), params
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from cmjax.configs import LARGEST, check_options
+from cmjax.labels import check_null_class
 from cmjax.models import layers
 from cmjax.models.on_meshes import on_any_mesh
 
@@ -32,6 +33,8 @@ class DiTConfig:
         long_skips: whether every block of the second half also takes the output of its counterpart
             in the first half (Bao et al. 2023, U-ViT).
         num_class_embeds: number of classes; None for an unconditional model.
+        null_class: whether there is one more class, the last, which stands for none of them, as
+            classifier-free guidance needs it.
         time_scale: factor on the time before its embedding; with 0.01 the embedding is smooth in
             log sigma, as for `UNet2D`.
     """
@@ -46,6 +49,7 @@ class DiTConfig:
     mlp_ratio: float = 4.0
     long_skips: bool = False
     num_class_embeds: int | None = None
+    null_class: bool = False
     time_scale: float = 0.01
 
     _domains = {
@@ -63,6 +67,7 @@ class DiTConfig:
 
     def __post_init__(self):
         check_options(self)
+        check_null_class(self.null_class, self.num_class_embeds)
 
         # The image is cut into whole patches.
         if self.sample_size % self.patch_size:
@@ -114,11 +119,7 @@ class DiT(nnx.Module):
         # Tokens, and what all blocks are conditioned on: the time and the class.
         self.patch_embed = layers.linear(folded * config.in_channels, width, rngs=rngs)
         self.time_embedding = layers.TimestepEmbedding(TIME_FEATURES, width, rngs=rngs)
-        classes = config.num_class_embeds
-        class_embedding = None
-        if classes is not None:
-            class_embedding = nnx.Embed(classes, width, rngs=rngs)
-        self.class_embedding = class_embedding
+        self.class_embedding = layers.class_table(config, width, rngs=rngs)
 
         # The blocks, and a layer per long skip, from twice the channels back to the width.
         self.blocks = nnx.List(

@@ -224,6 +224,20 @@ def _attend_in_cache(q, k, v):
     return jax.lax.map(lambda head: _attend(*head), (q, k, v), batch_size=at_once)
 
 
+def class_table(config: Any, features: int, *, rngs: nnx.Rngs) -> nnx.Embed | None:
+    """Returns the embeddings of the classes of a network's config; None for one without classes.
+
+    Args:
+        config: its `num_class_embeds` says how many classes there are; with `null_class` one more
+            row, the last, is that of no class.
+        features: length F of a row.
+        rngs: of the initial values.
+    """
+    if config.num_class_embeds is None:
+        return None
+    return nnx.Embed(config.num_class_embeds + config.null_class, features, rngs=rngs)
+
+
 def add_class_embedding(
     embedding: jax.Array, table: nnx.Embed | None, class_labels: jax.Array | None
 ) -> jax.Array:

@@ -30,11 +30,7 @@ class UNet2D(nnx.Module):
         self.time_embedding = layers.TimestepEmbedding(
             widths[0], config.time_features, rngs=rngs
         )
-        classes = config.num_class_embeds
-        class_embedding = None
-        if classes is not None:
-            class_embedding = nnx.Embed(classes, config.time_features, rngs=rngs)
-        self.class_embedding = class_embedding
+        self.class_embedding = layers.class_table(config, config.time_features, rngs=rngs)
 
         # `skips` has the channels of every map that the way down leaves for the way up: that of
         # conv_in, one per residual block and one per halving.

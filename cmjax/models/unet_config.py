@@ -3,6 +3,7 @@
 import dataclasses
 
 from cmjax.configs import LARGEST, check_options
+from cmjax.labels import check_null_class
 
 # Block name -> (whether it has attention, how it changes the resolution). None leaves the latter to
 # downsample_type or upsample_type of the config.
@@ -53,6 +54,8 @@ class UNet2DConfig:
         resnet_time_scale_shift: "default" adds the time embedding in a residual block,
             "scale_shift" modulates the second normalisation with it.
         num_class_embeds: number of classes; None for an unconditional model.
+        null_class: whether there is one more class, the last, which stands for none of them, as
+            classifier-free guidance needs it.
         flip_sin_to_cos: whether cosines come before sines in the time embedding.
         freq_shift: shift of the time embedding's frequencies; see `sinusoidal_embedding`.
         time_scale: factor on the time before its embedding. diffusers has no such option, which is
@@ -78,6 +81,7 @@ class UNet2DConfig:
     norm_eps: float = 1e-5
     resnet_time_scale_shift: str = "default"
     num_class_embeds: int | None = None
+    null_class: bool = False
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
     time_scale: float = 1.0
@@ -106,6 +110,7 @@ class UNet2DConfig:
 
     def __post_init__(self):
         check_options(self)
+        check_null_class(self.null_class, self.num_class_embeds)
 
         # One entry per resolution in each of three fields.
         widths = self.block_out_channels

@@ -63,7 +63,7 @@ def model(config=UNET, scheduler=None, **fields):
     return cmjax.Model(apply_fn, params, scheduler, config, **fields)
 
 
-def tiny_model(num_classes=10, channels=1, seed=0):
+def tiny_model(num_classes=10, channels=1, seed=0, null_class=False):
     """A transformer of four patches, of random parameters, under the consistency sampler.
 
     No parameter is zero, so that samples depend on everything: noise, class and time.
@@ -77,6 +77,7 @@ def tiny_model(num_classes=10, channels=1, seed=0):
         num_attention_heads=1,
         attention_head_dim=8,
         num_class_embeds=num_classes,
+        null_class=null_class,
     )
     apply_fn, abstract = cmjax.from_nnx(
         nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))

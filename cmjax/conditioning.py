@@ -1,0 +1,119 @@
+"""What conditioning becomes where a network is to know nothing of it, its null.
+
+Guidance calls a network with it, and training learns it for a share of the samples.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.arrays import as_array, concrete, is_floating
+from cmjax.configs import shown
+from cmjax.labels import check_class_labels
+from cmjax.meshes import divided_like
+
+
+def check_null(null: Any, classes: int | None = None) -> None:
+    """Checks what conditioning becomes, as far as it is known before there is any.
+
+    Args:
+        null: names of conditioning to pytrees of numbers or arrays, or to None.
+        classes: number of the network's classes, of which the null class is one; None if it has
+            none, or they are not known.
+
+    Raises:
+        ValueError: if it is no such mapping, or its class is none of the network's.
+    """
+    is_mapping = isinstance(null, Mapping) and all(isinstance(name, str) for name in null)
+    if not is_mapping or not null:
+        raise ValueError(
+            "null must map names of conditioning to what they become, such as "
+            f"{{'class_labels': 10}}, got {shown(null)}"
+        )
+    for name, value in null.items():
+        for leaf in jax.tree.leaves(value):
+            known = concrete(as_array(_title(name), leaf))
+            if known is not None and is_floating(known.dtype):
+                if not np.all(np.isfinite(known)):
+                    raise ValueError(f"{_title(name)} must be finite, got {shown(leaf)}")
+
+    label = null.get("class_labels")
+    if label is not None and classes is not None:
+        check_class_labels(_title("class_labels"), label, classes)
+
+
+def with_null(cond: Mapping[str, Any], null: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns conditioning with the entries that `null` names replaced, for every sample.
+
+    Args:
+        cond: names to pytrees of arrays `[B, ...]`.
+        null: of some of these names, what they become: one number for all of the entry, or a pytree
+            like it, of arrays `[...]` for all samples or `[B, ...]` for each; None leaves the entry
+            out. Dtypes become those of `cond`.
+
+    Raises:
+        ValueError: for names that `cond` does not have, or values that do not take their place.
+    """
+    replaced = dict(cond)
+    for name, value in null.items():
+        if name not in cond:
+            raise ValueError(
+                f"null has {name!r}, but cond has {sorted(cond) or 'nothing'}; "
+                "give the conditioning that it is to replace"
+            )
+        if value is None:
+            del replaced[name]
+        else:
+            replaced[name] = _entry(name, cond[name], value)
+    return replaced
+
+
+def _entry(name: str, entry: Any, value: Any) -> Any:
+    """The null of one entry of the conditioning, a pytree of arrays `[B, ...]`."""
+    # One number stands for all arrays of the entry.
+    leaves, structure = jax.tree.flatten(entry)
+    if isinstance(value, int | float) or getattr(value, "shape", None) == ():
+        return jax.tree.map(lambda like: _leaf(name, like, value), entry)
+
+    # Where the entry has an array the null has one, too, or a list of numbers.
+    try:
+        values = structure.flatten_up_to(value)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{_title(name)} must be a pytree like cond[{name!r}], {structure}, "
+            f"got {jax.tree.structure(value)}"
+        ) from None
+    made = [_leaf(name, like, one) for like, one in zip(leaves, values, strict=True)]
+    return jax.tree.unflatten(structure, made)
+
+
+def _leaf(name: str, like: jax.Array, value: Any) -> jax.Array:
+    """One array of the null, in the shape, dtype and division over devices of `like`."""
+    array = as_array(_title(name), value)
+    if array.shape not in ((), like.shape[1:], like.shape):
+        raise ValueError(
+            f"{_title(name)} must have the shape {like.shape[1:]} or {like.shape} for "
+            f"cond[{name!r}], got {array.shape}"
+        )
+
+    # A label of 0.5 would become another class.
+    if _kind(array.dtype) > _kind(like.dtype):
+        raise ValueError(
+            f"{_title(name)} must be {like.dtype}, as cond[{name!r}] is, got {array.dtype}"
+        )
+    full = jnp.broadcast_to(jnp.asarray(array).astype(like.dtype), like.shape)
+    return divided_like(full, like)
+
+
+def _kind(dtype: Any) -> int:
+    """0, 1 or 2 for booleans, integers or floats, each of which the next can hold."""
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return 0
+    return 1 if jnp.issubdtype(dtype, jnp.integer) else 2
+
+
+def _title(name: str) -> str:
+    return f"null[{name!r}]"

@@ -1,0 +1,289 @@
+"""The guided networks: classifier-free, with projection, and by a weaker network."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.arrays import ApplyFn, as_samples, hashable, is_tracing
+from cmjax.conditioning import check_null, with_null
+from cmjax.configs import is_finite, shown
+from cmjax.guidance.rules import Extrapolated, Projected, Rule
+from cmjax.guidance.strength import Scale, Strength, check_parametrization
+from cmjax.networks import (
+    call_network,
+    check_network,
+    num_classes,
+    parse_cond,
+    with_classes_of,
+    with_guidance_mark,
+)
+from cmjax.parametrization import Parametrization
+
+# Guided networks to keep, so that what they are compiled into is kept.
+_NETWORKS = 64
+
+
+def classifier_free(
+    apply_fn: ApplyFn,
+    scale: Scale,
+    *,
+    null: Mapping[str, Any],
+    interval: Sequence[float] | None = None,
+    parametrization: Parametrization | None = None,
+    rescale: float = 0.0,
+    doubled: bool = False,
+) -> ApplyFn:
+    """Returns a network guided away from what it says without conditioning.
+
+    Classifier-free guidance (Ho and Salimans 2022, 2207.12598): `without + scale (with - without)`,
+    where `without` is the output for the conditioning `null`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from cmjax.guidance import classifier_free
+        >>> def apply_fn(params, x, t, class_labels):
+        ...     return params[class_labels][:, None] + 0 * x
+        >>> guided = classifier_free(apply_fn, 3.0, null={"class_labels": 2})
+        >>> params = jnp.array([1.0, 2.0, 0.5])  # of two classes, and of none
+        >>> labels = jnp.array([0, 1])
+        >>> guided(params, jnp.ones((2, 1)), jnp.zeros(2), class_labels=labels).tolist()
+        [[2.0], [5.0]]
+
+    Args:
+        apply_fn: the network, `(params, x, t, **cond) -> model_output`.
+        scale: a number, one per sample `[B]`, or a function of the noise levels sigma f32[B] that
+            returns either. 1 is the network alone: a number or array of ones that is not traced
+            returns `apply_fn` itself. A traced scale always calls the network twice.
+        null: what conditioning becomes, such as `{"class_labels": 10}`: of each name a number, an
+            array `[...]` for all samples or `[B, ...]` for each, a pytree of these where the
+            conditioning is one, or None to leave it out.
+        interval: the noise levels (low, high) to guide at, both included (Kynkäänniemi et al. 2024,
+            2404.07724); elsewhere the output is the network's own, and if that holds for all
+            samples the second call is skipped. Levels are the ratios of noise to signal,
+            `sigma / alpha`, EDM's sigma of any network: a flow's `sigma / (1 - sigma)`.
+        parametrization: that of the network, `scheduler.parametrization`, which tells the level
+            from the network's time. Needed for an interval and for functions of sigma.
+        rescale: share, 0 to 1, by which the standard deviation of each sample's output is brought
+            back to that of the unguided one (Lin et al. 2024, 2305.08891, section 3.4), against
+            overexposure where scales are large.
+        doubled: whether one call has all samples with both conditionings, `[2B, ...]`, instead of
+            two calls one after the other: quicker where a batch does not fill the device, for
+            twice the memory.
+
+    Returns:
+        `(params, x, t, **cond) -> model_output`; `cond` must have the names of `null`.
+
+    Raises:
+        ValueError: for arguments out of their domain; when called, for conditioning that `null`
+            does not fit, or a scale of another shape.
+    """
+    check_network(apply_fn)
+    check_null(null, num_classes(apply_fn))
+    strength = Strength(scale, interval, parametrization)
+    _check_share(rescale)
+    if doubled and any(value is None for value in null.values()):
+        raise ValueError(
+            "doubled=True needs the same conditioning for both; give null values, not None"
+        )
+    if strength.is_one:
+        return apply_fn
+    entries = tuple(null.items())
+    return _kept(
+        _classifier_free, apply_fn, strength, entries, Extrapolated(rescale), doubled
+    )
+
+
+def adaptive_projection(
+    apply_fn: ApplyFn,
+    scale: Scale,
+    *,
+    null: Mapping[str, Any],
+    parametrization: Parametrization,
+    eta: float = 0.0,
+    norm_threshold: float = 0.0,
+    interval: Sequence[float] | None = None,
+    doubled: bool = False,
+) -> ApplyFn:
+    """Returns a network with classifier-free guidance that is projected (APG).
+
+    Adaptive projected guidance (Sadat et al. 2024, 2410.02416) changes the denoised sample D by
+    `(scale - 1) (d_orthogonal + eta d_parallel)`, where d, the difference of the denoised samples
+    with and without conditioning, is divided into its parts orthogonal and parallel to D. The
+    parallel part saturates colours. The paper's third part, a momentum of d from step to step,
+    needs a memory that networks do not have, and is left out.
+
+    Args:
+        apply_fn: as of `classifier_free`.
+        scale: likewise.
+        null: likewise.
+        parametrization: that of the network, `scheduler.parametrization`.
+        eta: weight of the parallel part; 1 is classifier-free guidance.
+        norm_threshold: d with a larger Euclidean norm, over all of a sample, is scaled down to it;
+            0 for no bound.
+        interval: as of `classifier_free`.
+        doubled: likewise.
+
+    Returns:
+        `(params, x, t, **cond) -> model_output`.
+
+    Raises:
+        ValueError: as `classifier_free`.
+    """
+    check_network(apply_fn)
+    check_null(null, num_classes(apply_fn))
+    check_parametrization(parametrization)
+    strength = Strength(scale, interval, parametrization)
+    for name, value in {"eta": eta, "norm_threshold": norm_threshold}.items():
+        if not is_finite(value, 0):
+            raise ValueError(
+                f"{name} must be a finite number, 0 or more, got {shown(value)}"
+            )
+    if strength.is_one:
+        return apply_fn
+    rule = Projected(parametrization.without_boundary(), float(eta), float(norm_threshold))
+    entries = tuple(null.items())
+    return _kept(_classifier_free, apply_fn, strength, entries, rule, doubled)
+
+
+def autoguidance(
+    apply_fn: ApplyFn,
+    scale: Scale,
+    *,
+    interval: Sequence[float] | None = None,
+    parametrization: Parametrization | None = None,
+    rescale: float = 0.0,
+) -> ApplyFn:
+    """Returns a network guided by a weaker version of itself (Karras et al. 2024, 2406.02507).
+
+    The output is `weaker + scale (output - weaker)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from cmjax.guidance import autoguidance
+        >>> def apply_fn(params, x, t):
+        ...     return params * x
+        >>> guided = autoguidance(apply_fn, 2.0)
+        >>> guided((1.0, 0.5), jnp.ones((1, 2)), jnp.zeros(1)).tolist()  # 0.5 + 2 (1 - 0.5)
+        [[1.5, 1.5]]
+
+    Args:
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        scale: as of `classifier_free`; with 1 the weaker network is not called.
+        interval: likewise.
+        parametrization: likewise.
+        rescale: likewise.
+
+    Returns:
+        `((params, weaker_params), x, t, **cond) -> model_output`.
+
+    Raises:
+        ValueError: as `classifier_free`; when called, also if the parameters are no pair.
+    """
+    check_network(apply_fn)
+    _check_share(rescale)
+    strength = Strength(scale, interval, parametrization)
+    return _kept(_autoguidance, apply_fn, strength, Extrapolated(rescale))
+
+
+def _check_share(rescale: Any) -> None:
+    """Raises ValueError unless the share of the rescaling is one."""
+    if not is_finite(rescale, 0) or rescale > 1:
+        raise ValueError(f"rescale must be a number from 0 to 1, got {shown(rescale)}")
+
+
+def _kept(make: Any, *args: Any) -> ApplyFn:
+    """Returns the same function for the same arguments, where they can be compared."""
+    # Under a trace, `apply_fn` may close over values of that trace.
+    if is_tracing() or not hashable(*args):
+        return make.__wrapped__(*args)
+    return make(*args)
+
+
+@functools.lru_cache(_NETWORKS)
+def _classifier_free(apply_fn, strength, null, rule, doubled):
+    """The network of `classifier_free`, from checked arguments; `null` is a tuple of pairs."""
+
+    def outputs(params, x, times, cond, any_guided):
+        cond = parse_cond(cond, len(x), num_classes(apply_fn))
+        without = with_null(cond, dict(null))
+
+        def call(x, times, cond):
+            return call_network(apply_fn, params, x, times, cond)
+
+        if not doubled:
+            output = call(x, times, cond)
+            other = _either(any_guided, lambda: call(x, times, without), lambda: output)
+            return output, other
+
+        def both():
+            pairs = jax.tree.map(_interleaved, (x, times, cond), (x, times, without))
+            made = call(*pairs)
+            made = made.reshape(len(x), 2, *made.shape[1:])
+            return made[:, 0], made[:, 1]
+
+        def alone():
+            output = call(x, times, cond)
+            return output, output
+
+        return _either(any_guided, both, alone)
+
+    return _guided(apply_fn, strength, rule, outputs)
+
+
+@functools.lru_cache(_NETWORKS)
+def _autoguidance(apply_fn, strength, rule):
+    """The network of `autoguidance`, from checked arguments."""
+
+    def outputs(params, x, times, cond, any_guided):
+        if not isinstance(params, tuple | list) or len(params) != 2:
+            raise ValueError(
+                f"params must be the pair (params, weaker_params), got {shown(params)}"
+            )
+        output = call_network(apply_fn, params[0], x, times, cond)
+        if strength.is_one:
+            return output, output
+
+        def weaker():
+            return call_network(apply_fn, params[1], x, times, cond)
+
+        return output, _either(any_guided, weaker, lambda: output)
+
+    return _guided(apply_fn, strength, rule, outputs)
+
+
+def _guided(
+    apply_fn: ApplyFn, strength: Strength, rule: Rule, outputs: Callable[..., Any]
+) -> ApplyFn:
+    """Returns the network that joins two outputs by a rule.
+
+    Args:
+        apply_fn: the network that is called.
+        strength: of the guidance.
+        rule: how the outputs become one.
+        outputs: `(params, x, times, cond, any_guided) -> (output, other)`.
+    """
+
+    def guided(params, x, /, *times, **cond):
+        # Flow maps are told two times, of which the first is that of the sample.
+        x = as_samples("x", x)
+        scale, any_guided = strength.weights(x, times[0])
+        output, other = outputs(params, x, times, cond, any_guided)
+        return rule(output, other, scale, x, times[0])
+
+    return with_guidance_mark(with_classes_of(apply_fn, guided))
+
+
+def _either(
+    is_wanted: jax.Array | None, one: Callable[[], Any], other: Callable[[], Any]
+) -> Any:
+    """Returns `one()` if it is wanted, bool[], and `other()` if not; None: it is."""
+    return one() if is_wanted is None else jax.lax.cond(is_wanted, one, other)
+
+
+def _interleaved(one: jax.Array, other: jax.Array) -> jax.Array:
+    """Two arrays `[B, ...]` as one, `[2B, ...]`, with the rows of each sample side by side."""
+    # Side by side, and not one after the other: each device keeps its own samples.
+    return jnp.stack([one, other], axis=1).reshape(2 * len(one), *one.shape[1:])

@@ -1,0 +1,105 @@
+"""How the two outputs of a network become one: extrapolated, then rescaled, or projected."""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.arrays import combine
+from cmjax.parametrization import Parametrization
+
+
+class Rule(Protocol):
+    """Joins two outputs `[B, ...]` by the scale of each sample."""
+
+    def __call__(
+        self,
+        output: jax.Array,
+        other: jax.Array,
+        scale: jax.Array,
+        x: jax.Array,
+        time: jax.Array,
+    ) -> jax.Array:
+        """Returns the guided output, `[B, ...]`; a scale of 1 leaves `output` as it is."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Extrapolated:
+    """`other + scale (output - other)`, brought back to the spread of `output` by a share.
+
+    Attributes:
+        rescale: the share, phi of Lin et al. 2024, section 3.4.
+    """
+
+    rescale: float = 0.0
+
+    def __call__(self, output, other, scale, x, time) -> jax.Array:
+        """Returns the guided output, `[B, ...]`."""
+        del x, time
+
+        # With one coefficient for each, so that a scale of 1 is exact.
+        guided = combine((scale, output), (1 - scale, other))
+        if not self.rescale:
+            return guided
+
+        # phi (guided std(output) / std(guided)) + (1 - phi) guided.
+        wanted = _variance(output)
+        found = _variance(guided)
+        varies = found > 0
+        ratio = jnp.sqrt(jnp.where(varies, wanted / jnp.where(varies, found, 1), 1))
+        return combine((1 + self.rescale * (ratio - 1), guided))
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected:
+    """Adaptive projected guidance (Sadat et al. 2024, algorithm 1, without its momentum).
+
+    Attributes:
+        parametrization: of the network, read as a denoiser.
+        eta: weight of the part of the change that is parallel to the denoised sample.
+        norm_threshold: bound of the norm of the change; 0 for none.
+    """
+
+    parametrization: Parametrization
+    eta: float
+    norm_threshold: float
+
+    def __call__(self, output, other, scale, x, time) -> jax.Array:
+        """Returns the guided output, `[B, ...]`."""
+        alpha, sigma = self.parametrization.path(time)
+        c_in, c_skip, c_out = self.parametrization.scalings(alpha, sigma)
+
+        # The denoised sample, D = c_skip x + c_out F, and the change d that guidance would make.
+        denoised = combine((c_skip / c_in, x), (c_out, output))
+        change = combine((c_out, output), (-c_out, other))
+
+        # min(1, r / |d|) for each sample, [B].
+        share = jnp.ones(len(x), jnp.float32)
+        if self.norm_threshold:
+            norm = jnp.sqrt(jnp.maximum(_dot(change, change), 1e-30))
+            share = jnp.minimum(1, self.norm_threshold / norm)
+
+        # The parallel part of d is (d.D / D.D) D, of which 1 - eta is taken away.
+        square = _dot(denoised, denoised)
+        parallel = _dot(change, denoised) / jnp.where(square > 0, square, 1)
+
+        # F' = F + (scale - 1) share (d - (1 - eta) parallel D) / c_out, with d / c_out = F - other.
+        weight = (scale - 1) * share
+        known = jnp.asarray(c_out) != 0
+        inverse = jnp.where(known, 1 / jnp.where(known, c_out, 1), 0)
+        away = weight * (1 - self.eta) * parallel * inverse
+        return combine((1 + weight, output), (-weight, other), (-away, denoised))
+
+
+def _variance(array: jax.Array) -> jax.Array:
+    """The variance within each sample, f32[B]."""
+    flat = array.astype(jnp.float32).reshape(len(array), -1)
+    return flat.var(axis=1)
+
+
+def _dot(one: jax.Array, other: jax.Array) -> jax.Array:
+    """The inner product of each pair of samples, f32[B]."""
+    product = one.astype(jnp.float32) * other.astype(jnp.float32)
+    return product.reshape(len(product), -1).sum(axis=1)

@@ -1,0 +1,149 @@
+"""How strongly a network is guided: by a number, per sample, by the level, at some levels only."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from cmjax.arrays import as_numpy, as_reals, known_reals
+from cmjax.configs import shown
+from cmjax.meshes import divided_like
+from cmjax.parametrization import Parametrization
+
+Scale = (
+    ArrayLike | Callable[[jax.Array], ArrayLike]
+)  # a number, one per sample, or of sigma
+
+# Levels are told from times in float32: the ends of an interval are met within this share.
+ROUNDING = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Strength:
+    """The scale of guidance, and the levels that it is for.
+
+    Attributes:
+        scale: a number, one per sample `[B]`, or a function of the levels f32[B].
+        interval: the levels (low, high) to guide at; None for all.
+        parametrization: that of the network; None where no level is asked for.
+
+    Raises:
+        ValueError: if a scale is not finite or of two and more axes, an interval no ascending pair,
+            or if there is no parametrization to tell the level by.
+    """
+
+    scale: Any
+    interval: Any = None
+    parametrization: Parametrization | None = None
+
+    def __post_init__(self):
+        if not callable(self.scale):
+            object.__setattr__(self, "scale", _numbers("scale", self.scale))
+        if self.interval is not None:
+            object.__setattr__(self, "interval", interval_ends("interval", self.interval))
+
+        # Who has a scheduler has its parametrization.
+        if self.parametrization is not None:
+            check_parametrization(self.parametrization)
+        elif callable(self.scale) or self.interval is not None:
+            raise ValueError(
+                "parametrization is missing: an interval and a scale that is a function need the "
+                "level; pass parametrization=scheduler.parametrization"
+            )
+
+    @property
+    def is_one(self) -> bool:
+        """Whether the scale is known to be 1 for all samples at all levels."""
+        return isinstance(self.scale, float | np.ndarray) and bool(np.all(self.scale == 1))
+
+    def weights(self, x: jax.Array, time: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the scale of each sample, f32[B] or f32[], and whether any sample is guided.
+
+        Args:
+            x: what the network sees, `[B, ...]`.
+            time: the network's time, f32[B].
+
+        Returns:
+            The scales, which are 1 outside of the interval, and bool[], or None where all levels
+            are guided at.
+
+        Raises:
+            ValueError: for a scale that is neither a number nor one per sample.
+        """
+        sigma = None
+        if self.parametrization is not None:
+            sigma = level_of(self.parametrization, time)
+
+        scale = self.scale
+        if callable(scale):
+            scale = scale(sigma)
+        scale = as_reals("scale", scale).astype(jnp.float32)
+        if scale.shape not in ((), x.shape[:1]):
+            raise ValueError(
+                f"scale must be a number or one per sample {x.shape[:1]}, got shape {scale.shape}"
+            )
+        if scale.ndim:
+            scale = divided_like(scale, x)
+        if self.interval is None:
+            return scale, None
+
+        # Kynkäänniemi et al. 2024, equation 5.
+        low, high = self.interval
+        inside = (sigma >= low * (1 - ROUNDING)) & (sigma <= high * (1 + ROUNDING))
+        return jnp.where(inside, scale, 1.0), jnp.any(inside)
+
+
+def level_of(parametrization: Parametrization, time: jax.Array) -> jax.Array:
+    """Returns the ratio of noise to signal at the network's times, EDM's sigma, f32[B]."""
+    alpha, sigma = parametrization.path(time)
+
+    # Pure noise has the level infinity.
+    has_signal = alpha > 0
+    return jnp.where(has_signal, sigma / jnp.where(has_signal, alpha, 1), jnp.inf)
+
+
+def check_parametrization(parametrization: Any) -> None:
+    """Raises ValueError unless it is a parametrization."""
+    if not isinstance(parametrization, Parametrization):
+        raise ValueError(
+            "parametrization must be that of the network, scheduler.parametrization, "
+            f"got {shown(parametrization)}"
+        )
+
+
+def _numbers(name: str, value: Any) -> Any:
+    """A number of Python, by which programs are kept, or an array of at most one axis."""
+    known = known_reals(name, value)
+    if known is not None and not np.all(np.isfinite(known)):
+        raise ValueError(f"{name} must be finite, got {shown(value)}")
+    if np.ndim(value) > 1:
+        raise ValueError(
+            f"{name} must be a number or one per sample [B], got shape {np.shape(value)}"
+        )
+    if known is None:
+        return as_reals(name, value)
+    return known if known.ndim else float(known)
+
+
+def interval_ends(name: str, interval: Any) -> tuple[float, float]:
+    """Returns the ends of an interval of noise levels as numbers of Python.
+
+    Args:
+        name: the argument's name, for the error.
+        interval: (low, high); high may be infinite.
+
+    Raises:
+        ValueError: unless they are numbers, 0 or more, the lower one first.
+    """
+    ends = as_numpy(name, interval)
+    is_pair = ends.shape == (2,) and not np.iscomplexobj(ends) and ends.dtype != bool
+    if not is_pair or not 0 <= ends[0] <= ends[1] or ends[0] == np.inf:
+        raise ValueError(
+            f"{name} must be noise levels (low, high) with 0 <= low <= high, "
+            f"got {shown(interval)}"
+        )
+    return float(ends[0]), float(ends[1])
