@@ -24,7 +24,7 @@ def main(ctx: click.Context) -> None:
       cmjax edit inpaint                        the lower half of a digit, repainted
       cmjax info cd_imagenet64_lpips.pt         describes a model of OpenAI, diffusers or cmjax
       cmjax convert cd_imagenet64_lpips.pt dst  converts a model to a folder for cmjax
-      cmjax train examples/digits.toml          trains a model of your own
+      cmjax train --init > my.toml              a configuration, for cmjax train my.toml
       cmjax generate --out many                 50,000 samples, on all devices
       cmjax schedulers                          lists the samplers
       cmjax sample --help                       lists the options of a command
