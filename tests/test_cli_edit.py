@@ -84,7 +84,7 @@ def tiles(count, size=8):
 
 def test_an_inpainting_keeps_what_is_known(run):
     said = succeeded(run("inpaint", "picture.png", "--mask", "mask.png")).stdout
-    assert said == "edited.png: given, known, 1, 2, 3\n"
+    assert said == "edited.png: given, known, 1, 2, 3, on cpu\n"
     given, known, *made = tiles(5)
     np.testing.assert_array_equal(given, pixels("picture.png"))
     np.testing.assert_array_equal(known[:, :4], given[:, :4])
@@ -148,7 +148,7 @@ def test_a_folder_of_pictures_becomes_a_folder_of_results(run, tmp_path):
         (given / name).write_bytes((tmp_path / name).read_bytes())
     args = ["--mask-box", "4,0,8,8", "--steps", "2"]
     result = succeeded(run("inpaint", "given", *args, "--out", "made", "--num", "2"))
-    assert result.stdout == "made: 6 results of 3 pictures\n"
+    assert result.stdout == "made: 6 results of 3 pictures, on cpu\n"
     made = sorted(path.name for path in (tmp_path / "made").iterdir())
     assert made == [
         f"{name}_{i}.png" for name in ("gray", "photo", "picture") for i in "12"

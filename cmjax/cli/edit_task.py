@@ -273,10 +273,16 @@ def report(task: Task, captions: Sequence[object]) -> None:
     options.print_notes()
     if task.quiet:
         return
+    import jax
+
+    from cmjax.processes import device_names
+
+    # Where JAX puts an array, it computes.
+    device = device_names(jax.numpy.zeros(()).devices())
+    what = ", ".join(map(str, filter(str, captions)))
     if edit_results.is_folder(task.out):
         num_given = max(1, len(task.paths))
-        made = options.counted(num_given * task.num, "result")
-        of = f" of {options.counted(num_given, 'picture')}" if task.paths else ""
-        terminal.echo(f"{task.out}: {made}{of}")
-        return
-    terminal.echo(f"{task.out}: {', '.join(map(str, filter(str, captions)))}")
+        what = options.counted(num_given * task.num, "result")
+        if task.paths:
+            what += f" of {options.counted(num_given, 'picture')}"
+    terminal.echo(f"{task.out}: {what}, on {device}")

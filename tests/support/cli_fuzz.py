@@ -103,6 +103,8 @@ COMMANDS = (
     "convert",
     "train",
     "edit",
+    "env",
+    "schedulers",
     "",
     "sampel",
     "--version",
@@ -168,7 +170,7 @@ def arguments(seed: int, inputs: list[str]) -> list[str]:
         :4
     ]
 
-    name = rng.choice(COMMANDS[:6] if rng.random() < 0.97 else COMMANDS)
+    name = rng.choice(COMMANDS[:8] if rng.random() < 0.97 else COMMANDS)
     args = [name]
     command = main.commands.get(name)
     if name == "edit":
