@@ -1,8 +1,9 @@
 """Several processes of one run: they fail together, and keep other runs out of their folder."""
 
+import collections
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,14 @@ LOCK = ".lock"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 Result = TypeVar("Result")
+
+
+def device_names(devices: Iterable[Any]) -> str:
+    """Returns the kinds of devices with their numbers, such as "cpu" or "8 x NVIDIA H200"."""
+    kinds = collections.Counter(device.device_kind for device in devices)
+    return ", ".join(
+        kind if count == 1 else f"{count} x {kind}" for kind, count in kinds.items()
+    )
 
 
 def run_on_all_processes(do: Callable[[], Result]) -> Result:

@@ -2,8 +2,8 @@
 
     python examples/train_digits.py mnist.npz --out runs/digits
 
-Each stage is what `cmjax train` does with a configuration in this folder; on two CPU cores the
-stages take about 80 and 20 minutes. Ctrl-C saves the run, and the same command resumes it. In the
+The stages are `cmjax train digits` and `cmjax train digits_distilled`; on two CPU cores they take
+about 80 and 20 minutes. Ctrl-C saves the run, and the same command resumes it. In the
 end `--out` holds the folders `denoiser` and `consistency`, each with sample pictures, metrics,
 checkpoints and a `model` for `cmjax sample --model`. The bundled model was trained further: see its
 PROVENANCE.md and adversarial_digits.py.
@@ -15,8 +15,6 @@ import click
 
 from cmjax.training import run
 from cmjax.training.config import read_config
-
-HERE = Path(__file__).parent
 
 
 @click.command()
@@ -36,17 +34,17 @@ HERE = Path(__file__).parent
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(source, out, denoiser_steps, steps, batch_size, seed):
     """Trains on DATA, an .npz with x_train and y_train or an IDX file with labels next to it."""
-    # (configuration, folder, settings) of each stage. The second starts from the model of the
+    # (preset, folder, settings) of each stage. The second starts from the model of the
     # first, which is its teacher as well.
     stages = (
-        ("digits_denoiser.toml", out / "denoiser", {"run.steps": denoiser_steps}),
+        ("digits", out / "denoiser", {"run.steps": denoiser_steps}),
         (
-            "digits.toml",
+            "digits_distilled",
             out / "consistency",
             {"run.steps": steps, "run.init": str(out / "denoiser" / "model")},
         ),
     )
-    for config, folder, settings in stages:
+    for preset, folder, settings in stages:
         settings |= {
             "data.source": str(source),
             "run.batch_size": batch_size,
@@ -57,7 +55,7 @@ def main(source, out, denoiser_steps, steps, batch_size, seed):
         settings["optimizer.warmup_steps"] = min(100, settings["run.steps"] // 2)
 
         # Ctrl-C saves the run and then ends this program: the next stage does not start.
-        run.train(read_config(HERE / config, settings.items()), folder, report=click.echo)
+        run.train(read_config(preset, settings.items()), folder, report=click.echo)
     click.echo(f"cmjax sample --model {folder / 'model'}")
 
 

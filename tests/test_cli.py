@@ -97,9 +97,8 @@ def test_by_default_a_labelled_grid_and_a_line(folders, tmp_path, monkeypatch):
     result = CliRunner().invoke(cli.main, ["sample", "--model", str(folders / "classes")])
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""  # one batch, and nobody at a terminal: no bar
-    pattern = (
-        r"64 samples in samples\.png: 1 network call, compile \d+\.\d s, run \d+\.\d s\n"
-    )
+    pattern = r"64 samples in samples\.png: 1 network call on cpu, "
+    pattern += r"compile \d+\.\d s, run \d+\.\d s\n"
     assert re.fullmatch(pattern, result.stdout), result.stdout
     assert os.listdir(tmp_path) == ["samples.png"]
     with Image.open("samples.png") as picture:  # ten columns of 8 pixels, eightfold
@@ -111,7 +110,7 @@ def test_the_bundled_model_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.main, ["sample"])
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith("64 samples in samples.png: 1 network call, ")
+    assert result.stdout.startswith("64 samples in samples.png: 1 network call on cpu, ")
     with Image.open("samples.png") as picture:  # ten columns of 28 pixels, doubled
         assert (picture.mode, picture.size) == ("L", (4 + 10 * 60, 4 + 7 * 76))
 
@@ -213,7 +212,7 @@ def test_another_sampler_has_the_levels_of_the_model_and_the_options_given(
 
     monkeypatch.setattr(generation, "generate", spy)
     result = run("--scheduler EDMHeunScheduler --set s_churn=2.5 --steps 3 --num 2")
-    assert result.stdout.startswith("2 samples in samples.png: 5 network calls, "), (
+    assert result.stdout.startswith("2 samples in samples.png: 5 network calls on cpu, "), (
         result.stderr
     )
     assert used[0].scheduler == EDMHeunScheduler(
@@ -230,7 +229,7 @@ def test_set_alone_changes_the_sampler_of_the_model(arrays):
 
 def test_counts_of_one_are_singular(run):
     assert run("--num 1 --batch-size 4").stdout.startswith(
-        "1 sample in samples.png: 1 network call, "
+        "1 sample in samples.png: 1 network call on cpu, "
     )
 
 

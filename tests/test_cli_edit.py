@@ -49,6 +49,11 @@ def run(models, tmp_path, monkeypatch):
     Image.fromarray(mask[:6]).save("small-mask.png")
     Image.fromarray(0 * mask).save("black.png")
     (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "twice").mkdir()
+    picture.save("twice/a.png")
+    picture.save("twice/a.jpg")
     (tmp_path / "cut.png").write_bytes((tmp_path / "picture.png").read_bytes()[:100])
 
     def run(*args, model="colour"):
@@ -79,7 +84,7 @@ def tiles(count, size=8):
 
 def test_an_inpainting_keeps_what_is_known(run):
     said = succeeded(run("inpaint", "picture.png", "--mask", "mask.png")).stdout
-    assert said == "edited.png: given, known, 1, 2, 3\n"
+    assert said == "edited.png: given, known, 1, 2, 3, on cpu\n"
     given, known, *made = tiles(5)
     np.testing.assert_array_equal(given, pixels("picture.png"))
     np.testing.assert_array_equal(known[:, :4], given[:, :4])
@@ -134,6 +139,40 @@ def test_superresolution_keeps_block_averages(run):
     inside = np.all((blocks > 0) & (blocks < 255), (1, 3))
     assert inside.mean() > 0.3
     np.testing.assert_allclose(blocks.mean((1, 3))[inside], known[::2, ::2][inside], atol=1)
+
+
+def test_a_folder_of_pictures_becomes_a_folder_of_results(run, tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    for name in ("photo.jpg", "gray.png", "picture.png"):
+        (given / name).write_bytes((tmp_path / name).read_bytes())
+    args = ["--mask-box", "4,0,8,8", "--steps", "2"]
+    result = succeeded(run("inpaint", "given", *args, "--out", "made", "--num", "2"))
+    assert result.stdout == "made: 6 results of 3 pictures, on cpu\n"
+    made = sorted(path.name for path in (tmp_path / "made").iterdir())
+    assert made == [
+        f"{name}_{i}.png" for name in ("gray", "photo", "picture") for i in "12"
+    ]
+
+    # Each is what it is alone, at the model's size, without captions.
+    succeeded(run("inpaint", "picture.png", *args, "--num", "2"))
+    strip = tiles(4)[2:]
+    for i, expected in enumerate(strip):
+        np.testing.assert_array_equal(pixels(f"made/picture_{i + 1}.png"), expected)
+
+    # A single result has the name of its picture, here with the progress of many.
+    result = succeeded(run("inpaint", "given", *args, "--out", "made", "--num", "1"))
+    assert "editing: 3 of 3 pictures" in result.stderr
+    np.testing.assert_array_equal(pixels("made/picture.png"), strip[0])
+
+
+@pytest.mark.thorough
+def test_interpolation_and_strokes_write_folders_too(run, tmp_path):
+    succeeded(run("interpolate", "--num", "10", "--out", "between"))
+    made = sorted(path.name for path in (tmp_path / "between").iterdir())
+    assert made[0] == "interpolated_01.png" and made[-1] == "interpolated_10.png"
+    succeeded(run("stroke", "picture.png", "--out", "between", "--num", "1"))
+    assert pixels("between/picture.png").shape == (8, 8, 3)
 
 
 def test_a_photo_is_cropped_and_scaled_with_a_message(run):
@@ -196,7 +235,7 @@ def test_classes_repeat_in_turn(run):
         ),
         (
             "inpaint picture.png --mask small-mask.png",
-            "small-mask.png is 8x6, but the picture is 8x8",
+            "small-mask.png is 8x6, but picture.png is 8x8",
         ),
         ("inpaint picture.png --mask black.png", "black all over"),
         ("inpaint picture.png --mask text.png", "text.png"),
@@ -205,7 +244,13 @@ def test_classes_repeat_in_turn(run):
         ("inpaint picture.png --mask-box 0,0,8", "four numbers"),
         ("inpaint picture.png --mask-box a", "integers separated by commas"),
         ("inpaint nowhere.png --mask mask.png", "nowhere.png: No such file"),
-        ("inpaint . --mask mask.png", ". is a folder, not a file"),
+        ("inpaint empty --mask mask.png", "empty holds no pictures (.png"),
+        ("inpaint . --mask mask.png", "pictures need a folder, not 'edited.png'"),
+        ("superres picture.png --out . --num 1", "replace picture.png, which is to be"),
+        ("superres twice --out new", "two pictures would both become a_1.png; rename"),
+        ("superres . --out new", "cmyk.jpg is CMYK"),
+        ("superres picture.png --out text", "--out: text is a file; give a folder"),
+        ("superres picture.png --out no/new", "there is no folder no"),
         ("superres text.png", "text.png"),
         ("superres picture.png --factor 0", "0 is not in the range x>=1"),
         (

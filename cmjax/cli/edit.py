@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from cmjax.cli import options
-from cmjax.cli.edit_task import edit_under, open_task, read_hole, write_tiles
+from cmjax.cli import edit_task, options
+from cmjax.cli.edit_masks import read_hole
+from cmjax.cli.edit_task import Case, edit_under, open_task
 
 ALIASES = {"label": "labels"}  # earlier names of options
 
@@ -46,8 +47,9 @@ OUT = click.option(
     type=click.Path(path_type=Path),
     default="edited.png",
     show_default=True,
-    metavar="FILE",
-    help="The .png to write.",
+    metavar="FILE|DIR",
+    help="A .png, which shows what was given and the results side by side; or a folder, for the "
+    "results alone, at the model's size.",
 )
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 STEPS = click.option(
@@ -74,7 +76,7 @@ NUM = click.option(
     metavar="N",
     default=3,
     show_default=True,
-    help="Number of results.",
+    help="Number of results of each picture.",
 )
 
 # All tasks take the first group; those that sample under a constraint take the second.
@@ -91,14 +93,16 @@ def edit(ctx: click.Context) -> None:
     """Edits pictures with a model that was not trained for it.
 
     Most tasks write one picture that shows, side by side, the picture given, what is kept of it,
-    and the results. Without a picture, inpaint, superres and stroke take an example from the
-    package.
+    and the results. With --out DIR they write the results alone, and take a folder of pictures as
+    well. Without a picture, inpaint, superres and stroke take an example from the package.
 
     \b
     Examples:
       cmjax edit inpaint                                   the lower half of a seven, three times
       cmjax edit inpaint photo.png --mask hole.png --model MODEL
       cmjax edit superres                                  from 7x7 pixels
+      cmjax edit superres thumbnails --out large --num 1 --model MODEL
+                                                           a folder of pictures, one result each
       cmjax edit interpolate                               from one sample to another
     """
     if ctx.invoked_subcommand is None:
@@ -143,14 +147,19 @@ def inpaint(
 
     # The mask is as large as the picture given, so both are cropped and resized in the same way.
     task = open_task(image, "seven.png", **common)
-    original = task.picture()
-    hole = read_hole(mask, mask_box, *original.shape[:2])
     size = task.model.config.sample_size
-    picture = from_uint8(center_crop_resize(original, size))
 
-    # 1 where a pixel is kept; in between at the edges of a resized mask, where both are blended.
-    known = 1 - center_crop_resize(hole, size).astype(np.float32) / 255
-    edit_under(task, inpaint(picture, known), picture)
+    def cases():
+        for given in task.pictures():
+            hole = read_hole(mask, mask_box, given)
+            picture = from_uint8(center_crop_resize(given.pixels, size))
+
+            # 1 where a pixel is kept; in between at the edges of a resized mask, where both are
+            # blended.
+            known = 1 - center_crop_resize(hole, size).astype(np.float32) / 255
+            yield Case(given, inpaint(picture, known), picture)
+
+    edit_under(task, cases())
 
 
 @edit.command()
@@ -180,9 +189,15 @@ def colorize(image: Path | None, **common: Any) -> None:
         )
 
     # The constraint is on the luminance [H, W, 1]; a gray picture has it in all three channels.
-    picture = from_uint8(center_crop_resize(task.picture(), task.model.config.sample_size))
-    gray = (picture @ np.asarray(REC601, np.float32))[..., None]
-    edit_under(task, colorize(gray), picture, known=gray.repeat(3, -1))
+    size = task.model.config.sample_size
+
+    def cases():
+        for given in task.pictures():
+            picture = from_uint8(center_crop_resize(given.pixels, size))
+            gray = (picture @ np.asarray(REC601, np.float32))[..., None]
+            yield Case(given, colorize(gray), picture, gray.repeat(3, -1))
+
+    edit_under(task, cases())
 
 
 @edit.command()
@@ -217,17 +232,16 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
             f"--factor must divide the model's {size}x{size} pixels, got {factor}"
         )
 
-    # The low resolution is all that the constraint sees; the picture itself is only shown.
-    low = from_uint8(center_crop_resize(task.picture(), size // factor))
-    picture = from_uint8(center_crop_resize(task.picture(), size))
+    # The low resolution is all that the constraint sees; the picture itself is only shown. What is
+    # kept is shown as large as the results, every pixel as a square.
+    def cases():
+        for given in task.pictures():
+            low = from_uint8(center_crop_resize(given.pixels, size // factor))
+            picture = from_uint8(center_crop_resize(given.pixels, size))
+            known = low.repeat(factor, 0).repeat(factor, 1)
+            yield Case(given, super_resolve(low, factor), picture, known)
 
-    # What is kept is shown as large as the results, every pixel as a square.
-    edit_under(
-        task,
-        super_resolve(low, factor),
-        picture,
-        known=low.repeat(factor, 0).repeat(factor, 1),
-    )
+    edit_under(task, cases())
 
 
 @edit.command()
@@ -295,7 +309,9 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
     results = run(model.params, model.scheduler, *ends, fractions, cond=task.cond)
 
     # Only the ends are samples with a number.
-    write_tiles(task, results, [first, *[""] * (num - 2), second])
+    captions = [first, *[""] * (num - 2), second]
+    edit_task.write(task, edit_task.INTERPOLATED, {}, results, captions)
+    edit_task.report(task, captions)
 
 
 @edit.command()
@@ -326,8 +342,6 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
     task = open_task(image, "strokes.png", **common)
     model = task.model
 
-    # The sketch, with noise of the first level, is where sampling starts.
-    sketch = from_uint8(center_crop_resize(task.picture(), model.config.sample_size))
     levels = np.asarray(sigmas or STROKE_SIGMAS, np.float32)
     state = options.set_timesteps(
         model.scheduler, {"sigmas": levels}
@@ -337,10 +351,15 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
     run = jax.jit(
         functools.partial(stroke_to_image, apply_fn=apply_fn, scheduler=model.scheduler)
     )
-    copies = np.repeat(sketch[None], task.num, 0)
-    results = run(
-        task.key, params=model.params, image=copies, sigmas=levels, cond=task.cond
-    )
-    write_tiles(
-        task, np.concatenate([sketch[None], results]), ["given", *range(1, task.num + 1)]
-    )
+
+    # The sketch, with noise of the first level, is where sampling starts.
+    size = model.config.sample_size
+    for given in task.pictures():
+        sketch = from_uint8(center_crop_resize(given.pixels, size))
+        copies = np.repeat(sketch[None], task.num, 0)
+        results = run(
+            task.key, params=model.params, image=copies, sigmas=levels, cond=task.cond
+        )
+        captions = range(1, task.num + 1)
+        edit_task.write(task, given.path.stem, {"given": sketch}, results, captions)
+    edit_task.report(task, ["given", *range(1, task.num + 1)])

@@ -1,9 +1,10 @@
-"""What the tasks of `cmjax edit` have in common: opening, sampling under a constraint, writing."""
+"""What the tasks of `cmjax edit` have in common: opening, and sampling under a constraint."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cmjax.cli import options, terminal
+from cmjax.cli import edit_results, options, terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,8 +14,35 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parent.parent / "assets" / "examples"
 EXAMPLE_LABEL = 7  # class of the pictures there
-TILE = 112  # pixels that a picture's side is enlarged to, at least
-COLUMNS = 12  # pictures in a row, at most
+INTERPOLATED = "interpolated"  # names the results of the task without a picture
+
+
+class Given(NamedTuple):
+    """A picture that is edited.
+
+    Attributes:
+        path: its file.
+        pixels: u8[H, W, C], C being the channels of the model's samples.
+    """
+
+    path: Path
+    pixels: "np.ndarray"
+
+
+class Case(NamedTuple):
+    """One picture and what is kept of it.
+
+    Attributes:
+        given: the picture.
+        constraint: the constraint on the samples.
+        picture: the picture at the model's size, f32[H, W, C] in [-1, 1].
+        known: what is kept of it, f32[H, W, C]; None for what the constraint makes of zeros.
+    """
+
+    given: Given
+    constraint: "Constraint"
+    picture: "np.ndarray"
+    known: "np.ndarray | None" = None
 
 
 class Task(NamedTuple):
@@ -22,19 +50,19 @@ class Task(NamedTuple):
 
     Attributes:
         model: the model, loaded.
-        original: the picture that was given, u8[H, W, C]; None for a task that takes none.
+        paths: the pictures that were given; none for a task that takes none.
         labels: classes of the results, repeated in turn; None for a model without classes.
-        num: number of results.
+        num: number of results of each picture.
         schedule: arguments of `set_timesteps`; at most one.
         seed: seed of all randomness.
-        out: the file to write.
+        out: the file or folder to write.
         quiet: whether to print nothing but errors.
         guidance: scale of the guidance; 1 for none.
         guidance_interval: the noise levels to guide at; None for all.
     """
 
     model: "Model"
-    original: "np.ndarray | None"
+    paths: list[Path]
     labels: list[int] | None
     num: int
     schedule: dict[str, Any]
@@ -68,10 +96,22 @@ class Task(NamedTuple):
         # np.resize repeats the classes in turn until there is one for each result.
         return {"class_labels": np.resize(np.asarray(self.labels, np.int32), self.num)}
 
-    def picture(self) -> "np.ndarray":
-        """Returns the picture of a task that has one."""
-        assert self.original is not None
-        return self.original
+    def pictures(self) -> Iterator[Given]:
+        """Yields the pictures, reading each when its turn comes; shows progress if there are many.
+
+        Raises:
+            ValueError: if one cannot be read.
+        """
+        from cmjax.images import read_image
+        from cmjax.progress import Bar
+
+        channels = self.model.sample_shape[-1]
+        total = len(self.paths)
+        shown = total > 1 and not self.quiet
+        with Bar(total, unit="picture", doing="editing", shown=shown) as bar:
+            for number, path in enumerate(self.paths):
+                yield Given(path, read_image(path, channels))
+                bar.advance_to(number + 1, now=number + 1 == total)
 
 
 def open_task(
@@ -94,14 +134,14 @@ def open_task(
     """Loads the model, and the picture or the package's example for the task.
 
     Args:
-        image: file of the picture, or None.
+        image: file of the picture, or folder of pictures, or None.
         example: name of the package's picture for the task; "" if it has none.
         factor: pictures of 1/factor of the model's size are taken without a note on their scaling.
         model: as for `cmjax.load`; None is the bundled one, which has the class of the examples.
         labels: classes of the results, by number or name.
-        num: number of results.
+        num: number of results of each picture.
         seed: seed of all randomness.
-        out: the file to write.
+        out: the file or folder to write.
         quiet: whether to print nothing but errors.
         steps: number of steps; at most one of this and the next two is given.
         timesteps: indices of training levels.
@@ -112,11 +152,13 @@ def open_task(
     Raises:
         ValueError: naming the option that is wrong, or the file that cannot be read.
     """
-    from cmjax.images import MODES, read_image
+    from cmjax.images import MODES
     from cmjax.models.registry import sample_shape
 
     # What costs least is checked first: the tensors are read last.
-    options.check_out(out, {".png": "a picture"})
+    paths = _pictures_of(image, example)
+    stems = [path.stem for path in paths] or [INTERPOLATED]
+    edit_results.check_results(out, paths, stems, num)
     schedule = options.schedule(steps, timesteps, sigmas)
     checkpoint = options.open_checkpoint(model)
     channels = sample_shape(checkpoint.config)[-1]
@@ -136,16 +178,13 @@ def open_task(
         labels = [str(EXAMPLE_LABEL)]
     indices = options.check_labels(labels, classes, checkpoint.class_names)
 
-    # The picture, u8[H, W, C] with the channels of the model's samples.
-    original = None
-    if image is not None or example:
-        path = image or EXAMPLES / example
-        original = read_image(path, channels)
-        if not quiet:
-            _report_scaling(path, original, checkpoint.config.sample_size, factor)
+    # A picture that cannot be edited should not end a run halfway.
+    note = _check_pictures(paths, checkpoint.config.sample_size, factor, channels)
+    if note and not quiet:
+        options.note(note)
     return Task(
         checkpoint.load(),
-        original,
+        paths,
         indices,
         num,
         schedule,
@@ -157,78 +196,50 @@ def open_task(
     )
 
 
-def _report_scaling(path: Path, picture: "np.ndarray", size: int, factor: int) -> None:
-    """Notes that a picture has to be scaled to the model's size, if it has to be."""
-    height, width = picture.shape[:2]
-
-    # super-resolution takes its picture at the smaller size, so that one is no surprise either.
-    if (height, width) not in ((size, size), (size // factor, size // factor)):
-        options.note(
-            f"{path}: {width}x{height} pixels, its middle square scaled to {size}x{size}"
-        )
-
-
-def read_hole(
-    mask: Path | None, box: list[int] | None, height: int, width: int
-) -> "np.ndarray":
-    """Returns what is to be repainted, u8[H, W, 1]: a mask, a box, or else the lower half.
-
-    Args:
-        mask: file of a picture, white (255) where it is to be repainted, or None.
-        box: `[x0, y0, x1, y1]`, or None.
-        height: of the picture that the mask is for.
-        width: of that picture.
+def _pictures_of(image: Path | None, example: str) -> list[Path]:
+    """Returns the files to edit: one, all of a folder, the package's example, or none.
 
     Raises:
-        ValueError: if the mask has another size or is black, or the box is not in the picture.
+        ValueError: if there is no picture in the folder.
     """
+    from cmjax.training.sources import PICTURES, find_pictures
+
+    if image is None:
+        return [EXAMPLES / example] if example else []
+    if not image.is_dir():
+        return [image]
+    found = find_pictures(image)
+    if not found:
+        raise ValueError(f"{image} holds no pictures ({', '.join(PICTURES)})")
+    return [Path(path) for path in found]
+
+
+def _check_pictures(paths: Sequence[Path], size: int, factor: int, channels: int) -> str:
+    """Checks that pictures can be read; returns what is to be said of their sizes, or ""."""
     from cmjax.images import read_image
 
-    if mask is None:
-        return _box(box or [0, height // 2, width, height], height, width)
-    hole = read_image(mask, 1)
-    if hole.shape[:2] != (height, width):
-        raise ValueError(
-            f"--mask: {mask} is {hole.shape[1]}x{hole.shape[0]}, "
-            f"but the picture is {width}x{height}"
+    # super-resolution takes its picture at the smaller size, so that one is no surprise either.
+    usual = ((size, size), (size // factor, size // factor))
+    notes = []
+    for path in paths:
+        height, width = read_image(path, channels).shape[:2]
+        if (height, width) not in usual:
+            what = f"its middle square scaled to {size}x{size}"
+            notes.append(f"{path}: {width}x{height} pixels, {what}")
+    if len(notes) > 1:
+        return (
+            f"{len(notes)} of {len(paths)} pictures have another size: "
+            f"their middle squares scaled to {size}x{size}"
         )
-    if not hole.any():
-        raise ValueError("--mask: it is black all over; white is what is repainted")
-    return hole
+    return "".join(notes)
 
 
-def _box(corners: list[int], height: int, width: int) -> "np.ndarray":
-    """Returns a mask u8[H, W, 1] that is 255 in a box and 0 around it."""
-    import numpy as np
-
-    if len(corners) != 4:
-        raise ValueError(f"--mask-box must be four numbers x0,y0,x1,y1, got {len(corners)}")
-    x0, y0, x1, y1 = corners
-    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        raise ValueError(
-            f"--mask-box must have 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, "
-            f"the picture's size, got {x0},{y0},{x1},{y1}"
-        )
-
-    # Rows are y and columns x; the second corner is just outside.
-    mask = np.zeros((height, width, 1), np.uint8)
-    mask[y0:y1, x0:x1] = 255
-    return mask
-
-
-def edit_under(
-    task: Task,
-    constraint: "Constraint",
-    picture: "np.ndarray",
-    known: "np.ndarray | None" = None,
-) -> None:
-    """Samples under a constraint; writes what was given, what is kept of it, and the results.
+def edit_under(task: Task, cases: Iterable[Case]) -> None:
+    """Samples under constraints; writes what was given, what is kept of it, and the results.
 
     Args:
         task: the model, the classes, the levels and where to write.
-        constraint: the constraint on the samples.
-        picture: the picture given, f32[H, W, C] in [-1, 1].
-        known: what is kept of it, f32[H, W, C]; None for what the constraint makes of zeros.
+        cases: the pictures, whose constraints are of one kind.
     """
     import jax
     import numpy as np
@@ -246,7 +257,7 @@ def edit_under(
         model.scheduler
     )  # `edit` raises an error for one that takes no constraint
 
-    # One program for both, with the parameters as an argument: as a constant they would be copied
+    # One program for all, with the parameters as an argument: as a constant they would be copied
     # into it.
     @jax.jit
     def run(key, params, constraint, cond):
@@ -260,35 +271,44 @@ def edit_under(
             **task.schedule,
             cond=cond,
         )
-        return constraint(jax.numpy.zeros(shape))[:1], results
+        return constraint(jax.numpy.zeros(shape))[0], results
 
     # Gray (zero) pixels under the constraint show what it keeps: the rest stays gray.
-    kept, results = run(task.key, model.params, constraint, task.cond)
-    if known is not None:
-        kept = known[None]
-    tiles = np.concatenate([picture[None], kept, results])
-    write_tiles(task, tiles, ["given", "known", *range(1, task.num + 1)])
+    for given, constraint, picture, known in cases:
+        kept, results = run(task.key, model.params, constraint, task.cond)
+        if known is None:
+            known = np.asarray(kept)
+        shown = {"given": picture, "known": known}
+        write(task, given.path.stem, shown, results, range(1, task.num + 1))
+    report(task, ["given", "known", *range(1, task.num + 1)])
 
 
-def write_tiles(task: Task, tiles: Any, captions: list[Any]) -> None:
-    """Writes pictures `[N, H, W, C]` in [-1, 1] in rows, and prints what they are.
+def write(
+    task: Task,
+    stem: str,
+    shown: "dict[str, np.ndarray]",
+    results: Any,
+    captions: Sequence[object],
+) -> None:
+    """Writes the results of one picture; see `edit_results.write_results`."""
+    edit_results.write_results(task.out, stem, shown, results, captions)
 
-    Raises:
-        ValueError: if some are not finite.
-    """
-    import numpy as np
 
-    from cmjax.images import save_grid, to_uint8
-
-    # Converted to uint8, NaN would pass for a colour.
-    tiles = np.asarray(tiles)
-    if not np.isfinite(tiles).all():
-        raise ValueError("the results are not finite; the model is broken")
-
-    # Small pictures are enlarged by a whole factor, so that pixels stay squares.
-    scale = max(1, TILE // tiles.shape[1])
-    columns = min(len(tiles), COLUMNS)
-    save_grid(task.out, to_uint8(tiles), columns=columns, labels=captions, scale=scale)
+def report(task: Task, captions: Sequence[object]) -> None:
+    """Prints what was written, on which device."""
     options.print_notes()
-    if not task.quiet:
-        terminal.echo(f"{task.out}: {', '.join(map(str, filter(str, captions)))}")
+    if task.quiet:
+        return
+    import jax
+
+    from cmjax.processes import device_names
+
+    # Where JAX puts an array, it computes.
+    device = device_names(jax.numpy.zeros(()).devices())
+    what = ", ".join(map(str, filter(str, captions)))
+    if edit_results.is_folder(task.out):
+        num_given = max(1, len(task.paths))
+        what = options.counted(num_given * task.num, "result")
+        if task.paths:
+            what += f" of {options.counted(num_given, 'picture')}"
+    terminal.echo(f"{task.out}: {what}, on {device}")

@@ -196,6 +196,10 @@ def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
         )
         click.get_current_context().exit(130)
 
+    import jax
+
+    from cmjax.processes import device_names
+
     # Only the process that writes the results has paths.
     if outcome.paths and not quiet:
         message = (
@@ -205,7 +209,8 @@ def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
         # A run that found all its samples in the folder has no rate.
         if outcome.num_made:
             rate = outcome.num_made / outcome.seconds
-            message += f", {rate:,.1f} a second by this process"
+            devices = device_names(jax.local_devices())
+            message += f", {rate:,.1f} a second by this process on {devices}"
         terminal.echo(message)
 
 

@@ -2,7 +2,7 @@
 
 import click
 
-from cmjax.cli import checkpoints, edit, generate, sample, schedulers, train
+from cmjax.cli import checkpoints, edit, env, generate, sample, schedulers, train
 from cmjax.cli.group import OneLineErrors
 from cmjax.version import __version__
 
@@ -24,9 +24,10 @@ def main(ctx: click.Context) -> None:
       cmjax edit inpaint                        the lower half of a digit, repainted
       cmjax info cd_imagenet64_lpips.pt         describes a model of OpenAI, diffusers or cmjax
       cmjax convert cd_imagenet64_lpips.pt dst  converts a model to a folder for cmjax
-      cmjax train examples/digits.toml          trains a model of your own
+      cmjax train --init > my.toml              a configuration, for cmjax train my.toml
       cmjax generate --out many                 50,000 samples, on all devices
       cmjax schedulers                          lists the samplers
+      cmjax env                                 versions and devices, for a report of an error
       cmjax sample --help                       lists the options of a command
 
     Exit codes: 0 if all is done; 2 after an error, which is one line on stderr; 130 if interrupted,
@@ -43,3 +44,4 @@ main.add_command(edit.edit)
 main.add_command(train.train)
 main.add_command(generate.generate)
 main.add_command(schedulers.schedulers)
+main.add_command(env.env)

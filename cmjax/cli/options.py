@@ -252,15 +252,23 @@ def check_out(path: Path, kinds: Mapping[str, str]) -> None:
         check_writable(path)
     except ValueError as error:
         raise ValueError(f"--out: {error}") from None
-    folder = path.parent
+    check_out_folder(path.parent)
+
+
+def check_out_folder(folder: Path) -> None:
+    """Checks that a folder is there and files can be written in it.
+
+    Raises:
+        ValueError: if it is missing or read-only.
+    """
     if not folder.is_dir():
-        raise ValueError(f"--out: there is no folder {path.parent}; make it first")
+        raise ValueError(f"--out: there is no folder {folder}; make it first")
     try:
         # Permission bits do not show a file system that is read-only: make a file there.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(
-            f"--out: cannot write in {path.parent}: {error.strerror}; choose another folder"
+            f"--out: cannot write in {folder}: {error.strerror}; choose another folder"
         ) from None
 
 

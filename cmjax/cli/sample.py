@@ -89,7 +89,10 @@ def sample(
     options.check_out(out, {PICTURE: "a grid", ".npz": "arrays"})
     schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
 
+    import jax
+
     from cmjax.generation import Request, generate
+    from cmjax.processes import device_names
 
     # What only the model can tell of the options is checked before anything compiles.
     loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet)
@@ -125,8 +128,9 @@ def sample(
         raise ValueError(f"cannot write {out}: {error.strerror or error}") from None
     if not quiet:
         calls = options.counted(state.num_steps, "network call")
+        device = device_names(jax.local_devices()[:1])  # all that `generate` uses
         terminal.echo(
-            f"{options.counted(num, 'sample')} in {out}: {calls}, "
+            f"{options.counted(num, 'sample')} in {out}: {calls} on {device}, "
             f"compile {generated.compile_seconds:.1f} s, run {generated.run_seconds:.1f} s"
         )
 

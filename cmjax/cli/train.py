@@ -1,21 +1,49 @@
 """`cmjax train`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from cmjax.cli import distributed, options, terminal
 
+if TYPE_CHECKING:
+    from cmjax.training.config import TrainConfig
+
+
+def _complete_config(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Returns the presets, and leaves files to the shell."""
+    from cmjax.training.presets import preset_names
+
+    found = [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
+    return [*found, CompletionItem(incomplete, type="file")]
+
 
 @click.command()
-@click.argument("config", metavar="CONFIG")
+@click.argument(
+    "config", metavar="[CONFIG]", required=False, shell_complete=_complete_config
+)
+@click.option(
+    "--init",
+    "prints",
+    is_flag=True,
+    help="Print the preset CONFIG as a file with comments, to be changed, and train nothing.  "
+    "[default: pictures]",
+)
+@click.option(
+    "--data",
+    metavar="PATH",
+    help="Data in place of CONFIG's: an .npz, an IDX file or a folder of pictures.",
+)
 @click.option(
     "--out",
     "-o",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder of the run.  [default: runs/NAME, of CONFIG without its suffix]",
+    help="Folder of the run.  [default: runs/NAME, NAME being CONFIG's without .toml]",
 )
 @click.option(
     "--set",
@@ -33,43 +61,48 @@ from cmjax.cli import distributed, options, terminal
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @distributed.process_options
 def train(
-    config: str,
+    config: str | None,
+    prints: bool,
+    data: str | None,
     out: Path | None,
     settings: tuple[tuple[str, Any], ...],
     dry_run: bool,
     quiet: bool,
     **processes: Any,
 ) -> None:
-    """Trains the model described by CONFIG, a .toml file or a preset.
+    """Trains the model that CONFIG describes, a .toml file or a preset.
 
     Run the same command again after any interruption: it resumes, and the losses are those of an
-    uninterrupted run. docs/training.md describes the sections and keys of the file.
+    uninterrupted run. Paths in a file are relative to its folder. docs/training.md describes the
+    sections and keys.
 
-    Presets are the papers' configurations, for many accelerators: cifar10_cd, cifar10_ct,
+    Small presets are digits (then digits_distilled), pictures, and pictures_diffusers, which
+    diffusers can open. The others are the papers', for many accelerators: cifar10_cd, cifar10_ct,
     cifar10_ict, imagenet64_cd, imagenet64_ct, imagenet64_ict, lsun256_cd, lsun256_ct.
 
     \b
     Examples:
-      cmjax train examples/digits_denoiser.toml --set data.source=mnist.npz
-      cmjax train examples/digits.toml --set data.source=mnist.npz --out runs/digits
-      cmjax train cifar10_ict --set data.source=cifar10.npz --dry-run
+      cmjax train --init > my.toml                         a configuration to begin with
+      cmjax train my.toml --dry-run                        what it needs
+      cmjax train my.toml                                  trains, or resumes
+      cmjax train digits --data mnist.npz                  a preset
+      cmjax train cifar10_ict --data cifar10.npz --set run.batch_size=256
     """  # noqa: D301
+    if prints:
+        _print_preset(config or "pictures")
+        return
+    if config is None:
+        raise ValueError(
+            "give a CONFIG, a .toml file or a preset; cmjax train --init > my.toml writes a file"
+        )
+
     # Processes join before anything asks JAX for its devices; a dry run needs no others.
     if not dry_run:
         distributed.initialize(**processes)
     # Imported late: `cmjax --help` must not wait for JAX.
     from cmjax.training import reports, run
-    from cmjax.training.config import read_config
 
-    # Errors of the configuration name its file.
-    try:
-        train_config = read_config(config, settings)
-    except ValueError as error:
-        # Some do already, as those of a file that cannot be read.
-        message = str(error)
-        if not message.startswith(config):
-            message = f"{config}: {message}"
-        raise ValueError(message) from None
+    train_config = _read(config, data, settings)
     if dry_run:
         terminal.echo(reports.describe(train_config))
         return
@@ -85,4 +118,52 @@ def train(
     if not trained.is_finished:
         click.get_current_context().exit(130)
     if not quiet:
-        terminal.echo(f"model in {out / 'model'}: cmjax sample --model {out / 'model'}")
+        model = out / "model"
+        terminal.echo(
+            f"model in {model}: cmjax sample --model {model}{_sampler(train_config)}"
+        )
+
+
+def _print_preset(name: str) -> None:
+    """Prints a preset as a file."""
+    from cmjax.training.presets import preset_text
+
+    terminal.echo(preset_text(name).rstrip("\n"))
+
+
+def _read(
+    config: str, data: str | None, settings: tuple[tuple[str, Any], ...]
+) -> "TrainConfig":
+    """Reads the configuration; its errors name its file.
+
+    Raises:
+        ValueError: for a wrong key or value, or if there is no data to train on.
+    """
+    from cmjax.training.config import read_config
+    from cmjax.training.presets import SMALL
+
+    if data is not None:
+        settings = (*settings, ("data.source", data))
+    try:
+        train_config = read_config(config, settings)
+    except ValueError as error:
+        # Some do already, as those of a file that cannot be read.
+        message = str(error)
+        if not message.startswith(config):
+            message = f"{config}: {message}"
+        raise ValueError(message) from None
+    if not train_config.data.source:
+        wanted = SMALL.get(config, "an .npz, an IDX file or a folder of pictures")
+        raise ValueError(f"{config}: data.source is missing; give --data PATH, {wanted}")
+    return train_config
+
+
+def _sampler(config: "TrainConfig") -> str:
+    """Returns the options of `cmjax sample` for a model of this run, each after a space."""
+    # A denoiser's single calls are blurred means; it is sampled as in the pictures of the run.
+    preview = config.make_loss(config.make_scheduler()).preview
+    if preview.solver is None:
+        return ""
+    return (
+        f" --scheduler {preview.solver.__name__} --steps {preview.num_inference_steps[-1]}"
+    )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from cmjax.registry import read_scheduler_config
 from cmjax.schedulers.base import Scheduler
 from cmjax.training.losses.base import Loss
 from cmjax.training.losses.registry import make as make_loss
-from cmjax.training.presets import PRESETS
+from cmjax.training.presets import preset_names, preset_text
 from cmjax.training.sections import (
     DataSection,
     OptimizerSection,
@@ -28,6 +29,11 @@ from cmjax.training.sections import (
 )
 
 LARGEST_TOML = 2**20  # bytes; a configuration has some hundreds
+
+# Keys that hold a path, which in a file is relative to the folder of that file. A model that is not
+# there is looked up as `cmjax.load` does: it may be one on a hub.
+_DATA = ("data", "source")
+_MODELS = (("teacher", "model"), ("teacher", "weak_model"), ("run", "init"))
 
 # Fields of losses that other sections of a configuration give, and where.
 _ELSEWHERE = {
@@ -164,8 +170,10 @@ def read_config(
     """Returns the run that a TOML file or a preset describes.
 
     Args:
-        source: path of a `.toml` file, or a name of `PRESETS`.
-        settings: pairs of a key and the value to change it to, such as ("run.steps", 500).
+        source: path of a `.toml` file, whose paths are relative to its own folder; or the name of a
+            preset, one of `presets.preset_names()`.
+        settings: pairs of a key and the value to change it to, such as ("run.steps", 500). Paths
+            here are relative to the working directory.
 
     Raises:
         ValueError: for a wrong key or value; the message names it, and the key that may be meant.
@@ -206,22 +214,38 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**sections)
 
 
-def _read_values(source):
+def _read_values(source: str | Path) -> dict[str, Any]:
     """Returns the nested dicts of a TOML file or a preset."""
-    # A preset is copied, through JSON: settings are written into what this returns.
-    if str(source) in PRESETS:
-        return json.loads(json.dumps(PRESETS[str(source)]))
+    if str(source) in preset_names():
+        return tomllib.loads(preset_text(str(source)))
     if Path(source).suffix != ".toml":
-        hint = did_you_mean(str(source), list(PRESETS))
+        hint = did_you_mean(str(source), preset_names())
         raise ValueError(f"{source} is neither a .toml file nor a preset{hint}")
 
     # TOML is UTF-8 whatever the locale. Some editors put a byte order mark in front, which
     # "utf-8-sig" takes away.
     content = read_regular(source, LARGEST_TOML)
     try:
-        return tomllib.loads(content.decode("utf-8-sig"))
+        values = tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not TOML: {error}") from None
+    _resolve_paths(values, Path(source).parent)
+    return values
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Makes the paths in a file, in place, relative to the working directory, not to `folder`."""
+    for section, key in (_DATA, *_MODELS):
+        # What is no section, no text, or empty is left for the checks of the sections.
+        found = values.get(section)
+        if not isinstance(found, dict):
+            continue
+        path = found.get(key)
+        if not isinstance(path, str) or not path:
+            continue
+        resolved = folder / path
+        if (section, key) == _DATA or os.path.exists(resolved):
+            found[key] = str(resolved)
 
 
 def _plain_number(value):

@@ -1,5 +1,6 @@
 """The folder of a training run: whose it is, and that nothing in it is lost."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,21 @@ CONFIG = "config.json"
 FINGERPRINT = "fingerprint"  # its key for data and models, beside those of the sections
 _LARGEST = 2**24  # bytes of a configuration
 
-# Keys of [run] that may change when a run is resumed: they have no effect on what is trained.
-FREE_TO_CHANGE = ("log_every", "sample_every", "save_every", "keep", "tensorboard")
+# Keys that may change when a run is resumed. These have no effect on what is trained:
+FREE_TO_CHANGE = {
+    ("run", "log_every"),
+    ("run", "sample_every"),
+    ("run", "save_every"),
+    ("run", "keep"),
+    ("run", "tensorboard"),
+}
+# and these are names of files, whose content the fingerprint tells from others.
+FREE_TO_CHANGE |= {
+    ("data", "source"),
+    ("teacher", "model"),
+    ("teacher", "weak_model"),
+    ("run", "init"),
+}
 
 
 def open_folder(
@@ -56,12 +70,12 @@ def open_folder(
         )
 
     # A start that failed early leaves a configuration, but nothing that could be lost.
-    difference = None if found is None else _difference(found, wanted)
+    difference = None if found is None else _difference(found, wanted, config)
     if difference is not None and (latest is not None or made):
         raise ValueError(
             f"{out} holds a run with {difference}; resume with that, or choose another folder"
         )
-    if found is not None and difference is None:
+    if found == wanted:
         return
     with replacing(path) as file:
         file.write(json.dumps(wanted, indent=1).encode())
@@ -90,20 +104,42 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+def _difference(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], config: TrainConfig
+) -> str | None:
     """Returns in words the first key that differs, with both values; None if none does."""
     for section, values in wanted.items():
         found_values = found.get(section)
         if not isinstance(found_values, Mapping):
             return f"no {section}"
         for key in sorted(values.keys() | found_values.keys()):
-            if section == "run" and key in FREE_TO_CHANGE:
+            if (section, key) in FREE_TO_CHANGE:
                 continue
-            if values.get(key) != found_values.get(key):
-                name = f"{section}.{key}"
-                if section == FINGERPRINT:
-                    name = f"other files of the same name: {key}"
-                return (
-                    f"{name}={shown(found_values.get(key))}, not {shown(values.get(key))}"
-                )
+            if values.get(key) == found_values.get(key):
+                continue
+            name = f"{section}.{key}"
+            if section == FINGERPRINT:
+                name = f"other files: {key}"
+
+            # Steps may be added, unless those that were taken would have been others then.
+            reason = ""
+            if (section, key) == ("run", "steps"):
+                depends = _what_depends_on_steps(config)
+                if depends is None:
+                    continue
+                reason = f", and {depends} depends on it"
+            has = shown(found_values.get(key))
+            return f"{name}={has}, not {shown(values.get(key))}{reason}"
+    return None
+
+
+def _what_depends_on_steps(config: TrainConfig) -> str | None:
+    """Returns what of a run's steps depends on how many there are, or None if nothing does."""
+    if config.optimizer.schedule != "constant":
+        return f"optimizer.schedule={config.optimizer.schedule!r}"
+
+    # Losses with a curriculum are told the length of the run.
+    loss: Any = config.make_loss(config.make_scheduler())  # a dataclass
+    if any(field.name == "total_steps" for field in dataclasses.fields(loss)):
+        return f"the loss {config.loss_name!r}"
     return None

@@ -1,6 +1,7 @@
-"""The papers' training configurations, as far as the papers print them.
+"""Training configurations by name: small ones, and the papers' as far as the papers print them.
 
-None was run here: each needs many accelerators. They differ from the papers in three ways:
+The small ones, `SMALL`, are commented files of the package. Of the papers' none was run here: each
+needs many accelerators. They differ from the papers in three ways:
 
 * The networks on ImageNet and LSUN are the 2023 paper's, `cmjax.models.PRESETS`; its NCSN++ on
   CIFAR-10 is replaced by a UNet of similar size.
@@ -12,9 +13,26 @@ Give `data.source`, and for a distillation `teacher.model`, with `--set`.
 """
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
+from cmjax.configs import did_you_mean, shown
 from cmjax.models import PRESETS as NETWORKS
+
+_FOLDER = Path(__file__).parent.parent / "assets" / "configs"
+
+# The small presets, each a file there, with what `data.source` must be where the file cannot say.
+_DIGITS = (
+    "an .npz of 28x28 digits and their labels, such as Keras's mnist.npz "
+    "(cmjax sample --num 5000 --out drawn.npz draws some to try it with)"
+)
+SMALL = {
+    "digits": _DIGITS,
+    "digits_distilled": _DIGITS,
+    "pictures": "a folder of pictures, or an .npz of them",
+    "pictures_diffusers": "a folder of pictures, or an .npz of them",
+}
 
 # Decay of the moving average of the 2023 paper on ImageNet and LSUN.
 _EMA_LARGE = 0.999943
@@ -125,3 +143,32 @@ PRESETS: dict[str, dict[str, Any]] = {
         _network("imagenet64"), {"name": "ict"}, 1e-4, 4096, 800_000, 0.99997, "bfloat16"
     ),
 }
+
+
+def preset_names() -> list[str]:
+    """Returns the names of all presets, the small ones first."""
+    return [*SMALL, *PRESETS]
+
+
+def preset_text(name: str) -> str:
+    """Returns a preset as TOML, to be read or to be changed by hand.
+
+    Raises:
+        ValueError: if there is no such preset.
+    """
+    if name in SMALL:
+        return (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    if name not in PRESETS:
+        hint = did_you_mean(name, preset_names())
+        raise ValueError(f"there is no preset {shown(name)}{hint}")
+
+    # Strings, numbers and lists are the same in TOML and in JSON; None is left out.
+    lines = [
+        f"# The preset {name} of cmjax, after the paper. data.source is still to be given."
+    ]
+    for section, values in PRESETS[name].items():
+        lines += ["", f"[{section}]"]
+        for key, value in values.items():
+            if value is not None:
+                lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join([*lines, ""])

@@ -147,7 +147,7 @@ def _first_model(config):
     # A trained model keeps its network. [scheduler] may change its noise levels, but not what its
     # outputs mean.
     if init:
-        model = load(init, dtype=jnp.float32)
+        model = _load("run.init", init)
         if network_config not in (None, model.config):
             raise ValueError(
                 f"network differs from that of run.init {init}; leave out [network]"
@@ -214,7 +214,7 @@ def _load_teacher(config, model):
     # By default the student starts as a copy of its teacher.
     teacher = model
     if section.model:
-        teacher = load(section.model, dtype=jnp.float32)
+        teacher = _load("teacher.model", section.model)
     _check_interchangeable(
         "teacher.model", section.model, teacher.scheduler, model.scheduler
     )
@@ -222,7 +222,7 @@ def _load_teacher(config, model):
         return teacher.params, teacher.apply_fn
 
     # Autoguidance evaluates one network with two sets of parameters, so both must be of its kind.
-    weak = load(section.weak_model, dtype=jnp.float32)
+    weak = _load("teacher.weak_model", section.weak_model)
     _check_interchangeable(
         "teacher.weak_model", section.weak_model, weak.scheduler, model.scheduler
     )
@@ -231,6 +231,14 @@ def _load_teacher(config, model):
             f"teacher.weak_model {section.weak_model} is another network than teacher.model"
         )
     return (teacher.params, weak.params), autoguidance(teacher.apply_fn, section.guidance)
+
+
+def _load(name, source):
+    """Returns the model that a key of the configuration names; an error begins with the key."""
+    try:
+        return load(source, dtype=jnp.float32)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _check_interchangeable(name, source, found, wanted):

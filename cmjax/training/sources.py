@@ -94,8 +94,8 @@ class Pictures:
             for path in folder.iterdir()
             if path.is_dir() and not path.name.startswith(".")
         )
-        classes = {path.name: _find_pictures(path, "**/*") for path in subfolders}
-        loose = _find_pictures(folder, "*")
+        classes = {path.name: find_pictures(path, "**/*") for path in subfolders}
+        loose = find_pictures(folder, "*")
         _check_folder(folder, classes, loose)
 
         # Pairs (path, label) of all pictures, class by class. Without classes every label is 0, and
@@ -245,8 +245,13 @@ def _checked_labels(path, labels, count):
     return labels.astype(np.int32)
 
 
-def _find_pictures(folder, pattern):
-    """Returns the paths of all pictures that are not hidden, in order of their names."""
+def find_pictures(folder: Path, pattern: str = "*") -> list[str]:
+    """Returns the paths of all pictures that are not hidden, in order of their names.
+
+    Args:
+        folder: the folder to look in.
+        pattern: which of its files; `**/*` for those of all folders below it, too.
+    """
     # Sorted, since the order of a folder differs between machines: the data of a step must not.
     found = []
     for file in folder.glob(pattern):

@@ -94,7 +94,8 @@ CHOICES = {
     "--factor": NUMBERS,
     "--mask-box": [*NUMBERS, "0,0,4,4", "4,4,0,0", "0,0,9,9", "1,2,3"],
 }
-FLAGS = ("--quiet", "--trust", "--shard-params", "--dry-run", "--help", "--no-such", "-x")
+FLAGS = ("--quiet", "--trust", "--shard-params", "--dry-run", "--init", "--json", "--help")
+FLAGS += ("--no-such", "-x")
 COMMANDS = (
     "sample",
     "generate",
@@ -102,6 +103,8 @@ COMMANDS = (
     "convert",
     "train",
     "edit",
+    "env",
+    "schedulers",
     "",
     "sampel",
     "--version",
@@ -157,9 +160,9 @@ def make_inputs(root: Path) -> list[str]:
 def arguments(seed: int, inputs: list[str]) -> list[str]:
     """Returns the argument vector of a seed."""
     rng = random.Random(seed)
-    paths = [*inputs, *WORDS, "cifar10_ict", "no-such.toml"]
+    paths = [*inputs, *WORDS, "cifar10_ict", "digits", "pictures", "no-such.toml"]
     pools = {**LEVELS, **COUNTS, **SIZES, **CHOICES}
-    for name in ("--mask", "--verify", "--compilation-cache"):
+    for name in ("--mask", "--verify", "--compilation-cache", "--data"):
         pools[name] = paths
     pools["--model"] = [*paths, *["model", "plain"] * 20]
     pools["--out"] = [*paths, *["out.png", "out.npz", "no/such/out.png"] * 10]
@@ -167,7 +170,7 @@ def arguments(seed: int, inputs: list[str]) -> list[str]:
         :4
     ]
 
-    name = rng.choice(COMMANDS[:6] if rng.random() < 0.97 else COMMANDS)
+    name = rng.choice(COMMANDS[:8] if rng.random() < 0.97 else COMMANDS)
     args = [name]
     command = main.commands.get(name)
     if name == "edit":

@@ -1,5 +1,6 @@
 """Data are looked at before the first step; a run's folder is looked at before it is used."""
 
+import json
 import os
 import shutil
 
@@ -172,13 +173,41 @@ def test_the_same_run_is_recognized(begun):
 
 def test_other_data_under_the_same_name_are_refused(begun):
     other = {**FINGERPRINT, "digest": "xyz"}
-    with pytest.raises(
-        ValueError, match="a run with other files of the same name: digest='abc', not 'xyz'"
-    ):
+    with pytest.raises(ValueError, match="a run with other files: digest='abc', not 'xyz'"):
         open_folder(begun, CONFIG, other, 500)
     # Nothing is lost where there is no checkpoint yet.
     open_folder(begun, CONFIG, other, None)
     open_folder(begun, CONFIG, other, 500)
+
+
+def test_the_same_files_under_other_names_are_the_same_run(begun):
+    """As those of a configuration that was moved; `config.json` names the present ones."""
+    moved = {"data": {"source": "elsewhere.npz"}, "run": {"init": "moved"}}
+    moved["run"]["ema_decays"] = [0.9, 0.5]
+    open_folder(begun, from_values(moved), FINGERPRINT, 500)
+    written = json.loads((begun / "config.json").read_text())
+    assert written["data"]["source"] == "elsewhere.npz"
+
+
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        ({}, None),
+        ({"optimizer": {"schedule": "cosine"}}, "optimizer.schedule='cosine' depends on"),
+        ({"loss": {"name": "ect"}}, "the loss 'ect' depends on it; resume with that"),
+    ],
+)
+def test_steps_may_be_added_where_no_step_depends_on_them(tmp_path, section, reason):
+    def config(steps):
+        return from_values({"run": {"init": "some/model", "steps": steps}, **section})
+
+    open_folder(tmp_path, config(6), FINGERPRINT, None)
+    if reason is None:
+        open_folder(tmp_path, config(9), FINGERPRINT, 6)
+        assert '"steps": 9' in (tmp_path / "config.json").read_text()
+    else:
+        with pytest.raises(ValueError, match=f"run.steps=6, not 9, and {reason}"):
+            open_folder(tmp_path, config(9), FINGERPRINT, 6)
 
 
 def test_checkpoints_of_nobody_knows_what_are_refused(begun):
