@@ -3,6 +3,7 @@
 from cmjax.arrays import ApplyFn
 from cmjax.models.adapters import compute_in, from_linen, from_nnx
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
+from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
@@ -12,6 +13,8 @@ __all__ = [
     "ApplyFn",
     "DiT",
     "DiTConfig",
+    "DiTTransformer2D",
+    "DiTTransformer2DConfig",
     "UNet2D",
     "UNet2DConfig",
     "compute_in",

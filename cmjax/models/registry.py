@@ -9,6 +9,7 @@ from flax import nnx
 
 from cmjax.configs import did_you_mean, import_by_name, shown
 from cmjax.models.dit import DiT, DiTConfig
+from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import UNet2DConfig
 
@@ -16,6 +17,7 @@ from cmjax.models.unet_config import UNet2DConfig
 ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "UNet2D": (UNet2D, UNet2DConfig),
     "DiT": (DiT, DiTConfig),
+    "DiTTransformer2D": (DiTTransformer2D, DiTTransformer2DConfig),
 }
 BUILT_IN = tuple(ARCHITECTURES)
 LONGEST_NAME = 200  # of a class in files
