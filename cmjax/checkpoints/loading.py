@@ -6,7 +6,7 @@ from typing import Literal
 
 from jax.typing import DTypeLike
 
-from cmjax.checkpoints import diffusers, hub, native, openai
+from cmjax.checkpoints import autoencoders, diffusers, hub, native, openai
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.json_files import read_json
 from cmjax.configs import did_you_mean, shown
@@ -104,6 +104,10 @@ def open_checkpoint(
         return diffusers.open_unet(path)
     if isinstance(name, str) and (name in ARCHITECTURES or ":" in name):
         return native.open_folder(path, trust=trust)
+    if name in autoencoders.NETWORKS:
+        raise ValueError(
+            f"{path} is an autoencoder, which samples nothing; open it by cmjax.load_autoencoder"
+        )
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
     raise ValueError(f"{path / native.CONFIG}: _class_name is {shown(name)}{hint}")
 
