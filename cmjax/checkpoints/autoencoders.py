@@ -79,7 +79,7 @@ def open_autoencoder(source: str | Path) -> StoredNetwork:
 
     # What is not on disk may be on the hub. A pipeline has the autoencoder in a folder of its own.
     if not os.path.exists(path):
-        path = hub.download(str(source), PART, NETWORKS, (FLAX,))
+        path = hub.download(str(source), (PART,), NETWORKS, (FLAX,))
     if (path / diffusers.INDEX).exists() or (
         not (path / diffusers.CONFIG).exists() and (path / PART).is_dir()
     ):

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmjax.checkpoints import diffusers, native
+from cmjax.checkpoints import diffusers, dit_pipelines, native
 from cmjax.checkpoints.json_files import CLASS_NAMES, read_json
 from cmjax.checkpoints.weight_files import STEM, has_weights, only_variant, weight_names
 
@@ -22,8 +22,8 @@ PATIENCE = 10.0  # seconds that the hub may take to answer a request
 
 def download(
     source: str,
-    part: str = "unet",
-    networks: Collection[str] = (diffusers.NETWORK,),
+    parts: Sequence[str] = ("unet", dit_pipelines.PART),
+    networks: Collection[str] = (diffusers.NETWORK, *dit_pipelines.NETWORKS),
     last: Sequence[str] = (),
 ) -> Path:
     """Downloads a model's files into huggingface_hub's cache, unless they are there already.
@@ -31,7 +31,7 @@ def download(
     Args:
         source: `owner/name` or `owner/name@revision`. Token, cache folder and offline mode are
             those of huggingface_hub: `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`.
-        part: the folder of the network in a pipeline.
+        parts: the folders that the network may be in, in a pipeline.
         networks: the classes of diffusers that it may be of.
         last: files of weights to ask for if there are no others.
 
@@ -52,16 +52,18 @@ def download(
     # network alone) or in the folder of a pipeline's network. Large ones are divided into shards,
     # which an index lists.
     weights = [native.WEIGHTS]
-    for folder in ("", f"{part}/"):
+    for folder in ("", *(f"{part}/" for part in parts)):
         single = f"{folder}{diffusers.SAFETENSORS}"
         weights += [single, f"{single}.index.json", f"{folder}{STEM}-*.safetensors"]
-    found = _fetch(source, [*CONFIGS, f"{part}/{diffusers.CONFIG}", *weights])
+    configs = [f"{part}/{diffusers.CONFIG}" for part in parts]
+    found = _fetch(source, [*CONFIGS, *configs, *weights])
 
     # Then what is missing, whatever other files the cache holds: .bin files hold the same weights
     # as gigabytes that nobody reads, and variants less exact ones.
     inside = ""
     if (found / diffusers.INDEX).exists():
-        inside = f"{part}/"
+        there = [part for part in parts if (found / part / diffusers.CONFIG).exists()]
+        inside = f"{(there or parts)[0]}/"
     if inside or _is_network(found, networks):
         for patterns in (_torch_patterns(inside), _variant_patterns(inside)):
             if not has_weights(found / inside):

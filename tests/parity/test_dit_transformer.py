@@ -1,15 +1,17 @@
 """The class-conditional transformer of diffusers, on the same weights."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import DDIMScheduler, DiTTransformer2DModel
 from flax import nnx
 
+import cmjax
 from cmjax.checkpoints.checkpoint import flatten_named
 from cmjax.checkpoints.diffusers import layout
 from cmjax.models import DiTTransformer2D, DiTTransformer2DConfig, from_nnx
@@ -77,3 +79,97 @@ def test_a_variance_is_dropped_unless_it_is_asked_for():
         one(params, X, T, class_labels=labels),
         both(params, X, T, class_labels=labels)[..., :4],
     )
+
+
+PIPELINE = {
+    "_class_name": "DiTPipeline",
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "id2label": {"0": "tench", "1": "crane", "2": "cat", "3": "dog", "4": "crane"},
+}
+
+
+def save_pipeline(folder, network):
+    """Writes what a pipeline's folder holds of a transformer, by diffusers."""
+    network.save_pretrained(folder / "transformer")
+    DDIMScheduler(clip_sample=False).save_pretrained(folder / "scheduler")
+    index = {**PIPELINE, "transformer": ["diffusers", "DiTTransformer2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def outputs(network):
+    """The outputs of a network of diffusers, channels-last."""
+    with torch.no_grad():
+        x = torch.from_numpy(X.transpose(0, 3, 1, 2))
+        theirs = network(x, torch.from_numpy(T), torch.from_numpy(LABELS)).sample
+    return theirs.numpy().transpose(0, 2, 3, 1)
+
+
+def test_folders_of_diffusers_are_read_and_written(tmp_path):
+    network = reference(CONFIG)
+    save_pipeline(tmp_path / "theirs", network)
+    model = cmjax.load(tmp_path / "theirs")
+    assert model.config == dataclasses.replace(CONFIG, keep_variance=False)
+    assert model.class_names == ("tench", "crane", "cat", "dog", "crane (4)", "no class")
+    assert model.sample_shape == (8, 8, 4)
+    assert type(model.scheduler) is cmjax.DDIMScheduler
+
+    # The same outputs, but for the variance, which the pipeline drops too.
+    expected = outputs(network)
+    ours = model.apply_fn(model.params, X, T, class_labels=jnp.asarray(LABELS))
+    np.testing.assert_allclose(ours, expected[..., :4], rtol=0, atol=1e-4 * expected.std())
+
+    # Back, and read by diffusers: bit for bit.
+    cmjax.save(tmp_path / "ours", model, to="diffusers")
+    back = DiTTransformer2DModel.from_pretrained(tmp_path / "ours" / "transformer").eval()
+    np.testing.assert_array_equal(outputs(back), expected)
+    assert (
+        DDIMScheduler.from_pretrained(tmp_path / "ours" / "scheduler").config.clip_sample
+        is False
+    )
+    cmjax.save(tmp_path / "ours", model, to="diffusers")  # a folder of ours may be replaced
+
+
+def test_the_former_class_and_a_network_alone_are_read(tmp_path):
+    network = reference(CONFIG)
+    network.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"_class_name": "Transformer2DModel", "cross_attention_dim": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = cmjax.load(tmp_path)
+    assert model.config == dataclasses.replace(CONFIG, keep_variance=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm_type": "layer_norm"}, "norm_type 'layer_norm' is not supported"),
+        ({"cross_attention_dim": 768}, "cross_attention_dim 768 is not supported"),
+        ({"keep_variance": True}, "DiTTransformer2DModel has no option 'keep_variance'"),
+        ({"out_channels": 5}, "out_channels 5 must be in_channels 4, or twice that"),
+    ],
+)
+def test_options_that_are_not_supported(tmp_path, change, message):
+    reference(CONFIG).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        cmjax.load(tmp_path)
+
+
+def test_samples_equal_those_of_the_loop_of_diffusers(tmp_path):
+    """Five steps of DDIM, as its pipeline takes them without guidance."""
+    save_pipeline(tmp_path, reference(CONFIG))
+    model = cmjax.load(tmp_path)
+    network = DiTTransformer2DModel.from_pretrained(tmp_path / "transformer").eval()
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "scheduler")
+    scheduler.set_timesteps(5)
+    x = torch.from_numpy(X.transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            output = network(x, t.expand(3), torch.from_numpy(LABELS)).sample[:, :4]
+            x = scheduler.step(output, t, x).prev_sample
+    theirs = x.numpy().transpose(0, 2, 3, 1)
+    ours = model.sample(
+        jax.random.key(0), 3, labels=LABELS.tolist(), num_inference_steps=5, init=X
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * theirs.std())
