@@ -12,6 +12,7 @@ from cmjax.version import __version__ as __version__
 # Imported lazily, so that `import cmjax` is fast and one module does not load all the others.
 _SUBMODULES = (
     "arrays",
+    "autoencoder",
     "categorical",
     "checkpoints",
     "cli",
@@ -49,7 +50,8 @@ _SUBMODULES = (
 # For each submodule, the names that are also public here: `cmjax.sample` is
 # `cmjax.sampling.sample`.
 _EXPORTS = {
-    "checkpoints": ("load", "save"),
+    "autoencoder": ("Autoencoder",),
+    "checkpoints": ("load", "load_autoencoder", "save", "save_autoencoder"),
     "model": ("Model",),
     "models": ("from_linen", "from_nnx"),
     "registry": ("register",),

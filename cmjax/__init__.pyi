@@ -1,6 +1,7 @@
 """The public names for type checkers and editors; `__init__.py` imports them when used."""
 
 from cmjax import arrays as arrays
+from cmjax import autoencoder as autoencoder
 from cmjax import categorical as categorical
 from cmjax import checkpoints as checkpoints
 from cmjax import cli as cli
@@ -33,8 +34,11 @@ from cmjax import system as system
 from cmjax import testing as testing
 from cmjax import training as training
 from cmjax import version as version
+from cmjax.autoencoder import Autoencoder as Autoencoder
 from cmjax.checkpoints import load as load
+from cmjax.checkpoints import load_autoencoder as load_autoencoder
 from cmjax.checkpoints import save as save
+from cmjax.checkpoints import save_autoencoder as save_autoencoder
 from cmjax.model import Model as Model
 from cmjax.models import from_linen as from_linen
 from cmjax.models import from_nnx as from_nnx

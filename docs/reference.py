@@ -14,7 +14,7 @@ import cmjax
 # The pages of modules, in the order of the site.
 GROUPS = {
     "Sampling": ("sampling", "schedulers", "parametrization", "guidance", "categorical", "random"),
-    "Models": ("model", "models", "checkpoints", "registry", "networks", "labels"),
+    "Models": ("model", "models", "autoencoder", "checkpoints", "registry", "networks", "labels"),
     "Editing": ("editing", "constraints", "images", "image_files"),
     "Training": (
         "training",

@@ -32,6 +32,7 @@ LAYERS = [
     {"constraints"},
     {"editing"},
     {"models"},
+    {"autoencoder"},
     {"model"},
     {"registry"},
     {"checkpoints"},

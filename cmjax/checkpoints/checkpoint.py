@@ -2,10 +2,9 @@
 
 import dataclasses
 import math
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,43 +13,41 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from cmjax.arrays import ApplyFn, floating_dtype
+from cmjax.autoencoder import Autoencoder
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.model import Model
 from cmjax.models import from_nnx
-from cmjax.models.registry import ARCHITECTURES, BUILT_IN, network_name
-from cmjax.random import key_of_seed
+from cmjax.models.registry import abstract_network, network_name
 from cmjax.schedulers.base import Scheduler
 
 # (name, number of axes) in the network -> (name, order of axes) in the file.
 Layout = Callable[[str, int], tuple[str, tuple[int, ...]]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A model on disk: everything about it but the values of its tensors.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredNetwork:
+    """A network on disk: everything about it but the values of its tensors.
 
     Attributes:
         kind: the kind of checkpoint, in words, such as "OpenAI file".
         files: the files that hold its tensors.
         config: the config of its network.
-        scheduler: the scheduler it was trained for.
         tensors: its tensors by the names that the files use, unread.
         layout: maps a parameter's name and number of axes to its name in the file and the order of
             its axes there: axis `i` of the file is axis `axes[i]` of the network.
-        note: what a user should know about the model, or "".
-        class_names: one name per class, or None.
+        note: what a user should know about it, or "".
     """
 
     kind: str
     files: tuple[Path, ...]
     config: Any
-    scheduler: Scheduler
     tensors: Mapping[str, StoredTensor]
     layout: Layout
     note: str = ""
-    class_names: tuple[str, ...] | None = None
 
-    def load(self, *, dtype: DTypeLike | None = None, keep_dtypes: bool = False) -> Model:
+    def read(
+        self, *, dtype: DTypeLike | None = None, keep_dtypes: bool = False
+    ) -> tuple[ApplyFn, Any]:
         """Reads the tensors, one by one.
 
         Args:
@@ -58,7 +55,7 @@ class Checkpoint:
             keep_dtypes: leave every tensor in the dtype it is stored in; excludes `dtype`.
 
         Returns:
-            The model, with its parameters on JAX's default device.
+            `apply_fn` and the parameters, on JAX's default device.
 
         Raises:
             ValueError: if `dtype` is no floating-point dtype, a tensor of the network is missing, a
@@ -77,10 +74,7 @@ class Checkpoint:
             if keep_dtypes:
                 wanted = self.tensors[stored_name].dtype
             leaves.append(self._read(stored_name, leaf.shape, axes, np.dtype(wanted)))
-        params = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-        return Model(
-            apply_fn, params, self.scheduler, self.config, class_names=self.class_names
-        )
+        return apply_fn, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
     def _read(
         self, name: str, shape: tuple[int, ...], axes: tuple[int, ...], dtype: np.dtype
@@ -157,6 +151,26 @@ class Checkpoint:
         return apply_fn, abstract
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint(StoredNetwork):
+    """A model on disk: a network, with what samples it.
+
+    Attributes:
+        scheduler: the scheduler it was trained for.
+        class_names: one name per class, or None.
+    """
+
+    scheduler: Scheduler
+    class_names: tuple[str, ...] | None = None
+
+    def load(self, *, dtype: DTypeLike | None = None, keep_dtypes: bool = False) -> Model:
+        """Reads the model; arguments and errors are those of `read`."""
+        apply_fn, params = self.read(dtype=dtype, keep_dtypes=keep_dtypes)
+        return Model(
+            apply_fn, params, self.scheduler, self.config, class_names=self.class_names
+        )
+
+
 def _problems(
     wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]
 ) -> list[str]:
@@ -197,21 +211,7 @@ def _abstract_network(config: Any) -> tuple[ApplyFn, Any]:
     Raises:
         ValueError: if the network has variables other than parameters, which files do not store.
     """
-    name = network_name(config)
-    network, _ = ARCHITECTURES[name]
-
-    def make():
-        if name not in BUILT_IN:
-            return network(config, rngs=nnx.Rngs(0))
-        # Only shapes matter here, so that one key can serve all layers. nnx.Rngs counts its keys
-        # in traced variables, with which the network of ImageNet 64x64 takes 5 seconds, not 0.3.
-        key = key_of_seed(0)
-        rngs = types.SimpleNamespace(params=lambda: key)
-        return network(config, rngs=cast(nnx.Rngs, rngs))
-
-    # The checker of reused keys would refuse that.
-    with jax.debug_key_reuse(False):
-        module = nnx.eval_shape(make)
+    module = abstract_network(config)
 
     # Statistics of a batch normalisation, for instance, would silently be lost. Random streams are
     # those of dropout, which a `dropout_key` seeds.
@@ -220,8 +220,9 @@ def _abstract_network(config: Any) -> tuple[ApplyFn, Any]:
     if others:
         kinds = sorted({type(variable).__name__ for variable in others})
         raise ValueError(
-            f"the network {name!r} has variables of type {', '.join(kinds)}; only nnx.Param is "
-            "stored, so keep constants in plain attributes, or compute them when called"
+            f"the network {network_name(config)!r} has variables of type {', '.join(kinds)}; "
+            "only nnx.Param is stored, so keep constants in plain attributes, or compute them when "
+            "called"
         )
     return from_nnx(module)
 
@@ -230,8 +231,12 @@ def _is_variable(node: Any) -> bool:
     return isinstance(node, nnx.Variable)
 
 
-def stored_arrays(model: Model) -> dict[str, np.ndarray]:
+def stored_arrays(model: Model | Autoencoder, what: str = "model") -> dict[str, np.ndarray]:
     """Returns the parameters by their dotted names, copied from the devices, to be written.
+
+    Args:
+        model: whose `params` are written.
+        what: the argument's name, for the errors.
 
     Raises:
         ValueError: naming a parameter that is no array of floating-point numbers.
@@ -244,10 +249,10 @@ def stored_arrays(model: Model) -> dict[str, np.ndarray]:
             array = np.asarray(leaf)
         except (TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"model.params: {name} cannot be read: {reason}") from None
+            raise ValueError(f"{what}.params: {name} cannot be read: {reason}") from None
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
-                f"model.params: {name} holds {array.dtype}, not floating-point numbers"
+                f"{what}.params: {name} holds {array.dtype}, not floating-point numbers"
             )
         arrays[name] = array
     return arrays

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def open_pipeline(path: Path) -> Checkpoint:
         checkpoint,
         kind="diffusers pipeline",
         scheduler=read_scheduler(path / "scheduler" / SCHEDULER_CONFIG),
-        note=_variant_note(only_variant(path / "unet")),
+        note=variant_note(only_variant(path / "unet")),
         class_names=read_class_names(path, checkpoint.config.num_class_embeds),
     )
 
@@ -101,19 +102,17 @@ def open_unet(path: Path) -> Checkpoint:
     """
     config = read_config(path / CONFIG, config_from_diffusers)
     variant = only_variant(path)
-    files, tensors = _weights(path, variant)
+    files, tensors = stored_weights(path, variant)
     notes = (
         "the folder names no scheduler: the default one, with 40 levels, is assumed",
-        _variant_note(variant),
+        variant_note(variant),
     )
     return Checkpoint(
         kind="diffusers UNet",
         files=files,
         config=config,
         scheduler=CMStochasticIterativeScheduler(timestep_spacing="leading"),
-        tensors=by_name(
-            path, ((_renamed(name), tensor) for name, tensor in tensors.items())
-        ),
+        tensors=tensors,
         layout=layout,
         note="; ".join(filter(None, notes)),
     )
@@ -159,20 +158,25 @@ def write(folder: Path, model: Model) -> None:
     del config["timestep_spacing"]  # diffusers' scheduler has a single spacing
     write_json(folder / "scheduler" / SCHEDULER_CONFIG, config)
 
-    # The tensors, with PyTorch's names and order of axes; "pt" in the metadata tells diffusers so,
-    # and the version tells `is_written` that diffusers did not make the file.
+    write_weights(folder / "unet" / SAFETENSORS, stored_arrays(model))
+
+
+def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes parameters by their dotted names as diffusers' safetensors file."""
+    # PyTorch's names and order of axes; "pt" in the metadata tells diffusers so, and the version
+    # tells `is_written` that diffusers did not make the file.
     tensors = {}
-    for name, value in stored_arrays(model).items():
+    for name, value in arrays.items():
         stored_name, axes = layout(name, value.ndim)
         tensors[stored_name] = np.ascontiguousarray(value.transpose(axes))
     metadata = {"format": "pt", "cmjax": __version__}
-    write_safetensors(folder / "unet" / SAFETENSORS, tensors, metadata)
+    write_safetensors(path, tensors, metadata)
 
 
-def is_written(folder: Path) -> bool:
-    """Returns whether `write` made the weights of a pipeline's folder."""
+def is_written(folder: Path, part: str = "unet") -> bool:
+    """Returns whether `write_weights` made the weights of a part of a pipeline's folder."""
     try:
-        return "cmjax" in read_metadata(folder / "unet" / SAFETENSORS)
+        return "cmjax" in read_metadata(folder / part / SAFETENSORS)
     except ValueError:
         return False
 
@@ -187,15 +191,17 @@ def layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
     return re.sub(r"(kernel|scale|embedding)$", "weight", name), axes
 
 
-def _variant_note(variant: str) -> str:
+def variant_note(variant: str) -> str:
     """Says that a folder holds a variant of the weights only, or ""."""
     if not variant:
         return ""
     return f"the folder holds only the variant {variant!r} of its weights, which is read"
 
 
-def _weights(path: Path, variant: str) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
-    """Lists the files and the tensors of a folder.
+def stored_weights(
+    path: Path, variant: str
+) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
+    """Lists the files and the tensors of a folder, the latter by the names of diffusers today.
 
     They are in one safetensors file, else in the shards that an index lists, else in a `.bin` file.
 
@@ -206,10 +212,17 @@ def _weights(path: Path, variant: str) -> tuple[tuple[Path, ...], dict[str, Stor
     Raises:
         ValueError: if there are none, or the index is damaged.
     """
+    files, tensors = _weights(path, variant)
+    renamed_tensors = ((renamed(name), tensor) for name, tensor in tensors.items())
+    return files, by_name(path, renamed_tensors)
+
+
+def _weights(path: Path, variant: str) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
+    """Lists the files and the tensors of a folder, as the files name them."""
     names = weight_names(variant)
     single = path / names.safetensors
     if single.exists():
-        return (single,), _open(single)
+        return (single,), open_weights(single)
 
     # The index maps each tensor to its shard.
     index = next((path / name for name in names.indices if (path / name).exists()), None)
@@ -224,13 +237,13 @@ def _weights(path: Path, variant: str) -> tuple[tuple[Path, ...], dict[str, Stor
             raise ValueError(f"{index}: weight_map must name at least one tensor")
         files = tuple(path / name for name in sorted(set(shards.values())))
         return files, by_name(
-            path, (item for file in files for item in _open(file).items())
+            path, (item for file in files for item in open_weights(file).items())
         )
 
     # A pickle comes last: the files of many repositories hold the same weights twice.
     pickled = path / names.torch
     if pickled.exists():
-        return (pickled,), _open(pickled)
+        return (pickled,), open_weights(pickled)
     raise ValueError(f"{path} has no {SAFETENSORS}, nor {TORCH}")
 
 
@@ -239,14 +252,14 @@ def _is_file_name(name: Any) -> bool:
     return isinstance(name, str) and Path(name).name == name and name not in ("", "..")
 
 
-def _open(file: Path) -> dict[str, StoredTensor]:
+def open_weights(file: Path) -> dict[str, StoredTensor]:
     """Lists the tensors of a file of either kind."""
     if file.suffix == ".bin":
         return open_torch(file)
     return open_safetensors(file)
 
 
-def _renamed(name: str) -> str:
+def renamed(name: str) -> str:
     """Returns the name that diffusers 0.17 and later have for a tensor.
 
     For example, "mid_block.attentions.0.query.weight" becomes "mid_block.attentions.0.to_q.weight".

@@ -1,39 +1,39 @@
 """Models on the Hugging Face hub."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmjax.checkpoints import diffusers, native
+from cmjax.checkpoints import diffusers, dit_pipelines, native
 from cmjax.checkpoints.json_files import CLASS_NAMES, read_json
-from cmjax.checkpoints.weight_files import STEM, has_weights, weight_names
+from cmjax.checkpoints.weight_files import STEM, has_weights, only_variant, weight_names
 
-# Files of a pipeline, and of a cmjax folder.
+# Configs beside the network's own: those of a pipeline, and of a cmjax folder.
 CONFIGS = [
     CLASS_NAMES,
     diffusers.INDEX,
-    "unet/config.json",
     "scheduler/scheduler_config.json",
     native.CONFIG,
     native.SCHEDULER_CONFIG,
 ]
-
-# Weights are in the folder itself (a UNet alone) or in that of a pipeline's network; large ones are
-# divided into shards, which an index lists.
-FOLDERS = ("", "unet/")
-SAFETENSORS = [f"{folder}{diffusers.SAFETENSORS}" for folder in FOLDERS]
-INDICES = [f"{name}.index.json" for name in SAFETENSORS]
-SHARDS = [f"{folder}{STEM}-*.safetensors" for folder in FOLDERS]
 PATIENCE = 10.0  # seconds that the hub may take to answer a request
 
 
-def download(source: str) -> Path:
+def download(
+    source: str,
+    parts: Sequence[str] = ("unet", dit_pipelines.PART),
+    networks: Collection[str] = (diffusers.NETWORK, *dit_pipelines.NETWORKS),
+    last: Sequence[str] = (),
+) -> Path:
     """Downloads a model's files into huggingface_hub's cache, unless they are there already.
 
     Args:
         source: `owner/name` or `owner/name@revision`. Token, cache folder and offline mode are
             those of huggingface_hub: `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`.
+        parts: the folders that the network may be in, in a pipeline.
+        networks: the classes of diffusers that it may be of.
+        last: files of weights to ask for if there are no others.
 
     Returns:
         The folder in the cache.
@@ -48,25 +48,35 @@ def download(source: str) -> Path:
             f"model {source!r} is not there; give a folder, a .pt file, or a hub id owner/name"
         )
 
-    # First the configs and the weights as most repositories have them.
-    folder = _fetch(source, [*CONFIGS, native.WEIGHTS, *SAFETENSORS, *INDICES, *SHARDS])
+    # First the configs and the weights as most repositories have them: in the repository itself (a
+    # network alone) or in the folder of a pipeline's network. Large ones are divided into shards,
+    # which an index lists.
+    weights = [native.WEIGHTS]
+    for folder in ("", *(f"{part}/" for part in parts)):
+        single = f"{folder}{diffusers.SAFETENSORS}"
+        weights += [single, f"{single}.index.json", f"{folder}{STEM}-*.safetensors"]
+    configs = [f"{part}/{diffusers.CONFIG}" for part in parts]
+    found = _fetch(source, [*CONFIGS, *configs, *weights])
 
     # Then what is missing, whatever other files the cache holds: .bin files hold the same weights
     # as gigabytes that nobody reads, and variants less exact ones.
     inside = ""
-    if (folder / diffusers.INDEX).exists():
-        inside = "unet/"
-    if inside or _is_unet(folder):
+    if (found / diffusers.INDEX).exists():
+        there = [part for part in parts if (found / part / diffusers.CONFIG).exists()]
+        inside = f"{(there or parts)[0]}/"
+    if inside or _is_network(found, networks):
         for patterns in (_torch_patterns(inside), _variant_patterns(inside)):
-            if not has_weights(folder / inside):
-                folder = _fetch(source, patterns)
-    return folder
+            if not has_weights(found / inside):
+                found = _fetch(source, patterns)
+        if last and not has_weights(found / inside) and not only_variant(found / inside):
+            found = _fetch(source, [f"{inside}{name}" for name in last])
+    return found
 
 
-def _is_unet(folder: Path) -> bool:
+def _is_network(folder: Path, networks: Collection[str]) -> bool:
     """Whether a folder is that of diffusers' network alone."""
     config = folder / diffusers.CONFIG
-    return config.exists() and read_json(config).get("_class_name") == diffusers.NETWORK
+    return config.exists() and read_json(config).get("_class_name") in networks
 
 
 def _torch_patterns(inside: str) -> list[str]:

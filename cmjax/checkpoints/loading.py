@@ -6,7 +6,14 @@ from typing import Literal
 
 from jax.typing import DTypeLike
 
-from cmjax.checkpoints import diffusers, hub, native, openai
+from cmjax.checkpoints import (
+    autoencoders,
+    diffusers,
+    dit_pipelines,
+    hub,
+    native,
+    openai,
+)
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.json_files import read_json
 from cmjax.configs import did_you_mean, shown
@@ -18,14 +25,14 @@ from cmjax.files import (
     replacing_folder,
 )
 from cmjax.model import Model
-from cmjax.models import UNet2DConfig
+from cmjax.models import DiTTransformer2DConfig, UNet2DConfig
 from cmjax.models.registry import ARCHITECTURES
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
 # Names of all files and folders that `save` writes; it replaces no folder that holds others.
-PARTS = (*native.PARTS, *diffusers.PARTS)
+PARTS = (*native.PARTS, *diffusers.PARTS, *dit_pipelines.PARTS)
 RUN_MODEL = "model"  # folder of the model in the folder of a training run
-WRITERS = {"cmjax": native.write, "diffusers": diffusers.write}
+WRITERS = ("cmjax", "diffusers")
 
 
 def load(
@@ -44,9 +51,10 @@ def load(
         ((28, 28, 1), 10)
 
     Args:
-        source: a cmjax folder, the folder of a training run, a diffusers pipeline or UNet folder,
-            an OpenAI `.pt` file, or the id of a pipeline or cmjax folder on the Hugging Face hub
-            (`owner/name`, optionally `owner/name@revision`); None is the bundled digits model.
+        source: a cmjax folder, the folder of a training run, a folder of a diffusers pipeline or of
+            its network, an OpenAI `.pt` file, or the id of a pipeline or cmjax folder on the
+            Hugging Face hub (`owner/name`, optionally `owner/name@revision`); None is the bundled
+            digits model.
         dtype: dtype of the parameters; None is float32. The network computes in the dtype of its
             input, whatever this is.
         config: the network of an OpenAI file, or the name of a preset; None infers it from the
@@ -87,6 +95,9 @@ def open_checkpoint(
     if not os.path.exists(path):
         path = hub.download(str(source))
     if (path / diffusers.INDEX).exists():
+        index = read_json(path / diffusers.INDEX)
+        if dit_pipelines.PART in index:
+            return dit_pipelines.open_pipeline(path, index)
         return diffusers.open_pipeline(path)
 
     # A cmjax folder, a diffusers UNet and a training run all have a `config.json`; the first two
@@ -102,8 +113,14 @@ def open_checkpoint(
     # "package.module:Name" is a class of the user's; whether it may be imported is decided later.
     if name == diffusers.NETWORK:
         return diffusers.open_unet(path)
+    if name in dit_pipelines.NETWORKS:
+        return dit_pipelines.open_transformer(path)
     if isinstance(name, str) and (name in ARCHITECTURES or ":" in name):
         return native.open_folder(path, trust=trust)
+    if name in autoencoders.NETWORKS:
+        raise ValueError(
+            f"{path} is an autoencoder, which samples nothing; open it by cmjax.load_autoencoder"
+        )
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
     raise ValueError(f"{path / native.CONFIG}: _class_name is {shown(name)}{hint}")
 
@@ -140,7 +157,7 @@ def save(
             `save` wrote.
         model: a model whose network is one of cmjax's own, or registered (`cmjax.register`).
         to: "cmjax", or "diffusers" for a folder that `ConsistencyModelPipeline.from_pretrained`
-            opens.
+            opens, or `DiTPipeline.from_pretrained(..., vae=vae)`.
 
     Raises:
         ValueError: if the network is not known or has options that diffusers does not have, if
@@ -166,12 +183,22 @@ def save(
     path = Path(path)
     check_destination(path)
     with replacing_folder(path, PARTS.__contains__) as folder:
-        WRITERS[to](folder, model)
+        _write(folder, model, to)
         try:
             open_checkpoint(folder, trust=True).load(keep_dtypes=True)
         except ValueError as error:
             message = str(error).replace(str(folder), str(path))
             raise ValueError(f"model could not be loaded again: {message}") from None
+
+
+def _write(folder: Path, model: Model, to: str) -> None:
+    """Writes a model in one of the layouts; diffusers has a pipeline for each network."""
+    if to == "cmjax":
+        native.write(folder, model)
+    elif isinstance(model.config, DiTTransformer2DConfig):
+        dit_pipelines.write(folder, model)
+    else:
+        diffusers.write(folder, model)
 
 
 def check_destination(path: str | Path) -> None:
@@ -190,8 +217,12 @@ def check_destination(path: str | Path) -> None:
     check_content(path, PARTS.__contains__)
 
     # Names alone prove little: any program may have a config.json, and diffusers has our names.
-    kind = diffusers if (path / diffusers.INDEX).exists() else native
-    if any(path.iterdir()) and not kind.is_written(path):
+    if (path / diffusers.INDEX).exists():
+        parts = ("unet", dit_pipelines.PART)
+        is_ours = any(diffusers.is_written(path, part) for part in parts)
+    else:
+        is_ours = native.is_written(path)
+    if any(path.iterdir()) and not is_ours:
         raise ValueError(
             f"{path} holds files that cmjax did not write; move them away, or give another name"
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 STEM = "diffusion_pytorch_model"
+FLAX = "diffusion_flax_model.msgpack"  # of diffusers' Flax classes, until version 0.39
 # "fp16" in diffusion_pytorch_model.fp16.safetensors, in the names of its shards,
 # diffusion_pytorch_model.fp16-00001-of-00002.safetensors, and of their index, in both spellings.
 VARIANT = re.compile(

@@ -2,7 +2,11 @@
 
 from cmjax.arrays import ApplyFn
 from cmjax.models.adapters import compute_in, from_linen, from_nnx
+from cmjax.models.autoencoder_kl import AutoencoderKL
+from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
+from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
+from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
@@ -10,8 +14,14 @@ __all__ = [
     "DIT_SIZES",
     "PRESETS",
     "ApplyFn",
+    "AutoencoderKL",
+    "AutoencoderKLConfig",
+    "AutoencoderTiny",
+    "AutoencoderTinyConfig",
     "DiT",
     "DiTConfig",
+    "DiTTransformer2D",
+    "DiTTransformer2DConfig",
     "UNet2D",
     "UNet2DConfig",
     "compute_in",

@@ -180,7 +180,7 @@ class DiT(nnx.Module):
 
         # Back from tokens to patches, and from patches to pixels.
         shift, scale = jnp.split(self.modulation(condition)[:, None], 2, axis=-1)
-        h = self.proj_out(_modulated(h, shift, scale)).reshape(len(x), side, side, -1)
+        h = self.proj_out(modulated(h, shift, scale)).reshape(len(x), side, side, -1)
         return layers.depth_to_space(h, config.patch_size)
 
     def _embed(self, t, class_labels):
@@ -211,9 +211,9 @@ class _Block(nnx.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
             self.modulation(condition)[:, None], 6, axis=-1
         )
-        h = h + gate_a * self._attend(_modulated(h, shift_a, scale_a))
+        h = h + gate_a * self._attend(modulated(h, shift_a, scale_a))
         hidden = jax.nn.gelu(
-            self.linear_1(_modulated(h, shift_m, scale_m)), approximate=True
+            self.linear_1(modulated(h, shift_m, scale_m)), approximate=True
         )
         return h + gate_m * self.linear_2(hidden)
 
@@ -242,13 +242,23 @@ def position_embedding(side: int, width: int) -> np.ndarray:
     return np.concatenate([column, row], axis=-1).astype(np.float32)
 
 
-def _modulated(h, shift, scale):
-    """Returns h normalised over channels, in float32, then scaled and shifted by the condition."""
-    # A layer norm without parameters of its own: the condition gives scale and shift. bfloat16
-    # would lose digits in the mean and the variance, so both are float32.
+def modulated(
+    h: jax.Array, shift: jax.Array, scale: jax.Array, epsilon: float = 1e-6
+) -> jax.Array:
+    """Returns h normalised over channels, in float32, then scaled and shifted by the condition.
+
+    It is a layer norm without parameters of its own: the condition gives scale and shift.
+
+    Args:
+        h: tokens, `[B, T, C]`.
+        shift: added to each channel, `[B, 1, C]`.
+        scale: what each channel is multiplied by, less 1, `[B, 1, C]`.
+        epsilon: added to the variance.
+    """
+    # bfloat16 would lose digits in the mean and the variance, so both are float32.
     wide = h.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
-    normal = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
+    normal = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
     return normal.astype(h.dtype) * (1 + scale) + shift
 
 

@@ -17,6 +17,9 @@ from cmjax.models.conv import convolution, product_of_matrices
 # 32 MB in float32, about what CPUs keep near.
 SCORES_IN_CACHE = 8 * 1024 * 1024
 
+# Tokens whose scores are computed for all queries at once: 64 MB for each head in float32.
+TOKENS_AT_ONCE = 64 * 64
+
 
 def in_input_dtype(arrays: Any, **_: Any) -> Any:
     """Casts parameters to the dtype of the input; a rule for `promote_dtype` of Flax's layers."""
@@ -186,6 +189,8 @@ class TimestepEmbedding(nnx.Module):
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Returns softmax(q k^T / sqrt(C)) v for each head, with the softmax in float32.
 
+    Of many tokens, some queries attend at a time: memory grows with T and not with its square.
+
     Args:
         q: queries, `[B, T, heads, C]`.
         k: keys, of the same shape.
@@ -198,7 +203,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     batch, tokens, heads, channels = q.shape
     q, k, v = (x.swapaxes(1, 2).reshape(-1, tokens, channels) for x in (q, k, v))
 
-    mixed = jax.lax.platform_dependent(q, k, v, cpu=_attend_in_cache, default=_attend)
+    if tokens > TOKENS_AT_ONCE:
+        mixed = _attend_in_pieces(q, k, v)
+    else:
+        mixed = jax.lax.platform_dependent(q, k, v, cpu=_attend_in_cache, default=_attend)
     return mixed.reshape(batch, heads, tokens, channels).swapaxes(1, 2)
 
 
@@ -222,6 +230,22 @@ def _attend_in_cache(q, k, v):
     if at_once >= len(q):
         return _attend(q, k, v)
     return jax.lax.map(lambda head: _attend(*head), (q, k, v), batch_size=at_once)
+
+
+def _attend_in_pieces(q, k, v):
+    """Attends to one head at a time, by as many queries as have `SCORES_IN_CACHE` scores."""
+    # The number of queries is filled up to whole pieces by zeros: [pieces, at_once, C].
+    heads, tokens, channels = q.shape
+    at_once = SCORES_IN_CACHE // tokens or 1
+    padded = jnp.pad(q, ((0, 0), (0, -tokens % at_once), (0, 0)))
+    pieces = padded.reshape(heads, -1, at_once, channels)
+
+    def attend_head(head):
+        queries, keys, values = head
+        return jax.lax.map(lambda piece: _attend(piece, keys, values), queries)
+
+    mixed = jax.lax.map(attend_head, (pieces, k, v))
+    return mixed.reshape(heads, -1, channels)[:, :tokens]
 
 
 def class_table(config: Any, features: int, *, rngs: nnx.Rngs) -> nnx.Embed | None:
@@ -351,7 +375,7 @@ class ResnetBlock(nnx.Module):
         self,
         channels_in: int,
         channels_out: int,
-        time_features: int,
+        time_features: int | None,
         groups: int,
         epsilon: float,
         *,
@@ -364,7 +388,8 @@ class ResnetBlock(nnx.Module):
         Args:
             channels_in: channels of the input.
             channels_out: channels of the output.
-            time_features: features of the embedding of time and class.
+            time_features: features of the embedding of time and class; None for a block without
+                one, which an autoencoder has.
             groups: groups of both normalisations.
             epsilon: epsilon of both normalisations.
             scale_shift: whether the embedding scales and shifts, instead of being added.
@@ -377,9 +402,12 @@ class ResnetBlock(nnx.Module):
         self.conv1 = conv(channels_in, channels_out, rngs=rngs)
 
         # Two numbers per channel, to scale and to shift, or one to add.
-        self.time_emb_proj = linear(
-            time_features, channels_out * (1 + scale_shift), rngs=rngs
-        )
+        time_emb_proj = None
+        if time_features is not None:
+            time_emb_proj = linear(
+                time_features, channels_out * (1 + scale_shift), rngs=rngs
+            )
+        self.time_emb_proj = time_emb_proj
         self.norm2 = GroupNorm(channels_out, groups, epsilon, rngs=rngs)
         self.conv2 = conv(channels_out, channels_out, rngs=rngs)
 
@@ -389,37 +417,40 @@ class ResnetBlock(nnx.Module):
             conv_shortcut = conv(channels_in, channels_out, 1, rngs=rngs)
         self.conv_shortcut = conv_shortcut
 
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
         """Maps `[B, H, W, channels_in]` and `[B, time_features]` to `[B, H', W', channels_out]`."""
         # The resolution changes between the activation and the convolution.
         h = jax.nn.silu(self.norm1(x))
         if self.resample is not None:
             x = self.resample(x)
             h = self.resample(h)
-        h = self.conv1(h)
-
-        # The same numbers for all pixels: [B, 1, 1, channels_out], or twice as many.
-        condition = self.time_emb_proj(jax.nn.silu(embedding))[:, None, None, :]
-        if self.scale_shift:
-            scale, shift = jnp.split(condition, 2, axis=-1)
-            h = self.norm2(h) * (1 + scale) + shift
-        else:
-            h = self.norm2(h + condition)
-
+        h = self._conditioned(self.conv1(h), embedding)
         h = self.conv2(jax.nn.silu(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         return h + x
 
+    def _conditioned(self, h, embedding):
+        """Normalises the map for the second time, with what the embedding says."""
+        if self.time_emb_proj is None:
+            return self.norm2(h)
+
+        # The same numbers for all pixels: [B, 1, 1, channels_out], or twice as many.
+        condition = self.time_emb_proj(jax.nn.silu(embedding))[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(condition, 2, axis=-1)
+            return self.norm2(h) * (1 + scale) + shift
+        return self.norm2(h + condition)
+
 
 class Downsample(nnx.Module):
     """A strided convolution that halves height and width."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        """Makes the convolution for a map of that many channels."""
-        self.conv = conv(channels, channels, strides=2, rngs=rngs)
+    def __init__(self, channels: int, *, rngs: nnx.Rngs, **options: Any):
+        """Makes the convolution for a map of that many channels, with options of `conv`."""
+        self.conv = conv(channels, channels, strides=2, rngs=rngs, **options)
 
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H/2, W/2, C]`; the embedding is not used."""
         return self.conv(x)
 
@@ -431,7 +462,7 @@ class Upsample(nnx.Module):
         """Makes the convolution for a map of that many channels."""
         self.conv = conv(channels, channels, rngs=rngs)
 
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, 2H, 2W, C]`; the embedding is not used."""
         return self.conv(double(x))
 

@@ -15,6 +15,7 @@ from cmjax.checkpoints.tensors import StoredTensor
 from tests.support import checkpoints as tiny
 from tests.support import torch_zip as tz
 from tests.support.draws import draws
+from tests.support.mutations import mutations
 
 MEMORY = 64 * 2**20  # bytes; the files have some kB
 COUNTS = {}  # what became of the files, for whoever wants to know: pytest -s
@@ -86,57 +87,6 @@ def load_mutated(sources, kind, file, content, what=None):
         outcome(what or f"{kind} {file.name}", path, tiny.CONFIG if kind == "pt" else None)
     finally:
         file.write_bytes(contents[file])
-
-
-INTERESTING = [
-    b"\0",
-    b"\xff",
-    b"\x7f",
-    b"\x80",
-    b"\xff" * 4,
-    b"\0" * 4,
-    b"\xff" * 8,
-    b"\xff" * 7 + b"\x7f",
-    b"PK\1\2",
-    b".",
-]
-
-
-@st.composite
-def mutations(draw, content):
-    """The content with a few places changed, most near its ends, where the structure is."""
-    content = bytearray(content)
-    for _ in range(draw(st.integers(1, 4))):
-        size = len(content)
-        near = st.integers(0, max(min(size - 1, 400), 0))
-        at = draw(
-            st.one_of(
-                near,
-                near.map(lambda i, size=size: max(size - 1 - i, 0)),
-                st.integers(0, max(size - 1, 0)),
-            )
-        )
-        match draw(
-            st.sampled_from(["flip", "set", "cut", "remove", "insert", "splice", "swap"])
-        ):
-            case "flip" if size:
-                content[at] ^= 1 << draw(st.integers(0, 7))
-            case "set":
-                some = draw(st.sampled_from(INTERESTING))
-                content[at : at + len(some)] = some
-            case "cut":
-                del content[at:]
-            case "remove":
-                del content[at : at + draw(st.integers(1, 64))]
-            case "insert":
-                content[at:at] = draw(st.binary(min_size=1, max_size=16))
-            case "splice":
-                start = draw(st.integers(0, max(size - 1, 0)))
-                content[at:at] = content[start : start + draw(st.integers(1, 200))]
-            case "swap" if size:
-                other = draw(st.integers(0, size - 1))
-                content[at], content[other] = content[other], content[at]
-    return bytes(content)
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

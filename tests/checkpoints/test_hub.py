@@ -1,6 +1,5 @@
 """The hub: which files it is asked for, and answers that are not a hub's."""
 
-import fnmatch
 import http.server
 import re
 import shutil
@@ -11,33 +10,14 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import cmjax
 from cmjax.checkpoints import diffusers, hub
+from cmjax.models import DiTTransformer2D, DiTTransformer2DConfig
 from tests.support import checkpoints
 
 UNET = f"unet/{diffusers.SAFETENSORS}"
-
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """A hub with one repository: the folder of its files, that of the cache, and what was asked."""
-    remote = tmp_path / "remote"
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    asked = []
-
-    def snapshot_download(repo, revision, allow_patterns):
-        asked.append((repo, revision, allow_patterns))
-        for path in remote.rglob("*.*"):
-            name = str(path.relative_to(remote))
-            if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
-                (cache / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, cache / name)
-        return str(cache)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    return remote, cache, asked
 
 
 def assert_loads(source="owner/name"):
@@ -147,3 +127,20 @@ def test_a_hub_that_does_not_answer_is_not_waited_for_without_end(endpoint, monk
             ValueError, match="nor in the hub's cache, and the hub is not re"
         ):
             cmjax.load("owner/name")
+
+
+def test_a_transformer_is_asked_for_at_once_with_the_others(repository):
+    remote, _, asked = repository
+    config = DiTTransformer2DConfig(
+        sample_size=4,
+        num_layers=1,
+        num_attention_heads=1,
+        attention_head_dim=4,
+        num_embeds_ada_norm=2,
+    )
+    apply_fn, params = cmjax.from_nnx(DiTTransformer2D(config, rngs=nnx.Rngs(0)))
+    model = cmjax.Model(apply_fn, params, cmjax.DDIMScheduler(), config)
+    cmjax.save(remote, model, to="diffusers")
+    loaded = cmjax.load("owner/name")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    assert len(asked) == 1

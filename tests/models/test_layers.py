@@ -87,3 +87,10 @@ def test_gradients_of_biases_are_not_rounded_on_accelerators():
     program = str(jax.make_jaxpr(jax.grad(loss))(jnp.ones(5)))
     assert "dot_general" in program
     assert "HIGHEST" in program
+
+
+def test_many_tokens_attend_in_pieces_as_they_would_at_once(monkeypatch):
+    monkeypatch.setattr(layers, "TOKENS_AT_ONCE", 16)
+    monkeypatch.setattr(layers, "SCORES_IN_CACHE", 7 * 33)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 33, 2, 4))
+    np.testing.assert_allclose(layers.attend(q, k, v), attention_of(q, k, v), atol=1e-5)

@@ -183,10 +183,9 @@ def test_released_architectures_are_inferred_from_their_tensors(preset):
     assert openai.infer_config(tensors) == PRESETS[preset]
     renamed = openai._as_diffusers(tensors, PRESETS[preset])
     assert set(renamed) == set(NAMES[preset]["diffusers"])
-    checkpoint = cmjax.checkpoints.Checkpoint(
-        "", (), PRESETS[preset], None, renamed, reader.layout
-    )
-    checkpoint.check()
+    cmjax.checkpoints.StoredNetwork(
+        kind="", files=(), config=PRESETS[preset], tensors=renamed, layout=reader.layout
+    ).check()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,205 @@
+"""`Autoencoder`: from pictures to the latents of a sampler, and back."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cmjax.arrays import as_samples, at_least_float32, check_pixels
+from cmjax.configs import is_int, shown
+from cmjax.meshes import with_automatic_axes
+from cmjax.models.latent_scaling import deviation_to_samplers, to_network, to_samplers
+from cmjax.models.registry import autoencoder_name, network_parts
+from cmjax.random import level_noise, sample_keys
+
+# Bounds of the log variance, as diffusers' `DiagonalGaussianDistribution` has them.
+LOWEST_LOG_VARIANCE = -30.0
+HIGHEST_LOG_VARIANCE = 20.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class Autoencoder:
+    """An encoder of pictures to latents and a decoder; `cmjax.load_autoencoder` makes one.
+
+    A pytree whose leaves are those of `params`. It computes in the dtype of what it is given,
+    whatever that of its parameters. All methods can be called under `jax.jit` and the like.
+
+    Attributes:
+        config: the config of its network, an `AutoencoderKLConfig` or `AutoencoderTinyConfig`.
+        params: the parameters of its network, a pytree of arrays.
+
+    Raises:
+        ValueError: if `config` is not the config of an autoencoder.
+    """
+
+    config: Any = dataclasses.field(metadata={"static": True})
+    params: Any
+
+    def __post_init__(self):
+        autoencoder_name(self.config)
+
+    def encode(
+        self,
+        images: Any,
+        key: jax.Array | None = None,
+        *,
+        first_index: int | jax.Array = 0,
+        batch_size: int | None = None,
+    ) -> jax.Array:
+        """Encodes images to latents as samplers want them: shifted and scaled.
+
+        Args:
+            images: `[B, H, W, in_channels]` in [-1, 1]; H and W are multiples of `stride`.
+            key: draws the latents from the encoder's normal distribution: one key, from which image
+                i gets `fold_in(key, first_index + i)`, or one key per image, `[B]`. None returns
+                the mean, which also is the mode. An `AutoencoderTiny` has no such distribution,
+                and takes no key.
+            first_index: global index of the first image.
+            batch_size: number of images at a time, which bounds the memory; None takes all at once.
+
+        Returns:
+            Latents `[B, H / stride, W / stride, latent_channels]`, in the dtype of the images.
+
+        Raises:
+            ValueError: for images of another shape, bytes, or a key that the network has no use
+                for.
+        """
+        mean, std = self.moments(images, batch_size=batch_size)
+        if key is None:
+            return mean
+        if std is None:
+            raise ValueError(
+                f"key is of no use: the latents of an {autoencoder_name(self.config)} are not "
+                "random; leave it out"
+            )
+        keys = sample_keys(key, len(mean), first_index)
+        return mean + std * level_noise(keys, 0, mean.shape, mean.dtype)
+
+    def moments(
+        self, images: Any, *, batch_size: int | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns mean and standard deviation of the latents that images are encoded to.
+
+        Args:
+            images: as of `encode`.
+            batch_size: as of `encode`.
+
+        Returns:
+            The mean and the standard deviation, `[B, H / stride, W / stride, latent_channels]`
+            each, shifted and scaled as samplers want latents. The latter is None for an
+            `AutoencoderTiny`, whose latents are not random.
+
+        Raises:
+            ValueError: as of `encode`.
+        """
+        images = as_samples("images", images)
+        check_pixels("images", images)
+        self._check_images(images)
+        check_batch_size(batch_size)
+        encoded = _computed("encode", self.config, self.params, images, batch_size)
+        if encoded.shape[-1] == self.config.latent_channels:
+            return to_samplers(self.config, encoded), None
+
+        # The network says log sigma^2; the mean needs no more than what the dtype has.
+        mean, log_variance = jnp.split(encoded, 2, axis=-1)
+        bounded = jnp.clip(
+            at_least_float32(log_variance), LOWEST_LOG_VARIANCE, HIGHEST_LOG_VARIANCE
+        )
+        std = deviation_to_samplers(self.config, jnp.exp(bounded / 2))
+        return to_samplers(self.config, mean), std.astype(images.dtype)
+
+    def decode(self, latents: Any, *, batch_size: int | None = None) -> jax.Array:
+        """Decodes latents, as samplers return them, to images.
+
+        Args:
+            latents: `[B, h, w, latent_channels]`.
+            batch_size: number of latents at a time, which bounds the memory; None takes all at
+                once.
+
+        Returns:
+            Images `[B, h * stride, w * stride, out_channels]`, in the dtype of the latents. They
+            lie in [-1, 1] as nearly as the network was trained to: they are not clipped.
+
+        Raises:
+            ValueError: for latents of another shape.
+        """
+        latents = as_samples("latents", latents)
+        channels = self.config.latent_channels
+        if latents.ndim != 4 or latents.shape[-1] != channels:
+            raise ValueError(
+                f"latents must be [B, h, w, {channels}], channels last, got {latents.shape}"
+            )
+        check_batch_size(batch_size)
+        return _computed(
+            "decode",
+            self.config,
+            self.params,
+            to_network(self.config, latents),
+            batch_size,
+        )
+
+    @property
+    def stride(self) -> int:
+        """Pixels of an image per pixel of its latents, in height and in width."""
+        return self.config.stride
+
+    def _check_images(self, images):
+        """Raises ValueError unless images have the channels and a size of the network."""
+        channels = self.config.in_channels
+        if images.ndim != 4 or images.shape[-1] != channels:
+            raise ValueError(
+                f"images must be [B, H, W, {channels}], channels last, got {images.shape}"
+            )
+        height, width = images.shape[1:3]
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f"images must have a height and width that {self.stride} divides, got "
+                f"{height} x {width}; crop or resize them"
+            )
+
+    def __repr__(self) -> str:
+        """Describes the autoencoder in a line, without its arrays."""
+        leaves = [leaf for leaf in jax.tree.leaves(self.params) if hasattr(leaf, "size")]
+        count = sum(leaf.size for leaf in leaves)
+        dtypes = " and ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+        return (
+            f"Autoencoder({autoencoder_name(self.config)}, {count:,} parameters, {dtypes}, "
+            f"{self.config.latent_channels} latent channels, stride {self.stride})"
+        )
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raises ValueError unless `batch_size` is None or a positive integer."""
+    if batch_size is not None and not is_int(batch_size, 1):
+        raise ValueError(
+            f"batch_size must be a positive integer or None, got {shown(batch_size)}"
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("method", "config", "batch_size"))
+def _computed(method, config, params, x, batch_size):
+    """Returns what a method of the network, "encode" or "decode", makes of `x`, `[B, ...]`.
+
+    Jitted, since one operation after the other would keep many maps of the full size in memory.
+    """
+    # Some networks overflow in float16, which has the exponents of 5 bits; bfloat16 has 8.
+    dtype = x.dtype
+    if config.force_upcast and dtype == jnp.float16:
+        x = x.astype(jnp.float32)
+
+    def compute(x, params):
+        graph, _ = network_parts(config)
+        network = nnx.merge(graph, params)
+        return getattr(network, method)(x)
+
+    def compute_in_pieces(x, params):
+        if batch_size is None or batch_size >= len(x):
+            return compute(x, params)
+        one = functools.partial(compute, params=params)
+        return jax.lax.map(lambda x: one(x[None])[0], x, batch_size=batch_size)
+
+    return with_automatic_axes(compute_in_pieces, x, params).astype(dtype)

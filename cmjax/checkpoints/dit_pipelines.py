@@ -1,0 +1,137 @@
+"""Folders of diffusers: a `DiTPipeline`, or its transformer alone."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cmjax.checkpoints import diffusers
+from cmjax.checkpoints.checkpoint import Checkpoint, stored_arrays
+from cmjax.checkpoints.dit_config_files import (
+    NETWORK,
+    OLD_NETWORK,
+    VERSION,
+    config_from_diffusers,
+    config_to_diffusers,
+)
+from cmjax.checkpoints.json_files import (
+    read_class_names,
+    read_config,
+    read_scheduler,
+    write_class_names,
+    write_json,
+)
+from cmjax.checkpoints.weight_files import only_variant
+from cmjax.configs import shown
+from cmjax.model import Model
+from cmjax.schedulers import DDIMScheduler
+
+PART = "transformer"
+PIPELINE = "DiTPipeline"
+NETWORKS = (NETWORK, OLD_NETWORK)
+PARTS = (  # what `write` makes beside the parts of other pipelines
+    PART,
+    f"{PART}/{diffusers.CONFIG}",
+    f"{PART}/{diffusers.SAFETENSORS}",
+)
+
+
+def open_pipeline(path: Path, index: Mapping[str, Any]) -> Checkpoint:
+    """Opens a pipeline folder: `model_index.json`, `transformer/`, `scheduler/`.
+
+    Args:
+        path: the folder.
+        index: the content of its `model_index.json`.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or the network is no class-conditional
+            transformer.
+    """
+    named = index[PART]
+    if not isinstance(named, list) or named[-1:] not in ([name] for name in NETWORKS):
+        raise ValueError(
+            f"{path / diffusers.INDEX}: the {PART} must be a {NETWORK}, got {shown(named)}; cmjax "
+            "reads no other transformer"
+        )
+
+    # The names of the classes are in the pipeline's index, or in a file of cmjax's own.
+    checkpoint = open_transformer(path / PART)
+    class_names = read_class_names(path, checkpoint.config.num_class_embeds)
+    if class_names is None:
+        class_names = _names_in_index(index, checkpoint.config.num_embeds_ada_norm)
+    scheduler = read_scheduler(path / "scheduler" / diffusers.SCHEDULER_CONFIG)
+    return dataclasses.replace(
+        checkpoint,
+        kind="diffusers pipeline",
+        scheduler=scheduler,
+        note=diffusers.variant_note(only_variant(path / PART)),
+        class_names=class_names,
+    )
+
+
+def open_transformer(path: Path) -> Checkpoint:
+    """Opens the folder of a network alone.
+
+    It names no scheduler, so that DDIM with the linear betas of the released models is assumed.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or it is another network.
+    """
+    config = read_config(path / diffusers.CONFIG, config_from_diffusers)
+    variant = only_variant(path)
+    files, tensors = diffusers.stored_weights(path, variant)
+    notes = (
+        "the folder names no scheduler: DDIM with linear betas is assumed",
+        diffusers.variant_note(variant),
+    )
+    return Checkpoint(
+        kind="diffusers transformer",
+        files=files,
+        config=config,
+        scheduler=DDIMScheduler(clip_sample=False),
+        tensors=tensors,
+        layout=diffusers.layout,
+        note="; ".join(filter(None, notes)),
+    )
+
+
+def _names_in_index(index, num_classes):
+    """The names in `id2label` of a pipeline's index; None without them."""
+    labels = index.get("id2label")
+    if not isinstance(labels, dict):
+        return None
+    names = [labels.get(str(i)) for i in range(num_classes)]
+    if len(labels) != num_classes or not all(isinstance(name, str) for name in names):
+        return None
+
+    # Names must be distinct, and ImageNet has two kinds of crane.
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            names[i] = f"{name} ({i})"
+    return tuple(names)
+
+
+def write(folder: Path, model: Model) -> None:
+    """Writes the transformer and the scheduler of a pipeline into a folder.
+
+    The index names no autoencoder, which a model does not need to have: `DiTTransformer2DModel`
+    opens the transformer, and `DiTPipeline.from_pretrained(folder, vae=...)` all of it.
+
+    Args:
+        folder: an empty folder.
+        model: a model whose network is a `DiTTransformer2D`.
+    """
+    (folder / PART).mkdir()
+    (folder / "scheduler").mkdir()
+    parts = {
+        "scheduler": ["diffusers", type(model.scheduler).__name__],
+        PART: ["diffusers", NETWORK],
+    }
+    head = {"_class_name": PIPELINE, "_diffusers_version": VERSION}
+    write_json(folder / diffusers.INDEX, {**head, **parts})
+    write_class_names(folder, model)
+    write_json(folder / PART / diffusers.CONFIG, config_to_diffusers(model.config))
+    scheduler = model.scheduler.to_config()
+    write_json(folder / "scheduler" / diffusers.SCHEDULER_CONFIG, scheduler)
+    weights = folder / PART / diffusers.SAFETENSORS
+    diffusers.write_weights(weights, stored_arrays(model))
