@@ -2,7 +2,7 @@
 
 import click
 
-from cmjax.cli import checkpoints, edit, env, generate, sample, schedulers, train
+from cmjax.cli import checkpoints, edit, env, evaluate, generate, sample, schedulers, train
 from cmjax.cli.group import OneLineErrors
 from cmjax.version import __version__
 
@@ -26,6 +26,8 @@ def main(ctx: click.Context) -> None:
       cmjax convert cd_imagenet64_lpips.pt dst  converts a model to a folder for cmjax
       cmjax train --init > my.toml              a configuration, for cmjax train my.toml
       cmjax generate --out many                 50,000 samples, on all devices
+      cmjax evaluate mnist.npz many --features pixels
+                                                how far samples are from data
       cmjax schedulers                          lists the samplers
       cmjax env                                 versions and devices, for a report of an error
       cmjax sample --help                       lists the options of a command
@@ -44,4 +46,5 @@ main.add_command(edit.edit)
 main.add_command(train.train)
 main.add_command(generate.generate)
 main.add_command(schedulers.schedulers)
+main.add_command(evaluate.evaluate)
 main.add_command(env.env)

@@ -92,6 +92,9 @@ CHOICES = {
     "--process-id": ["-1", "x", "9" * 30],
     "--from": NUMBERS,
     "--factor": NUMBERS,
+    "--features": ["pixels", "os:getcwd", "math:pi", "x", "", "no.such:f", ":"],
+    "--size": NUMBERS,
+    "--neighbor": NUMBERS,
     "--mask-box": [*NUMBERS, "0,0,4,4", "4,4,0,0", "0,0,9,9", "1,2,3"],
 }
 FLAGS = ("--quiet", "--trust", "--shard-params", "--dry-run", "--init", "--json", "--help")
@@ -104,6 +107,7 @@ COMMANDS = (
     "train",
     "edit",
     "env",
+    "evaluate",
     "schedulers",
     "",
     "sampel",
@@ -150,6 +154,9 @@ def make_inputs(root: Path) -> list[str]:
     Image.new("RGBA", (8, 8)).save(root / "clear.png")
     (root / "text.png").write_text("no picture")
     np.savez(root / "images.npz", arr_0=np.zeros((2, 8, 8, 1), np.uint8))
+    np.savez(root / "features.npz", features=np.eye(5))
+    np.savez(root / "statistics.npz", mu=np.zeros(5), sigma=np.eye(5))
+    np.save(root / "nan.npy", np.full((4, 5), np.nan))
     (root / "run").mkdir()
     (root / "run" / "manifest.json").write_text('{"version": [1]}')
     for i, text in enumerate(TOML):
@@ -162,15 +169,18 @@ def arguments(seed: int, inputs: list[str]) -> list[str]:
     rng = random.Random(seed)
     paths = [*inputs, *WORDS, "cifar10_ict", "digits", "pictures", "no-such.toml"]
     pools = {**LEVELS, **COUNTS, **SIZES, **CHOICES}
-    for name in ("--mask", "--verify", "--compilation-cache", "--data"):
+    for name in ("--mask", "--verify", "--compilation-cache"):
         pools[name] = paths
+    # Of these, folders are searched to any depth.
+    bounded = [path for path in paths if path != "/"]
+    pools["--data"] = bounded
     pools["--model"] = [*paths, *["model", "plain"] * 20]
     pools["--out"] = [*paths, *["out.png", "out.npz", "no/such/out.png"] * 10]
     pools["--set"] = [f"{rng.choice(KEYS)}={rng.choice(VALUES)}" for _ in range(9)] + WORDS[
         :4
     ]
 
-    name = rng.choice(COMMANDS[:8] if rng.random() < 0.97 else COMMANDS)
+    name = rng.choice(COMMANDS[:9] if rng.random() < 0.97 else COMMANDS)
     args = [name]
     command = main.commands.get(name)
     if name == "edit":
@@ -185,7 +195,8 @@ def arguments(seed: int, inputs: list[str]) -> list[str]:
             option for param in command.params for option in param.opts if option in pools
         ]
     if rng.random() < (0.1 if name in ("sample", "generate") else 0.8):
-        args += rng.choices(paths, k=rng.choice((1, 1, 2)))
+        among = bounded if name == "evaluate" else paths
+        args += rng.choices(among, k=2 if name == "evaluate" else rng.choice((1, 1, 2)))
     for _ in range(rng.choice((1, 2, 2, 3, 5)) if known else 0):
         if rng.random() < 0.1:
             args.append(rng.choice(FLAGS))

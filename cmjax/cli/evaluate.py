@@ -1,0 +1,232 @@
+"""`cmjax evaluate`."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cmjax.cli import options, terminal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cmjax.cli.evaluate_inputs import Compared
+
+PIXELS = "pixels"  # the name of features that need no function
+MOST_PIXELS = 4096  # numbers of a picture; the time of the distance grows with their cube
+
+
+@click.command()
+@click.argument("real", metavar="REAL", type=click.Path(path_type=Path))
+@click.argument("generated", metavar="GENERATED", type=click.Path(path_type=Path))
+@click.option(
+    "--features",
+    metavar="NAME",
+    help="What makes features of pictures: package.module:function, which gets u8[B,H,W,C] and "
+    "returns [B,D], or pixels.",
+)
+@click.option(
+    "--torch-fidelity",
+    is_flag=True,
+    help="Let the package torch-fidelity measure, if it is installed, by the features of "
+    "Inception: the FID. It downloads the weights.",
+)
+@click.option(
+    "--num",
+    "-n",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Number of samples to take of each, the first ones.  [default: all]",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1, 4096),
+    metavar="N",
+    help="Scale the middle square of each picture to NxN pixels, as cmjax train does.",
+)
+@click.option(
+    "--neighbor",
+    "k",
+    type=click.IntRange(1),
+    metavar="K",
+    default=3,
+    show_default=True,
+    help="Which neighbour the manifolds of precision and recall reach to.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 2**20),
+    metavar="N",
+    default=64,
+    show_default=True,
+    help="Number of pictures that the function of --features gets at a time.",
+)
+@options.as_json
+def evaluate(
+    real: Path,
+    generated: Path,
+    features: str | None,
+    torch_fidelity: bool,
+    num: int | None,
+    size: int | None,
+    k: int,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Compares GENERATED samples with REAL ones: Fréchet distance, precision and recall.
+
+    Each is an .npz or IDX file of pictures, a folder of pictures or of cmjax generate; or features
+    that you have, [N, D] in a .npy or as "features" in an .npz; or an .npz of statistics, "mu" and
+    "sigma". The distance is 0 for equal distributions, and too large for few samples.
+
+    \b
+    Examples:
+      cmjax evaluate mnist.npz samples.npz --features pixels
+      cmjax evaluate photos many --size 64 --features mypkg.clip:embed
+      cmjax evaluate statistics.npz features.npy
+      cmjax evaluate photos many --torch-fidelity
+    """
+    from cmjax.cli.evaluate_inputs import read
+
+    if features is not None and torch_fidelity:
+        raise ValueError(
+            "--features and --torch-fidelity exclude each other; give one of them"
+        )
+    sides = [read(path, size, num) for path in (real, generated)]
+    described = {"real": _described(sides[0]), "generated": _described(sides[1])}
+    if torch_fidelity:
+        described |= _by_torch_fidelity(sides, k, batch_size)
+    else:
+        described |= _by_features(sides, features, k, batch_size)
+    if as_json:
+        terminal.echo(json.dumps(described, indent=2))
+        return
+
+    # Two columns, the first as wide as its longest name.
+    width = max(map(len, described))
+    for name, value in described.items():
+        words = f"{value:.6g}" if isinstance(value, float) else value
+        terminal.echo(terminal.printable(f"{name.replace('_', ' '):{width}}  {words}"))
+
+
+def _described(side: "Compared") -> str:
+    """Returns where a side is from and what it is."""
+    return f"{side.path}, {side}"
+
+
+def _by_features(
+    sides: "list[Compared]", features: str | None, k: int, batch_size: int
+) -> dict[str, Any]:
+    """Returns the measures by features; without samples of both sides, only the distance."""
+    from cmjax.evaluation import frechet_distance, precision_recall
+
+    found = [_features_of(side, features, batch_size) for side in sides]
+    counts = [len(side.mean) if _is_gaussian(side) else side.shape[1] for side in found]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"{sides[0].path} and {sides[1].path} must have as many features, "
+            f"got {counts[0]} and {counts[1]}"
+        )
+    samples = [side for side in found if not _is_gaussian(side)]
+    if len(samples) == 2 and k >= min(map(len, samples)):
+        raise ValueError(
+            f"--neighbor must be below the number of samples, {min(map(len, samples))}, got {k}"
+        )
+    few = min((len(side) for side in samples), default=counts[0])
+    if few < counts[0]:
+        options.note(
+            f"Note: {few:,} samples are few for {counts[0]:,} features: the distance is too "
+            "large, and comparable only with others of as many samples"
+        )
+
+    measured: dict[str, Any] = {
+        "features": f"{counts[0]:,}, {features or 'given'}",
+        "frechet_distance": frechet_distance(found[0], found[1]),
+    }
+    if len(samples) == 2:
+        fidelity = precision_recall(samples[0], samples[1], k)
+        measured |= {"precision": fidelity.precision, "recall": fidelity.recall}
+    options.print_notes()
+    return measured
+
+
+def _is_gaussian(side: Any) -> bool:
+    """Returns whether a side is statistics of features, not features."""
+    from cmjax.evaluation import Gaussian
+
+    return isinstance(side, Gaussian)
+
+
+def _features_of(side: "Compared", name: str | None, batch_size: int) -> Any:
+    """Returns the features of one side, f64[N, D], or their statistics."""
+    from cmjax import evaluation
+    from cmjax.configs import import_by_name
+
+    if side.statistics is not None:
+        return side.statistics
+    if side.features is not None:
+        return side.features
+    assert side.pictures is not None
+    if name is None:
+        raise ValueError(
+            f"{side.path} holds pictures: give --features package.module:function, "
+            "--features pixels or --torch-fidelity"
+        )
+    if name == PIXELS:
+        count = side.pictures[0].size
+        if count > MOST_PIXELS:
+            raise ValueError(
+                f"--features pixels: {side.path} has {count:,} numbers in a picture, more than "
+                f"{MOST_PIXELS:,}; --size N makes them fewer"
+            )
+        return evaluation.features(_pixels, side.pictures, batch_size)
+    function = import_by_name(name, "--features")
+    try:
+        return evaluation.features(function, side.pictures, batch_size)
+    except Exception as error:
+        # The user's function may raise anything.
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"--features {name}: {reason}") from error
+
+
+def _pixels(pictures: "np.ndarray") -> "np.ndarray":
+    """Returns the pixels in [-1, 1], f32[B, H W C]."""
+    from cmjax.images import from_uint8
+
+    return from_uint8(pictures).reshape(len(pictures), -1)
+
+
+def _by_torch_fidelity(sides: "list[Compared]", k: int, batch_size: int) -> dict[str, Any]:
+    """Returns what torch-fidelity measures; it reads folders of pictures, written for it here."""
+    from cmjax.image_files import ImageSet, write_png_folder
+
+    for side in sides:
+        if side.pictures is None:
+            raise ValueError(f"--torch-fidelity needs pictures, but {side.path} is {side}")
+    try:
+        import torch
+        import torch_fidelity as library  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(f"{error}; pip install torch-fidelity") from None
+
+    # Its own words: the first input is the generated one, and the second the reference.
+    with tempfile.TemporaryDirectory() as root:
+        folders = [Path(root) / name for name in ("real", "generated")]
+        for folder, side in zip(folders, sides, strict=True):
+            write_png_folder(folder, ImageSet.of(side.pictures))  # type: ignore[arg-type]
+        measured = library.calculate_metrics(
+            input1=str(folders[1]),
+            input2=str(folders[0]),
+            fid=True,
+            prc=True,
+            prc_neighborhood=k,
+            batch_size=batch_size,
+            cuda=torch.cuda.is_available(),
+            cache=False,
+            verbose=False,
+        )
+    return {"features": "torch-fidelity"} | {
+        name: float(value) for name, value in measured.items()
+    }
