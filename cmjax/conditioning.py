@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax import random
 from cmjax.arrays import as_array, concrete, is_floating
 from cmjax.configs import shown
 from cmjax.labels import check_class_labels
@@ -69,6 +70,33 @@ def with_null(cond: Mapping[str, Any], null: Mapping[str, Any]) -> dict[str, Any
         else:
             replaced[name] = _entry(name, cond[name], value)
     return replaced
+
+
+def without_some(
+    key: jax.Array, cond: Mapping[str, Any], null: Mapping[str, Any], rate: float
+) -> dict[str, Any]:
+    """Returns conditioning with that of some samples replaced by the null, as training drops it.
+
+    Args:
+        key: PRNG key that says which samples.
+        cond: names to pytrees of arrays `[B, ...]`.
+        null: as of `with_null`; nothing may be left out.
+        rate: probability of each sample, 0 to 1.
+
+    Raises:
+        ValueError: as `with_null`.
+    """
+    replaced = with_null(cond, null)
+    first = jax.tree.leaves([cond[name] for name in null])[0]
+    drops = random.uniform(key, first.shape[:1]) < rate
+
+    # One draw for each sample, whatever it is conditioned on.
+    def choose(there, absent):
+        mask = divided_like(drops, there).reshape(-1, *[1] * (there.ndim - 1))
+        return jnp.where(mask, absent, there)
+
+    chosen = {name: jax.tree.map(choose, cond[name], replaced[name]) for name in null}
+    return {**cond, **chosen}
 
 
 def _entry(name: str, entry: Any, value: Any) -> Any:

@@ -78,8 +78,6 @@ def sample(
       cmjax sample --sigmas 80,0.8                   two steps, at noise levels you choose
       cmjax sample --scheduler EDMHeunScheduler --steps 9 --set s_churn=10
                                                      another sampler, for a diffusion model
-      cmjax sample --model runs/mine/model --scheduler EDMHeunScheduler --steps 18 --guidance 3
-                                                     guided, with a network that has a null class
       cmjax sample --labels 7 --num 10 --seed 1      ten sevens, of another seed
       cmjax sample --num 50000 --batch-size 500 --out digits.npz
                                                      arrays, to compute metrics from

@@ -8,8 +8,34 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from cmjax.conditioning import check_null
 from cmjax.configs import LARGEST, is_finite, is_int, shown
 from cmjax.networks import check_network
+
+
+def check_label_dropout(label_dropout: Any, null: Any, classes: int | None) -> None:
+    """Raises ValueError for a share of dropped labels that is none, or has nothing in their place.
+
+    Args:
+        label_dropout: the share.
+        null: what the conditioning becomes.
+        classes: number of the network's classes, or None.
+    """
+    if not is_finite(label_dropout, 0) or label_dropout >= 1:
+        raise ValueError(
+            f"label_dropout must be a number in [0, 1), got {shown(label_dropout)}"
+        )
+    if null is None and label_dropout == 0:
+        return
+    if null is None:
+        raise ValueError(
+            "label_dropout needs null, what labels become, such as {'class_labels': 10}"
+        )
+    check_null(null, classes)
+    if any(value is None for value in null.values()):
+        raise ValueError(
+            "null must have values for label_dropout: of some samples alone nothing can be left out"
+        )
 
 
 def check_step_arguments(

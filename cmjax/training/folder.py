@@ -10,6 +10,7 @@ from cmjax.checkpoints.loading import check_destination
 from cmjax.configs import shown
 from cmjax.files import clear_unfinished, read_regular, replacing
 from cmjax.training.config import TrainConfig
+from cmjax.training.sections import RunSection
 
 CONFIG = "config.json"
 FINGERPRINT = "fingerprint"  # its key for data and models, beside those of the sections
@@ -112,6 +113,10 @@ def _difference(
         found_values = found.get(section)
         if not isinstance(found_values, Mapping):
             return f"no {section}"
+
+        # A run from before there was an option had its default.
+        if section == "run":
+            found_values = {**dataclasses.asdict(RunSection()), **found_values}
         for key in sorted(values.keys() | found_values.keys()):
             if (section, key) in FREE_TO_CHANGE:
                 continue

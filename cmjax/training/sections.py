@@ -162,6 +162,8 @@ class RunSection:
             `model`, others as `model_DECAY`.
         accumulate: number of parts that a batch is divided into, to save memory.
         dtype: what the network computes in, one of `DTYPES`; all else is float32.
+        label_dropout: share of the samples, drawn at each step, that have the network's null class
+            in place of their own, so that it can be guided.
         log_every: steps between rows of metrics.
         sample_every: steps between sample pictures; 0 for none.
         save_every: steps between checkpoints.
@@ -179,6 +181,7 @@ class RunSection:
     ema_decays: tuple[float, ...] = (0.999,)
     accumulate: int = 1
     dtype: str = "float32"
+    label_dropout: float = 0.0
     log_every: int = 50
     sample_every: int = 500
     save_every: int = 500
@@ -215,6 +218,7 @@ class RunSection:
                 f"run.accumulate={self.accumulate} does not divide run.batch_size={self.batch_size}"
             )
         _check_choice("run.dtype", self.dtype, DTYPES)
+        _check_number("run.label_dropout", self.label_dropout, 0, 1)
 
 
 def read_section(cls: type[Section], name: str, values: Mapping[str, Any]) -> Section:

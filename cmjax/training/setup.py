@@ -119,6 +119,11 @@ def make_run(config: TrainConfig) -> Run:
     model = _with_class_names(model, source)
     teacher, teacher_fn = _load_teacher(config, model)
 
+    # What the labels of some samples become.
+    null = None
+    if config.run.label_dropout:
+        null = {"class_labels": _null_class(model)}
+
     # The network in the run's precision; the teacher computes in float32.
     apply_fn = model.apply_fn
     if config.run.dtype != "float32":
@@ -134,6 +139,8 @@ def make_run(config: TrainConfig) -> Run:
         accumulate=config.run.accumulate,
         mesh=mesh,
         teacher=teacher,
+        label_dropout=config.run.label_dropout,
+        null=null,
     )
     return Run(config, model, source, train_step)
 
@@ -164,6 +171,15 @@ def _first_model(config):
         model = Model(*from_nnx(module), scheduler, network_config)
     _check_time_scale(model)
     return model
+
+
+def _null_class(model):
+    """Returns the class that takes the place of others; raises ValueError if there is none."""
+    if model.null_class is None:
+        raise ValueError(
+            "run.label_dropout needs a network with a null class; set network.null_class=true"
+        )
+    return model.null_class
 
 
 def _open_data(config, model):

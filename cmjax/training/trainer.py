@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,11 +13,17 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmjax.arrays import ApplyFn, is_tracing
+from cmjax.conditioning import without_some
 from cmjax.configs import shown
 from cmjax.labels import check_class_labels
 from cmjax.networks import num_classes
 from cmjax.random import as_key, same_numbers
-from cmjax.training.checks import check_params, check_result, check_step_arguments
+from cmjax.training.checks import (
+    check_label_dropout,
+    check_params,
+    check_result,
+    check_step_arguments,
+)
 from cmjax.training.compiling import options_for_gradients
 from cmjax.training.losses.base import (
     Batch,
@@ -33,6 +39,7 @@ AXIS = "data"  # name of the axis of `data_mesh`
 
 # Folded into a step's key. Losses split that key, which is to fold in 0, 1, and so on.
 _DROPOUT = 2**32 - 1
+_LABEL_DROPOUT = 2**32 - 2
 
 
 @jax.tree_util.register_dataclass
@@ -73,6 +80,8 @@ class TrainStep:
         mesh: devices that a batch is divided over; None for one device.
         teacher: parameters of the teacher, or None.
         dropout: whether the network is called with a `dropout_key`.
+        label_dropout: share of the samples whose conditioning becomes `null`.
+        null: what their conditioning becomes; None where it never does.
     """
 
     loss: Loss
@@ -83,6 +92,8 @@ class TrainStep:
     mesh: Mesh | None
     teacher: Any
     dropout: bool = False
+    label_dropout: float = 0.0
+    null: Mapping[str, Any] | None = None
 
     def init(self, key: jax.Array, params: Any) -> TrainState:
         """Returns the state of step 0, on every device of the mesh.
@@ -257,6 +268,9 @@ class TrainStep:
             apply_fn = self.apply_fn
             if self.dropout:
                 apply_fn = WithDropout(apply_fn, jax.random.fold_in(key, _DROPOUT))
+            if self.null is not None:
+                label_key = jax.random.fold_in(key, _LABEL_DROPOUT)
+                batch = without_some(label_key, batch, self.null, self.label_dropout)
 
             def objective(params):
                 result = self.loss(key, apply_fn, params, frozen, batch, state.step)
@@ -305,6 +319,8 @@ def make_train_step(
     mesh: Mesh | None = None,
     teacher: Any = None,
     dropout: bool = False,
+    label_dropout: float = 0.0,
+    null: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """Returns the jitted function `(state, batch) -> (state, metrics)`, with `init(key, params)`.
 
@@ -339,6 +355,9 @@ def make_train_step(
         teacher: parameters of the teacher, for distillation.
         dropout: whether to drop out units of the network, as `from_nnx` and `from_linen` make it:
             it is then called with `dropout_key`, a key per step that student and target share.
+        label_dropout: share of the samples, drawn at each step, whose conditioning becomes `null`,
+            so that the network can be guided; see `cmjax.guidance.classifier_free`.
+        null: what their conditioning becomes, such as `{"class_labels": 10}`.
 
     Raises:
         ValueError: for a distillation without a teacher, a teacher for another loss, or values out
@@ -356,8 +375,18 @@ def make_train_step(
         )
 
     check_step_arguments(apply_fn, optimizer, ema_decays, accumulate, mesh)
+    check_label_dropout(label_dropout, null, num_classes(apply_fn))
     return TrainStep(
-        loss, apply_fn, optimizer, tuple(ema_decays), accumulate, mesh, teacher, dropout
+        loss,
+        apply_fn,
+        optimizer,
+        tuple(ema_decays),
+        accumulate,
+        mesh,
+        teacher,
+        dropout,
+        label_dropout,
+        null if label_dropout else None,
     )
 
 
