@@ -3,6 +3,7 @@
 from cmjax.arrays import ApplyFn
 from cmjax.models.adapters import compute_in, from_linen, from_nnx
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
+from cmjax.models.extension import extend
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
@@ -15,6 +16,7 @@ __all__ = [
     "UNet2D",
     "UNet2DConfig",
     "compute_in",
+    "extend",
     "from_linen",
     "from_nnx",
 ]
