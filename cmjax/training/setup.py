@@ -13,7 +13,9 @@ from cmjax.checkpoints.loading import load
 from cmjax.guidance import autoguidance
 from cmjax.model import Model
 from cmjax.models.adapters import compute_in, from_nnx
+from cmjax.models.extension import EXTENSIONS, extend, is_extension
 from cmjax.models.registry import network_class
+from cmjax.parametrization import FlowMatching
 from cmjax.random import key_of_seed, same_numbers
 from cmjax.training import data, sources
 from cmjax.training.config import TrainConfig
@@ -148,6 +150,7 @@ def _first_model(config):
     # outputs mean.
     if init:
         model = load(init, dtype=jnp.float32)
+        model = _extended(model, network_config)
         if network_config not in (None, model.config):
             raise ValueError(
                 f"network differs from that of run.init {init}; leave out [network]"
@@ -164,6 +167,15 @@ def _first_model(config):
         model = Model(*from_nnx(module), scheduler, network_config)
     _check_time_scale(model)
     return model
+
+
+def _extended(model, network_config):
+    """Returns the model with the inputs that a flow map has besides, if [network] adds them."""
+    if network_config is None or not is_extension(model.config, network_config):
+        return model
+    changes = {name: getattr(network_config, name) for name in EXTENSIONS}
+    apply_fn, params, config = extend(model.config, model.params, **changes)
+    return dataclasses.replace(model, apply_fn=apply_fn, params=params, config=config)
 
 
 def _open_data(config, model):
@@ -234,10 +246,18 @@ def _load_teacher(config, model):
 
 
 def _check_interchangeable(name, source, found, wanted):
-    """Raises ValueError unless two schedulers have the same class and the same sigma_data."""
+    """Raises ValueError unless two schedulers are for networks of the same meaning.
+
+    That is, of the same class with the same sigma_data, or both of flow matching. A flow map starts
+    as a network of flow matching, whose velocity is its own at r = t.
+    """
     # Otherwise the network would be evaluated with the wrong scalings or times. Noise levels may
     # differ: they only say where it is evaluated.
-    if type(found) is type(wanted) and found.sigma_data == wanted.sigma_data:
+    if isinstance(found.parametrization, FlowMatching):
+        same = found.parametrization == wanted.parametrization
+    else:
+        same = type(found) is type(wanted) and found.sigma_data == wanted.sigma_data
+    if same:
         return
     has = _kind_of(found)
     needs = _kind_of(wanted)

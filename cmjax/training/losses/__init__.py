@@ -23,13 +23,17 @@ from cmjax.training.losses.discrete import (
     ConsistencyTraining,
     ode_step,
 )
+from cmjax.training.losses.flow_matching import FlowMatching
 from cmjax.training.losses.improved import (
     EasyConsistencyTuning,
     ImprovedConsistencyTraining,
 )
+from cmjax.training.losses.improved_mean_flow import ImprovedMeanFlow
+from cmjax.training.losses.mean_flow import MeanFlow
 from cmjax.training.losses.metrics import L1, L2, METRICS, Metric, PseudoHuber
 from cmjax.training.losses.progressive import ProgressiveDistillation
 from cmjax.training.losses.registry import FROM_THE_RUN, LOSSES, find_loss, make
+from cmjax.training.losses.shortcut import Shortcut
 from cmjax.training.losses.simplified import (
     SimplifiedConsistencyDistillation,
     SimplifiedConsistencyTraining,
@@ -51,15 +55,19 @@ __all__ = [
     "ContinuousConsistencyTraining",
     "Denoising",
     "EasyConsistencyTuning",
+    "FlowMatching",
     "Frozen",
     "FunctionLoss",
     "ImprovedConsistencyTraining",
+    "ImprovedMeanFlow",
     "Loss",
+    "MeanFlow",
     "Metric",
     "Metrics",
     "Preview",
     "ProgressiveDistillation",
     "PseudoHuber",
+    "Shortcut",
     "SimplifiedConsistencyDistillation",
     "SimplifiedConsistencyTraining",
     "WeightedParams",
