@@ -205,6 +205,8 @@ def all_losses():
         name: losses.make(name, FLOW_SCHEDULERS.get(name, CM), total_steps=10)
         for name in losses.LOSSES
     }
+    # Under shard_map a batch is that of one device, with two samples.
+    made["imm"] = dataclasses.replace(made["imm"], group_size=2)
     return {**made, "adversarial": losses.Adversarial(CM, discriminator, inner=made["cd"])}
 
 

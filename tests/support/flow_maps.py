@@ -13,6 +13,7 @@ SCHEDULERS = {
     "mean_flow": FLOW_MAP,
     "imf": FLOW_MAP,
     "shortcut": FLOW_MAP,
+    "imm": FLOW_MAP,
 }
 
 

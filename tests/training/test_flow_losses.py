@@ -29,6 +29,7 @@ GUIDED = {"null_class": 3}
 MeanFlow = partial(losses.MeanFlow, FLOW_MAP)
 ImprovedMeanFlow = partial(losses.ImprovedMeanFlow, FLOW_MAP)
 Shortcut = partial(losses.Shortcut, FLOW_MAP)
+MomentMatching = partial(losses.InductiveMomentMatching, FLOW_MAP)
 
 
 def exact_pairs(lowest=0.0, count=64):
@@ -48,8 +49,9 @@ def exact_pairs(lowest=0.0, count=64):
         (MeanFlow(norm_p=0.0), gaussian_flow_map),
         (MeanFlow(instant_fraction=0.0), gaussian_flow_map),
         (ImprovedMeanFlow(), gaussian_flow_map),
+        (MomentMatching(), gaussian_flow_map),
     ],
-    ids=["flow matching", "mean flow", "mean flow, weighted", "imf"],
+    ids=["flow matching", "mean flow", "mean flow, weighted", "imf", "imm"],
 )
 def test_the_gradient_vanishes_at_the_flow_map_of_gaussian_data(loss, network):
     """Each sample's own noise is right on average; samples are 100,000 of three numbers."""
@@ -205,6 +207,54 @@ def test_times_and_steps_are_drawn_as_the_papers_have_it():
     half = length[:512] / 2
     np.testing.assert_array_equal(steps[0][1], half)
     np.testing.assert_allclose(steps[1][0], t[:512] - half)
+
+
+def test_moment_matching_is_as_the_paper_has_it():
+    """Each kernel of each pair in float64; the authors' training code is not public."""
+    loss = MomentMatching(decrement=6, weight_power=2, weight_shift=4.0)
+    given = {key: GOLDENS[key][:8] for key in ("data", "noise", "t", "r", "labels")}
+    t, s = np.repeat(given["t"][[0, 4]], 4), np.repeat(given["t"][[0, 4]] / 3, 4)
+    cond = {"class_labels": jnp.asarray(given["labels"])}
+    target = jax.tree.map(lambda leaf: 0.9 * leaf, tiny_params())
+    arrays = [jnp.asarray(a) for a in (given["data"], given["noise"], t, s)]
+    found = loss.at(tiny, tiny_params(), target, *arrays, cond)[0]
+
+    def wide(tree):
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+    data, noise, t, s = wide((given["data"], given["noise"], t, s))
+    eta = t / (1 - t) - 0.994 / 0.006 / 2**6
+    r = np.maximum(s, np.maximum(eta, 0) / (1 + np.maximum(eta, 0)))
+
+    def end(params, time):
+        c = time[:, None, None, None]
+        x = (1 - c) * data + c * noise
+        u = tiny(wide(params), x, time, s, given["labels"], xp=np)
+        return x - (c - s[:, None, None, None]) * u
+
+    a, b = end(tiny_params(), t), end(target, r)
+    total = 0.0
+    for first in (0, 4):
+        t0, s0 = t[first], s[first]
+        log_snr = 2 * np.log((1 - t0) / t0)
+        weight = 0.5 / (1 + np.exp(log_snr - 4)) * 2 / (t0 * (1 - t0))
+        weight *= (1 - t0) ** 2 / ((1 - t0) ** 2 + t0**2)
+
+        def kernel(x, y, width=t0 - s0):
+            return np.exp(-max(np.linalg.norm(x - y), 1e-4) / x.size / width)
+
+        for j in range(first, first + 4):
+            for k in range(first, first + 4):
+                part = kernel(a[j], a[k]) + kernel(b[j], b[k]) - 2 * kernel(a[j], b[k])
+                total += weight * part / 16 / 2
+    assert float(found) == pytest.approx(total, rel=1e-4)
+
+
+def test_moment_matching_needs_whole_groups():
+    with pytest.raises(
+        ValueError, match="has 6 samples, which group_size=4 does not divide"
+    ):
+        value(MomentMatching(), tiny, tiny_params(), gaussian_batch(6))
 
 
 def test_shortcuts_learn_from_batches_of_one():

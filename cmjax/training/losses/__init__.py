@@ -31,6 +31,7 @@ from cmjax.training.losses.improved import (
 from cmjax.training.losses.improved_mean_flow import ImprovedMeanFlow
 from cmjax.training.losses.mean_flow import MeanFlow
 from cmjax.training.losses.metrics import L1, L2, METRICS, Metric, PseudoHuber
+from cmjax.training.losses.moment_matching import InductiveMomentMatching
 from cmjax.training.losses.progressive import ProgressiveDistillation
 from cmjax.training.losses.registry import FROM_THE_RUN, LOSSES, find_loss, make
 from cmjax.training.losses.shortcut import Shortcut
@@ -60,6 +61,7 @@ __all__ = [
     "FunctionLoss",
     "ImprovedConsistencyTraining",
     "ImprovedMeanFlow",
+    "InductiveMomentMatching",
     "Loss",
     "MeanFlow",
     "Metric",

@@ -25,6 +25,7 @@ from cmjax.training.losses.improved import (
 from cmjax.training.losses.improved_mean_flow import ImprovedMeanFlow
 from cmjax.training.losses.mean_flow import MeanFlow
 from cmjax.training.losses.metrics import metric_from_options
+from cmjax.training.losses.moment_matching import InductiveMomentMatching
 from cmjax.training.losses.progressive import ProgressiveDistillation
 from cmjax.training.losses.shortcut import Shortcut
 from cmjax.training.losses.simplified import (
@@ -48,6 +49,7 @@ LOSSES: dict[str, type[Loss]] = {
     "mean_flow": MeanFlow,
     "imf": ImprovedMeanFlow,
     "shortcut": Shortcut,
+    "imm": InductiveMomentMatching,
 }
 # Fields that the run fills in, for the losses that have them.
 FROM_THE_RUN = ("scheduler", "total_steps", "teacher_fn")
