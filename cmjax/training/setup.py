@@ -15,7 +15,6 @@ from cmjax.model import Model
 from cmjax.models.adapters import compute_in, from_nnx
 from cmjax.models.extension import EXTENSIONS, extend, is_extension
 from cmjax.models.registry import network_class
-from cmjax.parametrization import FlowMatching
 from cmjax.random import key_of_seed, same_numbers
 from cmjax.training import data, sources
 from cmjax.training.config import TrainConfig
@@ -248,16 +247,13 @@ def _load_teacher(config, model):
 def _check_interchangeable(name, source, found, wanted):
     """Raises ValueError unless two schedulers are for networks of the same meaning.
 
-    That is, of the same class with the same sigma_data, or both of flow matching. A flow map starts
-    as a network of flow matching, whose velocity is its own at r = t.
+    A flow map starts as a network of one time with the same parametrization, such as that of flow
+    matching, or a denoiser for a consistency trajectory model.
     """
     # Otherwise the network would be evaluated with the wrong scalings or times. Noise levels may
-    # differ: they only say where it is evaluated.
-    if isinstance(found.parametrization, FlowMatching):
-        same = found.parametrization == wanted.parametrization
-    else:
-        same = type(found) is type(wanted) and found.sigma_data == wanted.sigma_data
-    if same:
+    # differ: they only say where it is evaluated, and where a consistency function is the identity.
+    own = found.parametrization.without_boundary()
+    if own == wanted.parametrization.without_boundary():
         return
     has = _kind_of(found)
     needs = _kind_of(wanted)
@@ -265,9 +261,11 @@ def _check_interchangeable(name, source, found, wanted):
 
 
 def _kind_of(scheduler):
-    """Returns the class and sigma_data of a scheduler, in the words of an error message."""
-    sigma_data = getattr(scheduler, "sigma_data", None)
-    return f"{type(scheduler).__name__}(sigma_data={sigma_data})"
+    """Returns a scheduler in the words of an error message: its class and its scale or path."""
+    name = type(scheduler).__name__
+    if hasattr(scheduler, "sigma_data"):
+        return f"{name}(sigma_data={scheduler.sigma_data})"
+    return f"{name}, {scheduler.parametrization}"
 
 
 def _check_time_scale(model):

@@ -6,6 +6,7 @@ import cmjax
 
 FLOW = cmjax.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)
 FLOW_MAP = cmjax.FlowMapEulerDiscreteScheduler(num_train_timesteps=1)
+CTM = cmjax.CTMScheduler(clip_denoised=False)
 
 # The schedulers of the losses that do not take one of EDM's levels.
 SCHEDULERS = {
@@ -14,6 +15,7 @@ SCHEDULERS = {
     "imf": FLOW_MAP,
     "shortcut": FLOW_MAP,
     "imm": FLOW_MAP,
+    "ctm": CTM,
 }
 
 
@@ -28,6 +30,18 @@ def gaussian_flow_map(std, x, t, r):
 
     slope = (t + r - std**2 * (2 - t - r)) / (scale(t) + scale(r))
     return (slope / scale(t))[:, None] * x
+
+
+def gaussian_trajectory(std, scaled, t, s):
+    """F of the CTM of data from N(0, std^2), whose jump is x sqrt((std^2 + s^2) / (std^2 + t^2)).
+
+    G = (s / t) x + (1 - s / t) g is solved for g without dividing by t - s.
+    """
+    t, s = (jnp.exp(time / 250) for time in (t, s))
+    c_in, c_skip, c_out = CTM.parametrization.scalings(1.0, t)
+    before, after = (jnp.sqrt(std**2 + level**2) for level in (t, s))
+    share = std**2 * (t + s) / ((t * after + s * before) * before)
+    return ((share - c_skip) / c_out / c_in)[:, None] * scaled
 
 
 def gaussian_velocity(std, x, t):

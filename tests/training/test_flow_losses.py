@@ -15,14 +15,23 @@ from cmjax.training import losses
 from cmjax.training.losses.flow_paths import mean_velocity
 from cmjax.training.losses.mean_flow import time_derivative
 from tests.support.flow_maps import (
+    CTM,
     FLOW,
     FLOW_MAP,
     gaussian_flow_map,
+    gaussian_trajectory,
     gaussian_velocity,
     tiny,
     tiny_params,
 )
-from tests.support.training import EDM, KEY, STD, gaussian_batch, value
+from tests.support.training import (
+    EDM,
+    KEY,
+    STD,
+    gaussian_batch,
+    gaussian_denoiser,
+    value,
+)
 
 GOLDENS = np.load(Path(__file__).parent.parent / "golden" / "flow_maps.npz")
 GUIDED = {"null_class": 3}
@@ -250,6 +259,52 @@ def test_moment_matching_is_as_the_paper_has_it():
     assert float(found) == pytest.approx(total, rel=1e-4)
 
 
+def test_trajectories_are_at_their_fixed_point_for_gaussian_data():
+    """Heun's error is left: of order 3 a step, and of order 2 over the grid."""
+
+    @partial(jax.jit, static_argnums=0)
+    def at(num_levels, std, solver_steps=1):
+        loss = losses.ConsistencyTrajectory(
+            CTM,
+            num_levels,
+            solver_steps,
+            denoising_weight=0.0,
+            metric=losses.PseudoHuber(0.0),
+            teacher_fn=gaussian_denoiser,
+        )
+        exact = jnp.float32(STD)
+        batch = gaussian_batch(1024)
+        return value(loss, gaussian_trajectory, std, batch, target=exact, teacher=exact**2)
+
+    coarse, middle, fine = (float(at(n, jnp.float32(STD))) for n in (10, 20, 40))
+    assert coarse / middle > 3 and middle / fine > 3 and fine < 2e-3
+    assert at(40, jnp.float32(1.2 * STD)) > 20 * fine
+
+
+def test_the_gradient_vanishes_at_the_trajectory_of_gaussian_data():
+    """Both terms together; with the exact teacher and target."""
+    loss = losses.ConsistencyTrajectory(CTM, 80, teacher_fn=gaussian_denoiser)
+    exact_std = jnp.float32(STD)
+
+    @jax.jit
+    def gradient(std):
+        at = partial(value, loss, gaussian_trajectory, batch=gaussian_batch(20_000))
+        return jax.grad(lambda p: at(p, target=exact_std, teacher=exact_std**2))(std)
+
+    low, exact, high = (float(gradient(s * exact_std)) for s in (0.9, 1.0, 1.1))
+    assert low < 0 < high and abs(exact) < 0.2 * min(-low, high), (low, exact, high)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_trajectory_samples_gaussian_data_in_any_number_of_steps(steps):
+    x0 = cmjax.sample(
+        KEY, gaussian_trajectory, STD, CTM, (64, 3), num_inference_steps=steps
+    )
+    start = CTM.init(KEY, CTM.set_timesteps(steps), (64, 3))[1]
+    shrunk = np.sqrt((STD**2 + 0.002**2) / (STD**2 + 80.0**2))
+    np.testing.assert_allclose(x0, shrunk * start, rtol=1e-4, atol=1e-5)
+
+
 def test_moment_matching_needs_whole_groups():
     with pytest.raises(
         ValueError, match="has 6 samples, which group_size=4 does not divide"
@@ -283,6 +338,14 @@ def test_shortcuts_learn_from_batches_of_one():
         (
             lambda: ImprovedMeanFlow(largest_scale=8.0),
             "largest_scale=8.0 .* give null_class",
+        ),
+        (
+            lambda: losses.ConsistencyTrajectory(EDM),
+            "must be a CTMScheduler .* got CMStoch",
+        ),
+        (
+            lambda: losses.ConsistencyTrajectory(CTM, 1),
+            "num_levels must be an integer from 2",
         ),
         (lambda: Shortcut(num_steps=100), "num_steps must be a power of 2, got 100"),
     ],

@@ -193,12 +193,12 @@ def test_what_trains_and_what_is_previewed():
         return losses.make(name, scheduler, total_steps=100, **options)
 
     distillations = {name for name in losses.LOSSES if make(name).needs_teacher}
-    assert distillations == {"progressive", "cd", "scd", "continuous_cd"}
+    assert distillations == {"progressive", "cd", "scd", "continuous_cd", "ctm"}
     step = jnp.int32(0)
     averaged = {
         name for name in losses.LOSSES if make(name).target_decay_at(step) is not None
     }
-    assert averaged == {"cd", "ct", "shortcut"}
+    assert averaged == {"cd", "ct", "shortcut", "ctm"}
     assert float(make("cd", target_decay=0.95).target_decay_at(step)) == pytest.approx(0.95)
     assert float(make("ct").target_decay_at(step)) == pytest.approx(0.9, rel=1e-6)
     assert make("progressive", student_steps=7).preview.num_inference_steps == (7,)

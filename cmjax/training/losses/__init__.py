@@ -39,6 +39,7 @@ from cmjax.training.losses.simplified import (
     SimplifiedConsistencyDistillation,
     SimplifiedConsistencyTraining,
 )
+from cmjax.training.losses.trajectory import ConsistencyTrajectory, trajectory_function
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Batch",
     "ConsistencyDistillation",
     "ConsistencyTraining",
+    "ConsistencyTrajectory",
     "ContinuousConsistencyDistillation",
     "ContinuousConsistencyTraining",
     "Denoising",
@@ -80,6 +82,7 @@ __all__ = [
     "make",
     "ode_step",
     "teacher_slope",
+    "trajectory_function",
     "weigh_levels",
     "with_level_weight",
 ]

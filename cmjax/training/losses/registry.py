@@ -32,6 +32,7 @@ from cmjax.training.losses.simplified import (
     SimplifiedConsistencyDistillation,
     SimplifiedConsistencyTraining,
 )
+from cmjax.training.losses.trajectory import ConsistencyTrajectory
 
 # `Adversarial` is missing: its discriminator is a function, which a file cannot give.
 LOSSES: dict[str, type[Loss]] = {
@@ -50,6 +51,7 @@ LOSSES: dict[str, type[Loss]] = {
     "imf": ImprovedMeanFlow,
     "shortcut": Shortcut,
     "imm": InductiveMomentMatching,
+    "ctm": ConsistencyTrajectory,
 }
 # Fields that the run fills in, for the losses that have them.
 FROM_THE_RUN = ("scheduler", "total_steps", "teacher_fn")
