@@ -7,6 +7,9 @@ is trained first; it is the teacher of the distillations, and every student star
 and gets the same number of steps. The distance is the sliced Wasserstein-2 distance, over 200
 directions, between 10,000 samples and 10,000 fresh data; its floor is that between two sets of
 data. The teacher's row is Heun's method in 40 steps.
+
+Flow maps start in the same way from a network of flow matching, which its own row samples by
+Euler's method in 40 steps.
 """
 
 import time
@@ -43,6 +46,9 @@ STUDENTS = {  # what differs from the papers' settings, which are for 800,000 st
     "scd": SIMPLIFIED,
     "sct": SIMPLIFIED,
 }
+FLOW = cmjax.FlowMatchEulerDiscreteScheduler()
+FLOW_MAP = cmjax.FlowMapEulerDiscreteScheduler()
+FLOW_MAPS = {"mean_flow": {"p_mean": 0.0}, "imf": {"p_mean": 0.0}, "shortcut": {}}
 
 
 class MLP(nnx.Module):
@@ -55,8 +61,17 @@ class MLP(nnx.Module):
         self.blocks = nnx.List([layers.linear(width, width, rngs=rngs) for _ in range(3)])
         self.leave = layers.linear(width, 2, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
-    def __call__(self, x, t):
+        # For flow maps, the length of a step; at first it has no effect.
+        self.span = layers.TimestepEmbedding(32, width, rngs=rngs)
+        self.gate = layers.linear(
+            width, width, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
+
+    def __call__(self, x, t, r=None):
         h = self.enter(x) + self.time(layers.sinusoidal_embedding(0.01 * t, 32))
+        if r is not None:
+            span = layers.sinusoidal_embedding(0.01 * (t - r), 32)
+            h = h + self.gate(jax.nn.silu(self.span(span)))
         for block in self.blocks:
             h = h + block(jax.nn.silu(h))
         return self.leave(jax.nn.silu(h))
@@ -71,9 +86,19 @@ def draw(key, count):
     )
 
 
-def train(name, apply_fn, params, steps, seed, options, teacher=None, batch_size=512):
+def train(
+    name,
+    apply_fn,
+    params,
+    steps,
+    seed,
+    options,
+    teacher=None,
+    batch_size=512,
+    scheduler=SCHEDULER,
+):
     """Returns the moving average of the parameters after training with a loss."""
-    loss = losses.make(name, SCHEDULER, total_steps=steps, **options)
+    loss = losses.make(name, scheduler, total_steps=steps, **options)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     )
@@ -117,6 +142,57 @@ def generate(apply_fn, params, scheduler, steps, count=10_000):
     return run(params)
 
 
+def consistency_models(seed, steps, only, data):
+    """Yields rows (name, distances in one and two steps, seconds): a denoiser and its students."""
+    apply_fn, params = from_nnx(MLP(rngs=nnx.Rngs(seed)))
+    start = time.perf_counter()
+    teacher, _ = train(
+        "denoising", apply_fn, params, steps, seed, {"uniform_fraction": 0.5}
+    )
+    heun = EDMHeunScheduler(sigma_min=0.002, sigma_max=20.0, sigma_data=0.5)
+    samples = generate(adapt(apply_fn, SCHEDULER, heun, edm_denoiser), teacher, heun, 40)
+    yield (
+        "teacher, Heun 40",
+        [distance(samples, data), np.nan],
+        time.perf_counter() - start,
+    )
+    for name, options in STUDENTS.items():
+        if only in (None, name):
+            yield student_row(
+                name, apply_fn, teacher, SCHEDULER, steps, seed, options, data
+            )
+
+
+def flow_maps(seed, steps, only, data):
+    """Yields such rows of a network of flow matching, and of the flow maps that start from it."""
+    apply_fn, params = from_nnx(MLP(rngs=nnx.Rngs(seed)))
+    start = time.perf_counter()
+    teacher, _ = train("flow_matching", apply_fn, params, steps, seed, {}, scheduler=FLOW)
+    samples = generate(apply_fn, teacher, FLOW, 40)
+    yield (
+        "flow, Euler 40",
+        [distance(samples, data), np.nan],
+        time.perf_counter() - start,
+    )
+    for name, options in FLOW_MAPS.items():
+        if only in (None, name):
+            yield student_row(name, apply_fn, teacher, FLOW_MAP, steps, seed, options, data)
+
+
+def student_row(name, apply_fn, teacher, scheduler, steps, seed, options, data):
+    """Returns the row of a student that starts from the teacher's parameters."""
+    start = time.perf_counter()
+    begin = jax.tree.map(jnp.copy, teacher)
+    student, metrics = train(
+        name, apply_fn, begin, steps, seed, options, teacher, scheduler=scheduler
+    )
+    seconds = time.perf_counter() - start
+    if not all(np.isfinite(value).all() for value in metrics.values()):
+        raise SystemExit(f"{name} with seed {seed}: the loss was not finite")
+    found = [distance(generate(apply_fn, student, scheduler, n), data) for n in (1, 2)]
+    return name, found, seconds
+
+
 @click.command()
 @click.option("--seeds", default=5, show_default=True)
 @click.option(
@@ -128,34 +204,18 @@ def main(seeds, steps, only):
     data = draw(jax.random.key(100), 10_000)
     click.echo(f"floor: {distance(draw(jax.random.key(101), 10_000), data):.4f}\n")
     click.echo(f"{'':<16}{'1 step':>18}{'2 steps':>18}{'seconds':>10}")
+    families = [
+        family
+        for family, students in (
+            (consistency_models, STUDENTS),
+            (flow_maps, FLOW_MAPS),
+        )
+        if only is None or only in students
+    ]
     rows = {}
     for seed in range(seeds):
-        apply_fn, params = from_nnx(MLP(rngs=nnx.Rngs(seed)))
-        start = time.perf_counter()
-        teacher, _ = train(
-            "denoising", apply_fn, params, steps, seed, {"uniform_fraction": 0.5}
-        )
-        heun = EDMHeunScheduler(sigma_min=0.002, sigma_max=20.0, sigma_data=0.5)
-        samples = generate(
-            adapt(apply_fn, SCHEDULER, heun, edm_denoiser), teacher, heun, 40
-        )
-        rows.setdefault("teacher, Heun 40", []).append(
-            (distance(samples, data), np.nan, time.perf_counter() - start)
-        )
-        for name, options in STUDENTS.items():
-            if only in (None, name):
-                start = time.perf_counter()
-                begin = jax.tree.map(jnp.copy, teacher)
-                student, metrics = train(
-                    name, apply_fn, begin, steps, seed, options, teacher
-                )
-                seconds = time.perf_counter() - start
-                if not all(np.isfinite(value).all() for value in metrics.values()):
-                    raise SystemExit(f"{name} with seed {seed}: the loss was not finite")
-                found = [
-                    distance(generate(apply_fn, student, SCHEDULER, n), data)
-                    for n in (1, 2)
-                ]
+        for family in families:
+            for name, found, seconds in family(seed, steps, only, data):
                 rows.setdefault(name, []).append((*found, seconds))
     for name, values in rows.items():
         values = np.array(values)

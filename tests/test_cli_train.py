@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import jax
@@ -30,6 +31,7 @@ from cmjax.training import run as runs
 from cmjax.training.losses import LOSSES
 from tests.support import own
 from tests.support.cli import assert_one_line
+from tests.support.flow_maps import SCHEDULERS
 from tests.support.training import TINY_TOML
 
 ROOT = Path(__file__).parent.parent
@@ -172,8 +174,13 @@ def test_every_loss_trains(smallest):
     ok(folder, "--out", folder / "first", *changes("run.steps=1", "run.sample_every=0"))
     teacher = str(folder / "first" / "model")
     for name in [name for name in LOSSES if name != "denoising"]:
-        settings = [f"loss.name={name}", f"run.init={teacher}", "run.steps=1"]
-        settings += ["run.sample_every=0", *OF_LOSSES.get(name, [])]
+        settings = [f"loss.name={name}", "run.steps=1", "run.sample_every=0"]
+        # Those of flow matching are for other networks: they start anew.
+        if name in SCHEDULERS:
+            settings.append(f"scheduler.class={type(SCHEDULERS[name]).__name__}")
+        if name not in SCHEDULERS or name == "ctm":
+            settings.append(f"run.init={teacher}")
+        settings += OF_LOSSES.get(name, [])
         if name == "cd":
             settings.append(f"teacher.weak_model={teacher}")
         ok(folder, "--out", folder / name, *changes(*settings))
@@ -429,6 +436,45 @@ def test_models_for_other_schedulers_are_refused(folder):
     # Without [scheduler] a run is for that of the model it starts from.
     ok(folder, "--out", folder / "tuned", *changes(f"run.init={other}", "run.steps=1"))
     assert cmjax.load(folder / "tuned" / "model").scheduler.sigma_data == 0.25
+
+
+def test_a_flow_map_starts_from_a_network_of_flow_matching(folder):
+    def run_of(**sections):
+        values = tomllib.loads((folder / "a.toml").read_text())
+        for name, changed in sections.items():
+            values[name] = {**values.get(name, {}), **changed}
+        return setup.make_run(configs.from_values(values))
+
+    flow = {"class": "FlowMatchEulerDiscreteScheduler"}
+    first = run_of(loss={"name": "flow_matching"}, scheduler=flow)
+    cmjax.save(folder / "flow", first.model)
+
+    start = {"init": str(folder / "flow")}
+    flow_map = {"class": "FlowMapEulerDiscreteScheduler"}
+    second = {
+        "loss": {"name": "mean_flow"},
+        "network": {"second_time": "span"},
+        "run": start,
+    }
+    run = run_of(**second, scheduler=flow_map)
+    assert run.model.config.second_time == "span"
+    x, t = np.ones((2, 8, 8, 1), np.float32), np.float32([900, 20])
+    labels = np.array([0, 1])
+    # An untrained network returns 0, so the tokens of both are compared.
+    kept = run.model.params["patch_embed"]["kernel"][...]
+    np.testing.assert_array_equal(kept, first.model.params["patch_embed"]["kernel"][...])
+    output = run.model.apply_fn(run.model.params, x, t, 0 * t, class_labels=labels)
+    assert output.shape == x.shape
+
+    # Of other noise levels it would be another function.
+    with pytest.raises(
+        ValueError, match="run.init .* is a network for FlowMatch.*this run is"
+    ):
+        run_of(**second, scheduler={**flow_map, "num_train_timesteps": 10})
+    with pytest.raises(
+        ValueError, match="run.init .* is a network for FlowMatch.*this run is"
+    ):
+        run_of(run=start, scheduler={"sigma_data": 0.5})
 
 
 @pytest.mark.thorough

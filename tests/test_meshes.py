@@ -23,6 +23,7 @@ from cmjax.random import sample_keys
 from cmjax.schedulers import SCHEDULERS
 from cmjax.training import losses, trainer
 from tests.support.draws import draws
+from tests.support.flow_maps import SCHEDULERS as FLOW_SCHEDULERS
 from tests.support.networks import DIT, UNET, network, tiny_model
 from tests.support.tiers import every_scheduler
 
@@ -203,7 +204,12 @@ def test_dividing_what_a_network_gets_and_has():
 
 
 def all_losses():
-    made = {name: losses.make(name, CM, total_steps=10) for name in losses.LOSSES}
+    made = {
+        name: losses.make(name, FLOW_SCHEDULERS.get(name, CM), total_steps=10)
+        for name in losses.LOSSES
+    }
+    # Under shard_map a batch is that of one device, with two samples.
+    made["imm"] = dataclasses.replace(made["imm"], group_size=2)
     return {**made, "adversarial": losses.Adversarial(CM, discriminator, inner=made["cd"])}
 
 

@@ -42,7 +42,13 @@ NULLS = {
 }
 OLD_BLOCKS = "UNetRes"  # once began the names of blocks; diffusers still removes it
 # Options that diffusers does not have, and the values with which they change nothing.
-OWN_OPTIONS = {"time_scale": 1.0, "patch_size": 1, "null_class": False}
+OWN_OPTIONS = {
+    "time_scale": 1.0,
+    "patch_size": 1,
+    "null_class": False,
+    "second_time": None,
+    "guidance_embeds": False,
+}
 
 
 def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:

@@ -7,6 +7,7 @@ from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
+from cmjax.models.extension import extend
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
@@ -25,6 +26,7 @@ __all__ = [
     "UNet2D",
     "UNet2DConfig",
     "compute_in",
+    "extend",
     "from_linen",
     "from_nnx",
 ]

@@ -10,6 +10,7 @@ from flax import nnx
 from cmjax.configs import LARGEST, check_options
 from cmjax.labels import check_null_class
 from cmjax.models import layers
+from cmjax.models.conditioning import SECOND_TIMES, FurtherConditions
 from cmjax.models.on_meshes import on_any_mesh
 
 TIME_FEATURES = 256  # sines and cosines of the time, as in the authors' code
@@ -37,6 +38,10 @@ class DiTConfig:
             classifier-free guidance needs it.
         time_scale: factor on the time before its embedding; with 0.01 the embedding is smooth in
             log sigma, as for `UNet2D`.
+        second_time: what a flow map embeds of its second time r: "end" is r itself, "span" the
+            length t - r; null for a network that is told one time. Both times are scaled by
+            `time_scale`.
+        guidance_embeds: whether the network is told a guidance scale as well.
     """
 
     sample_size: int = 32
@@ -51,6 +56,8 @@ class DiTConfig:
     num_class_embeds: int | None = None
     null_class: bool = False
     time_scale: float = 0.01
+    second_time: str | None = None
+    guidance_embeds: bool = False
 
     _domains = {
         "sample_size": (1, 65536),
@@ -63,6 +70,7 @@ class DiTConfig:
         "mlp_ratio": (0.01, 1000.0),
         "num_class_embeds": (1, LARGEST),
         "time_scale": (0.0, 1e6),
+        "second_time": SECOND_TIMES,
     }
 
     def __post_init__(self):
@@ -103,11 +111,11 @@ DIT_SIZES = {
 
 
 class DiT(nnx.Module):
-    """A transformer `(x, t, class_labels) -> model_output`.
+    """A transformer `(x, t, r, class_labels, guidance_scale) -> model_output`.
 
-    It takes images `[B, H, W, C]` and times f32[B]. The gates of every block and the last layer
-    start at zero: the output of an untrained network is zero, which leaves the skip connection of
-    the model, c_skip * x.
+    It takes images `[B, H, W, C]` and times f32[B]; what follows t only if its config says so. The
+    gates of every block and the last layer start at zero: the output of an untrained network is
+    zero, which leaves the skip connection of the model, c_skip * x.
     """
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
@@ -120,6 +128,7 @@ class DiT(nnx.Module):
         self.patch_embed = layers.linear(folded * config.in_channels, width, rngs=rngs)
         self.time_embedding = layers.TimestepEmbedding(TIME_FEATURES, width, rngs=rngs)
         self.class_embedding = layers.class_table(config, width, rngs=rngs)
+        self.further = FurtherConditions(config, TIME_FEATURES, width, rngs=rngs)
 
         # The blocks, and a layer per long skip, from twice the channels back to the width.
         self.blocks = nnx.List(
@@ -136,27 +145,35 @@ class DiT(nnx.Module):
 
     @on_any_mesh
     def __call__(
-        self, x: jax.Array, t: jax.Array, class_labels: jax.Array | None = None
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        r: jax.Array | None = None,
+        class_labels: jax.Array | None = None,
+        guidance_scale: jax.Array | None = None,
     ) -> jax.Array:
         """Evaluates the network.
 
         Args:
             x: scaled samples `[B, H, W, in_channels]`; the network computes in their dtype.
             t: times, f32[B]; embedded in float32.
+            r: second times, f32[B], for a network with `second_time`.
             class_labels: classes, i32[B], for a model that has them.
+            guidance_scale: f32[B], for a network with `guidance_embeds`.
 
         Returns:
             The model output `[B, H, W, out_channels]`, in the dtype of `x`.
 
         Raises:
-            ValueError: if the images have another size, or labels are missing, or given to a model
-                without classes.
+            ValueError: if the images have another size, or labels, a second time or a scale are
+                missing, or given to a model without them.
         """
         config = self.config
         layers.check_images(x, config.sample_size, config.in_channels)
 
         # The embedding is computed in float32, and cast at the end: [B, width].
-        condition = jax.nn.silu(self._embed(t, class_labels)).astype(x.dtype)
+        embedding = self._embed(t, r, class_labels, guidance_scale)
+        condition = jax.nn.silu(embedding).astype(x.dtype)
 
         # Patches are the tokens: h is [B, side * side, width].
         side = config.sample_size // config.patch_size
@@ -183,11 +200,12 @@ class DiT(nnx.Module):
         h = self.proj_out(modulated(h, shift, scale)).reshape(len(x), side, side, -1)
         return layers.depth_to_space(h, config.patch_size)
 
-    def _embed(self, t, class_labels):
-        """Returns the embedding of the times and classes, f32[B, width]."""
+    def _embed(self, t, r, class_labels, guidance_scale):
+        """Returns the embedding of times, class and scale, f32[B, width]."""
         embedding = self.time_embedding(
             layers.sinusoidal_embedding(t * self.config.time_scale, TIME_FEATURES)
         )
+        embedding = self.further(embedding, t, r, guidance_scale)
         return layers.add_class_embedding(embedding, self.class_embedding, class_labels)
 
 

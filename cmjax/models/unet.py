@@ -8,15 +8,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.models import layers
+from cmjax.models.conditioning import FurtherConditions
 from cmjax.models.on_meshes import on_any_mesh
 from cmjax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet2DConfig
 
 
 class UNet2D(nnx.Module):
-    """A UNet `(x, t, class_labels) -> model_output`.
+    """A UNet `(x, t, r, class_labels, guidance_scale) -> model_output`.
 
-    It takes images `[B, H, W, C]` and times f32[B]. The last convolution starts at zero: the output
-    of an untrained network is zero, which leaves the skip connection of the model, c_skip * x.
+    It takes images `[B, H, W, C]` and times f32[B]; what follows t only if its config says so. The
+    last convolution starts at zero: the output of an untrained network is zero, which leaves the
+    skip connection of the model, c_skip * x.
     """
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):
@@ -31,6 +33,7 @@ class UNet2D(nnx.Module):
             widths[0], config.time_features, rngs=rngs
         )
         self.class_embedding = layers.class_table(config, config.time_features, rngs=rngs)
+        self.further = FurtherConditions(config, widths[0], config.time_features, rngs=rngs)
 
         # `skips` has the channels of every map that the way down leaves for the way up: that of
         # conv_in, one per residual block and one per halving.
@@ -70,27 +73,34 @@ class UNet2D(nnx.Module):
 
     @on_any_mesh
     def __call__(
-        self, x: jax.Array, t: jax.Array, class_labels: jax.Array | None = None
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        r: jax.Array | None = None,
+        class_labels: jax.Array | None = None,
+        guidance_scale: jax.Array | None = None,
     ) -> jax.Array:
         """Evaluates the network.
 
         Args:
             x: scaled samples `[B, H, W, in_channels]`; the network computes in their dtype.
             t: times, f32[B]; embedded in float32.
+            r: second times, f32[B], for a network with `second_time`.
             class_labels: classes, i32[B], for a model that has them.
+            guidance_scale: f32[B], for a network with `guidance_embeds`.
 
         Returns:
             The model output `[B, H, W, out_channels]`, in the dtype of `x`.
 
         Raises:
-            ValueError: if the images have another size, or labels are missing, or given to a model
-                without classes.
+            ValueError: if the images have another size, or labels, a second time or a scale are
+                missing, or given to a model without them.
         """
         config = self.config
         layers.check_images(x, config.sample_size, config.in_channels)
 
         # The embedding is computed in float32, and cast at the end: [B, time_features].
-        embedding = self._embed(t, class_labels).astype(x.dtype)
+        embedding = self._embed(t, r, class_labels, guidance_scale).astype(x.dtype)
         if config.center_input_sample:
             x = 2 * x - 1
 
@@ -107,8 +117,8 @@ class UNet2D(nnx.Module):
         h = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
         return layers.depth_to_space(h, config.patch_size)
 
-    def _embed(self, t, class_labels):
-        """Returns the embedding of the times and classes, f32[B, time_features]."""
+    def _embed(self, t, r, class_labels, guidance_scale):
+        """Returns the embedding of times, class and scale, f32[B, time_features]."""
         config = self.config
         features = layers.sinusoidal_embedding(
             t * config.time_scale,
@@ -116,9 +126,8 @@ class UNet2D(nnx.Module):
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        return layers.add_class_embedding(
-            self.time_embedding(features), self.class_embedding, class_labels
-        )
+        embedding = self.further(self.time_embedding(features), t, r, guidance_scale)
+        return layers.add_class_embedding(embedding, self.class_embedding, class_labels)
 
 
 class _DownBlock(nnx.Module):

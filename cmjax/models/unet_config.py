@@ -4,6 +4,7 @@ import dataclasses
 
 from cmjax.configs import LARGEST, check_options
 from cmjax.labels import check_null_class
+from cmjax.models.conditioning import SECOND_TIMES
 
 # Block name -> (whether it has attention, how it changes the resolution). None leaves the latter to
 # downsample_type or upsample_type of the config.
@@ -63,6 +64,11 @@ class UNet2DConfig:
             that differentiate by time.
         patch_size: height and width of the patches that are folded into channels before the first
             convolution. diffusers has no such option, which is 1.
+        second_time: what a flow map embeds of its second time r: "end" is r itself, "span" the
+            length t - r; null for a network that is told one time. Both times are scaled by
+            `time_scale`. diffusers has no such option.
+        guidance_embeds: whether the network is told a guidance scale as well. diffusers' UNet has
+            no such option.
     """
 
     sample_size: int
@@ -86,6 +92,8 @@ class UNet2DConfig:
     freq_shift: float = 0.0
     time_scale: float = 1.0
     patch_size: int = 1
+    second_time: str | None = None
+    guidance_embeds: bool = False
 
     _domains = {
         "sample_size": (1, 65536),
@@ -106,6 +114,7 @@ class UNet2DConfig:
         "freq_shift": (-1e6, 1e6),
         "time_scale": (0.0, 1e6),
         "patch_size": (1, 65536),
+        "second_time": SECOND_TIMES,
     }
 
     def __post_init__(self):

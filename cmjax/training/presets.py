@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.configs import did_you_mean, shown
+from cmjax.models import DIT_SIZES
 from cmjax.models import PRESETS as NETWORKS
 
 _FOLDER = Path(__file__).parent.parent / "assets" / "configs"
@@ -49,6 +50,16 @@ _CIFAR10_NETWORK = {
     "resnet_time_scale_shift": "scale_shift",
 }
 
+# DiT-B/2 on the latents of 256x256 pixels.
+_LATENTS_NETWORK = {
+    "class": "DiT",
+    **DIT_SIZES["B"],
+    "sample_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "patch_size": 2,
+}
+
 
 def _network(name: str) -> dict[str, Any]:
     """Returns a network of the 2023 paper as the section [network]."""
@@ -68,6 +79,17 @@ def _preset(network, loss, learning_rate, batch_size, steps, ema_decay, dtype="f
             "save_every": 10_000,
             "dtype": dtype,
         },
+    }
+
+
+def _flow_map(network, loss, steps, run, optimizer):
+    """Returns a configuration of a flow map, which is told both ends of a step."""
+    return {
+        "network": {**network, "second_time": "span", "time_scale": 0.01},
+        "scheduler": {"class": "FlowMapEulerDiscreteScheduler"},
+        "loss": loss,
+        "optimizer": {"name": "adam", "clip_norm": 0.0, **optimizer},
+        "run": {"steps": steps, "save_every": 10_000, **run},
     }
 
 
@@ -92,7 +114,8 @@ def _training(final_levels, initial_target_decay):
     }
 
 
-# Each: network, loss, learning rate, batch size, steps, decay of the moving average, dtype.
+# Each of consistency models: network, loss, learning rate, batch size, steps, decay of the moving
+# average, dtype.
 PRESETS: dict[str, dict[str, Any]] = {
     # Song et al. 2023, appendix C, table 3. CD has a fixed grid, CT one that grows.
     "cifar10_cd": _preset(
@@ -141,6 +164,28 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10_ict": _preset(_CIFAR10_NETWORK, {"name": "ict"}, 1e-4, 1024, 400_000, 0.99993),
     "imagenet64_ict": _preset(
         _network("imagenet64"), {"name": "ict"}, 1e-4, 4096, 800_000, 0.99997, "bfloat16"
+    ),
+    # Geng et al. 2025, arXiv 2505.13447, appendix A: CIFAR-10, unconditional.
+    "cifar10_mean_flow": _flow_map(
+        _CIFAR10_NETWORK,
+        {
+            "name": "mean_flow",
+            "p_mean": -2.0,
+            "p_std": 2.0,
+            "instant_fraction": 0.25,
+            "norm_p": 0.75,
+        },
+        800_000,
+        {"batch_size": 1024, "ema_decays": [0.99995]},
+        {"learning_rate": 6e-4, "warmup_steps": 10_000},
+    ),
+    # Frans et al. 2024, kvfrans/shortcut-models: CelebA-HQ, on latents of 32x32x4 in an .npz.
+    "celebahq256_shortcut": _flow_map(
+        _LATENTS_NETWORK,
+        {"name": "shortcut"},
+        410_000,
+        {"batch_size": 64, "ema_decays": [0.999]},
+        {"name": "adamw", "learning_rate": 1e-4, "options": {"weight_decay": 0.1}},
     ),
 }
 

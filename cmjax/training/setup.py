@@ -13,6 +13,7 @@ from cmjax.checkpoints.loading import load
 from cmjax.guidance import autoguidance
 from cmjax.model import Model
 from cmjax.models.adapters import compute_in, from_nnx
+from cmjax.models.extension import EXTENSIONS, extend, is_extension
 from cmjax.models.registry import network_class
 from cmjax.random import key_of_seed, same_numbers
 from cmjax.training import data, sources
@@ -155,6 +156,7 @@ def _first_model(config):
     # outputs mean.
     if init:
         model = _load("run.init", init)
+        model = _extended(model, network_config)
         if network_config not in (None, model.config):
             raise ValueError(
                 f"network differs from that of run.init {init}; leave out [network]"
@@ -180,6 +182,15 @@ def _null_class(model):
             "run.label_dropout needs a network with a null class; set network.null_class=true"
         )
     return model.null_class
+
+
+def _extended(model, network_config):
+    """Returns the model with the inputs that a flow map has besides, if [network] adds them."""
+    if network_config is None or not is_extension(model.config, network_config):
+        return model
+    changes = {name: getattr(network_config, name) for name in EXTENSIONS}
+    apply_fn, params, config = extend(model.config, model.params, **changes)
+    return dataclasses.replace(model, apply_fn=apply_fn, params=params, config=config)
 
 
 def _open_data(config, model):
@@ -258,10 +269,15 @@ def _load(name, source):
 
 
 def _check_interchangeable(name, source, found, wanted):
-    """Raises ValueError unless two schedulers have the same class and the same sigma_data."""
+    """Raises ValueError unless two schedulers are for networks of the same meaning.
+
+    A flow map starts as a network of one time with the same parametrization, such as that of flow
+    matching, or a denoiser for a consistency trajectory model.
+    """
     # Otherwise the network would be evaluated with the wrong scalings or times. Noise levels may
-    # differ: they only say where it is evaluated.
-    if type(found) is type(wanted) and found.sigma_data == wanted.sigma_data:
+    # differ: they only say where it is evaluated, and where a consistency function is the identity.
+    own = found.parametrization.without_boundary()
+    if own == wanted.parametrization.without_boundary():
         return
     has = _kind_of(found)
     needs = _kind_of(wanted)
@@ -269,9 +285,11 @@ def _check_interchangeable(name, source, found, wanted):
 
 
 def _kind_of(scheduler):
-    """Returns the class and sigma_data of a scheduler, in the words of an error message."""
-    sigma_data = getattr(scheduler, "sigma_data", None)
-    return f"{type(scheduler).__name__}(sigma_data={sigma_data})"
+    """Returns a scheduler in the words of an error message: its class and its scale or path."""
+    name = type(scheduler).__name__
+    if hasattr(scheduler, "sigma_data"):
+        return f"{name}(sigma_data={scheduler.sigma_data})"
+    return f"{name}, {scheduler.parametrization}"
 
 
 def _check_time_scale(model):

@@ -28,7 +28,7 @@ def drawn(**changes):
 @pytest.mark.thorough
 def test_an_untrained_network_returns_zero():
     config = dataclasses.replace(DIT, num_layers=1)
-    output = DiT(config, rngs=nnx.Rngs(0))(X, T, LABELS)
+    output = DiT(config, rngs=nnx.Rngs(0))(X, T, class_labels=LABELS)
     np.testing.assert_array_equal(output, np.zeros_like(X))
 
 
@@ -149,12 +149,12 @@ def test_configs_that_make_no_network(changes, message):
 def test_inputs_that_do_not_fit():
     apply_fn, params = network(DIT)
     with pytest.raises(ValueError, match=r"x must be \[B, 8, 8, 3\], got \(2, 4, 8, 3\)"):
-        apply_fn(params, X[:, :4], T, LABELS)
+        apply_fn(params, X[:, :4], T, class_labels=LABELS)
     with pytest.raises(ValueError, match="3 classes"):
         apply_fn(params, X, T)
     apply_fn, params = network(dataclasses.replace(DIT, num_class_embeds=None))
     with pytest.raises(ValueError, match="unconditional model"):
-        apply_fn(params, X, T, LABELS)
+        apply_fn(params, X, T, class_labels=LABELS)
 
 
 def test_it_is_saved_loaded_and_sampled(tmp_path):

@@ -18,6 +18,7 @@ from cmjax.registry import scheduler_class
 from cmjax.schedulers import SCHEDULERS
 from cmjax.training import losses
 from tests.support import checkpoints
+from tests.support.flow_maps import SCHEDULERS as FLOW_SCHEDULERS
 
 KEY = jax.random.key(0)
 X = jnp.linspace(-0.9, 0.9, 6).reshape(2, 3)
@@ -284,7 +285,7 @@ def other_calls():
         ),
     }
     for name, cls in losses.LOSSES.items():
-        found[f"losses.{name}"] = (cls, loss_arguments(cls))
+        found[f"losses.{name}"] = (cls, loss_arguments(name, cls))
     return found
 
 
@@ -296,17 +297,17 @@ def from_statistics(mean, cov):
     return evaluation.frechet_distance(evaluation.Gaussian(mean, cov), FEATURES)
 
 
-def loss_arguments(cls):
+def loss_arguments(name, cls):
     """The default of every field of a loss, and right values of those without."""
     own = {
-        "scheduler": CM,
+        "scheduler": FLOW_SCHEDULERS.get(name, CM),
         "total_steps": 10,
         "discriminator_fn": identity,
         "teacher_fn": network,
     }
     return {
-        name: own.get(name, parameter.default)
-        for name, parameter in inspect.signature(cls).parameters.items()
+        field: own.get(field, parameter.default)
+        for field, parameter in inspect.signature(cls).parameters.items()
     }
 
 

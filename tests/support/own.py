@@ -26,7 +26,7 @@ class MyNet(nnx.Module):
         pairs = zip(widths[:-1], widths[1:])
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairs])
 
-    def __call__(self, x, t):
+    def __call__(self, x, t, r=None):
         for layer in self.layers:
             x = jnp.tanh(layer(x))
         return x + 1e-3 * t[:, None]

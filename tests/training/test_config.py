@@ -177,6 +177,15 @@ def test_the_presets_are_whole_and_print_the_papers_numbers():
         (0.99993,),
     )
 
+    mean_flow = read_config("cifar10_mean_flow")
+    loss = mean_flow.make_loss(mean_flow.make_scheduler())
+    assert (loss.p_mean, loss.p_std, loss.instant_fraction, loss.norm_p) == (
+        -2.0,
+        2.0,
+        0.25,
+        0.75,
+    )
+
     ct = read_config("imagenet64_ct")
     loss = ct.make_loss(ct.make_scheduler())
     assert (loss.initial_levels, loss.final_levels, loss.initial_target_decay) == (

@@ -12,6 +12,7 @@ from cmjax.guidance import autoguidance
 from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.schedulers import LCMScheduler, SCMScheduler
 from cmjax.training import losses
+from tests.support.flow_maps import SCHEDULERS
 from tests.support.training import EDM, KEY, STD, gaussian_batch, gaussian_denoiser, value
 
 CT = losses.ConsistencyTraining(EDM, total_steps=1000)
@@ -205,18 +206,26 @@ def test_defaults_are_the_papers():
         EDM, -1.0, 1.8, 0.0, 10_000, 0.1, "norm", False
     )
     assert make("ect").metric == losses.PseudoHuber(0.0)
-    assert all(hash(make(name)) == hash(make(name)) for name in losses.LOSSES)
+    for name in losses.LOSSES:
+        scheduler = SCHEDULERS.get(name, EDM)
+        assert hash(make(name, scheduler=scheduler)) == hash(
+            make(name, scheduler=scheduler)
+        )
 
 
 def test_what_trains_and_what_is_previewed():
-    make = partial(losses.make, scheduler=EDM, total_steps=100)
+
+    def make(name, **options):
+        scheduler = SCHEDULERS.get(name, EDM)
+        return losses.make(name, scheduler, total_steps=100, **options)
+
     distillations = {name for name in losses.LOSSES if make(name).needs_teacher}
-    assert distillations == {"progressive", "cd", "scd", "continuous_cd"}
+    assert distillations == {"progressive", "cd", "scd", "continuous_cd", "ctm"}
     step = jnp.int32(0)
     averaged = {
         name for name in losses.LOSSES if make(name).target_decay_at(step) is not None
     }
-    assert averaged == {"cd", "ct"}
+    assert averaged == {"cd", "ct", "shortcut", "ctm"}
     assert float(make("cd", target_decay=0.95).target_decay_at(step)) == pytest.approx(0.95)
     assert float(make("ct").target_decay_at(step)) == pytest.approx(0.9, rel=1e-6)
     assert make("progressive", student_steps=7).preview.num_inference_steps == (7,)

@@ -11,12 +11,13 @@ import pytest
 import cmjax
 from cmjax.networks import with_classes
 from cmjax.training import losses, trainer
+from tests.support.flow_maps import SCHEDULERS
 from tests.support.training import EDM, KEY, value
 
 DATA = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 GAIN = jnp.float32(0.5)
 LOSSES = {
-    name: losses.make(name, EDM, total_steps=100)
+    name: losses.make(name, SCHEDULERS.get(name, EDM), total_steps=100)
     for name in losses.LOSSES
     if name not in ("sct", "scd")
 }
@@ -24,7 +25,7 @@ LOSSES["sct"] = losses.SimplifiedConsistencyTraining(cmjax.SCMScheduler())
 LOSSES["scd"] = losses.SimplifiedConsistencyDistillation(EDM)
 
 
-def network(params, x, t):
+def network(params, x, *times):
     return params * x
 
 
@@ -64,9 +65,9 @@ def test_batches(name, batch, message):
 @pytest.mark.parametrize(
     "apply_fn",
     [
-        lambda params, x, t: params * x.mean(-1, keepdims=True),
-        lambda params, x, t: params,
-        lambda params, x, t: params * x[:1],
+        lambda params, x, *times: params * x.mean(-1, keepdims=True),
+        lambda params, x, *times: params,
+        lambda params, x, *times: params * x[:1],
     ],
     ids=["one number per sample", "one number", "one sample"],
 )

@@ -23,17 +23,23 @@ from cmjax.training.losses.discrete import (
     ConsistencyTraining,
     ode_step,
 )
+from cmjax.training.losses.flow_matching import FlowMatching
 from cmjax.training.losses.improved import (
     EasyConsistencyTuning,
     ImprovedConsistencyTraining,
 )
+from cmjax.training.losses.improved_mean_flow import ImprovedMeanFlow
+from cmjax.training.losses.mean_flow import MeanFlow
 from cmjax.training.losses.metrics import L1, L2, METRICS, Metric, PseudoHuber
+from cmjax.training.losses.moment_matching import InductiveMomentMatching
 from cmjax.training.losses.progressive import ProgressiveDistillation
 from cmjax.training.losses.registry import FROM_THE_RUN, LOSSES, find_loss, make
+from cmjax.training.losses.shortcut import Shortcut
 from cmjax.training.losses.simplified import (
     SimplifiedConsistencyDistillation,
     SimplifiedConsistencyTraining,
 )
+from cmjax.training.losses.trajectory import ConsistencyTrajectory, trajectory_function
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
 
 __all__ = [
@@ -47,19 +53,25 @@ __all__ = [
     "Batch",
     "ConsistencyDistillation",
     "ConsistencyTraining",
+    "ConsistencyTrajectory",
     "ContinuousConsistencyDistillation",
     "ContinuousConsistencyTraining",
     "Denoising",
     "EasyConsistencyTuning",
+    "FlowMatching",
     "Frozen",
     "FunctionLoss",
     "ImprovedConsistencyTraining",
+    "ImprovedMeanFlow",
+    "InductiveMomentMatching",
     "Loss",
+    "MeanFlow",
     "Metric",
     "Metrics",
     "Preview",
     "ProgressiveDistillation",
     "PseudoHuber",
+    "Shortcut",
     "SimplifiedConsistencyDistillation",
     "SimplifiedConsistencyTraining",
     "WeightedParams",
@@ -70,6 +82,7 @@ __all__ = [
     "make",
     "ode_step",
     "teacher_slope",
+    "trajectory_function",
     "weigh_levels",
     "with_level_weight",
 ]

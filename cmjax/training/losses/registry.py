@@ -17,16 +17,22 @@ from cmjax.training.losses.discrete import (
     ConsistencyDistillation,
     ConsistencyTraining,
 )
+from cmjax.training.losses.flow_matching import FlowMatching
 from cmjax.training.losses.improved import (
     EasyConsistencyTuning,
     ImprovedConsistencyTraining,
 )
+from cmjax.training.losses.improved_mean_flow import ImprovedMeanFlow
+from cmjax.training.losses.mean_flow import MeanFlow
 from cmjax.training.losses.metrics import metric_from_options
+from cmjax.training.losses.moment_matching import InductiveMomentMatching
 from cmjax.training.losses.progressive import ProgressiveDistillation
+from cmjax.training.losses.shortcut import Shortcut
 from cmjax.training.losses.simplified import (
     SimplifiedConsistencyDistillation,
     SimplifiedConsistencyTraining,
 )
+from cmjax.training.losses.trajectory import ConsistencyTrajectory
 
 # `Adversarial` is missing: its discriminator is a function, which a file cannot give.
 LOSSES: dict[str, type[Loss]] = {
@@ -40,6 +46,12 @@ LOSSES: dict[str, type[Loss]] = {
     "sct": SimplifiedConsistencyTraining,
     "continuous_cd": ContinuousConsistencyDistillation,
     "continuous_ct": ContinuousConsistencyTraining,
+    "flow_matching": FlowMatching,
+    "mean_flow": MeanFlow,
+    "imf": ImprovedMeanFlow,
+    "shortcut": Shortcut,
+    "imm": InductiveMomentMatching,
+    "ctm": ConsistencyTrajectory,
 }
 # Fields that the run fills in, for the losses that have them.
 FROM_THE_RUN = ("scheduler", "total_steps", "teacher_fn")

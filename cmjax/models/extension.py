@@ -1,0 +1,95 @@
+"""Networks with further inputs that start as the network they are made from."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+
+from cmjax.arrays import ApplyFn
+from cmjax.configs import shown
+from cmjax.models.adapters import from_nnx
+from cmjax.models.registry import network_class, network_name
+
+# Fields of configs whose parts start at zero, with the values of a network without them.
+EXTENSIONS = {"second_time": None, "guidance_embeds": False}
+
+
+def extend(
+    config: Any, params: Any, *, rngs: nnx.Rngs | None = None, **changes: Any
+) -> tuple[ApplyFn, Any, Any]:
+    """Makes a network with further inputs of a trained one, whose outputs it keeps.
+
+    The new inputs have no effect until they are trained: what they add to the embedding of the
+    time starts at zero. So a flow map that is made of a network of flow matching is, at first, the
+    velocity at t for every r, which is right at r = t.
+
+    Example:
+        >>> from flax import nnx
+        >>> from cmjax.models import DiT, DiTConfig, extend, from_nnx
+        >>> config = DiTConfig(sample_size=4, num_layers=1, num_attention_heads=1)
+        >>> _, params = from_nnx(DiT(config, rngs=nnx.Rngs(0)))
+        >>> apply_fn, params, config = extend(config, params, second_time="span")
+        >>> config.second_time
+        'span'
+
+    Args:
+        config: of the trained network, a `DiTConfig` or a `UNet2DConfig`.
+        params: its parameters.
+        rngs: of the new parameters; None for those of seed 0.
+        **changes: fields of the config to set: `second_time`, `guidance_embeds`.
+
+    Returns:
+        `(apply_fn, params, config)` of the new network.
+
+    Raises:
+        ValueError: for other fields, or parameters that are not those of `config`.
+    """
+    name = network_name(config)
+    for field in changes:
+        if field not in EXTENSIONS or not hasattr(config, field):
+            raise ValueError(
+                f"{field} cannot be changed with the parameters kept; only "
+                f"{', '.join(EXTENSIONS)} of a network of cmjax"
+            )
+    extended = dataclasses.replace(config, **changes)
+    module_class, _ = network_class(name)
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    apply_fn, fresh = from_nnx(module_class(extended, rngs=rngs))
+
+    # Parameters are found by their names; those that are new are drawn, or zero.
+    trained = _by_name(params)
+
+    def kept(path, leaf):
+        found = trained.pop(jax.tree_util.keystr(path), None)
+        if found is None:
+            return leaf
+        if found.shape != leaf.shape:
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} has shape {found.shape}, and config "
+                f"needs {leaf.shape}"
+            )
+        return found
+
+    params = jax.tree_util.tree_map_with_path(kept, fresh)
+    if trained:
+        raise ValueError(f"params has {shown(sorted(trained)[0])}, and config has not")
+    return apply_fn, params, extended
+
+
+def is_extension(config: Any, other: Any) -> bool:
+    """Whether `other` differs from `config` by inputs that `extend` adds, and by at least one."""
+    if type(config) is not type(other) or not hasattr(config, "second_time"):
+        return False
+    added = {
+        name
+        for name, without in EXTENSIONS.items()
+        if getattr(config, name) == without != getattr(other, name)
+    }
+    same = {name: getattr(config, name) for name in added}
+    return bool(added) and dataclasses.replace(other, **same) == config
+
+
+def _by_name(params: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

@@ -1,0 +1,74 @@
+"""Flow matching, which trains velocities along straight paths from data to noise."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from cmjax import random
+from cmjax.arrays import combine
+from cmjax.meshes import divided_like
+from cmjax.networks import call_network
+from cmjax.training.losses.base import Loss, Preview, split_batch
+from cmjax.training.losses.flow_paths import (
+    TIME_DOMAINS,
+    check_flow_scheduler,
+    draw_times,
+    on_path,
+    velocity_of,
+)
+from cmjax.training.losses.metrics import mean_square
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowMatching(Loss):
+    """Flow matching on straight paths, `|F((1 - t) x0 + t z, t) - (z - x0)|^2`.
+
+    It is rectified flow's first stage (Liu et al. 2022, arXiv 2209.03003, equation 1; Lipman et al.
+    2022, arXiv 2210.02747), with times whose logit is normal (Esser et al. 2024, arXiv 2403.03206,
+    section 3.1). The network may be sampled by every scheduler of flow matching, and is what flow
+    maps start from.
+
+    Attributes:
+        scheduler: gives the network's time, such as `FlowMatchEulerDiscreteScheduler`.
+        p_mean: mean of the logit of t, which is log(t / (1 - t)).
+        p_std: standard deviation of the logit.
+
+    Raises:
+        ValueError: for values outside their domain, or another kind of scheduler.
+    """
+
+    scheduler: Any
+    p_mean: float = 0.0
+    p_std: float = 1.0
+
+    _domains = TIME_DOMAINS
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_flow_scheduler(self.scheduler, num_times=1)
+
+    @property
+    def preview(self) -> Preview:
+        """The scheduler itself in 18 steps."""
+        return Preview((18,))
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `frozen` and `step` are not used."""
+        del frozen, step
+        data, cond = split_batch(batch)
+        parametrization = self.scheduler.parametrization
+
+        # Samples (1 - t) x0 + t z, `[B, ...]`, each at a time of its own.
+        time_key, noise_key = random.split(key)
+        t = draw_times(time_key, data.shape[0], self.p_mean, self.p_std)
+        noise = random.normal(noise_key, data.shape)
+        x = on_path(data, noise, t)
+
+        # Inverted, the network's time grows with the signal, and its velocity is x0 - z.
+        sign = -1 if parametrization.inverted else 1
+        time = divided_like(parametrization.time_of(t), x)
+        velocity = call_network(apply_fn, params, x, (time,), cond)
+        error = combine((sign, velocity), (-1, velocity_of(data, noise)))
+        loss = jnp.mean(mean_square(error))
+        return loss, {"loss": loss}

@@ -1,0 +1,232 @@
+"""Mean flows (Geng et al. 2025, arXiv 2505.13447): the mean velocity between two times."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax import random
+from cmjax.arrays import ApplyFn, check_shapes, combine
+from cmjax.configs import LARGEST
+from cmjax.training.losses.base import Loss, split_batch
+from cmjax.training.losses.flow_paths import (
+    TIME_DOMAINS,
+    check_flow_scheduler,
+    draw_times,
+    mean_velocity,
+    on_path,
+    velocity_of,
+    without_class,
+)
+from cmjax.training.losses.metrics import mean_square
+
+# Valid values of the fields that mean flow and its improved form have.
+MEAN_FLOW_DOMAINS = {
+    **TIME_DOMAINS,
+    "instant_fraction": (0.0, 1.0),
+    "norm_p": (0.0, 10.0),
+    "norm_eps": (1e-12, 1e6),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanFlow(Loss):
+    """Trains u(x, t, r), the mean velocity from t to r, which takes a sample there in one call.
+
+    The mean flow identity says `u = v - (t - r) du/dt`, where v is the velocity at t and du/dt the
+    derivative along it at fixed r (equation 6). Its right side, by one `jax.jvp` and without
+    gradient, is the target (equation 11). Given a sample's own noise, v is `z - x0`, the mean of
+    which is the velocity. `FlowMapEulerDiscreteScheduler` samples these networks.
+
+    Each sample's squared error e, a sum over its elements, is weighted by
+    `1 / (e + norm_eps)^norm_p` (equation 22). Defaults are those of the authors' code, without its
+    guidance.
+
+    **Guidance inside** (section 4.2): v becomes `omega v + (1 - omega - kappa) u0 + kappa u1`,
+    where u0 and u1 are the network's own velocities without and with the class. The network is then
+    sampled in one call a step with a guidance of scale `omega / (1 - kappa)`. It needs samples
+    without their class: some of the batch's `class_labels` have to be `null_class`.
+
+    Metrics are `loss`, and `velocity_loss`, the mean of `(u - (z - x0))^2`.
+
+    Attributes:
+        scheduler: a `FlowMapEulerDiscreteScheduler`, which gives the network's times.
+        p_mean: mean of the logit of t and r, which is log(t / (1 - t)); t is the larger of two.
+        p_std: standard deviation of the logit.
+        instant_fraction: share of the batch with r = t, which is flow matching.
+        norm_p: power of the adaptive weight; 0 for none.
+        norm_eps: what the weight adds to the squared error; 1e-3 in the paper's text.
+        omega: guidance by the sample's own velocity; 1 is no guidance with kappa = 0.
+        kappa: guidance by the network's velocity of the class.
+        guidance_start: lowest time t with guidance.
+        guidance_end: highest time t with guidance.
+        null_class: the label that means no class, such as the number of classes if the network
+            has one more; needed for guidance. Samples with this label are not guided.
+
+    Raises:
+        ValueError: for values outside their domain, another kind of scheduler, or guidance without
+            `null_class`.
+    """
+
+    scheduler: Any
+    p_mean: float = -0.4
+    p_std: float = 1.0
+    instant_fraction: float = 0.75
+    norm_p: float = 1.0
+    norm_eps: float = 0.01
+    omega: float = 1.0
+    kappa: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    null_class: int | None = None
+
+    _domains = {
+        **MEAN_FLOW_DOMAINS,
+        "omega": (0.0, 1e6),
+        "kappa": (0.0, 0.999),
+        "guidance_start": (0.0, 1.0),
+        "guidance_end": (0.0, 1.0),
+        "null_class": (0, LARGEST),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_flow_scheduler(self.scheduler, num_times=2)
+        if self._guides and self.null_class is None:
+            raise ValueError(
+                f"omega={self.omega} and kappa={self.kappa} guide by samples without a class: "
+                "give null_class, their label"
+            )
+
+    @property
+    def _guides(self):
+        return self.omega != 1 or self.kappa != 0
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `frozen` and `step` are not used."""
+        del frozen, step
+        data, cond = split_batch(batch)
+        time_key, noise_key = random.split(key)
+        t, r = draw_time_pairs(
+            time_key, data.shape[0], self.p_mean, self.p_std, self.instant_fraction
+        )
+        noise = random.normal(noise_key, data.shape)
+        return self.at(apply_fn, params, data, noise, t, r, cond)
+
+    def at(
+        self,
+        apply_fn: ApplyFn,
+        params: Any,
+        data: jax.Array,
+        noise: jax.Array,
+        t: jax.Array,
+        r: jax.Array,
+        cond: dict[str, Any],
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns (loss, metrics) at given noise and times.
+
+        Args:
+            apply_fn: `(params, x, t, r, **cond) -> u`.
+            params: of the network, which the gradient is taken with respect to.
+            data: `[B, ...]`.
+            noise: standard normal, `[B, ...]`.
+            t: times, f32[B], from 0 (data) to 1.
+            r: where the mean ends, f32[B], from 0 to t.
+            cond: per-sample conditioning.
+        """
+        network = mean_velocity(apply_fn, self.scheduler)
+        x = on_path(data, noise, t)
+        velocity = velocity_of(data, noise)
+        guided = self._guided(apply_fn, params, x, t, velocity, cond)
+
+        # u, and the error of the identity u = v - (t - r) du/dt: only u has a gradient.
+        u = network(params, x, t, r, cond)
+        slope = time_derivative(network, params, x, t, r, guided, cond)
+        target = combine((1, guided), (r - t, slope))
+        error = weigh_errors(u - jax.lax.stop_gradient(target), self.norm_p, self.norm_eps)
+        loss = jnp.mean(error)
+        metrics = {
+            "loss": loss,
+            "velocity_loss": jnp.mean(mean_square(u - velocity)),
+        }
+        return loss, metrics
+
+    def _guided(self, apply_fn, params, x, t, velocity, cond):
+        """Returns the velocity that is learned, `[B, ...]`: guided within the interval."""
+        network = mean_velocity(apply_fn, self.scheduler)
+        if not self._guides:
+            return velocity
+
+        # The network's velocities without and with the class. They have no gradient.
+        params = jax.lax.stop_gradient(params)
+        u0 = network(params, x, t, t, without_class(apply_fn, cond, self.null_class))
+        u1 = velocity
+        if self.kappa != 0:
+            u1 = network(params, x, t, t, cond)
+
+        # omega v + (1 - omega - kappa) u0 + kappa u1; samples without a class stay as they are.
+        inside = (t >= self.guidance_start) & (t <= self.guidance_end)
+        inside = inside & (cond["class_labels"] != self.null_class)
+        omega = jnp.where(inside, self.omega, 1.0)
+        kappa = jnp.where(inside, self.kappa, 0.0)
+        return combine((omega, velocity), (1 - omega - kappa, u0), (kappa, u1))
+
+
+def draw_time_pairs(
+    key: jax.Array, count: int, p_mean: float, p_std: float, instant_fraction: float
+) -> tuple[jax.Array, jax.Array]:
+    """Returns times t >= r, f32[count] each: two draws of `draw_times`, the larger one first.
+
+    Args:
+        key: PRNG key.
+        count: how many.
+        p_mean: mean of the logit of both.
+        p_std: standard deviation of the logit.
+        instant_fraction: share of the pairs, the first ones, with r = t.
+    """
+    first_key, second_key = random.split(key)
+    first = draw_times(first_key, count, p_mean, p_std)
+    second = draw_times(second_key, count, p_mean, p_std)
+    t = jnp.maximum(first, second)
+    r = jnp.minimum(first, second)
+    is_instant = jnp.arange(count) < int(count * instant_fraction)
+    return t, jnp.where(is_instant, t, r)
+
+
+def time_derivative(network, params, x, t, r, velocity, cond) -> jax.Array:
+    """Returns du/dt along a velocity at fixed r, `[B, ...]`, in one forward-mode pass.
+
+    No gradient flows through it, so that it is linearised once and not twice.
+
+    Args:
+        network: `(params, x, t, r, cond) -> u`, of `mean_velocity`.
+        params: of the network.
+        x: samples at t, `[B, ...]`.
+        t: times, f32[B].
+        r: second times, f32[B].
+        velocity: how x moves with t, `[B, ...]`.
+        cond: per-sample conditioning.
+    """
+    params, x, velocity = jax.lax.stop_gradient((params, x, velocity))
+    check_shapes(sample=x, velocity=velocity)
+    _, slope = jax.jvp(
+        lambda x, t: network(params, x, t, r, cond), (x, t), (velocity, jnp.ones_like(t))
+    )
+    return slope
+
+
+def weigh_errors(error: jax.Array, norm_p: float, norm_eps: float) -> jax.Array:
+    """Returns `e / (e + norm_eps)^norm_p`, f32[B], with e the sum of squares of each sample.
+
+    The weight has no gradient (Geng et al. 2025, equation 22).
+
+    Args:
+        error: `[B, ...]`.
+        norm_p: power of the weight.
+        norm_eps: what is added to e.
+    """
+    total = mean_square(error) * math.prod(error.shape[1:])
+    weight = jnp.power(jax.lax.stop_gradient(total) + norm_eps, -norm_p)
+    return weight * total

@@ -1,0 +1,172 @@
+"""Shortcut models (Frans et al. 2024, arXiv 2410.12557): one long step equals two short ones."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax import random
+from cmjax.arrays import ApplyFn, combine
+from cmjax.meshes import with_automatic_axes
+from cmjax.training.losses.base import Loss, split_batch
+from cmjax.training.losses.flow_paths import (
+    check_flow_scheduler,
+    mean_velocity,
+    on_path,
+    velocity_of,
+)
+from cmjax.training.losses.metrics import mean_square
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortcut(Loss):
+    """Trains u(x, t, r), the mean velocity of a step from t to r, for steps of 1, 1/2, 1/4, ...
+
+    Most of the batch learns the velocity `z - x0` as the shortest step, of length 1 / num_steps.
+    The rest learns that a step of twice a length is two steps of it, one after the other, by a
+    moving average of the network (equation 4, Algorithm 1). `FlowMapEulerDiscreteScheduler` samples
+    these networks in 1, 2, 4, ..., num_steps calls.
+
+    Defaults are those of the authors' code. There the network is told the logarithm of a step's
+    length, here both ends. The path ends at the data, where the authors' keeps a noise of 1e-5;
+    each sample serves one of the two purposes; and the lengths are drawn in equal shares, which the
+    authors round in favour of length 1.
+
+    Metrics are `loss`, and its parts `flow_loss` and `consistency_loss`.
+
+    Attributes:
+        scheduler: a `FlowMapEulerDiscreteScheduler`, which gives the network's times.
+        num_steps: number of the shortest steps from noise to data, a power of 2.
+        consistency_fraction: share of the batch, rounded up, that compares steps.
+        target_decay: decay of the moving average that takes the two steps; None for the trained
+            parameters themselves.
+        largest: bound on the elements of samples between two steps, and of the velocities that are
+            learned of them; 4 is far out for samples of standard deviation 1.
+
+    Raises:
+        ValueError: for values outside their domain, or another kind of scheduler.
+    """
+
+    scheduler: Any
+    num_steps: int = 128
+    consistency_fraction: float = 0.125
+    target_decay: float | None = 0.999
+    largest: float = 4.0
+
+    _domains = {
+        "num_steps": (2, 2**20),
+        "consistency_fraction": (0.0, 1.0),
+        "target_decay": (0.0, 1.0),
+        "largest": (1e-6, 1e30),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_flow_scheduler(self.scheduler, num_times=2)
+        if self.num_steps & (self.num_steps - 1):
+            raise ValueError(f"num_steps must be a power of 2, got {self.num_steps}")
+
+    def target_decay_at(self, step):
+        """Returns the decay of the target's moving average, f32[], or None."""
+        del step
+        return None if self.target_decay is None else jnp.float32(self.target_decay)
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `frozen.teacher` and `step` are not used."""
+        del step
+        data, cond = split_batch(batch)
+        time_key, noise_key = random.split(key)
+        t, length = self._draw_steps(time_key, data.shape[0])
+        noise = random.normal(noise_key, data.shape)
+        return self.at(apply_fn, params, frozen.target, data, noise, t, length, cond)
+
+    def at(
+        self,
+        apply_fn: ApplyFn,
+        params: Any,
+        target_params: Any,
+        data: jax.Array,
+        noise: jax.Array,
+        t: jax.Array,
+        length: jax.Array,
+        cond: dict[str, Any],
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns (loss, metrics) at given noise and steps.
+
+        Args:
+            apply_fn: `(params, x, t, r, **cond) -> u`.
+            params: of the network, which the gradient is taken with respect to.
+            target_params: of the network that takes the two steps.
+            data: `[B, ...]`.
+            noise: standard normal, `[B, ...]`.
+            t: where steps begin, f32[B], from 1 (noise) down.
+            length: of the steps, f32[B]: 1 / num_steps for all but the first samples of the batch,
+                as many as `consistency_fraction` says, which compare steps.
+            cond: per-sample conditioning.
+        """
+        network = mean_velocity(apply_fn, self.scheduler)
+        x = on_path(data, noise, t)
+        velocity = velocity_of(data, noise)
+        compared = self._compared(data.shape[0])
+
+        # What is learned, `[B, ...]`: of the first samples the mean velocity over two steps.
+        def targets(samples, target_params):
+            x, velocity, t, length, cond = jax.tree.map(lambda a: a[:compared], samples)
+            two_steps = self._two_steps(network, target_params, x, t, length, cond)
+            return jnp.concatenate([two_steps, samples[1][compared:]])
+
+        target = velocity
+        if compared:
+            samples = (x, velocity, t, length, cond)
+            target = with_automatic_axes(targets, samples, target_params)
+
+        u = network(params, x, t, t - length, cond)
+        error = mean_square(u - jax.lax.stop_gradient(target))
+        loss = jnp.mean(error)
+
+        # The two parts, each a mean over its own samples.
+        is_compared = jnp.arange(error.shape[0]) < compared
+        parts = {"consistency_loss": is_compared, "flow_loss": ~is_compared}
+        metrics = {"loss": loss}
+        for name, chosen in parts.items():
+            count = jnp.maximum(jnp.sum(chosen), 1).astype(jnp.float32)
+            metrics[name] = jnp.sum(jnp.where(chosen, error, 0)) / count
+        return loss, metrics
+
+    def _compared(self, count):
+        """Returns the number of samples of a batch that compare steps."""
+        return math.ceil(count * self.consistency_fraction)
+
+    def _draw_steps(self, key, count):
+        """Returns where the steps begin, and their lengths, f32[count] each."""
+        offset_key, place_key = random.split(key)
+        doublings = int(
+            math.log2(self.num_steps)
+        )  # from the shortest step to that of length 1
+        compared = self._compared(count)
+
+        # The first samples have 1, 2, 4, ..., num_steps / 2 steps to the data in equal shares, from
+        # a random start, which is fair to batches of few samples as well.
+        index = jnp.arange(count)
+        ramp = index.astype(jnp.float32) / max(compared, 1)
+        share = (ramp + random.uniform(offset_key, ())) % 1
+        power = jnp.minimum(jnp.floor(share * doublings), doublings - 1)
+        power = jnp.where(index < compared, power, doublings)
+        steps = jnp.exp2(power)
+
+        # A step begins at 1, 1 - length, ..., length.
+        place = jnp.floor(random.uniform(place_key, (count,)) * steps)
+        place = jnp.minimum(place, steps - 1)
+        return 1 - place / steps, 1 / steps
+
+    def _two_steps(self, network, params, x, t, length, cond):
+        """Returns the mean velocity, `[B, ...]`, over two steps of half the length."""
+        half = length / 2
+        first = network(params, x, t, t - half, cond)
+        middle = combine((1, x), (-half, first))
+        middle = jnp.clip(middle, -self.largest, self.largest)
+        second = network(params, middle, t - half, t - length, cond)
+        mean = combine((0.5, first), (0.5, second))
+        return jnp.clip(mean, -self.largest, self.largest)

@@ -1,0 +1,200 @@
+"""Consistency trajectory models, CTM (Kim et al. 2023, arXiv 2310.02279), without an adversary."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from cmjax import random
+from cmjax.arrays import ApplyFn, combine
+from cmjax.meshes import divided_like
+from cmjax.networks import call_network
+from cmjax.parametrization import EDM, denoise
+from cmjax.schedulers.levels import karras_sigmas
+from cmjax.training.losses.base import (
+    Loss,
+    add_noise,
+    check_metric,
+    check_sigma_data,
+    draw_sigmas,
+    karras_range,
+    split_batch,
+    without_dropout,
+)
+from cmjax.training.losses.discrete import LEVELS, ode_step
+from cmjax.training.losses.metrics import Metric, PseudoHuber, mean_square, per_sample
+
+
+@dataclasses.dataclass(frozen=True)
+class ConsistencyTrajectory(Loss):
+    """Trains jumps G(x, t, s) from any noise level t to any lower one s, from a teacher.
+
+    A jump from t to s is compared with one from u to the same s, u being some levels below t, at
+    the sample that the teacher's ODE gives there (equation 8). Both results jump on to sigma_min,
+    by the target network, and are compared there. A second term trains g(x, t, t), the denoiser
+    within the network (equation 10). `CTMScheduler` samples these networks.
+
+    The teacher is a denoiser of EDM's levels that is told one time. Defaults are the paper's for
+    CIFAR-10, except the metric, which is LPIPS there, and the weight of the second term, which
+    adapts there. The paper's adversarial term is left out.
+
+    Metrics are `loss`, and its parts `jump_loss` and `denoising_loss`.
+
+    Attributes:
+        scheduler: a `CTMScheduler`: the network's parametrization and the range of noise levels.
+        num_levels: N, the number of noise levels on the Karras grid.
+        solver_steps: most steps of the teacher from t to u, which is nowhere below s.
+        target_decay: decay of the moving average that the target network is.
+        denoising_weight: weight of the second term.
+        p_mean: mean of log sigma in the second term.
+        p_std: standard deviation of log sigma in the second term.
+        solver: method of the teacher's steps, "heun" or "euler".
+        metric: how two estimates of x0 are compared, `(a, b) -> f32[B]`.
+        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None if it is
+            the student's, which then must take one time as well as two.
+
+    Raises:
+        ValueError: for values outside their domain, or another kind of scheduler.
+    """
+
+    scheduler: Any
+    num_levels: int = 18
+    solver_steps: int = 1
+    target_decay: float = 0.999
+    denoising_weight: float = 1.0
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    solver: str = "heun"
+    metric: Metric = PseudoHuber()
+    teacher_fn: ApplyFn | None = None
+
+    needs_teacher: ClassVar[bool] = True
+    _domains = {
+        "num_levels": (2, LEVELS[1]),
+        "solver_steps": (1, 1000),
+        "target_decay": (0.0, 1.0),
+        "denoising_weight": (0.0, 1e6),
+        "p_mean": (-50.0, 50.0),
+        "p_std": (1e-6, 50.0),
+        "solver": ("heun", "euler"),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sigma_data(self.scheduler)
+        karras_range(self.scheduler)
+        check_metric(self.metric)
+        is_edm = isinstance(getattr(self.scheduler, "parametrization", None), EDM)
+        if not is_edm or getattr(self.scheduler, "num_times", 1) != 2:
+            raise ValueError(
+                "scheduler must be a CTMScheduler for this loss, got "
+                f"{type(self.scheduler).__name__}"
+            )
+
+    def target_decay_at(self, step):
+        """Returns `target_decay`, f32[], at every step."""
+        del step
+        return jnp.float32(self.target_decay)
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the loss; `step` is not used."""
+        del step
+        data, cond = split_batch(batch)
+        jump_key, denoising_key = random.split(key)
+        loss = self._jump_loss(jump_key, apply_fn, params, frozen, data, cond)
+        metrics = {"jump_loss": loss}
+        if self.denoising_weight > 0:
+            denoising = self._denoising_loss(denoising_key, apply_fn, params, data, cond)
+            metrics["denoising_loss"] = denoising
+            loss = loss + self.denoising_weight * denoising
+        return loss, {"loss": loss, **metrics}
+
+    def _jump_loss(self, key, apply_fn, params, frozen, data, cond):
+        """Returns the mean distance of jumps from t and from u, f32[]."""
+        level_key, end_key, noise_key = random.split(key, 3)
+        count = data.shape[0]
+        jump = trajectory_function(apply_fn, self.scheduler)
+
+        # Indices into the grid: t is any level but the last, s any below it.
+        start = random.randint(level_key, (count,), 0, self.num_levels - 1)
+        below = (self.num_levels - 1 - start).astype(jnp.float32)
+        gap = jnp.floor(random.uniform(end_key, (count,)) * below).astype(jnp.int32)
+        end = jnp.minimum(start + 1 + gap, self.num_levels - 1)
+        t = self._level(start)
+        s = self._level(end)
+
+        # The teacher's ODE from t to u, in steps of one level, no further than to s.
+        x = add_noise(data, t, random.normal(noise_key, data.shape))
+        slope = self._teacher_slope(apply_fn, frozen.teacher, cond)
+        moved = x
+        u = t
+        for number in range(self.solver_steps):
+            lower = self._level(jnp.minimum(start + number + 1, end))
+            moved = ode_step(self.solver, slope, moved, u, lower)
+            u = lower
+
+        # Both jumps to s, then on to sigma_min. Only the first jump from t has a gradient.
+        target = frozen.target
+        last = jnp.full_like(s, karras_range(self.scheduler).sigma_min)
+        estimate = jump(target, jump(params, x, t, s, cond), s, last, cond)
+        wanted = jump(target, jump(target, moved, u, s, cond), s, last, cond)
+        wanted = jax.lax.stop_gradient(wanted)
+        return jnp.mean(per_sample("metric", self.metric(estimate, wanted), count))
+
+    def _denoising_loss(self, key, apply_fn, params, data, cond):
+        """Returns EDM's weighted error of g(x, t, t), f32[]."""
+        level_key, noise_key = random.split(key)
+        sigma = draw_sigmas(
+            level_key, data.shape[0], self.scheduler, self.p_mean, self.p_std
+        )
+        noisy = add_noise(data, sigma, random.normal(noise_key, data.shape))
+        estimate = _estimate(apply_fn, self.scheduler, params, noisy, sigma, sigma, cond)
+
+        # lambda(sigma) of Karras et al. 2022, table 1.
+        sigma_data = self.scheduler.sigma_data
+        weight = (jnp.square(sigma) + sigma_data**2) / jnp.square(sigma * sigma_data)
+        return jnp.mean(weight * mean_square(estimate - data))
+
+    def _level(self, index):
+        """Returns the noise levels at indices of the grid, f32[B]."""
+        ramp = index.astype(jnp.float32) / (self.num_levels - 1)
+        return karras_sigmas(ramp, *karras_range(self.scheduler))
+
+    def _teacher_slope(self, apply_fn, teacher, cond):
+        """Returns `(x, sigma) -> dx/dsigma` of the teacher, (x - D(x, sigma)) / sigma."""
+        teacher_fn = self.teacher_fn or without_dropout(apply_fn)
+        parametrization = self.scheduler.parametrization
+
+        def slope(x, sigma):
+            denoised = denoise(teacher_fn, teacher, parametrization, x, sigma, **cond)
+            return combine((1 / sigma, x), (-1 / sigma, denoised))
+
+        return slope
+
+
+def trajectory_function(apply_fn: ApplyFn, scheduler: Any) -> Callable[..., jax.Array]:
+    """Returns a CTM's jump, `(params, x, t, s, cond) -> G`, as `CTMScheduler` evaluates it.
+
+    `G(x, t, s) = (s / t) x + (1 - s / t) g(x, t, s)` (Kim et al. 2023, equation 5).
+
+    Args:
+        apply_fn: the network, `(params, x, t, s, **cond) -> model_output`.
+        scheduler: the `CTMScheduler` that it is for.
+    """
+
+    def jump(params, x, t, s, cond):
+        estimate = _estimate(apply_fn, scheduler, params, x, t, s, cond)
+        return combine((s / t, x), (1 - s / t, estimate))
+
+    return jump
+
+
+def _estimate(apply_fn, scheduler, params, x, t, s, cond):
+    """Returns g(x, t, s) = c_skip x + c_out F(c_in x, t, s), `[B, ...]`."""
+    parametrization = scheduler.parametrization
+    c_in, c_skip, c_out = parametrization.scalings(jnp.ones_like(t), t)
+    times = [divided_like(parametrization.time(level), x) for level in (t, s)]
+    output = call_network(apply_fn, params, combine((c_in, x)), tuple(times), cond)
+    return combine((c_skip, x), (c_out, output))

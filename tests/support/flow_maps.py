@@ -1,0 +1,68 @@
+"""Flow maps in closed form, and a small network told two times, for JAX and for NumPy."""
+
+import jax.numpy as jnp
+
+import cmjax
+
+FLOW = cmjax.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)
+FLOW_MAP = cmjax.FlowMapEulerDiscreteScheduler(num_train_timesteps=1)
+CTM = cmjax.CTMScheduler(clip_denoised=False)
+
+# The schedulers of the losses that do not take one of EDM's levels.
+SCHEDULERS = {
+    "flow_matching": FLOW,
+    "mean_flow": FLOW_MAP,
+    "imf": FLOW_MAP,
+    "shortcut": FLOW_MAP,
+    "imm": FLOW_MAP,
+    "ctm": CTM,
+}
+
+
+def gaussian_flow_map(std, x, t, r):
+    """u of data from N(0, std^2), whose samples keep x / s(t), s(t)^2 = t^2 + (1 - t)^2 std^2.
+
+    (s(t) - s(r)) / (t - r) x / s(t), with the difference of squares divided by t - r by hand.
+    """
+
+    def scale(t):
+        return jnp.sqrt(t**2 + (1 - t) ** 2 * std**2)
+
+    slope = (t + r - std**2 * (2 - t - r)) / (scale(t) + scale(r))
+    return (slope / scale(t))[:, None] * x
+
+
+def gaussian_trajectory(std, scaled, t, s):
+    """F of the CTM of data from N(0, std^2), whose jump is x sqrt((std^2 + s^2) / (std^2 + t^2)).
+
+    G = (s / t) x + (1 - s / t) g is solved for g without dividing by t - s.
+    """
+    t, s = (jnp.exp(time / 250) for time in (t, s))
+    c_in, c_skip, c_out = CTM.parametrization.scalings(1.0, t)
+    before, after = (jnp.sqrt(std**2 + level**2) for level in (t, s))
+    share = std**2 * (t + s) / ((t * after + s * before) * before)
+    return ((share - c_skip) / c_out / c_in)[:, None] * scaled
+
+
+def gaussian_velocity(std, x, t):
+    """v of data from N(0, std^2), which is their flow map from t to t."""
+    return gaussian_flow_map(std, x, t, t)
+
+
+def tiny(params, x, t, r, class_labels, guidance_scale=None, xp=jnp):
+    """A network of pictures `[B, H, W, C]` that everything it is told matters to."""
+    t, r = t[:, None, None, None], r[:, None, None, None]
+    gain = params["gain"][class_labels][:, None, None, None]
+    if guidance_scale is not None:
+        gain = gain * (1 + 0.1 * guidance_scale[:, None, None, None])
+    inner = gain * x + params["shift"][None, None, None] + xp.sin(2 * t) * x[:, :, ::-1]
+    return xp.tanh(inner) + params["span"] * (t - r) * xp.cos(x + r)
+
+
+def tiny_params():
+    """Its parameters, for three classes and one more without a class."""
+    return {
+        "gain": jnp.array([0.7, -0.4, 0.2, 0.5], jnp.float32),
+        "shift": jnp.array([0.1, -0.2], jnp.float32),
+        "span": jnp.float32(0.3),
+    }

@@ -1,0 +1,370 @@
+"""Losses of flow matching and of flow maps: closed forms, the authors' figures, derivatives."""
+
+from functools import partial
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cmjax
+from cmjax.networks import with_classes
+from cmjax.training import losses
+from cmjax.training.losses.flow_paths import mean_velocity
+from cmjax.training.losses.mean_flow import time_derivative
+from tests.support.flow_maps import (
+    CTM,
+    FLOW,
+    FLOW_MAP,
+    gaussian_flow_map,
+    gaussian_trajectory,
+    gaussian_velocity,
+    tiny,
+    tiny_params,
+)
+from tests.support.training import (
+    EDM,
+    KEY,
+    STD,
+    gaussian_batch,
+    gaussian_denoiser,
+    value,
+)
+
+GOLDENS = np.load(Path(__file__).parent.parent / "golden" / "flow_maps.npz")
+GUIDED = {"null_class": 3}
+MeanFlow = partial(losses.MeanFlow, FLOW_MAP)
+ImprovedMeanFlow = partial(losses.ImprovedMeanFlow, FLOW_MAP)
+Shortcut = partial(losses.Shortcut, FLOW_MAP)
+MomentMatching = partial(losses.InductiveMomentMatching, FLOW_MAP)
+
+
+def exact_pairs(lowest=0.0, count=64):
+    """Times from `lowest` on, and data and noise whose velocity is that of all data there."""
+    keys = jax.random.split(KEY, 3)
+    first, second = jax.random.uniform(keys[0], (2, count), minval=lowest)
+    t, r = jnp.maximum(first, second), jnp.minimum(first, second)
+    x = jax.random.normal(keys[1], (count, 3))
+    velocity = gaussian_velocity(STD, x, t)
+    return x - t[:, None] * velocity, x + (1 - t)[:, None] * velocity, t, r
+
+
+@pytest.mark.parametrize(
+    "loss, network",
+    [
+        (losses.FlowMatching(FLOW), gaussian_velocity),
+        (MeanFlow(norm_p=0.0), gaussian_flow_map),
+        (MeanFlow(instant_fraction=0.0), gaussian_flow_map),
+        (ImprovedMeanFlow(), gaussian_flow_map),
+        (MomentMatching(), gaussian_flow_map),
+    ],
+    ids=["flow matching", "mean flow", "mean flow, weighted", "imf", "imm"],
+)
+def test_the_gradient_vanishes_at_the_flow_map_of_gaussian_data(loss, network):
+    """Each sample's own noise is right on average; samples are 100,000 of three numbers."""
+
+    @jax.jit
+    def gradient(std):
+        return jax.grad(lambda p: value(loss, network, p, gaussian_batch(100_000)))(std)
+
+    low, exact, high = (float(gradient(jnp.float32(s * STD))) for s in (0.9, 1.0, 1.1))
+    # Measured: the slopes on both sides are 9 times as large or more, and point at it.
+    assert low < 0 < high and abs(exact) < 0.2 * min(-low, high), (low, exact, high)
+
+
+@pytest.mark.parametrize("loss", [MeanFlow(norm_p=0.0), ImprovedMeanFlow(norm_p=0.0)])
+def test_mean_flows_vanish_where_the_velocity_is_that_of_all_data(loss):
+    data, noise, t, r = exact_pairs()
+
+    @jax.jit
+    @jax.value_and_grad
+    def at(std):
+        return loss.at(gaussian_flow_map, std, data, noise, t, r, {})[0]
+
+    # The rest is float32's rounding, 1e-6 of each number.
+    exact, gradient = at(jnp.float32(STD))
+    wrong, wrong_gradient = at(jnp.float32(1.1 * STD))
+    assert exact < 1e-10 and wrong > 1e-3
+    assert abs(gradient) < 1e-4 * abs(wrong_gradient)
+
+
+def test_shortcuts_are_consistent_at_the_flow_map():
+    """Two steps are exactly one; the shortest step learns the velocity at its start, not a mean."""
+
+    def at(std, num_steps):
+        loss = Shortcut(num_steps=num_steps, consistency_fraction=0.5, largest=1e3)
+        data, noise, t, _ = exact_pairs(lowest=0.5)  # later than the longest step
+        compared = jnp.arange(len(t)) < len(t) // 2
+        length = jnp.where(compared, 0.5, 1 / num_steps)
+        return loss.at(gaussian_flow_map, std, std, data, noise, t, length, {})[1]
+
+    exact = at(jnp.float32(STD), 128)
+    assert exact["consistency_loss"] < 1e-10
+    # So the loss is not 0 there: the error is half of the step times the velocity's slope.
+    finer = at(jnp.float32(STD), 256)
+    assert exact["flow_loss"] < 1e-3
+    assert float(exact["flow_loss"]) == pytest.approx(
+        4 * finer["flow_loss"].item(), rel=0.1
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_flow_map_samples_gaussian_data_in_any_number_of_steps(steps):
+    init = jax.random.normal(KEY, (64, 3))
+    sigmas = [1 - i / steps for i in range(steps)]
+    x0 = cmjax.sample(
+        KEY, gaussian_flow_map, STD, FLOW_MAP, init.shape, sigmas=sigmas, init=init
+    )
+    # The ODE keeps x / s(t): the noise times the data's standard deviation.
+    np.testing.assert_allclose(x0, STD * init, atol=2e-6)
+
+
+CASES = {
+    "mean_flow": MeanFlow(),
+    "mean_flow_kappa": MeanFlow(omega=1.5, kappa=0.4, guidance_end=0.8, **GUIDED),
+    "mean_flow_omega": MeanFlow(omega=2.0, guidance_end=0.8, norm_p=0.5, **GUIDED),
+    "imf_guided": ImprovedMeanFlow(largest_scale=8.0, **GUIDED),
+    "shortcut": Shortcut(),
+    "shortcut_as_printed": Shortcut(),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_equal_those_of_their_authors_code(name):
+    given = {key: jnp.asarray(GOLDENS[key]) for key in GOLDENS.files if "/" not in key}
+    labels = given["labels"]
+    if name in ("mean_flow_kappa", "mean_flow_omega"):
+        labels = labels.at[:2].set(3)  # dropped there
+    cond = {"class_labels": labels}
+    pairs = [given[key] for key in ("data", "noise", "t", "r")]
+    times = []
+    if name == "imf_guided":
+        times = [given["scale"]]
+    if "shortcut" in name:
+        # There the others are the batch's first again.
+        again = jnp.concatenate([jnp.arange(8), jnp.arange(56)])
+        cond = {"class_labels": labels[again]}
+        pairs = [given["data"][again], given["noise"][again]]
+        pairs += [given["shortcut_t"], given["shortcut_length"]]
+
+    @jax.jit
+    @jax.value_and_grad
+    def at(params):
+        target = ()
+        if "shortcut" in name:
+            target = (jax.tree.map(lambda leaf: 0.9 * leaf, tiny_params()),)
+        return CASES[name].at(tiny, params, *target, *pairs, cond, *times)[0]
+
+    found, gradient = at(tiny_params())
+    # As printed, the authors' path keeps a noise of 1e-5 in the data.
+    tolerance = 1e-4 if "printed" in name else 1e-5
+    assert found == pytest.approx(float(GOLDENS[f"{name}/loss"]), rel=tolerance)
+    expected = {key: GOLDENS[f"{name}/{key}"] for key in gradient}
+    chex.assert_trees_all_close(gradient, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_the_time_derivative_equals_finite_differences():
+    keys = jax.random.split(KEY, 3)
+    x, velocity = jax.random.normal(keys[0], (2, 4, 2, 2, 2))
+    t, r = jnp.array([0.9, 0.5, 0.3, 1.0]), jnp.array([0.2, 0.5, 0.1, 0.0])
+    cond = {"class_labels": jnp.array([0, 1, 2, 3])}
+    network = mean_velocity(tiny, cmjax.FlowMapEulerDiscreteScheduler())
+    found = time_derivative(network, tiny_params(), x, t / 100, r / 100, velocity, cond)
+
+    # The network is told 1,000 times the times.
+    wide = partial(np.asarray, dtype=np.float64)
+    params = jax.tree.map(wide, tiny_params())
+
+    def u(h):
+        t_h = 1000 * (wide(t) / 100 + h)
+        moved = wide(x) + h * wide(velocity)
+        return tiny(params, moved, t_h, 10 * wide(r), np.arange(4), xp=np)
+
+    expected = (u(1e-6) - u(-1e-6)) / 2e-6
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-2)
+
+
+def test_times_and_steps_are_drawn_as_the_papers_have_it():
+    seen = []
+
+    def network(params, x, t, r):
+        seen.append((t, r))
+        return params * x
+
+    batch = {"data": jnp.zeros((4096, 1))}
+    value(MeanFlow(), network, jnp.float32(1), batch)
+    t, r = np.asarray(seen[0])
+    assert (r == t).sum() == 3072 and np.all(r <= t) and t.max() < 1 and r.min() > 0
+    # The larger of two logit-normal draws; standard errors of the mean are 0.016.
+    logit = np.log(t / (1 - t))
+    assert logit.mean() == pytest.approx(-0.4 + 1 / np.pi**0.5, abs=0.1)
+
+    steps = []
+
+    def record(params, x, t, r):
+        steps.append((np.asarray(t), np.asarray(t - r)))
+        return params * x
+
+    value(Shortcut(num_steps=8), record, jnp.float32(1), batch, target=jnp.float32(1))
+    t, length = steps[-1]
+    np.testing.assert_array_equal(np.unique(length), [0.125, 0.25, 0.5, 1.0])
+    assert [(length == 1 / n).sum() for n in (1, 2, 4)] == pytest.approx([171] * 3, abs=1)
+    assert np.all(t % length == 0) and np.all(t >= length) and t.max() == 1
+    # The two steps are of half the length, one after the other.
+    half = length[:512] / 2
+    np.testing.assert_array_equal(steps[0][1], half)
+    np.testing.assert_allclose(steps[1][0], t[:512] - half)
+
+
+def test_moment_matching_is_as_the_paper_has_it():
+    """Each kernel of each pair in float64; the authors' training code is not public."""
+    loss = MomentMatching(decrement=6, weight_power=2, weight_shift=4.0)
+    given = {key: GOLDENS[key][:8] for key in ("data", "noise", "t", "r", "labels")}
+    t, s = np.repeat(given["t"][[0, 4]], 4), np.repeat(given["t"][[0, 4]] / 3, 4)
+    cond = {"class_labels": jnp.asarray(given["labels"])}
+    target = jax.tree.map(lambda leaf: 0.9 * leaf, tiny_params())
+    arrays = [jnp.asarray(a) for a in (given["data"], given["noise"], t, s)]
+    found = loss.at(tiny, tiny_params(), target, *arrays, cond)[0]
+
+    def wide(tree):
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+    data, noise, t, s = wide((given["data"], given["noise"], t, s))
+    eta = t / (1 - t) - 0.994 / 0.006 / 2**6
+    r = np.maximum(s, np.maximum(eta, 0) / (1 + np.maximum(eta, 0)))
+
+    def end(params, time):
+        c = time[:, None, None, None]
+        x = (1 - c) * data + c * noise
+        u = tiny(wide(params), x, time, s, given["labels"], xp=np)
+        return x - (c - s[:, None, None, None]) * u
+
+    a, b = end(tiny_params(), t), end(target, r)
+    total = 0.0
+    for first in (0, 4):
+        t0, s0 = t[first], s[first]
+        log_snr = 2 * np.log((1 - t0) / t0)
+        weight = 0.5 / (1 + np.exp(log_snr - 4)) * 2 / (t0 * (1 - t0))
+        weight *= (1 - t0) ** 2 / ((1 - t0) ** 2 + t0**2)
+
+        def kernel(x, y, width=t0 - s0):
+            return np.exp(-max(np.linalg.norm(x - y), 1e-4) / x.size / width)
+
+        for j in range(first, first + 4):
+            for k in range(first, first + 4):
+                part = kernel(a[j], a[k]) + kernel(b[j], b[k]) - 2 * kernel(a[j], b[k])
+                total += weight * part / 16 / 2
+    assert float(found) == pytest.approx(total, rel=1e-4)
+
+
+def test_trajectories_are_at_their_fixed_point_for_gaussian_data():
+    """Heun's error is left: of order 3 a step, and of order 2 over the grid."""
+
+    @partial(jax.jit, static_argnums=0)
+    def at(num_levels, std, solver_steps=1):
+        loss = losses.ConsistencyTrajectory(
+            CTM,
+            num_levels,
+            solver_steps,
+            denoising_weight=0.0,
+            metric=losses.PseudoHuber(0.0),
+            teacher_fn=gaussian_denoiser,
+        )
+        exact = jnp.float32(STD)
+        batch = gaussian_batch(1024)
+        return value(loss, gaussian_trajectory, std, batch, target=exact, teacher=exact**2)
+
+    coarse, middle, fine = (float(at(n, jnp.float32(STD))) for n in (10, 20, 40))
+    assert coarse / middle > 3 and middle / fine > 3 and fine < 2e-3
+    assert at(40, jnp.float32(1.2 * STD)) > 20 * fine
+
+
+def test_the_gradient_vanishes_at_the_trajectory_of_gaussian_data():
+    """Both terms together; with the exact teacher and target."""
+    loss = losses.ConsistencyTrajectory(CTM, 80, teacher_fn=gaussian_denoiser)
+    exact_std = jnp.float32(STD)
+
+    @jax.jit
+    def gradient(std):
+        at = partial(value, loss, gaussian_trajectory, batch=gaussian_batch(20_000))
+        return jax.grad(lambda p: at(p, target=exact_std, teacher=exact_std**2))(std)
+
+    low, exact, high = (float(gradient(s * exact_std)) for s in (0.9, 1.0, 1.1))
+    assert low < 0 < high and abs(exact) < 0.2 * min(-low, high), (low, exact, high)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_trajectory_samples_gaussian_data_in_any_number_of_steps(steps):
+    x0 = cmjax.sample(
+        KEY, gaussian_trajectory, STD, CTM, (64, 3), num_inference_steps=steps
+    )
+    start = CTM.init(KEY, CTM.set_timesteps(steps), (64, 3))[1]
+    shrunk = np.sqrt((STD**2 + 0.002**2) / (STD**2 + 80.0**2))
+    np.testing.assert_allclose(x0, shrunk * start, rtol=1e-4, atol=1e-5)
+
+
+def test_moment_matching_needs_whole_groups():
+    with pytest.raises(
+        ValueError, match="has 6 samples, which group_size=4 does not divide"
+    ):
+        value(MomentMatching(), tiny, tiny_params(), gaussian_batch(6))
+
+
+def test_shortcuts_learn_from_batches_of_one():
+    loss = value(
+        Shortcut(), lambda p, x, t, r: p * x, jnp.float32(1), {"data": jnp.ones((1, 2))}
+    )
+    assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: losses.FlowMatching(EDM),
+            "scheduler must be one of flow matching .* got CM",
+        ),
+        (lambda: losses.FlowMatching(type(FLOW)), "such as FlowMatchEuler.* got FlowMatch"),
+        (lambda: losses.FlowMatching(FLOW_MAP), "take 2 times, .* take FlowMatchEuler"),
+        (lambda: losses.MeanFlow(FLOW), "take 1 times, .* take FlowMapEuler"),
+        (
+            lambda: losses.Shortcut(None),
+            r"such as FlowMapEulerDiscreteScheduler\(\), got None",
+        ),
+        (lambda: MeanFlow(omega=2.0), "omega=2.0 and kappa=0.0 .* give null_class"),
+        (lambda: MeanFlow(kappa=1.0), "kappa must be a number from 0 to 0.999, got 1.0"),
+        (
+            lambda: ImprovedMeanFlow(largest_scale=8.0),
+            "largest_scale=8.0 .* give null_class",
+        ),
+        (
+            lambda: losses.ConsistencyTrajectory(EDM),
+            "must be a CTMScheduler .* got CMStoch",
+        ),
+        (
+            lambda: losses.ConsistencyTrajectory(CTM, 1),
+            "num_levels must be an integer from 2",
+        ),
+        (lambda: Shortcut(num_steps=100), "num_steps must be a power of 2, got 100"),
+    ],
+)
+def test_mistakes(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "loss", [MeanFlow(omega=2.0, **GUIDED), ImprovedMeanFlow(largest_scale=8.0, **GUIDED)]
+)
+def test_guidance_needs_labels(loss):
+    with pytest.raises(ValueError, match="the batch needs class_labels"):
+        value(loss, lambda p, x, t, r, **c: p * x, jnp.float32(1), gaussian_batch(4))
+
+
+def test_a_null_class_that_the_network_lacks_is_named():
+    network = with_classes(lambda p, x, t, r, class_labels: p * x, 3)
+    batch = {**gaussian_batch(4), "class_labels": jnp.zeros(4, jnp.int32)}
+    with pytest.raises(ValueError, match="null_class=3 is none of the network's 3 classes"):
+        value(MeanFlow(omega=2.0, **GUIDED), network, jnp.float32(1), batch)
