@@ -71,6 +71,11 @@ def way_of_package(name: str, known: Iterable[str]) -> str:
         known: the public names of cmjax.
     """
     plain = name.removeprefix("Flax")
+    if plain in ("AutoencoderKL", "AutoencoderTiny"):
+        return (
+            "use vae = cmjax.load_autoencoder(source), vae.encode(images, key) and "
+            "vae.decode(latents); docs/migration.md shows them before and after"
+        )
     if plain != name and plain in known:
         return (
             f"use cmjax.{plain}, or cmjax.scheduler_from_config for its file; "

@@ -50,7 +50,11 @@ def test_a_key_draws_each_image_by_its_own_index():
     np.testing.assert_array_equal(vae.encode(images()), mean)
 
 
-@pytest.mark.parametrize("config", [KL, TINY], ids=["kl", "tiny"])
+@pytest.mark.parametrize(
+    "config",
+    [TINY, pytest.param(KL, marks=pytest.mark.thorough)],
+    ids=["tiny", "kl"],
+)
 def test_a_batch_in_pieces_is_the_same(config):
     vae = autoencoder(config)
     batch = jnp.tile(images(), (2, 1, 1, 1))[:3]

@@ -61,6 +61,8 @@ def test_schedulers_and_states_are_copied_as_before():
     [
         ("FlaxDDIMScheduler", "; use cmjax.DDIMScheduler, or cmjax.scheduler_from_config"),
         ("FlaxPNDMScheduler", "; use cmjax.PNDMScheduler"),
+        ("FlaxAutoencoderKL", "; use vae = cmjax.load_autoencoder"),
+        ("AutoencoderTiny", "; use vae = cmjax.load_autoencoder"),
         ("FlaxUNet2DConditionModel", "; cmjax has no such class of diffusers: keep your"),
         ("FlaxStableDiffusionPipeline", "; cmjax has no pipelines: "),
         ("ConsistencyModelPipeline", "; cmjax has no pipelines: "),

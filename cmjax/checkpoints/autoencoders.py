@@ -72,6 +72,10 @@ def load_autoencoder(source: str | Path, *, dtype: DTypeLike | None = None) -> A
 
 def open_autoencoder(source: str | Path) -> StoredNetwork:
     """Opens an autoencoder without reading its tensors; errors are those of `load_autoencoder`."""
+    if not isinstance(source, (str, Path)):
+        raise ValueError(
+            f"source must be a folder, a file or a hub id owner/name, got {shown(source)}"
+        )
     path = path_of(source)
     if os.path.exists(path) and not os.path.isdir(path):
         check_regular(path)

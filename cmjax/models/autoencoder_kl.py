@@ -99,7 +99,7 @@ class _Encoder(nnx.Module):
         for block in self.down_blocks:
             h = block(h)
         h = self.mid_block(h)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        return layers.activated_conv(self.conv_norm_out, self.conv_out, h)
 
 
 class _Decoder(nnx.Module):
@@ -135,7 +135,7 @@ class _Decoder(nnx.Module):
         h = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             h = block(h)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        return layers.activated_conv(self.conv_norm_out, self.conv_out, h)
 
 
 class _Block(nnx.Module):

@@ -13,6 +13,7 @@ from flax import nnx
 
 from cmjax.labels import check_class_labels
 from cmjax.models.conv import convolution, product_of_matrices
+from cmjax.models.strips import in_strips
 
 # 32 MB in float32, about what CPUs keep near.
 SCORES_IN_CACHE = 8 * 1024 * 1024
@@ -117,6 +118,10 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, ..., C]` to the same shape and dtype."""
+        return self.normalise(x, *self.statistics(x))
+
+    def statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns mean and inverse deviation of `[B, ..., C]`, f32[B, 1, C] each."""
         # Sums over a whole map have too many terms for 16 bits: [B, pixels, C] in float32.
         batch, channels = x.shape[0], x.shape[-1]
         pixels = x.astype(jnp.float32).reshape(batch, -1, channels)
@@ -130,11 +135,17 @@ class GroupNorm(nnx.Module):
                 batch, 1, channels
             )
 
-        centred = pixels - mean(pixels)
-        inverse = jax.lax.rsqrt(mean(jnp.square(centred)) + self.epsilon)
+        centre = mean(pixels)
+        variance = mean(jnp.square(pixels - centre))
+        return centre, jax.lax.rsqrt(variance + self.epsilon)
+
+    def normalise(self, x: jax.Array, mean: jax.Array, inverse: jax.Array) -> jax.Array:
+        """Normalises `[B, ..., C]`, which may be a part of a map, by the statistics of the map."""
+        pixels = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
         scale = self.scale[...].astype(jnp.float32)[None, None]
         bias = self.bias[...].astype(jnp.float32)[None, None]
-        return (centred * (inverse * scale) + bias).reshape(x.shape).astype(x.dtype)
+        y = (pixels - mean) * (inverse * scale) + bias
+        return y.reshape(x.shape).astype(x.dtype)
 
 
 def sinusoidal_embedding(
@@ -419,28 +430,57 @@ class ResnetBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
         """Maps `[B, H, W, channels_in]` and `[B, time_features]` to `[B, H', W', channels_out]`."""
+        # Without an embedding the pixels of both halves are computed apart from each other.
+        if self.time_emb_proj is None and self.resample is None:
+            h = activated_conv(self.norm1, self.conv1, x)
+            return activated_conv(self.norm2, self.conv2, h, self._shortcut, x)
+
         # The resolution changes between the activation and the convolution.
         h = jax.nn.silu(self.norm1(x))
         if self.resample is not None:
             x = self.resample(x)
             h = self.resample(h)
-        h = self._conditioned(self.conv1(h), embedding)
-        h = self.conv2(jax.nn.silu(h))
-        if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x)
-        return h + x
-
-    def _conditioned(self, h, embedding):
-        """Normalises the map for the second time, with what the embedding says."""
-        if self.time_emb_proj is None:
-            return self.norm2(h)
+        h = self.conv1(h)
 
         # The same numbers for all pixels: [B, 1, 1, channels_out], or twice as many.
         condition = self.time_emb_proj(jax.nn.silu(embedding))[:, None, None, :]
         if self.scale_shift:
             scale, shift = jnp.split(condition, 2, axis=-1)
-            return self.norm2(h) * (1 + scale) + shift
-        return self.norm2(h + condition)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + condition)
+
+        h = self.conv2(jax.nn.silu(h))
+        return h + self._shortcut(x)
+
+    def _shortcut(self, x):
+        """The residual, with the channels of the output."""
+        return x if self.conv_shortcut is None else self.conv_shortcut(x)
+
+
+def activated_conv(
+    norm: GroupNorm,
+    convolve: nnx.Conv,
+    x: jax.Array,
+    residual: Callable[[jax.Array], jax.Array] | None = None,
+    *residual_of: jax.Array,
+) -> jax.Array:
+    """Normalises a map, applies a SiLU and convolves it, in strips if it is large.
+
+    Args:
+        norm: the normalisation.
+        convolve: a 3x3 convolution.
+        x: the map, `[B, H, W, C]`.
+        residual: a function of pixels, whose result is added; None adds nothing.
+        residual_of: the map that it is a function of, `[B, H, W, R]`.
+    """
+    statistics = norm.statistics(x)
+
+    def compute(x, *others):
+        h = convolve(jax.nn.silu(norm.normalise(x, *statistics)))
+        return h if residual is None else h + residual(*others)
+
+    return in_strips(compute, x, *residual_of)
 
 
 class Downsample(nnx.Module):
@@ -464,7 +504,7 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, 2H, 2W, C]`; the embedding is not used."""
-        return self.conv(double(x))
+        return in_strips(lambda x: self.conv(double(x)), x, factor=2)
 
 
 def halve(x: jax.Array) -> jax.Array:

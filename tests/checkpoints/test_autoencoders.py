@@ -1,12 +1,15 @@
 """Files of autoencoders: every layout, and what is refused."""
 
 import json
+import shutil
 
 import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import cmjax
@@ -14,6 +17,8 @@ from cmjax.checkpoints import diffusers, open_autoencoder
 from cmjax.checkpoints.weight_files import FLAX
 from tests.support import torch_zip
 from tests.support.autoencoders import KL, TINY, autoencoder, edit, flax_tree
+from tests.support.draws import draws
+from tests.support.mutations import mutations
 
 
 @pytest.fixture
@@ -135,6 +140,8 @@ def test_what_is_no_autoencoder_is_said_with_the_way_out(folder, tmp_path):
     alone.write_bytes((folder / diffusers.SAFETENSORS).read_bytes())
     with pytest.raises(ValueError, match="has no config.json beside it"):
         cmjax.load_autoencoder(alone)
+    with pytest.raises(ValueError, match="source must be a folder, a file or a hub id"):
+        cmjax.load_autoencoder(None)
     (folder / diffusers.SAFETENSORS).unlink()
     with pytest.raises(ValueError, match="has no diffusion_pytorch_model.safetensors"):
         cmjax.load_autoencoder(folder)
@@ -150,3 +157,24 @@ def test_it_replaces_no_folder_that_it_did_not_write(folder, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match="holds notes.txt, which cmjax did not write"):
         cmjax.save_autoencoder(tmp_path / "mine", autoencoder(KL))
+
+
+@settings(
+    max_examples=draws(200),
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+@pytest.mark.parametrize("config", [KL, TINY], ids=["kl", "tiny"])
+def test_mutated_configs_are_read_or_refused(tmp_path, config, data):
+    folder = tmp_path / "vae"
+    if not folder.exists():
+        cmjax.save_autoencoder(folder, autoencoder(config))
+        shutil.copy(folder / "config.json", tmp_path / "whole.json")
+    whole = (tmp_path / "whole.json").read_bytes()
+    (folder / "config.json").write_bytes(data.draw(mutations(whole)))
+    try:
+        open_autoencoder(folder).check()
+    except ValueError as error:
+        assert type(error) is ValueError, repr(error)
+        assert str(folder) in str(error) and len(str(error)) < 10**4, error
