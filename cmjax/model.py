@@ -13,7 +13,7 @@ from cmjax.arrays import ApplyFn
 from cmjax.configs import LARGEST, is_int, shown
 from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
 from cmjax.models.registry import sample_shape
-from cmjax.networks import check_network, parse_cond
+from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
 from cmjax.random import sample_index
 from cmjax.sampling import SampleOptions, check_scheduler, sample
@@ -151,7 +151,8 @@ class Model:
 
         # A copy, since `class_labels` is added to it.
         cond = options.pop("cond", None)
-        cond = parse_cond(cond, num, self.num_classes)
+        # The network may also know a label that stands for no class.
+        cond = parse_cond(cond, num, num_classes(self.apply_fn) or self.num_classes)
         if "class_labels" in cond and labels is not None:
             raise ValueError("labels and cond['class_labels'] exclude each other; give one")
         if (

@@ -81,8 +81,10 @@ def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
             called.set_attributes(deterministic=False, raise_if_not_found=False)
         return called(*args, **cond)
 
-    # How many classes the network has, as diffusers' configs and cmjax's own name it.
-    classes = getattr(getattr(module, "config", None), "num_class_embeds", None)
+    # How many classes the network has, as diffusers' configs and cmjax's own name it; `num_labels`
+    # also counts a label that stands for none.
+    config = getattr(module, "config", None)
+    classes = getattr(config, "num_labels", getattr(config, "num_class_embeds", None))
     return with_classes(with_arguments_of(apply_fn, module), classes), params
 
 

@@ -9,6 +9,8 @@ from flax import nnx
 
 from cmjax.configs import did_you_mean, import_by_name, shown
 from cmjax.models.dit import DiT, DiTConfig
+from cmjax.models.pixel_mean_flow import PixelMeanFlow
+from cmjax.models.pixel_mean_flow_config import PixelMeanFlowConfig
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import UNet2DConfig
 
@@ -16,6 +18,7 @@ from cmjax.models.unet_config import UNet2DConfig
 ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "UNet2D": (UNet2D, UNet2DConfig),
     "DiT": (DiT, DiTConfig),
+    "PixelMeanFlow": (PixelMeanFlow, PixelMeanFlowConfig),
 }
 BUILT_IN = tuple(ARCHITECTURES)
 LONGEST_NAME = 200  # of a class in files
@@ -27,7 +30,7 @@ def network_class(
     """Returns the network of a name, and the class of its config.
 
     Args:
-        name: "UNet2D", "DiT", a registered name, or "package.module:Name".
+        name: "UNet2D", "DiT", "PixelMeanFlow", a registered name, or "package.module:Name".
         trust: whether a class that is not registered may be imported, which runs its module. Pass
             False for a name that was read from somebody else's file.
 

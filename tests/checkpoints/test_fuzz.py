@@ -7,14 +7,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cmjax.checkpoints import checkpoint, open_checkpoint, openai
 from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.checkpoints.torch_file import open_torch
 from tests.support import checkpoints as tiny
 from tests.support import torch_zip as tz
-from tests.support.draws import draws
+from tests.support.mutations import fuzz, mutations
 
 MEMORY = 64 * 2**20  # bytes; the files have some kB
 COUNTS = {}  # what became of the files, for whoever wants to know: pytest -s
@@ -48,17 +49,6 @@ def one_network():
         yield
 
 
-def fuzz(examples):
-    checks = [
-        HealthCheck.too_slow,
-        HealthCheck.function_scoped_fixture,
-        HealthCheck.data_too_large,
-    ]
-    return settings(
-        max_examples=draws(examples), suppress_health_check=checks, database=None
-    )
-
-
 def outcome(what, path, config):
     """Loads: "loaded" or "refused"; whatever else is raised goes on to fail the test."""
     counts = COUNTS.setdefault(what, {"loaded": 0, "refused": 0})
@@ -88,57 +78,6 @@ def load_mutated(sources, kind, file, content, what=None):
         file.write_bytes(contents[file])
 
 
-INTERESTING = [
-    b"\0",
-    b"\xff",
-    b"\x7f",
-    b"\x80",
-    b"\xff" * 4,
-    b"\0" * 4,
-    b"\xff" * 8,
-    b"\xff" * 7 + b"\x7f",
-    b"PK\1\2",
-    b".",
-]
-
-
-@st.composite
-def mutations(draw, content):
-    """The content with a few places changed, most near its ends, where the structure is."""
-    content = bytearray(content)
-    for _ in range(draw(st.integers(1, 4))):
-        size = len(content)
-        near = st.integers(0, max(min(size - 1, 400), 0))
-        at = draw(
-            st.one_of(
-                near,
-                near.map(lambda i, size=size: max(size - 1 - i, 0)),
-                st.integers(0, max(size - 1, 0)),
-            )
-        )
-        match draw(
-            st.sampled_from(["flip", "set", "cut", "remove", "insert", "splice", "swap"])
-        ):
-            case "flip" if size:
-                content[at] ^= 1 << draw(st.integers(0, 7))
-            case "set":
-                some = draw(st.sampled_from(INTERESTING))
-                content[at : at + len(some)] = some
-            case "cut":
-                del content[at:]
-            case "remove":
-                del content[at : at + draw(st.integers(1, 64))]
-            case "insert":
-                content[at:at] = draw(st.binary(min_size=1, max_size=16))
-            case "splice":
-                start = draw(st.integers(0, max(size - 1, 0)))
-                content[at:at] = content[start : start + draw(st.integers(1, 200))]
-            case "swap" if size:
-                other = draw(st.integers(0, size - 1))
-                content[at], content[other] = content[other], content[at]
-    return bytes(content)
-
-
 @pytest.mark.parametrize("kind", tiny.KINDS)
 @fuzz(120)
 @given(data=st.data())
@@ -153,7 +92,7 @@ def test_bytes_of_the_file_of_tensors(sources, kind, data):
 def test_bytes_of_the_pickle(sources, kind, data):
     """With sums that are right again, or none of these would be read."""
     _, weights, contents = sources[kind]
-    tensors = {name: tensor.read() for name, tensor in openai.open_torch(weights).items()}
+    tensors = {name: tensor.read() for name, tensor in open_torch(weights).items()}
     pickled, storages = tz.parts(tensors)
     content = data.draw(mutations(pickled))
     aside = tz.write(weights.with_name("aside"), content, storages)
@@ -321,16 +260,12 @@ def test_networks_told_from_names_and_shapes(data):
         name: StoredTensor(tuple(s), np.dtype(np.float16), lambda: None)
         for name, s in shapes.items()
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openai, "open_torch", lambda path: tensors)
-        try:
-            openai.open_file(tiny.NO_FILE).check()
-            counts["loaded"] += 1
-        except ValueError as error:
-            assert type(error) is ValueError and str(tiny.NO_FILE) in str(error), repr(
-                error
-            )
-            counts["refused"] += 1
+    try:
+        openai.from_tensors(tiny.NO_FILE, tensors).check()
+        counts["loaded"] += 1
+    except ValueError as error:
+        assert type(error) is ValueError and str(tiny.NO_FILE) in str(error), repr(error)
+        counts["refused"] += 1
 
 
 NAMES = json.loads((tiny.GOLDEN / "openai_names.json").read_text())

@@ -20,6 +20,7 @@ DTYPES = {
     torch.int8: np.int8,
     torch.uint8: np.uint8,
     torch.bool: np.bool_,
+    torch.complex64: np.complex64,
 }
 
 
