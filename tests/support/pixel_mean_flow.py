@@ -63,14 +63,17 @@ def frequencies(head_dim, side):
     return np.exp(1j * angles).astype(np.complex64)
 
 
-def tensors(network, *, second_head=False):
-    """All tensors of a file of the reference, drawn."""
+def tensors(network, *, second_head=False, num_classes=None):
+    """All tensors of a file of the reference, drawn; with another number of classes if given."""
     found = {}
     for name, shape in shapes(network).items():
         if name == "net.rope_freqs":
             found[name] = frequencies(2 * shape[1], int(shape[0] ** 0.5))
         else:
             found[name] = draw(name, shape)
+    if num_classes is not None:
+        table = "net.y_embedder.embedding_table._flax_embedding.weight"
+        found[table] = draw(table, (num_classes + 1, found[table].shape[1]))
     if second_head:
         for name in list(found):
             if name.startswith("net.u_"):
