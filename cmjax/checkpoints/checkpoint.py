@@ -39,7 +39,6 @@ class Checkpoint:
             its axes there: axis `i` of the file is axis `axes[i]` of the network.
         note: what a user should know about the model, or "".
         class_names: one name per class, or None.
-        preset: the name of the released model whose size the network has, or "".
     """
 
     kind: str
@@ -50,7 +49,6 @@ class Checkpoint:
     layout: Layout
     note: str = ""
     class_names: tuple[str, ...] | None = None
-    preset: str = ""
 
     def load(self, *, dtype: DTypeLike | None = None, keep_dtypes: bool = False) -> Model:
         """Reads the tensors, one by one.

@@ -95,8 +95,7 @@ def from_tensors(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
-    preset = preset_of(config)
-    if not preset:
+    if not released_name(config):
         note = (
             f"{note}; no released model has this size: it is sampled with noise of scale "
             f"{config.noise_scale:g} and guidance of scale {config.guidance_scale:g}"
@@ -109,7 +108,6 @@ def from_tensors(
         tensors=used,
         layout=functools.partial(layout, prefix, _depth(tensors, prefix, "shared_blocks")),
         note=note,
-        preset=preset,
     )
 
 
@@ -155,14 +153,14 @@ def infer_config(
         context_tokens=context,
         **_UNKNOWN,
     )
-    preset = preset_of(config)
-    return PIXEL_MEAN_FLOWS[preset] if preset else config
+    name = released_name(config)
+    return PIXEL_MEAN_FLOWS[name] if name else config
 
 
 _UNKNOWN = {"noise_scale": 1.0, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
 
 
-def preset_of(config: PixelMeanFlowConfig) -> str:
+def released_name(config: PixelMeanFlowConfig) -> str:
     """Returns the name of the released model that has this size, or ""."""
     size = dataclasses.replace(config, **_UNKNOWN)
     for name, preset in PIXEL_MEAN_FLOWS.items():

@@ -111,7 +111,7 @@ def info(source: str | None, config: str | None, as_json: bool) -> None:
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
     """Returns names and values in the order in which they are printed; options are indented."""
     from cmjax.labels import describe_classes
-    from cmjax.models.registry import network_name, sample_shape
+    from cmjax.models.registry import network_name, preset_name, sample_shape
     from cmjax.registry import scheduler_to_config
 
     # What a user asks first: what it is, what it makes, how large it is.
@@ -127,8 +127,8 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
         ("dtypes", _dtypes(checkpoint)),
         ("network", network_name(config)),
     ]
-    if checkpoint.preset:
-        rows.append(("preset", checkpoint.preset))
+    if preset_name(config):
+        rows.append(("preset", preset_name(config)))
 
     # Every option of the network and of the scheduler, defaults included.
     for field in dataclasses.fields(config):
@@ -148,7 +148,7 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
 
 def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Returns what `_rows` says, as values of JSON."""
-    from cmjax.models.registry import network_name, sample_shape
+    from cmjax.models.registry import network_name, preset_name, sample_shape
     from cmjax.registry import scheduler_to_config
 
     config = checkpoint.config
@@ -162,7 +162,7 @@ def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
         "num_tensors": len(tensors),
         "dtypes": collections.Counter(str(tensor.dtype) for tensor in tensors),
         "network": {"class": network_name(config), **dataclasses.asdict(config)},
-        "preset": checkpoint.preset or None,
+        "preset": preset_name(config),
         "scheduler": scheduler_to_config(checkpoint.scheduler),
         "files": [
             {"path": str(file), "bytes": file.stat().st_size} for file in checkpoint.files

@@ -10,9 +10,9 @@ from flax import nnx
 from cmjax.configs import did_you_mean, import_by_name, shown
 from cmjax.models.dit import DiT, DiTConfig
 from cmjax.models.pixel_mean_flow import PixelMeanFlow
-from cmjax.models.pixel_mean_flow_config import PixelMeanFlowConfig
+from cmjax.models.pixel_mean_flow_config import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.unet import UNet2D
-from cmjax.models.unet_config import UNet2DConfig
+from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
 # Name -> (module, its config dataclass). `register_network` adds to it.
 ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
@@ -21,6 +21,7 @@ ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "PixelMeanFlow": (PixelMeanFlow, PixelMeanFlowConfig),
 }
 BUILT_IN = tuple(ARCHITECTURES)
+RELEASED = {**PRESETS, **PIXEL_MEAN_FLOWS}  # the configs of released models by name
 LONGEST_NAME = 200  # of a class in files
 
 
@@ -159,6 +160,11 @@ def network_name(config: Any) -> str:
         f"model.config must be the config of one of {', '.join(ARCHITECTURES)}, got "
         f"{shown(config)}; call cmjax.register with a network of your own first"
     )
+
+
+def preset_name(config: Any) -> str | None:
+    """Returns the name of the released model whose config this is, or None."""
+    return next((name for name, preset in RELEASED.items() if preset == config), None)
 
 
 def sample_shape(config: Any) -> tuple[int, ...]:
