@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import cmjax
-from tests.support import checkpoints, pages
+from tests.support import checkpoints, pages, pixel_mean_flow
 from tests.support.tiers import thorough
 
 ROOT = pages.ROOT
@@ -45,6 +45,8 @@ def test_the_programs_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if 'load("runs/mine"' in page.read_text():
         save_model(tmp_path / "runs" / "mine")
+    if 'load("pMF-B-16.pt"' in page.read_text():
+        pixel_mean_flow.save(tmp_path / "pMF-B-16.pt", "toy", num_classes=1000)
     pages.run(page)
 
 

@@ -12,7 +12,7 @@ from cmjax.checkpoints import (
     dit_pipelines,
     hub,
     native,
-    openai,
+    torch_models,
 )
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.json_files import read_json
@@ -25,7 +25,7 @@ from cmjax.files import (
     replacing_folder,
 )
 from cmjax.model import Model
-from cmjax.models import DiTTransformer2DConfig, UNet2DConfig
+from cmjax.models import DiTTransformer2DConfig
 from cmjax.models.registry import ARCHITECTURES
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
@@ -39,7 +39,7 @@ def load(
     source: str | Path | None = None,
     *,
     dtype: DTypeLike | None = None,
-    config: UNet2DConfig | str | None = None,
+    config: torch_models.Config = None,
     trust: bool = False,
 ) -> Model:
     """Loads a model, detecting its format.
@@ -52,12 +52,12 @@ def load(
 
     Args:
         source: a cmjax folder, the folder of a training run, a folder of a diffusers pipeline or of
-            its network, an OpenAI `.pt` file, or the id of a pipeline or cmjax folder on the
-            Hugging Face hub (`owner/name`, optionally `owner/name@revision`); None is the bundled
-            digits model.
+            its network, a `.pt` file of OpenAI or of Pixel MeanFlow, or the id of a pipeline or
+            cmjax folder on the Hugging Face hub (`owner/name`, optionally `owner/name@revision`);
+            None is the bundled digits model.
         dtype: dtype of the parameters; None is float32. The network computes in the dtype of its
             input, whatever this is.
-        config: the network of an OpenAI file, or the name of a preset; None infers it from the
+        config: the network of a `.pt` file, or the name of a preset; None infers it from the
             tensors. Other formats name their network themselves.
         trust: whether a cmjax folder may name a network or scheduler that is neither part of cmjax
             nor registered (`cmjax.register`); it is then imported, which runs its module.
@@ -74,24 +74,24 @@ def load(
 def open_checkpoint(
     source: str | Path | None = None,
     *,
-    config: UNet2DConfig | str | None = None,
+    config: torch_models.Config = None,
     trust: bool = False,
 ) -> Checkpoint:
     """Opens a model without reading its tensors; arguments and errors are those of `load`."""
     path = BUNDLED if source is None else path_of(source)
 
-    # A file can only be OpenAI's: all other formats are folders. For a name that is too long,
+    # A file is one of PyTorch: all other formats are folders. For a name that is too long,
     # os.path returns False where Path raises an error.
     if os.path.exists(path) and not os.path.isdir(path):
         check_regular(path)
         _check_whole_model(path)
-        return openai.open_file(path, config)
+        return torch_models.open_file(path, config)
     if config is not None:
         raise ValueError(
-            f"config is for OpenAI files, which do not name their network; {path} does"
+            f"config is for .pt files, which do not name their network; {path} does"
         )
 
-    # What is not on disk may be on the hub, which has no OpenAI files, only folders.
+    # What is not on disk may be on the hub, of which only folders are read.
     if not os.path.exists(path):
         path = hub.download(str(source))
     if (path / diffusers.INDEX).exists():

@@ -11,7 +11,6 @@ from pathlib import Path
 from cmjax.checkpoints import diffusers
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.tensors import StoredTensor, by_name
-from cmjax.checkpoints.torch_file import open_torch
 from cmjax.configs import shown
 from cmjax.models import PRESETS, UNet2DConfig
 from cmjax.schedulers import CMStochasticIterativeScheduler
@@ -30,6 +29,9 @@ NUM_TRAIN_TIMESTEPS = {
     "ct_cat256": 151,
 }
 TEACHERS = ("edm_imagenet64_ema", "edm_bedroom256_ema", "edm_cat256_ema")
+
+# Every network of theirs begins with this convolution: their files are recognised by it.
+FIRST = "input_blocks.0.0.weight"
 
 # What tensors do not say of the network; all released models have these values.
 HEAD_DIM = 64
@@ -54,15 +56,20 @@ ATTENTION = {
 }
 
 
-def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoint:
+def from_tensors(
+    path: Path,
+    tensors: Mapping[str, StoredTensor],
+    config: UNet2DConfig | str | None = None,
+) -> Checkpoint:
     """Opens an OpenAI file.
 
     Args:
         path: the `.pt` file. The names of the released files give the number of noise levels.
+        tensors: its tensors by name.
         config: config of the network, or the name of a preset; None infers it from the tensors.
 
     Raises:
-        ValueError: if the file is not a checkpoint of OpenAI's network, or not of the one given.
+        ValueError: if the tensors are not those of OpenAI's network, or not of the one given.
     """
     if isinstance(config, str):
         if config not in PRESETS:
@@ -71,13 +78,6 @@ def open_file(path: Path, config: UNet2DConfig | str | None = None) -> Checkpoin
             )
         config = PRESETS[config]
 
-    # Every network of theirs begins with this convolution: other files are recognised by it.
-    tensors = open_torch(path)
-    if "input_blocks.0.0.weight" not in tensors:
-        raise ValueError(
-            f"{path} is not a checkpoint of OpenAI's network: it has no tensor "
-            "input_blocks.0.0.weight"
-        )
     try:
         config = config or infer_config(tensors)
         renamed = _as_diffusers(tensors, config)
@@ -143,7 +143,7 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         classes = (
             tensors["label_emb.weight"].shape[0] if "label_emb.weight" in tensors else None
         )
-        in_channels = tensors["input_blocks.0.0.weight"].shape[1]
+        in_channels = tensors[FIRST].shape[1]
         out_channels = tensors["out.2.weight"].shape[0]
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(

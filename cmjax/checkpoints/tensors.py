@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,11 @@ class StoredTensor:
         """Returns the tensor with its axes permuted, still unread."""
         shape = tuple(self.shape[axis] for axis in axes)
         return StoredTensor(shape, self.dtype, lambda: self.read().transpose(axes))
+
+    def flat_rows(self) -> "StoredTensor":
+        """Returns the tensor with all axes but the first as one, still unread."""
+        shape = (self.shape[0], math.prod(self.shape[1:]))
+        return StoredTensor(shape, self.dtype, lambda: self.read().reshape(shape))
 
     def rows(self, start: int, stop: int) -> "StoredTensor":
         """Returns a part of the first axis, without trailing axes of length one, still unread."""

@@ -33,6 +33,7 @@ STORAGES = {
     "CharStorage": np.dtype(np.int8),
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
+    "ComplexFloatStorage": np.dtype(np.complex64),  # rotary frequencies, in some files
 }
 # Bytes of the pickle, and of the archive's directory. Those of the largest released model have
 # under a tenth of one MiB; parsing more takes long, and many times the memory.

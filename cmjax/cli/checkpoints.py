@@ -20,7 +20,7 @@ DTYPES = ["float32", "bfloat16", "float16"]
 PRESET = click.option(
     "--config",
     metavar="PRESET",
-    help="Network of an OpenAI .pt file: imagenet64 or lsun256.  "
+    help="Network of a .pt file: imagenet64 or lsun256 (OpenAI), or such as pMF-B/16.  "
     "[default: inferred from its tensors]",
 )
 
@@ -51,8 +51,8 @@ def convert(
 ) -> None:
     """Converts the model SRC, writing it to the folder DST.
 
-    SRC is a cmjax folder, a diffusers pipeline or UNet folder, an OpenAI .pt file, or a hub id
-    owner/name.
+    SRC is a cmjax folder, a diffusers pipeline or UNet folder, a .pt file of OpenAI or of Pixel
+    MeanFlow, or a hub id owner/name.
 
     \b
     Examples:
@@ -111,7 +111,7 @@ def info(source: str | None, config: str | None, as_json: bool) -> None:
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
     """Returns names and values in the order in which they are printed; options are indented."""
     from cmjax.labels import describe_classes
-    from cmjax.models.registry import network_name, sample_shape
+    from cmjax.models.registry import network_name, preset_name, sample_shape
     from cmjax.registry import scheduler_to_config
 
     # What a user asks first: what it is, what it makes, how large it is.
@@ -127,6 +127,8 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
         ("dtypes", _dtypes(checkpoint)),
         ("network", network_name(config)),
     ]
+    if preset_name(config):
+        rows.append(("preset", preset_name(config)))
 
     # Every option of the network and of the scheduler, defaults included.
     for field in dataclasses.fields(config):
@@ -146,7 +148,7 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
 
 def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Returns what `_rows` says, as values of JSON."""
-    from cmjax.models.registry import network_name, sample_shape
+    from cmjax.models.registry import network_name, preset_name, sample_shape
     from cmjax.registry import scheduler_to_config
 
     config = checkpoint.config
@@ -160,6 +162,7 @@ def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
         "num_tensors": len(tensors),
         "dtypes": collections.Counter(str(tensor.dtype) for tensor in tensors),
         "network": {"class": network_name(config), **dataclasses.asdict(config)},
+        "preset": preset_name(config),
         "scheduler": scheduler_to_config(checkpoint.scheduler),
         "files": [
             {"path": str(file), "bytes": file.stat().st_size} for file in checkpoint.files

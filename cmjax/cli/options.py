@@ -169,7 +169,7 @@ sampling = group_of(
         "--model",
         "-m",
         metavar="MODEL",
-        help="A cmjax or diffusers folder, an OpenAI .pt file, or a hub id owner/name.  "
+        help="A cmjax or diffusers folder, an OpenAI or pMF .pt file, or a hub id owner/name.  "
         "[default: bundled digits]",
     ),
     trust,
@@ -277,7 +277,7 @@ def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoin
 
     Args:
         source: as for `cmjax.load`; None is the bundled model.
-        config: name of a preset, for an OpenAI file.
+        config: name of a preset, for a `.pt` file.
 
     Raises:
         ValueError: if there is no such model, or it is not one that cmjax reads.

@@ -8,11 +8,14 @@ from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
 from cmjax.models.extension import extend
+from cmjax.models.pixel_mean_flow import PixelMeanFlow
+from cmjax.models.pixel_mean_flow_config import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.unet import UNet2D
 from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
 __all__ = [
     "DIT_SIZES",
+    "PIXEL_MEAN_FLOWS",
     "PRESETS",
     "ApplyFn",
     "AutoencoderKL",
@@ -23,6 +26,8 @@ __all__ = [
     "DiTConfig",
     "DiTTransformer2D",
     "DiTTransformer2DConfig",
+    "PixelMeanFlow",
+    "PixelMeanFlowConfig",
     "UNet2D",
     "UNet2DConfig",
     "compute_in",

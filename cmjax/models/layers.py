@@ -294,6 +294,22 @@ def add_class_embedding(
         if class_labels is not None:
             raise ValueError("class_labels given to an unconditional model; leave them out")
         return embedding
+    return embedding + class_features(table, class_labels, len(embedding))
+
+
+def class_features(
+    table: nnx.Embed, class_labels: jax.Array | None, batch: int
+) -> jax.Array:
+    """Returns the embedding of one class per sample, f32[B, F].
+
+    Args:
+        table: one row of F features per label.
+        class_labels: classes, i32[B].
+        batch: number B of samples.
+
+    Raises:
+        ValueError: if labels are missing, or are not one class of the model for each sample.
+    """
     if class_labels is None:
         raise ValueError(
             f"the model has {table.num_embeddings} classes: say which by "
@@ -302,9 +318,9 @@ def add_class_embedding(
 
     # A label for each sample: [1] would be broadcast. Values are checked where they are known.
     check_class_labels("class_labels", class_labels, table.num_embeddings)
-    if class_labels.shape != embedding.shape[:1]:
+    if class_labels.shape != (batch,):
         raise ValueError(
-            f"class_labels must be one per sample, {embedding.shape[:1]}, "
+            f"class_labels must be one per sample, {(batch,)}, "
             f"got shape {class_labels.shape}"
         )
 
@@ -313,8 +329,8 @@ def add_class_embedding(
     labels = jnp.asarray(class_labels).astype(jnp.int32)
     labels = jnp.where(labels < 0, table.num_embeddings, labels)
 
-    # The table may be stored in less than float32; the sum is not rounded to that.
-    return embedding + table(labels).astype(jnp.float32)
+    # The table may be stored in less than float32; a sum with it is not rounded to that.
+    return table(labels).astype(jnp.float32)
 
 
 class Attention(nnx.Module):

@@ -11,7 +11,7 @@ from cmjax.meshes import with_automatic_axes
 
 
 def on_any_mesh(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Decorates the `__call__` of a network `(x, t, r, class_labels, **cond) -> model_output`.
+    """Decorates the `__call__` of a network `(x, *times, **cond) -> model_output`.
 
     Convolutions, gathers and reshapes of a divided axis are errors on explicit axes. Within the
     network they are therefore automatic: XLA decides how what it computes is divided. The output
@@ -19,20 +19,14 @@ def on_any_mesh(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
 
     @functools.wraps(call)
-    def called(
-        self: Any,
-        x: jax.Array,
-        t: jax.Array,
-        r: Any = None,
-        class_labels: Any = None,
-        guidance_scale: Any = None,
-    ) -> jax.Array:
+    def called(self: Any, *told: Any, **cond: Any) -> jax.Array:
         # The parameters have to be arguments, as they may be divided too.
         graph, state = nnx.split(self)
 
         def function(samples, state):
-            return call(nnx.merge(graph, state), *samples)
+            told, cond = samples
+            return call(nnx.merge(graph, state), *told, **cond)
 
-        return with_automatic_axes(function, (x, t, r, class_labels, guidance_scale), state)
+        return with_automatic_axes(function, (told, cond), state)
 
     return called

@@ -19,8 +19,10 @@ from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DiT, DiTConfig
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
+from cmjax.models.pixel_mean_flow import PixelMeanFlow
+from cmjax.models.pixel_mean_flow_config import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.unet import UNet2D
-from cmjax.models.unet_config import UNet2DConfig
+from cmjax.models.unet_config import PRESETS, UNet2DConfig
 from cmjax.random import key_of_seed
 
 # Name -> (module, its config dataclass). `register_network` adds to it.
@@ -28,6 +30,7 @@ ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "UNet2D": (UNet2D, UNet2DConfig),
     "DiT": (DiT, DiTConfig),
     "DiTTransformer2D": (DiTTransformer2D, DiTTransformer2DConfig),
+    "PixelMeanFlow": (PixelMeanFlow, PixelMeanFlowConfig),
 }
 BUILT_IN = tuple(ARCHITECTURES)
 
@@ -36,6 +39,8 @@ AUTOENCODERS: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "AutoencoderKL": (AutoencoderKL, AutoencoderKLConfig),
     "AutoencoderTiny": (AutoencoderTiny, AutoencoderTinyConfig),
 }
+
+RELEASED = {**PRESETS, **PIXEL_MEAN_FLOWS}  # the configs of released models by name
 LONGEST_NAME = 200  # of a class in files
 
 
@@ -45,7 +50,7 @@ def network_class(
     """Returns the network of a name, and the class of its config.
 
     Args:
-        name: "UNet2D", "DiT", a registered name, or "package.module:Name".
+        name: "UNet2D", "DiT", "PixelMeanFlow", a registered name, or "package.module:Name".
         trust: whether a class that is not registered may be imported, which runs its module. Pass
             False for a name that was read from somebody else's file.
 
@@ -221,6 +226,11 @@ def network_parts(config: Any) -> tuple[Any, nnx.State]:
     compiles.
     """
     return nnx.split(abstract_network(config))
+
+
+def preset_name(config: Any) -> str | None:
+    """Returns the name of the released model whose config this is, or None."""
+    return next((name for name, preset in RELEASED.items() if preset == config), None)
 
 
 def sample_shape(config: Any) -> tuple[int, ...]:

@@ -12,28 +12,33 @@ from cmjax.parametrization.base import NoiseLevel, Parametrization, Scalings
 class FlowMatching(Parametrization):
     """The straight path `x = (1 - sigma) x0 + sigma z`; the network returns the velocity `z - x0`.
 
+    With a `noise_scale` s the path ends at noise s z, and sigma is s times the share of the way.
+
     Attributes:
         num_train_timesteps: number N; the network's time is `N sigma`.
         prediction_type: what the network returns: "flow_prediction" (the velocity), or, of networks
             that are run on this path all the same, "epsilon" (the noise z) or "sample" (x0).
         inverted: whether the network's time grows with the signal instead: it is told
             `N (1 - sigma)` and returns `x0 - z`, the velocity along that time.
+        noise_scale: standard deviation s of the noise at the path's end.
     """
 
     num_train_timesteps: int = 1000
     prediction_type: str = "flow_prediction"
     inverted: bool = False
+    noise_scale: float = 1.0
 
-    def time_of(self, sigma: jax.Array) -> jax.Array:
-        """Returns the network's time at the noise level sigma, in the shape of `sigma`."""
-        level = 1 - sigma if self.inverted else sigma
+    def time_of(self, share: jax.Array) -> jax.Array:
+        """Returns the network's time at `share` of the way to noise, in the shape of `share`."""
+        level = 1 - share if self.inverted else share
         return level * self.num_train_timesteps
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
-        """Returns time, alpha and sigma where `sigma / (1 - sigma)` is `ratio`."""
-        sigma = ratio / (1 + ratio)  # solves sigma / (1 - sigma) = ratio
-        # Not 1 - sigma, which would be rounded where there is little signal.
-        return NoiseLevel(self.time_of(sigma), 1 / (1 + ratio), sigma)
+        """Returns time, alpha and sigma where `sigma / alpha` is `ratio`."""
+        ratio = ratio / self.noise_scale
+        share = ratio / (1 + ratio)  # solves share / (1 - share) = ratio
+        # Not 1 - share, which would be rounded where there is little signal.
+        return NoiseLevel(self.time_of(share), 1 / (1 + ratio), self.noise_scale * share)
 
     @property
     def time_range(self) -> tuple[float, float]:
@@ -43,7 +48,9 @@ class FlowMatching(Parametrization):
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (1 - sigma, sigma), in the shape of `time`."""
         level = time / self.num_train_timesteps
-        return (level, 1 - level) if self.inverted else (1 - level, level)
+        share = 1 - level if self.inverted else level
+        alpha = level if self.inverted else 1 - level
+        return alpha, self.noise_scale * share
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out) of the prediction type.
@@ -55,4 +62,5 @@ class FlowMatching(Parametrization):
         if self.prediction_type == "sample":
             return Scalings(1.0, 0.0, 1.0)
         # x - sigma (z - x0) = (1 - sigma) x0 + sigma x0 = x0.
-        return Scalings(1.0, 1.0, sigma if self.inverted else -sigma)
+        share = sigma / self.noise_scale
+        return Scalings(1.0, 1.0, share if self.inverted else -share)

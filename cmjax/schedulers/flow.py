@@ -103,7 +103,8 @@ def unshifted_sigmas(
     return parse_levels(name, value, 1e-6 * scale, scale) / scale
 
 
-def flow_levels(parametrization: FlowMatching, sigmas: jax.Array) -> Levels:
-    """Returns the levels of a run over the noise levels f32[N], ending at 0."""
-    ending = append_zero(sigmas)
-    return Levels(parametrization.time_of(sigmas), 1 - ending, ending)
+def flow_levels(parametrization: FlowMatching, shares: jax.Array) -> Levels:
+    """Returns the levels of a run at f32[N] shares of the way to noise, ending at 0."""
+    ending = append_zero(shares)
+    sigmas = parametrization.noise_scale * ending
+    return Levels(parametrization.time_of(shares), 1 - ending, sigmas)

@@ -7,15 +7,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cmjax.checkpoints import checkpoint, open_checkpoint, openai
 from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.checkpoints.torch_file import open_torch
 from tests.support import checkpoints as tiny
 from tests.support import torch_zip as tz
-from tests.support.draws import draws
-from tests.support.mutations import mutations
+from tests.support.mutations import fuzz, mutations
 
 MEMORY = 64 * 2**20  # bytes; the files have some kB
 COUNTS = {}  # what became of the files, for whoever wants to know: pytest -s
@@ -47,17 +47,6 @@ def one_network():
         made_once = functools.lru_cache(64)(checkpoint._abstract_network)
         patch.setattr(checkpoint, "_abstract_network", made_once)
         yield
-
-
-def fuzz(examples):
-    checks = [
-        HealthCheck.too_slow,
-        HealthCheck.function_scoped_fixture,
-        HealthCheck.data_too_large,
-    ]
-    return settings(
-        max_examples=draws(examples), suppress_health_check=checks, database=None
-    )
 
 
 def outcome(what, path, config):
@@ -103,7 +92,7 @@ def test_bytes_of_the_file_of_tensors(sources, kind, data):
 def test_bytes_of_the_pickle(sources, kind, data):
     """With sums that are right again, or none of these would be read."""
     _, weights, contents = sources[kind]
-    tensors = {name: tensor.read() for name, tensor in openai.open_torch(weights).items()}
+    tensors = {name: tensor.read() for name, tensor in open_torch(weights).items()}
     pickled, storages = tz.parts(tensors)
     content = data.draw(mutations(pickled))
     aside = tz.write(weights.with_name("aside"), content, storages)
@@ -271,16 +260,12 @@ def test_networks_told_from_names_and_shapes(data):
         name: StoredTensor(tuple(s), np.dtype(np.float16), lambda: None)
         for name, s in shapes.items()
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openai, "open_torch", lambda path: tensors)
-        try:
-            openai.open_file(tiny.NO_FILE).check()
-            counts["loaded"] += 1
-        except ValueError as error:
-            assert type(error) is ValueError and str(tiny.NO_FILE) in str(error), repr(
-                error
-            )
-            counts["refused"] += 1
+    try:
+        openai.from_tensors(tiny.NO_FILE, tensors).check()
+        counts["loaded"] += 1
+    except ValueError as error:
+        assert type(error) is ValueError and str(tiny.NO_FILE) in str(error), repr(error)
+        counts["refused"] += 1
 
 
 NAMES = json.loads((tiny.GOLDEN / "openai_names.json").read_text())

@@ -400,7 +400,7 @@ def test_persistent_ids_that_are_not_storages(tmp_path, description, message):
         (tz.storage("FloatStorage", "0", 2**60), "not of the size that it claims"),
         (tz.storage("FloatStorage", "0", -2), "not of the size that it claims"),
         (tz.storage("DoubleStorage", "0", 2), "not of the size that it claims"),
-        (tz.storage("ComplexFloatStorage", "0", 1), "torch.ComplexFloatStorage"),
+        (tz.storage("ComplexDoubleStorage", "0", 1), "torch.ComplexDoubleStorage"),
         (tz.storage("UntypedStorage", "0", 8), "torch.UntypedStorage"),
     ],
 )

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import cmjax
 from cmjax.checkpoints import diffusers as reader
 from cmjax.checkpoints import open_checkpoint, openai
+from cmjax.checkpoints.torch_file import open_torch
 from cmjax.models import PRESETS
 from tests.support.torch_networks import SMALL, draw_network
 
@@ -149,7 +150,7 @@ def test_openai_files_are_converted_as_diffusers_does(network, tmp_path):
     """
     path = tmp_path / "net.pt"
     tensors = openai_file(path, NAMES[network]["openai"])
-    checkpoint = openai.open_file(path)
+    checkpoint = openai.from_tensors(path, open_torch(path))
     model = checkpoint.load()
     cmjax.save(tmp_path / "out", model, to="diffusers")
     converted = load_file(tmp_path / "out" / "unet" / reader.SAFETENSORS)
@@ -216,7 +217,7 @@ def test_a_preset_by_name(tmp_path):
         ValueError, match="'imagenet' is not a preset; presets are imagenet64, lsun256"
     ):
         cmjax.load(tmp_path / "x.pt", config="imagenet")
-    with pytest.raises(ValueError, match="config is for OpenAI files"):
+    with pytest.raises(ValueError, match="config is for .pt files"):
         cmjax.load(config="imagenet64")
 
 

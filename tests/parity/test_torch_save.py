@@ -20,6 +20,7 @@ DTYPES = {
     torch.int8: np.int8,
     torch.uint8: np.uint8,
     torch.bool: np.bool_,
+    torch.complex64: np.complex64,
 }
 
 
@@ -153,7 +154,7 @@ def test_the_old_format_is_told_apart(tmp_path):
             "asks for torch.nn.modules.linear.Linear.*refused, nothing was run",
         ),
         ({"model": torch.nn.Linear(2, 2)}, "torch.nn.modules.linear.Linear"),
-        ({"x": torch.zeros(2, dtype=torch.complex64)}, "torch.ComplexFloatStorage"),
+        ({"x": torch.zeros(2, dtype=torch.complex128)}, "torch.ComplexDoubleStorage"),
         ({"x": torch.zeros(2, dtype=torch.float8_e4m3fn)}, "_rebuild_tensor_v3"),
         ({"x": torch.zeros(2, 2).to_sparse()}, "_rebuild_sparse_tensor"),
         (

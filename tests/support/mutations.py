@@ -1,6 +1,9 @@
-"""Files with a few places changed, for readers that must bear any content."""
+"""Files with a few bytes changed, and how many of them a test tries."""
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from tests.support.draws import draws
 
 INTERESTING = [
     b"\0",
@@ -51,3 +54,14 @@ def mutations(draw, content):
                 other = draw(st.integers(0, size - 1))
                 content[at], content[other] = content[other], content[at]
     return bytes(content)
+
+
+def fuzz(examples):
+    checks = [
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.data_too_large,
+    ]
+    return settings(
+        max_examples=draws(examples), suppress_health_check=checks, database=None
+    )

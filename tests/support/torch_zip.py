@@ -15,6 +15,7 @@ STORAGE = {
     "int8": "CharStorage",
     "uint8": "ByteStorage",
     "bool": "BoolStorage",
+    "complex64": "ComplexFloatStorage",
 }
 
 
