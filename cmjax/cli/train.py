@@ -19,7 +19,7 @@ def _complete_config(
     from cmjax.training.presets import preset_names
 
     found = [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
-    return [*found, CompletionItem(incomplete, type="file")]
+    return [*found, *options.complete_path(ctx, param, incomplete)]
 
 
 @click.command()
@@ -36,6 +36,7 @@ def _complete_config(
 @click.option(
     "--data",
     metavar="PATH",
+    shell_complete=options.complete_path,
     help="Data in place of CONFIG's: an .npz, an IDX file or a folder of pictures.",
 )
 @click.option(
