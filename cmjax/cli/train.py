@@ -71,11 +71,11 @@ def train(
     quiet: bool,
     **processes: Any,
 ) -> None:
-    """Trains the model that CONFIG describes, a .toml file or a preset.
+    """Trains a model, as CONFIG describes it.
 
-    Run the same command again after any interruption: it resumes, and the losses are those of an
-    uninterrupted run. Paths in a file are relative to its folder. docs/training.md describes the
-    sections and keys.
+    CONFIG is a .toml file or a preset. Run the same command again after any interruption: it
+    resumes, and the losses are those of an uninterrupted run. Paths in a file are relative to its
+    folder. docs/training.md describes the sections and keys.
 
     Small presets are digits (then digits_distilled), pictures, and pictures_diffusers, which
     diffusers can open. The others are the papers', for many accelerators: cifar10_cd, cifar10_ct,
