@@ -204,6 +204,7 @@ def image_grid(
     *,
     columns: int,
     labels: Sequence[object] | None = None,
+    title: str = "",
     scale: int = 1,
 ) -> Image.Image:
     """Arranges images on a white background, row by row, with optional captions.
@@ -212,6 +213,7 @@ def image_grid(
         images: u8[N, H, W, C] with C of 1 or 3.
         columns: number of images in a row.
         labels: N captions, one above each image, or None.
+        title: a line above all images, at the left; "" for none.
         scale: factor by which to enlarge every pixel.
 
     Returns:
@@ -239,7 +241,8 @@ def image_grid(
     tile = (width * scale, height * scale)
     cell_width = tile[0] + MARGIN
     cell_height = tile[1] + MARGIN + caption
-    size = (columns * cell_width + MARGIN, rows * cell_height + MARGIN)
+    top = CAPTION if title else 0
+    size = (columns * cell_width + MARGIN, top + rows * cell_height + MARGIN)
     if size[0] * size[1] > LARGEST_PICTURE:
         raise ValueError(
             f"scale={shown(scale)} makes a picture of {shown(size)} pixels; take a smaller one"
@@ -249,10 +252,11 @@ def image_grid(
     canvas = Image.new(MODES[channels], size, "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(CAPTION - MARGIN)
+    draw.text((MARGIN, CAPTION / 2), title, fill="black", font=font, anchor="lm")
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         x = MARGIN + column * cell_width
-        y = MARGIN + row * cell_height
+        y = MARGIN + top + row * cell_height
 
         # Nearest neighbour: an enlarged pixel stays a sharp square.
         enlarged = picture_of(image).resize(tile, Image.Resampling.NEAREST)

@@ -52,7 +52,7 @@ class Bar:
             leave=keep,
             disable=not (shown and self._at_terminal),
         )
-        self._restart()
+        self.restart()
         self._last_line = self._begin
 
     def __enter__(self):
@@ -80,7 +80,7 @@ class Bar:
         self._bar.unpause()
         self._bar.update(done - self.done)
         self.done = done
-        self._restart()
+        self.restart()
         self.advance_to(done, note, now=True)
 
     def describe(self, doing: str) -> None:
@@ -107,7 +107,8 @@ class Bar:
             self._last_line = time.perf_counter()
             self.say(self._line(note))
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Starts the clock of the rate over, after what is no part of it."""
         self._begin = time.perf_counter()
         self._first = self.done
 

@@ -111,7 +111,9 @@ def test_it_trains_draws_logs_and_resumes_to_the_same_end(folder):
     output = ok(folder, "--out", straight, *decays).output
     assert f"cmjax sample --model {straight / 'model'}" in output
     with Image.open(straight / "samples_000006.png") as picture:
-        assert picture.size == (10 * 68 + 4, 68 + 4)
+        # A row of ten, with captions of the classes and a line above.
+        assert picture.size == (10 * 68 + 4, 16 + 68 + 16 + 4)
+    assert (straight / "samples_000002.png").exists()  # an early one
     assert [row["step"] for row in rows(straight / "metrics.csv")] == ["2", "3", "4", "6"]
     assert cmjax.load(straight / "model").num_classes == 3
     assert not np.array_equal(
@@ -237,8 +239,9 @@ def test_dry_run_trains_nothing(folder):
 def test_tensorboard_files(folder):
     pytest.importorskip("tensorboardX")
     ok(folder, "--out", folder / "out", *changes("run.tensorboard=true", "run.steps=1"))
-    files = (folder / "out" / "tensorboard").iterdir()
-    assert any(file.name.startswith("events") for file in files)
+    (file,) = (folder / "out" / "tensorboard").iterdir()
+    assert file.name.startswith("events")
+    assert b"\x89PNG" in file.read_bytes()  # the samples of the last step
 
 
 @pytest.mark.parametrize(
@@ -294,10 +297,13 @@ def test_metrics_of_another_kind_are_not_replaced(folder):
 def test_progress_is_in_lines_where_there_is_no_terminal(folder):
     """The first loss with the first step, and what is trained before it is compiled."""
     lines = ok(folder, "--out", folder / "out").stderr.splitlines()
-    assert [line.split()[0] for line in lines[:4]] == ["data", "network", "loss", "devices"]
+    names = ["data", "network", "loss", "devices", "diffusers"]
+    assert [line.split()[0] for line in lines[:5]] == names
     assert "40 samples" in lines[0] and "parameters" in lines[1]
-    assert lines[4].startswith("compiling")
-    assert lines[5].startswith("training: 1 of 6 steps, ") and "loss=" in lines[5]
+    assert "cannot open the model" in lines[4] and "a DiT cannot be written" in lines[4]
+    assert lines[5].startswith("compiling")
+    assert lines[6].startswith("training: 1 of 6 steps, ") and "loss=" in lines[6]
+    assert f"samples of step 2 in {folder / 'out' / 'samples_000002.png'}" in lines
     assert lines[-1].startswith("training: 6 of 6 steps, ")
     quiet = ok(folder, "--out", folder / "quiet", "--quiet")
     assert quiet.stderr == quiet.stdout == ""

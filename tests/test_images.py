@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax import image_files
+from cmjax import image_files, images
 from cmjax.files import replacing
 from cmjax.images import (
     CAPTION,
@@ -327,3 +327,11 @@ def test_every_function_takes_what_the_conversion_under_jit_returns(tmp_path):
     assert center_crop_resize(pixels[0], 2).shape == (2, 2, 3)
     np.testing.assert_array_equal(image_files.picture_of(pixels[0]), expected[0])
     np.testing.assert_allclose(jax.jit(from_uint8)(pixels), from_uint8(expected), atol=1e-6)
+
+
+def test_a_title_is_a_line_above_the_grid():
+    tiles = np.zeros((4, 8, 8, 1), np.uint8)
+    plain = np.asarray(images.image_grid(tiles, columns=2, scale=8))
+    titled = np.asarray(images.image_grid(tiles, columns=2, scale=8, title="step 3"))
+    np.testing.assert_array_equal(titled[images.CAPTION :], plain)
+    assert titled[: images.CAPTION].min() < 100

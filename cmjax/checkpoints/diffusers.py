@@ -130,17 +130,8 @@ def write(folder: Path, model: Model) -> None:
             options that diffusers does not have.
     """
     # What diffusers cannot open is refused before anything is written.
-    if not isinstance(model.config, UNet2DConfig):
-        name = network_name(model.config)
-        raise ValueError(
-            f"a {PIPELINE} takes a {NETWORK}, which a {name} cannot be written as; save it as a "
-            "cmjax folder"
-        )
-    scheduler = model.scheduler
-    if type(scheduler) is not CMStochasticIterativeScheduler:
-        raise ValueError(
-            f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}"
-        )
+    check_exportable(model)
+    scheduler: Any = model.scheduler
 
     # The index, and the configs of both parts.
     (folder / "unet").mkdir()
@@ -171,6 +162,27 @@ def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         tensors[stored_name] = np.ascontiguousarray(value.transpose(axes))
     metadata = {"format": "pt", "cmjax": __version__}
     write_safetensors(path, tensors, metadata)
+
+
+def check_exportable(model: Model) -> None:
+    """Checks that a model can be written for diffusers.
+
+    Raises:
+        ValueError: if the network or the scheduler is of another kind than the pipeline's, or has
+            options that diffusers does not have.
+    """
+    if not isinstance(model.config, UNet2DConfig):
+        name = network_name(model.config)
+        raise ValueError(
+            f"a {PIPELINE} takes a {NETWORK}, which a {name} cannot be written as; save it as a "
+            "cmjax folder"
+        )
+    scheduler = model.scheduler
+    if type(scheduler) is not CMStochasticIterativeScheduler:
+        raise ValueError(
+            f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}"
+        )
+    config_to_diffusers(model.config)
 
 
 def is_written(folder: Path, part: str = "unet") -> bool:

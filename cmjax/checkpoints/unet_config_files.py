@@ -106,15 +106,19 @@ def config_to_diffusers(config: UNet2DConfig) -> dict[str, Any]:
     """Returns the content of a `UNet2DModel`'s `config.json`.
 
     Raises:
-        ValueError: naming an option that diffusers does not have.
+        ValueError: naming the options that diffusers does not have.
     """
     # cmjax's own options are left out where they change nothing, and cannot be written elsewhere.
     values = dataclasses.asdict(config)
+    own = []
     for name, neutral in OWN_OPTIONS.items():
         if values.pop(name) != neutral:
-            raise ValueError(
-                f"{name} {getattr(config, name)} is cmjax's own; diffusers has {neutral} only"
+            value = getattr(config, name)
+            own.append(
+                f"{name} {value} is cmjax's own, and always {neutral:g} in diffusers"
             )
+    if own:
+        raise ValueError("; ".join(own))
 
     # The values that `UNet2D` implements are written down: diffusers' defaults may change.
     fixed = {name: supported[0] for name, supported in FIXED.items()}

@@ -26,7 +26,7 @@ PRESET = click.option(
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", shell_complete=options.complete_path)
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @click.option(
     "--to",
@@ -75,7 +75,9 @@ def convert(
 
 
 @click.command()
-@click.argument("source", metavar="[SRC]", required=False)
+@click.argument(
+    "source", metavar="[SRC]", required=False, shell_complete=options.complete_path
+)
 @PRESET
 @options.trust
 @options.as_json

@@ -24,6 +24,7 @@ MODEL = click.option(
     "--model",
     "-m",
     metavar="MODEL",
+    shell_complete=options.complete_path,
     help="A model, as for cmjax sample.  [default: bundled digits]",
 )
 LABELS = click.option(

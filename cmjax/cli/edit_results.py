@@ -46,6 +46,10 @@ def check_results(out: Path, given: Sequence[Path], stems: Sequence[str], num: i
                 f"--out: results of {len(stems)} pictures need a folder, not {str(out)!r}; "
                 "give --out DIR"
             )
+        if out.suffix.lower() != PICTURE:
+            raise ValueError(
+                f"--out must end in {PICTURE} (a picture) or name a folder, got {str(out)!r}"
+            )
         options.check_out(out, {PICTURE: "a picture"})
         return
 

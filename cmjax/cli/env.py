@@ -59,7 +59,9 @@ SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 @click.command()
 @options.as_json
 def env(as_json: bool) -> None:
-    """Describes versions, devices and settings, for a report of an error.
+    """Lists versions, devices and settings, for error reports.
+
+    Variables whose name says that they are secret are left out.
 
     \b
     Examples:

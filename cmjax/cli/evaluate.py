@@ -75,11 +75,14 @@ def evaluate(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Compares GENERATED samples with REAL ones: Fréchet distance, precision and recall.
+    """Measures how far GENERATED samples are from REAL ones.
 
-    Each is an .npz or IDX file of pictures, a folder of pictures or of cmjax generate; or features
-    that you have, [N, D] in a .npy or as "features" in an .npz; or an .npz of statistics, "mu" and
-    "sigma". The distance is 0 for equal distributions, and too large for few samples.
+    Prints the Fréchet distance, precision (the share of GENERATED samples that are like REAL ones)
+    and recall (the share of REAL ones that GENERATED samples are like).
+
+    Each set is an .npz or IDX file of pictures, a folder of pictures or of cmjax generate; or
+    features that you have, [N, D] in a .npy or as "features" in an .npz; or an .npz of statistics,
+    "mu" and "sigma". The distance is 0 for equal distributions, and too large for few samples.
 
     \b
     Examples:

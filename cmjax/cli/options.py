@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from cmjax.cli import terminal
 from cmjax.files import check_writable
@@ -117,6 +118,22 @@ class Setting(click.ParamType):
             self.fail(f"{key} is nested too deep.", param, ctx)
 
 
+def complete_path(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Leaves the completion of a model or a file to the shell."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_scheduler(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Completes the name of a sampler."""
+    from cmjax.schedulers import SCHEDULERS
+
+    return [CompletionItem(name) for name in SCHEDULERS if name.startswith(incomplete)]
+
+
 def group_of(
     *options: Callable[..., Any],
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -169,6 +186,7 @@ sampling = group_of(
         "--model",
         "-m",
         metavar="MODEL",
+        shell_complete=complete_path,
         help="A cmjax or diffusers folder, an OpenAI or pMF .pt file, or a hub id owner/name.  "
         "[default: bundled digits]",
     ),
@@ -176,6 +194,7 @@ sampling = group_of(
     click.option(
         "--scheduler",
         metavar="NAME",
+        shell_complete=complete_scheduler,
         help="Sampler in place of the model's own: a name that cmjax schedulers lists, or "
         "package.module:Name for a class of yours.",
     ),

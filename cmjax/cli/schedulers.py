@@ -17,7 +17,9 @@ LISTED = ("order", "paper", "calls")  # facts in the list of all samplers
 
 
 @click.command()
-@click.argument("name", metavar="[NAME]", required=False)
+@click.argument(
+    "name", metavar="[NAME]", required=False, shell_complete=options.complete_scheduler
+)
 @options.as_json
 def schedulers(name: str | None, as_json: bool) -> None:
     """Lists the samplers, or describes the sampler NAME and its options.

@@ -19,7 +19,7 @@ def _complete_config(
     from cmjax.training.presets import preset_names
 
     found = [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
-    return [*found, CompletionItem(incomplete, type="file")]
+    return [*found, *options.complete_path(ctx, param, incomplete)]
 
 
 @click.command()
@@ -36,6 +36,7 @@ def _complete_config(
 @click.option(
     "--data",
     metavar="PATH",
+    shell_complete=options.complete_path,
     help="Data in place of CONFIG's: an .npz, an IDX file or a folder of pictures.",
 )
 @click.option(
@@ -70,11 +71,11 @@ def train(
     quiet: bool,
     **processes: Any,
 ) -> None:
-    """Trains the model that CONFIG describes, a .toml file or a preset.
+    """Trains a model, as CONFIG describes it.
 
-    Run the same command again after any interruption: it resumes, and the losses are those of an
-    uninterrupted run. Paths in a file are relative to its folder. docs/training.md describes the
-    sections and keys.
+    CONFIG is a .toml file or a preset. Run the same command again after any interruption: it
+    resumes, and the losses are those of an uninterrupted run. Paths in a file are relative to its
+    folder. docs/training.md describes the sections and keys.
 
     Small presets are digits (then digits_distilled), pictures, and pictures_diffusers, which
     diffusers can open. The others are the papers', for many accelerators: cifar10_cd, cifar10_ct,

@@ -10,9 +10,12 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from cmjax.checkpoints.diffusers import check_exportable
 from cmjax.files import read_regular, replacing
 from cmjax.images import save_grid, to_uint8
+from cmjax.model import Model
 from cmjax.random import key_of_seed
 from cmjax.sampling import sample
 from cmjax.schedulers.registry import scheduler_like
@@ -74,6 +77,13 @@ class MetricsFile:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
+    def show(self, step: int, path: Path) -> None:
+        """Adds a picture that was saved to TensorBoard's files, if there are any."""
+        if self._writer:
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._writer.add_image("samples", pixels, step, dataformats="HWC")
+
     def __enter__(self) -> Self:
         """Returns itself."""
         return self
@@ -100,16 +110,19 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def save_samples(run: Run, state: TrainState, path: Path) -> None:
+def save_samples(run: Run, state: TrainState, path: Path) -> bool:
     """Saves a picture of samples of the first moving average, drawn as `loss.preview` says.
 
-    The seed is always the same, so that pictures of different steps can be compared. Nothing is
-    saved unless samples have 1 or 3 channels.
+    The seed is always the same, so that pictures of different steps can be compared. A line above
+    says of which step they are, and each has its class as a caption.
+
+    Returns:
+        Whether it was saved: not if samples have other numbers of channels than 1 and 3.
     """
     model = run.model_of(state.ema[0])
     preview = run.train_step.loss.preview
     if model.sample_shape[-1] not in (1, 3):
-        return
+        return False
 
     # A denoiser is sampled by an ODE solver, over the noise levels that it is trained on.
     if preview.solver is not None:
@@ -118,25 +131,42 @@ def save_samples(run: Run, state: TrainState, path: Path) -> None:
 
     # One row of samples for each number of steps, with the classes in turn along the row.
     cond = {}
+    captions = None
     if model.num_classes:
-        cond["class_labels"] = jnp.arange(_COLUMNS) % model.num_classes
+        labels = np.arange(_COLUMNS) % model.num_classes
+        cond["class_labels"] = jnp.asarray(labels)
+        captions = [model.class_name(int(label)) for label in labels]
     shape = (_COLUMNS, *model.sample_shape)
-    rows = [
-        sample(
-            key_of_seed(0),
-            model.apply_fn,
-            model.params,
-            model.scheduler,
-            shape,
-            num_inference_steps=num_steps,
-            cond=cond,
+    rows = []
+    calls = []
+    for num_steps in preview.num_inference_steps:
+        levels = model.scheduler.set_timesteps(num_inference_steps=num_steps)
+        calls.append(str(levels.num_steps))
+        rows.append(
+            sample(
+                key_of_seed(0),
+                model.apply_fn,
+                model.params,
+                model.scheduler,
+                shape,
+                num_inference_steps=num_steps,
+                cond=cond,
+            )
         )
-        for num_steps in preview.num_inference_steps
-    ]
 
     # By a whole factor, so that pixels stay square and sharp.
-    scale = max(1, _LEAST_SIZE // shape[1])
-    save_grid(path, to_uint8(_in_range(rows)), columns=_COLUMNS, scale=scale)
+    save_grid(
+        path,
+        to_uint8(_in_range(rows)),
+        columns=_COLUMNS,
+        labels=None if captions is None else captions * len(rows),
+        title=(
+            f"step {int(state.step):,}, EMA {run.config.run.ema_decays[0]:g}, "
+            f"network calls by row: {', '.join(calls)}"
+        ),
+        scale=max(1, _LEAST_SIZE // shape[1]),
+    )
+    return True
 
 
 def _in_range(rows: list[jax.Array]) -> np.ndarray:
@@ -148,8 +178,8 @@ def _in_range(rows: list[jax.Array]) -> np.ndarray:
 def describe(config: TrainConfig) -> str:
     """Returns a description of a run and of the cost of its steps; compiles, but trains nothing.
 
-    It has a line for each of data, network, loss, devices, size of the state, arithmetic and, if
-    XLA knows it, memory.
+    It has the lines of `summarize`, and one for each of size of the state, arithmetic and, if XLA
+    knows it, memory.
     """
     run = make_run(config)
     run.inspect_data()
@@ -177,7 +207,7 @@ def describe(config: TrainConfig) -> str:
 
 
 def summarize(run: Run, batch: Batch) -> dict[str, str]:
-    """Returns what a run trains, in words: its data, network, loss and devices, by name."""
+    """Returns what a run trains, in words: its data, network, loss, devices, and use elsewhere."""
     shapes = [f"{name} {array.dtype}{list(array.shape)}" for name, array in batch.items()]
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.model.params))
     network = type(run.model.config).__name__.removesuffix("Config")
@@ -187,7 +217,17 @@ def summarize(run: Run, batch: Batch) -> dict[str, str]:
         "network": f"{network}, {num_params:,} parameters",
         "loss": f"{run.config.loss_name}, {_summary(run.train_step.loss)}",
         "devices": f"{jax.device_count()} x {device} in {jax.process_count()} process(es)",
+        "diffusers": _exportable(run.model),
     }
+
+
+def _exportable(model: Model) -> str:
+    """Says whether diffusers will be able to open the model, which is too late to learn later."""
+    try:
+        check_exportable(model)
+    except ValueError as error:
+        return f"cannot open the model: {error}"
+    return "can open the model, after cmjax convert MODEL DST --to diffusers"
 
 
 def in_lines(described: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from cmjax.training.checkpointing import Checkpoints
 from cmjax.training.config import TrainConfig
 from cmjax.training.folder import model_folders, open_folder
 from cmjax.training.reports import MetricsFile, in_lines, save_samples, summarize
+from cmjax.training.sections import RunSection
 from cmjax.training.setup import Run, make_run
 from cmjax.training.trainer import TrainState
 
@@ -136,6 +137,7 @@ def _take_steps(
     step = first
     number = 0
     metrics = None
+    has_drawn = False
     with interruptible(lambda: bar.say(STOPPING)) as caught:
         while step < settings.steps and not number:
             step += 1
@@ -172,12 +174,27 @@ def _take_steps(
             if saves:
                 checkpoints.save(state)
                 _save_models(run, state, out)
-            draws = settings.sample_every and (step % settings.sample_every == 0 or is_last)
-            if draws and jax.process_index() == 0:
-                save_samples(run, state, out / f"samples_{step:06d}.png")
+            if _draws(step, settings) and jax.process_index() == 0:
+                picture = out / f"samples_{step:06d}.png"
+                if save_samples(run, state, picture):
+                    metrics_file.show(step, picture)
+
+                    # The first one, for a look whether all is well, was compiled for.
+                    if not has_drawn:
+                        bar.say(f"samples of step {step:,} in {picture}")
+                        bar.restart()
+                    has_drawn = True
         # One that comes while the last step is saved is delivered all the same.
         number = number or (caught[0] if caught else 0)
     return Trained(step, step == settings.steps, number)
+
+
+def _draws(step: int, settings: RunSection) -> bool:
+    """Returns whether samples are drawn after a step: once early, regularly, and at the end."""
+    if not settings.sample_every:
+        return False
+    is_early = step == min(settings.log_every, settings.sample_every)
+    return is_early or step % settings.sample_every == 0 or step == settings.steps
 
 
 def _check_finite(step, values, checkpoints, dtype):

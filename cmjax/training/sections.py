@@ -165,10 +165,12 @@ class RunSection:
         label_dropout: share of the samples, drawn at each step, that have the network's null class
             in place of their own, so that it can be guided.
         log_every: steps between rows of metrics.
-        sample_every: steps between sample pictures; 0 for none.
+        sample_every: steps between sample pictures, of which the first is drawn after `log_every`
+            steps already; 0 for none.
         save_every: steps between checkpoints.
         keep: number of checkpoints to keep, the newest.
-        tensorboard: write TensorBoard's event files as well (needs tensorboardX).
+        tensorboard: write TensorBoard's event files as well, with the sample pictures (needs
+            tensorboardX).
 
     Raises:
         ValueError: for values outside their domain.

@@ -41,9 +41,3 @@ def test_a_denoiser_is_sampled_by_its_solver():
     denoiser = configs.read_config("digits")
     assert command._sampler(denoiser) == " --scheduler EDMHeunScheduler --steps 18"
     assert command._sampler(configs.read_config("digits_distilled")) == ""
-
-
-def test_the_presets_are_completed():
-    found = command._complete_config(None, None, "digits_")
-    assert [item.value for item in found] == ["digits_distilled", "digits_"]
-    assert found[-1].type == "file"
