@@ -99,7 +99,7 @@ class Model:
             ValueError: if the model has no null class, or for a wrong scale or interval.
         """
         # Without guidance no null class is needed.
-        if self.null_class is None and interval is None and _is_one(scale):
+        if interval is None and _is_one(scale):
             return self.apply_fn
         if self.null_class is None:
             raise ValueError(

@@ -416,6 +416,7 @@ def test_misuse():
     for null in (None, {}, 10, {1: 2}):
         refused("null must map names", 2.0, null=null)
     refused(r"null\['a'\] must be finite", 2.0, null={"a": np.nan})
+    refused("doubled must be True or False", 2.0, doubled=1)
     refused("doubled=True needs", 2.0, null={"a": None}, doubled=True)
 
     # At the call.

@@ -84,16 +84,11 @@ def classifier_free(
     check_null(null, num_classes(apply_fn))
     strength = Strength(scale, interval, parametrization)
     _check_share(rescale)
-    if doubled and any(value is None for value in null.values()):
-        raise ValueError(
-            "doubled=True needs the same conditioning for both; give null values, not None"
-        )
+    _check_doubled(doubled, null)
     if strength.is_one:
         return apply_fn
-    entries = tuple(null.items())
-    return _kept(
-        _classifier_free, apply_fn, strength, entries, Extrapolated(rescale), doubled
-    )
+    rule = Extrapolated(float(rescale))
+    return _kept(_classifier_free, apply_fn, strength, _entries(null), rule, doubled)
 
 
 def adaptive_projection(
@@ -141,11 +136,11 @@ def adaptive_projection(
             raise ValueError(
                 f"{name} must be a finite number, 0 or more, got {shown(value)}"
             )
+    _check_doubled(doubled, null)
     if strength.is_one:
         return apply_fn
     rule = Projected(parametrization.without_boundary(), float(eta), float(norm_threshold))
-    entries = tuple(null.items())
-    return _kept(_classifier_free, apply_fn, strength, entries, rule, doubled)
+    return _kept(_classifier_free, apply_fn, strength, _entries(null), rule, doubled)
 
 
 def autoguidance(
@@ -192,6 +187,21 @@ def _check_share(rescale: Any) -> None:
     """Raises ValueError unless the share of the rescaling is one."""
     if not is_finite(rescale, 0) or rescale > 1:
         raise ValueError(f"rescale must be a number from 0 to 1, got {shown(rescale)}")
+
+
+def _check_doubled(doubled: Any, null: Mapping[str, Any]) -> None:
+    """Raises ValueError unless both conditionings can be in one batch, if they are to be."""
+    if not isinstance(doubled, bool):
+        raise ValueError(f"doubled must be True or False, got {shown(doubled)}")
+    if doubled and any(value is None for value in null.values()):
+        raise ValueError(
+            "doubled=True needs the same conditioning for both; give null values, not None"
+        )
+
+
+def _entries(null: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The null as pairs, which can be compared where its values can."""
+    return tuple(sorted(null.items(), key=lambda entry: entry[0]))
 
 
 def _kept(make: Any, *args: Any) -> ApplyFn:
