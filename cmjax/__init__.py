@@ -15,6 +15,7 @@ _SUBMODULES = (
     "categorical",
     "checkpoints",
     "cli",
+    "conditioning",
     "configs",
     "constraints",
     "editing",

@@ -4,6 +4,7 @@ from cmjax import arrays as arrays
 from cmjax import categorical as categorical
 from cmjax import checkpoints as checkpoints
 from cmjax import cli as cli
+from cmjax import conditioning as conditioning
 from cmjax import configs as configs
 from cmjax import constraints as constraints
 from cmjax import editing as editing

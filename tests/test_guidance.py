@@ -92,6 +92,7 @@ def test_a_scale_of_one_is_the_network_itself():
     alone = autoguidance(network, 1)((0.3, 0.1), NOISE, TIMES)
     np.testing.assert_array_equal(alone, network(0.3, NOISE, TIMES))
     assert len(calls) == 2
+    assert not is_guided(autoguidance(network, 1))
 
 
 def test_a_traced_scale_of_one_is_bit_equal():
@@ -115,7 +116,7 @@ def test_calls_of_the_network(doubled):
     made = guided(None, NOISE, TIMES, class_labels=LABELS)
     assert calls == ([2 * B] if doubled else [B, B])
 
-    # By hand, and of each sample by itself.
+    # By hand.
     output = NETWORK(None, NOISE, TIMES, class_labels=LABELS)
     without = NETWORK(None, NOISE, TIMES, class_labels=jnp.full(B, 2))
     np.testing.assert_allclose(made, without + 3 * (output - without), atol=1e-5)
@@ -369,6 +370,25 @@ def test_on_meshes(axis, doubled):
     with jax.set_mesh(mesh):
         made = jax.jit(draw)(*jax.device_put((20 * NOISE, LABELS), divided))
     np.testing.assert_allclose(np.asarray(made), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+def test_a_learned_variance_is_that_of_the_network_alone(doubled):
+    def network(params, x, t, class_labels):
+        shift = class_labels[:, None].astype(x.dtype)
+        return jnp.concatenate([x + shift, x - shift], axis=-1)
+
+    guided = classifier_free(network, 3.0, null=NULL, doubled=doubled)
+    made = guided(None, NOISE, TIMES, class_labels=LABELS)
+    labels = np.asarray(LABELS, np.float32)[:, None]
+    np.testing.assert_allclose(made[:, :2], NOISE + 2 + 3 * (labels - 2), atol=1e-5)
+    np.testing.assert_allclose(made[:, 2:], NOISE - labels, atol=1e-6)
+
+    # Its sampler takes it.
+    scheduler = cmjax.DDPMScheduler(variance_type="learned_range")
+    state = scheduler.set_timesteps(2)
+    output = scheduler.predict(guided, None, state, NOISE, class_labels=LABELS)
+    assert output.shape == (B, 4)
 
 
 def test_dtypes():

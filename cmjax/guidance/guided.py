@@ -221,7 +221,7 @@ def _classifier_free(apply_fn, strength, null, rule, doubled):
         without = with_null(cond, dict(null))
 
         def call(x, times, cond):
-            return call_network(apply_fn, params, x, times, cond)
+            return _output(apply_fn, params, x, times, cond)
 
         if not doubled:
             output = call(x, times, cond)
@@ -252,12 +252,12 @@ def _autoguidance(apply_fn, strength, rule):
             raise ValueError(
                 f"params must be the pair (params, weaker_params), got {shown(params)}"
             )
-        output = call_network(apply_fn, params[0], x, times, cond)
+        output = _output(apply_fn, params[0], x, times, cond)
         if strength.is_one:
             return output, output
 
         def weaker():
-            return call_network(apply_fn, params[1], x, times, cond)
+            return _output(apply_fn, params[1], x, times, cond)
 
         return output, _either(any_guided, weaker, lambda: output)
 
@@ -281,9 +281,22 @@ def _guided(
         x = as_samples("x", x)
         scale, any_guided = strength.weights(x, times[0])
         output, other = outputs(params, x, times, cond, any_guided)
-        return rule(output, other, scale, x, times[0])
+        if output.shape == x.shape:
+            return rule(output, other, scale, x, times[0])
 
-    return with_guidance_mark(with_classes_of(apply_fn, guided))
+        # A learned variance is that of the network alone.
+        channels = x.shape[-1]
+        mean = rule(output[..., :channels], other[..., :channels], scale, x, times[0])
+        return jnp.concatenate([mean, output[..., channels:]], axis=-1)
+
+    guided = with_classes_of(apply_fn, guided)
+    return guided if strength.is_one else with_guidance_mark(guided)
+
+
+def _output(apply_fn, params, x, times, cond):
+    """The output of one call, `[B, ..., C]`, or `[B, ..., 2 C]` with a learned variance."""
+    with_variance = (*x.shape[:-1], 2 * x.shape[-1]) if x.ndim > 1 else None
+    return call_network(apply_fn, params, x, times, cond, or_shape=with_variance)
 
 
 def _either(
