@@ -16,6 +16,7 @@ _SUBMODULES = (
     "categorical",
     "checkpoints",
     "cli",
+    "conditioning",
     "configs",
     "constraints",
     "editing",

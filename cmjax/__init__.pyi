@@ -5,6 +5,7 @@ from cmjax import autoencoder as autoencoder
 from cmjax import categorical as categorical
 from cmjax import checkpoints as checkpoints
 from cmjax import cli as cli
+from cmjax import conditioning as conditioning
 from cmjax import configs as configs
 from cmjax import constraints as constraints
 from cmjax import editing as editing

@@ -98,7 +98,7 @@ class Model:
         Raises:
             ValueError: if the model has no null class, or for a wrong scale or interval.
         """
-        # Without guidance any network will do.
+        # Without guidance no null class is needed.
         if interval is None and _is_one(scale):
             return self.apply_fn
         if self.null_class is None:

@@ -36,6 +36,7 @@ GROUPS = {
     "Many samples, and judging them": ("generation", "evaluation", "level_search", "testing"),
     "Inside": (
         "arrays",
+        "conditioning",
         "meshes",
         "configs",
         "files",

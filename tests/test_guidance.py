@@ -55,7 +55,11 @@ def guided_samples(scheduler, network, scale, init, steps, **options):
             cmjax.DPMSolverMultistepScheduler(prediction_type="v_prediction"),
             {"num_inference_steps": 200},
         ),
-        (cmjax.FlowMatchHeunDiscreteScheduler(), {"num_inference_steps": 200}),
+        pytest.param(
+            cmjax.FlowMatchHeunDiscreteScheduler(),
+            {"num_inference_steps": 200},
+            marks=pytest.mark.thorough,
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -88,6 +92,7 @@ def test_a_scale_of_one_is_the_network_itself():
     alone = autoguidance(network, 1)((0.3, 0.1), NOISE, TIMES)
     np.testing.assert_array_equal(alone, network(0.3, NOISE, TIMES))
     assert len(calls) == 2
+    assert not is_guided(autoguidance(network, 1))
 
 
 def test_a_traced_scale_of_one_is_bit_equal():
@@ -111,7 +116,7 @@ def test_calls_of_the_network(doubled):
     made = guided(None, NOISE, TIMES, class_labels=LABELS)
     assert calls == ([2 * B] if doubled else [B, B])
 
-    # By hand, and of each sample by itself.
+    # By hand.
     output = NETWORK(None, NOISE, TIMES, class_labels=LABELS)
     without = NETWORK(None, NOISE, TIMES, class_labels=jnp.full(B, 2))
     np.testing.assert_allclose(made, without + 3 * (output - without), atol=1e-5)
@@ -154,7 +159,7 @@ def test_an_interval_holds_for_each_sample_and_both_ends(doubled):
 def test_a_scale_per_sample_is_a_loop(make):
     scales = jnp.linspace(0, 4, B)
     together = make(scales)(None, NOISE, TIMES, class_labels=LABELS)
-    for i in range(B):
+    for i in (0, 2, 5):
         one = make(float(scales[i]))(
             None, NOISE[i : i + 1], TIMES[i : i + 1], class_labels=LABELS[i : i + 1]
         )
@@ -342,8 +347,14 @@ def test_conditioning_that_is_left_out():
     np.testing.assert_array_equal(made, np.full((2, 3), 3.0))
 
 
-@pytest.mark.parametrize("doubled", [False, True])
-@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    ("axis", "doubled"),
+    [
+        (AxisType.Explicit, True),
+        pytest.param(AxisType.Explicit, False, marks=pytest.mark.thorough),
+        pytest.param(AxisType.Auto, True, marks=pytest.mark.thorough),
+    ],
+)
 def test_on_meshes(axis, doubled):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(axis,))
     divided = NamedSharding(mesh, PartitionSpec("data"))
@@ -359,6 +370,25 @@ def test_on_meshes(axis, doubled):
     with jax.set_mesh(mesh):
         made = jax.jit(draw)(*jax.device_put((20 * NOISE, LABELS), divided))
     np.testing.assert_allclose(np.asarray(made), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+def test_a_learned_variance_is_that_of_the_network_alone(doubled):
+    def network(params, x, t, class_labels):
+        shift = class_labels[:, None].astype(x.dtype)
+        return jnp.concatenate([x + shift, x - shift], axis=-1)
+
+    guided = classifier_free(network, 3.0, null=NULL, doubled=doubled)
+    made = guided(None, NOISE, TIMES, class_labels=LABELS)
+    labels = np.asarray(LABELS, np.float32)[:, None]
+    np.testing.assert_allclose(made[:, :2], NOISE + 2 + 3 * (labels - 2), atol=1e-5)
+    np.testing.assert_allclose(made[:, 2:], NOISE - labels, atol=1e-6)
+
+    # Its sampler takes it.
+    scheduler = cmjax.DDPMScheduler(variance_type="learned_range")
+    state = scheduler.set_timesteps(2)
+    output = scheduler.predict(guided, None, state, NOISE, class_labels=LABELS)
+    assert output.shape == (B, 4)
 
 
 def test_dtypes():
@@ -416,6 +446,7 @@ def test_misuse():
     for null in (None, {}, 10, {1: 2}):
         refused("null must map names", 2.0, null=null)
     refused(r"null\['a'\] must be finite", 2.0, null={"a": np.nan})
+    refused("doubled must be True or False", 2.0, doubled=1)
     refused("doubled=True needs", 2.0, null={"a": None}, doubled=True)
 
     # At the call.

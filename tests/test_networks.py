@@ -8,7 +8,7 @@ from flax import nnx
 
 import cmjax
 from cmjax import editing, parametrization
-from cmjax.guidance import autoguidance
+from cmjax.guidance import autoguidance, classifier_free
 from cmjax.labels import check_class_labels
 from cmjax.models import compute_in
 from cmjax.networks import num_classes, parse_cond
@@ -161,6 +161,7 @@ def test_what_wraps_a_network_knows_its_classes():
         jax.jit(network),
         compute_in(network, jnp.bfloat16),
         autoguidance(network, 2.0),
+        classifier_free(network, 2.0, null={"class_labels": 1}),
         parametrization.adapt(network, CM, solver),
     ):
         assert num_classes(wrapped) == num_classes(network) == 2

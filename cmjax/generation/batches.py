@@ -23,7 +23,7 @@ class BatchSampler:
     """Makes any samples of a request, a batch at a time, with one compiled program.
 
     The program runs on several devices of this process. They communicate only if the parameters
-    are divided among them.
+    are divided among them, or, one bit a call, if guidance is limited to an interval.
 
     Args:
         model: from `cmjax.load`.

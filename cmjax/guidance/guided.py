@@ -84,16 +84,11 @@ def classifier_free(
     check_null(null, num_classes(apply_fn))
     strength = Strength(scale, interval, parametrization)
     _check_share(rescale)
-    if doubled and any(value is None for value in null.values()):
-        raise ValueError(
-            "doubled=True needs the same conditioning for both; give null values, not None"
-        )
+    _check_doubled(doubled, null)
     if strength.is_one:
         return apply_fn
-    entries = tuple(null.items())
-    return _kept(
-        _classifier_free, apply_fn, strength, entries, Extrapolated(rescale), doubled
-    )
+    rule = Extrapolated(float(rescale))
+    return _kept(_classifier_free, apply_fn, strength, _entries(null), rule, doubled)
 
 
 def adaptive_projection(
@@ -141,11 +136,11 @@ def adaptive_projection(
             raise ValueError(
                 f"{name} must be a finite number, 0 or more, got {shown(value)}"
             )
+    _check_doubled(doubled, null)
     if strength.is_one:
         return apply_fn
     rule = Projected(parametrization.without_boundary(), float(eta), float(norm_threshold))
-    entries = tuple(null.items())
-    return _kept(_classifier_free, apply_fn, strength, entries, rule, doubled)
+    return _kept(_classifier_free, apply_fn, strength, _entries(null), rule, doubled)
 
 
 def autoguidance(
@@ -194,6 +189,21 @@ def _check_share(rescale: Any) -> None:
         raise ValueError(f"rescale must be a number from 0 to 1, got {shown(rescale)}")
 
 
+def _check_doubled(doubled: Any, null: Mapping[str, Any]) -> None:
+    """Raises ValueError unless both conditionings can be in one batch, if they are to be."""
+    if not isinstance(doubled, bool):
+        raise ValueError(f"doubled must be True or False, got {shown(doubled)}")
+    if doubled and any(value is None for value in null.values()):
+        raise ValueError(
+            "doubled=True needs the same conditioning for both; give null values, not None"
+        )
+
+
+def _entries(null: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The null as pairs, which can be compared where its values can."""
+    return tuple(sorted(null.items(), key=lambda entry: entry[0]))
+
+
 def _kept(make: Any, *args: Any) -> ApplyFn:
     """Returns the same function for the same arguments, where they can be compared."""
     # Under a trace, `apply_fn` may close over values of that trace.
@@ -211,7 +221,7 @@ def _classifier_free(apply_fn, strength, null, rule, doubled):
         without = with_null(cond, dict(null))
 
         def call(x, times, cond):
-            return call_network(apply_fn, params, x, times, cond)
+            return _output(apply_fn, params, x, times, cond)
 
         if not doubled:
             output = call(x, times, cond)
@@ -242,12 +252,12 @@ def _autoguidance(apply_fn, strength, rule):
             raise ValueError(
                 f"params must be the pair (params, weaker_params), got {shown(params)}"
             )
-        output = call_network(apply_fn, params[0], x, times, cond)
+        output = _output(apply_fn, params[0], x, times, cond)
         if strength.is_one:
             return output, output
 
         def weaker():
-            return call_network(apply_fn, params[1], x, times, cond)
+            return _output(apply_fn, params[1], x, times, cond)
 
         return output, _either(any_guided, weaker, lambda: output)
 
@@ -271,9 +281,22 @@ def _guided(
         x = as_samples("x", x)
         scale, any_guided = strength.weights(x, times[0])
         output, other = outputs(params, x, times, cond, any_guided)
-        return rule(output, other, scale, x, times[0])
+        if output.shape == x.shape:
+            return rule(output, other, scale, x, times[0])
 
-    return with_guidance_mark(with_classes_of(apply_fn, guided))
+        # A learned variance is that of the network alone.
+        channels = x.shape[-1]
+        mean = rule(output[..., :channels], other[..., :channels], scale, x, times[0])
+        return jnp.concatenate([mean, output[..., channels:]], axis=-1)
+
+    guided = with_classes_of(apply_fn, guided)
+    return guided if strength.is_one else with_guidance_mark(guided)
+
+
+def _output(apply_fn, params, x, times, cond):
+    """The output of one call, `[B, ..., C]`, or `[B, ..., 2 C]` with a learned variance."""
+    with_variance = (*x.shape[:-1], 2 * x.shape[-1]) if x.ndim > 1 else None
+    return call_network(apply_fn, params, x, times, cond, or_shape=with_variance)
 
 
 def _either(

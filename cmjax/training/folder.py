@@ -1,6 +1,5 @@
 """The folder of a training run: whose it is, and that nothing in it is lost."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,16 @@ from cmjax.checkpoints.loading import check_destination
 from cmjax.configs import shown
 from cmjax.files import clear_unfinished, read_regular, replacing
 from cmjax.training.config import TrainConfig
-from cmjax.training.sections import RunSection
 
 CONFIG = "config.json"
 FINGERPRINT = "fingerprint"  # its key for data and models, beside those of the sections
 _LARGEST = 2**24  # bytes of a configuration
+
+# Values of keys that files of earlier versions do not have, as JSON.
+_DEFAULTS = {
+    "run": {"label_dropout": 0.0},
+    "teacher": {"null_class": False, "guidance_interval": []},
+}
 
 # Keys that may change when a run is resumed. These have no effect on what is trained:
 FREE_TO_CHANGE = {
@@ -115,8 +119,7 @@ def _difference(
             return f"no {section}"
 
         # A run from before there was an option had its default.
-        if section == "run":
-            found_values = {**dataclasses.asdict(RunSection()), **found_values}
+        found_values = {**_DEFAULTS.get(section, {}), **found_values}
         for key in sorted(values.keys() | found_values.keys()):
             if (section, key) in FREE_TO_CHANGE:
                 continue

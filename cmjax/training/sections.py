@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from cmjax.configs import LARGEST, did_you_mean, is_finite, is_int, shown
+from cmjax.guidance.strength import interval_ends
 
 # Names of configuration files, and the optax functions behind them.
 OPTIMIZERS = {
@@ -69,17 +70,36 @@ class TeacherSection:
     Attributes:
         model: a denoiser, as `cmjax.load` takes it; "" for the model that the run starts from.
         weak_model: a worse denoiser, which the teacher is guided away from (autoguidance, Karras et
-            al. 2024); "" for no guidance.
+            al. 2024); "" for no such guidance.
         guidance: scale of the guidance; 1 is the teacher alone.
+        null_class: guide the teacher away from its own null class instead (classifier-free).
+        guidance_interval: the noise levels (low, high) to guide at; empty for all.
+
+    Raises:
+        ValueError: for values outside their domain, or guidance of both kinds.
     """
 
     model: str = ""
     weak_model: str = ""
     guidance: float = 2.0
+    null_class: bool = False
+    guidance_interval: tuple[float, ...] = ()
 
     def __post_init__(self):
         _check_types("teacher", self)
         _check_number("teacher.guidance", self.guidance)
+        if self.guidance_interval:
+            interval_ends("teacher.guidance_interval", self.guidance_interval)
+
+        # A teacher is guided in one way, if at all.
+        if self.null_class and self.weak_model:
+            raise ValueError(
+                "teacher.null_class and teacher.weak_model exclude each other; give one"
+            )
+        if self.guidance_interval and not (self.null_class or self.weak_model):
+            raise ValueError(
+                "teacher.guidance_interval needs teacher.null_class or teacher.weak_model"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cmjax.model import Model
 from cmjax.models.adapters import compute_in, from_nnx
 from cmjax.models.extension import EXTENSIONS, extend, is_extension
 from cmjax.models.registry import network_class
+from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import key_of_seed, same_numbers
 from cmjax.training import data, sources
 from cmjax.training.config import TrainConfig
@@ -245,6 +246,9 @@ def _load_teacher(config, model):
     _check_interchangeable(
         "teacher.model", section.model, teacher.scheduler, model.scheduler
     )
+    interval = section.guidance_interval or None
+    if section.null_class:
+        return teacher.params, _guided_by_null_class(teacher, section.guidance, interval)
     if not section.weak_model:
         return teacher.params, teacher.apply_fn
 
@@ -257,7 +261,23 @@ def _load_teacher(config, model):
         raise ValueError(
             f"teacher.weak_model {section.weak_model} is another network than teacher.model"
         )
-    return (teacher.params, weak.params), autoguidance(teacher.apply_fn, section.guidance)
+    guided = autoguidance(
+        teacher.apply_fn,
+        section.guidance,
+        interval=interval,
+        parametrization=one_time_parametrization("teacher", teacher.scheduler),
+    )
+    return (teacher.params, weak.params), guided
+
+
+def _guided_by_null_class(teacher, scale, interval):
+    """Returns the network of a teacher with classifier-free guidance."""
+    if teacher.null_class is None:
+        raise ValueError(
+            "teacher.null_class: the teacher has none; train it with network.null_class=true and "
+            "run.label_dropout"
+        )
+    return teacher.guided(scale, interval)
 
 
 def _load(name, source):

@@ -12,7 +12,7 @@ from flax import linen
 import cmjax
 from cmjax import constraints, editing, evaluation, images, labels, models
 from cmjax.generation import Request
-from cmjax.guidance import autoguidance
+from cmjax.guidance import adaptive_projection, autoguidance, classifier_free
 from cmjax.models.registry import network_class
 from cmjax.registry import scheduler_class
 from cmjax.schedulers import SCHEDULERS
@@ -143,6 +143,22 @@ def sampling_calls():
             guided,
             {"apply_fn": network, "scale": 2.0, "params": ({}, {}), "x": X},
         ),
+        "classifier_free": (
+            guided_by_null,
+            {
+                "apply_fn": labels_of,
+                "scale": 2.0,
+                "null": {"class_labels": 1},
+                "interval": (0.1, 2.0),
+                "parametrization": CM.parametrization,
+                "rescale": 0.5,
+                "doubled": True,
+            },
+        ),
+        "adaptive_projection": (
+            projected,
+            {"scale": 2.0, "eta": 0.5, "norm_threshold": 1.0},
+        ),
         "compute_in": (models.compute_in, {"apply_fn": network, "dtype": jnp.bfloat16}),
     }
 
@@ -163,6 +179,27 @@ def labelled(class_labels, first_index):
 
 def guided(apply_fn, scale, params, x):
     return autoguidance(apply_fn, scale)(params, x, jnp.ones(2))
+
+
+def labels_of(params, x, t, class_labels):
+    return x + class_labels.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
+
+
+def guided_by_null(apply_fn, scale, **options):
+    made = classifier_free(apply_fn, scale, **options)
+    return made(None, jnp.asarray(X), jnp.ones(2), class_labels=jnp.zeros(2, jnp.int32))
+
+
+def projected(scale, eta, norm_threshold):
+    made = adaptive_projection(
+        labels_of,
+        scale,
+        null={"class_labels": 1},
+        parametrization=CM.parametrization,
+        eta=eta,
+        norm_threshold=norm_threshold,
+    )
+    return made(None, jnp.asarray(X), jnp.ones(2), class_labels=jnp.zeros(2, jnp.int32))
 
 
 def editing_calls():

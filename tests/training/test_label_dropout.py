@@ -1,6 +1,7 @@
 """Labels that become the null class for some samples of each step."""
 
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from click.testing import CliRunner
 import cmjax
 from cmjax import cli
 from cmjax.conditioning import without_some
-from cmjax.training import trainer
+from cmjax.training import config, setup, trainer
+from tests.support.networks import tiny_model
 from tests.support.training import TINY_TOML
 
 B = 4096
@@ -162,3 +164,51 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train, tmp_path):
     # The row of the null class is learned.
     row = straight.params["class_embedding"]["embedding"][3]
     assert abs(row - plain.params["class_embedding"]["embedding"][3]).max() > 1e-5
+
+
+def test_a_teacher_is_guided_in_one_way(train):
+    def refused(message, *settings):
+        result = train("run", *settings)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+    refused("exclude each other", "teacher.null_class=true", "teacher.weak_model=a")
+    refused("needs teacher.null_class", "teacher.guidance_interval=[0.2,2]")
+    interval = "teacher.guidance_interval=[2,1]"
+    refused("must be noise levels", "teacher.null_class=true", interval)
+    refused(
+        "must be noise levels", "teacher.null_class=true", "teacher.guidance_interval=[2]"
+    )
+
+
+def test_a_guided_teacher_of_a_run(tmp_path):
+    # The network of the student is the teacher's, whose guidance the loss alone sees.
+    model = tiny_model(3, null_class=True)
+    cmjax.save(tmp_path / "teacher", model)
+    np.savez(
+        tmp_path / "d.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4) % 3
+    )
+
+    def run_of(**teacher):
+        sections = {
+            "loss": {"name": "cd"},
+            "data": {"source": str(tmp_path / "d.npz")},
+            "teacher": teacher,
+            "run": {"init": str(tmp_path / "teacher"), "batch_size": 8},
+        }
+        return setup.make_run(config.from_values(sections))
+
+    guided = run_of(null_class=True, guidance=3.0, guidance_interval=[0.1, 2.0])
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
+    times = cmjax.CMStochasticIterativeScheduler().parametrization.time(
+        jnp.array([1.0, 20.0])
+    )
+    teacher_fn: Any = vars(guided.train_step.loss)["teacher_fn"]
+    made = teacher_fn(guided.train_step.teacher, x, times, class_labels=jnp.array([0, 1]))
+    of = lambda labels: model.apply_fn(model.params, x, times, jnp.array(labels))  # noqa: E731
+    plain, without = of([0, 1]), of([3, 3])
+    np.testing.assert_allclose(made[0], (without + 3 * (plain - without))[0], atol=1e-5)
+    np.testing.assert_allclose(made[1], plain[1], atol=1e-6)
+    cmjax.save(tmp_path / "teacher", tiny_model(3))
+    with pytest.raises(ValueError, match="teacher.null_class: the teacher has none"):
+        run_of(null_class=True)
