@@ -120,6 +120,8 @@ def save_samples(run: Run, state: TrainState, path: Path) -> None:
     cond = {}
     if model.num_classes:
         cond["class_labels"] = jnp.arange(_COLUMNS) % model.num_classes
+    if getattr(model.config, "guidance_embeds", False):
+        cond["guidance_scale"] = jnp.ones(_COLUMNS)
     shape = (_COLUMNS, *model.sample_shape)
     rows = [
         sample(
