@@ -169,8 +169,9 @@ def consistency_models(seed, steps, only, data):
     )
     for name, options in STUDENTS.items():
         if only in (None, name):
+            scheduler = CTM if name == "ctm" else SCHEDULER
             yield student_row(
-                name, apply_fn, teacher, SCHEDULER, steps, seed, options, data
+                name, apply_fn, teacher, scheduler, steps, seed, options, data
             )
 
 
