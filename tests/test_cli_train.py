@@ -484,6 +484,22 @@ def test_a_flow_map_starts_from_a_network_of_flow_matching(folder):
 
 
 @pytest.mark.thorough
+def test_a_network_told_a_guidance_scale_trains(folder):
+    settings = changes(
+        "loss.name=imf",
+        "loss.largest_scale=8",
+        "loss.null_class=2",
+        "scheduler.class=FlowMapEulerDiscreteScheduler",
+        "network.second_time=span",
+        "network.guidance_embeds=true",
+        "run.steps=1",
+        "run.sample_every=1",
+    )
+    ok(folder, "--out", folder / "out", *settings)
+    assert list((folder / "out").glob("samples_*.png"))
+
+
+@pytest.mark.thorough
 def test_a_trigflow_model_trains_and_samples(folder):
     trigflow = changes(
         "scheduler.class=SCMScheduler", "network.time_scale=1", "run.steps=1"

@@ -173,7 +173,12 @@ def divide_last(mesh, leaf):
 def test_dividing_what_a_network_gets_and_has():
     """Images, classes and parameters along whatever axes, of a mesh of two."""
     for config in (UNET, UNCONDITIONAL, LONG_SKIPS):
-        apply_fn, params = network(config)
+        by_name, params = network(config)
+
+        @jax.jit
+        def apply_fn(params, x, t, class_labels=None, by_name=by_name):
+            return by_name(params, x, t, class_labels=class_labels)
+
         shape = (8, 8, 8, config.in_channels)
         x = np.linspace(-1, 1, math.prod(shape), dtype=np.float32).reshape(shape)
         arguments = [x, np.linspace(1, 2, 8, dtype=np.float32)]

@@ -138,18 +138,20 @@ def test_labels_are_one_per_sample_and_classes_known_by_the_network_itself():
     x = jnp.zeros((2, 4, 4, 1))
     with pytest.raises(ValueError, match=r"class_labels must be one per sample, \(2,\)"):
         jax.eval_shape(
-            lambda labels: network(model.params, x, T, labels), jnp.zeros(1, int)
+            lambda labels: network(model.params, x, T, class_labels=labels),
+            jnp.zeros(1, int),
         )
     with pytest.raises(
         ValueError, match="class_labels: the model's classes are 0..1, got 7"
     ):
-        jax.eval_shape(lambda: network(model.params, x, T, np.array([0, 7])))
+        jax.eval_shape(lambda: network(model.params, x, T, class_labels=np.array([0, 7])))
 
 
 def test_traced_labels_that_are_no_classes_are_nan_and_never_another_class():
     model = checkpoints.model()
     x = jnp.ones((4, 4, 4, 1))
-    made = model.apply_fn(model.params, x, jnp.ones(4), jnp.array([0, 2, -1, 1]))
+    labels = jnp.array([0, 2, -1, 1])
+    made = model.apply_fn(model.params, x, jnp.ones(4), class_labels=labels)
     finite = np.isfinite(made).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(finite, [True, False, False, True])
 

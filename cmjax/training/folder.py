@@ -1,5 +1,6 @@
 """The folder of a training run: whose it is, and that nothing in it is lost."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -136,6 +136,8 @@ def save_samples(run: Run, state: TrainState, path: Path) -> bool:
         labels = np.arange(_COLUMNS) % model.num_classes
         cond["class_labels"] = jnp.asarray(labels)
         captions = [model.class_name(int(label)) for label in labels]
+    if getattr(model.config, "guidance_embeds", False):
+        cond["guidance_scale"] = jnp.ones(_COLUMNS)
     shape = (_COLUMNS, *model.sample_shape)
     rows = []
     calls = []

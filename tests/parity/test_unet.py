@@ -167,7 +167,7 @@ def test_every_intermediate_activation(change, tmp_path):
             owner[int(last)] = spy
         else:
             setattr(owner, last, spy)
-    module(x, t, None if labels is None else jnp.asarray(labels))
+    module(x, t, class_labels=None if labels is None else jnp.asarray(labels))
     assert len(ours) >= 10
     for name, value in ours.items():
         expected = theirs[name]

@@ -33,6 +33,7 @@ class FlowMatching(Loss):
         scheduler: gives the network's time, such as `FlowMatchEulerDiscreteScheduler`.
         p_mean: mean of the logit of t, which is log(t / (1 - t)).
         p_std: standard deviation of the logit.
+        uniform_fraction: share of the times that are drawn uniformly instead; 0 in the paper.
 
     Raises:
         ValueError: for values outside their domain, or another kind of scheduler.
@@ -41,6 +42,7 @@ class FlowMatching(Loss):
     scheduler: Any
     p_mean: float = 0.0
     p_std: float = 1.0
+    uniform_fraction: float = 0.0
 
     _domains = TIME_DOMAINS
 
@@ -61,7 +63,9 @@ class FlowMatching(Loss):
 
         # Samples (1 - t) x0 + t z, `[B, ...]`, each at a time of its own.
         time_key, noise_key = random.split(key)
-        t = draw_times(time_key, data.shape[0], self.p_mean, self.p_std)
+        t = draw_times(
+            time_key, data.shape[0], self.p_mean, self.p_std, self.uniform_fraction
+        )
         noise = random.normal(noise_key, data.shape)
         x = on_path(data, noise, t)
 

@@ -16,6 +16,7 @@ from cmjax.parametrization import FlowMatching
 TIME_DOMAINS = {
     "p_mean": (-50.0, 50.0),
     "p_std": (1e-6, 50.0),
+    "uniform_fraction": (0.0, 1.0),
 }
 
 
@@ -53,19 +54,27 @@ def check_flow_scheduler(scheduler: Any, num_times: int) -> None:
         )
 
 
-def draw_times(key: jax.Array, count: int, p_mean: float, p_std: float) -> jax.Array:
+def draw_times(
+    key: jax.Array, count: int, p_mean: float, p_std: float, uniform_fraction: float = 0.0
+) -> jax.Array:
     """Returns times t in (0, 1), f32[count], whose logit is normal (Esser et al. 2024, 3.1).
 
     The logit of t is the logarithm of the ratio of noise to signal, t / (1 - t). So `p_mean` and
     `p_std` are mean and standard deviation of log sigma in EDM's terms, as of the other losses.
+    They hardly ever give times near 1, where one-step sampling starts; the uniform share does.
 
     Args:
         key: PRNG key.
         count: how many.
         p_mean: mean of the logit.
         p_std: standard deviation of the logit.
+        uniform_fraction: share of the times that are drawn uniformly.
     """
-    return jax.nn.sigmoid(p_mean + p_std * random.normal(key, (count,)))
+    normal_key, uniform_key, choice_key = random.split(key, 3)
+    t = jax.nn.sigmoid(p_mean + p_std * random.normal(normal_key, (count,)))
+    uniform = random.uniform(uniform_key, (count,))
+    is_uniform = random.uniform(choice_key, (count,)) < uniform_fraction
+    return jnp.where(is_uniform, uniform, t)
 
 
 def on_path(data: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:

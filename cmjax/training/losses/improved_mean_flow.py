@@ -48,6 +48,7 @@ class ImprovedMeanFlow(Loss):
         scheduler: a `FlowMapEulerDiscreteScheduler`, which gives the network's times.
         p_mean: mean of the logit of t and r, which is log(t / (1 - t)); t is the larger of two.
         p_std: standard deviation of the logit.
+        uniform_fraction: share of the times that are drawn uniformly instead; 0 in the paper.
         instant_fraction: share of the batch with r = t, which is flow matching.
         norm_p: power of the adaptive weight; 0 for none.
         norm_eps: what the weight adds to the squared error.
@@ -65,6 +66,7 @@ class ImprovedMeanFlow(Loss):
     scheduler: Any
     p_mean: float = -0.4
     p_std: float = 1.0
+    uniform_fraction: float = 0.0
     instant_fraction: float = 0.5
     norm_p: float = 1.0
     norm_eps: float = 0.01
@@ -94,9 +96,7 @@ class ImprovedMeanFlow(Loss):
         data, cond = split_batch(batch)
         time_key, noise_key, scale_key = random.split(key, 3)
         count = data.shape[0]
-        t, r = draw_time_pairs(
-            time_key, count, self.p_mean, self.p_std, self.instant_fraction
-        )
+        t, r = draw_time_pairs(time_key, count, self)
         noise = random.normal(noise_key, data.shape)
 
         # w with a density of 1 / w.

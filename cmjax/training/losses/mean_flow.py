@@ -55,6 +55,7 @@ class MeanFlow(Loss):
         scheduler: a `FlowMapEulerDiscreteScheduler`, which gives the network's times.
         p_mean: mean of the logit of t and r, which is log(t / (1 - t)); t is the larger of two.
         p_std: standard deviation of the logit.
+        uniform_fraction: share of the times that are drawn uniformly instead; 0 in the paper.
         instant_fraction: share of the batch with r = t, which is flow matching.
         norm_p: power of the adaptive weight; 0 for none.
         norm_eps: what the weight adds to the squared error; 1e-3 in the paper's text.
@@ -73,6 +74,7 @@ class MeanFlow(Loss):
     scheduler: Any
     p_mean: float = -0.4
     p_std: float = 1.0
+    uniform_fraction: float = 0.0
     instant_fraction: float = 0.75
     norm_p: float = 1.0
     norm_eps: float = 0.01
@@ -99,6 +101,11 @@ class MeanFlow(Loss):
                 f"omega={self.omega} and kappa={self.kappa} guide by samples without a class: "
                 "give null_class, their label"
             )
+        if self.guidance_start > self.guidance_end:
+            raise ValueError(
+                f"guidance_start={self.guidance_start} must not be above "
+                f"guidance_end={self.guidance_end}"
+            )
 
     @property
     def _guides(self):
@@ -109,9 +116,7 @@ class MeanFlow(Loss):
         del frozen, step
         data, cond = split_batch(batch)
         time_key, noise_key = random.split(key)
-        t, r = draw_time_pairs(
-            time_key, data.shape[0], self.p_mean, self.p_std, self.instant_fraction
-        )
+        t, r = draw_time_pairs(time_key, data.shape[0], self)
         noise = random.normal(noise_key, data.shape)
         return self.at(apply_fn, params, data, noise, t, r, cond)
 
@@ -155,9 +160,9 @@ class MeanFlow(Loss):
 
     def _guided(self, apply_fn, params, x, t, velocity, cond):
         """Returns the velocity that is learned, `[B, ...]`: guided within the interval."""
-        network = mean_velocity(apply_fn, self.scheduler)
         if not self._guides:
             return velocity
+        network = mean_velocity(apply_fn, self.scheduler)
 
         # The network's velocities without and with the class. They have no gradient.
         params = jax.lax.stop_gradient(params)
@@ -174,24 +179,22 @@ class MeanFlow(Loss):
         return combine((omega, velocity), (1 - omega - kappa, u0), (kappa, u1))
 
 
-def draw_time_pairs(
-    key: jax.Array, count: int, p_mean: float, p_std: float, instant_fraction: float
-) -> tuple[jax.Array, jax.Array]:
+def draw_time_pairs(key: jax.Array, count: int, loss: Any) -> tuple[jax.Array, jax.Array]:
     """Returns times t >= r, f32[count] each: two draws of `draw_times`, the larger one first.
 
     Args:
         key: PRNG key.
         count: how many.
-        p_mean: mean of the logit of both.
-        p_std: standard deviation of the logit.
-        instant_fraction: share of the pairs, the first ones, with r = t.
+        loss: its `p_mean`, `p_std` and `uniform_fraction` are those of both draws; r = t in the
+            first of the pairs, its `instant_fraction` of them.
     """
     first_key, second_key = random.split(key)
-    first = draw_times(first_key, count, p_mean, p_std)
-    second = draw_times(second_key, count, p_mean, p_std)
+    options = (loss.p_mean, loss.p_std, loss.uniform_fraction)
+    first = draw_times(first_key, count, *options)
+    second = draw_times(second_key, count, *options)
     t = jnp.maximum(first, second)
     r = jnp.minimum(first, second)
-    is_instant = jnp.arange(count) < int(count * instant_fraction)
+    is_instant = jnp.arange(count) < int(count * loss.instant_fraction)
     return t, jnp.where(is_instant, t, r)
 
 
