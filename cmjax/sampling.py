@@ -160,7 +160,7 @@ def sample(
     check_network(apply_fn)
     check_scheduler(scheduler)
     check_constraint(constrain)
-    _check_options(return_trajectory, callback)
+    check_options(return_trajectory, callback)
     levels = {
         "num_inference_steps": num_inference_steps,
         "timesteps": timesteps,
@@ -265,7 +265,7 @@ def _check_params(params):
             raise ValueError(f"params must be arrays of JAX's dtypes, got {shown(leaf)}")
 
 
-def _check_options(return_trajectory, callback):
+def check_options(return_trajectory, callback):
     """Raises ValueError for options of the loop that are of another kind."""
     if not isinstance(return_trajectory, bool | np.bool_):
         raise ValueError(

@@ -55,7 +55,7 @@ STEPS = click.option(
     "-s",
     type=click.IntRange(1),
     metavar="N",
-    help="Number of steps, one network call each.  [default: one per training level]",
+    help="Number of steps.  [default: one per training level; 9 with --method posterior]",
 )
 TIMESTEPS = click.option(
     "--timesteps",
@@ -77,9 +77,18 @@ NUM = click.option(
     help="Number of results.",
 )
 
+METHOD = click.option(
+    "--method",
+    type=click.Choice(["projection", "posterior"]),
+    default="projection",
+    show_default=True,
+    help="projection: put back what is known after every call (quick). posterior: sample what is "
+    "likely given the known part, for consistency models (slower).",
+)
+
 # All tasks take the first group; those that sample under a constraint take the second.
 common = options.group_of(MODEL, options.trust, LABELS, SEED, OUT, QUIET)
-constrained = options.group_of(STEPS, TIMESTEPS, SIGMAS, NUM, common)
+constrained = options.group_of(METHOD, STEPS, TIMESTEPS, SIGMAS, NUM, common)
 
 
 @click.group(
@@ -127,6 +136,7 @@ def inpaint(
     Examples:
       cmjax edit inpaint                                   the lower half of a seven
       cmjax edit inpaint --mask-box 0,0,14,28 --num 8      its left half, eight times
+      cmjax edit inpaint --method posterior --num 5        as varied as what is known allows
       cmjax edit inpaint photo.png --mask hole.png --model MODEL --steps 8
     """
     import numpy as np

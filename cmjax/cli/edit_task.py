@@ -26,6 +26,7 @@ class Task(NamedTuple):
         labels: classes of the results, repeated in turn; None for a model without classes.
         num: number of results.
         schedule: arguments of `set_timesteps`; at most one.
+        method: of `cmjax.editing.edit`.
         seed: seed of all randomness.
         out: the file to write.
         quiet: whether to print nothing but errors.
@@ -36,6 +37,7 @@ class Task(NamedTuple):
     labels: list[int] | None
     num: int
     schedule: dict[str, Any]
+    method: str
     seed: int
     out: Path
     quiet: bool
@@ -75,6 +77,7 @@ def open_task(
     seed: int,
     out: Path,
     quiet: bool,
+    method: str = "projection",
     steps: int | None = None,
     timesteps: list[float] | None = None,
     sigmas: list[float] | None = None,
@@ -91,6 +94,7 @@ def open_task(
         seed: seed of all randomness.
         out: the file to write.
         quiet: whether to print nothing but errors.
+        method: of editing under a constraint.
         steps: number of steps; at most one of this and the next two is given.
         timesteps: indices of training levels.
         sigmas: noise levels.
@@ -129,7 +133,9 @@ def open_task(
         original = read_image(path, channels)
         if not quiet:
             _report_scaling(path, original, checkpoint.config.sample_size, factor)
-    return Task(checkpoint.load(), original, indices, num, schedule, seed, out, quiet)
+    return Task(
+        checkpoint.load(), original, indices, num, schedule, method, seed, out, quiet
+    )
 
 
 def _report_scaling(path: Path, picture: "np.ndarray", size: int, factor: int) -> None:
@@ -231,6 +237,7 @@ def edit_under(
             scheduler,
             constraint,
             shape,
+            method=task.method,
             **task.schedule,
             cond=cond,
         )
