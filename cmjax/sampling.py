@@ -191,7 +191,7 @@ def sample(
         return program(**inputs)
     except (TypeError, ValueError, OverflowError):
         # Looked at only now: flattening the parameters of a network takes a while at every call.
-        _check_params(params)
+        check_params(params)
         raise
 
 
@@ -254,7 +254,7 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
-def _check_params(params):
+def check_params(params: Any) -> None:
     """Raises ValueError for parameters that are no pytree of arrays."""
     for leaf in jax.tree.leaves(params):
         if isinstance(leaf, jax.Array | float) or is_int(leaf, -LARGEST, LARGEST):
@@ -265,7 +265,7 @@ def _check_params(params):
             raise ValueError(f"params must be arrays of JAX's dtypes, got {shown(leaf)}")
 
 
-def check_options(return_trajectory, callback):
+def check_options(return_trajectory: Any, callback: Any) -> None:
     """Raises ValueError for options of the loop that are of another kind."""
     if not isinstance(return_trajectory, bool | np.bool_):
         raise ValueError(

@@ -14,7 +14,7 @@ from cmjax.constraints import (
     observe,
     super_resolve,
 )
-from cmjax.editing.constrained import edit, editing_timesteps, posterior_sigmas
+from cmjax.editing.constrained import edit, editing_timesteps
 from cmjax.editing.noise_projection import PosteriorStep
 from cmjax.editing.one_call import denoise, interpolate, slerp
 from cmjax.editing.strokes import STROKE_SIGMAS, restore, stroke_to_image
@@ -32,7 +32,6 @@ __all__ = [
     "inpaint",
     "interpolate",
     "observe",
-    "posterior_sigmas",
     "restore",
     "slerp",
     "stroke_to_image",

@@ -21,7 +21,7 @@ METHODS = ("projection", "posterior")
 
 # The levels of "posterior" by default: as many, in equal ratios, from sigma_max to a share of the
 # data's standard deviation. Below, f changes little that one would see.
-POSTERIOR_LEVELS = 9
+_POSTERIOR_LEVELS = 9
 _LOWEST_SHARE = 0.3
 
 
@@ -46,16 +46,6 @@ def editing_timesteps(num_train_timesteps: int) -> np.ndarray:
 
     # Indices count from the noisy end, so the list is that of diffusers' `timesteps`, descending.
     return np.arange(num_train_timesteps - 1)[::-1]
-
-
-def posterior_sigmas(scheduler: CMStochasticIterativeScheduler) -> np.ndarray:
-    """Returns the levels of `method="posterior"` by default, f64[9].
-
-    They fall in equal ratios from `sigma_max` to `0.3 sigma_data`.
-    """
-    low, high = scheduler.sigma_range
-    lowest = min(max(_LOWEST_SHARE * scheduler.sigma_data, low), high)
-    return np.geomspace(high, lowest, POSTERIOR_LEVELS)
 
 
 def edit(
@@ -108,8 +98,8 @@ def edit(
         shape: of the result, `(B, ...)`.
         method: "projection" or "posterior".
         num_inference_steps: number of steps. Give at most one of this and the next two arguments;
-            without any the levels are the paper's `editing_timesteps`, N - 1 network calls, or
-            `posterior_sigmas`.
+            without any the levels are the paper's `editing_timesteps`, N - 1 network calls; with
+            `method="posterior"` nine in equal ratios, from `sigma_max` to `0.3 sigma_data`.
         timesteps: the levels as training indices.
         sigmas: the levels as noise levels.
         first_index: global index of the first sample of this batch.
@@ -130,7 +120,7 @@ def edit(
     check_scheduler(scheduler)
     shape = check_sample_shape(shape)
     dtype = floating_dtype("dtype", dtype)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, got {shown(method)}")
 
     # The levels of the run, by default those of the method.
@@ -155,7 +145,9 @@ def _default_levels(scheduler, method):
             f"CMStochasticIterativeScheduler, and scheduler is a {type(scheduler).__name__}"
         )
     if method == "posterior":
-        return {"sigmas": posterior_sigmas(scheduler)}
+        low, high = scheduler.sigma_range
+        lowest = min(max(_LOWEST_SHARE * scheduler.sigma_data, low), high)
+        return {"sigmas": np.geomspace(high, lowest, _POSTERIOR_LEVELS)}
     return {"timesteps": editing_timesteps(scheduler.num_train_timesteps)}
 
 

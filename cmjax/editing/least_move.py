@@ -78,7 +78,7 @@ def least_move(
     # (Paige and Saunders 1982, LSQR). The normal equations are tridiagonal:
     #     (B^T B + lambda) c = beta alpha_1 e_1.
     # The products with J do not depend on lambda, so every lambda can be tried without the network.
-    found = _bidiagonalise(jacobian, transpose, residual, iterations)
+    found = _bidiagonalise(jacobian, transpose, residual, noise, iterations)
     diagonal = [a * a + b * b for a, b in zip(found.diagonal, found.below, strict=True)]
     beside = [a * b for a, b in zip(found.diagonal[1:], found.below[:-1], strict=True)]
     right = found.first * found.diagonal[0]
@@ -118,28 +118,42 @@ def inner(first: Any, second: Any) -> jax.Array:
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(one, first, second)))
 
 
-def _bidiagonalise(jacobian, transpose, residual, iterations):
+def _bidiagonalise(jacobian, transpose, residual, noise, iterations):
     """Golub and Kahan's bidiagonalisation of J, started at the negative residual."""
-    left = jax.tree.map(jnp.negative, residual)
-    first, left = _normalised(left)
-    columns, diagonal, below = [], [], []
-    right = transpose(left)
-    for step in range(iterations):
-        # alpha_i v_i = J^T u_i - beta_i v_{i-1}. The products with all earlier columns are removed
-        # rather than with the last alone: in float32 they would come back.
-        for column in columns:
+    first, left = _normalised(jax.tree.map(jnp.negative, residual))
+
+    # The columns of V, `[k, B, ...]`; those that are not found yet are 0.
+    columns = jax.tree.map(
+        lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * iterations), noise
+    )
+
+    # A scan, since compiling the network's derivatives takes long.
+    def step(carry, index):
+        left, columns = carry
+
+        # alpha_i v_i = J^T u_i - beta_i v_{i-1}. The parts along all earlier columns are removed
+        # rather than that along the last alone: in float32 they would come back.
+        right = transpose(left)
+        for column in _unstacked(columns, iterations):
             right = _plus(right, -inner(column, right), column)
         alpha, right = _normalised(right)
-        columns.append(right)
-        diagonal.append(alpha)
+        columns = jax.tree.map(
+            lambda stack, leaf: stack.at[index].set(leaf), columns, right
+        )
 
         # beta_{i+1} u_{i+1} = J v_i - alpha_i u_i.
-        left = _plus(jacobian(right), -alpha, left)
-        beta, left = _normalised(left)
-        below.append(beta)
-        if step + 1 < iterations:
-            right = transpose(left)
-    return _Bidiagonal(columns, diagonal, below, first)
+        beta, left = _normalised(_plus(jacobian(right), -alpha, left))
+        return (left, columns), (alpha, beta)
+
+    (_, columns), (diagonal, below) = jax.lax.scan(
+        step, (left, columns), jnp.arange(iterations)
+    )
+    return _Bidiagonal(_unstacked(columns, iterations), list(diagonal), list(below), first)
+
+
+def _unstacked(stacks, count):
+    """The pytrees that a pytree of arrays `[count, ...]` is a stack of."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stacks) for i in range(count)]
 
 
 def _normalised(vector):

@@ -21,7 +21,7 @@ from cmjax.arrays import (
     is_tracing,
     known_reals,
 )
-from cmjax.configs import LARGEST, is_int, shown
+from cmjax.configs import is_int, shown
 from cmjax.constraints import Constraint, measurable
 from cmjax.editing.noise_projection import PosteriorStep, Problem, project_noise
 from cmjax.meshes import as_returned, divided_alike
@@ -29,9 +29,12 @@ from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.parametrization import consistency_function
 from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import as_key, level_noise, sample_index, sample_keys
-from cmjax.sampling import check_options
+from cmjax.sampling import check_options, check_params
 
 _PROGRAMS = 64  # compiled loops to keep, as of `cmjax.sample`
+
+# Each keeps an array of the size of the samples.
+_MOST_ITERATIONS = 100
 
 # Highest ratio of noise to signal that is used where a path begins with noise alone.
 _HIGHEST = 1e3
@@ -53,7 +56,7 @@ def sample_posterior(
     dtype: np.dtype,
     first_index: int | jax.Array = 0,
     sigma_y: ArrayLike = 0.0,
-    iterations: int = 4,
+    iterations: int = 3,
     cond: Any = None,
     return_trajectory: bool = False,
     callback: Callable[[Any, PosteriorStep], None] | None = None,
@@ -81,9 +84,9 @@ def sample_posterior(
     check_network(apply_fn)
     check_options(return_trajectory, callback)
     one_time_parametrization("scheduler", scheduler)
-    if not is_int(iterations, 1, LARGEST):
+    if not is_int(iterations, 1, _MOST_ITERATIONS):
         raise ValueError(
-            f"iterations must be an integer of at least 1, got {shown(iterations)}"
+            f"iterations must be an integer from 1 to {_MOST_ITERATIONS}, got {shown(iterations)}"
         )
 
     # What the program takes as data: other values never compile again.
@@ -104,7 +107,11 @@ def sample_posterior(
     if is_tracing() or not hashable(apply_fn, scheduler, options):
         compiled = _compiled.__wrapped__
     program = compiled(apply_fn, scheduler, *options, jax.tree.structure(constraint))
-    return program(**inputs)
+    try:
+        return program(**inputs)
+    except (TypeError, ValueError, OverflowError):
+        check_params(params)
+        raise
 
 
 @functools.lru_cache(_PROGRAMS, typed=True)
