@@ -39,6 +39,10 @@ class PosteriorStep(NamedTuple):
 class Problem(NamedTuple):
     """What the levels have in common.
 
+    The unknowns are a pair: x0, and the noise e of the measurement `y = A x0 + sigma_y e`. As e is
+    standard normal data with a consistency function that is known, the pair meets its condition
+    without noise. `()` stands for e where measurements have none.
+
     Attributes:
         consistency: `(x, sigma) -> x0`, both `[B, ...]`, with sigma f32[].
         bound: clips x0, if the scheduler clips.
@@ -53,80 +57,81 @@ class Problem(NamedTuple):
     sigma_y: Any
     iterations: int
 
+    def made(self, start: Any, noise: Any, sigma: jax.Array) -> Any:
+        """Returns what the network makes of the pair `start` with noise: a pair like it."""
+        x0, e = start
+        z, z_e = noise
+        x = combine((1.0, x0), (sigma, z))
+
+        # Of normal data with the standard deviation sigma_y,
+        #     f(x, sigma) = sigma_y / sqrt(sigma_y^2 + sigma^2) x, x = sigma_y e + sigma z_e,
+        # which is sigma_y times the new e.
+        def mixed(e, z_e):
+            root = jnp.sqrt(jnp.square(self.sigma_y) + jnp.square(sigma))
+            return combine((self.sigma_y / root, e), (sigma / root, z_e))
+
+        return self.consistency(x, sigma), jax.tree.map(mixed, e, z_e)
+
+    def residual(self, pair: Any) -> jax.Array:
+        """Returns by how much the constraint `A x0 = y - sigma_y e` moves x0, `[B, ...]`."""
+        x0, e = pair
+        constraint = self.constraint
+        if self.sigma_y is not None:
+            shift = jax.tree.map(lambda leaf: combine((-self.sigma_y, leaf)), e)
+            constraint = constraint.shifted(shift)
+        return constraint(x0) - x0
+
 
 def project_noise(
-    problem: Problem, unknown: Any, fresh: tuple[Any, Any], sigma: jax.Array
+    problem: Problem, pair: Any, fresh: tuple[Any, Any], sigma: jax.Array
 ) -> tuple[Any, PosteriorStep]:
     """Makes a sample anew at a level, under the constraint.
 
     Args:
         problem: the network and the constraint.
-        unknown: the estimate so far, the pair of x0 `[B, ...]` and the noise of the measurements:
-            a pytree of arrays `[B, ...]`, without leaves where measurements have no noise.
-        fresh: two draws of standard normal noise, pytrees like `unknown`.
+        pair: the estimate so far: x0 `[B, ...]`, and the noise of the measurements, a pytree of
+            arrays `[B, ...]`.
+        fresh: two draws of standard normal noise, pytrees like `pair`.
         sigma: the level, f32[].
 
     Returns:
-        The new estimate and what was found on the way.
+        The new pair, and what was found on the way.
     """
+    first, noise = fresh
 
-    # The measurement is y = A x0 + sigma_y e. So its noise is one more unknown: standard normal
-    # data beside x0, whose consistency function is known. At the noise level sigma / sigma_y,
-    #     f_e = (sigma_y e + sigma z) / sqrt(sigma_y^2 + sigma^2).
-    # The pair (x0, e) meets its condition without noise, and all that follows is about the pair.
-    def made(start, noise):
-        x0, e = start
-        z, z_e = noise
-        x = combine((1.0, x0), (sigma, z))
-        return problem.consistency(x, sigma), jax.tree.map(mixed, e, z_e)
-
-    def mixed(e, z_e):
-        squares = jnp.square(problem.sigma_y) + jnp.square(sigma)
-        root = jnp.sqrt(squares)
-        return combine((problem.sigma_y / root, e), (sigma / root, z_e))
-
-    # How far x0 is from meeting A x0 = y - sigma_y e, `[B, ...]`.
-    def residual(pair):
-        x0, e = pair
-        constraint = problem.constraint
-        if problem.sigma_y is not None:
-            shift = jax.tree.map(lambda leaf: combine((-problem.sigma_y, leaf)), e)
-            constraint = constraint.shifted(shift)
-        return constraint(x0) - x0
-
-    # 1. Forget: u = f(x0 + sigma z1), without the constraint. This makes the level exact. Of two
-    # samples u and x0' = f(u + sigma z), each as likely as the other to come first, x0' is to meet
-    # the constraint, and u is to be what it is before such an x0'. As the pair can be exchanged, u
-    # may be made of the last estimate, which meets the constraint, as x0' is made of u. Were u the
-    # last estimate itself, the condition would count twice: a divergence of 0.04 instead of 0 for
-    # the colours of 8x8 pixels.
-    x0, e = made(unknown, fresh[0])
+    # 1. Forget: u = f(x0 + sigma z1), without the constraint. Step 2 makes x0' = f(u + sigma z2)
+    # meet A x0' = y, and for that u must be a draw of
+    #     p(u | A x0' = y),
+    # not of p(u | A u = y), as the last x0 is: the condition would count twice. For normal data
+    # (u, x0') and (x0', u) have the same distribution, their covariance being C S = S C where
+    # f(x) = S x. So u may be made of an x0 that meets the constraint as x0' is made of u.
+    x0, e = problem.made(pair, first, sigma)
     before = problem.bound(x0), e
 
-    # 2. Add noise z2, and move it least so that x0' = f(u + sigma z2) meets the constraint. For
-    # linear f and normal z2 this is a draw from z2 given the constraint (Matheron's rule; Hoffman
-    # and Ribak 1991): z2 + J^T (J J^T)^-1 (y - A f).
+    # 2. Project: move z2 least so that x0' meets the constraint. For linear f this draws z2 given
+    # the constraint (Matheron's rule; Hoffman and Ribak 1991), with r = y - A f(u + sigma z2):
+    #     z2 + J^T (J J^T)^-1 r,  J = d(A f) / d z2.
     def of_noise(noise):
-        return residual(made(before, noise))
+        return problem.residual(problem.made(before, noise, sigma))
 
-    noise = fresh[1]
+    residual, jacobian = jax.linearize(of_noise, noise)
+    transpose = jax.linear_transpose(jacobian, noise)
     size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(noise))
-    missing, jacobian = jax.linearize(of_noise, noise)
-    transposed = jax.linear_transpose(jacobian, noise)
+    allowance = _TYPICAL * math.sqrt(2 * size)
     move = least_move(
         jacobian,
-        lambda r: transposed(r)[0],
-        missing,
+        lambda cotangent: transpose(cotangent)[0],
+        residual,
         noise,
-        _TYPICAL * math.sqrt(2 * size),
+        allowance,
         problem.iterations,
     )
 
-    # 3. The new sample. What the step left over is put right by the constraint itself, as in
-    # Algorithm 4; noise of the measurement takes it up otherwise.
-    x0, e = made(before, move.noise)
+    # 3. The new pair. What the step left over is put right by the constraint itself, as in
+    # Algorithm 4; where measurements have noise it stays.
+    x0, e = problem.made(before, move.noise, sigma)
     x0 = problem.bound(x0)
-    left = residual((x0, e))
+    left = problem.residual((x0, e))
     distance = jnp.sqrt(inner(left, left) / math.prod(left.shape[1:]))
     if problem.sigma_y is None:
         x0 = x0 + left

@@ -156,17 +156,17 @@ def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, call
         measured = () if sigma_y is None else constraint.measure(samples)
         start = divided_alike((samples, jax.tree.map(jnp.zeros_like, measured)))
 
-        def level(unknown, inputs):
+        def level(pair, inputs):
             index, sigma = inputs
             fresh = (
-                _draw(keys, 2 * index, unknown),
-                _draw(keys, 2 * index + 1, unknown),
+                _draw(keys, 2 * index, pair),
+                _draw(keys, 2 * index + 1, pair),
             )
-            unknown, step = project_noise(problem, unknown, fresh, sigma)
+            pair, step = project_noise(problem, pair, fresh, sigma)
             step = step._replace(denoised=step.denoised.astype(dtype))
             if callback is not None:
                 jax.debug.callback(callback, index, step)
-            return unknown, step if return_trajectory else None
+            return pair, step if return_trajectory else None
 
         levels = (jnp.arange(sigmas.shape[0]), sigmas)
         first = (levels[0][0], levels[1][0])
