@@ -117,9 +117,9 @@ def test_inpainted_fields_have_exactly_the_conditional_distribution():
     kept = np.asarray(samples)[:, :2].reshape(len(samples), -1)
     np.testing.assert_array_equal(kept, np.broadcast_to(y, kept.shape))
 
-    # One entry per level and sample, of nine by default; the network itself makes what is known.
-    assert steps.denoised.shape == (9, *samples.shape)
-    chex.assert_shape([steps.residual, steps.noise, steps.damping], (9, len(samples)))
+    # One entry per level and sample, of ten by default; the network itself makes what is known.
+    assert steps.denoised.shape == (10, *samples.shape)
+    chex.assert_shape([steps.residual, steps.noise, steps.damping], (10, len(samples)))
     assert steps.residual[-1].mean() < 0.01
 
 

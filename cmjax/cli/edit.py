@@ -55,7 +55,7 @@ STEPS = click.option(
     "-s",
     type=click.IntRange(1),
     metavar="N",
-    help="Number of steps.  [default: one per training level; 9 with --method posterior]",
+    help="Number of steps.  [default: one per training level; 10 with --method posterior]",
 )
 TIMESTEPS = click.option(
     "--timesteps",

@@ -19,10 +19,11 @@ from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
 METHODS = ("projection", "posterior")
 
-# The levels of "posterior" by default: as many, in equal ratios, from sigma_max to a share of the
-# data's standard deviation. Below, f changes little that one would see.
-_POSTERIOR_LEVELS = 9
-_LOWEST_SHARE = 0.3
+# The levels of "posterior" by default: the highest, then in equal ratios from 10 to 0.2 times the
+# data's standard deviation. Between sigma_max and there f decides little; below, it changes little.
+_POSTERIOR_LEVELS = 10
+_HIGHEST_SHARE = 10.0
+_LOWEST_SHARE = 0.2
 
 
 def editing_timesteps(num_train_timesteps: int) -> np.ndarray:
@@ -99,7 +100,7 @@ def edit(
         method: "projection" or "posterior".
         num_inference_steps: number of steps. Give at most one of this and the next two arguments;
             without any the levels are the paper's `editing_timesteps`, N - 1 network calls; with
-            `method="posterior"` nine in equal ratios, from `sigma_max` to `0.3 sigma_data`.
+            `method="posterior"` `sigma_max`, and nine from `10 sigma_data` to `0.2 sigma_data`.
         timesteps: the levels as training indices.
         sigmas: the levels as noise levels.
         first_index: global index of the first sample of this batch.
@@ -145,10 +146,20 @@ def _default_levels(scheduler, method):
             f"CMStochasticIterativeScheduler, and scheduler is a {type(scheduler).__name__}"
         )
     if method == "posterior":
-        low, high = scheduler.sigma_range
-        lowest = min(max(_LOWEST_SHARE * scheduler.sigma_data, low), high)
-        return {"sigmas": np.geomspace(high, lowest, _POSTERIOR_LEVELS)}
+        return {"sigmas": _posterior_sigmas(scheduler)}
     return {"timesteps": editing_timesteps(scheduler.num_train_timesteps)}
+
+
+def _posterior_sigmas(scheduler):
+    """The levels of "posterior" by default, f64[10]."""
+    low, high = scheduler.sigma_range
+    second = min(_HIGHEST_SHARE * scheduler.sigma_data, high / 2)
+    lowest = max(_LOWEST_SHARE * scheduler.sigma_data, low)
+
+    # Data far from the scale of the levels have all of them in equal ratios.
+    if lowest >= second:
+        return np.geomspace(high, low, _POSTERIOR_LEVELS)
+    return np.append(high, np.geomspace(second, lowest, _POSTERIOR_LEVELS - 1))
 
 
 def _projection(
