@@ -62,6 +62,15 @@ class Inpaint:
         # On explicit axes, the cases of a `where` would have to be divided alike.
         return with_automatic_axes(_blend, (exact, mask, image)).astype(x0.dtype)
 
+    def measure(self, x0: jax.Array) -> jax.Array:
+        """Returns what is compared with the image, `[B, ...]`: `x0` itself."""
+        return x0
+
+    def shifted(self, shift: jax.Array) -> "Inpaint":
+        """Returns the constraint for the image plus `shift`, `[B, ...]`."""
+        image = broadcast_to_samples("image", self.image, shift)
+        return dataclasses.replace(self, image=image + shift)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,6 +102,15 @@ class Observe:
         check_shapes(pseudo_inverse=correction, samples=exact)
         return (exact + correction).astype(x0.dtype)
 
+    def measure(self, x0: jax.Array) -> jax.Array:
+        """Returns what is compared with the measurement, `A x0`."""
+        return as_floats("forward's result", self.forward(x0))
+
+    def shifted(self, shift: jax.Array) -> "Observe":
+        """Returns the constraint for the measurement plus `shift`, shaped as `A x0`."""
+        measurement = broadcast_to_samples(self.argument, self.measurement, shift)
+        return dataclasses.replace(self, measurement=measurement + shift)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,6 +126,15 @@ class Compose:
     def __call__(self, x0: jax.Array) -> jax.Array:
         """Returns `x0`, `[B, ...]`, after all constraints."""
         return functools.reduce(lambda x, constraint: constraint(x), self.constraints, x0)
+
+    def measure(self, x0: jax.Array) -> tuple[Any, ...]:
+        """Returns what each constraint compares with its own data, a pytree for each."""
+        return tuple(measurable(each).measure(x0) for each in self.constraints)
+
+    def shifted(self, shift: tuple[Any, ...]) -> "Compose":
+        """Returns the constraints for their own data plus `shift`, a pytree for each."""
+        pairs = zip(self.constraints, shift, strict=True)
+        return Compose(tuple(measurable(each).shifted(own) for each, own in pairs))
 
 
 def inpaint(image: ArrayLike, mask: ArrayLike) -> Inpaint:
@@ -230,6 +257,20 @@ def compose(*constraints: Constraint) -> Compose:
         **{f"constraints[{i}]": constraint for i, constraint in enumerate(constraints)}
     )
     return Compose(tuple(as_pytree(constraint) for constraint in constraints))
+
+
+def measurable(constraint: Any) -> Any:
+    """Returns a constraint that knows its data: one with `measure` and `shifted`.
+
+    Raises:
+        ValueError: for a function of another kind.
+    """
+    if not hasattr(constraint, "measure") or not hasattr(constraint, "shifted"):
+        raise ValueError(
+            "sigma_y needs a constraint that knows its data, such as what inpaint, observe, "
+            f"colorize or super_resolve return, got {shown(constraint)}"
+        )
+    return constraint
 
 
 def _blend(arrays, _):

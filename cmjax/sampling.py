@@ -161,7 +161,7 @@ def sample(
     check_network(apply_fn)
     check_scheduler(scheduler)
     check_constraint(constrain)
-    _check_options(return_trajectory, callback)
+    check_options(return_trajectory, callback)
     levels = {
         "num_inference_steps": num_inference_steps,
         "timesteps": timesteps,
@@ -195,7 +195,7 @@ def sample(
         return program(**inputs)
     except (TypeError, ValueError, OverflowError):
         # Looked at only now: flattening the parameters of a network takes a while at every call.
-        _check_params(params)
+        check_params(params)
         raise
 
 
@@ -284,7 +284,7 @@ def check_guided(apply_fn: ApplyFn, scheduler: Scheduler, num_steps: int | None)
     return f"{reads}: extrapolating one is only an approximation of guidance; {way_out}"
 
 
-def _check_params(params):
+def check_params(params: Any) -> None:
     """Raises ValueError for parameters that are no pytree of arrays."""
     for leaf in jax.tree.leaves(params):
         if isinstance(leaf, jax.Array | float) or is_int(leaf, -LARGEST, LARGEST):
@@ -295,7 +295,7 @@ def _check_params(params):
             raise ValueError(f"params must be arrays of JAX's dtypes, got {shown(leaf)}")
 
 
-def _check_options(return_trajectory, callback):
+def check_options(return_trajectory: Any, callback: Any) -> None:
     """Raises ValueError for options of the loop that are of another kind."""
     if not isinstance(return_trajectory, bool | np.bool_):
         raise ValueError(

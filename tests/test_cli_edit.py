@@ -95,6 +95,18 @@ def test_an_inpainting_keeps_what_is_known(run):
     assert np.any(made[0] != made[1])
 
 
+def test_results_that_follow_the_posterior_keep_what_is_known(run):
+    options = ("--mask", "mask.png", "--num", "2", "--sigmas", "80,1")
+    succeeded(run("inpaint", "picture.png", *options))
+    projected = tiles(4)
+    succeeded(run("inpaint", "picture.png", *options, "--method", "posterior"))
+    given, known, *made = tiles(4)
+    np.testing.assert_array_equal(known, projected[1])
+    for result in made:
+        np.testing.assert_array_equal(result[:, :4], given[:, :4])
+    assert np.any(np.stack(made) != projected[2:])
+
+
 def test_a_box_is_a_mask(run):
     succeeded(run("inpaint", "picture.png", "--mask", "mask.png", "--steps", "2"))
     by_mask = tiles(5)

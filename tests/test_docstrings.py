@@ -13,7 +13,7 @@ import cmjax
 MAIN = {
     "cmjax.checkpoints.loading": ("load", "save"),
     "cmjax.constraints": ("inpaint",),
-    "cmjax.editing": ("edit",),
+    "cmjax.editing.constrained": ("edit",),
     "cmjax.evaluation": ("frechet_distance",),
     "cmjax.generation.memory": ("generate",),
     "cmjax.guidance.guided": ("autoguidance", "classifier_free"),

@@ -149,6 +149,20 @@ def test_editing_on_an_explicit_mesh_equals_one_device():
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
+def test_following_the_posterior_on_an_explicit_mesh_equals_one_device():
+    def run(images, keys):
+        options = {"method": "posterior", "sigmas": [80.0, 1.0], "sigma_y": 0.1}
+        constraint = editing.inpaint(images, images > 0)
+        return editing.edit(keys, toy, PARAMS, CM, constraint, SHAPE, **options)
+
+    expected = jax.jit(run)(IMAGES, KEY)
+    mesh = mesh_of("explicit")
+    with jax.set_mesh(mesh):
+        found = jax.jit(run)(*divided(mesh, (IMAGES, sample_keys(KEY, 8))))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_divided_along_rows_of_pixels_too():
     mesh = mesh_of("explicit", (4, 2), ("data", "rows"))
     images = divided(mesh, IMAGES, P("data", "rows"))

@@ -58,7 +58,7 @@ STEPS = click.option(
     "-s",
     type=click.IntRange(1),
     metavar="N",
-    help="Number of steps, one network call each.  [default: one per training level]",
+    help="Number of steps.  [default: one per training level; 10 with --method posterior]",
 )
 TIMESTEPS = click.option(
     "--timesteps",
@@ -80,9 +80,20 @@ NUM = click.option(
     help="Number of results of each picture.",
 )
 
+METHOD = click.option(
+    "--method",
+    type=click.Choice(["projection", "posterior"]),
+    default="projection",
+    show_default=True,
+    help="projection: put back what is known after every call (quick). posterior: sample what is "
+    "likely given the known part, for consistency models (slower).",
+)
+
 # All tasks take the first group; those that sample under a constraint take the second.
 common = options.group_of(MODEL, options.trust, LABELS, SEED, OUT, QUIET)
-constrained = options.group_of(STEPS, TIMESTEPS, SIGMAS, options.guiding, NUM, common)
+constrained = options.group_of(
+    METHOD, STEPS, TIMESTEPS, SIGMAS, options.guiding, NUM, common
+)
 
 
 @click.group(
@@ -132,6 +143,7 @@ def inpaint(
     Examples:
       cmjax edit inpaint                                   the lower half of a seven
       cmjax edit inpaint --mask-box 0,0,14,28 --num 8      its left half, eight times
+      cmjax edit inpaint --method posterior --num 5        as varied as what is known allows
       cmjax edit inpaint photo.png --mask hole.png --model MODEL --steps 8
     """
     import numpy as np

@@ -54,6 +54,7 @@ class Task(NamedTuple):
         labels: classes of the results, repeated in turn; None for a model without classes.
         num: number of results of each picture.
         schedule: arguments of `set_timesteps`; at most one.
+        method: of `cmjax.editing.edit`.
         seed: seed of all randomness.
         out: the file or folder to write.
         quiet: whether to print nothing but errors.
@@ -66,6 +67,7 @@ class Task(NamedTuple):
     labels: list[int] | None
     num: int
     schedule: dict[str, Any]
+    method: str
     seed: int
     out: Path
     quiet: bool
@@ -125,6 +127,7 @@ def open_task(
     seed: int,
     out: Path,
     quiet: bool,
+    method: str = "projection",
     steps: int | None = None,
     timesteps: list[float] | None = None,
     sigmas: list[float] | None = None,
@@ -143,6 +146,7 @@ def open_task(
         seed: seed of all randomness.
         out: the file or folder to write.
         quiet: whether to print nothing but errors.
+        method: of editing under a constraint.
         steps: number of steps; at most one of this and the next two is given.
         timesteps: indices of training levels.
         sigmas: noise levels.
@@ -188,6 +192,7 @@ def open_task(
         indices,
         num,
         schedule,
+        method,
         seed,
         out,
         quiet,
@@ -268,6 +273,7 @@ def edit_under(task: Task, cases: Iterable[Case]) -> None:
             scheduler,
             constraint,
             shape,
+            method=task.method,
             **task.schedule,
             cond=cond,
         )

@@ -219,6 +219,17 @@ def editing_calls():
                 "cond": None,
             },
         ),
+        "edit posterior": (
+            functools.partial(
+                editing.edit, KEY, network, None, CM, shape=PICTURES.shape, **TWO_LEVELS
+            ),
+            {
+                "constraint": constraints.inpaint(PICTURES, known),
+                "method": "posterior",
+                "sigma_y": 0.1,
+                "iterations": 1,
+            },
+        ),
         "stroke_to_image": (
             editing.stroke_to_image,
             {"key": KEY, **run, "image": PICTURES, **TWO_LEVELS, "first_index": 0},

@@ -1,0 +1,200 @@
+"""The least move of the noise that meets a constraint, by one damped Gauss-Newton step.
+
+Noise and residuals are pytrees of arrays `[B, ...]`. Every sample of the batch is a problem of its
+own: numbers here are f32[B].
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.arrays import at_least_float32, combine
+
+# The least damping, as a share of the first diagonal entry of B^T B: rounding of float32.
+_LEAST = 1e-6
+
+# Dampings tried lie between the least and this many times as much; as a bisection of the logarithm
+# takes them, the last two differ by a factor of 1.0000001.
+_RANGE = 1e12
+_HALVINGS = 28
+
+Linear = Callable[[Any], Any]
+
+
+class Move(NamedTuple):
+    """A move of the noise.
+
+    Attributes:
+        noise: the noise after the move.
+        damping: lambda of each sample, f32[B].
+        square: the squared length of the noise after the move, f32[B], as predicted.
+    """
+
+    noise: Any
+    damping: jax.Array
+    square: jax.Array
+
+
+class _Bidiagonal(NamedTuple):
+    """`J V = U B`, with orthonormal columns of U and V.
+
+    Attributes:
+        columns: of V, noise each; k of them.
+        diagonal: of B, f32[B] each; k of them.
+        below: the entries below the diagonal, f32[B] each; k of them.
+        first: the length of the residual, f32[B].
+    """
+
+    columns: Sequence[Any]
+    diagonal: Sequence[jax.Array]
+    below: Sequence[jax.Array]
+    first: jax.Array
+
+
+def least_move(
+    jacobian: Linear,
+    transpose: Linear,
+    residual: Any,
+    noise: Any,
+    allowance: float,
+    iterations: int,
+) -> Move:
+    """Moves noise z by the d that minimises `|r + J d|^2 + lambda |d|^2`.
+
+    Lambda is the least one that keeps the noise typical, `|z + d|^2 <= |z|^2 + allowance`.
+
+    Args:
+        jacobian: `d -> J d`, from noise to residuals.
+        transpose: `r -> J^T r`.
+        residual: r, to be made 0.
+        noise: z.
+        allowance: by how much the squared length of the noise may grow, a number.
+        iterations: number k of products with J and with J^T.
+    """
+    # In a space of k vectors d = V c: min |beta e_1 - B c|^2 + lambda |c|^2, with -r = beta U e_1
+    # (Paige and Saunders 1982, LSQR). The normal equations are tridiagonal:
+    #     (B^T B + lambda) c = beta alpha_1 e_1.
+    # The products with J do not depend on lambda, so every lambda can be tried without the network.
+    found = _bidiagonalise(jacobian, transpose, residual, noise, iterations)
+    diagonal = [a * a + b * b for a, b in zip(found.diagonal, found.below, strict=True)]
+    beside = [a * b for a, b in zip(found.diagonal[1:], found.below[:-1], strict=True)]
+    right = found.first * found.diagonal[0]
+
+    # |z + V c|^2 = |z|^2 + 2 (V^T z) . c + |c|^2.
+    along = [inner(column, noise) for column in found.columns]
+    square = inner(noise, noise)
+
+    def length(damping):
+        coefficients = _solve_tridiagonal(diagonal, beside, right, damping)
+        total = square
+        for coefficient, part in zip(coefficients, along, strict=True):
+            total = total + coefficient * (2 * part + coefficient)
+        return total
+
+    # The least lambda of those within the limit, by bisection of log(lambda): the upper end is
+    # within it always.
+    limit = square + allowance
+    least = _LEAST * diagonal[0] + jnp.finfo(square.dtype).tiny
+    damping = _bisect(lambda factor: length(least * factor) <= limit, square) * least
+
+    # z + V c.
+    coefficients = _solve_tridiagonal(diagonal, beside, right, damping)
+    moved = noise
+    for coefficient, column in zip(coefficients, found.columns, strict=True):
+        moved = _plus(moved, coefficient, column)
+    return Move(moved, damping, length(damping))
+
+
+def inner(first: Any, second: Any) -> jax.Array:
+    """Returns the inner products of two pytrees of arrays `[B, ...]`, sample by sample, f32[B]."""
+
+    def one(a, b):
+        product = at_least_float32(a) * at_least_float32(b)
+        return jnp.sum(product, tuple(range(1, product.ndim)))
+
+    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(one, first, second)))
+
+
+def _bidiagonalise(jacobian, transpose, residual, noise, iterations):
+    """Golub and Kahan's bidiagonalisation of J, started at the negative residual."""
+    first, left = _normalised(jax.tree.map(jnp.negative, residual))
+
+    # The columns of V, `[k, B, ...]`; those that are not found yet are 0.
+    columns = jax.tree.map(
+        lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * iterations), noise
+    )
+
+    # A scan, since compiling the network's derivatives takes long.
+    def step(carry, index):
+        left, columns = carry
+
+        # alpha_i v_i = J^T u_i - beta_i v_{i-1}. The parts along all earlier columns are removed
+        # rather than that along the last alone: in float32 they would come back.
+        right = transpose(left)
+        for column in _unstacked(columns, iterations):
+            right = _plus(right, -inner(column, right), column)
+        alpha, right = _normalised(right)
+        columns = jax.tree.map(
+            lambda stack, leaf: stack.at[index].set(leaf), columns, right
+        )
+
+        # beta_{i+1} u_{i+1} = J v_i - alpha_i u_i.
+        beta, left = _normalised(_plus(jacobian(right), -alpha, left))
+        return (left, columns), (alpha, beta)
+
+    (_, columns), (diagonal, below) = jax.lax.scan(
+        step, (left, columns), jnp.arange(iterations)
+    )
+    return _Bidiagonal(_unstacked(columns, iterations), list(diagonal), list(below), first)
+
+
+def _unstacked(stacks, count):
+    """The pytrees that a pytree of arrays `[count, ...]` is a stack of."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stacks) for i in range(count)]
+
+
+def _normalised(vector):
+    """The length f32[B] of a vector and the vector of length 1; that of zeros is zeros."""
+    length = jnp.sqrt(inner(vector, vector))
+    scale = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
+    return length, jax.tree.map(lambda leaf: combine((scale, leaf)), vector)
+
+
+def _plus(first, coefficient, second):
+    """`first + coefficient * second`, with one coefficient per sample."""
+    return jax.tree.map(lambda a, b: combine((1.0, a), (coefficient, b)), first, second)
+
+
+def _solve_tridiagonal(diagonal, beside, right, damping):
+    """Solves `(T + damping) c = right e_1` for a symmetric tridiagonal T, by elimination."""
+    pivots = [diagonal[0] + damping]
+    rights = [right]
+    for entry, off in zip(diagonal[1:], beside, strict=True):
+        ratio = off / pivots[-1]
+        rights.append(-ratio * rights[-1])
+        pivots.append(entry + damping - ratio * off)
+
+    # From the last equation up.
+    solution = [rights[-1] / pivots[-1]]
+    for pivot, off, value in zip(pivots[-2::-1], beside[::-1], rights[-2::-1], strict=True):
+        solution.append((value - off * solution[-1]) / pivot)
+    return solution[::-1]
+
+
+def _bisect(within, like):
+    """The least factor from 1 to `_RANGE` that is `within`, f32[B]; the largest one if none is."""
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        inside = within(jnp.exp(middle))
+        return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
+
+    # Where the least factor is within the limit it is the one: nothing is damped.
+    low = jnp.zeros_like(like)
+    high = jnp.full_like(like, jnp.log(_RANGE))
+    _, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
+    return jnp.where(within(jnp.ones_like(like)), 1.0, jnp.exp(high))

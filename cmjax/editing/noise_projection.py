@@ -1,0 +1,138 @@
+"""One level of annealed projection in noise space.
+
+A consistency model makes a sample of noise, `x0 = f(x, sigma)`. So a condition on x0 can be met by
+a choice of the noise: of all noise that makes what is known, the nearest to what was drawn.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.arrays import combine
+from cmjax.editing.least_move import inner, least_move
+
+# The squared length of D standard normal numbers has mean D and standard deviation sqrt(2 D). A
+# move keeps noise typical if the squared length grows by no more than this share of the latter.
+_TYPICAL = 0.75
+
+
+class PosteriorStep(NamedTuple):
+    """What a level of `method="posterior"` arrives at.
+
+    Attributes:
+        denoised: the x0 estimate after the level, `[B, ...]`.
+        residual: root mean square of the distance between f and the nearest x0 that meets the
+            constraint, f32[B]; what the constraint itself still had to move.
+        noise: mean square of the noise after the move, f32[B]; 1 is typical.
+        damping: lambda of the move, f32[B] (see `cmjax.editing.least_move`).
+    """
+
+    denoised: jax.Array
+    residual: jax.Array
+    noise: jax.Array
+    damping: jax.Array
+
+
+class Problem(NamedTuple):
+    """What the levels have in common.
+
+    The unknowns are a pair: x0, and the noise e of the measurement `y = A x0 + sigma_y e`. As e is
+    standard normal data with a consistency function that is known, the pair meets its condition
+    without noise. `()` stands for e where measurements have none.
+
+    Attributes:
+        consistency: `(x, sigma) -> x0`, both `[B, ...]`, with sigma f32[].
+        bound: clips x0, if the scheduler clips.
+        constraint: x0 -> x0.
+        sigma_y: standard deviation of the noise of the measurement, f32[] or f32[B]; None for none.
+        iterations: number of products with the Jacobian and its transpose in a level.
+    """
+
+    consistency: Callable[[jax.Array, jax.Array], jax.Array]
+    bound: Callable[[jax.Array], jax.Array]
+    constraint: Any
+    sigma_y: Any
+    iterations: int
+
+    def made(self, start: Any, noise: Any, sigma: jax.Array) -> Any:
+        """Returns what the network makes of the pair `start` with noise: a pair like it."""
+        x0, e = start
+        z, z_e = noise
+        x = combine((1.0, x0), (sigma, z))
+
+        # Of normal data with the standard deviation sigma_y,
+        #     f(x, sigma) = sigma_y / sqrt(sigma_y^2 + sigma^2) x, x = sigma_y e + sigma z_e,
+        # which is sigma_y times the new e.
+        def mixed(e, z_e):
+            root = jnp.sqrt(jnp.square(self.sigma_y) + jnp.square(sigma))
+            return combine((self.sigma_y / root, e), (sigma / root, z_e))
+
+        return self.consistency(x, sigma), jax.tree.map(mixed, e, z_e)
+
+    def residual(self, pair: Any) -> jax.Array:
+        """Returns by how much the constraint `A x0 = y - sigma_y e` moves x0, `[B, ...]`."""
+        x0, e = pair
+        constraint = self.constraint
+        if self.sigma_y is not None:
+            shift = jax.tree.map(lambda leaf: combine((-self.sigma_y, leaf)), e)
+            constraint = constraint.shifted(shift)
+        return constraint(x0) - x0
+
+
+def project_noise(
+    problem: Problem, pair: Any, fresh: tuple[Any, Any], sigma: jax.Array
+) -> tuple[Any, PosteriorStep]:
+    """Makes a sample anew at a level, under the constraint.
+
+    Args:
+        problem: the network and the constraint.
+        pair: the estimate so far: x0 `[B, ...]`, and the noise of the measurements, a pytree of
+            arrays `[B, ...]`.
+        fresh: two draws of standard normal noise, pytrees like `pair`.
+        sigma: the level, f32[].
+
+    Returns:
+        The new pair, and what was found on the way.
+    """
+    first, noise = fresh
+
+    # 1. Forget: u = f(x0 + sigma z1), without the constraint. Step 2 makes x0' = f(u + sigma z2)
+    # meet A x0' = y, and for that u must be a draw of
+    #     p(u | A x0' = y),
+    # not of p(u | A u = y), as the last x0 is: the condition would count twice. For normal data
+    # (u, x0') and (x0', u) have the same distribution, their covariance being C S = S C where
+    # f(x) = S x. So u may be made of an x0 that meets the constraint as x0' is made of u.
+    x0, e = problem.made(pair, first, sigma)
+    before = problem.bound(x0), e
+
+    # 2. Project: move z2 least so that x0' meets the constraint. For linear f this draws z2 given
+    # the constraint (Matheron's rule; Hoffman and Ribak 1991), with r = y - A f(u + sigma z2):
+    #     z2 + J^T (J J^T)^-1 r,  J = d(A f) / d z2.
+    def of_noise(noise):
+        return problem.residual(problem.made(before, noise, sigma))
+
+    residual, jacobian = jax.linearize(of_noise, noise)
+    transpose = jax.linear_transpose(jacobian, noise)
+    size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(noise))
+    allowance = _TYPICAL * math.sqrt(2 * size)
+    move = least_move(
+        jacobian,
+        lambda cotangent: transpose(cotangent)[0],
+        residual,
+        noise,
+        allowance,
+        problem.iterations,
+    )
+
+    # 3. The new pair. What the step left over is put right by the constraint itself, as in
+    # Algorithm 4; where measurements have noise it stays.
+    x0, e = problem.made(before, move.noise, sigma)
+    x0 = problem.bound(x0)
+    left = problem.residual((x0, e))
+    distance = jnp.sqrt(inner(left, left) / math.prod(left.shape[1:]))
+    if problem.sigma_y is None:
+        x0 = x0 + left
+    return (x0, e), PosteriorStep(x0, distance, move.square / size, move.damping)

@@ -1,0 +1,224 @@
+"""Samples of p(x0 | known): annealed projection in noise space, over falling levels.
+
+For data of a normal distribution, where f is linear, the samples have exactly the conditional
+distribution. `cmjax.editing.noise_projection` has the step and says why.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from cmjax.arrays import (
+    ApplyFn,
+    as_pytree,
+    as_reals,
+    hashable,
+    is_tracing,
+    known_reals,
+)
+from cmjax.configs import is_int, shown
+from cmjax.constraints import Constraint, measurable
+from cmjax.editing.noise_projection import PosteriorStep, Problem, project_noise
+from cmjax.meshes import as_returned, divided_alike
+from cmjax.networks import check_network, num_classes, parse_cond
+from cmjax.parametrization import consistency_function
+from cmjax.parametrization.conversion import one_time_parametrization
+from cmjax.random import as_key, level_noise, sample_index, sample_keys
+from cmjax.sampling import check_guided, check_options, check_params
+
+_PROGRAMS = 64  # compiled loops to keep, as of `cmjax.sample`
+
+# Each keeps an array of the size of the samples.
+_MOST_ITERATIONS = 100
+
+# Highest ratio of noise to signal that is used where a path begins with noise alone.
+_HIGHEST = 1e3
+
+# Measurements have keys of their own: those of the sample, folded with numbers counted down from
+# here, which no level reaches.
+_MEASUREMENTS = np.uint32(2**32 - 1)
+
+
+def sample_posterior(
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Any,
+    scheduler: Any,
+    constraint: Constraint,
+    shape: tuple[int, ...],
+    state: Any,
+    *,
+    dtype: np.dtype,
+    first_index: int | jax.Array = 0,
+    sigma_y: ArrayLike = 0.0,
+    iterations: int = 3,
+    cond: Any = None,
+    return_trajectory: bool = False,
+    callback: Callable[[Any, PosteriorStep], None] | None = None,
+) -> Any:
+    """Samples under a constraint; `cmjax.editing.edit` explains the arguments.
+
+    Outside of `jax.jit` it compiles its loop, and reuses the program, as `cmjax.sample` does.
+
+    Args:
+        key: one key, or one per sample.
+        apply_fn: a consistency model.
+        params: of the network.
+        scheduler: tells what the network means.
+        constraint: x0 -> x0.
+        shape: of the samples.
+        state: the levels, from `scheduler.set_timesteps`.
+        dtype: of the samples.
+        first_index: global index of the first sample.
+        sigma_y: standard deviation of the noise of the known values.
+        iterations: number of products with the Jacobian and with its transpose, in each step.
+        cond: per-sample conditioning.
+        return_trajectory: also return what each step found.
+        callback: called on the host as `callback(step_index, PosteriorStep)`.
+    """
+    check_network(apply_fn)
+    check_options(return_trajectory, callback)
+    one_time_parametrization("scheduler", scheduler)
+    if warning := check_guided(apply_fn, scheduler, state.num_steps):
+        warnings.warn(warning, stacklevel=3)
+    if not is_int(iterations, 1, _MOST_ITERATIONS):
+        raise ValueError(
+            f"iterations must be an integer from 1 to {_MOST_ITERATIONS}, got {shown(iterations)}"
+        )
+
+    # What the program takes as data: other values never compile again.
+    constraint = as_pytree(constraint)
+    inputs = {
+        "key": as_key(key),
+        "params": params,
+        "sigmas": _ratios(state),
+        "cond": parse_cond(cond, shape[0], num_classes(apply_fn)),
+        "constraint": constraint,
+        "sigma_y": _parse_noise(sigma_y, constraint, shape),
+        "first_index": sample_index(first_index, shape[0]),
+    }
+
+    # Under a trace apply_fn may close over values of that trace, so nothing is kept.
+    options = (shape, dtype, int(iterations), return_trajectory, callback)
+    compiled = _compiled
+    if is_tracing() or not hashable(apply_fn, scheduler, options):
+        compiled = _compiled.__wrapped__
+    program = compiled(apply_fn, scheduler, *options, jax.tree.structure(constraint))
+    try:
+        return program(**inputs)
+    except (TypeError, ValueError, OverflowError):
+        check_params(params)
+        raise
+
+
+@functools.lru_cache(_PROGRAMS, typed=True)
+def _compiled(
+    apply_fn: ApplyFn,
+    scheduler: Any,
+    shape,
+    dtype,
+    iterations,
+    return_trajectory,
+    callback,
+    structure,
+):
+    """The jitted loop; inlined, so that under the caller's own `jit` it is part of that program."""
+    # The constraint's tree structure holds its function: see `cmjax.sampling`.
+    del structure
+    loop = _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, callback)
+    return jax.jit(loop, inline=True)
+
+
+def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, callback):
+    """Returns the loop over the levels, a function of arrays."""
+    # All but the network is computed in at least float32.
+    working = jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+    def loop(key, params, sigmas, cond, constraint, sigma_y, first_index):
+        keys = sample_keys(key, shape[0], first_index)
+        keys, cond = divided_alike((keys, cond))
+
+        # f(x, sigma) in the dtype asked for: what a network in half precision is to be given.
+        def consistency(x, sigma):
+            levels = jnp.broadcast_to(sigma, shape[:1])
+            x0 = consistency_function(
+                apply_fn, params, scheduler, x.astype(dtype), levels, **cond
+            )
+            return x0.astype(working)
+
+        problem = Problem(consistency, scheduler.bound, constraint, sigma_y, iterations)
+
+        # The estimate before the first level is 0, which its noise hides.
+        samples = jnp.zeros(shape, working)
+        measured = () if sigma_y is None else constraint.measure(samples)
+        start = divided_alike((samples, jax.tree.map(jnp.zeros_like, measured)))
+
+        def level(pair, inputs):
+            index, sigma = inputs
+            fresh = (
+                _draw(keys, 2 * index, pair),
+                _draw(keys, 2 * index + 1, pair),
+            )
+            pair, step = project_noise(problem, pair, fresh, sigma)
+            step = step._replace(denoised=step.denoised.astype(dtype))
+            if callback is not None:
+                jax.debug.callback(callback, index, step)
+            return pair, step if return_trajectory else None
+
+        levels = (jnp.arange(sigmas.shape[0]), sigmas)
+        first = (levels[0][0], levels[1][0])
+        start = as_returned(lambda carry: level(carry, first)[0], start)
+        (x0, _), trajectory = jax.lax.scan(level, start, levels)
+
+        # Once more in the dtype of the samples: known values are then exact.
+        x0 = x0.astype(dtype)
+        if sigma_y is None:
+            x0 = constraint(x0)
+        return (x0, trajectory) if return_trajectory else x0
+
+    return loop
+
+
+def _ratios(state: Any) -> jax.Array:
+    """The ratios of noise to signal at the network calls of a run, f32[N]."""
+    # A path that begins with noise alone has an infinite one.
+    alphas = getattr(state, "alphas", jnp.ones_like(state.sigmas))
+    ratios = state.sigmas / jnp.maximum(alphas, state.sigmas / _HIGHEST)
+    return ratios[:-1]
+
+
+def _parse_noise(sigma_y, constraint, shape):
+    """The standard deviation of the measurement's noise, f32[] or f32[B]; None if there is none."""
+    value = as_reals("sigma_y", sigma_y).astype(jnp.float32)
+    known = known_reals("sigma_y", sigma_y)
+    positive = known is None or np.all(np.isfinite(known) & (known > 0))
+    if known is not None and np.all(known == 0):
+        return None
+    if not positive or value.shape not in ((), shape[:1]):
+        raise ValueError(
+            f"sigma_y must be 0, or positive: a number, or one per sample {shape[:1]}; "
+            f"got {shown(sigma_y)}"
+        )
+    measurable(constraint)
+    return value
+
+
+def _draw(keys, number, like):
+    """Standard normal noise like a pytree of arrays `[B, ...]`, from each sample's key."""
+    leaves, structure = jax.tree.flatten(like)
+    drawn = []
+    for place, leaf in enumerate(leaves):
+        # The sample itself draws from its own key, as in `cmjax.sample`.
+        own = keys
+        if place:
+            own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(
+                keys, _MEASUREMENTS - np.uint32(place)
+            )
+        drawn.append(level_noise(own, number, leaf.shape, leaf.dtype))
+    return jax.tree.unflatten(structure, drawn)

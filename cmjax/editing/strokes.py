@@ -1,0 +1,114 @@
+"""From a start other than noise: sketches (SDEdit, Meng et al. 2022), and pictures with noise."""
+
+from typing import Any
+
+import jax
+from jax.typing import ArrayLike
+
+from cmjax.arrays import ApplyFn, as_samples
+from cmjax.constraints import as_image
+from cmjax.random import level_noise, sample_keys
+from cmjax.sampling import check_scheduler, sample
+from cmjax.schedulers.base import Scheduler
+
+# Appendix D's levels for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40.
+STROKE_SIGMAS = (5.38, 2.24)
+
+
+def stroke_to_image(
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Any,
+    scheduler: Scheduler,
+    image: ArrayLike,
+    sigmas: Any = STROKE_SIGMAS,
+    *,
+    first_index: int | jax.Array = 0,
+    **options: Any,
+) -> Any:
+    """Turns a sketch into an image (SDEdit, Meng et al. 2022).
+
+    Adds noise of level `sigmas[0]` to the sketch, then calls `restore`. The higher the first level,
+    the more the model may change.
+
+    Args:
+        key: one key, or one per sample `[B]`, as for `cmjax.sample`.
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        params: of the network.
+        scheduler: the sampler.
+        image: the sketches, floats `[B, ...]`.
+        sigmas: noise levels, descending.
+        first_index: global index of the first sample of this batch.
+        **options: of `cmjax.sample`, such as `cond` and `constrain`.
+
+    Returns:
+        What `cmjax.sample` returns.
+    """
+    check_scheduler(scheduler)
+
+    image = as_samples("image", as_image("image", image))
+
+    # Only for `add_noise` at the first level; `restore` makes the same state again.
+    state = scheduler.set_timesteps(sigmas=sigmas)
+    noisy = noised(key, scheduler, state, image, first_index)
+    return restore(
+        key, apply_fn, params, scheduler, noisy, sigmas, first_index=first_index, **options
+    )
+
+
+def restore(
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Any,
+    scheduler: Scheduler,
+    noisy: ArrayLike,
+    sigmas: Any,
+    **options: Any,
+) -> Any:
+    """Removes noise in several steps.
+
+    The network removes the noise of `sigmas[0]`; then noise of each lower level is added and
+    removed in turn.
+
+    Args:
+        key: one key, or one per sample `[B]`, as for `cmjax.sample`.
+        apply_fn: `(params, x, t, **cond) -> model_output`.
+        params: of the network.
+        scheduler: the sampler.
+        noisy: clean samples plus noise of standard deviation `sigmas[0]`, floats `[B, ...]`.
+        sigmas: noise levels, descending.
+        **options: of `cmjax.sample`, such as `cond` and `constrain`.
+
+    Returns:
+        What `cmjax.sample` returns.
+    """
+    # Noise of the first level is in the samples already, so they replace the initial noise.
+    x = as_samples("noisy", as_image("noisy", noisy))
+    if sigmas is None:
+        raise ValueError("sigmas must be a list of noise levels, got None")
+    return sample(
+        key,
+        apply_fn,
+        params,
+        scheduler,
+        x.shape,
+        sigmas=sigmas,
+        init=x,
+        dtype=x.dtype,
+        **options,
+    )
+
+
+def noised(
+    key: jax.Array,
+    scheduler: Scheduler,
+    state: Any,
+    image: ArrayLike,
+    first_index: int | jax.Array,
+) -> jax.Array:
+    """Returns images with noise of the first level, that of the samples of this key and index."""
+    image = as_samples("samples", image)
+
+    # Level 0 is the initial noise; `sample` draws from level 1 on, so none is used twice.
+    keys = sample_keys(key, image.shape[0], first_index)
+    return scheduler.add_noise(state, image, level_noise(keys, 0, image.shape, image.dtype))

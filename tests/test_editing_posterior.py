@@ -1,0 +1,356 @@
+"""Editing by `method="posterior"`: exact on Gaussian data, typical noise, known values kept."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cmjax
+from cmjax import testing
+from cmjax.editing import (
+    colorize,
+    compose,
+    edit,
+    inpaint,
+    least_move,
+    observe,
+    super_resolve,
+)
+
+SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
+KEY = jax.random.key(0)
+WEIGHTS = np.array([0.299, 0.587, 0.114])
+
+
+def field(size, channels):
+    """The covariance of a field of pixels `[size, size, channels]` that fades with distance."""
+    places = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).reshape(-1, 2)
+    distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    colours = 0.5 * np.eye(channels) + 0.5
+    return np.kron(0.25 * np.exp(-distances / 2), colours)
+
+
+def gaussian_network(covariance):
+    """The exact consistency model of N(0, covariance), for samples of any shape."""
+    variances, axes = np.linalg.eigh(covariance)
+    variances = variances.astype(np.float32)
+    axes = axes.astype(np.float32)
+
+    def consistency(params, x, sigma):
+        del params
+        shrink = jnp.sqrt((variances + SCHEDULER.sigma_min**2) / (variances + sigma**2))
+        return ((x.reshape(-1) @ axes * shrink) @ axes.T).reshape(x.shape)
+
+    return testing.network_of(SCHEDULER.parametrization, consistency)
+
+
+def task(name, size, channels, seed=0):
+    """A constraint by a sample of the field, its matrix A, and y."""
+    covariance = field(size, channels)
+    values = np.linalg.cholesky(covariance) @ np.random.default_rng(seed).standard_normal(
+        len(covariance)
+    )
+    image = values.reshape(size, size, channels).astype(np.float32)
+    if name == "inpaint":
+        known = np.arange(size)[:, None, None] < size // 2
+        kept = np.broadcast_to(known, image.shape).reshape(-1)
+        return inpaint(image, known), np.eye(kept.size)[kept], image.reshape(-1)[kept]
+    if name == "colorize":
+        matrix = np.kron(np.eye(size * size), WEIGHTS)
+        gray = (image @ WEIGHTS).astype(np.float32)[..., None]
+        return colorize(gray), matrix, gray.reshape(-1)
+
+    def means(x):
+        blocks = x.reshape(-1, size // 2, 2, size // 2, 2, channels)
+        return blocks.mean((2, 4))
+
+    matrix = means(np.eye(image.size)).reshape(image.size, -1).T
+    low = means(image)[0]
+    return super_resolve(low, 2), matrix, low.reshape(-1)
+
+
+def divergence(samples, mean, covariance, matrix):
+    """KL from the samples' normal distribution to N(mean, covariance), where A sees nothing."""
+    # Along the rows of A exact values have no spread; noisy ones have: matrix is None there.
+    x = np.asarray(samples, np.float64).reshape(len(samples), -1) - mean
+    if matrix is not None:
+        unseen = np.linalg.svd(matrix)[2][len(matrix) :].T
+        x = x @ unseen
+        covariance = unseen.T @ covariance @ unseen
+    inverse = np.linalg.inv(covariance)
+    found = x.mean(0)
+    ratio = inverse @ np.cov(x.T)
+    squares = np.trace(ratio) + found @ inverse @ found - len(found)
+    return 0.5 * (squares - np.linalg.slogdet(ratio)[1])
+
+
+def check_field(name, size, channels, sigma_y=0.0, batch=6000):
+    # The divergence of n true samples' moments in d dimensions is chi^2 / (2 n), with
+    # d (d + 3) / 2 degrees of freedom: 6 standard deviations are a false alarm in 1e-8 of tests.
+    covariance = field(size, channels)
+    constraint, matrix, y = task(name, size, channels)
+    full = covariance + SCHEDULER.sigma_min**2 * np.eye(len(covariance))
+    seen = matrix @ full @ matrix.T + sigma_y**2 * np.eye(len(y))
+    gain = full @ matrix.T @ np.linalg.inv(seen)
+    run = partial(edit, KEY, gaussian_network(covariance), None, SCHEDULER, constraint)
+    samples, steps = run(
+        (batch, size, size, channels),
+        method="posterior",
+        sigma_y=sigma_y,
+        return_trajectory=True,
+    )
+    unseen = None if sigma_y else matrix
+    dims = len(full) - (0 if sigma_y else len(y))
+    freedom = dims * (dims + 3) / 2
+    bound = (freedom + 6 * np.sqrt(2 * freedom)) / (2 * batch)
+    found = divergence(samples, gain @ y, full - gain @ matrix @ full, unseen)
+    assert found < bound + 0.005, (found, bound)
+    return samples, steps
+
+
+def test_inpainted_fields_have_exactly_the_conditional_distribution():
+    samples, steps = check_field("inpaint", 4, 1)
+    constraint, _, y = task("inpaint", 4, 1)
+    kept = np.asarray(samples)[:, :2].reshape(len(samples), -1)
+    np.testing.assert_array_equal(kept, np.broadcast_to(y, kept.shape))
+
+    # One entry per level and sample, of ten by default; the network itself makes what is known.
+    assert steps.denoised.shape == (10, *samples.shape)
+    chex.assert_shape([steps.residual, steps.noise, steps.damping], (10, len(samples)))
+    assert steps.residual[-1].mean() < 0.01
+
+
+def test_noisy_measurements_of_a_field_are_weighed_against_it():
+    samples, _ = check_field("super_resolve", 4, 1, sigma_y=0.3)
+    _, matrix, y = task("super_resolve", 4, 1)
+    off = np.asarray(samples).reshape(len(samples), -1) @ matrix.T - y
+    assert np.std(off) > 0.1
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "sigma_y"),
+    [
+        ("super_resolve", 4, 1, 0.0),
+        ("inpaint", 4, 1, 0.2),
+        ("colorize", 4, 3, 0.0),
+        ("colorize", 4, 3, 0.1),
+        ("inpaint", 8, 1, 0.0),
+        ("super_resolve", 8, 1, 0.0),
+    ],
+)
+def test_fields_of_every_kind(name, size, channels, sigma_y):
+    check_field(name, size, channels, sigma_y)
+
+
+# The least move.
+
+
+def linear_problem(rows=3, columns=6, batch=2):
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((rows, columns)).astype(np.float32)
+    noise = rng.standard_normal((batch, columns)).astype(np.float32)
+    residual = 3 * rng.standard_normal((batch, rows)).astype(np.float32)
+    move = partial(
+        least_move.least_move,
+        lambda d: d @ matrix.T,
+        lambda r: r @ matrix,
+        residual,
+        noise,
+    )
+    return matrix, residual, noise, move
+
+
+def test_without_a_bound_the_move_is_the_least_that_meets_the_constraint():
+    matrix, residual, noise, move = linear_problem()
+    expected = noise - residual @ np.linalg.pinv(matrix).T
+    np.testing.assert_allclose(move(allowance=1e6, iterations=3).noise, expected, atol=1e-4)
+
+    # With fewer products it is the best within the space that they span.
+    shorter = move(allowance=1e6, iterations=1).noise - noise
+    gradient = -residual @ matrix
+    scale = np.sum(shorter * gradient, 1) / np.sum(gradient**2, 1)
+    np.testing.assert_allclose(shorter, scale[:, None] * gradient, atol=1e-5)
+
+
+def test_a_bound_on_the_noise_damps_the_move_just_enough():
+    matrix, residual, noise, move = linear_problem()
+    allowance = 0.5
+    found = move(allowance=allowance, iterations=3)
+    square = np.sum(noise**2, 1)
+    np.testing.assert_allclose(
+        np.sum(np.square(found.noise), 1), square + allowance, rtol=1e-4
+    )
+    np.testing.assert_allclose(found.square, square + allowance, rtol=1e-4)
+    for i in range(len(noise)):
+        normal = matrix @ matrix.T + found.damping[i] * np.eye(len(matrix))
+        expected = noise[i] - matrix.T @ np.linalg.solve(normal, residual[i])
+        np.testing.assert_allclose(found.noise[i], expected, atol=1e-4)
+
+
+def test_noise_that_meets_the_constraint_stays():
+    noise = jnp.ones((2, 3))
+    move = least_move.least_move(lambda d: d, lambda r: r, jnp.zeros((2, 3)), noise, 1.0, 4)
+    np.testing.assert_array_equal(move.noise, noise)
+
+
+# The loop.
+
+SHAPE = (3, 4, 4, 1)
+IMAGE = np.random.default_rng(1).uniform(-1, 1, SHAPE).astype(np.float32)
+KNOWN = np.random.default_rng(2).uniform(size=SHAPE) < 0.5
+CLIPPED = cmjax.CMStochasticIterativeScheduler()
+
+
+def network(params, x, t):
+    """Curved, and mixes neighbours."""
+    del params
+    time = (1e-3 * t.reshape(-1, 1, 1, 1)).astype(x.dtype)
+    return 2 * jnp.tanh(x) + jnp.sin(jnp.roll(x, 1, -2)) + time
+
+
+def run(constraint, shape=SHAPE, **options):
+    options = {"sigmas": [80.0, 2.0, 0.3], **options}
+    return edit(
+        KEY, network, None, CLIPPED, constraint, shape, method="posterior", **options
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_known_values_are_exact_and_the_noise_stays_typical(dtype):
+    x0, steps = run(inpaint(IMAGE, KNOWN), dtype=dtype, return_trajectory=True)
+    chex.assert_type([x0, steps.denoised], dtype)
+    chex.assert_type([steps.noise, steps.residual, steps.damping], jnp.float32)
+    expected = np.asarray(jnp.asarray(IMAGE).astype(dtype))
+    np.testing.assert_array_equal(np.asarray(x0)[KNOWN], expected[KNOWN])
+    assert np.isfinite(np.asarray(x0, np.float32)).all()
+
+    # |z|^2 of 16 numbers is beyond 50 once in 4e4 cases; moves add at most 0.75 sqrt(2 * 16).
+    assert np.max(steps.noise) < (50 + 5) / 16
+
+
+def test_a_sample_depends_on_its_own_data_and_index_alone():
+    whole = run(inpaint(IMAGE, KNOWN), sigma_y=jnp.array([0.1, 0.2, 0.3]))
+    part = run(
+        inpaint(IMAGE[1:], KNOWN[1:]),
+        (2, 4, 4, 1),
+        sigma_y=jnp.array([0.2, 0.3]),
+        first_index=1,
+    )
+    np.testing.assert_allclose(part, whole[1:], atol=2e-5)
+
+
+def test_other_data_and_levels_do_not_compile_again():
+    traces = []
+
+    def counted(params, x, t):
+        traces.append(1)
+        return network(params, x, t)
+
+    for seed in range(2):
+        image = np.random.default_rng(seed).uniform(-1, 1, SHAPE).astype(np.float32)
+        edit(
+            KEY,
+            counted,
+            None,
+            CLIPPED,
+            compose(inpaint(image, KNOWN), inpaint(image, ~KNOWN)),
+            SHAPE,
+            method="posterior",
+            sigmas=[80.0 - seed, 1.0],
+            iterations=1,
+        )
+        if not seed:
+            once = len(traces)
+    assert len(traces) == once
+
+
+def test_conditioning_and_callbacks_work_as_in_sample():
+    seen = []
+
+    def labelled(params, x, t, label):
+        return network(params, x, t) + label.reshape(-1, 1, 1, 1)
+
+    x0 = edit(
+        jnp.stack([KEY] * 3),
+        labelled,
+        None,
+        CLIPPED,
+        inpaint(IMAGE[0], KNOWN[0]),
+        SHAPE,
+        method="posterior",
+        sigmas=[2.0, 1.0],
+        cond={"label": [0.0, 0.0, 0.5]},
+        callback=lambda i, step: seen.append((int(i), step.denoised.shape)),
+    )
+    jax.effects_barrier()
+    assert sorted(seen) == [(0, SHAPE), (1, SHAPE)]
+    np.testing.assert_allclose(x0[0], x0[1], atol=1e-5)
+    assert np.abs(x0[2] - x0[1]).max() > 0.1
+
+
+def top(x0):
+    return x0[:, :1]
+
+
+def to_top(y):
+    return jnp.concatenate([y, jnp.zeros((y.shape[0], 3, *y.shape[2:]), y.dtype)], 1)
+
+
+MISUSE = {
+    "another method": (
+        lambda: edit(
+            KEY, network, None, CLIPPED, lambda x0: x0, SHAPE, method="posteriori"
+        ),
+        r"method must be one of \['projection', 'posterior'\], got 'posteriori'",
+    ),
+    "noise for projection": (
+        lambda: edit(
+            KEY, network, None, CLIPPED, inpaint(IMAGE, KNOWN), SHAPE, sigma_y=0.1
+        ),
+        'sigma_y is an option of method="posterior"',
+    ),
+    "negative noise": (
+        lambda: run(inpaint(IMAGE, KNOWN), sigma_y=-0.1),
+        "sigma_y must be 0, or positive.*-0.1",
+    ),
+    "noise NaN": (
+        lambda: run(inpaint(IMAGE, KNOWN), sigma_y=np.nan),
+        "sigma_y must be .*nan",
+    ),
+    "noise of another batch": (
+        lambda: run(inpaint(IMAGE, KNOWN), sigma_y=[0.1, 0.2]),
+        r"sigma_y must be .*\(3,\)",
+    ),
+    "noise of a plain function": (
+        lambda: run(lambda x0: x0, sigma_y=0.1),
+        "sigma_y needs a constraint that knows its data",
+    ),
+    "no iterations": (
+        lambda: run(inpaint(IMAGE, KNOWN), iterations=0),
+        "iterations must be an integer from 1 to 100, got 0",
+    ),
+    "two times": (
+        lambda: edit(
+            KEY,
+            network,
+            None,
+            cmjax.CTMScheduler(),
+            observe(top, to_top, IMAGE[:, :1]),
+            SHAPE,
+            method="posterior",
+            num_inference_steps=2,
+        ),
+        "whose networks take two times",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_misuse(name):
+    misuse, message = MISUSE[name]
+    with pytest.raises(ValueError, match=message):
+        misuse()
