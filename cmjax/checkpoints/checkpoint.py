@@ -141,6 +141,8 @@ class StoredNetwork:
             wanted[stored_name] = tuple(leaf.shape[axis] for axis in axes)
         problems = _problems(wanted, self.tensors)
         if problems:
+            # In one line, whatever the names in a file are.
+            problems = [" ".join(problem.split()) for problem in problems]
             more = ""
             if len(problems) > 10:
                 more = f"; and {len(problems) - 10} more"

@@ -141,10 +141,14 @@ class _Reader:
         length = self._length(self._byte(), TEXTS, 0xA0, 32, "a name")
         if length > LONGEST_NAME:
             raise ValueError(f"it has a name of {length} bytes")
+        # It is shown in errors, which have one line.
         try:
-            return self._bytes(length).decode()
+            text = self._bytes(length).decode()
         except UnicodeDecodeError:
-            raise ValueError("it has a name that is not text") from None
+            text = "\n"
+        if not text.isprintable():
+            raise ValueError("it has a name that is not printable text")
+        return text
 
     def _number(self) -> int:
         """Reads an integer that is not negative."""

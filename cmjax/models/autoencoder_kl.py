@@ -144,7 +144,7 @@ class _Block(nnx.Module):
     def __init__(self, config, channels_in, channels, *, num_layers, attention, rngs):
         # The first residual block changes the number of channels.
         inputs = [channels_in] + [channels] * (num_layers - 1)
-        self.resnets = nnx.List([_resnet(config, c, channels, rngs) for c in inputs])
+        self.resnets = nnx.List([_Resnet(config, c, channels, rngs=rngs) for c in inputs])
         self.attentions = nnx.List(
             [_attention(config, channels, rngs) for _ in inputs if attention]
         )
@@ -161,13 +161,37 @@ class _Block(nnx.Module):
         return h
 
 
+class _Resnet(nnx.Module):
+    """Two normalised convolutions and a residual, which are not told any time."""
+
+    def __init__(self, config, channels_in, channels_out, *, rngs):
+        groups = config.norm_num_groups
+        self.norm1 = layers.GroupNorm(channels_in, groups, NORM_EPS, rngs=rngs)
+        self.conv1 = layers.conv(channels_in, channels_out, rngs=rngs)
+        self.norm2 = layers.GroupNorm(channels_out, groups, NORM_EPS, rngs=rngs)
+        self.conv2 = layers.conv(channels_out, channels_out, rngs=rngs)
+
+        # The residual passes as it is, or through a 1x1 convolution if the channels differ.
+        conv_shortcut = None
+        if channels_in != channels_out:
+            conv_shortcut = layers.conv(channels_in, channels_out, 1, rngs=rngs)
+        self.conv_shortcut = conv_shortcut
+
+    def __call__(self, x):
+        h = layers.activated_conv(self.norm1, self.conv1, x)
+        return layers.activated_conv(self.norm2, self.conv2, h, self._shortcut, x)
+
+    def _shortcut(self, x):
+        return x if self.conv_shortcut is None else self.conv_shortcut(x)
+
+
 class _MidBlock(nnx.Module):
     """A residual block, attention and another residual block, at the lowest resolution."""
 
     def __init__(self, config, *, rngs):
         channels = config.block_out_channels[-1]
         self.resnets = nnx.List(
-            [_resnet(config, channels, channels, rngs) for _ in range(2)]
+            [_Resnet(config, channels, channels, rngs=rngs) for _ in range(2)]
         )
         self.attentions = nnx.List([])
         if config.mid_block_add_attention:
@@ -179,13 +203,6 @@ class _MidBlock(nnx.Module):
         for attention in self.attentions:
             h = attention(h)
         return second(h)
-
-
-def _resnet(config, channels_in, channels_out, rngs):
-    """Returns a residual block without an embedding of times."""
-    return layers.ResnetBlock(
-        channels_in, channels_out, None, config.norm_num_groups, NORM_EPS, rngs=rngs
-    )
 
 
 def _attention(config, channels, rngs):

@@ -402,7 +402,7 @@ class ResnetBlock(nnx.Module):
         self,
         channels_in: int,
         channels_out: int,
-        time_features: int | None,
+        time_features: int,
         groups: int,
         epsilon: float,
         *,
@@ -415,8 +415,7 @@ class ResnetBlock(nnx.Module):
         Args:
             channels_in: channels of the input.
             channels_out: channels of the output.
-            time_features: features of the embedding of time and class; None for a block without
-                one, which an autoencoder has.
+            time_features: features of the embedding of time and class.
             groups: groups of both normalisations.
             epsilon: epsilon of both normalisations.
             scale_shift: whether the embedding scales and shifts, instead of being added.
@@ -429,12 +428,9 @@ class ResnetBlock(nnx.Module):
         self.conv1 = conv(channels_in, channels_out, rngs=rngs)
 
         # Two numbers per channel, to scale and to shift, or one to add.
-        time_emb_proj = None
-        if time_features is not None:
-            time_emb_proj = linear(
-                time_features, channels_out * (1 + scale_shift), rngs=rngs
-            )
-        self.time_emb_proj = time_emb_proj
+        self.time_emb_proj = linear(
+            time_features, channels_out * (1 + scale_shift), rngs=rngs
+        )
         self.norm2 = GroupNorm(channels_out, groups, epsilon, rngs=rngs)
         self.conv2 = conv(channels_out, channels_out, rngs=rngs)
 
@@ -444,13 +440,8 @@ class ResnetBlock(nnx.Module):
             conv_shortcut = conv(channels_in, channels_out, 1, rngs=rngs)
         self.conv_shortcut = conv_shortcut
 
-    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """Maps `[B, H, W, channels_in]` and `[B, time_features]` to `[B, H', W', channels_out]`."""
-        # Without an embedding the pixels of both halves are computed apart from each other.
-        if self.time_emb_proj is None and self.resample is None:
-            h = activated_conv(self.norm1, self.conv1, x)
-            return activated_conv(self.norm2, self.conv2, h, self._shortcut, x)
-
         # The resolution changes between the activation and the convolution.
         h = jax.nn.silu(self.norm1(x))
         if self.resample is not None:
@@ -467,11 +458,9 @@ class ResnetBlock(nnx.Module):
             h = self.norm2(h + condition)
 
         h = self.conv2(jax.nn.silu(h))
-        return h + self._shortcut(x)
-
-    def _shortcut(self, x):
-        """The residual, with the channels of the output."""
-        return x if self.conv_shortcut is None else self.conv_shortcut(x)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return h + x
 
 
 def activated_conv(

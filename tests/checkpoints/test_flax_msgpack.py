@@ -78,7 +78,8 @@ def nested(depth):
         ),
         (msgpack.packb({"x": array((1,) * 99, "int8", b"\0")}), "x has 99 axes"),
         (msgpack.packb({"x" * 300: {}}), "a name of 300 bytes"),
-        (b"\x81\xa1\xff\x80", "a name that is not text"),
+        (b"\x81\xa1\xff\x80", "a name that is not printable text"),
+        (msgpack.packb({"a\nb": {}}), "a name that is not printable text"),
         (
             b"\x82" + msgpack.packb({"x": array((), "int8", b"\0")})[1:] * 2,
             "two arrays for x",

@@ -178,3 +178,10 @@ def test_mutated_configs_are_read_or_refused(tmp_path, config, data):
     except ValueError as error:
         assert type(error) is ValueError, repr(error)
         assert str(folder) in str(error) and len(str(error)) < 10**4, error
+
+
+def test_names_of_several_lines_are_shown_in_one(folder):
+    weights = folder / diffusers.SAFETENSORS
+    save_file({**load_file(weights), "a\nb": np.zeros(1, np.float32)}, weights)
+    with pytest.raises(ValueError, match="unexpected a b"):
+        cmjax.load_autoencoder(folder)
