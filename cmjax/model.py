@@ -12,7 +12,7 @@ import numpy as np
 
 from cmjax.arrays import ApplyFn
 from cmjax.configs import LARGEST, is_int, shown
-from cmjax.guidance import Scale, classifier_free
+from cmjax.guidance import Scale, classifier_free, told_scale
 from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
 from cmjax.models.registry import sample_shape
 from cmjax.networks import check_network, parse_cond
@@ -88,19 +88,31 @@ class Model:
             return None
         return self.num_classes
 
-    def guided(self, scale: Scale, interval: Sequence[float] | None = None) -> ApplyFn:
-        """Returns the model's network with classifier-free guidance, `apply_fn` for a scale of 1.
+    def guided(
+        self, scale: Scale | None = None, interval: Sequence[float] | None = None
+    ) -> ApplyFn:
+        """Returns the model's network, guided.
+
+        A network that is told a guidance scale is told this one. Any other is called twice, with
+        and without its class; see `cmjax.guidance.classifier_free`.
 
         Args:
-            scale: as of `cmjax.guidance.classifier_free`.
-            interval: the noise levels (low, high) to guide at; None for all.
+            scale: of the guidance; 1 is none. None is what the network recommends if it is told a
+                scale, and no guidance otherwise.
+            interval: the noise levels (low, high) to guide at; None for all, or for those that the
+                network recommends.
 
         Raises:
             ValueError: if the model has no null class, or for a wrong scale or interval.
         """
-        # Without guidance no null class is needed.
-        if interval is None and _is_one(scale):
-            return self.apply_fn
+        # Without guidance any network will do.
+        is_told = getattr(self.config, "guidance_embeds", False)
+        if interval is None and (scale is None or (_is_one(scale) and not is_told)):
+            return self._recommended() if is_told else self.apply_fn
+        if scale is None:
+            raise ValueError("guidance_interval needs guidance, the scale to guide with")
+        if is_told:
+            return told_scale(self.apply_fn, scale, interval)
         if self.null_class is None:
             raise ValueError(
                 "guidance needs a network with a null class, which this one has not; train one "
@@ -114,6 +126,13 @@ class Model:
             parametrization=one_time_parametrization("scheduler", self.scheduler),
         )
 
+    def _recommended(self) -> ApplyFn:
+        """The network, which is told a scale, with the scale that it recommends."""
+        # A config with a field of this name says what its network takes where it is told nothing.
+        if getattr(self.config, "guidance_scale", None) is not None:
+            return self.apply_fn
+        return told_scale(self.apply_fn, 1.0)
+
     @overload
     def sample(
         self,
@@ -121,7 +140,7 @@ class Model:
         num: int,
         *,
         labels: Labels = None,
-        guidance: Scale = 1.0,
+        guidance: Scale | None = None,
         guidance_interval: Sequence[float] | None = None,
         return_trajectory: Literal[False] = False,
         **options: Unpack[SampleOptions],
@@ -134,7 +153,7 @@ class Model:
         num: int,
         *,
         labels: Labels = None,
-        guidance: Scale = 1.0,
+        guidance: Scale | None = None,
         guidance_interval: Sequence[float] | None = None,
         return_trajectory: Literal[True],
         **options: Unpack[SampleOptions],
@@ -147,7 +166,7 @@ class Model:
         num: int,
         *,
         labels: Labels = None,
-        guidance: Scale = 1.0,
+        guidance: Scale | None = None,
         guidance_interval: Sequence[float] | None = None,
         return_trajectory: bool,
         **options: Unpack[SampleOptions],
@@ -159,7 +178,7 @@ class Model:
         num: int,
         *,
         labels: Labels = None,
-        guidance: Scale = 1.0,
+        guidance: Scale | None = None,
         guidance_interval: Sequence[float] | None = None,
         num_inference_steps: int | None = None,
         **options: Any,
@@ -178,8 +197,9 @@ class Model:
             labels: the classes to sample, for a conditional model: a number, a name of
                 `class_names`, or several of these, repeated in turn. None samples all classes in
                 turn, unless `cond` has `class_labels`.
-            guidance: scale of classifier-free guidance, for a network with a null class: a number,
-                one per sample `[num]`, or a function of sigma; 1 is none. See `guided`.
+            guidance: scale of guidance, for a network with a null class or one that is told a
+                scale: a number, one per sample `[num]`, or a function of sigma. 1 is none, and None
+                what the network recommends, or none. See `guided`.
             guidance_interval: the noise levels (low, high) to guide at; None for all.
             num_inference_steps: number of steps; None means one, unless `options` give the levels.
             **options: further arguments of `cmjax.sample`, such as `timesteps` or `cond`.

@@ -58,7 +58,7 @@ class Task(NamedTuple):
         seed: seed of all randomness.
         out: the file or folder to write.
         quiet: whether to print nothing but errors.
-        guidance: scale of the guidance; 1 for none.
+        guidance: scale of the guidance; 1 for none, None for what the model recommends.
         guidance_interval: the noise levels to guide at; None for all.
     """
 
@@ -71,7 +71,7 @@ class Task(NamedTuple):
     seed: int
     out: Path
     quiet: bool
-    guidance: float
+    guidance: float | None
     guidance_interval: list[float] | None
 
     def guided(self, num_steps: int) -> Any:
@@ -131,7 +131,7 @@ def open_task(
     steps: int | None = None,
     timesteps: list[float] | None = None,
     sigmas: list[float] | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     guidance_interval: list[float] | None = None,
 ) -> Task:
     """Loads the model, and the picture or the package's example for the task.
@@ -150,7 +150,7 @@ def open_task(
         steps: number of steps; at most one of this and the next two is given.
         timesteps: indices of training levels.
         sigmas: noise levels.
-        guidance: scale of the guidance; 1 for none.
+        guidance: scale of the guidance; 1 for none, None for what the model recommends.
         guidance_interval: the noise levels to guide at; None for all.
 
     Raises:

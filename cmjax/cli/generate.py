@@ -92,7 +92,7 @@ def generate(
     timesteps: list[float] | None,
     sigmas: list[float] | None,
     labels: list[str] | None,
-    guidance: float,
+    guidance: float | None,
     guidance_interval: list[float] | None,
     seed: int,
     dtype: str,

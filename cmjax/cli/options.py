@@ -169,9 +169,8 @@ guiding = group_of(
         "--guidance",
         type=float,
         metavar="W",
-        default=1.0,
-        show_default=True,
-        help="Scale of classifier-free guidance, for a network with a null class; 1 is none.",
+        help="Scale of guidance, for a network with a null class or one that is told a scale; 1 is "
+        "none.  [default: what the model recommends, or none]",
     ),
     click.option(
         "--guidance-interval",
@@ -395,7 +394,7 @@ def set_timesteps(scheduler: "Scheduler", schedule: Mapping[str, Any]) -> "Sched
 
 
 def check_guidance(
-    model: "Model", guidance: float, interval: list[float] | None, num_steps: int
+    model: "Model", guidance: float | None, interval: list[float] | None, num_steps: int
 ) -> "ApplyFn":
     """Returns the guided network of --guidance and --guidance-interval.
 
@@ -406,7 +405,7 @@ def check_guidance(
     """
     from cmjax.sampling import check_guided
 
-    if interval is not None and guidance == 1:
+    if interval is not None and guidance in (None, 1):
         raise ValueError("--guidance-interval needs --guidance, the scale to guide with")
 
     # The library's words for the scale and the interval are shorter.

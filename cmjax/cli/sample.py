@@ -55,7 +55,7 @@ def sample(
     timesteps: list[float] | None,
     sigmas: list[float] | None,
     labels: list[str] | None,
-    guidance: float,
+    guidance: float | None,
     guidance_interval: list[float] | None,
     seed: int,
     batch_size: int,

@@ -38,7 +38,8 @@ class Request:
             without classes.
         seed: the seed of all randomness, 0 to 2**32 - 1.
         dtype: the floating dtype of the samples, or its name; stored as the name.
-        guidance: scale of classifier-free guidance, for a model with a null class; 1 is none.
+        guidance: scale of guidance, for a model with a null class or one that is told a scale; 1
+            is none, None what the model recommends, or none.
         guidance_interval: the noise levels (low, high) to guide at; None for all.
 
     Raises:
@@ -51,7 +52,7 @@ class Request:
     labels: Sequence[int] | None = None
     seed: int = 0
     dtype: DTypeLike = "float32"
-    guidance: float = 1.0
+    guidance: float | None = None
     guidance_interval: Sequence[float] | None = None
 
     def __post_init__(self):
@@ -76,10 +77,11 @@ class Request:
         set_field(self, "dtype", floating_dtype("dtype", self.dtype).name)
 
         # Checked as the guided network will check them.
-        guidance = _plain(self.guidance)
-        if not is_finite(guidance):
-            raise ValueError(f"guidance must be a finite number, got {shown(guidance)}")
-        set_field(self, "guidance", float(guidance))
+        if self.guidance is not None:
+            guidance = _plain(self.guidance)
+            if not is_finite(guidance):
+                raise ValueError(f"guidance must be a finite number, got {shown(guidance)}")
+            set_field(self, "guidance", float(guidance))
         if self.guidance_interval is not None:
             ends = interval_ends("guidance_interval", self.guidance_interval)
             if not is_finite(ends[1]):
@@ -136,8 +138,8 @@ class Request:
             "dtype": self.dtype,  # a name: JSON has no dtypes
         }
 
-        # Left out where there is none, as in folders from before there was guidance.
-        if self.guidance != 1:
+        # Left out where none is asked for, as in folders from before there was guidance.
+        if self.guidance is not None:
             values["guidance"] = self.guidance
             values["guidance_interval"] = _listed(self.guidance_interval)
         return values
@@ -165,7 +167,7 @@ class Request:
             labels=values["labels"],
             seed=values["seed"],
             dtype=values["dtype"],
-            guidance=values.get("guidance", 1.0),
+            guidance=values.get("guidance"),
             guidance_interval=values.get("guidance_interval"),
         )
 

@@ -102,6 +102,11 @@ class PixelMeanFlowConfig:
         return self.in_channels
 
     @property
+    def guidance_embeds(self) -> bool:
+        """Whether the network is told a guidance scale: it is."""
+        return True
+
+    @property
     def null_class(self) -> bool:
         """Whether the label after the last class stands for no class: it does."""
         return True

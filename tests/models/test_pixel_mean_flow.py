@@ -121,6 +121,18 @@ def test_a_model_may_be_asked_for_no_class(model):
         model.sample(jax.random.key(1), 2, labels=5)
 
 
+def test_guidance_is_told(model):
+    cond = {
+        "class_labels": jnp.array([1, 2]),
+        "guidance_scale": jnp.full(2, 2.0),
+        "guidance_interval": jnp.tile(jnp.array([0.2, 0.6]), (2, 1)),
+    }
+    expected = model.sample(jax.random.key(1), 2, cond=cond)
+    options = {"labels": [1, 2], "guidance": 2.0, "guidance_interval": (0.2, 0.6)}
+    found = model.sample(jax.random.key(1), 2, **options)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_the_velocity_is_that_towards_x0(model):
     # With parameters of zero x0 is zero, as in an untrained network.
     times, cond = told("toy")

@@ -1,0 +1,81 @@
+"""Networks that learned guidance and are told its scale: one call a step, and no extrapolation."""
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.arrays import ApplyFn, hashable, is_tracing, known_reals
+from cmjax.configs import shown
+from cmjax.guidance.strength import interval_ends
+from cmjax.networks import check_network, with_classes_of
+
+# Networks to keep, so that what they are compiled into is kept.
+_NETWORKS = 64
+
+
+def told_scale(
+    apply_fn: ApplyFn, scale: Any, interval: Sequence[float] | None = None
+) -> ApplyFn:
+    """Returns a network that is told a guidance scale at every call.
+
+    It is for networks with guidance as an input, as those of mean flows have it (Geng et al. 2025).
+
+    Args:
+        apply_fn: the network, which takes `guidance_scale` f32[B] as conditioning, and
+            `guidance_interval` f32[B, 2] if an interval is given.
+        scale: a positive number, or one per sample `[B]`; 1 is no guidance.
+        interval: the times (low, high) that guidance acts at, 0 (data) to 1 (noise); None leaves it
+            to the network.
+
+    Returns:
+        `(params, x, *times, **cond) -> model_output`. Conditioning of these names that is given
+        when it is called counts more.
+
+    Raises:
+        ValueError: for a scale that is not positive, an interval that is none, or one for a network
+            that is told none.
+    """
+    check_network(apply_fn)
+    if callable(scale):
+        raise ValueError(
+            "scale must be a number or one per sample: the network is told the same at all levels"
+        )
+    known = known_reals("scale", scale)
+    is_right = known is None or np.all(np.isfinite(known) & (known > 0))
+    if not is_right or np.ndim(scale) > 1:
+        raise ValueError(
+            f"scale must be a positive number, or one per sample [B], got {shown(scale)}"
+        )
+    ends = None
+    if interval is not None:
+        ends = interval_ends("interval", interval)
+        if "guidance_interval" not in inspect.signature(apply_fn).parameters:
+            raise ValueError(
+                "interval is for networks that are told one, and this one is told a scale only"
+            )
+
+    # Under a trace, `apply_fn` may close over values of that trace.
+    if is_tracing() or not hashable(apply_fn, scale):
+        return _told.__wrapped__(apply_fn, scale, ends)
+    return _told(apply_fn, scale, ends)
+
+
+@functools.lru_cache(_NETWORKS)
+def _told(apply_fn, scale, ends):
+    """The network of `told_scale`, whose arguments are checked."""
+
+    def guided(params, x, *times, **cond):
+        told = {"guidance_scale": jnp.broadcast_to(_float32(scale), x.shape[:1])}
+        if ends is not None:
+            told["guidance_interval"] = jnp.broadcast_to(_float32(ends), (len(x), 2))
+        return apply_fn(params, x, *times, **{**told, **cond})
+
+    return with_classes_of(apply_fn, guided)
+
+
+def _float32(values):
+    return jnp.asarray(values, jnp.float32)

@@ -1,0 +1,119 @@
+"""Networks that learned guidance are told its scale, by the library and the command line."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import cmjax
+from cmjax.generation import Request, generate
+from cmjax.guidance import told_scale
+from cmjax.models import DiT, DiTConfig
+from cmjax.schedulers import FlowMapEulerDiscreteScheduler
+
+X = jnp.ones((3, 2))
+T = jnp.zeros(3)
+
+
+def network(params, x, t, class_labels=None, guidance_scale=None, guidance_interval=None):
+    """Returns what it was told: the scale, and the ends of the interval."""
+    scale = jnp.zeros(len(x)) if guidance_scale is None else guidance_scale
+    ends = jnp.zeros((len(x), 2)) if guidance_interval is None else guidance_interval
+    return params * jnp.concatenate([scale[:, None], ends], axis=-1)
+
+
+def test_a_network_is_told_a_number_or_one_per_sample():
+    by_number = told_scale(network, 3)(1.0, X, T)
+    np.testing.assert_array_equal(by_number, [[3, 0, 0]] * 3)
+    per_sample = told_scale(network, np.array([1.0, 2.0, 3.0]), (0.25, 0.5))(1.0, X, T)
+    np.testing.assert_array_equal(
+        per_sample, [[1, 0.25, 0.5], [2, 0.25, 0.5], [3, 0.25, 0.5]]
+    )
+
+    # Conditioning that is given counts more, and a scale may be traced.
+    given = told_scale(network, 3)(1.0, X, T, guidance_scale=jnp.full(3, 5.0))
+    np.testing.assert_array_equal(given[:, 0], [5, 5, 5])
+    traced = jax.jit(lambda w: told_scale(network, w)(1.0, X, T))(2.0)
+    np.testing.assert_array_equal(traced[:, 0], [2, 2, 2])
+
+
+def test_the_same_scale_gives_the_same_function():
+    # `cmjax.sample` keeps its program by the network.
+    assert told_scale(network, 3.0) is told_scale(network, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "message"),
+    [
+        (0.0, None, "scale must be a positive number, or one per sample"),
+        (np.nan, None, "scale must be a positive number, or one per sample"),
+        (np.ones((2, 2)), None, "scale must be a positive number, or one per sample"),
+        (
+            lambda sigma: sigma,
+            None,
+            "scale must be a number or one per sample: the network",
+        ),
+        (2.0, (0.5, 0.1), "interval must be noise levels"),
+    ],
+)
+def test_misuse(scale, interval, message):
+    with pytest.raises(ValueError, match=message):
+        told_scale(network, scale, interval)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A flow map that is told a scale, with all parameters drawn so that it matters."""
+    config = DiTConfig(
+        sample_size=4,
+        num_layers=1,
+        num_attention_heads=1,
+        attention_head_dim=8,
+        num_class_embeds=2,
+        second_time="span",
+        guidance_embeds=True,
+    )
+    apply_fn, params = cmjax.from_nnx(DiT(config, rngs=nnx.Rngs(0)))
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    drawn = [
+        0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    params = jax.tree.unflatten(structure, drawn)
+    return cmjax.Model(apply_fn, params, FlowMapEulerDiscreteScheduler(), config)
+
+
+def test_models_tell_their_networks(model):
+    key = jax.random.key(0)
+    scale = jnp.full(2, 4.0)
+    cond = {"class_labels": jnp.array([0, 1]), "guidance_scale": scale}
+    network = (model.apply_fn, model.params, model.scheduler, (2, *model.sample_shape))
+    expected = cmjax.sample(key, *network, cond=cond)
+    np.testing.assert_array_equal(model.sample(key, 2, guidance=4.0), expected)
+
+    # Without guidance it is told 1.
+    alone = cmjax.sample(key, *network, cond={**cond, "guidance_scale": jnp.ones(2)})
+    np.testing.assert_array_equal(model.sample(key, 2), alone)
+    np.testing.assert_array_equal(model.sample(key, 2, guidance=1), alone)
+    assert np.abs(np.asarray(alone - expected)).max() > 1e-3
+
+    # In bulk too.
+    request = Request(labels=[0, 1], guidance=4.0)
+    images = generate(model, request, 2).images
+    np.testing.assert_array_equal(images, cmjax.images.to_uint8(expected))
+    with pytest.raises(ValueError, match="this one is told a scale only"):
+        model.sample(key, 2, guidance=4.0, guidance_interval=(0.1, 0.7))
+
+
+def test_a_recommended_scale_is_left_to_the_network(model):
+    @dataclasses.dataclass(frozen=True)
+    class Config(DiTConfig):
+        guidance_scale: float = 8.5
+
+    values = dataclasses.asdict(model.config)
+    with_default = dataclasses.replace(model, config=Config(**values))
+    assert with_default.guided() is model.apply_fn
+    assert with_default.guided(1) is not model.apply_fn
