@@ -125,7 +125,7 @@ def _by_features(
     """Returns the measures by features; without samples of both sides, only the distance."""
     from cmjax.evaluation import frechet_distance, precision_recall
 
-    found = [_features_of(side, features, batch_size) for side in sides]
+    found = [features_of(side, features, batch_size) for side in sides]
     counts = [len(side.mean) if _is_gaussian(side) else side.shape[1] for side in found]
     if counts[0] != counts[1]:
         raise ValueError(
@@ -162,7 +162,7 @@ def _is_gaussian(side: Any) -> bool:
     return isinstance(side, Gaussian)
 
 
-def _features_of(side: "Compared", name: str | None, batch_size: int) -> Any:
+def features_of(side: "Compared", name: str | None, batch_size: int) -> Any:
     """Returns the features of one side, f64[N, D], or their statistics."""
     from cmjax import evaluation
     from cmjax.configs import import_by_name

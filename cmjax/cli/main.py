@@ -2,7 +2,17 @@
 
 import click
 
-from cmjax.cli import checkpoints, edit, env, evaluate, generate, sample, schedulers, train
+from cmjax.cli import (
+    checkpoints,
+    edit,
+    env,
+    evaluate,
+    generate,
+    sample,
+    schedulers,
+    train,
+    tune,
+)
 from cmjax.cli.group import OneLineErrors
 from cmjax.version import __version__
 
@@ -28,6 +38,8 @@ def main(ctx: click.Context) -> None:
       cmjax generate --out many                 50,000 samples, on all devices
       cmjax evaluate mnist.npz many --features pixels
                                                 how far samples are from data
+      cmjax tune mnist.npz --features pixels --steps 2
+                                                better noise levels, searched for
       cmjax schedulers                          lists the samplers
       cmjax env                                 versions and devices, for a report of an error
       cmjax sample --help                       lists the options of a command
@@ -47,4 +59,5 @@ main.add_command(train.train)
 main.add_command(generate.generate)
 main.add_command(schedulers.schedulers)
 main.add_command(evaluate.evaluate)
+main.add_command(tune.tune)
 main.add_command(env.env)

@@ -108,6 +108,7 @@ COMMANDS = (
     "edit",
     "env",
     "evaluate",
+    "tune",
     "schedulers",
     "",
     "sampel",

@@ -1,0 +1,218 @@
+"""`cmjax tune`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cmjax.cli import options, terminal
+
+if TYPE_CHECKING:
+    from cmjax.model import Model
+    from cmjax.schedulers import SchedulerState
+
+LARGEST = 2**24  # bytes of a file of trials
+
+
+@click.command()
+@click.argument("real", metavar="REAL", type=click.Path(path_type=Path))
+@options.sampling
+@click.option(
+    "--features",
+    metavar="NAME",
+    required=True,
+    help="What makes features of pictures, as for cmjax evaluate: package.module:function, or "
+    "pixels.",
+)
+@click.option(
+    "--num",
+    "-n",
+    type=click.IntRange(2),
+    metavar="N",
+    default=1000,
+    show_default=True,
+    help="Number of samples that levels are judged by.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    metavar="N",
+    default=20,
+    show_default=True,
+    help="Number of levels to try.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    default=64,
+    show_default=True,
+    help="Number of samples that are made at a time.",
+)
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to keep the trials, as JSON. The same command goes on from them.",
+)
+def tune(
+    real: Path,
+    model: str | None,
+    scheduler: str | None,
+    settings: tuple[tuple[str, object], ...],
+    steps: int | None,
+    timesteps: list[float] | None,
+    sigmas: list[float] | None,
+    labels: list[str] | None,
+    seed: int,
+    dtype: str,
+    guidance: float | None,
+    guidance_interval: list[float] | None,
+    features: str,
+    num: int,
+    trials: int,
+    batch_size: int,
+    out: Path | None,
+) -> None:
+    """Searches for the noise levels whose samples are most like those of REAL.
+
+    REAL is as for cmjax evaluate: pictures, features or statistics. The levels of --steps or
+    --sigmas are where the search begins; the first of them is kept. It goes by the Fréchet distance
+    of samples of one seed: judge the levels that it finds by cmjax evaluate with another.
+
+    \b
+    Examples:
+      cmjax tune mnist.npz --features pixels --steps 2
+      cmjax tune photos --model runs/mine --steps 3 --features mypkg.clip:embed --out tuned.json
+    """  # noqa: D301
+    schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 2}
+
+    import numpy as np
+
+    from cmjax.cli.evaluate import features_of
+    from cmjax.cli.evaluate_inputs import Compared, read
+    from cmjax.evaluation import as_gaussian, frechet_distance, search_sigmas
+    from cmjax.files import replacing
+    from cmjax.images import to_uint8
+    from cmjax.level_search import Trial
+    from cmjax.random import key_of_seed
+
+    # What only the model and the data can tell of the options is checked before anything compiles.
+    loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet=False)
+    classes = options.check_labels(labels, loaded.num_classes, loaded.class_names)
+    state = options.set_timesteps(loaded.scheduler, schedule)
+    options.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
+    start = _starting_levels(loaded, state)
+    reference = as_gaussian(features_of(read(real, None, None), features, 64), str(real))
+
+    # What the trials depend on: those of another search are not gone on from.
+    search = {
+        "model": model,
+        "scheduler": loaded.scheduler.to_config(),
+        "real": str(real),
+        "features": features,
+        "labels": classes,
+        "seed": seed,
+        "dtype": dtype,
+        "guidance": guidance,
+        "guidance_interval": guidance_interval,
+        "num": num,
+        "sigmas": start,
+    }
+    made = [] if out is None else _read(out, search)
+    options.print_notes()
+
+    def pictures(levels):
+        parts = []
+        for first in range(0, num, batch_size):
+            # Every batch is full, so that nothing is compiled again.
+            x = loaded.sample(
+                key_of_seed(seed),
+                batch_size,
+                labels=classes,
+                sigmas=np.float32(levels),
+                first_index=first,
+                guidance=guidance,
+                guidance_interval=guidance_interval,
+                dtype=dtype,
+            )
+            parts.append(to_uint8(x))
+        return np.concatenate(parts)[:num]
+
+    def objective(levels):
+        samples = Compared(Path("the samples"), pictures=pictures(levels))
+        distance = frechet_distance(features_of(samples, features, 64), reference)
+        made.append([list(levels), distance])
+        terminal.echo(f"{len(made):4}/{trials}  {_shown(levels):20}  {distance:.6g}")
+        if out is not None:
+            content = json.dumps({"search": search, "trials": made}, indent=2)
+            with replacing(out) as file:
+                file.write(content.encode())
+        return distance
+
+    sampler: Any = loaded.scheduler  # a TableScheduler, as it takes noise levels
+    lowest = float(sampler.sigma_range[0])
+    known = [Trial(tuple(levels), score) for levels, score in made]
+    found = search_sigmas(objective, start, num_trials=trials, lowest=lowest, trials=known)
+    terminal.echo(
+        f"distance {found.score:.6g}, and {found.trials[0].score:.6g} where the search began; "
+        f"the levels: --sigmas {_shown(found.sigmas)}"
+    )
+
+
+def _starting_levels(model: "Model", state: "SchedulerState") -> list[float]:
+    """Returns the noise levels of the calls of a run.
+
+    Raises:
+        ValueError: if they are too few to search, or are not what --sigmas takes.
+    """
+    import numpy as np
+
+    levels = np.asarray(state.sigmas)[: state.num_steps].tolist()
+    if len(levels) < 2:
+        raise ValueError("--steps must be at least 2: the first level is kept")
+    try:
+        model.scheduler.set_timesteps(sigmas=levels)
+    except ValueError as error:
+        raise ValueError(
+            f"--scheduler: its noise levels cannot be chosen: {error}"
+        ) from None
+    return levels
+
+
+def _read(out: Path, search: Any) -> list[list[Any]]:
+    """Returns the trials in a file that an earlier call left; none if there is no file.
+
+    Raises:
+        ValueError: if it is no such file, or is of another search.
+    """
+    from cmjax.configs import shown
+    from cmjax.files import read_regular
+
+    if not out.exists():
+        return []
+    try:
+        content = json.loads(read_regular(out, LARGEST))
+        before, trials = content["search"], content["trials"]
+        trials = [
+            [[float(level) for level in levels], float(score)] for levels, score in trials
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"--out: {out} is not a file of cmjax tune ({error}); give another name"
+        ) from None
+    search = json.loads(json.dumps(search))
+    for name in search:
+        if before.get(name) != search[name]:
+            raise ValueError(
+                f"--out: {out} is of a search with {name}={shown(before.get(name))}, not "
+                f"{shown(search[name])}; give another name"
+            )
+    return trials
+
+
+def _shown(levels: Any) -> str:
+    """Returns levels as --sigmas takes them."""
+    return ",".join(f"{level:.6g}" for level in levels)

@@ -1,0 +1,63 @@
+"""`cmjax tune`: it searches, keeps its trials, goes on from them, and refuses others."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import cmjax
+from cmjax.cli import main
+from tests.support.cli import assert_one_line, succeeded
+from tests.support.networks import tiny_model
+
+OPTIONS = ["--model", "model", "--features", "pixels", "--num", "6", "--batch-size", "4"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model(2)
+    cmjax.save("model", model)
+    size, _, channels = model.sample_shape
+    rng = np.random.default_rng(0)
+    np.savez("real.npz", images=rng.integers(0, 256, (20, size, size, channels), np.uint8))
+    return tmp_path
+
+
+def tune(*args):
+    return CliRunner().invoke(main, ["tune", "real.npz", *OPTIONS, *args])
+
+
+def test_a_search_is_kept_and_goes_on(folder):
+    whole = succeeded(tune("--trials", "4")).output
+    assert len(whole.splitlines()) == 5 and "--sigmas 80," in whole
+    first = succeeded(tune("--trials", "2", "--out", "t.json")).output
+    assert first.splitlines()[:2] == [
+        line.replace("/4", "/2") for line in whole.splitlines()[:2]
+    ]
+
+    # Only what is missing is tried, and it ends as if it had not stopped.
+    second = succeeded(tune("--trials", "4", "--out", "t.json")).output
+    assert second.splitlines() == whole.splitlines()[2:]
+    trials = json.loads((folder / "t.json").read_text())["trials"]
+    assert len(trials) == 4 and trials[0][0][0] == 80
+
+    # It is not gone on from with other options, or from other files.
+    result = tune("--trials", "4", "--out", "t.json", "--seed", "1")
+    assert_one_line(result, "--out: t.json is of a search with seed=0, not 1")
+    (folder / "t.json").write_text("{}")
+    assert_one_line(tune("--out", "t.json"), "--out: t.json is not a file of cmjax tune")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--steps", "1"], "--steps must be at least 2: the first level is kept"),
+        (["--features", "no.such:name"], "no.such"),
+        (["--guidance", "2"], "--guidance: guidance needs a network with a null class"),
+        (["--scheduler", "DDIMScheduler"], "its noise levels cannot be chosen"),
+    ],
+)
+def test_misuse(folder, args, message):
+    assert_one_line(tune(*args), message)
