@@ -20,8 +20,9 @@ import numpy as np
 from digits_quality import evaluate, train_classifier
 
 import cmjax
-from cmjax.evaluation import Trial, as_gaussian, frechet_distance, search_sigmas
+from cmjax.evaluation import as_gaussian, frechet_distance, search_sigmas
 from cmjax.images import to_uint8
+from cmjax.level_search import Trial
 
 BATCH = 100
 HELD_OUT = range(1, 6)  # seeds; that of the search is 0

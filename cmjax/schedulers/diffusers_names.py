@@ -58,10 +58,11 @@ OPTIONS = frozenset(
 EARLIER_OPTIONS = frozenset("dtype tensor_format timestep_values".split())
 
 # How to sample: arguments of diffusers' `step`, `set_timesteps` and pipelines, so that they are in
-# no file of the classes that take them there. Here they are options of the scheduler.
+# no file of the classes that take them there. Here they are options of the scheduler; the scale of
+# the first noise is one that diffusers does not have.
 CALL_OPTIONS = frozenset(
     """
-    eta jump_length jump_n_sample order s_churn s_noise s_tmax s_tmin
+    eta jump_length jump_n_sample noise_scale order s_churn s_noise s_tmax s_tmin
     use_clipped_model_output
     """.split()
 )

@@ -207,7 +207,7 @@ def preset_text(name: str) -> str:
         hint = did_you_mean(name, preset_names())
         raise ValueError(f"there is no preset {shown(name)}{hint}")
 
-    # Strings, numbers and lists are the same in TOML and in JSON; None is left out.
+    # None is left out.
     lines = [
         f"# The preset {name} of cmjax, after the paper. data.source is still to be given."
     ]
@@ -215,5 +215,13 @@ def preset_text(name: str) -> str:
         lines += ["", f"[{section}]"]
         for key, value in values.items():
             if value is not None:
-                lines.append(f"{key} = {json.dumps(value)}")
+                lines.append(f"{key} = {_toml(value)}")
     return "\n".join([*lines, ""])
+
+
+def _toml(value: Any) -> str:
+    """Returns a value as TOML, where strings, numbers and lists are those of JSON."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    entries = [f"{name} = {_toml(entry)}" for name, entry in value.items()]
+    return f"{{ {', '.join(entries)} }}"

@@ -205,7 +205,10 @@ def test_a_guided_teacher_of_a_run(tmp_path):
     )
     teacher_fn: Any = vars(guided.train_step.loss)["teacher_fn"]
     made = teacher_fn(guided.train_step.teacher, x, times, class_labels=jnp.array([0, 1]))
-    of = lambda labels: model.apply_fn(model.params, x, times, jnp.array(labels))  # noqa: E731
+
+    def of(labels):
+        return model.apply_fn(model.params, x, times, class_labels=jnp.array(labels))
+
     plain, without = of([0, 1]), of([3, 3])
     np.testing.assert_allclose(made[0], (without + 3 * (plain - without))[0], atol=1e-5)
     np.testing.assert_allclose(made[1], plain[1], atol=1e-6)
