@@ -170,8 +170,8 @@ guiding = group_of(
         type=float,
         metavar="W",
         default=1.0,
-        show_default=True,
-        help="Scale of classifier-free guidance, for a network with a null class; 1 is none.",
+        show_default="1, no guidance",
+        help="Scale of classifier-free guidance, for a network with a null class.",
     ),
     click.option(
         "--guidance-interval",
