@@ -23,9 +23,8 @@ MARGIN = 4  # pixels around every tile of a grid
 CAPTION = 16  # height in pixels of the caption above a tile
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode by number of channels
 MODES_READ = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")  # of pictures of 8 bits
-LARGEST_PICTURE = (
-    2**26
-)  # pixels; a small file can declare a huge picture and exhaust the memory
+# In pixels: a small file can declare a huge picture and exhaust the memory.
+LARGEST_PICTURE = 2**26
 
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:

@@ -256,7 +256,7 @@ def test_tensorboard_files(folder):
             changes("teacher.model=x"),
             "the loss 'denoising' has none; leave the section out",
         ),
-        (changes("data.source=/nowhere"), "/nowhere"),
+        (changes("data.source=/nowhere"), "data.source /nowhere does not exist"),
         (changes("data.source="), "data.source is missing"),
         (
             changes("scheduler.class=SCMScheduler"),

@@ -356,9 +356,9 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
     model = task.model
 
     levels = np.asarray(sigmas or STROKE_SIGMAS, np.float32)
-    state = options.set_timesteps(
-        model.scheduler, {"sigmas": levels}
-    )  # errors before anything compiles
+
+    # Errors before anything compiles.
+    state = options.set_timesteps(model.scheduler, {"sigmas": levels})
     apply_fn = task.guided(state.num_steps)
 
     run = jax.jit(

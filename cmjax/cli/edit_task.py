@@ -258,9 +258,9 @@ def edit_under(task: Task, cases: Iterable[Case]) -> None:
         num_steps = options.set_timesteps(model.scheduler, task.schedule).num_steps
     apply_fn = task.guided(num_steps)
     shape = (task.num, *model.sample_shape)
-    scheduler: Any = (
-        model.scheduler
-    )  # `edit` raises an error for one that takes no constraint
+
+    # `edit` raises an error for a scheduler that takes no constraint.
+    scheduler: Any = model.scheduler
 
     # One program for all, with the parameters as an argument: as a constant they would be copied
     # into it.

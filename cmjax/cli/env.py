@@ -51,8 +51,18 @@ SETTINGS = (
 )
 
 # Environment variables that matter begin so, unless their name says that they are secret.
-PREFIXES = ("CMJAX_", "JAX_", "XLA_", "LIBTPU_", "TPU_", "CUDA_VISIBLE", "NVIDIA_VISIBLE")
-PREFIXES += ("HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+PREFIXES = (
+    "CMJAX_",
+    "JAX_",
+    "XLA_",
+    "LIBTPU_",
+    "TPU_",
+    "CUDA_VISIBLE",
+    "NVIDIA_VISIBLE",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+)
 SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 
 

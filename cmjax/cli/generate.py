@@ -148,9 +148,8 @@ def generate(
     # them fail together.
     def prepare():
         loaded = _load(model, scheduler, settings, dtype, quiet)
-        state = options.set_timesteps(
-            loaded.scheduler, schedule
-        )  # an error names the option
+        # An error names the option.
+        state = options.set_timesteps(loaded.scheduler, schedule)
         classes = options.check_labels(labels, loaded.num_classes, loaded.class_names)
         options.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
         return loaded, Request(

@@ -22,10 +22,10 @@ LISTED = ("order", "paper", "calls")  # facts in the list of all samplers
 )
 @options.as_json
 def schedulers(name: str | None, as_json: bool) -> None:
-    """Lists the samplers, or describes the sampler NAME and its options.
+    """Lists the samplers, or describes one with its options.
 
-    NAME is as for --scheduler of cmjax sample; its options are those of --set. The order is that of
-    convergence to the solution of an ODE or SDE; the calls are network calls in a step.
+    NAME is what cmjax sample --scheduler takes, and the options are those of its --set. The order
+    is that of convergence to the solution of an ODE or SDE; the calls are network calls in a step.
 
     \b
     Examples:
@@ -47,9 +47,14 @@ def schedulers(name: str | None, as_json: bool) -> None:
 
 
 def _facts(cls: type["Scheduler"]) -> dict[str, str]:
-    """Returns the facts about a sampler by name, without the marks of Markdown."""
+    """Returns the facts about a sampler by name."""
     facts = dataclasses.asdict(cls.facts)
-    return {name: fact.replace("`", "") for name, fact in facts.items()}
+    return {name: _plain(fact) for name, fact in facts.items()}
+
+
+def _plain(text: str) -> str:
+    """Returns a text without the marks of Markdown, which a terminal shows as they are."""
+    return text.replace("`", "")
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -65,7 +70,8 @@ def _describe(name: str) -> dict[str, Any]:
     explanations = field_docs(cls)
     described = []
     for field in dataclasses.fields(cls):
-        option = {"name": field.name, "explanation": explanations.get(field.name, "")}
+        explanation = _plain(explanations.get(field.name, ""))
+        option = {"name": field.name, "explanation": explanation}
 
         # A class of the user's own may have an option that must be given.
         if field.default is not dataclasses.MISSING:
@@ -73,7 +79,7 @@ def _describe(name: str) -> dict[str, Any]:
         described.append(option)
     return {
         "name": name,
-        "description": introduction(cls),
+        "description": _plain(introduction(cls)),
         **_facts(cls),
         "options": described,
     }
@@ -99,7 +105,7 @@ def _page(described: dict[str, Any]) -> str:
     # The facts in two columns, then the options.
     facts = [name for name in described if name not in ("name", "description", "options")]
     lines += [f"{fact:8}  {described[fact]}" for fact in facts]
-    lines += ["", "Options, for --set NAME=VALUE:"]
+    lines += ["", "Options, for --set KEY=VALUE:"]
     for option in described["options"]:
         value = "  (must be given)"
         if "default" in option:

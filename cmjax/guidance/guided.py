@@ -180,7 +180,7 @@ def autoguidance(
     check_network(apply_fn)
     _check_share(rescale)
     strength = Strength(scale, interval, parametrization)
-    return _kept(_autoguidance, apply_fn, strength, Extrapolated(rescale))
+    return _kept(_autoguidance, apply_fn, strength, Extrapolated(float(rescale)))
 
 
 def _check_share(rescale: Any) -> None:

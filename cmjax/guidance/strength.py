@@ -14,9 +14,8 @@ from cmjax.configs import shown
 from cmjax.meshes import divided_like
 from cmjax.parametrization import Parametrization
 
-Scale = (
-    ArrayLike | Callable[[jax.Array], ArrayLike]
-)  # a number, one per sample, or of sigma
+# A number, one per sample, or a function of sigma.
+Scale = ArrayLike | Callable[[jax.Array], ArrayLike]
 
 # Levels are told from times in float32: the ends of an interval are met within this share.
 ROUNDING = 1e-4

@@ -21,8 +21,8 @@ class DEISMultistepScheduler(LogSNRScheduler):
 
     Each step integrates the polynomial through this and earlier eps exactly (equation 15).
 
-    The network is told a whole training time, 0..N-1. `set_timesteps` takes what that of
-    `LogSNRScheduler` takes.
+    The network is told a whole training time, 0..N-1. `set_timesteps` takes what
+    `LogSNRScheduler.set_timesteps` takes.
     """
 
     final_sigmas_type: str = "sigma_min"

@@ -21,8 +21,8 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
     Higher orders come from the estimates of the steps before. At order 3, diffusers takes half of
     the second derivative that it means to: its steps are of second order, and these of third.
 
-    The network is told a whole training time, 0..N-1. `set_timesteps` takes what that of
-    `LogSNRScheduler` takes.
+    The network is told a whole training time, 0..N-1. `set_timesteps` takes what
+    `LogSNRScheduler.set_timesteps` takes.
 
     Attributes:
         algorithm_type: "dpmsolver++" integrates x0, "dpmsolver" eps; "sde-dpmsolver++" and

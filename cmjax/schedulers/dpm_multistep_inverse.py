@@ -25,9 +25,9 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
 
     Give the data as `init` of `cmjax.sample`. The run ends at the noisiest training time.
 
-    The network is told a whole training time, 0..N-1. `set_timesteps` takes what that of
-    `LogSNRScheduler` takes; explicit times are listed in descending order all the same. Flow levels
-    rise too, where those of diffusers fall.
+    The network is told a whole training time, 0..N-1. `set_timesteps` takes what
+    `LogSNRScheduler.set_timesteps` takes; explicit times are listed in descending order all the
+    same. Flow levels rise too, where those of diffusers fall.
 
     Attributes:
         algorithm_type: "dpmsolver++" integrates x0, "dpmsolver" eps.

@@ -25,8 +25,8 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
     step of first order, the second starts again from the step's sample with second order, and the
     third with third order. `num_inference_steps` counts calls.
 
-    The network is told a whole training time, 0..N-1. `set_timesteps` takes what that of
-    `LogSNRScheduler` takes.
+    The network is told a whole training time, 0..N-1. `set_timesteps` takes what
+    `LogSNRScheduler.set_timesteps` takes.
 
     Attributes:
         lower_order_final: end with steps of lower order. Runs that end at "zero", or whose calls

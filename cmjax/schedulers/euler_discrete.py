@@ -24,7 +24,7 @@ class EulerDiscreteScheduler(ChurnOptions, DiscreteSigmasScheduler):
     """Euler's method for models with discrete times: `x' = x + (sigma' - sigma) (x - x0) / sigma`.
 
     The network is told a training time, 0..N-1, also between two; or, with continuous times,
-    `log(sigma) / 4`. `set_timesteps` takes what that of `DiscreteSigmasScheduler` takes; as
+    `log(sigma) / 4`. `set_timesteps` takes what `DiscreteSigmasScheduler.set_timesteps` takes; as
     `timesteps` always training times.
 
     Attributes:

@@ -93,7 +93,7 @@ class TrainConfig:
         if not 0 <= warmup_steps < self.run.steps:
             raise ValueError(
                 "optimizer.warmup_steps must be from 0 to below "
-                f"run.steps={self.run.steps}, got {warmup_steps}"
+                f"run.steps={self.run.steps}, got {warmup_steps}; lower it, too, for a short run"
             )
         # These would be overwritten in silence, as the run fills them in.
         for name, place in _ELSEWHERE.items():

@@ -13,9 +13,8 @@ from cmjax.progress import Bar
 from cmjax.training.data import checked_labels
 from cmjax.training.sources import Arrays, Pictures, Source
 
-WHOLE = (
-    2**28
-)  # bytes of picture files to decode; of all others only the headers are looked at
+# Bytes of picture files to decode; of all others only the headers are looked at.
+WHOLE = 2**28
 _THREADS = 8  # reading headers waits for the disk, decoding for a core
 _FURTHEST = 160  # in units of sigma_data: sigma_max of EDM's levels
 

@@ -203,7 +203,12 @@ def _open_data(config, model):
         )
 
     # Pictures are scaled to the network's size [H, W, C]; arrays have to have it.
-    source = sources.open_source(path, *model.sample_shape[1:])
+    try:
+        source = sources.open_source(path, *model.sample_shape[1:])
+    except FileNotFoundError:
+        raise ValueError(
+            f"data.source {path} does not exist; put the data there, or name others"
+        ) from None
     shape = np.shape(source[0]["data"])
     if shape != model.sample_shape:
         raise ValueError(

@@ -58,6 +58,7 @@ def test_the_description_comes_from_the_docstring():
     options = {option["name"]: option for option in described["options"]}
     expected = "total amount of noise added before steps; 0 is the deterministic solver."
     assert options["s_churn"]["explanation"] == expected
+    assert "`" not in schedulers("EDMHeunScheduler")
 
 
 def test_a_misspelt_name_is_one_line():

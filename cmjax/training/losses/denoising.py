@@ -17,6 +17,7 @@ from cmjax.training.losses.base import (
     split_batch,
 )
 from cmjax.training.losses.metrics import mean_square
+from cmjax.training.losses.weighting import edm_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,6 @@ class Denoising(Loss):
         """Returns the loss; `frozen` and `step` are not used."""
         del frozen, step
         data, cond = split_batch(batch)
-        sigma_data = self.scheduler.sigma_data
 
         # Noisy samples x0 + sigma z, `[B, ...]`, each at a level of its own.
         level_key, noise_key = random.split(key)
@@ -81,7 +81,6 @@ class Denoising(Loss):
         # identity at sigma_min, as a consistency function is.
         error = edm_denoiser(apply_fn, params, self.scheduler, noisy, sigma, **cond) - data
 
-        # lambda(sigma) of table 1: with it the network's own output, F, is fitted with weight 1.
-        weight = (jnp.square(sigma) + sigma_data**2) / jnp.square(sigma * sigma_data)
+        weight = edm_weight(sigma, self.scheduler.sigma_data)
         loss = jnp.mean(weight * mean_square(error))
         return loss, {"loss": loss}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cmjax import random
 from cmjax.arrays import ApplyFn, combine
+from cmjax.conditioning import check_null, with_null
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network, num_classes
 from cmjax.parametrization import FlowMatching
@@ -116,15 +117,16 @@ def without_class(
     Raises:
         ValueError: if the batch has no labels, or the network no such class.
     """
-    labels = cond.get("class_labels")
-    if labels is None:
+    if "class_labels" not in cond:
         raise ValueError("guidance is by classes: the batch needs class_labels")
 
-    # Within a compiled step labels are not known, and one that is no class would become NaN.
-    classes = num_classes(apply_fn)
-    if classes is not None and null_class >= classes:
+    # The label is checked here, as within a compiled step one that is no class would become NaN.
+    null = {"class_labels": null_class}
+    try:
+        check_null(null, num_classes(apply_fn))
+    except ValueError as error:
         raise ValueError(
-            f"null_class={null_class} is none of the network's {classes} classes; give it one more "
-            "by num_class_embeds"
-        )
-    return {**cond, "class_labels": jnp.full_like(labels, null_class)}
+            f"null_class={null_class} is not a class of the network; give it one more, as by "
+            f"null_class = true of [network] ({error})"
+        ) from None
+    return with_null(cond, null)

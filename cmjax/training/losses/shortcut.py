@@ -142,9 +142,9 @@ class Shortcut(Loss):
     def _draw_steps(self, key, count):
         """Returns where the steps begin, and their lengths, f32[count] each."""
         offset_key, place_key = random.split(key)
-        doublings = int(
-            math.log2(self.num_steps)
-        )  # from the shortest step to that of length 1
+
+        # From the shortest step to that of length 1.
+        doublings = int(math.log2(self.num_steps))
         compared = self._compared(count)
 
         # The first samples have 1, 2, 4, ..., num_steps / 2 steps to the data in equal shares, from

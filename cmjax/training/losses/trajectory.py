@@ -25,6 +25,7 @@ from cmjax.training.losses.base import (
 )
 from cmjax.training.losses.discrete import LEVELS, ode_step
 from cmjax.training.losses.metrics import Metric, PseudoHuber, mean_square, per_sample
+from cmjax.training.losses.weighting import edm_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +153,7 @@ class ConsistencyTrajectory(Loss):
         noisy = add_noise(data, sigma, random.normal(noise_key, data.shape))
         estimate = _estimate(apply_fn, self.scheduler, params, noisy, sigma, sigma, cond)
 
-        # lambda(sigma) of Karras et al. 2022, table 1.
-        sigma_data = self.scheduler.sigma_data
-        weight = (jnp.square(sigma) + sigma_data**2) / jnp.square(sigma * sigma_data)
+        weight = edm_weight(sigma, self.scheduler.sigma_data)
         return jnp.mean(weight * mean_square(estimate - data))
 
     def _level(self, index):

@@ -1,4 +1,4 @@
-"""Adaptive weighting: how much each noise level counts, learned with the network."""
+"""How much each noise level counts: EDM's weight, and one that is learned with the network."""
 
 from typing import Any, NamedTuple
 
@@ -6,6 +6,19 @@ import jax
 import jax.numpy as jnp
 
 NUM_FREQUENCIES = 8  # of w as a function of log sigma: enough for a smooth curve
+
+
+def edm_weight(sigma: jax.Array, sigma_data: float) -> jax.Array:
+    """Returns `(sigma^2 + sigma_data^2) / (sigma sigma_data)^2`, f32[B].
+
+    With this weight of the denoised sample's error the network's own output, F, is fitted with
+    weight 1 (Karras et al. 2022, table 1: lambda).
+
+    Args:
+        sigma: noise levels, f32[B].
+        sigma_data: standard deviation of the data.
+    """
+    return (jnp.square(sigma) + sigma_data**2) / jnp.square(sigma * sigma_data)
 
 
 class WeightedParams(NamedTuple):
