@@ -1,4 +1,4 @@
-"""`Model`: a network with its parameters and its scheduler."""
+"""`Model`: a network with its parameters, its scheduler and, for latents, its autoencoder."""
 
 import copy
 import dataclasses
@@ -9,8 +9,10 @@ from typing import Any, Literal, Self, Unpack, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from cmjax.arrays import ApplyFn
+from cmjax.arrays import ApplyFn, as_samples
+from cmjax.autoencoder import Autoencoder, check_batch_size
 from cmjax.configs import LARGEST, is_int, shown
 from cmjax.guidance import Scale, classifier_free, told_scale
 from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
@@ -28,7 +30,11 @@ from cmjax.schedulers import Scheduler, StepOutput
 class Model:
     """A network with its parameters and the scheduler to sample it with.
 
-    A pytree whose leaves are those of `params`; everything else is static.
+    A pytree whose leaves are those of `params` and of the autoencoder's `params`; everything else
+    is static.
+
+    A latent model samples small arrays, the latents, of which its autoencoder makes pictures.
+    `sample` then returns pictures.
 
     Attributes:
         apply_fn: the network, `(params, x, t, **cond) -> model_output`.
@@ -39,10 +45,11 @@ class Model:
             trained for; otherwise None.
         class_names: one name per class, or None if the classes have no names.
         unadapted: if `apply_fn` adapts the network, the network itself; otherwise None.
+        autoencoder: the autoencoder of a latent model; None if the samples are what is wanted.
 
     Raises:
-        ValueError: if `apply_fn` is no function, `scheduler` no scheduler, or `class_names` not a
-            tuple of one distinct name per class.
+        ValueError: if `apply_fn` is no function, `scheduler` no scheduler, `class_names` not a
+            tuple of one distinct name per class, or if the autoencoder is for other latents.
     """
 
     apply_fn: ApplyFn = dataclasses.field(metadata={"static": True})
@@ -56,6 +63,7 @@ class Model:
         default=None, metadata={"static": True}
     )
     unadapted: ApplyFn | None = dataclasses.field(default=None, metadata={"static": True})
+    autoencoder: Autoencoder | None = None
 
     def __post_init__(self):
         # Only static fields are checked: JAX also builds models whose params are tracers, or
@@ -64,15 +72,43 @@ class Model:
         check_scheduler(self.scheduler)
         if self.class_names is not None:
             check_class_names(self.class_names, self.num_classes)
+        if isinstance(self.autoencoder, Autoencoder):
+            check_latents(self.config, self.autoencoder.config)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, `(H, W, C)` for images.
+        """Shape of what the sampler draws: `(H, W, C)` of an image, `(h, w, c)` of a latent.
 
         Raises:
             ValueError: if the config does not give it.
         """
         return sample_shape(self.config)
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """Shape of what `decode` makes of one sample: `sample_shape` without an autoencoder.
+
+        Raises:
+            ValueError: as of `sample_shape`.
+        """
+        return picture_shape(self.config, self._autoencoder_config)
+
+    @property
+    def _autoencoder_config(self) -> Any:
+        """The config of the autoencoder, or None.
+
+        Raises:
+            ValueError: if the autoencoder is something else.
+        """
+        if self.autoencoder is None:
+            return None
+        # Not checked before: JAX also builds models with placeholders in its place.
+        if not isinstance(self.autoencoder, Autoencoder):
+            raise ValueError(
+                "autoencoder must be a cmjax.Autoencoder or None, got "
+                f"{shown(self.autoencoder)}; open one by cmjax.load_autoencoder"
+            )
+        return self.autoencoder.config
 
     @property
     def num_classes(self) -> int | None:
@@ -142,6 +178,7 @@ class Model:
         labels: Labels = None,
         guidance: Scale | None = None,
         guidance_interval: Sequence[float] | None = None,
+        latents: bool = False,
         return_trajectory: Literal[False] = False,
         **options: Unpack[SampleOptions],
     ) -> jax.Array: ...
@@ -155,6 +192,7 @@ class Model:
         labels: Labels = None,
         guidance: Scale | None = None,
         guidance_interval: Sequence[float] | None = None,
+        latents: bool = False,
         return_trajectory: Literal[True],
         **options: Unpack[SampleOptions],
     ) -> tuple[jax.Array, StepOutput]: ...
@@ -168,6 +206,7 @@ class Model:
         labels: Labels = None,
         guidance: Scale | None = None,
         guidance_interval: Sequence[float] | None = None,
+        latents: bool = False,
         return_trajectory: bool,
         **options: Unpack[SampleOptions],
     ) -> jax.Array | tuple[jax.Array, StepOutput]: ...
@@ -180,6 +219,7 @@ class Model:
         labels: Labels = None,
         guidance: Scale | None = None,
         guidance_interval: Sequence[float] | None = None,
+        latents: bool = False,
         num_inference_steps: int | None = None,
         **options: Any,
     ) -> jax.Array | tuple[jax.Array, StepOutput]:
@@ -201,12 +241,18 @@ class Model:
                 scale: a number, one per sample `[num]`, or a function of sigma. 1 is none, and None
                 what the network recommends, or none. See `guided`.
             guidance_interval: the noise levels (low, high) to guide at; None for all.
+            latents: whether a latent model returns its samples as they are, and not the pictures
+                that its autoencoder makes of them.
             num_inference_steps: number of steps; None means one, unless `options` give the levels.
-            **options: further arguments of `cmjax.sample`, such as `timesteps` or `cond`.
+            **options: further arguments of `cmjax.sample`, such as `timesteps` or `cond`. All that
+                take part in the sampling are of latents in a latent model: `init`, `constrain`,
+                and what `callback` is given.
 
         Returns:
-            The samples, `[num, *sample_shape]`, images in [-1, 1]; with `return_trajectory=True`
-            the pair (samples, trajectory).
+            Pictures, `[num, *picture_shape]`, images in [-1, 1]; with `latents=True` the samples,
+            `[num, *sample_shape]`. With `return_trajectory=True` the pair of these and the
+            trajectory, which always is of samples. All are decoded at once: for more of them than
+            memory allows, take `latents=True`, and `decode` with a `batch_size`.
 
         Raises:
             ValueError: for labels that the model does not have, and for whatever `cmjax.sample`
@@ -214,6 +260,8 @@ class Model:
         """
         if not is_int(num, 1, LARGEST):
             raise ValueError(f"num must be a positive integer, got {shown(num)}")
+        if not isinstance(latents, bool):
+            raise ValueError(f"latents must be True or False, got {shown(latents)}")
         first_index = sample_index(options.get("first_index", 0), num)
 
         apply_fn = self.guided(guidance, guidance_interval)
@@ -236,7 +284,7 @@ class Model:
             indices = first_index + jnp.arange(num, dtype=jnp.uint32)
             turn = indices % jnp.uint32(len(classes))
             cond["class_labels"] = jnp.asarray(classes, jnp.int32)[turn]
-        return sample(
+        drawn: Any = sample(
             key,
             apply_fn,
             self.params,
@@ -246,6 +294,41 @@ class Model:
             cond=cond,
             **options,
         )
+        if latents:
+            return drawn
+
+        # A trajectory has a sample for each call, of which only the last is a picture.
+        if isinstance(drawn, tuple):
+            samples, trajectory = drawn
+            return self.decode(samples), trajectory
+        return self.decode(drawn)
+
+    def decode(self, samples: ArrayLike, *, batch_size: int | None = None) -> jax.Array:
+        """Returns pictures of samples: decoded by the autoencoder, or unchanged without one.
+
+        Args:
+            samples: `[B, *sample_shape]`, as `cmjax.sample` returns them.
+            batch_size: number of samples that are decoded at a time, which bounds the memory; None
+                takes all at once.
+
+        Returns:
+            Pictures, `[B, *picture_shape]`, in the dtype of the samples. Decoded ones lie in
+            [-1, 1] as nearly as the autoencoder was trained to: they are not clipped.
+
+        Raises:
+            ValueError: for samples of another shape, or a wrong `batch_size`.
+        """
+        samples = as_samples("samples", samples)
+        if samples.shape[1:] != self.sample_shape:
+            raise ValueError(
+                f"samples must be [B, {', '.join(map(str, self.sample_shape))}], got "
+                f"{samples.shape}"
+            )
+        check_batch_size(batch_size)
+        if self._autoencoder_config is None:
+            return samples
+        assert self.autoencoder is not None
+        return self.autoencoder.decode(samples, batch_size=batch_size)
 
     def class_indices(self, labels: Labels = None) -> list[int] | None:
         """Returns the class numbers for labels that are given by number or name.
@@ -335,8 +418,7 @@ class Model:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a model with copies of the parameters; all else is immutable."""
-        params = jax.tree.map(lambda leaf: copy.deepcopy(leaf, memo), self.params)
-        return dataclasses.replace(self, params=params)
+        return jax.tree.map(lambda leaf: copy.deepcopy(leaf, memo), self)
 
     def __repr__(self) -> str:
         """Describes the model in a few lines, without its arrays."""
@@ -350,6 +432,8 @@ class Model:
             "samples": f"{shape}, {describe_classes(self.num_classes, self.class_names)}",
             "scheduler": repr(self.scheduler),
         }
+        if self.autoencoder is not None:
+            rows["autoencoder"] = repr(self.autoencoder)
         if self.trained_for is not None:
             rows["trained_for"] = repr(self.trained_for)
         lines = [f"    {name}: {text}," for name, text in rows.items()]
@@ -363,6 +447,39 @@ class Model:
         dtypes = Counter(str(leaf.dtype) for leaf in leaves)
         kinds = " and ".join(name for name, _ in dtypes.most_common())
         return f"{count:,} parameters, {kinds or 'no arrays'}"
+
+
+def picture_shape(config: Any, autoencoder: Any) -> tuple[int, ...]:
+    """Returns the shape of a picture: a sample's, or that of what it is decoded to.
+
+    Args:
+        config: the config of the network.
+        autoencoder: the config of its autoencoder, or None.
+
+    Raises:
+        ValueError: if the config does not say the shape of a sample.
+    """
+    shape = sample_shape(config)
+    if autoencoder is None:
+        return shape
+    height, width, _ = shape
+    stride = autoencoder.stride
+    return (height * stride, width * stride, autoencoder.out_channels)
+
+
+def check_latents(config: Any, autoencoder: Any) -> None:
+    """Checks that an autoencoder decodes the samples of a network, by the configs of both.
+
+    Raises:
+        ValueError: if its latents have another number of channels, or the samples are no images.
+    """
+    shape = sample_shape(config)
+    channels = autoencoder.latent_channels
+    if len(shape) != 3 or shape[-1] != channels:
+        raise ValueError(
+            f"autoencoder has latents of {channels} channels, but the network's samples have the "
+            f"shape {shape}; give the autoencoder that the network was trained with, or None"
+        )
 
 
 def _is_one(guidance: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from cmjax.checkpoints.unet_config_files import VERSION
 from cmjax.configs import from_json, shown
+from cmjax.model import Model
 from cmjax.models.registry import AUTOENCODERS, autoencoder_name
 
 # Defaults of options that a file leaves out, where they are not those of our configs
@@ -30,6 +31,8 @@ FIXED = {
         "upsampling_scaling_factor": (2,),
     },
 }
+
+PART = "vae"  # the folder of the autoencoder in a model's folder
 
 # Of diffusers' Flax classes the names began so.
 FLAX_PREFIX = "Flax"
@@ -85,3 +88,10 @@ def config_to_diffusers(config: Any) -> dict[str, Any]:
     if name == "AutoencoderTiny":
         values["block_out_channels"] = config.decoder_block_out_channels
     return {"_class_name": name, "_diffusers_version": VERSION, **values, **fixed}
+
+
+def autoencoder_in_index(model: Model) -> dict[str, list[str]]:
+    """Returns the entry of a model's autoencoder in the `model_index.json` of a pipeline."""
+    if model.autoencoder is None:
+        return {}
+    return {PART: ["diffusers", autoencoder_name(model.autoencoder.config)]}

@@ -11,6 +11,7 @@ from cmjax.autoencoder import Autoencoder
 from cmjax.checkpoints import diffusers, hub
 from cmjax.checkpoints.autoencoder_config_files import (
     FLAX_PREFIX,
+    PART,
     config_from_diffusers,
     config_to_diffusers,
 )
@@ -29,7 +30,6 @@ from cmjax.files import (
 )
 from cmjax.models.registry import AUTOENCODERS
 
-PART = "vae"  # the folder of the autoencoder in a pipeline
 PARTS = (diffusers.CONFIG, diffusers.SAFETENSORS)  # all that `save_autoencoder` writes
 NETWORKS = (*AUTOENCODERS, *(f"{FLAX_PREFIX}{name}" for name in AUTOENCODERS))
 
@@ -83,12 +83,16 @@ def open_autoencoder(source: str | Path) -> StoredNetwork:
 
     # What is not on disk may be on the hub. A pipeline has the autoencoder in a folder of its own.
     if not os.path.exists(path):
-        path = hub.download(str(source), (PART,), NETWORKS, (FLAX,))
+        path = hub.download(str(source), (PART,), NETWORKS, (FLAX,), ())
     if (path / diffusers.INDEX).exists() or (
         not (path / diffusers.CONFIG).exists() and (path / PART).is_dir()
     ):
         path = path / PART
+    return open_folder(path)
 
+
+def open_folder(path: Path) -> StoredNetwork:
+    """Opens the folder of an autoencoder alone; errors are those of `load_autoencoder`."""
     # Flax's file comes last: repositories that have several hold the same weights in each.
     config = read_config(path / diffusers.CONFIG, config_from_diffusers)
     variant = only_variant(path)

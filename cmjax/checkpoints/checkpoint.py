@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from cmjax.arrays import ApplyFn, floating_dtype
 from cmjax.autoencoder import Autoencoder
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.model import Model
+from cmjax.model import Model, check_latents
 from cmjax.models import from_nnx
 from cmjax.models.registry import abstract_network, network_name
 from cmjax.schedulers.base import Scheduler
@@ -160,16 +160,38 @@ class Checkpoint(StoredNetwork):
     Attributes:
         scheduler: the scheduler it was trained for.
         class_names: one name per class, or None.
+        autoencoder: the autoencoder of a latent model, or None.
     """
 
     scheduler: Scheduler
     class_names: tuple[str, ...] | None = None
+    autoencoder: StoredNetwork | None = None
+
+    def check(self) -> tuple[ApplyFn, Any]:
+        """Compares the tensors with those of both networks; see `StoredNetwork.check`."""
+        # Before gigabytes of the network are read.
+        if self.autoencoder is not None:
+            self.autoencoder.check()
+            try:
+                check_latents(self.config, self.autoencoder.config)
+            except ValueError as error:
+                raise ValueError(f"{self.autoencoder.files[0]}: {error}") from None
+        return super().check()
 
     def load(self, *, dtype: DTypeLike | None = None, keep_dtypes: bool = False) -> Model:
         """Reads the model; arguments and errors are those of `read`."""
         apply_fn, params = self.read(dtype=dtype, keep_dtypes=keep_dtypes)
+        autoencoder = None
+        if self.autoencoder is not None:
+            _, weights = self.autoencoder.read(dtype=dtype, keep_dtypes=keep_dtypes)
+            autoencoder = Autoencoder(self.autoencoder.config, weights)
         return Model(
-            apply_fn, params, self.scheduler, self.config, class_names=self.class_names
+            apply_fn,
+            params,
+            self.scheduler,
+            self.config,
+            class_names=self.class_names,
+            autoencoder=autoencoder,
         )
 
 

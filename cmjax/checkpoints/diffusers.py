@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.checkpoints.autoencoder_config_files import autoencoder_in_index
 from cmjax.checkpoints.checkpoint import Checkpoint, stored_arrays
 from cmjax.checkpoints.json_files import (
     CLASS_NAMES,
@@ -139,6 +140,7 @@ def write(folder: Path, model: Model) -> None:
     parts = {
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", NETWORK],
+        **autoencoder_in_index(model),
     }
     write_json(
         folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.checkpoints import diffusers
+from cmjax.checkpoints.autoencoder_config_files import autoencoder_in_index
 from cmjax.checkpoints.checkpoint import Checkpoint, stored_arrays
 from cmjax.checkpoints.dit_config_files import (
     NETWORK,
@@ -114,8 +115,8 @@ def _names_in_index(index, num_classes):
 def write(folder: Path, model: Model) -> None:
     """Writes the transformer and the scheduler of a pipeline into a folder.
 
-    The index names no autoencoder, which a model does not need to have: `DiTTransformer2DModel`
-    opens the transformer, and `DiTPipeline.from_pretrained(folder, vae=...)` all of it.
+    `DiTTransformer2DModel` opens the transformer, and `DiTPipeline.from_pretrained(folder)` all of
+    it; a model without an autoencoder needs one there, by `vae=`.
 
     Args:
         folder: an empty folder.
@@ -127,6 +128,7 @@ def write(folder: Path, model: Model) -> None:
         "scheduler": ["diffusers", type(model.scheduler).__name__],
         PART: ["diffusers", NETWORK],
     }
+    parts |= autoencoder_in_index(model)
     head = {"_class_name": PIPELINE, "_diffusers_version": VERSION}
     write_json(folder / diffusers.INDEX, {**head, **parts})
     write_class_names(folder, model)

@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.checkpoints import diffusers, dit_pipelines, native
+from cmjax.checkpoints.autoencoder_config_files import PART as AUTOENCODER
 from cmjax.checkpoints.json_files import CLASS_NAMES, read_json
-from cmjax.checkpoints.weight_files import STEM, has_weights, only_variant, weight_names
+from cmjax.checkpoints.weight_files import (
+    FLAX,
+    STEM,
+    has_weights,
+    only_variant,
+    weight_names,
+)
 
 # Configs beside the network's own: those of a pipeline, and of a cmjax folder.
 CONFIGS = [
@@ -25,6 +32,7 @@ def download(
     parts: Sequence[str] = ("unet", dit_pipelines.PART),
     networks: Collection[str] = (diffusers.NETWORK, *dit_pipelines.NETWORKS),
     last: Sequence[str] = (),
+    beside: Sequence[str] = (AUTOENCODER,),
 ) -> Path:
     """Downloads a model's files into huggingface_hub's cache, unless they are there already.
 
@@ -34,6 +42,7 @@ def download(
         parts: the folders that the network may be in, in a pipeline.
         networks: the classes of diffusers that it may be of.
         last: files of weights to ask for if there are no others.
+        beside: folders of further networks, which a pipeline or a cmjax folder may have besides.
 
     Returns:
         The folder in the cache.
@@ -52,10 +61,10 @@ def download(
     # network alone) or in the folder of a pipeline's network. Large ones are divided into shards,
     # which an index lists.
     weights = [native.WEIGHTS]
-    for folder in ("", *(f"{part}/" for part in parts)):
+    for folder in ("", *(f"{part}/" for part in (*parts, *beside))):
         single = f"{folder}{diffusers.SAFETENSORS}"
         weights += [single, f"{single}.index.json", f"{folder}{STEM}-*.safetensors"]
-    configs = [f"{part}/{diffusers.CONFIG}" for part in parts]
+    configs = [f"{part}/{diffusers.CONFIG}" for part in (*parts, *beside)]
     found = _fetch(source, [*CONFIGS, *configs, *weights])
 
     # Then what is missing, whatever other files the cache holds: .bin files hold the same weights
@@ -65,11 +74,20 @@ def download(
         there = [part for part in parts if (found / part / diffusers.CONFIG).exists()]
         inside = f"{(there or parts)[0]}/"
     if inside or _is_network(found, networks):
-        for patterns in (_torch_patterns(inside), _variant_patterns(inside)):
-            if not has_weights(found / inside):
-                found = _fetch(source, patterns)
-        if last and not has_weights(found / inside) and not only_variant(found / inside):
-            found = _fetch(source, [f"{inside}{name}" for name in last])
+        found = _fetch_missing(source, found, inside, last)
+    for part in beside:
+        if (found / part / diffusers.CONFIG).exists():
+            found = _fetch_missing(source, found, f"{part}/", [FLAX])
+    return found
+
+
+def _fetch_missing(source: str, found: Path, inside: str, last: Sequence[str]) -> Path:
+    """Downloads other files of weights of a folder that has none; returns that in the cache."""
+    for patterns in (_torch_patterns(inside), _variant_patterns(inside)):
+        if not has_weights(found / inside):
+            found = _fetch(source, patterns)
+    if last and not has_weights(found / inside) and not only_variant(found / inside):
+        found = _fetch(source, [f"{inside}{name}" for name in last])
     return found
 
 

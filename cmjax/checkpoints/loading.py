@@ -1,5 +1,6 @@
 """Loading models of any kind, and saving them."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Literal
@@ -30,7 +31,13 @@ from cmjax.models.registry import ARCHITECTURES
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
 # Names of all files and folders that `save` writes; it replaces no folder that holds others.
-PARTS = (*native.PARTS, *diffusers.PARTS, *dit_pipelines.PARTS)
+PARTS = (
+    *native.PARTS,
+    *diffusers.PARTS,
+    *dit_pipelines.PARTS,
+    autoencoders.PART,
+    *(f"{autoencoders.PART}/{name}" for name in autoencoders.PARTS),
+)
 RUN_MODEL = "model"  # folder of the model in the folder of a training run
 WRITERS = ("cmjax", "diffusers")
 
@@ -95,10 +102,7 @@ def open_checkpoint(
     if not os.path.exists(path):
         path = hub.download(str(source))
     if (path / diffusers.INDEX).exists():
-        index = read_json(path / diffusers.INDEX)
-        if dit_pipelines.PART in index:
-            return dit_pipelines.open_pipeline(path, index)
-        return diffusers.open_pipeline(path)
+        return _open_pipeline(path)
 
     # A cmjax folder, a diffusers UNet and a training run all have a `config.json`; the first two
     # say there what they are, and a run's model is in a folder of its own.
@@ -116,13 +120,52 @@ def open_checkpoint(
     if name in dit_pipelines.NETWORKS:
         return dit_pipelines.open_transformer(path)
     if isinstance(name, str) and (name in ARCHITECTURES or ":" in name):
-        return native.open_folder(path, trust=trust)
+        return _with_autoencoder(native.open_folder(path, trust=trust), path)
     if name in autoencoders.NETWORKS:
         raise ValueError(
             f"{path} is an autoencoder, which samples nothing; open it by cmjax.load_autoencoder"
         )
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
     raise ValueError(f"{path / native.CONFIG}: _class_name is {shown(name)}{hint}")
+
+
+def _open_pipeline(path: Path) -> Checkpoint:
+    """Opens a pipeline folder of diffusers, with its autoencoder if it has one.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or a part is not one that cmjax reads.
+    """
+    index = read_json(path / diffusers.INDEX)
+    if dit_pipelines.PART in index:
+        checkpoint = dit_pipelines.open_pipeline(path, index)
+    else:
+        checkpoint = diffusers.open_pipeline(path)
+
+    # A pipeline without one says nothing, or [null, null].
+    named = index.get(autoencoders.PART)
+    if not named or named == [None, None]:
+        return _with_autoencoder(checkpoint, path)
+    if not isinstance(named, list) or named[-1] not in autoencoders.NETWORKS:
+        raise ValueError(
+            f"{path / diffusers.INDEX}: the {autoencoders.PART} must be an AutoencoderKL or "
+            f"AutoencoderTiny, got {shown(named)}; the folder of the network alone opens without it"
+        )
+    return _attached(checkpoint, path)
+
+
+def _with_autoencoder(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Adds the autoencoder in a model's folder, if there is one."""
+    if not (path / autoencoders.PART / diffusers.CONFIG).exists():
+        return checkpoint
+    return _attached(checkpoint, path)
+
+
+def _attached(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Adds the autoencoder that must be in a model's folder."""
+    stored = autoencoders.open_folder(path / autoencoders.PART)
+    notes = (checkpoint.note, stored.note and f"{autoencoders.PART}: {stored.note}")
+    note = "; ".join(filter(None, notes))
+    return dataclasses.replace(checkpoint, autoencoder=stored, note=note)
 
 
 def _check_whole_model(path: Path) -> None:
@@ -157,7 +200,7 @@ def save(
             `save` wrote.
         model: a model whose network is one of cmjax's own, or registered (`cmjax.register`).
         to: "cmjax", or "diffusers" for a folder that `ConsistencyModelPipeline.from_pretrained`
-            opens, or `DiTPipeline.from_pretrained(..., vae=vae)`.
+            or `DiTPipeline.from_pretrained` opens. Both hold the autoencoder of a latent model.
 
     Raises:
         ValueError: if the network is not known or has options that diffusers does not have, if
@@ -199,6 +242,11 @@ def _write(folder: Path, model: Model, to: str) -> None:
         dit_pipelines.write(folder, model)
     else:
         diffusers.write(folder, model)
+
+    # In a folder of its own, in the layout of diffusers' pipelines.
+    if model.autoencoder is not None:
+        (folder / autoencoders.PART).mkdir()
+        autoencoders.write_autoencoder(folder / autoencoders.PART, model.autoencoder)
 
 
 def check_destination(path: str | Path) -> None:

@@ -13,6 +13,7 @@ from cmjax.cli import options, terminal
 
 if TYPE_CHECKING:
     from cmjax.checkpoints import Checkpoint
+    from cmjax.checkpoints.checkpoint import StoredNetwork
 
 
 # Dtypes that PyTorch and JAX have in common, and a network can compute in.
@@ -113,12 +114,19 @@ def info(source: str | None, config: str | None, as_json: bool) -> None:
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
     """Returns names and values in the order in which they are printed; options are indented."""
     from cmjax.labels import describe_classes
-    from cmjax.models.registry import network_name, preset_name, sample_shape
+    from cmjax.model import picture_shape
+    from cmjax.models.registry import (
+        autoencoder_name,
+        network_name,
+        preset_name,
+        sample_shape,
+    )
     from cmjax.registry import scheduler_to_config
 
     # What a user asks first: what it is, what it makes, how large it is.
     config = checkpoint.config
     shape = "x".join(map(str, sample_shape(config)))
+    autoencoder = checkpoint.autoencoder
     classes = describe_classes(
         getattr(config, "num_class_embeds", None), checkpoint.class_names
     )
@@ -133,15 +141,25 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
         rows.append(("preset", preset_name(config)))
 
     # Every option of the network and of the scheduler, defaults included.
-    for field in dataclasses.fields(config):
-        rows.append((f"  {field.name}", getattr(config, field.name)))
+    rows += [(f"  {name}", value) for name, value in _fields(config)]
     scheduler = scheduler_to_config(checkpoint.scheduler)
     rows.append(("scheduler", scheduler["_class_name"]))
     rows += [(f"  {name}", value) for name, value in scheduler.items() if name[0] != "_"]
 
+    # What makes pictures of the samples of a latent model.
+    if autoencoder is not None:
+        pictures = picture_shape(config, autoencoder.config)
+        rows += [
+            ("autoencoder", autoencoder_name(autoencoder.config)),
+            ("  pictures", "x".join(map(str, pictures))),
+            ("  tensors", _parameters(autoencoder)),
+            ("  dtypes", _dtypes(autoencoder)),
+        ]
+        rows += [(f"  {name}", value) for name, value in _fields(autoencoder.config)]
+
     # The files, and what a user should know of the model, at the end.
     rows += [
-        ("file", f"{file} ({_size(file.stat().st_size)})") for file in checkpoint.files
+        ("file", f"{file} ({_size(file.stat().st_size)})") for file in _files(checkpoint)
     ]
     if checkpoint.note:
         rows.append(("note", checkpoint.note))
@@ -150,14 +168,18 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
 
 def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Returns what `_rows` says, as values of JSON."""
+    from cmjax.model import picture_shape
     from cmjax.models.registry import network_name, preset_name, sample_shape
     from cmjax.registry import scheduler_to_config
 
     config = checkpoint.config
+    autoencoder = checkpoint.autoencoder
+    decoder = None if autoencoder is None else autoencoder.config
     tensors = checkpoint.tensors.values()
     return {
         "kind": checkpoint.kind,
         "sample_shape": list(sample_shape(config)),
+        "picture_shape": list(picture_shape(config, decoder)),
         "num_classes": getattr(config, "num_class_embeds", None),
         "class_names": checkpoint.class_names,
         "num_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
@@ -166,20 +188,52 @@ def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
         "network": {"class": network_name(config), **dataclasses.asdict(config)},
         "preset": preset_name(config),
         "scheduler": scheduler_to_config(checkpoint.scheduler),
+        "autoencoder": _autoencoder_described(autoencoder),
         "files": [
-            {"path": str(file), "bytes": file.stat().st_size} for file in checkpoint.files
+            {"path": str(file), "bytes": file.stat().st_size} for file in _files(checkpoint)
         ],
         "note": checkpoint.note,
     }
 
 
-def _parameters(checkpoint: "Checkpoint") -> str:
+def _autoencoder_described(autoencoder: "StoredNetwork | None") -> dict[str, Any] | None:
+    """Returns what `_rows` says of the autoencoder, as values of JSON; None without one."""
+    from cmjax.models.registry import autoencoder_name
+
+    if autoencoder is None:
+        return None
+    tensors = autoencoder.tensors.values()
+    return {
+        "class": autoencoder_name(autoencoder.config),
+        **dataclasses.asdict(autoencoder.config),
+        "num_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "num_tensors": len(tensors),
+        "dtypes": collections.Counter(str(tensor.dtype) for tensor in tensors),
+    }
+
+
+def _fields(config: Any) -> list[tuple[str, Any]]:
+    """Returns the options of a network, defaults included."""
+    return [
+        (field.name, getattr(config, field.name)) for field in dataclasses.fields(config)
+    ]
+
+
+def _files(checkpoint: "Checkpoint") -> list[Path]:
+    """Returns the files of all of a model's tensors."""
+    files = list(checkpoint.files)
+    if checkpoint.autoencoder is not None:
+        files += checkpoint.autoencoder.files
+    return files
+
+
+def _parameters(checkpoint: "StoredNetwork") -> str:
     """Returns the numbers of parameters and of tensors, as words."""
     count = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     return f"{count:,} parameters in {len(checkpoint.tensors)} tensors"
 
 
-def _dtypes(checkpoint: "Checkpoint") -> str:
+def _dtypes(checkpoint: "StoredNetwork") -> str:
     """Returns how many tensors have each dtype, the most frequent one first."""
     found = collections.Counter(str(tensor.dtype) for tensor in checkpoint.tensors.values())
     return ", ".join(f"{count} x {dtype}" for dtype, count in found.most_common())

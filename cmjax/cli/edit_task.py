@@ -166,6 +166,14 @@ def open_task(
     schedule = options.schedule(steps, timesteps, sigmas)
     checkpoint = options.open_checkpoint(model)
     channels = sample_shape(checkpoint.config)[-1]
+
+    # A constraint is a projection of x0, which is a latent there: what is known of the pixels is
+    # no linear function of it, and encoding and decoding in each call would be no projection.
+    if checkpoint.autoencoder is not None:
+        raise ValueError(
+            "--model: it samples latents, but cmjax edit keeps what is known of pixels; in a "
+            "program, cmjax.editing.edit keeps what is known of latents (docs/howto/latents.md)"
+        )
     if channels not in MODES:
         raise ValueError(
             f"--model: its samples have {channels} channels, which is no picture"

@@ -95,7 +95,7 @@ def sample(
     # What only the model can tell of the options is checked before anything compiles.
     loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet)
     classes = options.check_labels(labels, loaded.num_classes, loaded.class_names)
-    channels = loaded.sample_shape[-1]
+    channels = loaded.picture_shape[-1]
     if out.suffix.lower() == PICTURE and channels not in (1, 3):
         raise ValueError(
             f"--out: a .png has 1 or 3 channels, but the model's samples have {channels}; use .npz"

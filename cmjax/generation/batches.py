@@ -17,6 +17,7 @@ from cmjax.random import key_of_seed
 from cmjax.sampling import sample
 
 AXIS = "batch"  # name of the only mesh axis; samples are divided along it
+DECODED_AT_ONCE = 8  # samples of a latent model that a device decodes at a time, at most
 
 
 class BatchSampler:
@@ -32,7 +33,7 @@ class BatchSampler:
         devices: the devices to use; None for all devices of this process.
         shard_params: whether to divide each parameter among the devices, along its largest axis
             that is divisible by their number. For models larger than one device; the devices then
-            communicate in every step.
+            communicate in every step. Each device holds an autoencoder whole.
 
     Attributes:
         size: number of samples that all devices together make at a time.
@@ -70,11 +71,14 @@ class BatchSampler:
             self._constants = (
                 jax.device_put(key, replicated),
                 jax.device_put(model.params, jax.tree.map(param_sharding, model.params)),
+                jax.device_put(model.autoencoder, replicated),
                 jax.device_put(request.set_timesteps(model.scheduler), replicated),
             )
 
             # Compiled for full batches only, ahead of time: `compiled` then never retraces.
-            draw = _draw_function(model, (self.size, *model.sample_shape), request)
+            draw = _draw_function(
+                model, (self.size, *model.sample_shape), request, mesh.size
+            )
             jitted = jax.jit(draw, out_shardings=self._batch_sharding)
             batch = self._inputs(np.zeros(1, np.uint32))
             self.compiled = jitted.lower(*self._constants, *batch).compile()
@@ -113,11 +117,14 @@ class BatchSampler:
         return jax.device_put((filled, labels), self._batch_sharding)
 
 
-def _draw_function(model: Model, shape: tuple[int, ...], request: Request):
+def _draw_function(
+    model: Model, shape: tuple[int, ...], request: Request, num_devices: int
+):
     """Returns the function that the devices run, from sample numbers to pixels."""
     apply_fn = model.guided(request.guidance, request.guidance_interval)
+    decode = _decode_function(model, shape[0] // num_devices)
 
-    def draw(key, params, state, indices, labels):
+    def draw(key, params, autoencoder, state, indices, labels):
         # key_i = fold_in(key, i): the noise of a sample depends on the seed and its number alone,
         # so that samples can be made in any batches.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
@@ -133,11 +140,37 @@ def _draw_function(model: Model, shape: tuple[int, ...], request: Request):
             dtype=request.dtype,
         )
 
+        x = decode(x, autoencoder)
+
         # Pixels u8[B, H, W, C], a quarter of the bytes to fetch, and whether each sample is
         # finite, bool[B]: a NaN would not show in the pixels.
         return to_uint8(x), jnp.isfinite(x).all(axis=range(1, x.ndim))
 
     return draw
+
+
+def _decode_function(model: Model, num: int):
+    """Returns the function from samples and the autoencoder to pictures, both on the devices.
+
+    Args:
+        model: from `cmjax.load`.
+        num: number of samples of each device.
+    """
+    if model.autoencoder is None:
+        return lambda samples, autoencoder: samples
+
+    # Pictures are much larger than latents, so few are decoded at a time: the memory of a batch
+    # is that of sampling it. In pieces of one size, of which one program is compiled.
+    at_once = max(n for n in range(1, DECODED_AT_ONCE + 1) if num % n == 0)
+
+    # Each device decodes its own samples: the pieces are no matter of all of them.
+    def decode(samples, autoencoder):
+        return autoencoder.decode(samples, batch_size=at_once)
+
+    along_batch = PartitionSpec(AXIS)
+    return jax.shard_map(
+        decode, in_specs=(along_batch, PartitionSpec()), out_specs=along_batch
+    )
 
 
 def _param_sharding(leaf: Any, mesh: Mesh) -> NamedSharding:

@@ -115,7 +115,7 @@ def generate_until_stopped(
         if shard_size is not None:
             as_integer("shard_size", shard_size, 1, MAX_NUM)
         request.check_model(model)
-        check_formats(formats, model.sample_shape)
+        check_formats(formats, model.picture_shape)
         if jax.process_index() == 0:
             check_folder(folder)
         return RunSettings.of(model, request)

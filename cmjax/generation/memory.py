@@ -65,7 +65,7 @@ def generate(
 
     # Sample numbers 0 to num - 1 in batches, u32[size] each; the last one may be smaller. No batch
     # is larger than `num`, so that nothing is computed to be dropped.
-    images = np.empty((num, *model.sample_shape), np.uint8)
+    images = np.empty((num, *model.picture_shape), np.uint8)
     size = min(num, batch_size)
     starts = range(0, num, size)
     batches = [np.arange(i, min(i + size, num), dtype=np.uint32) for i in starts]

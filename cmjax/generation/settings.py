@@ -31,7 +31,7 @@ class RunSettings:
         scheduler: the configuration of the scheduler, as JSON.
         sigmas: the noise levels of the run, those of `scheduler.set_timesteps`.
         timesteps: the times that the network is conditioned on at these levels.
-        shape: (H, W, C) of a sample.
+        shape: (H, W, C) of a picture.
         platform: JAX's name of the backend, such as "cpu".
         matmul_precision: JAX's setting `jax_default_matmul_precision`, or None.
         versions: the versions of cmjax, jax and jaxlib, by name.
@@ -65,7 +65,7 @@ class RunSettings:
             # The levels themselves, too: another version could space them differently.
             sigmas=np.asarray(state.sigmas).tolist(),
             timesteps=np.asarray(state.timesteps).tolist(),
-            shape=list(model.sample_shape),
+            shape=list(model.picture_shape),
             platform=jax.default_backend(),
             matmul_precision=getattr(jax.config, "jax_default_matmul_precision", None),
             versions={
@@ -180,22 +180,32 @@ def _same_scheduler(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def model_digest(model: Model) -> str:
-    """Returns a digest of a model's network and parameters, 32 hexadecimal digits.
+    """Returns a digest of a model's networks and parameters, 32 hexadecimal digits.
 
-    For a network that is adapted to another scheduler, the digest includes the scheduler that it
-    was trained for.
+    The autoencoder of a latent model is one of its networks. For a network that is adapted to
+    another scheduler, the digest includes the scheduler that it was trained for.
     """
     # The network is known by its configuration, whose `repr` names all fields.
     network = repr((model.config, model.trained_for) if model.trained_for else model.config)
     digest = hashlib.blake2b(network.encode(), digest_size=16)
-    for name, leaf in flatten_named(model.params).items():
+    _add_params(digest, model.params)
+
+    # Models without one have the digest that they had before there were autoencoders.
+    if model.autoencoder is not None:
+        digest.update(repr(model.autoencoder.config).encode())
+        _add_params(digest, model.autoencoder.params)
+    return digest.hexdigest()
+
+
+def _add_params(digest: Any, params: Any) -> None:
+    """Adds a pytree of parameters to a digest of `hashlib`."""
+    for name, leaf in flatten_named(params).items():
         # Names, dtypes and shapes too: equal bytes can be different parameters.
         values = np.ascontiguousarray(leaf)
         digest.update(f"{name} {values.dtype} {values.shape}".encode())
 
         # As bytes, since bfloat16 arrays do not support Python's buffer protocol.
         digest.update(values.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _short(value: Any) -> str:

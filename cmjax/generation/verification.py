@@ -100,7 +100,7 @@ def _as_it_was(folder: Path, model: Model, settings: RunSettings) -> Model:
     else:
         same = (
             model_digest(model) == settings.model
-            and list(model.sample_shape) == settings.shape
+            and list(model.picture_shape) == settings.shape
         )
     if not same:
         raise ValueError(

@@ -16,6 +16,7 @@ import cmjax
 from cmjax.checkpoints import diffusers, hub
 from cmjax.models import DiTTransformer2D, DiTTransformer2DConfig
 from tests.support import checkpoints
+from tests.support.autoencoders import TINY, autoencoder
 
 UNET = f"unet/{diffusers.SAFETENSORS}"
 
@@ -129,8 +130,8 @@ def test_a_hub_that_does_not_answer_is_not_waited_for_without_end(endpoint, monk
             cmjax.load("owner/name")
 
 
-def test_a_transformer_is_asked_for_at_once_with_the_others(repository):
-    remote, _, asked = repository
+def latent_model():
+    """A small transformer with an autoencoder."""
     config = DiTTransformer2DConfig(
         sample_size=4,
         num_layers=1,
@@ -139,8 +140,26 @@ def test_a_transformer_is_asked_for_at_once_with_the_others(repository):
         num_embeds_ada_norm=2,
     )
     apply_fn, params = cmjax.from_nnx(DiTTransformer2D(config, rngs=nnx.Rngs(0)))
-    model = cmjax.Model(apply_fn, params, cmjax.DDIMScheduler(), config)
+    scheduler = cmjax.DDIMScheduler()
+    return cmjax.Model(apply_fn, params, scheduler, config, autoencoder=autoencoder(TINY))
+
+
+def test_all_parts_of_a_pipeline_are_asked_for_at_once(repository):
+    remote, _, asked = repository
+    model = latent_model()
     cmjax.save(remote, model, to="diffusers")
     loaded = cmjax.load("owner/name")
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+    jax.tree.map(
+        np.testing.assert_array_equal, loaded.autoencoder.params, model.autoencoder.params
+    )
     assert len(asked) == 1
+
+
+def test_a_variant_of_the_autoencoder_is_asked_for_if_need_be(repository):
+    remote, _, asked = repository
+    cmjax.save(remote, latent_model())
+    weights = remote / "vae" / diffusers.SAFETENSORS
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    assert cmjax.load("owner/name").autoencoder is not None
+    assert len(asked) == 3
