@@ -274,3 +274,10 @@ def check_destination(path: str | Path) -> None:
         raise ValueError(
             f"{path} holds files that cmjax did not write; move them away, or give another name"
         )
+
+    # An autoencoder may have been added to a folder of ours.
+    part = autoencoders.PART
+    if os.path.lexists(path / part) and not diffusers.is_written(path, part):
+        raise ValueError(
+            f"{path} holds {part}, which cmjax did not write; move it away, or give another name"
+        )
