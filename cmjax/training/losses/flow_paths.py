@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cmjax import random
 from cmjax.arrays import ApplyFn, combine
+from cmjax.conditioning import check_fits
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network, num_classes
 from cmjax.parametrization import FlowMatching
@@ -127,4 +128,5 @@ def without_class(
             f"null_class={null_class} is none of the network's {classes} classes; give it one more "
             "by num_class_embeds"
         )
+    check_fits("null_class", null_class, labels.dtype)
     return {**cond, "class_labels": jnp.full_like(labels, null_class)}
