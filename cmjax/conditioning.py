@@ -127,20 +127,50 @@ def _leaf(name: str, like: jax.Array, value: Any) -> jax.Array:
             f"cond[{name!r}], got {array.shape}"
         )
 
-    # A label of 0.5 would become another class.
+    # A label of 0.5 would become another class, and so would 256 as an integer of 8 bits.
     if _kind(array.dtype) > _kind(like.dtype):
         raise ValueError(
             f"{_title(name)} must be {like.dtype}, as cond[{name!r}] is, got {array.dtype}"
         )
+    check_fits(_title(name), array, like.dtype)
     full = jnp.broadcast_to(jnp.asarray(array).astype(like.dtype), like.shape)
     return divided_like(full, like)
 
 
+def check_fits(name: str, value: Any, dtype: Any) -> None:
+    """Raises ValueError for numbers that a dtype cannot hold; traced ones are not known.
+
+    Args:
+        name: the argument's name, for the error.
+        value: the numbers.
+        dtype: of the array that they are to be written into.
+    """
+    known = concrete(value)
+    if known is None or not known.size or jnp.issubdtype(dtype, jnp.complexfloating):
+        return
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return
+
+    # As numbers of Python, which do not overflow when they are compared.
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
+    limits = jnp.iinfo(dtype) if is_integer else jnp.finfo(dtype)
+    number = int if is_integer else float
+    low = number(limits.min)
+    high = number(limits.max)
+    if number(known.min()) < low or number(known.max()) > high:
+        raise ValueError(
+            f"{name} must be numbers that {np.dtype(dtype)} holds, got {shown(value)}; "
+            "give conditioning of a larger dtype"
+        )
+
+
 def _kind(dtype: Any) -> int:
-    """0, 1 or 2 for booleans, integers or floats, each of which the next can hold."""
+    """0 to 3 for booleans, integers, floats or complex numbers; each can hold those before it."""
     if jnp.issubdtype(dtype, jnp.bool_):
         return 0
-    return 1 if jnp.issubdtype(dtype, jnp.integer) else 2
+    if jnp.issubdtype(dtype, jnp.integer):
+        return 1
+    return 2 if is_floating(dtype) else 3
 
 
 def _title(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmjax.arrays import known_reals
 from cmjax.configs import is_finite, is_int, shown
 
 # The golden section: a bracket keeps this fraction of its length in each trial.
@@ -160,21 +161,31 @@ def _evaluate(objective, levels):
 def _parse_trials(trials):
     """Earlier evaluations as a dict from levels to scores."""
     try:
-        return {tuple(map(float, levels)): float(score) for levels, score in trials}
-    except (TypeError, ValueError):
+        known = {tuple(map(float, levels)): float(score) for levels, score in trials}
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(
             "trials must be pairs of levels and a score, as in the trials of an earlier "
             f"search, got {shown(trials)}"
         ) from None
+
+    # NaN is not less than any other score, and would end the search.
+    for levels, score in known.items():
+        if not is_finite(score):
+            raise ValueError(
+                f"trials must have finite scores, got {score} at sigmas={levels}; leave it out"
+            )
+    return known
 
 
 def _parse_sigmas(sigmas, lowest):
     """The levels to begin with as floats; raises ValueError unless they descend above `lowest`."""
     if not is_finite(lowest) or lowest <= 0:
         raise ValueError(f"lowest must be a positive number, got {shown(lowest)}")
-    values = np.asarray(sigmas)
-    is_numbers = values.ndim == 1 and values.dtype.kind in "fiu"
-    if not is_numbers or len(values) < 2 or not np.all(np.isfinite(values)):
+    values = known_reals("sigmas", sigmas)
+    if values is None:
+        raise ValueError("sigmas must be numbers that are known; search outside of jax.jit")
+    values = values.astype(np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.all(np.isfinite(values)):
         raise ValueError(
             f"sigmas must be at least two levels, of which the first is kept, got {shown(sigmas)}"
         )

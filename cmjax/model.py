@@ -484,4 +484,5 @@ def check_latents(config: Any, autoencoder: Any) -> None:
 
 def _is_one(guidance: Any) -> bool:
     """Whether a scale is the number 1, which needs no null class."""
-    return isinstance(guidance, int | float) and guidance == 1
+    is_number = isinstance(guidance, int | float | np.number)
+    return is_number and not isinstance(guidance, bool) and bool(guidance == 1)

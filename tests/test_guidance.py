@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import cmjax
+from cmjax.conditioning import with_null
 from cmjax.guidance import adaptive_projection, autoguidance, classifier_free
 from cmjax.networks import is_guided, num_classes
 from cmjax.parametrization import edm_denoiser
@@ -407,6 +408,46 @@ def test_equal_guidance_is_one_function_and_compiles_once():
     assert one is not classifier_free(NETWORK, 4, null=NULL)
 
 
+def test_equal_numbers_of_other_types_are_other_guidance():
+    # One function was kept for 2.0 and 2, which then was no class either.
+    with pytest.raises(ValueError, match=r"null\['class_labels'\] must be int32"):
+        classifier_free(NETWORK, 5.0, null={"class_labels": 2.0})(
+            None, NOISE, TIMES, class_labels=LABELS
+        )
+    guided = classifier_free(NETWORK, 5.0, null={"class_labels": 2})
+    assert guided(None, NOISE, TIMES, class_labels=LABELS).shape == NOISE.shape
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (jnp.uint8, 256),
+        (jnp.uint8, -1),
+        (jnp.int32, 2**40),
+        (jnp.int32, [2**33, 1, 1, 1, 1, 1]),
+        (jnp.float16, 1e6),
+        (jnp.float32, 1e300),
+        (jnp.float32, 1j),
+    ],
+)
+def test_a_null_that_its_place_cannot_hold_is_refused(dtype, value):
+    # 256 as an integer of 8 bits was class 0.
+    cond = {"text": jnp.zeros(B, dtype)}
+    with pytest.raises(ValueError, match=r"null\['text'\] must be"):
+        with_null(cond, {"text": value})
+
+
+def test_times_that_are_integers_or_missing():
+    guided = classifier_free(
+        NETWORK, 3.0, null=NULL, interval=(0.5, 2.0), parametrization=PATH
+    )
+    wanted = guided(None, NOISE, jnp.ones(B), class_labels=LABELS)
+    made = guided(None, NOISE, [1] * B, class_labels=LABELS)
+    np.testing.assert_array_equal(made, wanted)
+    with pytest.raises(TypeError, match="positional argument: 't'"):
+        guided(None, NOISE, class_labels=LABELS)
+
+
 def test_consistency_functions_are_not_guided():
     scheduler = cmjax.CMStochasticIterativeScheduler()
     guided = classifier_free(mixtures.network(scheduler.parametrization), 2.0, null=NULL)
@@ -462,3 +503,8 @@ def test_misuse():
     tree = {"a": jnp.ones(B)}
     fails("must be a pytree like", null={"text": {"b": 1}}, text=tree, class_labels=LABELS)
     fails(r"scale must be a number or one per sample \(6,\)", scale=[1.0, 2.0])
+    at_levels = classifier_free(
+        NETWORK, lambda sigma: np.nan, null=NULL, parametrization=PATH
+    )
+    with pytest.raises(ValueError, match="scale must be finite, got nan"):
+        at_levels(None, NOISE, TIMES, class_labels=LABELS)

@@ -70,6 +70,19 @@ def test_a_search_that_was_cut_short_goes_on():
     assert len(calls) == 15
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, jnp.bfloat16])
+def test_levels_of_any_dtype(dtype):
+    # Differences of unsigned integers are never negative.
+    levels = jnp.asarray([80, 20, 2], dtype)
+    found = search_sigmas(bowl, levels, num_trials=3)
+    assert found == search_sigmas(bowl, (80.0, 20.0, 2.0), num_trials=3)
+
+
+def test_levels_that_are_traced_are_refused():
+    with pytest.raises(ValueError, match="sigmas must be numbers that are known"):
+        jax.jit(lambda sigmas: search_sigmas(bowl, sigmas))(jnp.array([80.0, 20.0, 2.0]))
+
+
 def test_levels_of_samples():
     # With a network of zeros, x0 = c_skip x: two-step samples have the deviation
     # 0.25 sigma / (sigma^2 + 0.25), which is 0.2 for sigma = 1 and 1 / 4.
@@ -96,7 +109,7 @@ def test_levels_of_samples():
         ({"sigmas": (80.0,)}, "sigmas must be at least two levels"),
         ({"sigmas": (1.0, 2.0)}, "sigmas must descend and be at least lowest=0.002"),
         ({"sigmas": (80.0, math.nan)}, "sigmas must be at least two levels"),
-        ({"sigmas": (True, False)}, "sigmas must be at least two levels"),
+        ({"sigmas": (True, False)}, "sigmas must be real numbers, got bool"),
         ({"sigmas": (80.0, 0.001)}, "sigmas must descend and be at least lowest=0.002"),
         ({"objective": None}, "objective must be a function of levels, got None"),
         ({"objective": lambda s: math.nan}, "objective must return a finite number, got"),
@@ -106,6 +119,8 @@ def test_levels_of_samples():
         ({"lowest": 0.0}, "lowest must be a positive number, got 0.0"),
         ({"tolerance": 0.0}, "tolerance must be from 1e-4 to 1, got 0.0"),
         ({"trials": [1]}, "trials must be pairs of levels and a score"),
+        ({"trials": [((80.0, 5.0), 10**400)]}, "trials must be pairs of levels and a"),
+        ({"trials": [((80.0, 5.0), math.nan)]}, "trials must have finite scores, got nan"),
     ],
 )
 def test_misuse(changes, message):

@@ -98,6 +98,8 @@ def evaluate(
             "--features and --torch-fidelity exclude each other; give one of them"
         )
     sides = [read(path, size, num) for path in (real, generated)]
+    if all(side.pictures is None for side in sides):
+        _check_no_pictures(features, size)
     described = {"real": _described(sides[0]), "generated": _described(sides[1])}
     if torch_fidelity:
         described |= _by_torch_fidelity(sides, k, batch_size)
@@ -112,6 +114,16 @@ def evaluate(
     for name, value in described.items():
         words = f"{value:.6g}" if isinstance(value, float) else value
         terminal.echo(terminal.printable(f"{name.replace('_', ' '):{width}}  {words}"))
+
+
+def _check_no_pictures(features: str | None, size: int | None) -> None:
+    """Raises ValueError for options of pictures, which would have no effect without any."""
+    for option, value in {"--features": features, "--size": size}.items():
+        if value is not None:
+            raise ValueError(
+                f"{option} {value} is for pictures, and both sides are features or statistics; "
+                "leave it out"
+            )
 
 
 def _described(side: "Compared") -> str:
@@ -211,8 +223,10 @@ def _by_torch_fidelity(sides: "list[Compared]", k: int, batch_size: int) -> dict
     try:
         import torch
         import torch_fidelity as library  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError(f"{error}; pip install torch-fidelity") from None
+    except ImportError:
+        raise ValueError(
+            "--torch-fidelity needs the package of that name; pip install torch-fidelity"
+        ) from None
 
     # Its own words: the first input is the generated one, and the second the reference.
     with tempfile.TemporaryDirectory() as root:

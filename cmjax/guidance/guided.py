@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, as_samples, hashable, is_tracing
+from cmjax.arrays import ApplyFn, as_reals, as_samples, hashable, is_tracing
 from cmjax.conditioning import check_null, with_null
 from cmjax.configs import is_finite, shown
 from cmjax.guidance.rules import Extrapolated, Projected, Rule
@@ -199,9 +199,11 @@ def _check_doubled(doubled: Any, null: Mapping[str, Any]) -> None:
         )
 
 
-def _entries(null: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The null as pairs, which can be compared where its values can."""
-    return tuple(sorted(null.items(), key=lambda entry: entry[0]))
+def _entries(null: Mapping[str, Any]) -> tuple[tuple[str, Any, str], ...]:
+    """The null as names, values and types, which can be compared where its values can."""
+    # 1, 1.0 and True are equal, but only the first is a class.
+    entries = sorted(null.items(), key=lambda entry: entry[0])
+    return tuple((name, value, str(jax.tree.map(type, value))) for name, value in entries)
 
 
 def _kept(make: Any, *args: Any) -> ApplyFn:
@@ -214,11 +216,12 @@ def _kept(make: Any, *args: Any) -> ApplyFn:
 
 @functools.lru_cache(_NETWORKS)
 def _classifier_free(apply_fn, strength, null, rule, doubled):
-    """The network of `classifier_free`, from checked arguments; `null` is a tuple of pairs."""
+    """The network of `classifier_free`, from checked arguments; `null` is of `_entries`."""
+    null = {name: value for name, value, _ in null}
 
     def outputs(params, x, times, cond, any_guided):
         cond = parse_cond(cond, len(x), num_classes(apply_fn))
-        without = with_null(cond, dict(null))
+        without = with_null(cond, null)
 
         def call(x, times, cond):
             return _output(apply_fn, params, x, times, cond)
@@ -276,17 +279,19 @@ def _guided(
         outputs: `(params, x, times, cond, any_guided) -> (output, other)`.
     """
 
-    def guided(params, x, /, *times, **cond):
+    def guided(params, x, t, /, *second_time, **cond):
         # Flow maps are told two times, of which the first is that of the sample.
         x = as_samples("x", x)
-        scale, any_guided = strength.weights(x, times[0])
+        t = as_reals("t", t)
+        times = (t, *second_time)
+        scale, any_guided = strength.weights(x, t)
         output, other = outputs(params, x, times, cond, any_guided)
         if output.shape == x.shape:
-            return rule(output, other, scale, x, times[0])
+            return rule(output, other, scale, x, t)
 
         # A learned variance is that of the network alone.
         channels = x.shape[-1]
-        mean = rule(output[..., :channels], other[..., :channels], scale, x, times[0])
+        mean = rule(output[..., :channels], other[..., :channels], scale, x, t)
         return jnp.concatenate([mean, output[..., channels:]], axis=-1)
 
     guided = with_classes_of(apply_fn, guided)

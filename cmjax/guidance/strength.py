@@ -79,7 +79,7 @@ class Strength:
 
         scale = self.scale
         if callable(scale):
-            scale = scale(sigma)
+            scale = _numbers("scale", scale(sigma))
         scale = as_reals("scale", scale).astype(jnp.float32)
         if scale.shape not in ((), x.shape[:1]):
             raise ValueError(

@@ -52,6 +52,14 @@ def extend(
                 f"{field} cannot be changed with the parameters kept; only "
                 f"{', '.join(EXTENSIONS)} of a network of cmjax"
             )
+
+        # What is trained for one meaning of an input says nothing of another.
+        has = getattr(config, field)
+        if has not in (EXTENSIONS[field], changes[field]):
+            raise ValueError(
+                f"{field}={shown(changes[field])} cannot take the place of {shown(has)}, which "
+                "the parameters are trained for; leave it out"
+            )
     extended = dataclasses.replace(config, **changes)
     module_class, _ = network_class(name)
     rngs = nnx.Rngs(0) if rngs is None else rngs

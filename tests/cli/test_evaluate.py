@@ -118,7 +118,7 @@ def test_torch_fidelity_that_is_missing_is_named(sets, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     result = evaluate("pictures", "run", "--torch-fidelity")
-    assert_one_line(result, "pip install torch-fidelity")
+    assert_one_line(result, "needs the package of that name; pip install torch-fidelity")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,8 @@ def test_torch_fidelity_that_is_missing_is_named(sets, monkeypatch):
         ("real.npz run --features own_features:men", "did you mean 'mean'?"),
         ("real.npz run --features pixels --num 3", "--neighbor must be below the number"),
         ("real.npz run --features x --torch-fidelity", "exclude each other"),
+        ("real.npy real.npy --features pixels", "--features pixels is for pictures"),
+        ("real.npy real.npy --size 4", "--size 4 is for pictures, and both sides are"),
         (
             "real.npy made.npz --torch-fidelity",
             "needs pictures, but real.npy is 60 samples",

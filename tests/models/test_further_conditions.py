@@ -106,6 +106,13 @@ def test_what_cannot_be_extended():
     with pytest.raises(ValueError, match="second_time must be 'end' or 'span', or null"):
         extend(DIT, params, second_time="length")
 
+    # The shapes are the same, but the outputs would be others.
+    _, flow_map, spans = extend(DIT, params, second_time="span")
+    with pytest.raises(
+        ValueError, match="second_time='end' cannot take the place of 'span'"
+    ):
+        extend(spans, flow_map, second_time="end")
+
 
 @pytest.mark.parametrize(
     "changes, arguments, message",

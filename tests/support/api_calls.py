@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen
 
 import cmjax
-from cmjax import constraints, editing, evaluation, images, labels, models
+from cmjax import conditioning, constraints, editing, evaluation, images, labels, models
 from cmjax.generation import Request
 from cmjax.guidance import adaptive_projection, autoguidance, classifier_free
 from cmjax.models.registry import network_class
@@ -316,6 +316,18 @@ def other_calls():
         "frechet_distance": (evaluation.frechet_distance, {"a": FEATURES, "b": gaussian}),
         "a Gaussian": (from_statistics, {"mean": np.zeros(2), "cov": np.eye(2)}),
         "precision_recall": (evaluation.precision_recall, real),
+        "search_sigmas": (
+            evaluation.search_sigmas,
+            {
+                "objective": sum,
+                "sigmas": (80.0, 2.0),
+                "num_trials": 3,
+                "lowest": 0.002,
+                "tolerance": 0.02,
+                "trials": (),
+            },
+        ),
+        "with_null": (with_null_of, {"value": 2}),
         "UNet2DConfig": (models.UNet2DConfig, unet),
         "DiTConfig": (models.DiTConfig, dit),
         "Request": (Request, request),
@@ -335,6 +347,11 @@ def other_calls():
     for name, cls in losses.LOSSES.items():
         found[f"losses.{name}"] = (cls, loss_arguments(name, cls))
     return found
+
+
+def with_null_of(value):
+    """Conditioning of 8 bits in which a value takes the place of the labels."""
+    return conditioning.with_null({"value": jnp.zeros(2, jnp.uint8)}, {"value": value})
 
 
 def flat(pictures):
