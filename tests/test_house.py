@@ -22,7 +22,7 @@ DATACLASSES = [
 # other. docs/design.md has the same list with what each is for.
 LAYERS = [
     {"version", "configs", "spelling", "former_names", "system"}
-    | {"files", "interrupts", "image_files", "level_search"},
+    | {"files", "interrupts", "image_files"},
     {"processes", "progress"},
     {"arrays", "meshes", "random", "labels", "networks", "conditioning"},
     {"parametrization"},
@@ -36,7 +36,7 @@ LAYERS = [
     {"model"},
     {"registry"},
     {"checkpoints"},
-    {"testing", "evaluation", "images"},
+    {"testing", "evaluation", "level_search", "images"},
     {"training"},
     {"generation"},
     {"cli"},

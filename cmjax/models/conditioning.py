@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cmjax.arrays import as_reals
 from cmjax.models import layers
 
 SECOND_TIMES = ("end", "span")  # what is embedded of the second time r: r itself, or t - r
@@ -60,6 +61,12 @@ class FurtherConditions(nnx.Module):
             scaled = told * self.config.time_scale
             embedding = embedding + self._embedded(self.second_time, scaled)
         if self.guidance is not None:
+            guidance_scale = as_reals("guidance_scale", guidance_scale)
+            if guidance_scale.shape != t.shape:
+                raise ValueError(
+                    f"guidance_scale must be one per sample {t.shape}, got shape "
+                    f"{guidance_scale.shape}"
+                )
             scaled = guidance_scale / SCALE_STEP
             embedding = embedding + self._embedded(self.guidance, scaled)
         return embedding

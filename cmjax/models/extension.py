@@ -9,7 +9,7 @@ from flax import nnx
 from cmjax.arrays import ApplyFn
 from cmjax.configs import shown
 from cmjax.models.adapters import from_nnx
-from cmjax.models.registry import network_class, network_name
+from cmjax.models.registry import network_class, network_name, network_parts
 
 # Fields of configs whose parts start at zero, with the values of a network without them.
 EXTENSIONS = {"second_time": None, "guidance_embeds": False}
@@ -67,6 +67,10 @@ def extend(
 
     # Parameters are found by their names; those that are new are drawn, or zero.
     trained = _by_name(params)
+    _, needed = network_parts(config)
+    missing = sorted(_by_name(needed).keys() - trained.keys())
+    if missing:
+        raise ValueError(f"params has no {missing[0]}, which config needs")
 
     def kept(path, leaf):
         found = trained.pop(jax.tree_util.keystr(path), None)

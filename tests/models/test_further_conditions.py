@@ -106,6 +106,11 @@ def test_what_cannot_be_extended():
     with pytest.raises(ValueError, match="second_time must be 'end' or 'span', or null"):
         extend(DIT, params, second_time="length")
 
+    # What is missing was drawn anew.
+    for partial in (None, {}):
+        with pytest.raises(ValueError, match="params has no .*, which config needs"):
+            extend(DIT, partial, second_time="span")
+
     # The shapes are the same, but the outputs would be others.
     _, flow_map, spans = extend(DIT, params, second_time="span")
     with pytest.raises(
@@ -155,3 +160,16 @@ def test_mean_flow_trains_the_networks(config):
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
     }
     assert all(np.isfinite(size) and size > 0 for size in used.values()), used
+
+
+def test_scales_of_other_dtypes_and_shapes():
+    apply_fn, params = network(dataclasses.replace(DIT, guidance_embeds=True))
+    x = jnp.ones((2, DIT.sample_size, DIT.sample_size, DIT.in_channels))
+
+    def of(scale):
+        return apply_fn(params, x, jnp.ones(2), guidance_scale=scale)
+
+    np.testing.assert_array_equal(of(jnp.array([2, 3])), of(jnp.array([2.0, 3.0])))
+    for scale in (jnp.ones((2, 1)), jnp.float32(2), jnp.ones(2, bool)):
+        with pytest.raises(ValueError, match="guidance_scale must be"):
+            of(scale)
