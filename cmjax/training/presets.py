@@ -215,5 +215,13 @@ def preset_text(name: str) -> str:
         lines += ["", f"[{section}]"]
         for key, value in values.items():
             if value is not None:
-                lines.append(f"{key} = {json.dumps(value)}")
+                lines.append(f"{key} = {_as_toml(value)}")
     return "\n".join([*lines, ""])
+
+
+def _as_toml(value: Any) -> str:
+    """Returns a value as TOML: what JSON writes, but for the tables."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    entries = [f"{key} = {_as_toml(entry)}" for key, entry in value.items()]
+    return f"{{{', '.join(entries)}}}"
