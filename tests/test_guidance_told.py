@@ -33,6 +33,13 @@ def test_a_network_is_told_a_number_or_one_per_sample():
         per_sample, [[1, 0.25, 0.5], [2, 0.25, 0.5], [3, 0.25, 0.5]]
     )
 
+    # A wrapper takes what the network takes.
+    def wrapped(params, x, *times, **cond):
+        return network(params, x, *times, **cond)
+
+    through = told_scale(wrapped, 2.0, (0.25, 0.5))(1.0, X, T)
+    np.testing.assert_array_equal(through, [[2, 0.25, 0.5]] * 3)
+
     # Conditioning that is given counts more, and a scale may be traced.
     given = told_scale(network, 3)(1.0, X, T, guidance_scale=jnp.full(3, 5.0))
     np.testing.assert_array_equal(given[:, 0], [5, 5, 5])

@@ -126,11 +126,12 @@ def tune(
 
     def pictures(levels):
         parts = []
-        for first in range(0, num, batch_size):
+        size = min(num, batch_size)
+        for first in range(0, num, size):
             # Every batch is full, so that nothing is compiled again.
             x = loaded.sample(
                 key_of_seed(seed),
-                batch_size,
+                size,
                 labels=classes,
                 sigmas=np.float32(levels),
                 first_index=first,

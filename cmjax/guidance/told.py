@@ -53,7 +53,7 @@ def told_scale(
     ends = None
     if interval is not None:
         ends = interval_ends("interval", interval)
-        if "guidance_interval" not in inspect.signature(apply_fn).parameters:
+        if not _takes(apply_fn, "guidance_interval"):
             raise ValueError(
                 "interval is for networks that are told one, and this one is told a scale only"
             )
@@ -62,6 +62,13 @@ def told_scale(
     if is_tracing() or not hashable(apply_fn, scale):
         return _told.__wrapped__(apply_fn, scale, ends)
     return _told(apply_fn, scale, ends)
+
+
+def _takes(apply_fn, name):
+    """Whether a network has a conditioning of this name, or any (`**cond`)."""
+    parameters = inspect.signature(apply_fn).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 @functools.lru_cache(_NETWORKS)
