@@ -4,7 +4,6 @@ All arguments that are arrays may be of NumPy or of JAX.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from cmjax.arrays import as_array, as_numpy, check_pixels, concrete, is_floating
 from cmjax.configs import LARGEST, is_int, shown
-from cmjax.files import open_regular, replacing
+from cmjax.files import as_path, open_regular, replacing
 from cmjax.image_files import ImageSet, picture_of, write_npz, write_png_folder
 
 MARGIN = 4  # pixels around every tile of a grid
@@ -63,7 +62,7 @@ def check_picture(path: str | Path, *, whole: bool) -> None:
 @contextlib.contextmanager
 def _open_picture(path: str | Path) -> Iterator[Image.Image]:
     """Opens a picture that can be converted to 8 bits without a change that goes unnoticed."""
-    path = _as_path("path", path)
+    path = as_path("path", path)
     try:
         # `open` reads only the header, so that huge pictures are refused before decoding.
         with open_regular(path) as file, Image.open(file) as image:
@@ -299,7 +298,7 @@ def tidy_columns(count: int, period: int = 1) -> int:
 
 def save_grid(path: str | Path, images: ArrayLike, **options: Any) -> None:
     """Writes `image_grid(images, **options)` to a picture file, creating its folder if needed."""
-    path = _as_path("path", path)
+    path = as_path("path", path)
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"path {path} must end as a picture's name does, such as .png")
     grid = image_grid(images, **options)
@@ -334,7 +333,7 @@ def save_npz(path: str | Path, images: ArrayLike, labels: ArrayLike | None = Non
 
     # A view: gray pixels are tripled only as they are written.
     rgb = np.broadcast_to(images, (*images.shape[:3], 3))
-    path = _as_path("path", path)
+    path = as_path("path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_npz(path, ImageSet.of(rgb, labels))
 
@@ -350,7 +349,7 @@ def save_png_folder(folder: str | Path, images: ArrayLike) -> None:
         ValueError: for arrays of another dtype or shape, or a folder that is not empty.
     """
     images = _as_images(images)
-    folder = _as_path("folder", folder)
+    folder = as_path("folder", folder)
 
     # Pictures of another set among these would falsify a measurement.
     if folder.is_dir() and (found := sorted(file.name for file in folder.iterdir())):
@@ -358,14 +357,6 @@ def save_png_folder(folder: str | Path, images: ArrayLike) -> None:
             f"{folder} must be new or empty, but holds {found[0]}; remove it or give another name"
         )
     write_png_folder(folder, ImageSet.of(images))
-
-
-def _as_path(name: str, value: Any) -> Path:
-    """Returns the path of a file or folder; raises ValueError for what cannot be one."""
-    usable = isinstance(value, str | os.PathLike) and "\0" not in str(value)
-    if not usable or not str(value):
-        raise ValueError(f"{name} must be a path, got {shown(value)}")
-    return Path(value)
 
 
 def _as_images(images: ArrayLike, name: str = "images") -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.files import open_regular
+from cmjax.files import as_path, open_regular
 
 # Names of (data, labels) in an .npz: Keras's MNIST, this package's, and the guided-diffusion
 # evaluator's.
@@ -41,7 +41,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises:
         ValueError: if the file has another format, or is cut short.
     """
-    path = Path(path)
+    path = as_path("path", path)
     try:
         with open_regular(path) as file:
             # Gzip is found by its magic number: the suffix of a download is not to be relied on.
