@@ -22,6 +22,7 @@ GROUPS = {
         "training.trainer",
         "training.data",
         "training.sources",
+        "training.pairs",
         "training.checkpointing",
         "training.discretization",
         "training.run",
