@@ -40,10 +40,12 @@ _SUBMODULES = (
     "random",
     "registry",
     "sampling",
+    "sampling_inputs",
     "schedulers",
     "spelling",
     "system",
     "testing",
+    "tracing",
     "training",
     "version",
 )

@@ -29,10 +29,12 @@ from cmjax import progress as progress
 from cmjax import random as random
 from cmjax import registry as registry
 from cmjax import sampling as sampling
+from cmjax import sampling_inputs as sampling_inputs
 from cmjax import schedulers as schedulers
 from cmjax import spelling as spelling
 from cmjax import system as system
 from cmjax import testing as testing
+from cmjax import tracing as tracing
 from cmjax import training as training
 from cmjax import version as version
 from cmjax.autoencoder import Autoencoder as Autoencoder

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import get_opaque_trace_state
 
 from cmjax.configs import shown
 
@@ -54,24 +53,6 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 def concrete(value: Any) -> np.ndarray | None:
     """Returns `value` as a NumPy array, or None if it is traced: its value is not known yet."""
     return None if isinstance(value, Tracer) else np.asarray(value)
-
-
-with jax.ensure_compile_time_eval():
-    _EAGER = get_opaque_trace_state(convention="flax")
-
-
-def is_tracing() -> bool:
-    """Whether JAX is tracing the caller, under `jit`, `vmap`, `grad` and the like."""
-    return get_opaque_trace_state(convention="flax") != _EAGER
-
-
-def hashable(*values: Any) -> bool:
-    """Whether all values can be part of a cache's key."""
-    try:
-        hash(values)
-    except TypeError:
-        return False
-    return True
 
 
 def is_floating(dtype: Any) -> bool:
@@ -265,17 +246,6 @@ def known_reals(name: str, value: Any) -> np.ndarray | None:
     if not (is_floating(array.dtype) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise ValueError(f"{name} must be real numbers, got {array.dtype}")
     return concrete(array)
-
-
-def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a plain function as a pytree without leaves, to be an argument of jitted functions.
-
-    Functions that are pytrees already, such as those of `cmjax.constraints`, stay as they are.
-    """
-    # An object of a type that is no pytree, such as a function, is its own single leaf.
-    leaves = jax.tree.leaves(function)
-    is_plain = len(leaves) == 1 and leaves[0] is function
-    return jax.tree_util.Partial(function) if is_plain else function
 
 
 def check_shapes(**arrays: jax.Array) -> None:

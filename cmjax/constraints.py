@@ -18,7 +18,6 @@ from jax.typing import ArrayLike
 from cmjax.arrays import (
     as_array,
     as_floats,
-    as_pytree,
     as_reals,
     at_least_float32,
     check_pixels,
@@ -28,6 +27,7 @@ from cmjax.arrays import (
 )
 from cmjax.configs import LARGEST, is_int, shown
 from cmjax.meshes import with_automatic_axes
+from cmjax.tracing import as_pytree
 
 # Luma of R, G, B (ITU-R BT.601). Song et al. 2023 round to 0.2989, 0.5870, 0.1140.
 REC601 = (0.299, 0.587, 0.114)

@@ -21,7 +21,8 @@ from cmjax.networks import check_network, parse_cond
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
 from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import sample_index
-from cmjax.sampling import SampleOptions, check_scheduler, sample
+from cmjax.sampling import SampleOptions, sample
+from cmjax.sampling_inputs import check_scheduler
 from cmjax.schedulers import Scheduler, StepOutput
 
 

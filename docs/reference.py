@@ -36,7 +36,9 @@ GROUPS = {
     "Many samples, and judging them": ("generation", "evaluation", "level_search", "testing"),
     "Inside": (
         "arrays",
+        "tracing",
         "conditioning",
+        "sampling_inputs",
         "meshes",
         "configs",
         "files",

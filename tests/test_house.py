@@ -24,11 +24,11 @@ LAYERS = [
     {"version", "configs", "spelling", "former_names", "system"}
     | {"files", "interrupts", "image_files"},
     {"processes", "progress"},
-    {"arrays", "meshes", "random", "labels", "networks", "conditioning"},
+    {"arrays", "tracing", "meshes", "random", "labels", "networks", "conditioning"},
     {"parametrization"},
     {"guidance"},
     {"schedulers"},
-    {"sampling", "categorical"},
+    {"sampling", "sampling_inputs", "categorical"},
     {"constraints"},
     {"editing"},
     {"models"},

@@ -403,7 +403,7 @@ def check_guidance(
     Raises:
         ValueError: if the network or its scheduler cannot be guided, or for values out of range.
     """
-    from cmjax.sampling import check_guided
+    from cmjax.sampling_inputs import check_guided
 
     if interval is not None and guidance in (None, 1):
         raise ValueError("--guidance-interval needs --guidance, the scale to guide with")

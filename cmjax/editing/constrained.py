@@ -13,7 +13,8 @@ from cmjax.configs import is_int, shown
 from cmjax.constraints import Constraint, check_callable
 from cmjax.editing.posterior import sample_posterior
 from cmjax.editing.strokes import noised
-from cmjax.sampling import check_scheduler, sample
+from cmjax.sampling import sample
+from cmjax.sampling_inputs import check_scheduler
 from cmjax.schedulers.checks import check_sample_shape
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 

@@ -22,7 +22,7 @@ from cmjax.configs import shown
 from cmjax.constraints import as_image
 from cmjax.networks import num_classes, parse_cond
 from cmjax.parametrization import consistency_function
-from cmjax.sampling import check_guided, check_scheduler
+from cmjax.sampling_inputs import check_guided, check_scheduler
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
 

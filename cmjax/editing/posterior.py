@@ -14,14 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cmjax.arrays import (
-    ApplyFn,
-    as_pytree,
-    as_reals,
-    hashable,
-    is_tracing,
-    known_reals,
-)
+from cmjax.arrays import ApplyFn, as_reals, known_reals
 from cmjax.configs import is_int, shown
 from cmjax.constraints import Constraint, measurable
 from cmjax.editing.noise_projection import PosteriorStep, Problem, project_noise
@@ -30,7 +23,8 @@ from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.parametrization import consistency_function
 from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import as_key, level_noise, sample_index, sample_keys
-from cmjax.sampling import check_guided, check_options, check_params
+from cmjax.sampling_inputs import check_guided, check_options, check_params
+from cmjax.tracing import as_pytree, cached_unless_tracing
 
 _PROGRAMS = 64  # compiled loops to keep, as of `cmjax.sample`
 
@@ -104,12 +98,10 @@ def sample_posterior(
         "first_index": sample_index(first_index, shape[0]),
     }
 
-    # Under a trace apply_fn may close over values of that trace, so nothing is kept.
+    # What the program is compiled for.
     options = (shape, dtype, int(iterations), return_trajectory, callback)
-    compiled = _compiled
-    if is_tracing() or not hashable(apply_fn, scheduler, options):
-        compiled = _compiled.__wrapped__
-    program = compiled(apply_fn, scheduler, *options, jax.tree.structure(constraint))
+    structure = jax.tree.structure(constraint)
+    program = cached_unless_tracing(_compiled, apply_fn, scheduler, *options, structure)
     try:
         return program(**inputs)
     except (TypeError, ValueError, OverflowError):

@@ -8,7 +8,8 @@ from jax.typing import ArrayLike
 from cmjax.arrays import ApplyFn, as_samples
 from cmjax.constraints import as_image
 from cmjax.random import level_noise, sample_keys
-from cmjax.sampling import check_scheduler, sample
+from cmjax.sampling import sample
+from cmjax.sampling_inputs import check_scheduler
 from cmjax.schedulers.base import Scheduler
 
 # Appendix D's levels for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, as_reals, as_samples, hashable, is_tracing
+from cmjax.arrays import ApplyFn, as_reals, as_samples
 from cmjax.conditioning import check_null, with_null
 from cmjax.configs import is_finite, shown
 from cmjax.guidance.rules import Extrapolated, Projected, Rule
@@ -21,6 +21,7 @@ from cmjax.networks import (
     with_guidance_mark,
 )
 from cmjax.parametrization import Parametrization
+from cmjax.tracing import cached_unless_tracing
 
 # Guided networks to keep, so that what they are compiled into is kept.
 _NETWORKS = 64
@@ -88,7 +89,9 @@ def classifier_free(
     if strength.is_one:
         return apply_fn
     rule = Extrapolated(float(rescale))
-    return _kept(_classifier_free, apply_fn, strength, _entries(null), rule, doubled)
+    return cached_unless_tracing(
+        _classifier_free, apply_fn, strength, _entries(null), rule, doubled
+    )
 
 
 def adaptive_projection(
@@ -140,7 +143,9 @@ def adaptive_projection(
     if strength.is_one:
         return apply_fn
     rule = Projected(parametrization.without_boundary(), float(eta), float(norm_threshold))
-    return _kept(_classifier_free, apply_fn, strength, _entries(null), rule, doubled)
+    return cached_unless_tracing(
+        _classifier_free, apply_fn, strength, _entries(null), rule, doubled
+    )
 
 
 def autoguidance(
@@ -180,7 +185,9 @@ def autoguidance(
     check_network(apply_fn)
     _check_share(rescale)
     strength = Strength(scale, interval, parametrization)
-    return _kept(_autoguidance, apply_fn, strength, Extrapolated(float(rescale)))
+    return cached_unless_tracing(
+        _autoguidance, apply_fn, strength, Extrapolated(float(rescale))
+    )
 
 
 def _check_share(rescale: Any) -> None:
@@ -204,14 +211,6 @@ def _entries(null: Mapping[str, Any]) -> tuple[tuple[str, Any, str], ...]:
     # 1, 1.0 and True are equal, but only the first is a class.
     entries = sorted(null.items(), key=lambda entry: entry[0])
     return tuple((name, value, str(jax.tree.map(type, value))) for name, value in entries)
-
-
-def _kept(make: Any, *args: Any) -> ApplyFn:
-    """Returns the same function for the same arguments, where they can be compared."""
-    # Under a trace, `apply_fn` may close over values of that trace.
-    if is_tracing() or not hashable(*args):
-        return make.__wrapped__(*args)
-    return make(*args)
 
 
 @functools.lru_cache(_NETWORKS)

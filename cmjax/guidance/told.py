@@ -8,10 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import ApplyFn, hashable, is_tracing, known_reals
+from cmjax.arrays import ApplyFn, known_reals
 from cmjax.configs import shown
 from cmjax.guidance.strength import interval_ends
 from cmjax.networks import check_network, with_classes_of
+from cmjax.tracing import cached_unless_tracing
 
 # Networks to keep, so that what they are compiled into is kept.
 _NETWORKS = 64
@@ -58,10 +59,7 @@ def told_scale(
                 "interval is for networks that are told one, and this one is told a scale only"
             )
 
-    # Under a trace, `apply_fn` may close over values of that trace.
-    if is_tracing() or not hashable(apply_fn, scale):
-        return _told.__wrapped__(apply_fn, scale, ends)
-    return _told(apply_fn, scale, ends)
+    return cached_unless_tracing(_told, apply_fn, scale, ends)
 
 
 def _takes(apply_fn, name):

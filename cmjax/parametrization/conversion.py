@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, combine, hashable, is_tracing
+from cmjax.arrays import ApplyFn, combine
 from cmjax.configs import shown
 from cmjax.meshes import divided_like
 from cmjax.networks import check_network, with_classes_of
 from cmjax.parametrization.base import Parametrization, denoise
 from cmjax.parametrization.trigflow import TrigFlow
+from cmjax.tracing import cached_unless_tracing
 
 # Either of the two functions below: (apply_fn, params, scheduler, x, sigma, **cond) -> x0.
 _NETWORKS = 64  # adapted networks to keep
@@ -154,9 +155,7 @@ def adapt(
     check_network(apply_fn)
     for name, scheduler in (("source", source), ("target", target)):
         one_time_parametrization(name, scheduler)
-    if is_tracing() or not hashable(apply_fn, source, target, denoiser):
-        return _adapted.__wrapped__(apply_fn, source, target, denoiser)
-    return _adapted(apply_fn, source, target, denoiser)
+    return cached_unless_tracing(_adapted, apply_fn, source, target, denoiser)
 
 
 def one_time_parametrization(name: str, scheduler: Any) -> Parametrization:

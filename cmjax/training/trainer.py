@@ -12,12 +12,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cmjax.arrays import ApplyFn, is_tracing
+from cmjax.arrays import ApplyFn
 from cmjax.conditioning import without_some
 from cmjax.configs import shown
 from cmjax.labels import check_class_labels
 from cmjax.networks import num_classes
 from cmjax.random import as_key, same_numbers
+from cmjax.tracing import is_tracing
 from cmjax.training.checks import (
     check_label_dropout,
     check_params,
