@@ -22,7 +22,7 @@ TOKENS_AT_ONCE = 64 * 64
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Returns softmax(q k^T / sqrt(C)) v for each head, with the softmax in float32.
 
-    The attention of Vaswani et al. 2017, equation 1. With many tokens, a part of the queries attends
+    The attention of Vaswani et al. 2017, equation 1. Of many tokens, a part of the queries attends
     at a time, so that memory grows with T and not with its square.
 
     Args:
