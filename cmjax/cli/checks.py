@@ -1,7 +1,7 @@
 """Checks of the values of options; errors name the option.
 
-Paths and levels are checked before JAX is imported, which takes a second or two; guidance and labels
-once the model is loaded, and before anything compiles.
+Paths and levels are checked before JAX is imported, which takes a second or two; guidance and
+labels once the model is loaded, and before anything compiles.
 """
 
 import re

@@ -23,7 +23,8 @@ from cmjax.networks import (
 from cmjax.parametrization import Parametrization
 from cmjax.tracing import cached_unless_tracing
 
-# Guided networks to keep, so that what they are compiled into is kept.
+# Number of guided networks to keep. The same network gives the same guided network again, so that
+# programs that are compiled for it are found again.
 _NETWORKS = 64
 
 
@@ -37,7 +38,7 @@ def classifier_free(
     rescale: float = 0.0,
     doubled: bool = False,
 ) -> ApplyFn:
-    """Returns a network guided away from what it says without conditioning.
+    """Returns a network guided away from its output without conditioning.
 
     Classifier-free guidance (Ho and Salimans 2022, 2207.12598): `without + scale (with - without)`,
     where `without` is the output for the conditioning `null`.
@@ -62,16 +63,16 @@ def classifier_free(
             array `[...]` for all samples or `[B, ...]` for each, a pytree of these where the
             conditioning is one, or None to leave it out.
         interval: the noise levels (low, high) to guide at, both included (Kynkäänniemi et al. 2024,
-            2404.07724); elsewhere the output is the network's own, and if that holds for all
-            samples the second call is skipped. Levels are the ratios of noise to signal,
-            `sigma / alpha`, EDM's sigma of any network: a flow's `sigma / (1 - sigma)`.
-        parametrization: that of the network, `scheduler.parametrization`, which tells the level
-            from the network's time. Needed for an interval and for functions of sigma.
+            2404.07724). At other levels the output is the network's own; a batch that is at none of
+            these levels skips the second call. A level is the ratio of noise to signal,
+            `sigma / alpha`: EDM's sigma, or a flow's `sigma / (1 - sigma)`.
+        parametrization: that of the network, `scheduler.parametrization`, by which the level
+            follows from the network's time. Needed for an interval and for functions of sigma.
         rescale: share, 0 to 1, by which the standard deviation of each sample's output is brought
-            back to that of the unguided one (Lin et al. 2024, 2305.08891, section 3.4), against
-            overexposure where scales are large.
-        doubled: whether one call has all samples with both conditionings, `[2B, ...]`, instead of
-            two calls one after the other: quicker where a batch does not fill the device, for
+            back to that of the unguided one (Lin et al. 2024, 2305.08891, section 3.4). It prevents
+            the overexposure of large scales.
+        doubled: whether both conditionings are in one call, of `[2B, ...]` samples, instead of two
+            calls one after the other. This is faster if a batch does not fill the device, and takes
             twice the memory.
 
     Returns:
@@ -191,13 +192,13 @@ def autoguidance(
 
 
 def _check_share(rescale: Any) -> None:
-    """Raises ValueError unless the share of the rescaling is one."""
+    """Raises ValueError unless `rescale` is a share, from 0 to 1."""
     if not is_finite(rescale, 0) or rescale > 1:
         raise ValueError(f"rescale must be a number from 0 to 1, got {shown(rescale)}")
 
 
 def _check_doubled(doubled: Any, null: Mapping[str, Any]) -> None:
-    """Raises ValueError unless both conditionings can be in one batch, if they are to be."""
+    """Raises ValueError if `doubled` is no flag, or asks for what cannot be in one batch."""
     if not isinstance(doubled, bool):
         raise ValueError(f"doubled must be True or False, got {shown(doubled)}")
     if doubled and any(value is None for value in null.values()):
@@ -207,17 +208,21 @@ def _check_doubled(doubled: Any, null: Mapping[str, Any]) -> None:
 
 
 def _entries(null: Mapping[str, Any]) -> tuple[tuple[str, Any, str], ...]:
-    """The null as names, values and types, which can be compared where its values can."""
-    # 1, 1.0 and True are equal, but only the first is a class.
-    entries = sorted(null.items(), key=lambda entry: entry[0])
-    return tuple((name, value, str(jax.tree.map(type, value))) for name, value in entries)
+    """The null as triples of a name, a value and its types: a key for the cache of networks."""
+    entries = []
+    for name in sorted(null):
+        # The types are part of the key: 1, 1.0 and True are equal, but only the first is a class.
+        types = str(jax.tree.map(type, null[name]))
+        entries.append((name, null[name], types))
+    return tuple(entries)
 
 
 @functools.lru_cache(_NETWORKS)
 def _classifier_free(apply_fn, strength, null, rule, doubled):
-    """The network of `classifier_free`, from checked arguments; `null` is of `_entries`."""
+    """The network of `classifier_free`, from checked arguments; `null` as `_entries` returns it."""
     null = {name: value for name, value, _ in null}
 
+    # The output for the conditioning, and the output for its null.
     def outputs(params, x, times, cond, any_guided):
         cond = parse_cond(cond, len(x), num_classes(apply_fn))
         without = with_null(cond, null)
@@ -225,11 +230,13 @@ def _classifier_free(apply_fn, strength, null, rule, doubled):
         def call(x, times, cond):
             return _output(apply_fn, params, x, times, cond)
 
+        # Two calls, the second of which is skipped at levels outside of the interval.
         if not doubled:
             output = call(x, times, cond)
             other = _either(any_guided, lambda: call(x, times, without), lambda: output)
             return output, other
 
+        # One call of twice as many samples, or of the samples alone outside of the interval.
         def both():
             pairs = jax.tree.map(_interleaved, (x, times, cond), (x, times, without))
             made = call(*pairs)
@@ -258,6 +265,7 @@ def _autoguidance(apply_fn, strength, rule):
         if strength.is_one:
             return output, output
 
+        # The second call is skipped at levels outside of the interval.
         def weaker():
             return _output(apply_fn, params[1], x, times, cond)
 
@@ -279,38 +287,46 @@ def _guided(
     """
 
     def guided(params, x, t, /, *second_time, **cond):
-        # Flow maps are told two times, of which the first is that of the sample.
+        # Flow maps take two times, of which the first is that of the sample.
         x = as_samples("x", x)
         t = as_reals("t", t)
         times = (t, *second_time)
+
+        # How strongly each sample is guided, and what the network says with and without.
         scale, any_guided = strength.weights(x, t)
         output, other = outputs(params, x, times, cond, any_guided)
         if output.shape == x.shape:
             return rule(output, other, scale, x, t)
 
-        # A learned variance is that of the network alone.
+        # A learned variance, behind the prediction in the channels, is not guided.
         channels = x.shape[-1]
         mean = rule(output[..., :channels], other[..., :channels], scale, x, t)
         return jnp.concatenate([mean, output[..., channels:]], axis=-1)
 
+    # By the mark, `cmjax.sample` refuses to read a guided network as a consistency function.
     guided = with_classes_of(apply_fn, guided)
     return guided if strength.is_one else with_guidance_mark(guided)
 
 
 def _output(apply_fn, params, x, times, cond):
     """The output of one call, `[B, ..., C]`, or `[B, ..., 2 C]` with a learned variance."""
-    with_variance = (*x.shape[:-1], 2 * x.shape[-1]) if x.ndim > 1 else None
+    with_variance = None
+    if x.ndim > 1:
+        with_variance = (*x.shape[:-1], 2 * x.shape[-1])
     return call_network(apply_fn, params, x, times, cond, or_shape=with_variance)
 
 
 def _either(
     is_wanted: jax.Array | None, one: Callable[[], Any], other: Callable[[], Any]
 ) -> Any:
-    """Returns `one()` if it is wanted, bool[], and `other()` if not; None: it is."""
-    return one() if is_wanted is None else jax.lax.cond(is_wanted, one, other)
+    """Returns `one()` where `is_wanted`, bool[] or None for True; otherwise `other()`."""
+    if is_wanted is None:
+        return one()
+    return jax.lax.cond(is_wanted, one, other)
 
 
 def _interleaved(one: jax.Array, other: jax.Array) -> jax.Array:
     """Two arrays `[B, ...]` as one, `[2B, ...]`, with the rows of each sample side by side."""
-    # Side by side, and not one after the other: each device keeps its own samples.
+    # Side by side, since a batch is divided over devices in order: both rows of a sample then stay
+    # on its device.
     return jnp.stack([one, other], axis=1).reshape(2 * len(one), *one.shape[1:])
