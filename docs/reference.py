@@ -20,6 +20,7 @@ GROUPS = {
         "training",
         "training.losses",
         "training.trainer",
+        "training.train_step",
         "training.data",
         "training.sources",
         "training.checkpointing",

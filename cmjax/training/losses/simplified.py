@@ -11,13 +11,8 @@ from cmjax import random
 from cmjax.arrays import ApplyFn, check_shapes, combine
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
 from cmjax.training.discretization import tangent_warmup
-from cmjax.training.losses.base import (
-    Loss,
-    check_sigma_data,
-    draw_sigmas,
-    split_batch,
-    without_dropout,
-)
+from cmjax.training.losses.base import Loss, draw_sigmas, split_batch, without_dropout
+from cmjax.training.losses.checks import check_sigma_data
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
 
