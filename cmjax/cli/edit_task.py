@@ -156,7 +156,7 @@ def open_task(
     Raises:
         ValueError: naming the option that is wrong, or the file that cannot be read.
     """
-    from cmjax.images import MODES
+    from cmjax.images.checks import MODES
     from cmjax.models.registry import sample_shape
 
     # What costs least is checked first: the tensors are read last.

@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 
 from cmjax.arrays import ApplyFn, floating_dtype
 from cmjax.configs import is_int, shown
-from cmjax.constraints import Constraint, check_callable
+from cmjax.constraints import Constraint
+from cmjax.constraints.checks import check_callable
 from cmjax.editing.posterior import sample_posterior
 from cmjax.editing.strokes import noised
 from cmjax.sampling import sample

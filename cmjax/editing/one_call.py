@@ -19,7 +19,7 @@ from cmjax.arrays import (
     known_reals,
 )
 from cmjax.configs import shown
-from cmjax.constraints import as_image
+from cmjax.constraints.checks import as_image
 from cmjax.networks import num_classes, parse_cond
 from cmjax.parametrization import consistency_function
 from cmjax.sampling_inputs import check_guided, check_scheduler

@@ -16,7 +16,8 @@ from jax.typing import ArrayLike
 
 from cmjax.arrays import ApplyFn, as_reals, known_reals
 from cmjax.configs import is_int, shown
-from cmjax.constraints import Constraint, measurable
+from cmjax.constraints import Constraint
+from cmjax.constraints.composition import measurable
 from cmjax.editing.noise_projection import PosteriorStep, Problem, project_noise
 from cmjax.meshes import as_returned, divided_alike
 from cmjax.networks import check_network, num_classes, parse_cond

@@ -6,7 +6,7 @@ import jax
 from jax.typing import ArrayLike
 
 from cmjax.arrays import ApplyFn, as_samples
-from cmjax.constraints import as_image
+from cmjax.constraints.checks import as_image
 from cmjax.random import level_noise, sample_keys
 from cmjax.sampling import sample
 from cmjax.sampling_inputs import check_scheduler

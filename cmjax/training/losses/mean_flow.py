@@ -175,8 +175,8 @@ class MeanFlow(Loss):
         if self.kappa != 0:
             u1 = network(params, x, t, t, cond)
 
-        # omega v + (1 - omega - kappa) u0 + kappa u1. Outside of the interval, and for samples without
-        # a class, omega = 1 and kappa = 0, which leaves v.
+        # omega v + (1 - omega - kappa) u0 + kappa u1. Outside of the interval, and for samples
+        # without a class, omega = 1 and kappa = 0, which leaves v.
         inside = (t >= self.guidance_start) & (t <= self.guidance_end)
         inside = inside & (cond["class_labels"] != self.null_class)
         omega = jnp.where(inside, self.omega, 1.0)
