@@ -32,6 +32,7 @@ _SUBMODULES = (
     "level_search",
     "meshes",
     "model",
+    "model_sampling",
     "models",
     "networks",
     "parametrization",

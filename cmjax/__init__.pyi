@@ -21,6 +21,7 @@ from cmjax import labels as labels
 from cmjax import level_search as level_search
 from cmjax import meshes as meshes
 from cmjax import model as model
+from cmjax import model_sampling as model_sampling
 from cmjax import models as models
 from cmjax import networks as networks
 from cmjax import parametrization as parametrization

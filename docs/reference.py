@@ -40,6 +40,7 @@ GROUPS = {
         "tracing",
         "conditioning",
         "sampling_inputs",
+        "model_sampling",
         "meshes",
         "configs",
         "files",

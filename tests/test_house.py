@@ -33,7 +33,7 @@ LAYERS = [
     {"editing"},
     {"models"},
     {"autoencoder"},
-    {"model"},
+    {"model", "model_sampling"},
     {"registry"},
     {"checkpoints"},
     {"testing", "evaluation", "level_search", "images"},

@@ -11,13 +11,13 @@ from cmjax.configs import LARGEST, check_options
 from cmjax.labels import check_null_class
 from cmjax.models import layers, resampling
 from cmjax.models.attention import attend
-from cmjax.models.conditioning import SECOND_TIMES, FurtherConditions
 from cmjax.models.embeddings import (
     TimestepEmbedding,
     add_class_embedding,
     class_table,
     sinusoidal_embedding,
 )
+from cmjax.models.further_conditions import SECOND_TIMES, FurtherConditions
 from cmjax.models.on_meshes import on_any_mesh
 
 TIME_FEATURES = 256  # sines and cosines of the time, as in the authors' code

@@ -9,13 +9,13 @@ from flax import nnx
 
 from cmjax.models import layers, resampling
 from cmjax.models.attention import Attention
-from cmjax.models.conditioning import FurtherConditions
 from cmjax.models.embeddings import (
     TimestepEmbedding,
     add_class_embedding,
     class_table,
     sinusoidal_embedding,
 )
+from cmjax.models.further_conditions import FurtherConditions
 from cmjax.models.on_meshes import on_any_mesh
 from cmjax.models.resnet import ResnetBlock
 from cmjax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet2DConfig
