@@ -1,31 +1,19 @@
-"""The guided networks: classifier-free, with projection, and by a weaker network."""
+"""The ways to guide a network: classifier-free, with projection, and by a weaker network."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, as_reals, as_samples
-from cmjax.conditioning import check_null, with_null
+from cmjax.arrays import ApplyFn
+from cmjax.conditioning import check_null
 from cmjax.configs import is_finite, shown
-from cmjax.guidance.rules import Extrapolated, Projected, Rule
+from cmjax.guidance.calls import autoguided_network, classifier_free_network
+from cmjax.guidance.rules import Extrapolated, Projected
 from cmjax.guidance.strength import Scale, Strength, check_parametrization
-from cmjax.networks import (
-    call_network,
-    check_network,
-    num_classes,
-    parse_cond,
-    with_classes_of,
-    with_guidance_mark,
-)
+from cmjax.networks import check_network, num_classes
 from cmjax.parametrization import Parametrization
 from cmjax.tracing import cached_unless_tracing
-
-# Number of guided networks to keep. The same network gives the same guided network again, so that
-# programs that are compiled for it are found again.
-_NETWORKS = 64
 
 
 def classifier_free(
@@ -44,8 +32,7 @@ def classifier_free(
     where `without` is the output for the conditioning `null`.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from cmjax.guidance import classifier_free
+        >>>         >>> from cmjax.guidance import classifier_free
         >>> def apply_fn(params, x, t, class_labels):
         ...     return params[class_labels][:, None] + 0 * x
         >>> guided = classifier_free(apply_fn, 3.0, null={"class_labels": 2})
@@ -91,7 +78,7 @@ def classifier_free(
         return apply_fn
     rule = Extrapolated(float(rescale))
     return cached_unless_tracing(
-        _classifier_free, apply_fn, strength, _entries(null), rule, doubled
+        classifier_free_network, apply_fn, strength, _entries(null), rule, doubled
     )
 
 
@@ -145,7 +132,7 @@ def adaptive_projection(
         return apply_fn
     rule = Projected(parametrization.without_boundary(), float(eta), float(norm_threshold))
     return cached_unless_tracing(
-        _classifier_free, apply_fn, strength, _entries(null), rule, doubled
+        classifier_free_network, apply_fn, strength, _entries(null), rule, doubled
     )
 
 
@@ -162,8 +149,7 @@ def autoguidance(
     The output is `weaker + scale (output - weaker)`.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from cmjax.guidance import autoguidance
+        >>>         >>> from cmjax.guidance import autoguidance
         >>> def apply_fn(params, x, t):
         ...     return params * x
         >>> guided = autoguidance(apply_fn, 2.0)
@@ -187,7 +173,7 @@ def autoguidance(
     _check_share(rescale)
     strength = Strength(scale, interval, parametrization)
     return cached_unless_tracing(
-        _autoguidance, apply_fn, strength, Extrapolated(float(rescale))
+        autoguided_network, apply_fn, strength, Extrapolated(float(rescale))
     )
 
 
@@ -215,118 +201,3 @@ def _entries(null: Mapping[str, Any]) -> tuple[tuple[str, Any, str], ...]:
         types = str(jax.tree.map(type, null[name]))
         entries.append((name, null[name], types))
     return tuple(entries)
-
-
-@functools.lru_cache(_NETWORKS)
-def _classifier_free(apply_fn, strength, null, rule, doubled):
-    """The network of `classifier_free`, from checked arguments; `null` as `_entries` returns it."""
-    null = {name: value for name, value, _ in null}
-
-    # The output for the conditioning, and the output for its null.
-    def outputs(params, x, times, cond, any_guided):
-        cond = parse_cond(cond, len(x), num_classes(apply_fn))
-        without = with_null(cond, null)
-
-        def call(x, times, cond):
-            return _output(apply_fn, params, x, times, cond)
-
-        # Two calls, the second of which is skipped at levels outside of the interval.
-        if not doubled:
-            output = call(x, times, cond)
-            other = _either(any_guided, lambda: call(x, times, without), lambda: output)
-            return output, other
-
-        # One call of twice as many samples, or of the samples alone outside of the interval.
-        def both():
-            pairs = jax.tree.map(_interleaved, (x, times, cond), (x, times, without))
-            made = call(*pairs)
-            made = made.reshape(len(x), 2, *made.shape[1:])
-            return made[:, 0], made[:, 1]
-
-        def alone():
-            output = call(x, times, cond)
-            return output, output
-
-        return _either(any_guided, both, alone)
-
-    return _guided(apply_fn, strength, rule, outputs)
-
-
-@functools.lru_cache(_NETWORKS)
-def _autoguidance(apply_fn, strength, rule):
-    """The network of `autoguidance`, from checked arguments."""
-
-    def outputs(params, x, times, cond, any_guided):
-        if not isinstance(params, tuple | list) or len(params) != 2:
-            raise ValueError(
-                f"params must be the pair (params, weaker_params), got {shown(params)}"
-            )
-        output = _output(apply_fn, params[0], x, times, cond)
-        if strength.is_one:
-            return output, output
-
-        # The second call is skipped at levels outside of the interval.
-        def weaker():
-            return _output(apply_fn, params[1], x, times, cond)
-
-        return output, _either(any_guided, weaker, lambda: output)
-
-    return _guided(apply_fn, strength, rule, outputs)
-
-
-def _guided(
-    apply_fn: ApplyFn, strength: Strength, rule: Rule, outputs: Callable[..., Any]
-) -> ApplyFn:
-    """Returns the network that joins two outputs by a rule.
-
-    Args:
-        apply_fn: the network that is called.
-        strength: of the guidance.
-        rule: how the outputs become one.
-        outputs: `(params, x, times, cond, any_guided) -> (output, other)`.
-    """
-
-    def guided(params, x, t, /, *second_time, **cond):
-        # Flow maps take two times, of which the first is that of the sample.
-        x = as_samples("x", x)
-        t = as_reals("t", t)
-        times = (t, *second_time)
-
-        # How strongly each sample is guided, and what the network says with and without.
-        scale, any_guided = strength.weights(x, t)
-        output, other = outputs(params, x, times, cond, any_guided)
-        if output.shape == x.shape:
-            return rule(output, other, scale, x, t)
-
-        # A learned variance, behind the prediction in the channels, is not guided.
-        channels = x.shape[-1]
-        mean = rule(output[..., :channels], other[..., :channels], scale, x, t)
-        return jnp.concatenate([mean, output[..., channels:]], axis=-1)
-
-    # By the mark, `cmjax.sample` refuses to read a guided network as a consistency function.
-    guided = with_classes_of(apply_fn, guided)
-    return guided if strength.is_one else with_guidance_mark(guided)
-
-
-def _output(apply_fn, params, x, times, cond):
-    """The output of one call, `[B, ..., C]`, or `[B, ..., 2 C]` with a learned variance."""
-    with_variance = None
-    if x.ndim > 1:
-        with_variance = (*x.shape[:-1], 2 * x.shape[-1])
-    return call_network(apply_fn, params, x, times, cond, or_shape=with_variance)
-
-
-def _either(
-    is_wanted: jax.Array | None, one: Callable[[], Any], other: Callable[[], Any]
-) -> Any:
-    """Returns `one()` where `is_wanted`, bool[] or None for True; otherwise `other()`."""
-    if is_wanted is None:
-        return one()
-    return jax.lax.cond(is_wanted, one, other)
-
-
-def _interleaved(one: jax.Array, other: jax.Array) -> jax.Array:
-    """Two arrays `[B, ...]` as one, `[2B, ...]`, with the rows of each sample side by side."""
-    # Side by side, since a batch is divided over devices in order: both rows of a sample then stay
-    # on its device.
-    return jnp.stack([one, other], axis=1).reshape(2 * len(one), *one.shape[1:])
