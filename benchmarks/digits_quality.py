@@ -31,6 +31,7 @@ from tqdm import tqdm
 import cmjax
 from cmjax.evaluation import frechet_distance
 from cmjax.images import from_uint8, to_uint8
+from cmjax.models import resampling
 from cmjax.models import from_nnx, layers
 
 
@@ -45,7 +46,7 @@ class Classifier(nnx.Module):
         self.logits = layers.linear(128, 10, rngs=rngs)
 
     def __call__(self, x):
-        x = jax.nn.relu(self.conv1(layers.space_to_depth(x, 2)))
+        x = jax.nn.relu(self.conv1(resampling.space_to_depth(x, 2)))
         x = nnx.max_pool(jax.nn.relu(self.conv2(x)), (2, 2), (2, 2))
         x = jax.nn.relu(self.conv3(x))
         features = jax.nn.relu(self.hidden(x.reshape(len(x), -1)))

@@ -23,6 +23,7 @@ import optax
 from flax import nnx
 
 import cmjax
+from cmjax.models.embeddings import TimestepEmbedding, sinusoidal_embedding
 from cmjax.models import from_nnx, layers
 from cmjax.parametrization import adapt, edm_denoiser
 from cmjax.schedulers import EDMHeunScheduler
@@ -73,20 +74,20 @@ class MLP(nnx.Module):
     def __init__(self, width=128, *, rngs):
         self.width = width
         self.enter = layers.linear(2, width, rngs=rngs)
-        self.time = layers.TimestepEmbedding(32, width, rngs=rngs)
+        self.time = TimestepEmbedding(32, width, rngs=rngs)
         self.blocks = nnx.List([layers.linear(width, width, rngs=rngs) for _ in range(3)])
         self.leave = layers.linear(width, 2, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
         # For flow maps, the length of a step; at first it has no effect.
-        self.span = layers.TimestepEmbedding(32, width, rngs=rngs)
+        self.span = TimestepEmbedding(32, width, rngs=rngs)
         self.gate = layers.linear(
             width, width, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
 
     def __call__(self, x, t, r=None):
-        h = self.enter(x) + self.time(layers.sinusoidal_embedding(0.01 * t, 32))
+        h = self.enter(x) + self.time(sinusoidal_embedding(0.01 * t, 32))
         if r is not None:
-            span = layers.sinusoidal_embedding(0.01 * (t - r), 32)
+            span = sinusoidal_embedding(0.01 * (t - r), 32)
             h = h + self.gate(jax.nn.silu(self.span(span)))
         for block in self.blocks:
             h = h + block(jax.nn.silu(h))

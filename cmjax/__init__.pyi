@@ -21,6 +21,7 @@ from cmjax import labels as labels
 from cmjax import level_search as level_search
 from cmjax import meshes as meshes
 from cmjax import model as model
+from cmjax import model_sampling as model_sampling
 from cmjax import models as models
 from cmjax import networks as networks
 from cmjax import parametrization as parametrization
@@ -29,10 +30,12 @@ from cmjax import progress as progress
 from cmjax import random as random
 from cmjax import registry as registry
 from cmjax import sampling as sampling
+from cmjax import sampling_inputs as sampling_inputs
 from cmjax import schedulers as schedulers
 from cmjax import spelling as spelling
 from cmjax import system as system
 from cmjax import testing as testing
+from cmjax import tracing as tracing
 from cmjax import training as training
 from cmjax import version as version
 from cmjax.autoencoder import Autoencoder as Autoencoder

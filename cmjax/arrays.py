@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import get_opaque_trace_state
 
 from cmjax.configs import shown
 
-# The largest value of a picture without negative ones that passes for a sample.
+# Samples without negative values may be as large as this; larger ones must be pixels.
 _BRIGHTEST = 8
 
 _FLOAT32 = np.dtype(np.float32)
 
-ApplyFn = Callable[..., Any]  # a network: (params, x, t, **cond) -> model_output
+# A network: (params, x, t, **cond) -> model_output.
+ApplyFn = Callable[..., Any]
 
 
 def combine(*terms: tuple[Any, jax.Array]) -> jax.Array:
@@ -39,7 +39,7 @@ def combine(*terms: tuple[Any, jax.Array]) -> jax.Array:
         trailing = (1,) * (array.ndim - coefficient.ndim)
         return coefficient.reshape(coefficient.shape + trailing) * array.astype(dtype)
 
-    # From the first term on: a sum that starts at 0 would turn -0 into 0.
+    # The sum starts with the first term. A start at 0 would turn -0 into 0.
     total = scaled(*terms[0])
     for term in terms[1:]:
         total = total + scaled(*term)
@@ -56,27 +56,9 @@ def concrete(value: Any) -> np.ndarray | None:
     return None if isinstance(value, Tracer) else np.asarray(value)
 
 
-with jax.ensure_compile_time_eval():
-    _EAGER = get_opaque_trace_state(convention="flax")
-
-
-def is_tracing() -> bool:
-    """Whether JAX is tracing the caller, under `jit`, `vmap`, `grad` and the like."""
-    return get_opaque_trace_state(convention="flax") != _EAGER
-
-
-def hashable(*values: Any) -> bool:
-    """Whether all values can be part of a cache's key."""
-    try:
-        hash(values)
-    except TypeError:
-        return False
-    return True
-
-
 def is_floating(dtype: Any) -> bool:
     """Whether a dtype is one that samples may have: floating-point, of 16, 32 or 64 bits."""
-    # Those of 8 bits and fewer hold neither noise nor, some of them, negative numbers.
+    # Dtypes of 8 bits and fewer are too coarse for noise, and some have no negative numbers.
     return jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize in (2, 4, 8)
 
 
@@ -91,7 +73,7 @@ def floating_dtype(name: str, dtype: Any) -> np.dtype:
         ValueError: unless it is a floating-point dtype of 16 or 32 bits, or of 64 where JAX is set
             to compute in float64.
     """
-    # The default of all arguments, first: the rest takes a while at every call.
+    # The default of all arguments comes first: the rest takes time at every call.
     if dtype is jnp.float32:
         return _FLOAT32
 
@@ -157,7 +139,7 @@ def _numpy_or_traced(value: Any) -> Any:
     if isinstance(value, np.ma.MaskedArray):
         return None
 
-    # JAX takes what NumPy does not: lists that hold traced numbers.
+    # NumPy refuses lists that hold traced numbers, and JAX takes them.
     for convert in (np.asarray, jnp.asarray):
         try:
             array = convert(value)
@@ -183,7 +165,7 @@ def as_floats(name: str, value: Any) -> jax.Array:
     if is_floating(array.dtype):
         return _on_device(array)
 
-    # Bytes would be taken for values of 0 to 255, where the model knows [-1, 1].
+    # Bytes are most likely pixels of 0 to 255, and models take values in [-1, 1].
     hint = ""
     if jnp.issubdtype(array.dtype, jnp.integer):
         hint = "; bytes become an image by x / 127.5 - 1"
@@ -191,7 +173,7 @@ def as_floats(name: str, value: Any) -> jax.Array:
 
 
 def _on_device(array):
-    """The array as one of JAX; what float32 cannot hold becomes infinite without a warning."""
+    """The array as one of JAX. Numbers beyond float32 become infinite, without NumPy's warning."""
     with np.errstate(over="ignore"):
         return jnp.asarray(array)
 
@@ -251,7 +233,7 @@ def as_reals(name: str, value: Any) -> jax.Array:
     if is_floating(array.dtype):
         return at_least_float32(_on_device(array))
     if jnp.issubdtype(array.dtype, jnp.integer):
-        # Converted before JAX cuts integers to 32 bits.
+        # Converted by NumPy, before JAX cuts integers to 32 bits.
         return jnp.asarray(array.astype(jnp.float32))
     raise ValueError(f"{name} must be real numbers, got {array.dtype}")
 
@@ -265,17 +247,6 @@ def known_reals(name: str, value: Any) -> np.ndarray | None:
     if not (is_floating(array.dtype) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise ValueError(f"{name} must be real numbers, got {array.dtype}")
     return concrete(array)
-
-
-def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a plain function as a pytree without leaves, to be an argument of jitted functions.
-
-    Functions that are pytrees already, such as those of `cmjax.constraints`, stay as they are.
-    """
-    # An object of a type that is no pytree, such as a function, is its own single leaf.
-    leaves = jax.tree.leaves(function)
-    is_plain = len(leaves) == 1 and leaves[0] is function
-    return jax.tree_util.Partial(function) if is_plain else function
 
 
 def check_shapes(**arrays: jax.Array) -> None:

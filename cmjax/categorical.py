@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, as_categories, concrete, hashable, is_tracing
+from cmjax.arrays import ApplyFn, as_categories, concrete
 from cmjax.configs import shown
 from cmjax.meshes import divided_alike
 from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.schedulers.checks import check_sample_shape
 from cmjax.schedulers.vq_diffusion import VQDiffusionScheduler
+from cmjax.tracing import cached_unless_tracing
 
 # Compiled loops to keep, for calls outside of `jax.jit`; see `cmjax.sampling`.
 _PROGRAMS = 16
@@ -81,10 +82,8 @@ def sample(
 
     # What it is compiled for.
     options = (shape, bool(return_trajectory))
-    compiled = _compiled
-    if is_tracing() or not hashable(apply_fn, scheduler, options):
-        compiled = _compiled.__wrapped__
-    return compiled(apply_fn, scheduler, *options)(**inputs)
+    program = cached_unless_tracing(_compiled, apply_fn, scheduler, *options)
+    return program(**inputs)
 
 
 @functools.lru_cache(_PROGRAMS, typed=True)

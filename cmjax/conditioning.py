@@ -1,6 +1,7 @@
-"""What conditioning becomes where a network is to know nothing of it, its null.
+"""The null of conditioning: what it becomes where a network is to know nothing of it.
 
-Guidance calls a network with it, and training learns it for a share of the samples.
+Guidance calls a network with the null, and training puts it in the place of the conditioning of
+some samples.
 """
 
 from collections.abc import Mapping
@@ -34,13 +35,17 @@ def check_null(null: Any, classes: int | None = None) -> None:
             "null must map names of conditioning to what they become, such as "
             f"{{'class_labels': 10}}, got {shown(null)}"
         )
+
+    # Numbers that are not finite would make all outputs NaN. Traced ones are not known.
     for name, value in null.items():
         for leaf in jax.tree.leaves(value):
             known = concrete(as_array(_title(name), leaf))
-            if known is not None and is_floating(known.dtype):
-                if not np.all(np.isfinite(known)):
-                    raise ValueError(f"{_title(name)} must be finite, got {shown(leaf)}")
+            if known is None or not is_floating(known.dtype):
+                continue
+            if not np.all(np.isfinite(known)):
+                raise ValueError(f"{_title(name)} must be finite, got {shown(leaf)}")
 
+    # The null class is one of the network's classes, usually the last.
     label = null.get("class_labels")
     if label is not None and classes is not None:
         check_class_labels(_title("class_labels"), label, classes)
@@ -87,11 +92,13 @@ def without_some(
         ValueError: as `with_null`.
     """
     replaced = with_null(cond, null)
+
+    # One draw for each sample, bool[B], whatever it is conditioned on.
     first = jax.tree.leaves([cond[name] for name in null])[0]
     drops = random.uniform(key, first.shape[:1]) < rate
 
-    # One draw for each sample, whatever it is conditioned on.
     def choose(there, absent):
+        # [B] -> [B, 1, ...], aligned with the first axis of the array.
         mask = divided_like(drops, there).reshape(-1, *[1] * (there.ndim - 1))
         return jnp.where(mask, absent, there)
 
@@ -106,7 +113,7 @@ def _entry(name: str, entry: Any, value: Any) -> Any:
     if isinstance(value, int | float) or getattr(value, "shape", None) == ():
         return jax.tree.map(lambda like: _leaf(name, like, value), entry)
 
-    # Where the entry has an array the null has one, too, or a list of numbers.
+    # Otherwise the null has an array, or a list of numbers, for each array of the entry.
     try:
         values = structure.flatten_up_to(value)
     except (ValueError, TypeError):
@@ -127,7 +134,8 @@ def _leaf(name: str, like: jax.Array, value: Any) -> jax.Array:
             f"cond[{name!r}], got {array.shape}"
         )
 
-    # A label of 0.5 would become another class, and so would 256 as an integer of 8 bits.
+    # It must survive the cast to the dtype of the entry: a label of 0.5 would become another class,
+    # and so would 256 as an integer of 8 bits.
     if _kind(array.dtype) > _kind(like.dtype):
         raise ValueError(
             f"{_title(name)} must be {like.dtype}, as cond[{name!r}] is, got {array.dtype}"
@@ -151,7 +159,7 @@ def check_fits(name: str, value: Any, dtype: Any) -> None:
     if jnp.issubdtype(dtype, jnp.bool_):
         return
 
-    # As numbers of Python, which do not overflow when they are compared.
+    # Compared as numbers of Python, which do not overflow.
     is_integer = jnp.issubdtype(dtype, jnp.integer)
     limits = jnp.iinfo(dtype) if is_integer else jnp.finfo(dtype)
     number = int if is_integer else float
@@ -165,7 +173,10 @@ def check_fits(name: str, value: Any, dtype: Any) -> None:
 
 
 def _kind(dtype: Any) -> int:
-    """0 to 3 for booleans, integers, floats or complex numbers; each can hold those before it."""
+    """The rank of a dtype's kind, 0 to 3: boolean, integer, floating, complex.
+
+    Each kind can hold the numbers of those before it.
+    """
     if jnp.issubdtype(dtype, jnp.bool_):
         return 0
     if jnp.issubdtype(dtype, jnp.integer):
@@ -174,4 +185,5 @@ def _kind(dtype: Any) -> int:
 
 
 def _title(name: str) -> str:
+    """What errors call an entry of the null."""
     return f"null[{name!r}]"

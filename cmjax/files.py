@@ -35,6 +35,7 @@ def as_path(name: str, value: Any, kind: str = "a path") -> Path:
     Raises:
         ValueError: for what cannot be a path.
     """
+    # No path holds a zero byte, and an empty one would be the current folder.
     usable = isinstance(value, str | os.PathLike) and "\0" not in str(value)
     if not usable or not str(value):
         raise ValueError(f"{name} must be {kind}, got {shown(value)}")

@@ -30,8 +30,8 @@ def divided_alike(samples: Any) -> Any:
     if batch is None or batch.spec[0] is None:
         return samples
 
+    # Only the first axis changes how it is divided.
     def divide(leaf):
-        # The other axes stay as they are.
         own = _explicit_sharding(leaf)
         others = () if own is None else own.spec[1:]
         spec = PartitionSpec(batch.spec[0], *others)
@@ -83,7 +83,7 @@ def as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
         body: from carry to carry.
         carry: the first carry; a pytree of arrays.
     """
-    # Otherwise scan fits the carry itself. It needs no help inside of `jax.shard_map` either.
+    # Without explicit axes, and inside of `jax.shard_map`, scan needs no help.
     if not _has_explicit_axes(jax.sharding.get_abstract_mesh()):
         return carry
 
@@ -92,7 +92,8 @@ def as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
             return leaf
         return jax.sharding.reshard(leaf, returned.sharding)
 
-    # What a sampler remembers of earlier calls is divided one pass later than its samples.
+    # Twice: what a sampler remembers is divided as the samples that it is made of, which are
+    # divided only after the first pass.
     for _ in range(2):
         carry = jax.tree.map(fit, carry, jax.eval_shape(body, carry))
     return carry
@@ -114,14 +115,20 @@ def _along_batch(sharding: NamedSharding, axis: Any) -> NamedSharding:
 
 
 def _batch_sharding(samples: Any, params: Any = None) -> NamedSharding | None:
-    """That of the first of `samples` whose batch is divided; None if no axis is explicit."""
-    of_samples, of_params = jax.tree.map(_explicit_sharding, (samples, params))
-    of_samples = jax.tree.leaves(of_samples)
-    known = of_samples + jax.tree.leaves(of_params)
+    """The sharding along the batch of the first of `samples` that is divided along it.
+
+    None if no axis of a mesh is explicit, and not divided if none of the samples is.
+    """
+    # Arrays without an explicit sharding give None, which is no leaf of a pytree.
+    of_samples = jax.tree.leaves(jax.tree.map(_explicit_sharding, samples))
+    of_params = jax.tree.leaves(jax.tree.map(_explicit_sharding, params))
+    known = of_samples + of_params
     if not known:
         return None
 
-    # One mesh holds them all.
-    axes = [sharding.spec[0] for sharding in of_samples]
-    axis = next((axis for axis in axes if axis is not None), None)
+    # The axis of the mesh that the batch is divided along. All arrays are on the same mesh.
+    axis = None
+    for sharding in of_samples:
+        if axis is None:
+            axis = sharding.spec[0]
     return _along_batch(known[0], axis)

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self, Unpack, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from cmjax.arrays import ApplyFn, as_samples
 from cmjax.autoencoder import Autoencoder, check_batch_size
 from cmjax.configs import LARGEST, is_int, shown
-from cmjax.guidance import Scale, classifier_free, told_scale
+from cmjax.guidance import Scale
 from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
+from cmjax.model_sampling import class_conditioning, guided_network
 from cmjax.models.registry import sample_shape
-from cmjax.networks import check_network, parse_cond
+from cmjax.networks import check_network
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
-from cmjax.parametrization.conversion import one_time_parametrization
-from cmjax.random import sample_index
-from cmjax.sampling import SampleOptions, check_scheduler, sample
+from cmjax.sampling import SampleOptions, sample
+from cmjax.sampling_inputs import check_scheduler
 from cmjax.schedulers import Scheduler, StepOutput
 
 
@@ -66,8 +65,8 @@ class Model:
     autoencoder: Autoencoder | None = None
 
     def __post_init__(self):
-        # Only static fields are checked: JAX also builds models whose params are tracers, or
-        # placeholders without a shape.
+        # `params` are not checked: JAX also builds models whose leaves are tracers, or placeholders
+        # without a shape.
         check_network(self.apply_fn)
         check_scheduler(self.scheduler)
         if self.class_names is not None:
@@ -102,7 +101,8 @@ class Model:
         """
         if self.autoencoder is None:
             return None
-        # Not checked before: JAX also builds models with placeholders in its place.
+
+        # Not checked in `__post_init__`: JAX also builds models with placeholders in its place.
         if not isinstance(self.autoencoder, Autoencoder):
             raise ValueError(
                 "autoencoder must be a cmjax.Autoencoder or None, got "
@@ -113,8 +113,8 @@ class Model:
     @property
     def num_classes(self) -> int | None:
         """Number of classes, or None for an unconditional model."""
-        # The field has the name that diffusers' UNet2DModel gives it. A config without the field is
-        # that of an unconditional network.
+        # diffusers' UNet2DModel names the field so. The config of an unconditional network need not
+        # have it.
         return getattr(self.config, "num_class_embeds", None)
 
     @property
@@ -141,33 +141,14 @@ class Model:
         Raises:
             ValueError: if the model has no null class, or for a wrong scale or interval.
         """
-        # Without guidance any network will do.
-        is_told = getattr(self.config, "guidance_embeds", False)
-        if interval is None and (scale is None or (_is_one(scale) and not is_told)):
-            return self._recommended() if is_told else self.apply_fn
-        if scale is None:
-            raise ValueError("guidance_interval needs guidance, the scale to guide with")
-        if is_told:
-            return told_scale(self.apply_fn, scale, interval)
-        if self.null_class is None:
-            raise ValueError(
-                "guidance needs a network with a null class, which this one has not; train one "
-                "with null_class=True and label_dropout, or see cmjax.guidance for other ways"
-            )
-        return classifier_free(
+        return guided_network(
             self.apply_fn,
-            scale,
-            null={"class_labels": self.null_class},
+            self.config,
+            self.scheduler,
+            null_class=self.null_class,
+            scale=scale,
             interval=interval,
-            parametrization=one_time_parametrization("scheduler", self.scheduler),
         )
-
-    def _recommended(self) -> ApplyFn:
-        """The network, which is told a scale, with the scale that it recommends."""
-        # A config with a field of this name says what its network takes where it is told nothing.
-        if getattr(self.config, "guidance_scale", None) is not None:
-            return self.apply_fn
-        return told_scale(self.apply_fn, 1.0)
 
     @overload
     def sample(
@@ -262,28 +243,16 @@ class Model:
             raise ValueError(f"num must be a positive integer, got {shown(num)}")
         if not isinstance(latents, bool):
             raise ValueError(f"latents must be True or False, got {shown(latents)}")
-        first_index = sample_index(options.get("first_index", 0), num)
-
         apply_fn = self.guided(guidance, guidance_interval)
-
-        # A copy, since `class_labels` is added to it. The null class may be asked for here.
-        cond = options.pop("cond", None)
-        classes = self.num_classes
-        if self.null_class is not None:
-            classes = self.null_class + 1
-        cond = parse_cond(cond, num, classes)
-        if "class_labels" in cond and labels is not None:
-            raise ValueError("labels and cond['class_labels'] exclude each other; give one")
-        if (
-            "class_labels" not in cond
-            and (classes := self.class_indices(labels)) is not None
-        ):
-            # i32[num]: sample i has class classes[i mod len], where i counts from `first_index`, so
-            # that it does not depend on how many samples are made at a time. `first_index` may be
-            # traced.
-            indices = first_index + jnp.arange(num, dtype=jnp.uint32)
-            turn = indices % jnp.uint32(len(classes))
-            cond["class_labels"] = jnp.asarray(classes, jnp.int32)[turn]
+        cond = class_conditioning(
+            options.pop("cond", None),
+            labels,
+            num,
+            options.get("first_index", 0),
+            num_classes=self.num_classes,
+            null_class=self.null_class,
+            class_names=self.class_names,
+        )
         drawn: Any = sample(
             key,
             apply_fn,
@@ -297,7 +266,7 @@ class Model:
         if latents:
             return drawn
 
-        # A trajectory has a sample for each call, of which only the last is a picture.
+        # Only the samples at the end are decoded; a trajectory stays one of latents.
         if isinstance(drawn, tuple):
             samples, trajectory = drawn
             return self.decode(samples), trajectory
@@ -373,12 +342,12 @@ class Model:
         """
         check_scheduler(scheduler)
 
-        # From the network itself, so that one adaptation is never made on top of another.
+        # The network itself is adapted, and never an adapted one.
         source = self.trained_for or self.scheduler
         network = self.unadapted or self.apply_fn
 
-        # The class that it was trained for takes the network as it is; its options then say what
-        # the network means.
+        # A scheduler of the class that it was trained for takes the network as it is. Its options
+        # then say what the network means.
         if type(scheduler) is type(source):
             return dataclasses.replace(
                 self,
@@ -388,7 +357,7 @@ class Model:
                 unadapted=None,
             )
 
-        # A network of two times, a flow map, gives no x0 of a single level.
+        # A flow map, whose network takes two times, has no x0 estimate at a single level.
         if scheduler.num_times != 1 or source.num_times != 1:
             raise ValueError(
                 f"scheduler is a {type(scheduler).__name__}, to which the network of a "
@@ -396,7 +365,7 @@ class Model:
                 "are trained for their own scheduler"
             )
 
-        # Otherwise the network's input and output are converted by way of x0; see `adapt`.
+        # Otherwise its inputs and outputs are converted, by way of its x0 estimate; see `adapt`.
         denoiser = edm_denoiser if scheduler.solves_ode else consistency_function
         return dataclasses.replace(
             self,
@@ -408,7 +377,7 @@ class Model:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Lets a model be pickled if `apply_fn` can be imported by its name."""
-        # pickle's own error names a function within cmjax.
+        # The error of pickle itself would name a function inside of cmjax.
         if "<locals>" in getattr(self.apply_fn, "__qualname__", ""):
             raise TypeError(
                 "model cannot be pickled, because apply_fn is a function made by another one; "
@@ -422,7 +391,7 @@ class Model:
 
     def __repr__(self) -> str:
         """Describes the model in a few lines, without its arrays."""
-        # A `repr` must not fail, whatever the config is.
+        # `repr` must not fail, whatever the config is.
         try:
             shape = "x".join(map(str, self.sample_shape))
         except ValueError:
@@ -441,7 +410,7 @@ class Model:
 
     def _parameters(self) -> str:
         """Returns a text such as "1,234 parameters, float32", the most frequent dtype first."""
-        # Inside of JAX's transformations leaves may be placeholders without a shape.
+        # Under JAX's transformations, leaves may be placeholders without a shape.
         leaves = [leaf for leaf in jax.tree.leaves(self.params) if hasattr(leaf, "shape")]
         count = sum(int(np.prod(leaf.shape)) for leaf in leaves)
         dtypes = Counter(str(leaf.dtype) for leaf in leaves)
@@ -480,9 +449,3 @@ def check_latents(config: Any, autoencoder: Any) -> None:
             f"autoencoder has latents of {channels} channels, but the network's samples have the "
             f"shape {shape}; give the autoencoder that the network was trained with, or None"
         )
-
-
-def _is_one(guidance: Any) -> bool:
-    """Whether a scale is the number 1, which needs no null class."""
-    is_number = isinstance(guidance, int | float | np.number)
-    return is_number and not isinstance(guidance, bool) and bool(guidance == 1)

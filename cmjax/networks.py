@@ -1,7 +1,8 @@
-"""Calling a network: what it is conditioned on and what it returns are checked here, for everybody.
+"""Calls of networks, with checks of their conditioning and of what they return.
 
-Samplers, editing and losses call networks by `call_network`. Networks know how many classes they
-have by an attribute, so that labels can be checked where their values are known.
+Samplers, editing and losses call networks by `call_network`. The number of a network's classes is
+an attribute of its function, so that labels can be checked outside of `jit`, where their values are
+known.
 """
 
 import functools
@@ -93,7 +94,7 @@ def _checked_call(apply_fn, params, x, times, cond, output_shape, or_shape=None)
         _check_arguments(apply_fn, len(times), cond, error)
         raise
 
-    # Some networks return (output, auxiliary), or an object that holds the output.
+    # Some networks return a pair (output, auxiliary), or an object that holds the output.
     if not hasattr(output, "shape"):
         raise ValueError(
             "apply_fn must return one array, the model output, got a "
@@ -101,7 +102,7 @@ def _checked_call(apply_fn, params, x, times, cond, output_shape, or_shape=None)
         )
     output = as_floats("apply_fn's model_output", output)
 
-    # [B, 1, 1, 1] or a scalar would be broadcast without a word.
+    # Checked, since [B, 1, 1, 1] or a scalar would be broadcast without an error.
     if output.shape != or_shape:
         check_output(output, x, output_shape)
     return output
@@ -124,7 +125,7 @@ def check_output(
     if output_shape in (None, sample.shape):
         check_shapes(**{name: model_output, "sample": sample})
     elif model_output.shape != output_shape:
-        # A prediction and its variance, side by side in the channels.
+        # Twice the channels: a prediction, and its variance in the second half.
         hint = ""
         if output_shape == (*sample.shape[:-1], 2 * sample.shape[-1]):
             hint = "; set another variance_type for a network that predicts no variance"
@@ -161,7 +162,7 @@ def parse_cond(cond: Any, batch: int, classes: int | None = None) -> dict[str, A
     if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
         raise ValueError(f"cond must map names to arrays, got {shown(cond)}")
 
-    # Labels first: as arrays of JAX, those beyond 32 bits would be others.
+    # Labels are checked as they were given: JAX would cut those beyond 32 bits.
     labels = cond.get("class_labels")
     if labels is not None and classes is not None:
         check_class_labels("cond['class_labels']", labels, classes)
@@ -182,11 +183,13 @@ def _per_sample(name, value, batch):
     """One entry of the conditioning, as a pytree of arrays `[B, ...]`."""
     array = functools.partial(_array_of_32_bits, f"cond[{name!r}]")
 
-    # A list of B numbers is one array [B], not a tree of B scalars.
+    # JAX takes a list of B numbers for a pytree of B scalars; here it is one array [B].
     leaves = jax.tree.leaves(value)
     if leaves and all(isinstance(leaf, (bool, int, float)) for leaf in leaves):
         value = array(value)
     value = jax.tree.map(array, value)
+
+    # What is the same for all samples must be repeated: networks may `vmap` over samples.
     for leaf in jax.tree.leaves(value):
         if leaf.shape[:1] != (batch,):
             raise ValueError(
@@ -199,9 +202,11 @@ def _per_sample(name, value, batch):
 
 def _array_of_32_bits(name, value):
     """An array of JAX; raises ValueError for integers that JAX would cut to 32 bits."""
-    # Keys, one per sample, may be conditioned on too.
+    # Any array of JAX, also one of keys.
     if isinstance(value, jax.Array):
         return value
+
+    # Without x64 JAX would cut integers of 64 bits to other numbers.
     array = as_array(name, value)
     cut = np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
     if array.size and np.issubdtype(cut, np.integer) and cut != array.dtype:
@@ -218,7 +223,8 @@ def _check_arguments(apply_fn, num_times, cond, error):
         signature = inspect.signature(apply_fn)
         signature.bind(*names, **cond)
     except (TypeError, ValueError) as mismatch:
-        # Of a ValueError, Python does not know the arguments: the network is not written in it.
+        # A ValueError means that the function is not written in Python, so its arguments are not
+        # known.
         call = ", ".join([*names, *(f"{name}=..." for name in cond)])
         raise ValueError(
             f"apply_fn must take ({call}), as this sampler and cond have it: {mismatch}"
@@ -226,16 +232,20 @@ def _check_arguments(apply_fn, num_times, cond, error):
 
 
 def with_arguments_of(network: Network, function: Callable[..., Any]) -> Network:
-    """Returns a function `(params, ...)` with the arguments of the module that it calls.
+    """Returns the function `network`, with the arguments of the function that it calls.
 
-    `inspect.signature` then shows these, by which errors say what a network takes.
+    `inspect.signature` then shows params and these arguments, which errors list.
+
+    Args:
+        network: `(params, *args, **kwargs) -> model_output`.
+        function: the module's function, without params.
     """
     try:
         own = inspect.signature(function)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)
         signature = own.replace(parameters=[params, *own.parameters.values()])
     except Exception:
-        # Of no arguments, or one named `params`, or an object that cannot be looked at.
+        # The function has an argument `params` of its own, or its signature is not known.
         return network
     network.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
     return network
@@ -253,7 +263,7 @@ def with_classes_of(apply_fn: ApplyFn, network: Network) -> Network:
 
 def with_classes(network: Network, classes: int | None) -> Network:
     """Returns a function that is a network, with the number of its classes."""
-    # An attribute, which `jax.jit` and `functools.wraps` hand on.
+    # `jax.jit` and `functools.wraps` copy attributes of a function to the one that they return.
     if classes is not None:
         network.num_classes = classes  # pyright: ignore[reportFunctionMemberAccess]
     return network

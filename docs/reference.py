@@ -20,6 +20,7 @@ GROUPS = {
         "training",
         "training.losses",
         "training.trainer",
+        "training.train_step",
         "training.data",
         "training.sources",
         "training.pairs",
@@ -37,7 +38,10 @@ GROUPS = {
     "Many samples, and judging them": ("generation", "evaluation", "level_search", "testing"),
     "Inside": (
         "arrays",
+        "tracing",
         "conditioning",
+        "sampling_inputs",
+        "model_sampling",
         "meshes",
         "configs",
         "files",

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import cmjax
 from cmjax.interrupts import interruptible
+from cmjax.models import resampling
 from cmjax.models import from_nnx, layers
 from cmjax.training import data, losses, sources, trainer
 from cmjax.training.checkpointing import Checkpoints
@@ -48,9 +49,9 @@ class Discriminator(nnx.Module):
         # Features f32[B, 128]. There is no normalization: with batch statistics, a score would
         # depend on other samples, which the gradient penalty does not allow.
         activation = partial(jax.nn.leaky_relu, negative_slope=0.2)
-        x = activation(self.conv1(layers.space_to_depth(x, 2)))
+        x = activation(self.conv1(resampling.space_to_depth(x, 2)))
         x = x + activation(self.conv2(x))
-        x = activation(self.conv3(layers.space_to_depth(x, 2)))
+        x = activation(self.conv3(resampling.space_to_depth(x, 2)))
         x = x + activation(self.conv4(x))
         x = activation(self.hidden(x.reshape(len(x), -1)))
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 import cmjax
 from cmjax import cli, editing, images
+from cmjax.images import grids
 from tests.support.cli import assert_one_line, succeeded
 from tests.support.networks import tiny_model
 
@@ -72,9 +73,9 @@ def tiles(count, size=8):
     """The tiles of the strip, without margins and captions."""
     scale = max(1, 112 // size)
     strip = pixels("edited.png")
-    step = size * scale + images.MARGIN
+    step = size * scale + grids.MARGIN
     found = [
-        strip[images.MARGIN + images.CAPTION :, images.MARGIN + i * step :][
+        strip[grids.MARGIN + grids.CAPTION :, grids.MARGIN + i * step :][
             : size * scale : scale, : size * scale : scale
         ]
         for i in range(count)

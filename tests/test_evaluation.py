@@ -9,7 +9,6 @@ import pytest
 import scipy.linalg
 from PIL import Image
 
-from cmjax import evaluation
 from cmjax.evaluation import (
     Gaussian,
     features,
@@ -124,7 +123,7 @@ def test_a_fit_in_batches_is_that_of_all_features(sizes):
 @pytest.mark.parametrize("k", [1, 3, 20])
 @pytest.mark.parametrize("count", [21, 34])
 def test_precision_and_recall_by_definition(monkeypatch, block, k, count):
-    monkeypatch.setattr(evaluation, "BLOCK", block)
+    monkeypatch.setattr("cmjax.evaluation.neighbours.BLOCK", block)
     real, generated = normal(0, 30, 3), 0.5 + 0.7 * normal(1, count, 3)
     precision, recall = precision_recall(real, generated, k)
     assert precision == manifold_share(generated, real, k)
@@ -159,7 +158,7 @@ def test_a_generator_of_one_mode_is_precise_but_recalls_little():
 def test_the_same_sample_again_is_on_the_manifold_whatever_is_rounded(
     monkeypatch, block, count
 ):
-    monkeypatch.setattr(evaluation, "BLOCK", block)
+    monkeypatch.setattr("cmjax.evaluation.neighbours.BLOCK", block)
     real = np.repeat(
         1e3 + normal(0, 40, 64).astype(np.float32), 4, 0
     )  # with three copies they reach 0

@@ -12,10 +12,9 @@ from PIL import Image
 from cmjax import image_files, images
 from cmjax.files import replacing
 from cmjax.images import (
-    CAPTION,
-    MARGIN,
     center_crop_resize,
     from_uint8,
+    grids,
     image_grid,
     read_image,
     save_grid,
@@ -25,6 +24,7 @@ from cmjax.images import (
     to_pil,
     to_uint8,
 )
+from cmjax.images.grids import CAPTION, MARGIN
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -146,7 +146,7 @@ def test_the_first_picture_of_a_phones_jpeg_is_read(tmp_path):
 
 
 def test_a_picture_too_large_is_refused(pictures, monkeypatch):
-    monkeypatch.setattr("cmjax.images.LARGEST_PICTURE", 63)
+    monkeypatch.setattr("cmjax.images.reading.LARGEST_PICTURE", 63)
     with pytest.raises(ValueError, match="has 8x8 pixels"):
         read_image(pictures / "colour.png", 3)
 
@@ -333,5 +333,5 @@ def test_a_title_is_a_line_above_the_grid():
     tiles = np.zeros((4, 8, 8, 1), np.uint8)
     plain = np.asarray(images.image_grid(tiles, columns=2, scale=8))
     titled = np.asarray(images.image_grid(tiles, columns=2, scale=8, title="step 3"))
-    np.testing.assert_array_equal(titled[images.CAPTION :], plain)
-    assert titled[: images.CAPTION].min() < 100
+    np.testing.assert_array_equal(titled[grids.CAPTION :], plain)
+    assert titled[: grids.CAPTION].min() < 100

@@ -39,7 +39,8 @@ def public_modules():
 
 # Of training, what only training itself uses.
 INTERNAL = {
-    f"cmjax.training.{name}" for name in ("array_files", "checks", "digests", "folder")
+    f"cmjax.training.{name}"
+    for name in ("array_files", "averages", "checks", "digests", "folder")
 }
 
 

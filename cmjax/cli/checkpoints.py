@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import options, terminal
+from cmjax.cli import opening, option_types, options, terminal
 
 if TYPE_CHECKING:
     from cmjax.checkpoints import Checkpoint
@@ -27,7 +27,7 @@ PRESET = click.option(
 
 
 @click.command()
-@click.argument("source", metavar="SRC", shell_complete=options.complete_path)
+@click.argument("source", metavar="SRC", shell_complete=option_types.complete_path)
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @click.option(
     "--to",
@@ -64,7 +64,7 @@ def convert(
     from cmjax.checkpoints import save
 
     # Without --dtype every tensor keeps its own, so that a conversion there and back is exact.
-    checkpoint = options.open_checkpoint(source, config)
+    checkpoint = opening.open_checkpoint(source, config)
     model = checkpoint.load(dtype=dtype, keep_dtypes=dtype is None)
     save(destination, model, to=to)  # type: ignore[arg-type]
     if not quiet:
@@ -77,7 +77,7 @@ def convert(
 
 @click.command()
 @click.argument(
-    "source", metavar="[SRC]", required=False, shell_complete=options.complete_path
+    "source", metavar="[SRC]", required=False, shell_complete=option_types.complete_path
 )
 @PRESET
 @options.trust
@@ -94,7 +94,7 @@ def info(source: str | None, config: str | None, as_json: bool) -> None:
       cmjax info openai/diffusers-cd_cat256_l2  one on the Hugging Face hub
       cmjax info runs/mine --json               the same for programs
     """  # noqa: D301
-    checkpoint = options.open_checkpoint(source, config)
+    checkpoint = opening.open_checkpoint(source, config)
     checkpoint.check()
     if as_json:
         terminal.echo(json.dumps(_described(checkpoint), indent=2, default=str))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cmjax.cli import edit_task, options
+from cmjax.cli import checks, edit_task, option_types, options
 from cmjax.cli.edit_masks import read_hole
 from cmjax.cli.edit_task import Case, edit_under, open_task
 
@@ -24,19 +24,19 @@ MODEL = click.option(
     "--model",
     "-m",
     metavar="MODEL",
-    shell_complete=options.complete_path,
+    shell_complete=option_types.complete_path,
     help="A model, as for cmjax sample.  [default: bundled digits]",
 )
 LABELS = click.option(
     "--labels",
     "-l",
-    type=options.Labels(),
+    type=option_types.Labels(),
     help="Classes of the results, by number, name or range, repeated in turn, for a model with "
     "classes.",
 )
 SEED = click.option(
     "--seed",
-    type=options.SEED,
+    type=option_types.SEED,
     metavar="N",
     default=0,
     show_default=True,
@@ -62,12 +62,12 @@ STEPS = click.option(
 )
 TIMESTEPS = click.option(
     "--timesteps",
-    type=options.Numbers(int, "22,0"),
+    type=option_types.Numbers(int, "22,0"),
     help="Indices of training levels to step through, descending, in place of --steps.",
 )
 SIGMAS = click.option(
     "--sigmas",
-    type=options.Numbers(float, "80,0.8"),
+    type=option_types.Numbers(float, "80,0.8"),
     help="Noise levels to step through, descending, in place of --steps.",
 )
 NUM = click.option(
@@ -130,7 +130,7 @@ def edit(ctx: click.Context) -> None:
 )
 @click.option(
     "--mask-box",
-    type=options.Numbers(int, "0,14,28,28"),
+    type=option_types.Numbers(int, "0,14,28,28"),
     help="Rectangle x0,y0,x1,y1 of pixels to repaint, without row y1 and column x1.",
 )
 @constrained
@@ -331,7 +331,7 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
 @IMAGE
 @click.option(
     "--sigmas",
-    type=options.Numbers(float, "5.38,2.24"),
+    type=option_types.Numbers(float, "5.38,2.24"),
     help="Noise levels to step through, descending; a higher first one keeps less of the sketch.  "
     "[default: 5.38,2.24]",
 )
@@ -358,7 +358,7 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
     levels = np.asarray(sigmas or STROKE_SIGMAS, np.float32)
 
     # Errors before anything compiles.
-    state = options.set_timesteps(model.scheduler, {"sigmas": levels})
+    state = checks.set_timesteps(model.scheduler, {"sigmas": levels})
     apply_fn = task.guided(state.num_steps)
 
     run = jax.jit(

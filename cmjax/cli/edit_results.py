@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmjax.cli import options
+from cmjax.cli import checks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,13 +50,13 @@ def check_results(out: Path, given: Sequence[Path], stems: Sequence[str], num: i
             raise ValueError(
                 f"--out must end in {PICTURE} (a picture) or name a folder, got {str(out)!r}"
             )
-        options.check_out(out, {PICTURE: "a picture"})
+        checks.check_out(out, {PICTURE: "a picture"})
         return
 
     # The folder itself may be new, but not the one that it is in.
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; give a folder, or a name with {PICTURE}")
-    options.check_out_folder(out if out.is_dir() else out.parent)
+    checks.check_out_folder(out if out.is_dir() else out.parent)
     originals = {path.resolve() for path in given}
     made: dict[str, str] = {}
     for stem in stems:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cmjax.cli import edit_results, options, terminal
+from cmjax.cli import checks, edit_results, opening, terminal, wording
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ class Task(NamedTuple):
 
     def guided(self, num_steps: int) -> Any:
         """Returns the model's network, guided if it is to be, for so many calls."""
-        return options.check_guidance(
+        return checks.check_guidance(
             self.model, self.guidance, self.guidance_interval, num_steps
         )
 
@@ -156,15 +156,15 @@ def open_task(
     Raises:
         ValueError: naming the option that is wrong, or the file that cannot be read.
     """
-    from cmjax.images import MODES
+    from cmjax.images.checks import MODES
     from cmjax.models.registry import sample_shape
 
     # What costs least is checked first: the tensors are read last.
     paths = _pictures_of(image, example)
     stems = [path.stem for path in paths] or [INTERPOLATED]
     edit_results.check_results(out, paths, stems, num)
-    schedule = options.schedule(steps, timesteps, sigmas)
-    checkpoint = options.open_checkpoint(model)
+    schedule = checks.schedule(steps, timesteps, sigmas)
+    checkpoint = opening.open_checkpoint(model)
     channels = sample_shape(checkpoint.config)[-1]
 
     # A constraint is a projection of x0, which is a latent there: what is known of the pixels is
@@ -188,12 +188,12 @@ def open_task(
                 f"--labels: the model has classes 0..{classes - 1}; say which to make"
             )
         labels = [str(EXAMPLE_LABEL)]
-    indices = options.check_labels(labels, classes, checkpoint.class_names)
+    indices = checks.check_labels(labels, classes, checkpoint.class_names)
 
     # A picture that cannot be edited should not end a run halfway.
     note = _check_pictures(paths, checkpoint.config.sample_size, factor, channels)
     if note and not quiet:
-        options.note(note)
+        terminal.note(note)
     return Task(
         checkpoint.load(),
         paths,
@@ -263,7 +263,7 @@ def edit_under(task: Task, cases: Iterable[Case]) -> None:
     model = task.model
     num_steps = len(editing_timesteps(getattr(model.scheduler, "num_train_timesteps", 2)))
     if task.schedule:
-        num_steps = options.set_timesteps(model.scheduler, task.schedule).num_steps
+        num_steps = checks.set_timesteps(model.scheduler, task.schedule).num_steps
     apply_fn = task.guided(num_steps)
     shape = (task.num, *model.sample_shape)
 
@@ -310,7 +310,7 @@ def write(
 
 def report(task: Task, captions: Sequence[object]) -> None:
     """Prints what was written, on which device."""
-    options.print_notes()
+    terminal.print_notes()
     if task.quiet:
         return
     import jax
@@ -322,7 +322,7 @@ def report(task: Task, captions: Sequence[object]) -> None:
     what = ", ".join(map(str, filter(str, captions)))
     if edit_results.is_folder(task.out):
         num_given = max(1, len(task.paths))
-        what = options.counted(num_given * task.num, "result")
+        what = wording.counted(num_given * task.num, "result")
         if task.paths:
-            what += f" of {options.counted(num_given, 'picture')}"
+            what += f" of {wording.counted(num_given, 'picture')}"
     terminal.echo(f"{task.out}: {what}, on {device}")

@@ -151,7 +151,7 @@ def _by_features(
         )
     few = min((len(side) for side in samples), default=counts[0])
     if few < counts[0]:
-        options.note(
+        terminal.note(
             f"Note: {few:,} samples are few for {counts[0]:,} features: the distance is too "
             "large, and comparable only with others of as many samples"
         )
@@ -163,7 +163,7 @@ def _by_features(
     if len(samples) == 2:
         fidelity = precision_recall(samples[0], samples[1], k)
         measured |= {"precision": fidelity.precision, "recall": fidelity.recall}
-    options.print_notes()
+    terminal.print_notes()
     return measured
 
 

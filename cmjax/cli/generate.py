@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import distributed, options, terminal
+from cmjax.cli import checks, distributed, opening, options, terminal, wording
 
 if TYPE_CHECKING:
     from cmjax.generation import Outcome
@@ -20,14 +20,9 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
     context_settings={"token_normalize_func": lambda name: ALIASES.get(name, name)}
 )
 @options.sampling
-@click.option(
-    "--num",
-    "-n",
-    type=click.IntRange(1, 2**32),
-    metavar="N",
-    default=50_000,
-    show_default=True,
-    help="Number of samples. A larger number than in an earlier run adds to its folder.",
+@options.num(
+    50_000,
+    "Number of samples. A larger number than in an earlier run adds to its folder.",
 )
 @click.option(
     "--out",
@@ -45,14 +40,7 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
     show_default=True,
     help="Format of the samples in the end; may be repeated.",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    metavar="N",
-    default=64,
-    show_default=True,
-    help="Number of samples that each device makes at a time.",
-)
+@options.batch_size("Number of samples that each device makes at a time.")
 @click.option(
     "--shard-size",
     type=click.IntRange(1),
@@ -129,7 +117,7 @@ def generate(
         raise ValueError(
             "--out DIR says where the samples go, --verify DIR checks some; give one of them"
         )
-    schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
+    schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
 
     # The cache must be set before anything compiles.
     _keep_compiled(compilation_cache)
@@ -149,9 +137,9 @@ def generate(
     def prepare():
         loaded = _load(model, scheduler, settings, dtype, quiet)
         # An error names the option.
-        state = options.set_timesteps(loaded.scheduler, schedule)
-        classes = options.check_labels(labels, loaded.num_classes, loaded.class_names)
-        options.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
+        state = checks.set_timesteps(loaded.scheduler, schedule)
+        classes = checks.check_labels(labels, loaded.num_classes, loaded.class_names)
+        checks.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
         return loaded, Request(
             **schedule,
             labels=classes,
@@ -163,7 +151,7 @@ def generate(
 
     loaded, request = run_on_all_processes(prepare)
 
-    options.print_notes()
+    terminal.print_notes()
 
     # With --quiet too: files that were moved out of the way are no matter of progress.
     def report(text):
@@ -202,7 +190,7 @@ def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
     # Only the process that writes the results has paths.
     if outcome.paths and not quiet:
         message = (
-            f"{options.counted(num, 'sample')} in {', '.join(map(str, outcome.paths))}"
+            f"{wording.counted(num, 'sample')} in {', '.join(map(str, outcome.paths))}"
         )
 
         # A run that found all its samples in the folder has no rate.
@@ -236,7 +224,7 @@ def _verify(
             f"{folder} was made with the model {manifest.source!r:.200}; give it as --model MODEL"
         )
     loaded = _load(source, None, (), str(manifest.settings.request.dtype), quiet)
-    options.print_notes()
+    terminal.print_notes()
     verified = verify(folder, loaded, batch_size=batch_size, shard_params=shard_params)
 
     # Damage first: another run repairs it, and it may be all that is wrong.
@@ -258,7 +246,7 @@ def _verify(
     again = "none was made again"
     if verified.num_samples:
         again = f"some made again differ by {verified.max_difference} of 255"
-    samples = options.counted(verified.num_samples, "sample")
+    samples = wording.counted(verified.num_samples, "sample")
     terminal.echo(f"{folder}: {samples} in shards, all files whole; {again}")
 
 
@@ -277,7 +265,7 @@ def _load(
     with contextlib.suppress(RuntimeError):  # there may be no backend for the CPU
         on_host = jax.default_device(jax.local_devices(backend="cpu")[0])
     with on_host:
-        return options.open_model(model, scheduler, dict(settings), dtype, quiet)
+        return opening.open_model(model, scheduler, dict(settings), dtype, quiet)
 
 
 def _keep_compiled(folder: str | None) -> None:

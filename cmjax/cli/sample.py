@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cmjax import interrupts
-from cmjax.cli import options, terminal
+from cmjax.cli import checks, opening, options, terminal, wording
 
 if TYPE_CHECKING:
     from cmjax.generation import Generated
@@ -19,23 +19,8 @@ TILE = 64  # pixels that a sample's side is enlarged to, at least
 
 @click.command()
 @options.sampling
-@click.option(
-    "--num",
-    "-n",
-    type=click.IntRange(1, 2**32),
-    metavar="N",
-    default=64,
-    show_default=True,
-    help="Number of samples.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    metavar="N",
-    default=64,
-    show_default=True,
-    help="Number of samples that are made at a time.",
-)
+@options.num(64, "Number of samples.")
+@options.batch_size()
 @click.option(
     "--out",
     "-o",
@@ -84,8 +69,8 @@ def sample(
       cmjax sample --model runs/mine                 your own model, saved by cmjax.save
     """  # noqa: D301
     # Mistakes in the options are found before JAX is imported, which takes a second or two.
-    options.check_out(out, {PICTURE: "a grid", ".npz": "arrays"})
-    schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
+    checks.check_out(out, {PICTURE: "a grid", ".npz": "arrays"})
+    schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
 
     import jax
 
@@ -93,8 +78,8 @@ def sample(
     from cmjax.processes import device_names
 
     # What only the model can tell of the options is checked before anything compiles.
-    loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet)
-    classes = options.check_labels(labels, loaded.num_classes, loaded.class_names)
+    loaded = opening.open_model(model, scheduler, dict(settings), dtype, quiet)
+    classes = checks.check_labels(labels, loaded.num_classes, loaded.class_names)
     channels = loaded.picture_shape[-1]
     if out.suffix.lower() == PICTURE and channels not in (1, 3):
         raise ValueError(
@@ -102,8 +87,8 @@ def sample(
         )
 
     # The state also knows how many network calls the schedule takes, for the report at the end.
-    state = options.set_timesteps(loaded.scheduler, schedule)
-    options.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
+    state = checks.set_timesteps(loaded.scheduler, schedule)
+    checks.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
     request = Request(
         **schedule,
         labels=classes,
@@ -112,7 +97,7 @@ def sample(
         guidance=guidance,
         guidance_interval=guidance_interval,
     )
-    options.print_notes()
+    terminal.print_notes()
     generated = generate(loaded, request, num, batch_size=batch_size, progress=not quiet)
 
     # While a file is being written, an interrupt has to be an exception again, so that what is
@@ -125,10 +110,10 @@ def sample(
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}") from None
     if not quiet:
-        calls = options.counted(state.num_steps, "network call")
+        calls = wording.counted(state.num_steps, "network call")
         device = device_names(jax.local_devices()[:1])  # all that `generate` uses
         terminal.echo(
-            f"{options.counted(num, 'sample')} in {out}: {calls} on {device}, "
+            f"{wording.counted(num, 'sample')} in {out}: {calls} on {device}, "
             f"compile {generated.compile_seconds:.1f} s, run {generated.run_seconds:.1f} s"
         )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import options, terminal
+from cmjax.cli import option_types, options, terminal
 
 if TYPE_CHECKING:
     from cmjax.schedulers import Scheduler
@@ -18,7 +18,7 @@ LISTED = ("order", "paper", "calls")  # facts in the list of all samplers
 
 @click.command()
 @click.argument(
-    "name", metavar="[NAME]", required=False, shell_complete=options.complete_scheduler
+    "name", metavar="[NAME]", required=False, shell_complete=option_types.complete_scheduler
 )
 @options.as_json
 def schedulers(name: str | None, as_json: bool) -> None:

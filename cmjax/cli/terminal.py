@@ -40,3 +40,20 @@ def one_line(text: str, longest: int = 4000) -> str:
     """Returns the text as one printable line, its end left out if it is very long."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= longest else f"{line[:longest]} ..."
+
+
+def note(text: str) -> None:
+    """Keeps a message until `print_notes`: a command that fails prints its error and no more."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is None:
+        echo(text, err=True)
+    else:
+        ctx.meta.setdefault("cmjax.notes", []).append(text)
+
+
+def print_notes() -> None:
+    """Prints the notes, on stderr with the other messages that are not results."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None:
+        for text in ctx.meta.pop("cmjax.notes", []):
+            echo(text, err=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from cmjax.cli import distributed, options, terminal
+from cmjax.cli import distributed, option_types, terminal
 
 if TYPE_CHECKING:
     from cmjax.training.config import TrainConfig
@@ -19,7 +19,7 @@ def _complete_config(
     from cmjax.training.presets import preset_names
 
     found = [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
-    return [*found, *options.complete_path(ctx, param, incomplete)]
+    return [*found, *option_types.complete_path(ctx, param, incomplete)]
 
 
 @click.command()
@@ -36,7 +36,7 @@ def _complete_config(
 @click.option(
     "--data",
     metavar="PATH",
-    shell_complete=options.complete_path,
+    shell_complete=option_types.complete_path,
     help="Data in place of CONFIG's: an .npz, an IDX file or a folder of pictures.",
 )
 @click.option(
@@ -49,7 +49,7 @@ def _complete_config(
 @click.option(
     "--set",
     "settings",
-    type=options.Setting(),
+    type=option_types.Setting(),
     multiple=True,
     help="Value in place of that in CONFIG, as section.key=value; may be repeated.",
 )

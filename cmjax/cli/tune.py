@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import options, terminal
+from cmjax.cli import checks, opening, options, terminal
 
 if TYPE_CHECKING:
     from cmjax.model import Model
@@ -25,15 +25,7 @@ LARGEST = 2**24  # bytes of a file of trials
     help="What makes features of pictures, as for cmjax evaluate: package.module:function, or "
     "pixels.",
 )
-@click.option(
-    "--num",
-    "-n",
-    type=click.IntRange(2),
-    metavar="N",
-    default=1000,
-    show_default=True,
-    help="Number of samples that levels are judged by.",
-)
+@options.num(1000, "Number of samples that levels are judged by.", least=2)
 @click.option(
     "--trials",
     type=click.IntRange(1),
@@ -42,14 +34,7 @@ LARGEST = 2**24  # bytes of a file of trials
     show_default=True,
     help="Number of levels to try.",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    metavar="N",
-    default=64,
-    show_default=True,
-    help="Number of samples that are made at a time.",
-)
+@options.batch_size()
 @click.option(
     "--out",
     "-o",
@@ -87,7 +72,7 @@ def tune(
       cmjax tune mnist.npz --features pixels --steps 2
       cmjax tune photos --model runs/mine --steps 3 --features mypkg.clip:embed --out tuned.json
     """  # noqa: D301
-    schedule = options.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 2}
+    schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 2}
 
     import numpy as np
 
@@ -100,10 +85,10 @@ def tune(
     from cmjax.random import key_of_seed
 
     # What only the model and the data can tell of the options is checked before anything compiles.
-    loaded = options.open_model(model, scheduler, dict(settings), dtype, quiet=False)
-    classes = options.check_labels(labels, loaded.num_classes, loaded.class_names)
-    state = options.set_timesteps(loaded.scheduler, schedule)
-    options.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
+    loaded = opening.open_model(model, scheduler, dict(settings), dtype, quiet=False)
+    classes = checks.check_labels(labels, loaded.num_classes, loaded.class_names)
+    state = checks.set_timesteps(loaded.scheduler, schedule)
+    checks.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
     start = _starting_levels(loaded, state)
     reference = as_gaussian(features_of(read(real, None, None), features, 64), str(real))
 
@@ -122,7 +107,7 @@ def tune(
         "sigmas": start,
     }
     made = [] if out is None else _read(out, search)
-    options.print_notes()
+    terminal.print_notes()
 
     def pictures(levels):
         parts = []

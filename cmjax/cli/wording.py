@@ -32,3 +32,8 @@ def in_options(message: str, ctx: click.Context) -> str:
     for name, words in names.items():
         message = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w=])", words, message)
     return message
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as '1 step' or '2,000 steps'."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

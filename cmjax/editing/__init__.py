@@ -1,8 +1,8 @@
 """Zero-shot editing (Song et al. 2023, appendix D).
 
-Editing is sampling under a constraint, or from another start than noise. `edit` is Algorithm 4, or
-samples from the conditional distribution. The functions of `cmjax.constraints` can also be imported
-from here.
+Editing is sampling under a constraint, or from a start other than noise. `edit` has two methods:
+Algorithm 4 of the paper, and samples of p(x0 | known). The functions of `cmjax.constraints` can
+also be imported from here.
 """
 
 from cmjax.constraints import (

@@ -10,17 +10,20 @@ from jax.typing import DTypeLike
 
 from cmjax.arrays import ApplyFn, floating_dtype
 from cmjax.configs import is_int, shown
-from cmjax.constraints import Constraint, check_callable
+from cmjax.constraints import Constraint
+from cmjax.constraints.checks import check_callable
 from cmjax.editing.posterior import sample_posterior
 from cmjax.editing.strokes import noised
-from cmjax.sampling import check_scheduler, sample
+from cmjax.sampling import sample
+from cmjax.sampling_inputs import check_scheduler
 from cmjax.schedulers.checks import check_sample_shape
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
 METHODS = ("projection", "posterior")
 
-# The levels of "posterior" by default: the highest, then in equal ratios from 10 to 0.2 times the
-# data's standard deviation. Between sigma_max and there f decides little; below, it changes little.
+# The default levels of "posterior": the highest, then nine in equal ratios, from 10 to 0.2 times
+# the data's standard deviation. At higher levels f decides little of a sample, and at lower ones it
+# changes little.
 _POSTERIOR_LEVELS = 10
 _HIGHEST_SHARE = 10.0
 _LOWEST_SHARE = 0.2
@@ -67,13 +70,13 @@ def edit(
 ) -> Any:
     """Samples under a constraint.
 
-    * `method="projection"` is Algorithm 4 of Song et al. 2023: sampling starts from the
+    * `method="projection"` is Algorithm 4 of Song et al. 2023. Sampling starts from the
       constraint's result for zeros (an image with zeros where nothing is known), plus noise of the
-      first level, and the constraint is applied to every x0 estimate after clipping, so that it
-      may move results out of [-1, 1]. It makes pictures, but does not sample from p(x0 | known).
-    * `method="posterior"` does, for a consistency model and a linear constraint: exactly for
-      normal data, approximately for others. It moves the noise as little as is needed for the
-      network to make what is known, by derivatives of the network.
+      first level. The constraint is applied to every x0 estimate after clipping, so it may move
+      results out of [-1, 1]. The results do not have the distribution p(x0 | known).
+    * `method="posterior"` samples from p(x0 | known), for a consistency model and a linear
+      constraint: exactly for normal data, approximately for others. It moves the noise as little as
+      is needed for the network to make what is known, by derivatives of the network.
 
     Example:
         >>> import cmjax, jax
@@ -124,7 +127,7 @@ def edit(
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, got {shown(method)}")
 
-    # The levels of the run, by default those of the method.
+    # The noise levels of the run, by default those of the method.
     levels: dict[str, Any] = {
         "num_inference_steps": num_inference_steps,
         "timesteps": timesteps,
@@ -133,13 +136,24 @@ def edit(
     if all(value is None for value in levels.values()):
         levels = _default_levels(scheduler, method)
     state = scheduler.set_timesteps(**levels)
-    arguments = (key, apply_fn, params, scheduler, constraint, shape, state)
-    run = sample_posterior if method == "posterior" else _projection
-    return run(*arguments, first_index=first_index, dtype=dtype, **options)
+
+    run = sample_posterior if method == "posterior" else _project
+    return run(
+        key,
+        apply_fn,
+        params,
+        scheduler,
+        constraint,
+        shape,
+        state,
+        first_index=first_index,
+        dtype=dtype,
+        **options,
+    )
 
 
 def _default_levels(scheduler, method):
-    """The arguments of `set_timesteps` for a method's own levels."""
+    """The default levels of a method, as arguments of `set_timesteps`."""
     if not isinstance(scheduler, CMStochasticIterativeScheduler):
         raise ValueError(
             "give num_inference_steps, timesteps or sigmas: the default levels are those of a "
@@ -151,18 +165,18 @@ def _default_levels(scheduler, method):
 
 
 def _posterior_sigmas(scheduler):
-    """The levels of "posterior" by default, f64[10]."""
+    """The default levels of "posterior", f64[10]."""
     low, high = scheduler.sigma_range
     second = min(_HIGHEST_SHARE * scheduler.sigma_data, high / 2)
     lowest = max(_LOWEST_SHARE * scheduler.sigma_data, low)
 
-    # Data far from the scale of the levels have all of them in equal ratios.
+    # If the data's standard deviation is outside of the model's range, all ratios are equal.
     if lowest >= second:
         return np.geomspace(high, low, _POSTERIOR_LEVELS)
     return np.append(high, np.geomspace(second, lowest, _POSTERIOR_LEVELS - 1))
 
 
-def _projection(
+def _project(
     key,
     apply_fn,
     params,

@@ -1,7 +1,7 @@
 """The least move of the noise that meets a constraint, by one damped Gauss-Newton step.
 
-Noise and residuals are pytrees of arrays `[B, ...]`. Every sample of the batch is a problem of its
-own: numbers here are f32[B].
+Noise and residuals are pytrees of arrays `[B, ...]`. Every sample of the batch is a separate
+problem: scalars such as lambda are f32[B].
 """
 
 import functools
@@ -16,8 +16,8 @@ from cmjax.arrays import at_least_float32, combine
 # The least damping, as a share of the first diagonal entry of B^T B: rounding of float32.
 _LEAST = 1e-6
 
-# Dampings tried lie between the least and this many times as much; as a bisection of the logarithm
-# takes them, the last two differ by a factor of 1.0000001.
+# The largest damping is this many times the least. Bisecting the logarithm so often narrows that
+# range to a factor of 1.0000001.
 _RANGE = 1e12
 _HALVINGS = 28
 
@@ -79,11 +79,15 @@ def least_move(
     #     (B^T B + lambda) c = beta alpha_1 e_1.
     # The products with J do not depend on lambda, so every lambda can be tried without the network.
     found = _bidiagonalise(jacobian, transpose, residual, noise, iterations)
+
+    # The diagonal of B^T B, alpha_i^2 + beta_{i+1}^2, its off-diagonal, alpha_{i+1} beta_{i+1}, and
+    # the first entry of the right-hand side.
     diagonal = [a * a + b * b for a, b in zip(found.diagonal, found.below, strict=True)]
     beside = [a * b for a, b in zip(found.diagonal[1:], found.below[:-1], strict=True)]
     right = found.first * found.diagonal[0]
 
-    # |z + V c|^2 = |z|^2 + 2 (V^T z) . c + |c|^2.
+    # The squared length of the noise after the move for a lambda,
+    #     |z + V c|^2 = |z|^2 + 2 (V^T z) . c + |c|^2.
     along = [inner(column, noise) for column in found.columns]
     square = inner(noise, noise)
 
@@ -94,13 +98,13 @@ def least_move(
             total = total + coefficient * (2 * part + coefficient)
         return total
 
-    # The least lambda of those within the limit, by bisection of log(lambda): the upper end is
-    # within it always.
+    # The least lambda within the limit, by bisection of log(lambda). The largest lambda always is:
+    # it moves nothing.
     limit = square + allowance
     least = _LEAST * diagonal[0] + jnp.finfo(square.dtype).tiny
     damping = _bisect(lambda factor: length(least * factor) <= limit, square) * least
 
-    # z + V c.
+    # The move itself: z + V c.
     coefficients = _solve_tridiagonal(diagonal, beside, right, damping)
     moved = noise
     for coefficient, column in zip(coefficients, found.columns, strict=True):
@@ -127,7 +131,7 @@ def _bidiagonalise(jacobian, transpose, residual, noise, iterations):
         lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * iterations), noise
     )
 
-    # A scan, since compiling the network's derivatives takes long.
+    # A scan compiles the network's derivatives once, and not once for each iteration.
     def step(carry, index):
         left, columns = carry
 
@@ -170,6 +174,7 @@ def _plus(first, coefficient, second):
 
 def _solve_tridiagonal(diagonal, beside, right, damping):
     """Solves `(T + damping) c = right e_1` for a symmetric tridiagonal T, by elimination."""
+    # Elimination from the first equation down.
     pivots = [diagonal[0] + damping]
     rights = [right]
     for entry, off in zip(diagonal[1:], beside, strict=True):
@@ -177,7 +182,7 @@ def _solve_tridiagonal(diagonal, beside, right, damping):
         rights.append(-ratio * rights[-1])
         pivots.append(entry + damping - ratio * off)
 
-    # From the last equation up.
+    # Substitution from the last equation up.
     solution = [rights[-1] / pivots[-1]]
     for pivot, off, value in zip(pivots[-2::-1], beside[::-1], rights[-2::-1], strict=True):
         solution.append((value - off * solution[-1]) / pivot)
@@ -193,7 +198,8 @@ def _bisect(within, like):
         inside = within(jnp.exp(middle))
         return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
 
-    # Where the least factor is within the limit it is the one: nothing is damped.
+    # Bisection never tries the lower end itself, factor 1. If that is within the limit, it is the
+    # least one.
     low = jnp.zeros_like(like)
     high = jnp.full_like(like, jnp.log(_RANGE))
     _, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))

@@ -1,7 +1,7 @@
 """One level of annealed projection in noise space.
 
-A consistency model makes a sample of noise, `x0 = f(x, sigma)`. So a condition on x0 can be met by
-a choice of the noise: of all noise that makes what is known, the nearest to what was drawn.
+A consistency model turns noise into a sample, `x0 = f(x, sigma)`. So a condition on x0 can be met
+by choosing the noise: of all noise that leads to what is known, the nearest to what was drawn.
 """
 
 import math
@@ -37,11 +37,12 @@ class PosteriorStep(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What the levels have in common.
+    """What all levels share: the network and the measurement.
 
-    The unknowns are a pair: x0, and the noise e of the measurement `y = A x0 + sigma_y e`. As e is
-    standard normal data with a consistency function that is known, the pair meets its condition
-    without noise. `()` stands for e where measurements have none.
+    The unknowns are a pair: x0, and the noise e of the measurement `y = A x0 + sigma_y e`. For e,
+    which is standard normal, the consistency function is known exactly, so e can be treated like
+    data, and the condition on the pair is without noise. `()` takes the place of e if measurements
+    have no noise.
 
     Attributes:
         consistency: `(x, sigma) -> x0`, both `[B, ...]`, with sigma f32[].
@@ -85,7 +86,7 @@ class Problem(NamedTuple):
 def project_noise(
     problem: Problem, pair: Any, fresh: tuple[Any, Any], sigma: jax.Array
 ) -> tuple[Any, PosteriorStep]:
-    """Makes a sample anew at a level, under the constraint.
+    """Adds noise of a level to a sample, and removes it by the network under the constraint.
 
     Args:
         problem: the network and the constraint.
@@ -116,7 +117,11 @@ def project_noise(
 
     residual, jacobian = jax.linearize(of_noise, noise)
     transpose = jax.linear_transpose(jacobian, noise)
-    size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(noise))
+
+    # The number of noise values of a sample, and by how much their squared length may grow.
+    size = 0
+    for leaf in jax.tree.leaves(noise):
+        size += math.prod(leaf.shape[1:])
     allowance = _TYPICAL * math.sqrt(2 * size)
     move = least_move(
         jacobian,
@@ -127,8 +132,8 @@ def project_noise(
         problem.iterations,
     )
 
-    # 3. The new pair. What the step left over is put right by the constraint itself, as in
-    # Algorithm 4; where measurements have noise it stays.
+    # 3. The new pair. One Gauss-Newton step need not meet the constraint exactly. The constraint
+    # itself corrects the rest, as in Algorithm 4; where measurements have noise the rest stays.
     x0, e = problem.made(before, move.noise, sigma)
     x0 = problem.bound(x0)
     left = problem.residual((x0, e))

@@ -19,10 +19,10 @@ from cmjax.arrays import (
     known_reals,
 )
 from cmjax.configs import shown
-from cmjax.constraints import as_image
+from cmjax.constraints.checks import as_image
 from cmjax.networks import num_classes, parse_cond
 from cmjax.parametrization import consistency_function
-from cmjax.sampling import check_guided, check_scheduler
+from cmjax.sampling_inputs import check_guided, check_scheduler
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
 
@@ -60,7 +60,7 @@ def denoise(
             f"sigma must be a number or one per sample {x.shape[:1]}, got shape {levels.shape}"
         )
 
-    # The scheduler's own check raises for levels out of range: it takes them in descending order.
+    # The scheduler checks that levels are in its range; it takes them in descending order.
     known = known_reals("sigma", sigma)
     if known is not None:
         scheduler.set_timesteps(sigmas=np.unique(known.astype(np.float32))[::-1])
@@ -110,7 +110,7 @@ def interpolate(
             f"fractions must be a list of numbers in [0, 1], got {shown(fractions)}"
         )
 
-    # The noise of the results, `[B, ...]`: a straight line between two would have less variance.
+    # The noise of the results, `[B, ...]`. Linear interpolation would reduce its variance.
     first = as_floats("first", first)
     second = as_floats("second", second)
     noise = jax.vmap(slerp, in_axes=(None, None, 0))(first, second, weights)
@@ -147,15 +147,16 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
     u = at_least_float32(first)
     v = at_least_float32(second)
 
-    # For parallel arrays any angle will do, since `weight` does not use it; pi / 2 keeps gradients
-    # finite there, too.
-    # An array of zeros has no direction, and counts as parallel too.
-    lengths = jnp.sqrt(_positive(jnp.sum(jnp.square(u)))) * jnp.sqrt(
-        _positive(jnp.sum(jnp.square(v)))
-    )
-    cosine = jnp.sum(u * v) / lengths
+    length_u = jnp.sqrt(_positive(jnp.sum(jnp.square(u))))
+    length_v = jnp.sqrt(_positive(jnp.sum(jnp.square(v))))
+    cosine = jnp.sum(u * v) / (length_u * length_v)
+
+    # An array of zeros has no direction: it counts as parallel.
     is_zero = ~(jnp.any(u != 0) & jnp.any(v != 0))
     parallel = (jnp.abs(cosine) > 1 - 1e-6) | is_zero
+
+    # `weight` does not use the angle of parallel arrays. It is set to pi / 2 there, where the
+    # gradient of arccos is finite.
     psi = jnp.arccos(jnp.where(parallel, 0, cosine))
 
     # The coefficient of an array: sin(a psi) / sin(psi), or a itself for parallel arrays.
@@ -167,5 +168,5 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
 
 
 def _positive(square: jax.Array) -> jax.Array:
-    """The number, or 1 in place of 0, whose root has no gradient."""
+    """The number, or 1 in place of 0, where the square root has no gradient."""
     return jnp.where(square > 0, square, 1)

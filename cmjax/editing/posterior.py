@@ -1,7 +1,7 @@
-"""Samples of p(x0 | known): annealed projection in noise space, over falling levels.
+"""Samples of p(x0 | known): projection of the noise at each of several falling levels.
 
-For data of a normal distribution, where f is linear, the samples have exactly the conditional
-distribution. `cmjax.editing.noise_projection` has the step and says why.
+For normal data, where f is linear, the samples have exactly the conditional distribution.
+`cmjax.editing.noise_projection` has the step of one level and its derivation.
 """
 
 import functools
@@ -14,30 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cmjax.arrays import (
-    ApplyFn,
-    as_pytree,
-    as_reals,
-    hashable,
-    is_tracing,
-    known_reals,
-)
+from cmjax.arrays import ApplyFn, as_reals, known_reals
 from cmjax.configs import is_int, shown
-from cmjax.constraints import Constraint, measurable
+from cmjax.constraints import Constraint
+from cmjax.constraints.composition import measurable
 from cmjax.editing.noise_projection import PosteriorStep, Problem, project_noise
 from cmjax.meshes import as_returned, divided_alike
 from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.parametrization import consistency_function
 from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import as_key, level_noise, sample_index, sample_keys
-from cmjax.sampling import check_guided, check_options, check_params
+from cmjax.sampling_inputs import check_guided, check_options, check_params
+from cmjax.tracing import as_pytree, cached_unless_tracing
 
-_PROGRAMS = 64  # compiled loops to keep, as of `cmjax.sample`
+# Number of compiled loops to keep, for calls outside of `jax.jit`; each holds its executable.
+_PROGRAMS = 64
 
-# Each keeps an array of the size of the samples.
+# Each iteration takes the memory of one more array like the samples.
 _MOST_ITERATIONS = 100
 
-# Highest ratio of noise to signal that is used where a path begins with noise alone.
+# The first level of paths that begin with noise alone, whose ratio of noise to signal is infinite.
 _HIGHEST = 1e3
 
 # Measurements have keys of their own: those of the sample, folded with numbers counted down from
@@ -85,14 +81,15 @@ def sample_posterior(
     check_network(apply_fn)
     check_options(return_trajectory, callback)
     one_time_parametrization("scheduler", scheduler)
-    if warning := check_guided(apply_fn, scheduler, state.num_steps):
+    warning = check_guided(apply_fn, scheduler, state.num_steps)
+    if warning:
         warnings.warn(warning, stacklevel=3)
     if not is_int(iterations, 1, _MOST_ITERATIONS):
         raise ValueError(
             f"iterations must be an integer from 1 to {_MOST_ITERATIONS}, got {shown(iterations)}"
         )
 
-    # What the program takes as data: other values never compile again.
+    # The data of the program: it is not compiled again for other values.
     constraint = as_pytree(constraint)
     inputs = {
         "key": as_key(key),
@@ -104,12 +101,10 @@ def sample_posterior(
         "first_index": sample_index(first_index, shape[0]),
     }
 
-    # Under a trace apply_fn may close over values of that trace, so nothing is kept.
+    # What the program is compiled for.
     options = (shape, dtype, int(iterations), return_trajectory, callback)
-    compiled = _compiled
-    if is_tracing() or not hashable(apply_fn, scheduler, options):
-        compiled = _compiled.__wrapped__
-    program = compiled(apply_fn, scheduler, *options, jax.tree.structure(constraint))
+    structure = jax.tree.structure(constraint)
+    program = cached_unless_tracing(_compiled, apply_fn, scheduler, *options, structure)
     try:
         return program(**inputs)
     except (TypeError, ValueError, OverflowError):
@@ -137,14 +132,14 @@ def _compiled(
 
 def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, callback):
     """Returns the loop over the levels, a function of arrays."""
-    # All but the network is computed in at least float32.
+    # Everything except the network is computed in at least float32.
     working = jnp.float64 if dtype == jnp.float64 else jnp.float32
 
     def loop(key, params, sigmas, cond, constraint, sigma_y, first_index):
         keys = sample_keys(key, shape[0], first_index)
         keys, cond = divided_alike((keys, cond))
 
-        # f(x, sigma) in the dtype asked for: what a network in half precision is to be given.
+        # f(x, sigma). The network gets x in the dtype that was asked for.
         def consistency(x, sigma):
             levels = jnp.broadcast_to(sigma, shape[:1])
             x0 = consistency_function(
@@ -154,29 +149,30 @@ def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, call
 
         problem = Problem(consistency, scheduler.bound, constraint, sigma_y, iterations)
 
-        # The estimate before the first level is 0, which its noise hides.
+        # The pair of x0 and the noise of the measurements. Before the first level both are 0: the
+        # noise of that level hides them.
         samples = jnp.zeros(shape, working)
         measured = () if sigma_y is None else constraint.measure(samples)
         start = divided_alike((samples, jax.tree.map(jnp.zeros_like, measured)))
 
-        def level(pair, inputs):
-            index, sigma = inputs
-            fresh = (
-                _draw(keys, 2 * index, pair),
-                _draw(keys, 2 * index + 1, pair),
-            )
-            pair, step = project_noise(problem, pair, fresh, sigma)
+        # One level. It uses two draws of noise, which depend on the keys and the level alone.
+        def project(pair, level):
+            index, sigma = level
+            first = _draw(keys, 2 * index, pair)
+            second = _draw(keys, 2 * index + 1, pair)
+            pair, step = project_noise(problem, pair, (first, second), sigma)
             step = step._replace(denoised=step.denoised.astype(dtype))
             if callback is not None:
                 jax.debug.callback(callback, index, step)
             return pair, step if return_trajectory else None
 
-        levels = (jnp.arange(sigmas.shape[0]), sigmas)
-        first = (levels[0][0], levels[1][0])
-        start = as_returned(lambda carry: level(carry, first)[0], start)
-        (x0, _), trajectory = jax.lax.scan(level, start, levels)
+        # On a mesh with explicit axes, scan needs its carry divided as `project` returns it.
+        indices = jnp.arange(sigmas.shape[0])
+        first_level = (indices[0], sigmas[0])
+        start = as_returned(lambda pair: project(pair, first_level)[0], start)
+        (x0, _), trajectory = jax.lax.scan(project, start, (indices, sigmas))
 
-        # Once more in the dtype of the samples: known values are then exact.
+        # The constraint once more, in the dtype of the samples: known values are then exact.
         x0 = x0.astype(dtype)
         if sigma_y is None:
             x0 = constraint(x0)
@@ -186,8 +182,8 @@ def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, call
 
 
 def _ratios(state: Any) -> jax.Array:
-    """The ratios of noise to signal at the network calls of a run, f32[N]."""
-    # A path that begins with noise alone has an infinite one.
+    """The ratios of noise to signal at the network calls of a run, f32[N], at most `_HIGHEST`."""
+    # sigma / alpha, where alpha is taken to be at least sigma / _HIGHEST.
     alphas = getattr(state, "alphas", jnp.ones_like(state.sigmas))
     ratios = state.sigmas / jnp.maximum(alphas, state.sigmas / _HIGHEST)
     return ratios[:-1]
@@ -210,11 +206,11 @@ def _parse_noise(sigma_y, constraint, shape):
 
 
 def _draw(keys, number, like):
-    """Standard normal noise like a pytree of arrays `[B, ...]`, from each sample's key."""
+    """Draw `number` of standard normal noise like a pytree of arrays `[B, ...]`."""
     leaves, structure = jax.tree.flatten(like)
     drawn = []
     for place, leaf in enumerate(leaves):
-        # The sample itself draws from its own key, as in `cmjax.sample`.
+        # The first array is the sample, which draws from its own key, as in `cmjax.sample`.
         own = keys
         if place:
             own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(

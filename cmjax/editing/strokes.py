@@ -1,4 +1,4 @@
-"""From a start other than noise: sketches (SDEdit, Meng et al. 2022), and pictures with noise."""
+"""Editing from a start other than noise: sketches (SDEdit), and pictures with noise."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import jax
 from jax.typing import ArrayLike
 
 from cmjax.arrays import ApplyFn, as_samples
-from cmjax.constraints import as_image
+from cmjax.constraints.checks import as_image
 from cmjax.random import level_noise, sample_keys
-from cmjax.sampling import check_scheduler, sample
+from cmjax.sampling import sample
+from cmjax.sampling_inputs import check_scheduler
 from cmjax.schedulers.base import Scheduler
 
 # Appendix D's levels for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40.
@@ -45,10 +46,9 @@ def stroke_to_image(
         What `cmjax.sample` returns.
     """
     check_scheduler(scheduler)
-
     image = as_samples("image", as_image("image", image))
 
-    # Only for `add_noise` at the first level; `restore` makes the same state again.
+    # This state is for the noise of the first level only; `restore` makes one of its own.
     state = scheduler.set_timesteps(sigmas=sigmas)
     noisy = noised(key, scheduler, state, image, first_index)
     return restore(
@@ -82,7 +82,7 @@ def restore(
     Returns:
         What `cmjax.sample` returns.
     """
-    # Noise of the first level is in the samples already, so they replace the initial noise.
+    # The samples have noise of the first level already: they take the place of the initial noise.
     x = as_samples("noisy", as_image("noisy", noisy))
     if sigmas is None:
         raise ValueError("sigmas must be a list of noise levels, got None")
@@ -109,6 +109,6 @@ def noised(
     """Returns images with noise of the first level, that of the samples of this key and index."""
     image = as_samples("samples", image)
 
-    # Level 0 is the initial noise; `sample` draws from level 1 on, so none is used twice.
+    # The noise of level 0. The steps of `sample` draw that of level 1 and on: none is used twice.
     keys = sample_keys(key, image.shape[0], first_index)
     return scheduler.add_noise(state, image, level_noise(keys, 0, image.shape, image.dtype))

@@ -14,7 +14,7 @@ from cmjax.arrays import floating_dtype
 from cmjax.configs import is_finite, shown
 from cmjax.guidance.strength import interval_ends
 from cmjax.model import Model
-from cmjax.sampling import check_guided
+from cmjax.sampling_inputs import check_guided
 from cmjax.schedulers.base import Scheduler, SchedulerState
 
 LEVELS = ("num_inference_steps", "timesteps", "sigmas")  # the arguments of `set_timesteps`

@@ -1,29 +1,19 @@
-"""The guided networks: classifier-free, with projection, and by a weaker network."""
+"""The ways to guide a network: classifier-free, with projection, and by a weaker network."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, as_reals, as_samples, hashable, is_tracing
-from cmjax.conditioning import check_null, with_null
+from cmjax.arrays import ApplyFn
+from cmjax.conditioning import check_null
 from cmjax.configs import is_finite, shown
-from cmjax.guidance.rules import Extrapolated, Projected, Rule
+from cmjax.guidance.calls import autoguided_network, classifier_free_network
+from cmjax.guidance.rules import Extrapolated, Projected
 from cmjax.guidance.strength import Scale, Strength, check_parametrization
-from cmjax.networks import (
-    call_network,
-    check_network,
-    num_classes,
-    parse_cond,
-    with_classes_of,
-    with_guidance_mark,
-)
+from cmjax.networks import check_network, num_classes
 from cmjax.parametrization import Parametrization
-
-# Guided networks to keep, so that what they are compiled into is kept.
-_NETWORKS = 64
+from cmjax.tracing import cached_unless_tracing
 
 
 def classifier_free(
@@ -36,14 +26,13 @@ def classifier_free(
     rescale: float = 0.0,
     doubled: bool = False,
 ) -> ApplyFn:
-    """Returns a network guided away from what it says without conditioning.
+    """Returns a network guided away from its output without conditioning.
 
     Classifier-free guidance (Ho and Salimans 2022, 2207.12598): `without + scale (with - without)`,
     where `without` is the output for the conditioning `null`.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from cmjax.guidance import classifier_free
+        >>>         >>> from cmjax.guidance import classifier_free
         >>> def apply_fn(params, x, t, class_labels):
         ...     return params[class_labels][:, None] + 0 * x
         >>> guided = classifier_free(apply_fn, 3.0, null={"class_labels": 2})
@@ -61,16 +50,16 @@ def classifier_free(
             array `[...]` for all samples or `[B, ...]` for each, a pytree of these where the
             conditioning is one, or None to leave it out.
         interval: the noise levels (low, high) to guide at, both included (Kynkäänniemi et al. 2024,
-            2404.07724); elsewhere the output is the network's own, and if that holds for all
-            samples the second call is skipped. Levels are the ratios of noise to signal,
-            `sigma / alpha`, EDM's sigma of any network: a flow's `sigma / (1 - sigma)`.
-        parametrization: that of the network, `scheduler.parametrization`, which tells the level
-            from the network's time. Needed for an interval and for functions of sigma.
+            2404.07724). At other levels the output is the network's own; a batch that is at none of
+            these levels skips the second call. A level is the ratio of noise to signal,
+            `sigma / alpha`: EDM's sigma, or a flow's `sigma / (1 - sigma)`.
+        parametrization: that of the network, `scheduler.parametrization`, by which the level
+            follows from the network's time. Needed for an interval and for functions of sigma.
         rescale: share, 0 to 1, by which the standard deviation of each sample's output is brought
-            back to that of the unguided one (Lin et al. 2024, 2305.08891, section 3.4), against
-            overexposure where scales are large.
-        doubled: whether one call has all samples with both conditionings, `[2B, ...]`, instead of
-            two calls one after the other: quicker where a batch does not fill the device, for
+            back to that of the unguided one (Lin et al. 2024, 2305.08891, section 3.4). It prevents
+            the overexposure of large scales.
+        doubled: whether both conditionings are in one call, of `[2B, ...]` samples, instead of two
+            calls one after the other. This is faster if a batch does not fill the device, and takes
             twice the memory.
 
     Returns:
@@ -88,7 +77,9 @@ def classifier_free(
     if strength.is_one:
         return apply_fn
     rule = Extrapolated(float(rescale))
-    return _kept(_classifier_free, apply_fn, strength, _entries(null), rule, doubled)
+    return cached_unless_tracing(
+        classifier_free_network, apply_fn, strength, _entries(null), rule, doubled
+    )
 
 
 def adaptive_projection(
@@ -140,7 +131,9 @@ def adaptive_projection(
     if strength.is_one:
         return apply_fn
     rule = Projected(parametrization.without_boundary(), float(eta), float(norm_threshold))
-    return _kept(_classifier_free, apply_fn, strength, _entries(null), rule, doubled)
+    return cached_unless_tracing(
+        classifier_free_network, apply_fn, strength, _entries(null), rule, doubled
+    )
 
 
 def autoguidance(
@@ -156,8 +149,7 @@ def autoguidance(
     The output is `weaker + scale (output - weaker)`.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from cmjax.guidance import autoguidance
+        >>>         >>> from cmjax.guidance import autoguidance
         >>> def apply_fn(params, x, t):
         ...     return params * x
         >>> guided = autoguidance(apply_fn, 2.0)
@@ -180,17 +172,19 @@ def autoguidance(
     check_network(apply_fn)
     _check_share(rescale)
     strength = Strength(scale, interval, parametrization)
-    return _kept(_autoguidance, apply_fn, strength, Extrapolated(float(rescale)))
+    return cached_unless_tracing(
+        autoguided_network, apply_fn, strength, Extrapolated(float(rescale))
+    )
 
 
 def _check_share(rescale: Any) -> None:
-    """Raises ValueError unless the share of the rescaling is one."""
+    """Raises ValueError unless `rescale` is a share, from 0 to 1."""
     if not is_finite(rescale, 0) or rescale > 1:
         raise ValueError(f"rescale must be a number from 0 to 1, got {shown(rescale)}")
 
 
 def _check_doubled(doubled: Any, null: Mapping[str, Any]) -> None:
-    """Raises ValueError unless both conditionings can be in one batch, if they are to be."""
+    """Raises ValueError if `doubled` is no flag, or asks for what cannot be in one batch."""
     if not isinstance(doubled, bool):
         raise ValueError(f"doubled must be True or False, got {shown(doubled)}")
     if doubled and any(value is None for value in null.values()):
@@ -200,118 +194,10 @@ def _check_doubled(doubled: Any, null: Mapping[str, Any]) -> None:
 
 
 def _entries(null: Mapping[str, Any]) -> tuple[tuple[str, Any, str], ...]:
-    """The null as names, values and types, which can be compared where its values can."""
-    # 1, 1.0 and True are equal, but only the first is a class.
-    entries = sorted(null.items(), key=lambda entry: entry[0])
-    return tuple((name, value, str(jax.tree.map(type, value))) for name, value in entries)
-
-
-def _kept(make: Any, *args: Any) -> ApplyFn:
-    """Returns the same function for the same arguments, where they can be compared."""
-    # Under a trace, `apply_fn` may close over values of that trace.
-    if is_tracing() or not hashable(*args):
-        return make.__wrapped__(*args)
-    return make(*args)
-
-
-@functools.lru_cache(_NETWORKS)
-def _classifier_free(apply_fn, strength, null, rule, doubled):
-    """The network of `classifier_free`, from checked arguments; `null` is of `_entries`."""
-    null = {name: value for name, value, _ in null}
-
-    def outputs(params, x, times, cond, any_guided):
-        cond = parse_cond(cond, len(x), num_classes(apply_fn))
-        without = with_null(cond, null)
-
-        def call(x, times, cond):
-            return _output(apply_fn, params, x, times, cond)
-
-        if not doubled:
-            output = call(x, times, cond)
-            other = _either(any_guided, lambda: call(x, times, without), lambda: output)
-            return output, other
-
-        def both():
-            pairs = jax.tree.map(_interleaved, (x, times, cond), (x, times, without))
-            made = call(*pairs)
-            made = made.reshape(len(x), 2, *made.shape[1:])
-            return made[:, 0], made[:, 1]
-
-        def alone():
-            output = call(x, times, cond)
-            return output, output
-
-        return _either(any_guided, both, alone)
-
-    return _guided(apply_fn, strength, rule, outputs)
-
-
-@functools.lru_cache(_NETWORKS)
-def _autoguidance(apply_fn, strength, rule):
-    """The network of `autoguidance`, from checked arguments."""
-
-    def outputs(params, x, times, cond, any_guided):
-        if not isinstance(params, tuple | list) or len(params) != 2:
-            raise ValueError(
-                f"params must be the pair (params, weaker_params), got {shown(params)}"
-            )
-        output = _output(apply_fn, params[0], x, times, cond)
-        if strength.is_one:
-            return output, output
-
-        def weaker():
-            return _output(apply_fn, params[1], x, times, cond)
-
-        return output, _either(any_guided, weaker, lambda: output)
-
-    return _guided(apply_fn, strength, rule, outputs)
-
-
-def _guided(
-    apply_fn: ApplyFn, strength: Strength, rule: Rule, outputs: Callable[..., Any]
-) -> ApplyFn:
-    """Returns the network that joins two outputs by a rule.
-
-    Args:
-        apply_fn: the network that is called.
-        strength: of the guidance.
-        rule: how the outputs become one.
-        outputs: `(params, x, times, cond, any_guided) -> (output, other)`.
-    """
-
-    def guided(params, x, t, /, *second_time, **cond):
-        # Flow maps are told two times, of which the first is that of the sample.
-        x = as_samples("x", x)
-        t = as_reals("t", t)
-        times = (t, *second_time)
-        scale, any_guided = strength.weights(x, t)
-        output, other = outputs(params, x, times, cond, any_guided)
-        if output.shape == x.shape:
-            return rule(output, other, scale, x, t)
-
-        # A learned variance is that of the network alone.
-        channels = x.shape[-1]
-        mean = rule(output[..., :channels], other[..., :channels], scale, x, t)
-        return jnp.concatenate([mean, output[..., channels:]], axis=-1)
-
-    guided = with_classes_of(apply_fn, guided)
-    return guided if strength.is_one else with_guidance_mark(guided)
-
-
-def _output(apply_fn, params, x, times, cond):
-    """The output of one call, `[B, ..., C]`, or `[B, ..., 2 C]` with a learned variance."""
-    with_variance = (*x.shape[:-1], 2 * x.shape[-1]) if x.ndim > 1 else None
-    return call_network(apply_fn, params, x, times, cond, or_shape=with_variance)
-
-
-def _either(
-    is_wanted: jax.Array | None, one: Callable[[], Any], other: Callable[[], Any]
-) -> Any:
-    """Returns `one()` if it is wanted, bool[], and `other()` if not; None: it is."""
-    return one() if is_wanted is None else jax.lax.cond(is_wanted, one, other)
-
-
-def _interleaved(one: jax.Array, other: jax.Array) -> jax.Array:
-    """Two arrays `[B, ...]` as one, `[2B, ...]`, with the rows of each sample side by side."""
-    # Side by side, and not one after the other: each device keeps its own samples.
-    return jnp.stack([one, other], axis=1).reshape(2 * len(one), *one.shape[1:])
+    """The null as triples of a name, a value and its types: a key for the cache of networks."""
+    entries = []
+    for name in sorted(null):
+        # The types are part of the key: 1, 1.0 and True are equal, but only the first is a class.
+        types = str(jax.tree.map(type, null[name]))
+        entries.append((name, null[name], types))
+    return tuple(entries)

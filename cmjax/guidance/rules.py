@@ -39,12 +39,13 @@ class Extrapolated:
         """Returns the guided output, `[B, ...]`."""
         del x, time
 
-        # With one coefficient for each, so that a scale of 1 is exact.
+        # scale output + (1 - scale) other: at a scale of 1 this is `output` without rounding.
         guided = combine((scale, output), (1 - scale, other))
         if not self.rescale:
             return guided
 
-        # phi (guided std(output) / std(guided)) + (1 - phi) guided.
+        # Lin et al. 2024, section 3.4, with the standard deviations of each sample:
+        #     phi (std(output) / std(guided)) guided + (1 - phi) guided.
         wanted = _variance(output)
         found = _variance(guided)
         varies = found > 0
@@ -71,7 +72,8 @@ class Projected:
         alpha, sigma = self.parametrization.path(time)
         c_in, c_skip, c_out = self.parametrization.scalings(alpha, sigma)
 
-        # The denoised sample, D = c_skip x + c_out F, and the change d that guidance would make.
+        # The denoised sample D = c_skip x + c_out F, where the network saw c_in x, and the change
+        # d = c_out (F - F_other) that a scale of 2 would make.
         denoised = combine((c_skip / c_in, x), (c_out, output))
         change = combine((c_out, output), (-c_out, other))
 
@@ -85,7 +87,9 @@ class Projected:
         square = _dot(denoised, denoised)
         parallel = _dot(change, denoised) / jnp.where(square > 0, square, 1)
 
-        # F' = F + (scale - 1) share (d - (1 - eta) parallel D) / c_out, with d / c_out = F - other.
+        # The guided D' = D + (scale - 1) share (d - (1 - eta) parallel D), as an output F':
+        #     F' = F + (scale - 1) share (F - F_other - (1 - eta) parallel D / c_out).
+        # Where c_out is 0 the output does not matter.
         weight = (scale - 1) * share
         known = jnp.asarray(c_out) != 0
         inverse = jnp.where(known, 1 / jnp.where(known, c_out, 1), 0)

@@ -17,7 +17,7 @@ from cmjax.parametrization import Parametrization
 # A number, one per sample, or a function of sigma.
 Scale = ArrayLike | Callable[[jax.Array], ArrayLike]
 
-# Levels are told from times in float32: the ends of an interval are met within this share.
+# Levels are computed from times in float32: they reach the ends of an interval up to this share.
 ROUNDING = 1e-4
 
 
@@ -45,7 +45,7 @@ class Strength:
         if self.interval is not None:
             object.__setattr__(self, "interval", interval_ends("interval", self.interval))
 
-        # Who has a scheduler has its parametrization.
+        # Only a parametrization says which level a network's time stands for.
         if self.parametrization is not None:
             check_parametrization(self.parametrization)
         elif callable(self.scale) or self.interval is not None:
@@ -67,8 +67,8 @@ class Strength:
             time: the network's time, f32[B].
 
         Returns:
-            The scales, which are 1 outside of the interval, and bool[], or None where all levels
-            are guided at.
+            The scales, which are 1 outside of the interval, and whether any sample is within it,
+            bool[]; None without an interval.
 
         Raises:
             ValueError: for a scale that is neither a number nor one per sample.
@@ -77,6 +77,7 @@ class Strength:
         if self.parametrization is not None:
             sigma = level_of(self.parametrization, time)
 
+        # The scale of each sample at its level, f32[B], or of all samples, f32[].
         scale = self.scale
         if callable(scale):
             scale = _numbers("scale", scale(sigma))
@@ -90,7 +91,7 @@ class Strength:
         if self.interval is None:
             return scale, None
 
-        # Kynkäänniemi et al. 2024, equation 5.
+        # Guidance in an interval (Kynkäänniemi et al. 2024, equation 5): 1 is no guidance.
         low, high = self.interval
         inside = (sigma >= low * (1 - ROUNDING)) & (sigma <= high * (1 + ROUNDING))
         return jnp.where(inside, scale, 1.0), jnp.any(inside)
@@ -115,7 +116,7 @@ def check_parametrization(parametrization: Any) -> None:
 
 
 def _numbers(name: str, value: Any) -> Any:
-    """A number of Python, by which programs are kept, or an array of at most one axis."""
+    """The scale as a `float`, which is part of a cache's key, or as an array of one axis."""
     known = known_reals(name, value)
     if known is not None and not np.all(np.isfinite(known)):
         raise ValueError(f"{name} must be finite, got {shown(value)}")

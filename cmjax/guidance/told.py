@@ -1,4 +1,4 @@
-"""Networks that learned guidance and are told its scale: one call a step, and no extrapolation."""
+"""Networks that take the scale of guidance as an input: one call a step, without extrapolation."""
 
 import functools
 import inspect
@@ -8,21 +8,23 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import ApplyFn, hashable, is_tracing, known_reals
+from cmjax.arrays import ApplyFn, known_reals
 from cmjax.configs import shown
 from cmjax.guidance.strength import interval_ends
 from cmjax.networks import check_network, with_classes_of
+from cmjax.tracing import cached_unless_tracing
 
-# Networks to keep, so that what they are compiled into is kept.
+# Number of networks to keep, so that programs that are compiled for them are found again.
 _NETWORKS = 64
 
 
 def told_scale(
     apply_fn: ApplyFn, scale: Any, interval: Sequence[float] | None = None
 ) -> ApplyFn:
-    """Returns a network that is told a guidance scale at every call.
+    """Returns a network that is called with a fixed guidance scale.
 
-    It is for networks with guidance as an input, as those of mean flows have it (Geng et al. 2025).
+    It is for networks that were trained with the scale as an input, such as those of mean flows
+    (Geng et al. 2025).
 
     Args:
         apply_fn: the network, which takes `guidance_scale` f32[B] as conditioning, and
@@ -32,8 +34,8 @@ def told_scale(
             to the network.
 
     Returns:
-        `(params, x, *times, **cond) -> model_output`. Conditioning of these names that is given
-        when it is called counts more.
+        `(params, x, *times, **cond) -> model_output`. A call may override both by conditioning of
+        these names.
 
     Raises:
         ValueError: for a scale that is not positive, an interval that is none, or one for a network
@@ -50,6 +52,8 @@ def told_scale(
         raise ValueError(
             f"scale must be a positive number, or one per sample [B], got {shown(scale)}"
         )
+
+    # The interval, which only some of these networks take.
     ends = None
     if interval is not None:
         ends = interval_ends("interval", interval)
@@ -58,10 +62,7 @@ def told_scale(
                 "interval is for networks that are told one, and this one is told a scale only"
             )
 
-    # Under a trace, `apply_fn` may close over values of that trace.
-    if is_tracing() or not hashable(apply_fn, scale):
-        return _told.__wrapped__(apply_fn, scale, ends)
-    return _told(apply_fn, scale, ends)
+    return cached_unless_tracing(_told, apply_fn, scale, ends)
 
 
 def _takes(apply_fn, name):
@@ -76,6 +77,7 @@ def _told(apply_fn, scale, ends):
     """The network of `told_scale`, whose arguments are checked."""
 
     def guided(params, x, *times, **cond):
+        # One scale and one interval per sample, f32[B] and f32[B, 2].
         told = {"guidance_scale": jnp.broadcast_to(_float32(scale), x.shape[:1])}
         if ends is not None:
             told["guidance_interval"] = jnp.broadcast_to(_float32(ends), (len(x), 2))

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.models import layers
+from cmjax.models import layers, resampling
+from cmjax.models.attention import Attention
 from cmjax.models.autoencoder_kl_config import (
     DOWN_BLOCKS,
     UP_BLOCKS,
@@ -86,7 +87,9 @@ class _Encoder(nnx.Module):
             # Every resolution but the last is followed by a halving. Zeros are added below and at
             # the right only; in a list as in diffusers.
             if i < len(widths) - 1:
-                halving = layers.Downsample(channels, padding=((0, 1), (0, 1)), rngs=rngs)
+                halving = resampling.Downsample(
+                    channels, padding=((0, 1), (0, 1)), rngs=rngs
+                )
                 self.down_blocks[i].downsamplers = nnx.List([halving])
         self.mid_block = _MidBlock(config, rngs=rngs)
         self.conv_norm_out = layers.GroupNorm(
@@ -124,7 +127,7 @@ class _Decoder(nnx.Module):
             )
             channels = widths[i]
             if i < len(widths) - 1:
-                doubling = layers.Upsample(channels, rngs=rngs)
+                doubling = resampling.Upsample(channels, rngs=rngs)
                 self.up_blocks[i].upsamplers = nnx.List([doubling])
         self.conv_norm_out = layers.GroupNorm(
             channels, config.norm_num_groups, NORM_EPS, rngs=rngs
@@ -207,6 +210,6 @@ class _MidBlock(nnx.Module):
 
 def _attention(config, channels, rngs):
     """Returns attention with a single head."""
-    return layers.Attention(
+    return Attention(
         channels, channels, groups=config.norm_num_groups, epsilon=NORM_EPS, rngs=rngs
     )

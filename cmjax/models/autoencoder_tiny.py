@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.configs import check_options
-from cmjax.models import layers
+from cmjax.models import layers, resampling
 from cmjax.models.latent_scaling import LARGEST_FACTOR, SMALLEST_FACTOR, check_factors
 
 LATENTS_BOUND = 3.0  # the decoder takes 3 tanh(z / 3), which bounds its latents z
@@ -184,4 +184,4 @@ class _Double(nnx.Module):
     """A doubling of height and width."""
 
     def __call__(self, x):
-        return layers.double(x)
+        return resampling.double(x)

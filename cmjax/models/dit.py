@@ -9,8 +9,15 @@ from flax import nnx
 
 from cmjax.configs import LARGEST, check_options
 from cmjax.labels import check_null_class
-from cmjax.models import layers
-from cmjax.models.conditioning import SECOND_TIMES, FurtherConditions
+from cmjax.models import layers, resampling
+from cmjax.models.attention import attend
+from cmjax.models.embeddings import (
+    TimestepEmbedding,
+    add_class_embedding,
+    class_table,
+    sinusoidal_embedding,
+)
+from cmjax.models.further_conditions import SECOND_TIMES, FurtherConditions
 from cmjax.models.on_meshes import on_any_mesh
 
 TIME_FEATURES = 256  # sines and cosines of the time, as in the authors' code
@@ -126,8 +133,8 @@ class DiT(nnx.Module):
 
         # Tokens, and what all blocks are conditioned on: the time and the class.
         self.patch_embed = layers.linear(folded * config.in_channels, width, rngs=rngs)
-        self.time_embedding = layers.TimestepEmbedding(TIME_FEATURES, width, rngs=rngs)
-        self.class_embedding = layers.class_table(config, width, rngs=rngs)
+        self.time_embedding = TimestepEmbedding(TIME_FEATURES, width, rngs=rngs)
+        self.class_embedding = class_table(config, width, rngs=rngs)
         self.further = FurtherConditions(config, TIME_FEATURES, width, rngs=rngs)
 
         # The blocks, and a layer per long skip, from twice the channels back to the width.
@@ -177,7 +184,7 @@ class DiT(nnx.Module):
 
         # Patches are the tokens: h is [B, side * side, width].
         side = config.sample_size // config.patch_size
-        h = self.patch_embed(layers.space_to_depth(x, config.patch_size)).reshape(
+        h = self.patch_embed(resampling.space_to_depth(x, config.patch_size)).reshape(
             len(x), side * side, config.width
         )
         h = h + jnp.asarray(position_embedding(side, config.width), x.dtype)[None]
@@ -198,15 +205,15 @@ class DiT(nnx.Module):
         # Back from tokens to patches, and from patches to pixels.
         shift, scale = jnp.split(self.modulation(condition)[:, None], 2, axis=-1)
         h = self.proj_out(modulated(h, shift, scale)).reshape(len(x), side, side, -1)
-        return layers.depth_to_space(h, config.patch_size)
+        return resampling.depth_to_space(h, config.patch_size)
 
     def _embed(self, t, r, class_labels, guidance_scale):
         """Returns the embedding of times, class and scale, f32[B, width]."""
         embedding = self.time_embedding(
-            layers.sinusoidal_embedding(t * self.config.time_scale, TIME_FEATURES)
+            sinusoidal_embedding(t * self.config.time_scale, TIME_FEATURES)
         )
         embedding = self.further(embedding, t, r, guidance_scale)
-        return layers.add_class_embedding(embedding, self.class_embedding, class_labels)
+        return add_class_embedding(embedding, self.class_embedding, class_labels)
 
 
 class _Block(nnx.Module):
@@ -241,7 +248,7 @@ class _Block(nnx.Module):
         q, k, v = jnp.moveaxis(
             self.to_qkv(h).reshape(batch, tokens, 3, self.heads, -1), 2, 0
         )
-        return self.to_out(layers.attend(q, k, v).reshape(batch, tokens, width))
+        return self.to_out(attend(q, k, v).reshape(batch, tokens, width))
 
 
 def position_embedding(side: int, width: int) -> np.ndarray:

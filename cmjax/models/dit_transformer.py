@@ -7,8 +7,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.configs import LARGEST, check_options
-from cmjax.models import layers
+from cmjax.models import layers, resampling
+from cmjax.models.attention import attend
 from cmjax.models.dit import TIME_FEATURES, modulated, position_embedding
+from cmjax.models.embeddings import (
+    TimestepEmbedding,
+    add_class_embedding,
+    class_table,
+    sinusoidal_embedding,
+)
 from cmjax.models.on_meshes import on_any_mesh
 
 EPSILON = 1e-6  # of the normalisations that diffusers gives no option for
@@ -155,7 +162,9 @@ class DiTTransformer2D(nnx.Module):
 
         # And from patches to pixels.
         side = config.sample_size // config.patch_size
-        output = layers.depth_to_space(h.reshape(len(x), side, side, -1), config.patch_size)
+        output = resampling.depth_to_space(
+            h.reshape(len(x), side, side, -1), config.patch_size
+        )
         if config.keep_variance:
             return output
         return output[..., : config.in_channels]
@@ -211,10 +220,10 @@ class _Condition(nnx.Module):
     def embed(self, t, class_labels):
         """Returns the embedding, f32[B, width]."""
         # diffusers' sines and cosines: their exponents' denominator is one less than usual.
-        features = layers.sinusoidal_embedding(t, TIME_FEATURES, freq_shift=1)
+        features = sinusoidal_embedding(t, TIME_FEATURES, freq_shift=1)
         embedding = self.emb.timestep_embedder(features)
         table = self.emb.class_embedder.embedding_table
-        return layers.add_class_embedding(embedding, table, class_labels)
+        return add_class_embedding(embedding, table, class_labels)
 
     def __call__(self, t, class_labels, dtype):
         return self.linear(jax.nn.silu(self.embed(t, class_labels)).astype(dtype))
@@ -224,9 +233,7 @@ class _Embedding(nnx.Module):
     """The embeddings of time and of class, under diffusers' names."""
 
     def __init__(self, config, *, rngs):
-        self.timestep_embedder = layers.TimestepEmbedding(
-            TIME_FEATURES, config.width, rngs=rngs
-        )
+        self.timestep_embedder = TimestepEmbedding(TIME_FEATURES, config.width, rngs=rngs)
         self.class_embedder = _Table(config, rngs=rngs)
 
 
@@ -234,7 +241,7 @@ class _Table(nnx.Module):
     """A row per class, and one for no class."""
 
     def __init__(self, config, *, rngs):
-        self.embedding_table = layers.class_table(config, config.width, rngs=rngs)
+        self.embedding_table = class_table(config, config.width, rngs=rngs)
 
 
 class _Attention(nnx.Module):
@@ -255,7 +262,7 @@ class _Attention(nnx.Module):
         q = self.to_q(h).reshape(split)
         k = self.to_k(h).reshape(split)
         v = self.to_v(h).reshape(split)
-        return self.to_out[0](layers.attend(q, k, v).reshape(h.shape))
+        return self.to_out[0](attend(q, k, v).reshape(h.shape))
 
 
 class _Perceptron(nnx.Module):

@@ -1,6 +1,7 @@
-"""Layers that the networks share. They compute in the dtype of their input.
+"""Layers that the networks share: dense layers, convolutions and group normalisation.
 
-Parameters are cast to it, so that float32 parameters serve computation in bfloat16.
+They compute in the dtype of their input. Parameters are cast to it, so that float32 parameters
+serve computation in bfloat16.
 """
 
 import math
@@ -11,15 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.labels import check_class_labels
 from cmjax.models.conv import convolution, product_of_matrices
 from cmjax.models.strips import in_strips
-
-# 32 MB in float32, about what CPUs keep near.
-SCORES_IN_CACHE = 8 * 1024 * 1024
-
-# Tokens whose scores are computed for all queries at once: 64 MB for each head in float32.
-TOKENS_AT_ONCE = 64 * 64
 
 
 def in_input_dtype(arrays: Any, **_: Any) -> Any:
@@ -63,7 +57,9 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 def _add_bias_jvp(primals, tangents):
     y, bias = primals
     y_tangent, bias_tangent = tangents
-    # GPUs and TPUs would round what they multiply, and a sum is not rounded.
+
+    # The bias at every row of y as a product, ones [rows, 1] times bias [1, O]: its transpose is
+    # the sum over the rows. GPUs and TPUs round factors unless told not to; a sum does not.
     ones = jnp.ones((math.prod(y.shape[:-1]), 1), y.dtype)
     spread = jnp.matmul(ones, bias_tangent[None], precision="highest").reshape(y.shape)
     return add_bias(y, bias), y_tangent + spread
@@ -123,18 +119,19 @@ class GroupNorm(nnx.Module):
     def statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns mean and inverse deviation of `[B, ..., C]`, f32[B, 1, C] each."""
         # Sums over a whole map have too many terms for 16 bits: [B, pixels, C] in float32.
-        batch, channels = x.shape[0], x.shape[-1]
+        batch = x.shape[0]
+        channels = x.shape[-1]
         pixels = x.astype(jnp.float32).reshape(batch, -1, channels)
 
+        # The mean over each group, at every channel of it: [B, 1, C]. It is taken over the pixels
+        # first and over channels then: on CPUs, XLA takes up to ten times as long for both at once.
         def mean(values):
-            # Over the pixels of each channel, then over the channels of each group: [B, 1, C].
-            # On CPUs, XLA takes up to ten times as long for both at once.
             of_channels = values.mean(1).reshape(batch, self.groups, -1)
             of_groups = of_channels.mean(-1, keepdims=True)
-            return jnp.broadcast_to(of_groups, of_channels.shape).reshape(
-                batch, 1, channels
-            )
+            spread = jnp.broadcast_to(of_groups, of_channels.shape)
+            return spread.reshape(batch, 1, channels)
 
+        # Two passes, as the class says: the mean, then the squared differences from it.
         centre = mean(pixels)
         variance = mean(jnp.square(pixels - centre))
         return centre, jax.lax.rsqrt(variance + self.epsilon)
@@ -148,321 +145,6 @@ class GroupNorm(nnx.Module):
         return y.reshape(x.shape).astype(x.dtype)
 
 
-def sinusoidal_embedding(
-    t: jax.Array,
-    features: int,
-    *,
-    flip_sin_to_cos: bool = True,
-    freq_shift: float = 0,
-    max_period: float = 10000.0,
-) -> jax.Array:
-    """Returns sines and cosines of times, at geometric frequencies (Vaswani et al. 2017, 3.5).
-
-    Args:
-        t: times, f32[B].
-        features: number F of features; the last one of an odd number is zero.
-        flip_sin_to_cos: whether the cosines come first.
-        freq_shift: subtracted from the number of frequencies in the exponent's denominator.
-        max_period: the largest period, in units of `t`, divided by 2 pi.
-
-    Returns:
-        The embedding, f32[B, F].
-    """
-    # frequency_i = max_period^(-i / (half - freq_shift)), i = 0 .. half - 1
-    half = features // 2
-    frequencies = jnp.exp(
-        -math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
-    )
-
-    # Products with large times need float32, whatever the dtype of the network: [B, half].
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-
-    # [B, half] each; together [B, F] with the zero of an odd F.
-    parts = (jnp.sin(angles), jnp.cos(angles))
-    if flip_sin_to_cos:
-        parts = parts[::-1]
-    return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, features % 2)))
-
-
-class TimestepEmbedding(nnx.Module):
-    """Two dense layers with a SiLU between them, applied to the sinusoidal embedding."""
-
-    def __init__(self, features_in: int, features_out: int, *, rngs: nnx.Rngs):
-        """Makes a map from `[B, features_in]` to `[B, features_out]`."""
-        self.linear_1 = linear(features_in, features_out, rngs=rngs)
-        self.linear_2 = linear(features_out, features_out, rngs=rngs)
-
-    def __call__(self, embedding: jax.Array) -> jax.Array:
-        """Maps `[B, features_in]` to `[B, features_out]`."""
-        return self.linear_2(jax.nn.silu(self.linear_1(embedding)))
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Returns softmax(q k^T / sqrt(C)) v for each head, with the softmax in float32.
-
-    Of many tokens, some queries attend at a time: memory grows with T and not with its square.
-
-    Args:
-        q: queries, `[B, T, heads, C]`.
-        k: keys, of the same shape.
-        v: values, of the same shape.
-
-    Returns:
-        The mixed values, `[B, T, heads, C]`, in the dtype of `v`.
-    """
-    # Heads first, so that each is a plain product of matrices: [B * heads, T, C].
-    batch, tokens, heads, channels = q.shape
-    q, k, v = (x.swapaxes(1, 2).reshape(-1, tokens, channels) for x in (q, k, v))
-
-    if tokens > TOKENS_AT_ONCE:
-        mixed = _attend_in_pieces(q, k, v)
-    else:
-        mixed = jax.lax.platform_dependent(q, k, v, cpu=_attend_in_cache, default=_attend)
-    return mixed.reshape(batch, heads, tokens, channels).swapaxes(1, 2)
-
-
-def _attend(q, k, v):
-    """Attends within each head, `[..., T, C]`."""
-    # Fused kernels do not differentiate in forward mode, which the continuous-time losses need.
-    scores = (q / math.sqrt(q.shape[-1])) @ k.swapaxes(-2, -1)
-    scores = scores.astype(jnp.float32)
-
-    # softmax(scores) v, divided at the end: that is a pass over [T, C] instead of [T, T].
-    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - largest)
-    total = weights.sum(axis=-1, keepdims=True)
-    mixed = (weights.astype(v.dtype) @ v).astype(jnp.float32) / total
-    return mixed.astype(v.dtype)
-
-
-def _attend_in_cache(q, k, v):
-    """Attends to some heads at a time, whose scores stay in the cache of a CPU."""
-    at_once = max(1, SCORES_IN_CACHE // q.shape[1] ** 2)
-    if at_once >= len(q):
-        return _attend(q, k, v)
-    return jax.lax.map(lambda head: _attend(*head), (q, k, v), batch_size=at_once)
-
-
-def _attend_in_pieces(q, k, v):
-    """Attends to one head at a time, by as many queries as have `SCORES_IN_CACHE` scores."""
-    # The number of queries is filled up to whole pieces by zeros: [pieces, at_once, C].
-    heads, tokens, channels = q.shape
-    at_once = SCORES_IN_CACHE // tokens or 1
-    padded = jnp.pad(q, ((0, 0), (0, -tokens % at_once), (0, 0)))
-    pieces = padded.reshape(heads, -1, at_once, channels)
-
-    def attend_head(head):
-        queries, keys, values = head
-        return jax.lax.map(lambda piece: _attend(piece, keys, values), queries)
-
-    mixed = jax.lax.map(attend_head, (pieces, k, v))
-    return mixed.reshape(heads, -1, channels)[:, :tokens]
-
-
-def class_table(config: Any, features: int, *, rngs: nnx.Rngs) -> nnx.Embed | None:
-    """Returns the embeddings of the classes of a network's config; None for one without classes.
-
-    Args:
-        config: its `num_class_embeds` says how many classes there are; with `null_class` one more
-            row, the last, is that of no class.
-        features: length F of a row.
-        rngs: of the initial values.
-    """
-    if config.num_class_embeds is None:
-        return None
-    return nnx.Embed(config.num_class_embeds + config.null_class, features, rngs=rngs)
-
-
-def add_class_embedding(
-    embedding: jax.Array, table: nnx.Embed | None, class_labels: jax.Array | None
-) -> jax.Array:
-    """Adds the embedding of the classes to that of the times, in a model with classes.
-
-    Args:
-        embedding: of the times, f32[B, F].
-        table: one row of F features per class; None for an unconditional model.
-        class_labels: classes, i32[B]; None for an unconditional model.
-
-    Returns:
-        The sum, f32[B, F].
-
-    Raises:
-        ValueError: if labels are missing, or given to an unconditional model, or are not one class
-            of the model for each sample.
-    """
-    if table is None:
-        if class_labels is not None:
-            raise ValueError("class_labels given to an unconditional model; leave them out")
-        return embedding
-    return embedding + class_features(table, class_labels, len(embedding))
-
-
-def class_features(
-    table: nnx.Embed, class_labels: jax.Array | None, batch: int
-) -> jax.Array:
-    """Returns the embedding of one class per sample, f32[B, F].
-
-    Args:
-        table: one row of F features per label.
-        class_labels: classes, i32[B].
-        batch: number B of samples.
-
-    Raises:
-        ValueError: if labels are missing, or are not one class of the model for each sample.
-    """
-    if class_labels is None:
-        raise ValueError(
-            f"the model has {table.num_embeddings} classes: say which by "
-            "cond={'class_labels': i32[B]}"
-        )
-
-    # A label for each sample: [1] would be broadcast. Values are checked where they are known.
-    check_class_labels("class_labels", class_labels, table.num_embeddings)
-    if class_labels.shape != (batch,):
-        raise ValueError(
-            f"class_labels must be one per sample, {(batch,)}, "
-            f"got shape {class_labels.shape}"
-        )
-
-    # Where they are not known, -1 would be the last class. Beyond all classes it is NaN, as any
-    # other label that is no class.
-    labels = jnp.asarray(class_labels).astype(jnp.int32)
-    labels = jnp.where(labels < 0, table.num_embeddings, labels)
-
-    # The table may be stored in less than float32; a sum with it is not rounded to that.
-    return table(labels).astype(jnp.float32)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention among the pixels of a map, with normalisation and residual."""
-
-    def __init__(
-        self,
-        channels: int,
-        head_dim: int,
-        *,
-        groups: int | None,
-        epsilon: float,
-        rngs: nnx.Rngs,
-    ):
-        """Makes attention with `channels // head_dim` heads.
-
-        Args:
-            channels: channels of the map.
-            head_dim: channels per head.
-            groups: groups of the normalisation; None for no normalisation.
-            epsilon: epsilon of the normalisation.
-            rngs: for the parameters.
-        """
-        if channels % head_dim:
-            raise ValueError(
-                f"attention_head_dim {head_dim} does not divide the {channels} channels of a block "
-                "with attention; the middle block always has it"
-            )
-        self.heads = channels // head_dim
-        group_norm = None
-        if groups is not None:
-            group_norm = GroupNorm(channels, groups, epsilon, rngs=rngs)
-        self.group_norm = group_norm
-
-        # diffusers' names: `to_out` is a list there because dropout follows.
-        self.to_q = linear(channels, channels, rngs=rngs)
-        self.to_k = linear(channels, channels, rngs=rngs)
-        self.to_v = linear(channels, channels, rngs=rngs)
-        self.to_out = nnx.List([linear(channels, channels, rngs=rngs)])
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C]` to the same shape."""
-        # Pixels are the tokens: [B, H * W, C].
-        batch, height, width, channels = x.shape
-        pixels = x if self.group_norm is None else self.group_norm(x)
-        pixels = pixels.reshape(batch, height * width, channels)
-
-        # Channels are divided among the heads: [B, H * W, heads, head_dim] each.
-        q, k, v = (
-            f(pixels).reshape(batch, height * width, self.heads, -1)
-            for f in (self.to_q, self.to_k, self.to_v)
-        )
-
-        # Heads side by side again: [B, H * W, C].
-        mixed = attend(q, k, v).reshape(batch, height * width, channels)
-        return x + self.to_out[0](mixed).reshape(x.shape)
-
-
-class ResnetBlock(nnx.Module):
-    """Two normalised convolutions with the time embedding between them, and a residual.
-
-    This is the block of Ho et al. 2020. The embedding is added after the first convolution; with
-    `scale_shift` it scales and shifts the second normalisation instead (adaptive group
-    normalisation, Dhariwal & Nichol 2021). `resample` changes the resolution after the first
-    normalisation, and that of the residual (BigGAN's up- and downsampling, in the same paper).
-    """
-
-    def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        time_features: int,
-        groups: int,
-        epsilon: float,
-        *,
-        scale_shift: bool = False,
-        resample: Callable[[jax.Array], jax.Array] | None = None,
-        rngs: nnx.Rngs,
-    ):
-        """Makes a block.
-
-        Args:
-            channels_in: channels of the input.
-            channels_out: channels of the output.
-            time_features: features of the embedding of time and class.
-            groups: groups of both normalisations.
-            epsilon: epsilon of both normalisations.
-            scale_shift: whether the embedding scales and shifts, instead of being added.
-            resample: `halve` or `double`; None keeps the resolution.
-            rngs: for the parameters.
-        """
-        self.scale_shift = scale_shift
-        self.resample = resample
-        self.norm1 = GroupNorm(channels_in, groups, epsilon, rngs=rngs)
-        self.conv1 = conv(channels_in, channels_out, rngs=rngs)
-
-        # Two numbers per channel, to scale and to shift, or one to add.
-        self.time_emb_proj = linear(
-            time_features, channels_out * (1 + scale_shift), rngs=rngs
-        )
-        self.norm2 = GroupNorm(channels_out, groups, epsilon, rngs=rngs)
-        self.conv2 = conv(channels_out, channels_out, rngs=rngs)
-
-        # The residual passes as it is, or through a 1x1 convolution if the channels differ.
-        conv_shortcut = None
-        if channels_in != channels_out:
-            conv_shortcut = conv(channels_in, channels_out, 1, rngs=rngs)
-        self.conv_shortcut = conv_shortcut
-
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, channels_in]` and `[B, time_features]` to `[B, H', W', channels_out]`."""
-        # The resolution changes between the activation and the convolution.
-        h = jax.nn.silu(self.norm1(x))
-        if self.resample is not None:
-            x = self.resample(x)
-            h = self.resample(h)
-        h = self.conv1(h)
-
-        # The same numbers for all pixels: [B, 1, 1, channels_out], or twice as many.
-        condition = self.time_emb_proj(jax.nn.silu(embedding))[:, None, None, :]
-        if self.scale_shift:
-            scale, shift = jnp.split(condition, 2, axis=-1)
-            h = self.norm2(h) * (1 + scale) + shift
-        else:
-            h = self.norm2(h + condition)
-
-        h = self.conv2(jax.nn.silu(h))
-        if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x)
-        return h + x
-
-
 def activated_conv(
     norm: GroupNorm,
     convolve: nnx.Conv,
@@ -471,6 +153,8 @@ def activated_conv(
     *residual_of: jax.Array,
 ) -> jax.Array:
     """Normalises a map, applies a SiLU and convolves it, in strips if it is large.
+
+    The statistics are those of the whole map, whatever strip they are applied to.
 
     Args:
         norm: the normalisation.
@@ -488,42 +172,6 @@ def activated_conv(
     return in_strips(compute, x, *residual_of)
 
 
-class Downsample(nnx.Module):
-    """A strided convolution that halves height and width."""
-
-    def __init__(self, channels: int, *, rngs: nnx.Rngs, **options: Any):
-        """Makes the convolution for a map of that many channels, with options of `conv`."""
-        self.conv = conv(channels, channels, strides=2, rngs=rngs, **options)
-
-    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, H/2, W/2, C]`; the embedding is not used."""
-        return self.conv(x)
-
-
-class Upsample(nnx.Module):
-    """A doubling of height and width, then a convolution."""
-
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        """Makes the convolution for a map of that many channels."""
-        self.conv = conv(channels, channels, rngs=rngs)
-
-    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, 2H, 2W, C]`; the embedding is not used."""
-        return in_strips(lambda x: self.conv(double(x)), x, factor=2)
-
-
-def halve(x: jax.Array) -> jax.Array:
-    """Averages 2x2 blocks: `[B, H, W, C]` to `[B, H/2, W/2, C]`."""
-    # Axes: batch, row of blocks, row in a block, column of blocks, column in a block, channel.
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
-
-
-def double(x: jax.Array) -> jax.Array:
-    """Repeats every pixel: `[B, H, W, C]` to `[B, 2H, 2W, C]`."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
-
-
 def check_images(x: jax.Array, size: int, channels: int) -> None:
     """Checks that x is `[B, size, size, channels]`.
 
@@ -532,23 +180,3 @@ def check_images(x: jax.Array, size: int, channels: int) -> None:
     """
     if x.ndim != 4 or x.shape[1:] != (size, size, channels):
         raise ValueError(f"x must be [B, {size}, {size}, {channels}], got {x.shape}")
-
-
-def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
-    """Folds `[B, H, W, C]` into `[B, H/p, W/p, p*p*C]`."""
-    # Axes: batch, row of patches, row in a patch, column of patches, column in a patch, channel.
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels).transpose(
-        0, 1, 3, 2, 4, 5
-    )
-    return x.reshape(batch, height // patch, width // patch, patch * patch * channels)
-
-
-def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
-    """Unfolds `[B, H, W, p*p*C]` into `[B, H*p, W*p, C]`, the inverse of `space_to_depth`."""
-    # The same transposition as there: it swaps two axes, so it is its own inverse.
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, width, patch, patch, channels // patch**2).transpose(
-        0, 1, 3, 2, 4, 5
-    )
-    return x.reshape(batch, height * patch, width * patch, channels // patch**2)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.models import layers
+from cmjax.models import layers, resampling
+from cmjax.models.embeddings import TimestepEmbedding, class_features, sinusoidal_embedding
 from cmjax.models.on_meshes import on_any_mesh
 from cmjax.models.pixel_mean_flow_config import PixelMeanFlowConfig
 from cmjax.models.token_layers import (
@@ -40,10 +41,10 @@ class PixelMeanFlow(nnx.Module):
 
         # The last row of the classes stands for none.
         self.class_embedding = nnx.Embed(config.num_class_embeds + 1, width, rngs=rngs)
-        self.scale_embedding = layers.TimestepEmbedding(FEATURES, width, rngs=rngs)
-        self.start_embedding = layers.TimestepEmbedding(FEATURES, width, rngs=rngs)
-        self.end_embedding = layers.TimestepEmbedding(FEATURES, width, rngs=rngs)
-        self.time_embedding = layers.TimestepEmbedding(FEATURES, width, rngs=rngs)
+        self.scale_embedding = TimestepEmbedding(FEATURES, width, rngs=rngs)
+        self.start_embedding = TimestepEmbedding(FEATURES, width, rngs=rngs)
+        self.end_embedding = TimestepEmbedding(FEATURES, width, rngs=rngs)
+        self.time_embedding = TimestepEmbedding(FEATURES, width, rngs=rngs)
         self.context = nnx.List(
             [ContextTokens(count, width, rngs=rngs) for count in config.context_tokens]
         )
@@ -103,7 +104,7 @@ class PixelMeanFlow(nnx.Module):
 
         # One embedding per kind of tokens, f32[B, width]; a scale w is told as 1 - 1 / w.
         embeddings = (
-            layers.class_features(self.class_embedding, class_labels, batch),
+            class_features(self.class_embedding, class_labels, batch),
             _embedded(self.scale_embedding, 1 - 1 / jnp.where(scale > 0, scale, jnp.nan)),
             _embedded(self.start_embedding, interval[:, 0]),
             _embedded(self.end_embedding, interval[:, 1]),
@@ -116,7 +117,9 @@ class PixelMeanFlow(nnx.Module):
             for tokens, embedding in zip(self.context, embeddings, strict=True)
         ]
         side = config.sample_size // config.patch_size
-        patches = layers.space_to_depth(x, config.patch_size).reshape(batch, side**2, -1)
+        patches = resampling.space_to_depth(x, config.patch_size).reshape(
+            batch, side**2, -1
+        )
         image = self.patch_embed(self.patch_bottleneck(patches))
         h = jnp.concatenate([*told, image], axis=1)
         h = h + self.position_embedding[...].astype(x.dtype)
@@ -127,7 +130,7 @@ class PixelMeanFlow(nnx.Module):
 
         # The tokens of the image become x0: [B, H, W, in_channels].
         h = self.proj_out(self.norm_out(h[:, -(side**2) :])).reshape(batch, side, side, -1)
-        x0 = layers.depth_to_space(h, config.patch_size)
+        x0 = resampling.depth_to_space(h, config.patch_size)
 
         # u = (x - x0) / t, in float32 since it is a difference.
         time = jnp.clip(t, SHORTEST_TIME, 1.0)[:, None, None, None]
@@ -136,7 +139,7 @@ class PixelMeanFlow(nnx.Module):
 
 def _embedded(embedding, values):
     """Returns the embedding of one number per sample, f32[B, width]."""
-    return embedding(layers.sinusoidal_embedding(values, FEATURES))
+    return embedding(sinusoidal_embedding(values, FEATURES))
 
 
 def _told(name, value, default, shape):

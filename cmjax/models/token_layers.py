@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from cmjax.models import layers
+from cmjax.models.attention import attend
 
 LONGEST_PERIOD = 10000.0  # of the rotary positions, in patches, divided by 2 pi
 
@@ -70,7 +71,7 @@ class RotaryAttention(nnx.Module):
         )
         q = rotated(self.norm_q(q), angles)
         k = rotated(self.norm_k(k), angles)
-        return self.to_out(layers.attend(q, k, v).reshape(batch, tokens, width))
+        return self.to_out(attend(q, k, v).reshape(batch, tokens, width))
 
 
 class GatedBlock(nnx.Module):

@@ -7,9 +7,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.models import layers
-from cmjax.models.conditioning import FurtherConditions
+from cmjax.models import layers, resampling
+from cmjax.models.attention import Attention
+from cmjax.models.embeddings import (
+    TimestepEmbedding,
+    add_class_embedding,
+    class_table,
+    sinusoidal_embedding,
+)
+from cmjax.models.further_conditions import FurtherConditions
 from cmjax.models.on_meshes import on_any_mesh
+from cmjax.models.resnet import ResnetBlock
 from cmjax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet2DConfig
 
 
@@ -29,10 +37,8 @@ class UNet2D(nnx.Module):
 
         # The first feature map, and what all blocks are conditioned on: the time and the class.
         self.conv_in = layers.conv(folded * config.in_channels, widths[0], rngs=rngs)
-        self.time_embedding = layers.TimestepEmbedding(
-            widths[0], config.time_features, rngs=rngs
-        )
-        self.class_embedding = layers.class_table(config, config.time_features, rngs=rngs)
+        self.time_embedding = TimestepEmbedding(widths[0], config.time_features, rngs=rngs)
+        self.class_embedding = class_table(config, config.time_features, rngs=rngs)
         self.further = FurtherConditions(config, widths[0], config.time_features, rngs=rngs)
 
         # `skips` has the channels of every map that the way down leaves for the way up: that of
@@ -105,7 +111,7 @@ class UNet2D(nnx.Module):
             x = 2 * x - 1
 
         # The blocks use `skips` as a stack: those going down push, those going up pop.
-        h = self.conv_in(layers.space_to_depth(x, config.patch_size))
+        h = self.conv_in(resampling.space_to_depth(x, config.patch_size))
         skips = [h]
         for block in self.down_blocks:
             h = block(h, embedding, skips)
@@ -115,45 +121,46 @@ class UNet2D(nnx.Module):
 
         # The output `[B, H/p, W/p, p * p * out_channels]`, unfolded to pixels.
         h = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
-        return layers.depth_to_space(h, config.patch_size)
+        return resampling.depth_to_space(h, config.patch_size)
 
     def _embed(self, t, r, class_labels, guidance_scale):
         """Returns the embedding of times, class and scale, f32[B, time_features]."""
         config = self.config
-        features = layers.sinusoidal_embedding(
+        features = sinusoidal_embedding(
             t * config.time_scale,
             config.block_out_channels[0],
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
         embedding = self.further(self.time_embedding(features), t, r, guidance_scale)
-        return layers.add_class_embedding(embedding, self.class_embedding, class_labels)
+        return add_class_embedding(embedding, self.class_embedding, class_labels)
 
 
 class _DownBlock(nnx.Module):
     """Residual blocks at one resolution, then a halving; pushes all its maps onto `skips`."""
 
     def __init__(self, config, kind, channels_in, channels, halve, *, rngs):
+        has_attention, own_type = DOWN_BLOCKS[kind]
+
         # The first residual block changes the number of channels.
-        attention, resampling = DOWN_BLOCKS[kind]
         inputs = [channels_in] + [channels] * (config.layers_per_block - 1)
         self.resnets = nnx.List([_resnet(config, c, channels, rngs) for c in inputs])
         self.attentions = nnx.List(
             [
                 _attention(config, channels, config.norm_num_groups, rngs)
                 for _ in inputs
-                if attention
+                if has_attention
             ]
         )
 
         # A residual block that also halves, or a strided convolution; in a list as in diffusers.
         self.downsamplers = nnx.List([])
-        if halve and (resampling or config.downsample_type) == "resnet":
+        if halve and (own_type or config.downsample_type) == "resnet":
             self.downsamplers.append(
-                _resnet(config, channels, channels, rngs, resample=layers.halve)
+                _resnet(config, channels, channels, rngs, resample=resampling.halve)
             )
         elif halve:
-            self.downsamplers.append(layers.Downsample(channels, rngs=rngs))
+            self.downsamplers.append(resampling.Downsample(channels, rngs=rngs))
 
     def __call__(self, h, embedding, skips):
         # With attention, a map is pushed after it.
@@ -188,8 +195,9 @@ class _UpBlock(nnx.Module):
     """Residual blocks that each pop a map from `skips`, then a doubling."""
 
     def __init__(self, config, kind, channels_in, skip_channels, channels, double, *, rngs):
+        has_attention, own_type = UP_BLOCKS[kind]
+
         # Each takes the channels of the one before and those of a map of the way down.
-        attention, resampling = UP_BLOCKS[kind]
         inputs = [channels_in] + [channels] * (len(skip_channels) - 1)
         self.resnets = nnx.List(
             [
@@ -201,18 +209,18 @@ class _UpBlock(nnx.Module):
             [
                 _attention(config, channels, config.norm_num_groups, rngs)
                 for _ in inputs
-                if attention
+                if has_attention
             ]
         )
 
         # A residual block that also doubles, or a repetition and a convolution.
         self.upsamplers = nnx.List([])
-        if double and (resampling or config.upsample_type) == "resnet":
+        if double and (own_type or config.upsample_type) == "resnet":
             self.upsamplers.append(
-                _resnet(config, channels, channels, rngs, resample=layers.double)
+                _resnet(config, channels, channels, rngs, resample=resampling.double)
             )
         elif double:
-            self.upsamplers.append(layers.Upsample(channels, rngs=rngs))
+            self.upsamplers.append(resampling.Upsample(channels, rngs=rngs))
 
     def __call__(self, h, embedding, skips):
         # The maps have the same resolution here; their channels are put behind those of h.
@@ -227,7 +235,7 @@ class _UpBlock(nnx.Module):
 
 def _resnet(config, channels_in, channels_out, rngs, *, resample=None):
     """Returns a residual block with the options of the config."""
-    return layers.ResnetBlock(
+    return ResnetBlock(
         channels_in,
         channels_out,
         config.time_features,
@@ -243,6 +251,4 @@ def _attention(config, channels, groups, rngs):
     """Returns an attention layer with the options of the config."""
     # None is a single head.
     head_dim = config.attention_head_dim or channels
-    return layers.Attention(
-        channels, head_dim, groups=groups, epsilon=config.norm_eps, rngs=rngs
-    )
+    return Attention(channels, head_dim, groups=groups, epsilon=config.norm_eps, rngs=rngs)

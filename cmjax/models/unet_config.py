@@ -4,7 +4,7 @@ import dataclasses
 
 from cmjax.configs import LARGEST, check_options
 from cmjax.labels import check_null_class
-from cmjax.models.conditioning import SECOND_TIMES
+from cmjax.models.further_conditions import SECOND_TIMES
 
 # Block name -> (whether it has attention, how it changes the resolution). None leaves the latter to
 # downsample_type or upsample_type of the config.

@@ -23,7 +23,7 @@ class Scalings(NamedTuple):
         c_out: factor on the network's output.
     """
 
-    # Arrays of the shape of the noise level, or plain numbers where they do not depend on it.
+    # Each is an array in the shape of the noise level, or a number if it does not depend on it.
     c_in: Any
     c_skip: Any
     c_out: Any
@@ -51,8 +51,8 @@ class Parametrization(abc.ABC):
     are frozen dataclasses, so they are hashable, and equal when their fields are.
     """
 
-    # `level` and `path` are inverse to each other: the one starts from the ratio sigma / alpha,
-    # the other from the network's time.
+    # `level` and `path` are inverse to each other: `level` starts from the ratio sigma / alpha, and
+    # `path` from the network's time.
 
     @abc.abstractmethod
     def level(self, ratio: jax.Array) -> NoiseLevel:
@@ -106,7 +106,7 @@ class Parametrization(abc.ABC):
         noise = as_floats("noise", noise)
         check_shapes(original=original, noise=noise)
 
-        # NaN lies in no range.
+        # Times outside of the range, in float32, and NaN, which lies in no range.
         times = as_array("time", time)
         low, high = self.time_range
         known = concrete(times)

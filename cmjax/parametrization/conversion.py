@@ -11,16 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, combine, hashable, is_tracing
+from cmjax.arrays import ApplyFn, combine
 from cmjax.configs import shown
 from cmjax.meshes import divided_like
 from cmjax.networks import check_network, with_classes_of
 from cmjax.parametrization.base import Parametrization, denoise
 from cmjax.parametrization.trigflow import TrigFlow
+from cmjax.tracing import cached_unless_tracing
+
+# Number of adapted networks to keep, so that programs that are compiled for them are found again.
+_NETWORKS = 64
 
 # Either of the two functions below: (apply_fn, params, scheduler, x, sigma, **cond) -> x0.
-_NETWORKS = 64  # adapted networks to keep
-
 Denoiser = Callable[..., jax.Array]
 
 
@@ -72,7 +74,7 @@ def edm_denoiser(
         sigma: their noise levels, f32[B].
         **cond: per-sample conditioning, passed to `apply_fn`.
     """
-    # A consistency model's scheduler has c_out = 0 at sigma_min; a denoiser's c_out is 0 nowhere.
+    # The boundary condition of consistency models makes c_out = 0 at sigma_min.
     parametrization = one_time_parametrization("scheduler", scheduler).without_boundary()
     return denoise(apply_fn, params, parametrization, x, sigma, **cond)
 
@@ -97,10 +99,11 @@ def trigflow_network(
     """
     sigma_data = scheduler.sigma_data
 
+    # A TrigFlow network takes x / sigma_data, and returns F itself.
     def unchanged(params, x, t, **cond):
-        # A TrigFlow network receives x / sigma_data, and returns F itself.
         return apply_fn(params, combine((1 / sigma_data, x)), divided_like(t, x), **cond)
 
+    # Any other network estimates x0, from which F follows.
     def converted(params, x, t, /, **cond):
         cos = jnp.cos(t)
         sin = sigma_data * jnp.sin(t)
@@ -154,9 +157,7 @@ def adapt(
     check_network(apply_fn)
     for name, scheduler in (("source", source), ("target", target)):
         one_time_parametrization(name, scheduler)
-    if is_tracing() or not hashable(apply_fn, source, target, denoiser):
-        return _adapted.__wrapped__(apply_fn, source, target, denoiser)
-    return _adapted(apply_fn, source, target, denoiser)
+    return cached_unless_tracing(_adapted, apply_fn, source, target, denoiser)
 
 
 def one_time_parametrization(name: str, scheduler: Any) -> Parametrization:
@@ -187,10 +188,11 @@ def one_time_parametrization(name: str, scheduler: Any) -> Parametrization:
 
 @functools.lru_cache(_NETWORKS)
 def _adapted(apply_fn, source, target, denoiser):
-    """The same function for the same arguments, so that what it is compiled into is kept."""
+    """The network of `adapt`, from checked arguments."""
     lowest, highest = source.sigma_range
 
     def adapted(params, scaled, t, /, **cond):
+        # The level that the target's time stands for, and what the target does with its network.
         alpha, sigma = target.parametrization.path(t)
         c_in, c_skip, c_out = target.parametrization.scalings(alpha, sigma)
 

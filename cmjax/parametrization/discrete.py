@@ -113,6 +113,7 @@ class Discrete(Parametrization):
         Raises:
             ValueError: also for times that are not among 0..N-1.
         """
+        # Dtypes are known under `jit`, too; values are not.
         times = as_array("time", time)
         known = concrete(times)
         last = self.num_train_timesteps - 1
@@ -131,11 +132,12 @@ class Discrete(Parametrization):
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out) of the prediction type."""
+        # F = z, so x0 = (x - sigma F) / alpha.
         if self.prediction_type == "epsilon":
-            # F = z, so x0 = (x - sigma F) / alpha.
             return Scalings(1.0, 1 / alpha, -sigma / alpha)
         if self.prediction_type == "sample":
             return Scalings(1.0, 0.0, 1.0)
+
         # F = alpha z - sigma x0, so alpha x - sigma F = (alpha^2 + sigma^2) x0 = x0.
         return Scalings(1.0, alpha, -sigma)
 
@@ -178,6 +180,7 @@ class DiscreteExploding(Discrete):
             return Scalings(c_in, 1.0, -sigma)
         if self.prediction_type == "sample":
             return Scalings(c_in, 0.0, 1.0)
+
         # x0 = alpha (alpha x) - (sigma alpha) F: `Discrete`'s, with its sigma = sigma alpha.
         return Scalings(c_in, c_in * c_in, -sigma * c_in)
 

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 
 from cmjax.parametrization.base import NoiseLevel, Parametrization, Scalings
 
-EDM_TIME_FACTOR = 0.25  # c_noise = log(sigma) / 4 (Karras et al. 2022, table 1)
-CONSISTENCY_TIME_FACTOR = 250.0  # 1000 log(sigma) / 4 (openai/consistency_models)
+# c_noise = log(sigma) / 4 (Karras et al. 2022, table 1).
+EDM_TIME_FACTOR = 0.25
+
+# 1000 log(sigma) / 4, as in openai/consistency_models.
+CONSISTENCY_TIME_FACTOR = 250.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ class EDM(Parametrization):
 
     def time(self, ratio: jax.Array) -> jax.Array:
         """Returns `time_factor log(sigma)`; sigma = 0 counts as 1e-44, as in the reference."""
-        # 1e-44 is subnormal in float32 and flushed to zero on many devices, so it is not added.
+        # The reference adds 1e-44. In float32 that is subnormal, which many devices flush to zero.
         positive = jnp.where(ratio > 0, ratio, 1)
         return self.time_factor * jnp.where(ratio > 0, jnp.log(positive), math.log(1e-44))
 

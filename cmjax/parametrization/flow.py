@@ -35,10 +35,13 @@ class FlowMatching(Parametrization):
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
         """Returns time, alpha and sigma where `sigma / alpha` is `ratio`."""
+        # The share of the way to noise, which solves share / (1 - share) = ratio.
         ratio = ratio / self.noise_scale
-        share = ratio / (1 + ratio)  # solves share / (1 - share) = ratio
-        # Not 1 - share, which would be rounded where there is little signal.
-        return NoiseLevel(self.time_of(share), 1 / (1 + ratio), self.noise_scale * share)
+        share = ratio / (1 + ratio)
+
+        # alpha is not computed as 1 - share, which has few digits where there is little signal.
+        alpha = 1 / (1 + ratio)
+        return NoiseLevel(self.time_of(share), alpha, self.noise_scale * share)
 
     @property
     def time_range(self) -> tuple[float, float]:
@@ -61,6 +64,7 @@ class FlowMatching(Parametrization):
             return Scalings(1.0, 1 / alpha, -sigma / alpha)
         if self.prediction_type == "sample":
             return Scalings(1.0, 0.0, 1.0)
+
         # x - sigma (z - x0) = (1 - sigma) x0 + sigma x0 = x0.
         share = sigma / self.noise_scale
         return Scalings(1.0, 1.0, share if self.inverted else -share)

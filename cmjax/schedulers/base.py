@@ -39,7 +39,8 @@ class SchedulerState:
         memory: arrays that a multistep sampler keeps of earlier calls; () if it keeps none.
     """
 
-    # All fields are leaves of the pytree, so one compiled step serves every step of every run.
+    # All fields are leaves of the pytree, `step_index` too: so one compiled step serves all steps
+    # of all runs.
     sigmas: jax.Array
     timesteps: jax.Array
     step_index: jax.Array
@@ -100,12 +101,12 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
     allocates.
     """
 
-    # The kind of network that it takes: its number of time inputs (see `time_inputs`), and whether
-    # it is a denoiser instead of a consistency function.
+    # The kind of network that it samples: the number of its times (see `time_inputs`), and whether
+    # it is a denoiser, for a solver of an ODE or SDE, instead of a consistency function.
     num_times: ClassVar[int] = 1
     solves_ode: ClassVar[bool] = False
 
-    # What docs/samplers.md says of it.
+    # What the table in docs/samplers.md says of it.
     facts: ClassVar[Facts] = Facts()
 
     @property
@@ -228,7 +229,7 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
         dtype = floating_dtype("dtype", dtype)
         keys = sample_keys(key, shape[0])
 
-        # Noise of level 0; a step draws that of the level at which it arrives.
+        # The noise of level 0. The noise of level i + 1 is that of step i, which arrives there.
         sample = self.init_sample(state, level_noise(keys, 0, shape, dtype))
         return self.prepare(state, sample), sample
 
@@ -262,13 +263,15 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
         sample = as_samples("sample", sample)
         scaled = self.scale_input(state, sample)
 
-        # Networks take one time per sample, f32[B].
-        times = tuple(
-            divided_like(jnp.broadcast_to(time, sample.shape[:1]), sample)
-            for time in self.time_inputs(state)
-        )
+        # Networks take one time per sample, f32[B], divided over devices like the samples.
+        times = []
+        for time in self.time_inputs(state):
+            per_sample = jnp.broadcast_to(time, sample.shape[:1])
+            times.append(divided_like(per_sample, sample))
         expected = self.output_shape(sample.shape)
-        return call_network(apply_fn, params, scaled, times, cond, output_shape=expected)
+        return call_network(
+            apply_fn, params, scaled, tuple(times), cond, output_shape=expected
+        )
 
     def step(
         self,
@@ -295,6 +298,7 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
             ValueError: for a wrong key or state, samples that are no floats, differing shapes, or a
                 run that has already ended.
         """
+        # Check the arguments by their names in this method.
         self.check_state(state)
         check_not_finished(state)
         sample = as_samples("sample", sample)

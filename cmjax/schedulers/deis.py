@@ -44,7 +44,7 @@ class DEISMultistepScheduler(LogSNRScheduler):
 
     ends_at_last_flow_level = True
 
-    # diffusers has one algorithm, and takes the names of other solvers' for it.
+    # diffusers has one algorithm, and reads the names of other solvers' algorithms as that one.
     _file_options = {
         "algorithm_type": FileOption("deis", values=("dpmsolver", "dpmsolver++")),
         "solver_type": FileOption("logrho", values=("midpoint", "heun", "bh1", "bh2")),
@@ -54,12 +54,16 @@ class DEISMultistepScheduler(LogSNRScheduler):
         """Returns the table of equation 15."""
         n = len(levels.times)
         steps = steps_of(levels, by_x0=False)
+
+        # A last step to sigma = 0 is infinitely long in lambda: it is of first order.
         orders = multistep_orders(
             self.solver_order,
             n,
             lower_order_final=self.lower_order_final and n < FEW_STEPS,
             euler_at_final=self.final_sigmas_type == "zero",
         )
+
+        # The polynomial through this call's eps and those before it, integrated exactly.
         differences = multistep_differences(
             steps, orders, self.solver_order, half=steps.moments[1]
         )

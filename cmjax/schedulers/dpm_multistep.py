@@ -25,11 +25,12 @@ def dpm_multistep_weights(scheduler: Any, levels: Levels) -> Weights:
         scheduler: with the fields of `EDMDPMSolverMultistepScheduler`.
         levels: of the steps.
     """
+    # The integrals of each step, of x0 (DPM-Solver++) or eps (DPM-Solver).
     by_x0 = scheduler.algorithm_type.endswith("dpmsolver++")
     stochastic = scheduler.algorithm_type.startswith("sde-")
     steps = steps_of(levels, by_x0=by_x0, stochastic=stochastic)
 
-    # A last step to sigma = 0 is infinitely long in lambda.
+    # A last step to sigma = 0 is infinitely long in lambda: it is of first order.
     n = len(levels.times)
     orders = multistep_orders(
         scheduler.solver_order,
@@ -38,7 +39,8 @@ def dpm_multistep_weights(scheduler: Any, levels: Levels) -> Weights:
         euler_at_final=scheduler.euler_at_final or scheduler.final_sigmas_type == "zero",
     )
 
-    # The two forms of the second order.
+    # The two forms of the second order differ in what they take for the integral of u: "heun" the
+    # integral itself, "midpoint" half of that of 1.
     half = steps.moments[1]
     if scheduler.solver_type == "midpoint":
         half = steps.moments[0] / 2

@@ -50,8 +50,10 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
 
     def rounded_grids(self) -> tuple[str, ...]:
         """Returns the grids whose times are rounded."""
-        # As in diffusers, whose other solvers round for the cosine schedule too.
-        return () if self.beta_schedule == "squaredcos_cap_v2" else super().rounded_grids()
+        # diffusers' class does not round for the cosine schedule; its other solvers do.
+        if self.beta_schedule == "squaredcos_cap_v2":
+            return ()
+        return super().rounded_grids()
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of DPM-Solver or DPM-Solver++."""

@@ -67,17 +67,21 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
         last = last_time(self)
         if self.timestep_spacing == "linspace":
             return np.linspace(0, last, n + 1).round()[-2::-1]
+
+        # "leading" times are one stride lower than those of a run downwards.
         if self.timestep_spacing == "leading":
-            return super().spaced_times(n) - (last + 1) // (n + 1)  # one stride lower
+            stride = (last + 1) // (n + 1)
+            return super().spaced_times(n) - stride
         return super().spaced_times(n)
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the steps from the lowest up, and of the end."""
+        # The levels where steps start, in reverse and without the end of a run downwards.
         down = super().levels(name, value)
         alphas = down.alphas[-2::-1]
         sigmas = down.sigmas[-2::-1]
 
-        # The end: the last training time, or, of other levels, the highest of them.
+        # The end: the last training time, or, for levels of a grid or a flow, the highest of them.
         end = Levels(down.times, alphas[-1:], sigmas[-1:])
         if not (self.use_flow_sigmas or self.use_lu_lambdas or grid_option(self)):
             end = training_levels(self, jnp.full(1, last_time(self), jnp.float32))

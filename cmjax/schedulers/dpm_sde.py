@@ -64,21 +64,24 @@ class DPMSolverSDEScheduler(DiscreteSigmasScheduler):
         start = levels.sigmas[:-1]
         middle = middle_sigmas(levels.sigmas, levels.sigmas)
 
-        # Of the steps from call to call, every second one is from a start to its middle.
+        # The first call of a step: an ancestral step to the middle. Of the ancestral steps from
+        # call to call, these are every second one.
         between = ancestral_weights(midpoint_calls(levels.sigmas, levels.sigmas))
         predict = Weights(
             x0=1.0, eps=between.eps[::2], noise=self.s_noise * between.noise[::2]
         )
 
-        # x0 + down eps as seen from the start, (down / start) x + (1 - down / start) x0, where x0
-        # is that of the middle.
+        # The second call: an ancestral step from the start to the end, with the x0 of the middle.
+        # In terms of the sample x at the start, x0 + down eps is
+        #     (down / start) x + (1 - down / start) x0.
         whole = ancestral_weights(levels.sigmas)
         kept = whole.eps / start
 
         # The noise W(start) - W(end) of a Brownian path W over sigma has the variance start - end.
         # The first call's is W(start) - W(middle). As middle^2 = start end, it makes up this share
         # of that variance; fresh noise is the rest.
-        ratio = jnp.where(middle > 0, middle, 1) / start  # 0 ends the run, without noise
+        # A middle of 0 is that of the last step, which has no noise.
+        ratio = jnp.where(middle > 0, middle, 1) / start
         shared = 1 / (1 + ratio)
         up = self.s_noise * whole.noise
         correct = Weights(

@@ -64,6 +64,8 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
     def _orders(self, n: int) -> np.ndarray:
         """The order of the step of each call, i64[n]: 1, 2, 3, 1, 2, 3, ..."""
         orders = np.arange(n) % self.solver_order + 1
+
+        # The last call has first order if its step ends at sigma = 0, or if that is asked for.
         splits_last = self.lower_order_final and n % self.solver_order == 0
         if self.final_sigmas_type == "zero" or splits_last:
             orders[-1] = 1
@@ -106,12 +108,13 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
         else:
             eps = eps + by_this
 
-        # The estimates of the one and two calls before; the first of the step is the earliest.
+        # The columns of the estimates of one and of two calls before. The estimate at the start of
+        # the step is that of one call before in a step's second call, of two in its third.
         one_before = jnp.where(orders == 2, of_start, by_last)
         two_before = jnp.where(orders == 3, of_start, 0)
         earlier = (jnp.where(is_later, one_before, 0), two_before)[: self.solver_order - 1]
 
-        # The noise that took x_s to x is in x, and is taken out again.
+        # x_s is x without the noise that the call before added: so that noise is taken out.
         last_noise = None
         if steps.noise is not None and self.solver_order > 1:
             last_noise = jnp.where(is_later, -kept * before(steps.noise, 1), 0)

@@ -47,11 +47,11 @@ from cmjax.schedulers.table import TableScheduler, TableState
 class LogSNRScheduler(NetworkOptions, TableScheduler):
     """A solver in the half log-SNR `lambda = log(alpha / sigma)`, for models with training times.
 
-    The network is told a training time, 0..N-1; where a level lies between two, a whole number near
-    it, as in diffusers. `set_timesteps` takes as `num_inference_steps` a number of steps, or as
-    `timesteps` whole training times. With `use_flow_sigmas` the network is told N times the level,
-    rounded down, and `set_timesteps` takes levels before the shift: as `sigmas` in (0, 1], or N
-    times these as `timesteps`.
+    The network is told a training time, 0..N-1; for a level between two of them, a whole number
+    near it, as in diffusers. `set_timesteps` takes `num_inference_steps`, a number of steps, or
+    `timesteps`, whole training times. With `use_flow_sigmas` the network is told N times the level,
+    rounded down, and `set_timesteps` takes levels before the shift: `sigmas` in (0, 1], or
+    `timesteps`, which are N times these.
 
     Attributes:
         prediction_type: what the network returns: "epsilon", "sample", "v_prediction", or, with
@@ -109,8 +109,8 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
     )
     solves_ode = True
 
-    # Whether "sigma_min" ends runs over flow levels where their last step starts, rather than at
-    # the lowest training level. Solvers differ in this as in diffusers.
+    # Whether runs over flow levels with final_sigmas_type="sigma_min" end at the level where their
+    # last step starts, rather than at the lowest training level. diffusers' solvers differ in this.
     ends_at_last_flow_level: ClassVar[bool] = False
 
     _domains = {
@@ -123,7 +123,7 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
         "variance_type": ("learned", "learned_range"),
         "solver_order": (1, 3),
     }
-    # DDPM's, where the network says nothing of the variance.
+    # DDPM's other variance types, with which the network's output has no variance.
     _others_values = {
         "variance_type": dict.fromkeys(
             ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
@@ -137,6 +137,8 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
     def __post_init__(self):
         super().__post_init__()
         check_betas(self.trained_betas, self.num_train_timesteps)
+
+        # -inf keeps all training times.
         lowest = self.lambda_min_clipped
         if lowest != -math.inf and not is_finite(lowest, -100, 100):
             raise ValueError(
@@ -145,7 +147,7 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
         if grid_option(self) and self.use_lu_lambdas:
             raise ValueError(f"{grid_option(self)} and use_lu_lambdas exclude each other")
 
-        # A velocity of the one path does not give x0 on the other.
+        # On the other path the network's velocity does not give x0.
         wrong = "v_prediction" if self.use_flow_sigmas else "flow_prediction"
         if self.prediction_type == wrong:
             raise ValueError(
@@ -198,6 +200,7 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the steps, and of the end."""
+        # A grid of levels replaces the training times, or the flow levels, of a number of steps.
         grid = "use_lu_lambdas" if self.use_lu_lambdas else grid_option(self)
         if grid and name != "num_inference_steps":
             raise ValueError(
@@ -209,11 +212,12 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
         if self.use_flow_sigmas:
             return flow_levels(self, name, value)
 
+        # Otherwise the levels of training times; the end has no noise, or the lowest of all levels.
         times = training_times(self, name, value)
         lowest = training_levels(self, jnp.zeros(1, jnp.float32))
         return with_end(self, training_levels(self, times), lowest.alphas, lowest.sigmas)
 
-    # Methods that some of the solvers override.
+    # The methods below are overridden by solvers that differ in them, as in diffusers.
 
     def spaced_times(self, n: int) -> np.ndarray:
         """Returns whole training times by `timestep_spacing`, f64[n], descending."""

@@ -20,7 +20,8 @@ from cmjax.schedulers.levels import (
     ramp,
 )
 
-LEAST_ALPHA = 1e-6  # of flow levels: at 0, log(alpha / sigma) is infinite
+# Lowest alpha of flow levels, and of 1 - sigma: at 0, log(alpha / sigma) is infinite.
+LEAST_ALPHA = 1e-6
 
 
 def training_levels(scheduler: Any, times: jax.Array) -> Levels:
@@ -44,7 +45,7 @@ def training_times(scheduler: Any, name: str, value: Any) -> jax.Array:
     if name != "num_inference_steps":
         return explicit_times(scheduler, name, value)
 
-    # The stride of "leading" times would be 0 for as many steps as times.
+    # With "leading" spacing there are fewer steps than times: its integer stride must not be 0.
     total = scheduler.num_train_timesteps
     if scheduler.timestep_spacing == "leading" and total > 1:
         n = check_num_steps(value, total - 1)
@@ -83,6 +84,7 @@ def step_starts(scheduler: Any, n: int, last: int) -> np.ndarray:
 
 def last_time(scheduler: Any) -> int:
     """Returns the last training time that `lambda_min_clipped` keeps."""
+    # lambda = log(alpha / sigma) falls with the time, so the times that are kept come first.
     lambdas = -np.log(scheduler.training.training_ratios())
     kept = int(np.sum(lambdas >= scheduler.lambda_min_clipped))
     if kept == 0:
@@ -102,6 +104,8 @@ def grid_levels(scheduler: Any, value: Any, grid: str) -> Levels:
     """
     n = check_num_steps(value, scheduler.num_train_timesteps, "num_train_timesteps")
     low, high = scheduler.grid_ends()
+
+    # Training times whose alpha is 0 have no finite sigma / alpha to begin at.
     if not scheduler.use_flow_sigmas:
         check_signal(scheduler, [scheduler.num_train_timesteps - 1])
 
@@ -110,12 +114,13 @@ def grid_levels(scheduler: Any, value: Any, grid: str) -> Levels:
     ratios = respaced(scheduler, exponential_sigmas(places, low, high))
     level = scheduler.parametrization.level(ratios)
 
-    # The network is told whole times.
+    # The network is told whole times, rounded or rounded down as in diffusers.
     rounds = grid in scheduler.rounded_grids() and not scheduler.use_flow_sigmas
     times = jnp.round(level.time) if rounds else cut_off(level.time)
     levels = Levels(times, level.alpha, level.sigma)
 
-    # The last level is the lowest, unless there is one level only.
+    # The end: the lowest level of the grid. A single level is the highest one, so that the end of
+    # such a run is `low` itself.
     lowest = ratios[-1:] if n > 1 else jnp.full(1, low, jnp.float32)
     end = scheduler.parametrization.level(lowest)
     return with_end(scheduler, levels, end.alpha, end.sigma)
@@ -129,6 +134,7 @@ def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
         name: the argument that `set_timesteps` was given.
         value: its value; of timesteps and sigmas, before the shift.
     """
+    # Levels before the shift, f[n]: the scheduler's own, or those that are given.
     total = scheduler.num_train_timesteps
     if name == "num_inference_steps":
         unshifted = scheduler.flow_grid(
@@ -137,10 +143,13 @@ def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
     else:
         scale = 1 if name == "sigmas" else total
         unshifted = parse_levels(name, value, 1e-6 * scale, scale) / scale
+
+    # After the shift, kept away from alpha = 0, where lambda is infinite.
     alphas, sigmas = scheduler.shifted_path(1 - unshifted, unshifted)
     alphas = jnp.maximum(alphas, LEAST_ALPHA)
     sigmas = jnp.minimum(sigmas, 1 - LEAST_ALPHA)
 
+    # The end, if it is not to be without noise.
     end = sigmas[-1:]
     if not scheduler.ends_at_last_flow_level:
         end = jnp.full(1, scheduler.grid_ends()[0], jnp.float32)
@@ -159,7 +168,7 @@ def shifted_path(
         shift: how far the levels are moved towards noise.
         terminal: stretch the levels so that this is the lowest sigma; None leaves them.
     """
-    # alpha is not 1 - sigma, which would be rounded where there is little signal.
+    # alpha is shifted by itself: 1 - sigma would have few digits where there is little signal.
     alphas = jnp.asarray(shifted(alphas, 1 / shift), jnp.float32)
     sigmas = jnp.asarray(shifted(sigmas, shift), jnp.float32)
     if terminal is not None:
@@ -178,5 +187,6 @@ def with_end(scheduler: Any, levels: Levels, alpha: jax.Array, sigma: jax.Array)
 
 
 def cut_off(times: jax.Array) -> jax.Array:
-    """Returns times rounded down, as by diffusers; a rounding error below a number counts as it."""
+    """Returns times rounded down, as diffusers does."""
+    # A time that is a rounding error below a whole number counts as that number.
     return jnp.floor(times * (1 + 3e-7))

@@ -106,7 +106,7 @@ class TableScheduler(Scheduler[TableState]):
 
     def bound_last(self, denoised: jax.Array) -> jax.Array:
         """Returns the x0 estimate as `advance` weighs it, after eps has been computed from it."""
-        # DDIM bounds x0 here by default, so that eps comes from the unbounded estimate.
+        # DDIM bounds x0 here by default, and so computes eps from the estimate without bounds.
         return denoised
 
     def call_weights(self, state: TableState, row: Weights, arrays: Weights) -> Weights:
@@ -145,16 +145,17 @@ class TableScheduler(Scheduler[TableState]):
             num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas
         )
 
-        # The levels between which steps go, and those where the network is called: a solver of two
-        # calls a step has one row for each.
+        # Steps go from level to level; the network is called at the levels that `calls` returns.
+        # The table has a row for each call, two a step for solvers with two calls.
         levels = self.levels(name, value)
         return self._state(self.calls(levels), self.weights(levels))
 
     def _state(self, calls: Levels, weights: Weights) -> TableState:
         """The state at the start of a run with these network calls."""
 
+        # A column of the table, f32[N]. Numbers that hold for all calls are repeated, so that every
+        # column has an entry for each row.
         def column(values):
-            # Numbers that hold for all calls become f32[N] too, so that a row can be read.
             values = jnp.asarray(values).astype(jnp.float32)
             if values.shape not in ((), calls.times.shape):
                 raise ValueError(
@@ -185,14 +186,15 @@ class TableScheduler(Scheduler[TableState]):
 
     def prepare(self, state: TableState, sample: jax.Array) -> TableState:
         """Allocates the memory: zeros, to which the first rows give the weight 0."""
+        self.check_state(state)
         sample = as_floats("sample", sample)
 
-        # One array like the sample for each column of earlier calls, None for absent columns.
-        self.check_state(state)
+        # The last columns of the table are for earlier calls. Each of them needs one array like the
+        # sample; a column that is absent, None, needs none.
         columns = Memory._make(state.weights[-len(Memory._fields) :])
         memory = jax.tree.map(lambda column: jnp.zeros_like(sample), columns)
 
-        # Kept as wide as `advance` computes it.
+        # eps has at least 32 bits, as `advance` computes it.
         earlier_eps = jax.tree.map(at_least_float32, memory.earlier_eps)
         return state.replace(memory=memory._replace(earlier_eps=earlier_eps))
 
@@ -254,18 +256,21 @@ class TableScheduler(Scheduler[TableState]):
         sample = as_floats("sample", sample)
         denoised = as_floats("denoised", denoised)
         noise = as_floats("noise", noise)
+
+        # All arrays, those of the memory too, have the shape of the sample.
         weights = state.weights
         memory = state.memory
         earlier = {f"memory[{i}]": array for i, array in enumerate(jax.tree.leaves(memory))}
         check_shapes(sample=sample, denoised=denoised, noise=noise, **earlier)
         check_not_finished(state)
 
-        # x = alpha x0 + sigma eps, solved for eps. In float16 it could overflow: at low levels
-        # 1 / sigma is large, and a constraint may have moved x0 far from x.
+        # x = alpha x0 + sigma eps, solved for eps, in at least float32. In float16 it could
+        # overflow: at low levels 1 / sigma is large, and a constraint may move x0 far from x.
         wide = at_least_float32(sample)
         eps = combine((1 / state.sigma, wide), (-state.alpha / state.sigma, denoised))
 
-        # The arrays that the columns weigh, in the same structure as the table.
+        # What the columns weigh: a structure of arrays like the table's, with None for its absent
+        # columns.
         fresh = None if weights.noise is None else noise
         arrays = Weights(self.bound_last(denoised), eps, fresh, *memory)
         if jax.tree.structure(arrays) != jax.tree.structure(weights):
@@ -274,12 +279,13 @@ class TableScheduler(Scheduler[TableState]):
                 "begin with state, sample = scheduler.init(key, state, shape)"
             )
 
-        # The next sample is the sum of weight times array over the columns that the table has.
+        # The next sample is the sum of weight times array over the columns of this row.
         row = jax.tree.map(lambda column: column[state.step_index], weights)
         row = self.call_weights(state, row, arrays)
         terms = zip(jax.tree.leaves(row), jax.tree.leaves(arrays), strict=True)
         next_sample = combine(*terms)
 
+        # What the next calls will look back at.
         memory = remember(memory, sample, denoised, eps, noise)
         return state.replace(step_index=state.step_index + 1, memory=memory), next_sample
 

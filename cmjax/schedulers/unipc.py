@@ -63,7 +63,8 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     _sibling_options = frozenset({"lambda_min_clipped", "use_lu_lambdas", "variance_type"})
     ends_at_last_flow_level = True
     _file_options = {"solver_p": FileOption(None, hint="leave it out: UniPC has its own")}
-    # As diffusers reads the names of DPM-Solver and DEIS.
+
+    # diffusers reads the names of DPM-Solver's and DEIS's solver types so.
     _others_values = {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")}
     _domains = {
         "solver_type": ("bh2", "bh1"),
@@ -99,18 +100,20 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         """Returns the table of the predictor, with the correction of the step before."""
         steps = steps_of(levels, by_x0=self.predict_x0)
 
-        # B(h) / 2 replaces the integral of u where a step has one other value only.
+        # Steps with one other value take B(h) / 2 for the integral of u. Up to sign and scale, B(h)
+        # is exp(h) - 1, which is the integral of 1, or h for "bh1".
         half = steps.moments[0] / 2
         if self.solver_type == "bh1":
             half = steps.h * (steps.x0 if self.predict_x0 else -steps.eps) / 2
 
-        # The predictor, by this and earlier values.
+        # The predictor: the polynomial through this and earlier values.
         n = len(levels.times)
         highest = self.solver_order
         orders = multistep_orders(highest, n, lower_order_final=self.lower_order_final)
         predicted = multistep_differences(steps, orders, highest, half)
 
-        # The corrector has one value more, at the step's end.
+        # The corrector: the same with one value more, at the step's end. The last step ends where
+        # the network is not called, so it has none.
         index = np.arange(n)
         is_corrected = (index + 1 < n) & ~np.isin(index, self.disable_corrector)
         if not is_corrected.any():

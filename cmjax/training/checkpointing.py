@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from cmjax.files import check_no_link
 from cmjax.training.digests import DIGEST_SIZE, digest_of, leaves_by_path
-from cmjax.training.trainer import TrainState
+from cmjax.training.train_step import TrainState
 
 STATE = "default"  # Orbax's name of the folder of the arrays in a checkpoint's
 DIGEST = "digest"  # name of the digest among the arrays of a checkpoint

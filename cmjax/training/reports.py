@@ -22,7 +22,7 @@ from cmjax.schedulers.registry import scheduler_like
 from cmjax.training.config import TrainConfig
 from cmjax.training.losses.base import Batch, FunctionLoss
 from cmjax.training.setup import Run, make_run
-from cmjax.training.trainer import TrainState
+from cmjax.training.train_step import TrainState
 
 _COLUMNS = 10  # samples in a row of a picture
 _LARGEST_METRICS = 2**30  # bytes of a file of metrics

@@ -18,7 +18,7 @@ from cmjax.training.folder import model_folders, open_folder
 from cmjax.training.reports import MetricsFile, in_lines, save_samples, summarize
 from cmjax.training.sections import RunSection
 from cmjax.training.setup import Run, make_run
-from cmjax.training.trainer import TrainState
+from cmjax.training.train_step import TrainState
 
 STOPPING = "Stopping after this step, which is then saved; a second signal stops at once."
 

@@ -22,7 +22,8 @@ from cmjax.training.config import TrainConfig
 from cmjax.training.digests import digest_of
 from cmjax.training.inspection import inspect
 from cmjax.training.losses.base import FunctionLoss
-from cmjax.training.trainer import TrainState, TrainStep, data_mesh, make_train_step
+from cmjax.training.train_step import TrainState, TrainStep
+from cmjax.training.trainer import data_mesh, make_train_step
 
 # Least span of the scaled times. The highest frequency of sinusoidal embeddings is 1, so over a
 # shorter span the features of all times are nearly the same.

@@ -10,7 +10,8 @@ import numpy as np
 
 from cmjax.configs import LARGEST
 from cmjax.files import check_regular, open_regular, path_of
-from cmjax.images import MODES, center_crop_resize, read_image
+from cmjax.images import center_crop_resize, read_image
+from cmjax.images.checks import MODES
 from cmjax.training.array_files import read_arrays
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

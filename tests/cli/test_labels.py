@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from cmjax.cli import main, options
+from cmjax.cli import checks, main
 
 SHORT = {"-n": "--num", "-l": "--labels", "-o": "--out", "-m": "--model", "-s": "--steps"}
 
@@ -20,7 +20,7 @@ SHORT = {"-n": "--num", "-l": "--labels", "-o": "--out", "-m": "--model", "-s": 
 )
 def test_a_range_is_short_for_its_numbers(labels, names, expected):
     num_classes = 10 if names is None else len(names)
-    assert options.check_labels(labels, num_classes, names) == expected
+    assert checks.check_labels(labels, num_classes, names) == expected
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ def test_a_range_is_short_for_its_numbers(labels, names, expected):
 )
 def test_a_wrong_range_is_an_error(label, error):
     with pytest.raises(ValueError, match=error):
-        options.check_labels([label], 10)
+        checks.check_labels([label], 10)
 
 
 def test_a_model_without_classes_takes_no_range():
     with pytest.raises(ValueError, match="--labels: the model has no classes"):
-        options.check_labels(["0-9"], None)
+        checks.check_labels(["0-9"], None)
 
 
 def commands(group, path=()):

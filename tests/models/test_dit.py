@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 import cmjax
-from cmjax.models import DIT_SIZES, DiT, DiTConfig, layers
+from cmjax.models import DIT_SIZES, DiT, DiTConfig
+from cmjax.models.attention import attend
 from cmjax.models.dit import position_embedding
 from tests.support.networks import DIT, network
 from tests.support.tiers import thorough
@@ -101,7 +102,7 @@ def test_attention_by_definition():
             scores = q[b, :, head] @ k[b, :, head].T / 6**0.5
             weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
             expected[b, :, head] = weights @ v[b, :, head]
-    found = layers.attend(*(jnp.asarray(a, jnp.float32) for a in (q, k, v)))
+    found = attend(*(jnp.asarray(a, jnp.float32) for a in (q, k, v)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmjax.models import layers
+from cmjax.models import attention, layers
+from cmjax.models.attention import attend
 from tests.support.tiers import thorough
 
 
@@ -22,7 +23,7 @@ def attention_of(q, k, v):
 # Heads in one piece, in pieces of 4 of which the last is smaller, and one after the other.
 @pytest.mark.parametrize("scores_in_cache", [10**6, 4 * 7**2, 1])
 def test_attention_in_pieces(monkeypatch, scores_in_cache):
-    monkeypatch.setattr(layers, "SCORES_IN_CACHE", scores_in_cache)
+    monkeypatch.setattr(attention, "SCORES_IN_CACHE", scores_in_cache)
     rng = np.random.default_rng(0)
     q, k, v, q_tangent, k_tangent, v_tangent = jnp.asarray(
         3 * rng.standard_normal((6, 2, 7, 3, 8)), jnp.float32
@@ -36,7 +37,7 @@ def test_attention_in_pieces(monkeypatch, scores_in_cache):
         gradients = jax.grad(lambda *args: jnp.sum(attend(*args) ** 3), (0, 1, 2))
         return out, tangent, gradients(q, k, v)
 
-    actual = jax.tree.leaves(everything(layers.attend))
+    actual = jax.tree.leaves(everything(attend))
     expected = jax.tree.leaves(everything(attention_of))
     for ours, theirs in zip(actual, expected, strict=True):
         assert np.std(ours - theirs) < 1e-5 * np.std(theirs)
@@ -46,7 +47,7 @@ def test_attention_to_scores_beyond_the_range_of_exp():
     q = jnp.full((1, 2, 1, 1), 1e3)
     k = jnp.asarray([-1.0, 1.0]).reshape(1, 2, 1, 1)
     v = jnp.asarray([5.0, 7.0]).reshape(1, 2, 1, 1)
-    np.testing.assert_array_equal(layers.attend(q, k, v), jnp.full((1, 2, 1, 1), 7.0))
+    np.testing.assert_array_equal(attend(q, k, v), jnp.full((1, 2, 1, 1), 7.0))
 
 
 @pytest.mark.parametrize("shape", [thorough((5,)), (4, 5), thorough((2, 3, 4, 5))])
@@ -90,7 +91,7 @@ def test_gradients_of_biases_are_not_rounded_on_accelerators():
 
 
 def test_many_tokens_attend_in_pieces_as_they_would_at_once(monkeypatch):
-    monkeypatch.setattr(layers, "TOKENS_AT_ONCE", 16)
-    monkeypatch.setattr(layers, "SCORES_IN_CACHE", 7 * 33)
+    monkeypatch.setattr(attention, "TOKENS_AT_ONCE", 16)
+    monkeypatch.setattr(attention, "SCORES_IN_CACHE", 7 * 33)
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 33, 2, 4))
-    np.testing.assert_allclose(layers.attend(q, k, v), attention_of(q, k, v), atol=1e-5)
+    np.testing.assert_allclose(attend(q, k, v), attention_of(q, k, v), atol=1e-5)

@@ -11,7 +11,9 @@ from flax import linen, nnx
 
 import cmjax
 from cmjax import testing
-from cmjax.models import UNet2D, layers
+from cmjax.models import UNet2D, layers, resampling
+from cmjax.models.attention import Attention
+from cmjax.models.embeddings import sinusoidal_embedding
 from tests.support import checkpoints
 from tests.support.networks import UNET, network
 
@@ -65,11 +67,11 @@ def test_computes_in_the_dtype_of_its_input_whatever_the_parameters(dtype, param
 
 
 def test_time_embedding_stays_float32():
-    jaxpr = str(jax.make_jaxpr(lambda t: layers.sinusoidal_embedding(t, 8))(T))
+    jaxpr = str(jax.make_jaxpr(lambda t: sinusoidal_embedding(t, 8))(T))
     assert "bf16" not in jaxpr
     # neighbouring times that bfloat16 cannot tell apart
     t = jnp.array([1000.0, 1001.0])
-    a, b = layers.sinusoidal_embedding(t, 8)
+    a, b = sinusoidal_embedding(t, 8)
     assert np.abs(np.asarray(a - b)).max() > 0.1
 
 
@@ -82,7 +84,7 @@ def test_sinusoidal_embedding(features, flip):
     parts = [np.cos(angles), np.sin(angles)] if flip else [np.sin(angles), np.cos(angles)]
     expected = np.pad(np.concatenate(parts, -1), ((0, 0), (0, features % 2)))
     np.testing.assert_allclose(
-        layers.sinusoidal_embedding(t, features, flip_sin_to_cos=flip), expected, atol=2e-4
+        sinusoidal_embedding(t, features, flip_sin_to_cos=flip), expected, atol=2e-4
     )
 
 
@@ -101,14 +103,14 @@ def test_forward_mode_derivative_equals_finite_differences():
 
 def test_patches_fold_and_unfold():
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
-    folded = layers.space_to_depth(x, 2)
+    folded = resampling.space_to_depth(x, 2)
     assert folded.shape == (2, 3, 2, 12)
     np.testing.assert_array_equal(folded[0, 1, 1], x[0, 2:4, 2:4].reshape(-1))
-    chex.assert_trees_all_equal(layers.depth_to_space(folded, 2), x)
+    chex.assert_trees_all_equal(resampling.depth_to_space(folded, 2), x)
 
 
 def test_attention_equals_the_formula():
-    attention = layers.Attention(8, 4, groups=2, epsilon=1e-5, rngs=nnx.Rngs(0))
+    attention = Attention(8, 4, groups=2, epsilon=1e-5, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
     pixels = np.asarray(attention.group_norm(x), np.float64).reshape(2, 9, 8)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from cmjax.training.checkpointing import Checkpoints
-from cmjax.training.trainer import TrainState
+from cmjax.training.train_step import TrainState
 from tests.support.draws import draws
 
 

@@ -10,9 +10,9 @@ from cmjax.training.losses.base import (
     Preview,
     WithDropout,
     draw_sigmas,
-    karras_range,
     teacher_slope,
 )
+from cmjax.training.losses.checks import karras_range
 from cmjax.training.losses.continuous import (
     ContinuousConsistencyDistillation,
     ContinuousConsistencyTraining,

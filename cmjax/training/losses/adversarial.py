@@ -12,16 +12,8 @@ from cmjax.arrays import combine
 from cmjax.configs import is_finite, shown
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
-from cmjax.training.losses.base import (
-    Frozen,
-    Loss,
-    Preview,
-    add_noise,
-    check_function,
-    check_sigma_data,
-    karras_range,
-    split_batch,
-)
+from cmjax.training.losses.base import Frozen, Loss, Preview, add_noise, split_batch
+from cmjax.training.losses.checks import check_function, check_sigma_data, karras_range
 from cmjax.training.losses.metrics import per_sample
 
 

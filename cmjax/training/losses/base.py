@@ -1,4 +1,4 @@
-"""What a loss is, and the few functions that losses share."""
+"""The contract of a loss, and what most losses begin with: data, noise levels, noise, a teacher."""
 
 import abc
 import dataclasses
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from cmjax import random
 from cmjax.arrays import ApplyFn, combine
-from cmjax.configs import LARGEST, check_options, is_int, shown
+from cmjax.configs import check_options, shown
 from cmjax.meshes import divided_alike
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas
+from cmjax.training.losses.checks import check_function, karras_range
 
 # "data" [B, ...], and by name the arrays [B, ...] that the network is conditioned on.
 Batch = Mapping[str, Any]
@@ -104,7 +105,7 @@ class Loss(abc.ABC):
         """Returns what is trained: the network's parameters, with any that the loss adds."""
         return params
 
-    # Samplers know the network alone, so whatever is saved or sampled passes through this one.
+    # Whatever is saved or sampled passes through this one: samplers know the network alone.
     def network_params(self, params: Any) -> Any:
         """Returns the network's parameters out of the trained ones; undoes `prepare_params`."""
         return params
@@ -132,85 +133,9 @@ class FunctionLoss(Loss):
         return self.function(key, apply_fn, params, frozen, batch, step)
 
 
-class KarrasRange(NamedTuple):
-    """The range of noise levels of a scheduler, in the order of `karras_sigmas`' arguments.
-
-    Attributes:
-        sigma_min: the lowest level.
-        sigma_max: the highest level.
-        rho: curvature of the grid between them (Karras et al. 2022, equation 5).
-    """
-
-    sigma_min: float
-    sigma_max: float
-    rho: float
-
-
-def karras_range(scheduler: Any) -> KarrasRange:
-    """Returns the range of noise levels of a scheduler.
-
-    Raises:
-        ValueError: if the scheduler has none, such as SCMScheduler, whose levels are angles.
-    """
-    _check_instance(scheduler)
-    # Asked of the attributes, not of the class, so that users' own schedulers qualify too.
-    if not all(hasattr(scheduler, name) for name in KarrasRange._fields):
-        raise ValueError(
-            "scheduler must have sigma_min, sigma_max and rho for this loss, as "
-            f"CMStochasticIterativeScheduler does; {type(scheduler).__name__} has not"
-        )
-    return KarrasRange(scheduler.sigma_min, scheduler.sigma_max, scheduler.rho)
-
-
-def check_sigma_data(scheduler: Any) -> None:
-    """Checks that a scheduler knows the standard deviation of the data.
-
-    Raises:
-        ValueError: if it does not.
-    """
-    _check_instance(scheduler)
-    # Scalings and weights of the losses are in units of sigma_data.
-    if not hasattr(scheduler, "sigma_data"):
-        raise ValueError(
-            "scheduler must have sigma_data, as CMStochasticIterativeScheduler and "
-            f"SCMScheduler do; {type(scheduler).__name__} has not"
-        )
-
-
-def _check_instance(scheduler: Any) -> None:
-    """Raises ValueError for a scheduler's class, which has its fields' defaults as attributes."""
-    if isinstance(scheduler, type):
-        raise ValueError(
-            f"scheduler must be an instance, such as {scheduler.__name__}(), got the class"
-        )
-
-
-def check_function(name: str, function: Any) -> None:
-    """Raises ValueError unless an argument is a function."""
-    if not callable(function):
-        raise ValueError(f"{name} must be a function, got {shown(function)}")
-
-
-def check_total_steps(total_steps: Any) -> None:
-    """Raises ValueError unless `total_steps` is an integer of at least 1."""
-    # The curricula divide by it, inside `jit`, where a 0 would become a NaN in silence.
-    if not is_int(total_steps, 1, LARGEST):
-        raise ValueError(
-            f"total_steps must be an integer of at least 1, got {shown(total_steps)}"
-        )
-
-
-def check_metric(metric: Any) -> None:
-    """Raises ValueError unless `metric` is a function."""
-    if not callable(metric):
-        raise ValueError(
-            f"metric must be a function (a, b) -> f32[B], such as losses.L2(), got {shown(metric)}"
-        )
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class WithDropout:
-    """A network whose calls all drop out the same units, as student and target have to.
+    """A network whose calls all drop out the same units, as those of student and target must.
 
     Attributes:
         apply_fn: `(params, x, t, *, dropout_key, **cond) -> model_output`, as of `from_nnx`.
@@ -226,8 +151,10 @@ class WithDropout:
 
 
 def without_dropout(apply_fn: ApplyFn) -> ApplyFn:
-    """Returns a network as it is evaluated: that of a teacher drops nothing out."""
-    return apply_fn.apply_fn if isinstance(apply_fn, WithDropout) else apply_fn
+    """Returns the network without dropout, for a teacher, which is evaluated only."""
+    if isinstance(apply_fn, WithDropout):
+        return apply_fn.apply_fn
+    return apply_fn
 
 
 def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
@@ -241,7 +168,7 @@ def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         has = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(f'batch must be a mapping with "data", got {shown(has)}')
 
-    # Integers would be noised and cast back: a loss without a gradient.
+    # Noisy integers would be rounded to integers: a loss without a gradient.
     data = batch["data"]
     dtype = getattr(data, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or data.ndim < 1:
@@ -251,8 +178,8 @@ def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
             "pixels become samples by x / 127.5 - 1"
         )
 
-    # All other arrays are conditioning, whatever their names: the network's signature decides. A
-    # single value would be broadcast to all samples.
+    # All other arrays are conditioning: which names are valid is up to the network. A single value
+    # would be broadcast to all samples without notice, so each sample must have its own.
     cond = {name: value for name, value in batch.items() if name != "data"}
     for name, value in cond.items():
         for leaf in jax.tree.leaves(value):
@@ -273,10 +200,11 @@ def draw_sigmas(
     p_std: float,
     uniform_fraction: float = 0.0,
 ) -> jax.Array:
-    """Returns noise levels f32[count]: lognormal, but for a share uniform along the Karras grid.
+    """Returns noise levels f32[count]: lognormal, except for a share uniform on the Karras grid.
 
-    EDM's lognormal (Karras et al. 2022, table 1) hardly ever draws the highest levels, where
-    one-step generation starts; the uniform share does. Levels are clipped to the scheduler's range.
+    EDM's lognormal distribution (Karras et al. 2022, table 1) has hardly any of the highest levels,
+    where one-step generation starts; the uniform share has. Levels are clipped to the scheduler's
+    range.
     A scheduler without a range, such as `SCMScheduler`, gets lognormal levels only.
 
     Args:
@@ -300,7 +228,7 @@ def draw_sigmas(
     is_uniform = random.uniform(choice_key, (count,)) < uniform_fraction
     sigma = jnp.where(is_uniform, uniform, lognormal)
 
-    # A little above sigma_min: at sigma_min itself the consistency function is the identity.
+    # At least a little above sigma_min, where the consistency function is the identity.
     return jnp.clip(sigma, 1.1 * sigma_min, sigma_max)
 
 

@@ -10,14 +10,8 @@ from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
-from cmjax.training.losses.base import (
-    Loss,
-    add_noise,
-    check_sigma_data,
-    karras_range,
-    split_batch,
-    teacher_slope,
-)
+from cmjax.training.losses.base import Loss, add_noise, split_batch, teacher_slope
+from cmjax.training.losses.checks import check_sigma_data, karras_range
 from cmjax.training.losses.metrics import mean_square
 
 

@@ -14,15 +14,12 @@ from cmjax.training.discretization import (
     growing_num_levels,
     growing_target_decay,
 )
-from cmjax.training.losses.base import (
-    Loss,
-    add_noise,
+from cmjax.training.losses.base import Loss, add_noise, split_batch, teacher_slope
+from cmjax.training.losses.checks import (
     check_metric,
     check_sigma_data,
     check_total_steps,
     karras_range,
-    split_batch,
-    teacher_slope,
 )
 from cmjax.training.losses.metrics import Metric, PseudoHuber, per_sample
 

@@ -66,7 +66,7 @@ class FlowMatching(Loss):
         data, cond = split_batch(batch)
         parametrization = self.scheduler.parametrization
 
-        # Samples (1 - t) x0 + t z, `[B, ...]`, each at a time of its own.
+        # Samples (1 - t) x0 + t z, `[B, ...]`, each at its own time.
         time_key, noise_key = random.split(key)
         t = draw_times(
             time_key, data.shape[0], self.p_mean, self.p_std, self.uniform_fraction
@@ -77,7 +77,8 @@ class FlowMatching(Loss):
         check_shapes(data=data, noise=noise)
         x = on_path(data, noise, t)
 
-        # Inverted, the network's time grows with the signal, and its velocity is x0 - z.
+        # The error of the velocity z - x0. If the network's time is inverted, and so grows with the
+        # signal, its velocity is x0 - z.
         sign = -1 if parametrization.inverted else 1
         time = divided_like(parametrization.time_of(t), x)
         velocity = call_network(apply_fn, params, x, (time,), cond)

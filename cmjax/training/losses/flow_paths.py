@@ -26,7 +26,7 @@ def check_flow_scheduler(scheduler: Any, num_times: int) -> None:
 
     Args:
         scheduler: the scheduler.
-        num_times: number of times that the network must be told.
+        num_times: number of times that the network must take.
 
     Raises:
         ValueError: if it is another kind of scheduler.
@@ -72,7 +72,11 @@ def draw_times(
         uniform_fraction: share of the times that are drawn uniformly.
     """
     normal_key, uniform_key, choice_key = random.split(key, 3)
+
+    # log(t / (1 - t)) ~ N(p_mean, p_std^2).
     t = jax.nn.sigmoid(p_mean + p_std * random.normal(normal_key, (count,)))
+
+    # A uniform t in place of some of them.
     uniform = random.uniform(uniform_key, (count,))
     is_uniform = random.uniform(choice_key, (count,)) < uniform_fraction
     return jnp.where(is_uniform, uniform, t)
@@ -101,10 +105,11 @@ def mean_velocity(apply_fn: ApplyFn, scheduler: Any) -> Callable[..., jax.Array]
     """
     parametrization = scheduler.parametrization
 
+    # The network's times, divided over devices like the samples.
     def velocity(params, x, t, r, cond):
-        times = [parametrization.time_of(time) for time in (t, r)]
-        times = tuple(divided_like(time, x) for time in times)
-        return call_network(apply_fn, params, x, times, cond)
+        start = divided_like(parametrization.time_of(t), x)
+        end = divided_like(parametrization.time_of(r), x)
+        return call_network(apply_fn, params, x, (start, end), cond)
 
     return velocity
 
@@ -120,7 +125,7 @@ def without_class(
     if "class_labels" not in cond:
         raise ValueError("guidance is by classes: the batch needs class_labels")
 
-    # The label is checked here, as within a compiled step one that is no class would become NaN.
+    # Checked here: the embedding of a label that is no class is NaN, without an error.
     null = {"class_labels": null_class}
     try:
         check_null(null, num_classes(apply_fn))

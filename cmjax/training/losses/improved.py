@@ -12,12 +12,8 @@ from cmjax.training.discretization import (
     easy_consistency_level,
     lognormal_index,
 )
-from cmjax.training.losses.base import (
-    check_total_steps,
-    draw_sigmas,
-    karras_range,
-    split_batch,
-)
+from cmjax.training.losses.base import draw_sigmas, split_batch
+from cmjax.training.losses.checks import check_total_steps, karras_range
 from cmjax.training.losses.discrete import (
     LEVELS,
     DiscreteLoss,

@@ -31,13 +31,13 @@ from cmjax.training.losses.metrics import mean_square
 class ImprovedMeanFlow(Loss):
     """Trains mean velocities u(x, t, r), as `MeanFlow` does, by an error of the velocity at t.
 
-    What the network says of the velocity, `V = u + (t - r) du/dt`, is compared with `z - x0`, and
-    du/dt is taken along the network's own velocity `u(x, t, t)` in place of `z - x0`. So the target
-    does not depend on the network, and the derivative depends on the sample alone, not on its noise
-    (section 4.1). A second term trains u(x, t, t) itself, in place of the authors' second output of
-    the network, which costs another pass.
+    The velocity that follows from u, `V = u + (t - r) du/dt`, is compared with `z - x0`, and du/dt
+    is taken along the network's own velocity `u(x, t, t)` instead of `z - x0`. So the target does
+    not depend on the network, and the derivative depends on the sample alone, not on its noise
+    (section 4.1). A second term trains u(x, t, t) itself. The authors' network has a second output
+    for it instead, which saves a pass.
 
-    **Guidance as an input** (section 4.2): with `largest_scale` above 1, the network is also told a
+    **Guidance as an input** (section 4.2): with `largest_scale` above 1, the network also takes a
     scale w, `guidance_scale`, and the velocity becomes `z - x0 + (1 - 1/w) (u1 - u0)`, where u0 and
     u1 are its own velocities without and with the class. It needs samples without their class: some
     of the batch's `class_labels` have to be `null_class`. These are not guided.
@@ -94,12 +94,14 @@ class ImprovedMeanFlow(Loss):
         """Returns the loss; `frozen` and `step` are not used."""
         del frozen, step
         data, cond = split_batch(batch)
+
+        # Noise and times t >= r of each sample.
         time_key, noise_key, scale_key = random.split(key, 3)
         count = data.shape[0]
         t, r = draw_time_pairs(time_key, count, self)
         noise = random.normal(noise_key, data.shape)
 
-        # w with a density of 1 / w.
+        # The guidance scales w from 1 to the largest, with a density in proportion to 1 / w.
         scale = None
         if self.largest_scale > 1:
             ramp = random.uniform(scale_key, (count,))
@@ -130,10 +132,12 @@ class ImprovedMeanFlow(Loss):
             scale: guidance scales, f32[B]; None for a network that is not told them.
         """
         network = mean_velocity(apply_fn, self.scheduler)
+
+        # The samples (1 - t) x0 + t z, and their velocity z - x0.
         x = on_path(data, noise, t)
         velocity = velocity_of(data, noise)
 
-        # The network's own velocity, which is trained by the second term.
+        # The network's own velocity u(x, t, t), and the velocity that both terms learn.
         told = cond if scale is None else {**cond, "guidance_scale": scale}
         own = network(params, x, t, t, told)
         target = velocity
@@ -141,11 +145,13 @@ class ImprovedMeanFlow(Loss):
             target = self._guided(apply_fn, params, x, t, velocity, own, cond, scale)
         target = jax.lax.stop_gradient(target)
 
-        # V = u + (t - r) du/dt, where only u has a gradient.
+        # The error of V = u + (t - r) du/dt, where only u has a gradient, and that of u(x, t, t).
         u = network(params, x, t, r, told)
         slope = time_derivative(network, params, x, t, r, own, told)
         error = combine((1, u), (t - r, slope)) - target
         error_of_own = own - target
+
+        # Their squares with adaptive weights, one for each term.
         loss = weigh_errors(error, self.norm_p, self.norm_eps)
         if self.velocity_weight > 0:
             own_loss = weigh_errors(error_of_own, self.norm_p, self.norm_eps)
@@ -162,11 +168,13 @@ class ImprovedMeanFlow(Loss):
         """Returns the guided velocity, `[B, ...]`; that of samples without a class is their own."""
         network = mean_velocity(apply_fn, self.scheduler)
 
-        # z - x0 + (1 - 1/w) (u1 - u0), with u0 at the scale 1.
+        # The velocity without the class, u0, at the scale 1. It has no gradient.
         params = jax.lax.stop_gradient(params)
         without = without_class(apply_fn, cond, self.null_class)
         without["guidance_scale"] = jnp.ones_like(scale)
         u0 = network(params, x, t, t, without)
+
+        # z - x0 + (1 - 1/w) (u1 - u0), where `own` is u1.
         is_null = cond["class_labels"] == self.null_class
         weight = jnp.where(is_null, 0, 1 - 1 / scale)
         return combine((1, velocity), (weight, own), (-weight, u0))

@@ -36,9 +36,9 @@ class MeanFlow(Loss):
     """Trains u(x, t, r), the mean velocity from t to r, which takes a sample there in one call.
 
     The mean flow identity says `u = v - (t - r) du/dt`, where v is the velocity at t and du/dt the
-    derivative along it at fixed r (equation 6). Its right side, by one `jax.jvp` and without
-    gradient, is the target (equation 11). Given a sample's own noise, v is `z - x0`, the mean of
-    which is the velocity. `FlowMapEulerDiscreteScheduler` samples these networks.
+    derivative along it at fixed r (equation 6). Its right side is the target; it has no gradient
+    (equation 11), and du/dt takes one `jax.jvp`. For v a sample's own velocity `z - x0` is taken,
+    whose mean is v. `FlowMapEulerDiscreteScheduler` samples these networks.
 
     Each sample's squared error e, a sum over its elements, is weighted by
     `1 / (e + norm_eps)^norm_p` (equation 22). Defaults are those of the authors' code, without its
@@ -142,14 +142,18 @@ class MeanFlow(Loss):
             cond: per-sample conditioning.
         """
         network = mean_velocity(apply_fn, self.scheduler)
+
+        # The samples (1 - t) x0 + t z, their velocity z - x0, and the velocity that is learned.
         x = on_path(data, noise, t)
         velocity = velocity_of(data, noise)
         guided = self._guided(apply_fn, params, x, t, velocity, cond)
 
-        # u, and the error of the identity u = v - (t - r) du/dt: only u has a gradient.
+        # The error of the identity u = v - (t - r) du/dt (equation 11): only u has a gradient.
         u = network(params, x, t, r, cond)
         slope = time_derivative(network, params, x, t, r, guided, cond)
         target = combine((1, guided), (r - t, slope))
+
+        # Its squares, with the adaptive weight.
         error = weigh_errors(u - jax.lax.stop_gradient(target), self.norm_p, self.norm_eps)
         loss = jnp.mean(error)
         metrics = {
@@ -164,14 +168,15 @@ class MeanFlow(Loss):
             return velocity
         network = mean_velocity(apply_fn, self.scheduler)
 
-        # The network's velocities without and with the class. They have no gradient.
+        # The network's velocities without and with the class, u(x, t, t). They have no gradient.
         params = jax.lax.stop_gradient(params)
         u0 = network(params, x, t, t, without_class(apply_fn, cond, self.null_class))
         u1 = velocity
         if self.kappa != 0:
             u1 = network(params, x, t, t, cond)
 
-        # omega v + (1 - omega - kappa) u0 + kappa u1; samples without a class stay as they are.
+        # omega v + (1 - omega - kappa) u0 + kappa u1. Outside of the interval, and for samples
+        # without a class, omega = 1 and kappa = 0, which leaves v.
         inside = (t >= self.guidance_start) & (t <= self.guidance_end)
         inside = inside & (cond["class_labels"] != self.null_class)
         omega = jnp.where(inside, self.omega, 1.0)
@@ -188,12 +193,15 @@ def draw_time_pairs(key: jax.Array, count: int, loss: Any) -> tuple[jax.Array, j
         loss: its `p_mean`, `p_std` and `uniform_fraction` are those of both draws; r = t in the
             first of the pairs, its `instant_fraction` of them.
     """
+    # The larger of two independent draws is t, the smaller r.
     first_key, second_key = random.split(key)
     options = (loss.p_mean, loss.p_std, loss.uniform_fraction)
     first = draw_times(first_key, count, *options)
     second = draw_times(second_key, count, *options)
     t = jnp.maximum(first, second)
     r = jnp.minimum(first, second)
+
+    # With r = t the loss is that of flow matching.
     is_instant = jnp.arange(count) < int(count * loss.instant_fraction)
     return t, jnp.where(is_instant, t, r)
 
@@ -201,7 +209,8 @@ def draw_time_pairs(key: jax.Array, count: int, loss: Any) -> tuple[jax.Array, j
 def time_derivative(network, params, x, t, r, velocity, cond) -> jax.Array:
     """Returns du/dt along a velocity at fixed r, `[B, ...]`, in one forward-mode pass.
 
-    No gradient flows through it, so that it is linearised once and not twice.
+    `du/dt = v . grad_x u + du/dt at fixed x` (Geng et al. 2025, equation 8). It has no gradient,
+    which spares a second derivative.
 
     Args:
         network: `(params, x, t, r, cond) -> u`, of `mean_velocity`.
@@ -214,6 +223,8 @@ def time_derivative(network, params, x, t, r, velocity, cond) -> jax.Array:
     """
     params, x, velocity = jax.lax.stop_gradient((params, x, velocity))
     check_shapes(sample=x, velocity=velocity)
+
+    # The tangents (v, 1) of (x, t); r and the parameters do not move.
     _, slope = jax.jvp(
         lambda x, t: network(params, x, t, r, cond), (x, t), (velocity, jnp.ones_like(t))
     )
@@ -230,6 +241,7 @@ def weigh_errors(error: jax.Array, norm_p: float, norm_eps: float) -> jax.Array:
         norm_p: power of the weight.
         norm_eps: what is added to e.
     """
+    # e, a sum over the elements of each sample, and its weight.
     total = mean_square(error) * math.prod(error.shape[1:])
     weight = jnp.power(jax.lax.stop_gradient(total) + norm_eps, -norm_p)
     return weight * total

@@ -75,7 +75,7 @@ def mean_square(error: jax.Array) -> jax.Array:
 
 
 def per_sample(name: str, values: Any, count: int) -> jax.Array:
-    """Returns what a function of the user's gives for each sample, f32[count].
+    """Checks the result of a user's function, and returns it, f32[count].
 
     Args:
         name: of the function, for the error.

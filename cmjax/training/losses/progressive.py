@@ -11,15 +11,8 @@ from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.euler import EDMEulerScheduler
 from cmjax.training.discretization import adjacent_levels
-from cmjax.training.losses.base import (
-    Loss,
-    Preview,
-    add_noise,
-    check_sigma_data,
-    karras_range,
-    split_batch,
-    teacher_slope,
-)
+from cmjax.training.losses.base import Loss, Preview, add_noise, split_batch, teacher_slope
+from cmjax.training.losses.checks import check_sigma_data, karras_range
 from cmjax.training.losses.metrics import mean_square
 
 

@@ -24,15 +24,15 @@ from cmjax.training.losses.metrics import mean_square
 class Shortcut(Loss):
     """Trains u(x, t, r), the mean velocity of a step from t to r, for steps of 1, 1/2, 1/4, ...
 
-    Most of the batch learns the velocity `z - x0` as the shortest step, of length 1 / num_steps.
-    The rest learns that a step of twice a length is two steps of it, one after the other, by a
-    moving average of the network (equation 4, Algorithm 1). `FlowMapEulerDiscreteScheduler` samples
+    Most of the batch learns the velocity `z - x0`, as that of the shortest step, of length
+    1 / num_steps. The rest learns that one step equals two steps of half its length, which a moving
+    average of the network takes (equation 4, Algorithm 1). `FlowMapEulerDiscreteScheduler` samples
     these networks in 1, 2, 4, ..., num_steps calls.
 
-    Defaults are those of the authors' code. There the network is told the logarithm of a step's
-    length, here both ends. The path ends at the data, where the authors' keeps a noise of 1e-5;
-    each sample serves one of the two purposes; and the lengths are drawn in equal shares, which the
-    authors round in favour of length 1.
+    Defaults are those of the authors' code, from which this loss differs in four points. Their
+    network takes the logarithm of a step's length, here it takes both ends. Their path keeps noise
+    of 1e-5 at the data. Here each sample serves only one of the two purposes. And lengths are drawn
+    in equal shares, which the authors round in favour of length 1.
 
     Metrics are `loss`, and its parts `flow_loss` and `consistency_loss`.
 
@@ -107,13 +107,17 @@ class Shortcut(Loss):
             cond: per-sample conditioning.
         """
         network = mean_velocity(apply_fn, self.scheduler)
+
+        # The samples (1 - t) x0 + t z, and their velocity z - x0.
         x = on_path(data, noise, t)
         velocity = velocity_of(data, noise)
         compared = self._compared(data.shape[0])
 
-        # What is learned, `[B, ...]`: of the first samples the mean velocity over two steps.
+        # What is learned, `[B, ...]`: the mean velocity over two steps for the first samples, and
+        # the velocity for the others.
         def targets(samples, target_params):
-            x, velocity, t, length, cond = jax.tree.map(lambda a: a[:compared], samples)
+            first = jax.tree.map(lambda a: a[:compared], samples)
+            x, _, t, length, cond = first
             two_steps = self._two_steps(network, target_params, x, t, length, cond)
             return jnp.concatenate([two_steps, samples[1][compared:]])
 
@@ -122,6 +126,7 @@ class Shortcut(Loss):
             samples = (x, velocity, t, length, cond)
             target = with_automatic_axes(targets, samples, target_params)
 
+        # The squared error of u(x, t, t - length), f32[B].
         u = network(params, x, t, t - length, cond)
         error = mean_square(u - jax.lax.stop_gradient(target))
         loss = jnp.mean(error)
@@ -143,7 +148,7 @@ class Shortcut(Loss):
         """Returns where the steps begin, and their lengths, f32[count] each."""
         offset_key, place_key = random.split(key)
 
-        # From the shortest step to that of length 1.
+        # How often the shortest step is doubled to reach length 1.
         doublings = int(math.log2(self.num_steps))
         compared = self._compared(count)
 
@@ -156,17 +161,20 @@ class Shortcut(Loss):
         power = jnp.where(index < compared, power, doublings)
         steps = jnp.exp2(power)
 
-        # A step begins at 1, 1 - length, ..., length.
+        # A step begins at one of 1, 1 - length, ..., length.
         place = jnp.floor(random.uniform(place_key, (count,)) * steps)
         place = jnp.minimum(place, steps - 1)
         return 1 - place / steps, 1 / steps
 
     def _two_steps(self, network, params, x, t, length, cond):
         """Returns the mean velocity, `[B, ...]`, over two steps of half the length."""
+        # u(x, t, t - half), then u at the sample that this leads to.
         half = length / 2
         first = network(params, x, t, t - half, cond)
         middle = combine((1, x), (-half, first))
         middle = jnp.clip(middle, -self.largest, self.largest)
         second = network(params, middle, t - half, t - length, cond)
+
+        # The two steps are of equal length, so that of both has the mean velocity.
         mean = combine((0.5, first), (0.5, second))
         return jnp.clip(mean, -self.largest, self.largest)

@@ -11,13 +11,8 @@ from cmjax import random
 from cmjax.arrays import ApplyFn, check_shapes, combine
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
 from cmjax.training.discretization import tangent_warmup
-from cmjax.training.losses.base import (
-    Loss,
-    check_sigma_data,
-    draw_sigmas,
-    split_batch,
-    without_dropout,
-)
+from cmjax.training.losses.base import Loss, draw_sigmas, split_batch, without_dropout
+from cmjax.training.losses.checks import check_sigma_data
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
 
@@ -46,7 +41,7 @@ class _SimplifiedLoss(Loss):
 
     def __post_init__(self):
         super().__post_init__()
-        # No range of noise levels is needed: TrigFlow's angles have none.
+        # A range of noise levels is not needed: TrigFlow's angles are from 0 to pi/2.
         check_sigma_data(self.scheduler)
 
     def prepare_params(self, params):
@@ -62,65 +57,24 @@ class _SimplifiedLoss(Loss):
 
         With None for the slope, x moves along its path at fixed noise, which needs no teacher.
         """
-        # Without the weighting's parameters this would fail later, at an attribute of the network.
+        # Checked here: it would fail later, with an error about an attribute of the parameters.
         if self.adaptive_weight and not isinstance(params, WeightedParams):
             raise ValueError(
                 "adaptive_weight=True trains a weighting with the network: pass "
                 "params=loss.prepare_params(params), or set adaptive_weight=False"
             )
         data, cond = split_batch(batch)
-        sigma_data = self.scheduler.sigma_data
+        x, sigma, along_path = self._noisy_samples(key, data)
+        t = jnp.arctan(sigma / self.scheduler.sigma_data)
 
-        # Noisy samples on TrigFlow's path, x = cos(t) x0 + sin(t) z with z of the data's scale
-        # (section 3). Levels are drawn in sigma = sigma_data tan(t), as for every other loss.
-        level_key, noise_key = random.split(key)
-        sigma = draw_sigmas(
-            level_key,
-            data.shape[0],
-            self.scheduler,
-            self.p_mean,
-            self.p_std,
-            self.uniform_fraction,
-        )
-        t = jnp.arctan(sigma / sigma_data)
-        cos = jnp.cos(t)
-        sin = jnp.sin(t)
-        noise = sigma_data * random.normal(noise_key, data.shape)
-        x = combine((cos, data), (sin, noise))
+        # dx/dt, `[B, ...]`: at fixed noise, or the teacher's.
+        dx_dt = along_path if slope is None else slope(x, t, **cond)
 
-        # dx/dt, `[B, ...]`: at fixed noise cos(t) z - sin(t) x0, or the teacher's.
-        if slope is None:
-            dx_dt = combine((cos, noise), (-sin, data))
-        else:
-            dx_dt = slope(x, t, **cond)
-
-        # F_target and cos(t) sin(t) dF_target/dt along the path, in one forward-mode pass. The
-        # factors scale the tangents that go in, so that those of inner layers stay bounded near
-        # t = 0 and pi/2 (the paper's "JVP rearrangement").
+        # The target is F, moved along the normalized tangent g / (|g| + c), which bounds the effect
+        # of samples with huge tangents.
         network = trigflow_network(apply_fn, self.scheduler, consistency_function)
         target_params = self.network_params(target_params)
-        value, tangent = jax.jvp(
-            lambda x, t: network(target_params, x, t, **cond),
-            (x, t),
-            (combine((cos * sin, dx_dt)), cos * sin),
-        )
-
-        # Any other shape would be broadcast below.
-        check_shapes(sample=x, model_output=value, slope=dx_dt)
-
-        # The tangent g = cos(t) df/dt of f = cos(t) x - sin(t) sigma_data F (Algorithm 1):
-        # -cos^2(t) (sigma_data F - dx/dt) - r cos(t) sin(t) (x + sigma_data dF/dt). The second,
-        # unstable part is warmed up by r, from 0 to 1.
-        warmup = tangent_warmup(step, self.tangent_warmup_steps)
-        g = combine(
-            (-jnp.square(cos) * sigma_data, value),
-            (jnp.square(cos), dx_dt),
-            (-warmup * cos * sin, x),
-            (-warmup * sigma_data, tangent),
-        )
-
-        # The normalized tangent g / (|g| + c) tames samples with huge tangents. The target is F
-        # itself, moved along it.
+        value, g = self._tangent(network, target_params, x, t, dx_dt, cond, step)
         root_mean_square = jnp.sqrt(mean_square(g))
         norm = root_mean_square * math.prod(g.shape[1:]) ** 0.5
         size = norm if self.tangent_size == "norm" else root_mean_square
@@ -134,6 +88,60 @@ class _SimplifiedLoss(Loss):
             error = weigh_levels(params.level_weight, error, sigma)
         loss = jnp.mean(error)
         return loss, {"loss": loss, "tangent_norm": jnp.mean(norm)}
+
+    def _noisy_samples(self, key, data):
+        """Draws noisy samples x on TrigFlow's path, their sigma, and dx/dt at fixed noise."""
+        sigma_data = self.scheduler.sigma_data
+
+        # Levels are drawn in sigma = sigma_data tan(t), as for every other loss.
+        level_key, noise_key = random.split(key)
+        sigma = draw_sigmas(
+            level_key,
+            data.shape[0],
+            self.scheduler,
+            self.p_mean,
+            self.p_std,
+            self.uniform_fraction,
+        )
+
+        # x = cos(t) x0 + sin(t) z with z of the data's scale (section 3), and its derivative.
+        t = jnp.arctan(sigma / sigma_data)
+        cos = jnp.cos(t)
+        sin = jnp.sin(t)
+        noise = sigma_data * random.normal(noise_key, data.shape)
+        x = combine((cos, data), (sin, noise))
+        dx_dt = combine((cos, noise), (-sin, data))
+        return x, sigma, dx_dt
+
+    def _tangent(self, network, target_params, x, t, dx_dt, cond, step):
+        """Returns F of the target network, and the tangent g = cos(t) df/dt, `[B, ...]` each."""
+        sigma_data = self.scheduler.sigma_data
+        cos = jnp.cos(t)
+        sin = jnp.sin(t)
+
+        # F and cos(t) sin(t) dF/dt along the path, in one forward-mode pass. The factors scale the
+        # tangents that go in, so that those of inner layers stay bounded near t = 0 and pi/2 (the
+        # paper's "JVP rearrangement").
+        value, tangent = jax.jvp(
+            lambda x, t: network(target_params, x, t, **cond),
+            (x, t),
+            (combine((cos * sin, dx_dt)), cos * sin),
+        )
+
+        # Any other shape would be broadcast below.
+        check_shapes(sample=x, model_output=value, slope=dx_dt)
+
+        # Of f = cos(t) x - sin(t) sigma_data F (Algorithm 1):
+        #     g = -cos^2(t) (sigma_data F - dx/dt) - r cos(t) sin(t) (x + sigma_data dF/dt).
+        # The second part is unstable early in training, so r warms it up from 0 to 1.
+        warmup = tangent_warmup(step, self.tangent_warmup_steps)
+        g = combine(
+            (-jnp.square(cos) * sigma_data, value),
+            (jnp.square(cos), dx_dt),
+            (-warmup * cos * sin, x),
+            (-warmup * sigma_data, tangent),
+        )
+        return value, g
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +229,7 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss."""
-        # The teacher's F, of whatever parametrization, in TrigFlow's terms.
+        # The teacher's F in TrigFlow's terms, whatever its parametrization.
         teacher_fn = self.teacher_fn or without_dropout(apply_fn)
         teacher = trigflow_network(teacher_fn, self.scheduler, edm_denoiser)
 

@@ -16,13 +16,11 @@ from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import (
     Loss,
     add_noise,
-    check_metric,
-    check_sigma_data,
     draw_sigmas,
-    karras_range,
     split_batch,
     without_dropout,
 )
+from cmjax.training.losses.checks import check_metric, check_sigma_data, karras_range
 from cmjax.training.losses.discrete import LEVELS, ode_step
 from cmjax.training.losses.metrics import Metric, PseudoHuber, mean_square, per_sample
 from cmjax.training.losses.weighting import edm_weight
@@ -30,14 +28,14 @@ from cmjax.training.losses.weighting import edm_weight
 
 @dataclasses.dataclass(frozen=True)
 class ConsistencyTrajectory(Loss):
-    """Trains jumps G(x, t, s) from any noise level t to any lower one s, from a teacher.
+    """Distils jumps G(x, t, s) from any noise level t to any lower one s from a teacher.
 
-    A jump from t to s is compared with one from u to the same s, u being some levels below t, at
-    the sample that the teacher's ODE gives there (equation 8). Both results jump on to sigma_min,
-    by the target network, and are compared there. A second term trains g(x, t, t), the denoiser
+    A jump from t to s is compared with a jump to s from a level u between them, which starts at the
+    sample that the teacher's ODE leads to (equation 8). From s the target network takes both
+    results on to sigma_min, where they are compared. A second term trains g(x, t, t), the denoiser
     within the network (equation 10). `CTMScheduler` samples these networks.
 
-    The teacher is a denoiser of EDM's levels that is told one time. Defaults are the paper's for
+    The teacher is a denoiser with EDM's levels and one time. Defaults are the paper's for
     CIFAR-10, except the metric, which is LPIPS there, and the weight of the second term, which
     adapts there. The paper's adversarial term is left out.
 
@@ -46,7 +44,7 @@ class ConsistencyTrajectory(Loss):
     Attributes:
         scheduler: a `CTMScheduler`: the network's parametrization and the range of noise levels.
         num_levels: N, the number of noise levels on the Karras grid.
-        solver_steps: most steps of the teacher from t to u, which is nowhere below s.
+        solver_steps: largest number of levels from t to u; fewer where u would be below s.
         target_decay: decay of the moving average that the target network is.
         denoising_weight: weight of the second term.
         p_mean: mean of log sigma in the second term.
@@ -104,6 +102,8 @@ class ConsistencyTrajectory(Loss):
         del step
         data, cond = split_batch(batch)
         jump_key, denoising_key = random.split(key)
+
+        # Jumps (equation 8), and the denoiser within the network (equation 10).
         loss = self._jump_loss(jump_key, apply_fn, params, frozen, data, cond)
         metrics = {"jump_loss": loss}
         if self.denoising_weight > 0:
@@ -118,7 +118,7 @@ class ConsistencyTrajectory(Loss):
         count = data.shape[0]
         jump = trajectory_function(apply_fn, self.scheduler)
 
-        # Indices into the grid: t is any level but the last, s any below it.
+        # Indices into the grid: t is uniform over all levels except the last, s over those below t.
         start = random.randint(level_key, (count,), 0, self.num_levels - 1)
         below = (self.num_levels - 1 - start).astype(jnp.float32)
         gap = jnp.floor(random.uniform(end_key, (count,)) * below).astype(jnp.int32)
@@ -126,7 +126,8 @@ class ConsistencyTrajectory(Loss):
         t = self._level(start)
         s = self._level(end)
 
-        # The teacher's ODE from t to u, in steps of one level, no further than to s.
+        # The teacher's ODE from t down to u, in steps of one level, at most to s. A step that would
+        # go below s has length 0 and changes nothing.
         x = add_noise(data, t, random.normal(noise_key, data.shape))
         slope = self._teacher_slope(apply_fn, frozen.teacher, cond)
         moved = x
@@ -136,7 +137,8 @@ class ConsistencyTrajectory(Loss):
             moved = ode_step(self.solver, slope, moved, u, lower)
             u = lower
 
-        # Both jumps to s, then on to sigma_min. Only the first jump from t has a gradient.
+        # Both jumps to s, then by the target network to sigma_min (equation 8). Only the parameters
+        # of the jump from t to s get a gradient.
         target = frozen.target
         last = jnp.full_like(s, karras_range(self.scheduler).sigma_min)
         estimate = jump(target, jump(params, x, t, s, cond), s, last, cond)
@@ -147,6 +149,8 @@ class ConsistencyTrajectory(Loss):
     def _denoising_loss(self, key, apply_fn, params, data, cond):
         """Returns EDM's weighted error of g(x, t, t), f32[]."""
         level_key, noise_key = random.split(key)
+
+        # Noisy samples x0 + sigma z, `[B, ...]`, and the network's estimates of x0.
         sigma = draw_sigmas(
             level_key, data.shape[0], self.scheduler, self.p_mean, self.p_std
         )
@@ -192,8 +196,12 @@ def trajectory_function(apply_fn: ApplyFn, scheduler: Any) -> Callable[..., jax.
 
 def _estimate(apply_fn, scheduler, params, x, t, s, cond):
     """Returns g(x, t, s) = c_skip x + c_out F(c_in x, t, s), `[B, ...]`."""
+    # On EDM's path x0 + t z: alpha = 1 and sigma = t.
     parametrization = scheduler.parametrization
     c_in, c_skip, c_out = parametrization.scalings(jnp.ones_like(t), t)
-    times = [divided_like(parametrization.time(level), x) for level in (t, s)]
-    output = call_network(apply_fn, params, combine((c_in, x)), tuple(times), cond)
+
+    # The network takes both levels as times, divided over devices like the samples.
+    start = divided_like(parametrization.time(t), x)
+    end = divided_like(parametrization.time(s), x)
+    output = call_network(apply_fn, params, combine((c_in, x)), (start, end), cond)
     return combine((c_skip, x), (c_out, output))

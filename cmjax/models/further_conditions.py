@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.arrays import as_reals
-from cmjax.models import layers
+from cmjax.models.embeddings import TimestepEmbedding, sinusoidal_embedding
 
 SECOND_TIMES = ("end", "span")  # what is embedded of the second time r: r itself, or t - r
 SCALE_STEP = 0.1  # of guidance scales, as finely as the embedding tells two of them apart
@@ -73,7 +73,7 @@ class FurtherConditions(nnx.Module):
 
     def _embedded(self, embedding, value):
         """Returns the embedding of one number per sample, f32[B, width]."""
-        return embedding(layers.sinusoidal_embedding(value, self.features))
+        return embedding(sinusoidal_embedding(value, self.features))
 
 
 def _check_given(name, value, option, part):
@@ -89,7 +89,7 @@ def _check_given(name, value, option, part):
 
 def _zero_embedding(features, width, rngs):
     """Returns the embedding of a time whose output is zero until it is trained."""
-    embedding = layers.TimestepEmbedding(features, width, rngs=rngs)
+    embedding = TimestepEmbedding(features, width, rngs=rngs)
     kernel = embedding.linear_2.kernel
     embedding.linear_2.kernel = nnx.Param(jnp.zeros_like(kernel[...]))
     return embedding

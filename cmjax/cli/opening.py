@@ -1,0 +1,94 @@
+"""Opens the model that `--model`, `--scheduler` and `--set` ask for."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cmjax.cli import terminal
+
+if TYPE_CHECKING:
+    from cmjax.checkpoints import Checkpoint
+    from cmjax.model import Model
+    from cmjax.schedulers import Scheduler
+
+
+def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoint":
+    """Opens a model without reading its tensors, with the `--trust` of the command that runs.
+
+    Args:
+        source: as for `cmjax.load`; None is the bundled model.
+        config: name of a preset, for a `.pt` file.
+
+    Raises:
+        ValueError: if there is no such model, or it is not one that cmjax reads.
+    """
+    from cmjax.checkpoints import loading
+
+    # There is no context if a program calls this function outside of a command.
+    ctx = click.get_current_context(silent=True)
+    trusted = ctx is not None and ctx.meta.get("cmjax.trust", False)
+    try:
+        return loading.open_checkpoint(source, config=config, trust=trusted)
+
+    except ValueError as error:
+        # The library's way out, trust=True, is an option here.
+        raise ValueError(str(error).replace("trust=True", "--trust")) from None
+
+
+def open_model(
+    model: str | None,
+    scheduler: str | None,
+    settings: Mapping[str, Any],
+    dtype: str,
+    quiet: bool,
+) -> "Model":
+    """Loads a model, with another scheduler if one is asked for.
+
+    Args:
+        model: as for `cmjax.load`; None is the bundled one.
+        scheduler: name of another scheduler; None keeps the model's own.
+        settings: options of the scheduler, by name.
+        dtype: dtype of the parameters.
+        quiet: whether not to print the checkpoint's note.
+
+    Raises:
+        ValueError: if the model, the scheduler or its options are not valid.
+    """
+    try:
+        checkpoint = open_checkpoint(model)
+        loaded = checkpoint.load(dtype=dtype)
+    except (TypeError, ArithmeticError, RecursionError) as error:
+        # Some values of a damaged file fail only when they are used, by errors of these types.
+        raise ValueError(
+            f"model {model}: its files make no sense ({type(error).__name__}: {error})"
+        ) from None
+
+    if checkpoint.note and not quiet:
+        terminal.note(f"Note: {checkpoint.note}")
+
+    # Settings alone change the model's own scheduler.
+    if scheduler or settings:
+        loaded = loaded.with_scheduler(_scheduler(loaded.scheduler, scheduler, settings))
+    return loaded
+
+
+def _scheduler(
+    trained_for: "Scheduler", name: str | None, settings: Mapping[str, Any]
+) -> "Scheduler":
+    """Returns the scheduler of that name, with the model's noise levels unless they are set."""
+    from cmjax.registry import scheduler_class, scheduler_name
+    from cmjax.schedulers import scheduler_like
+
+    # Checked apart, so that each error names its option: a wrong name here, a wrong value below.
+    name = name or scheduler_name(trained_for)
+    try:
+        scheduler_class(name)
+    except ValueError as error:
+        raise ValueError(f"--scheduler: {error}") from None
+
+    # Noise levels, such as sigma_max, are those that the network was trained for.
+    try:
+        return scheduler_like(trained_for, name, **settings)
+    except ValueError as error:
+        raise ValueError(f"--set: {error}") from None

@@ -1,0 +1,143 @@
+"""The calls of a guided network: two outputs, joined by a rule; one where no sample is guided."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.arrays import ApplyFn, as_reals, as_samples
+from cmjax.conditioning import with_null
+from cmjax.configs import shown
+from cmjax.guidance.rules import Rule
+from cmjax.guidance.strength import Strength
+from cmjax.networks import (
+    call_network,
+    num_classes,
+    parse_cond,
+    with_classes_of,
+    with_guidance_mark,
+)
+
+# Number of guided networks to keep. The same network gives the same guided network again, so that
+# programs that are compiled for it are found again.
+_NETWORKS = 64
+
+
+@functools.lru_cache(_NETWORKS)
+def classifier_free_network(apply_fn, strength, null, rule, doubled):
+    """The network of `classifier_free`, from checked arguments.
+
+    `null` has triples of a name, a value and its types, which only tell cached networks apart.
+    """
+    null = {name: value for name, value, _ in null}
+
+    # The output for the conditioning, and the output for its null.
+    def outputs(params, x, times, cond, any_guided):
+        cond = parse_cond(cond, len(x), num_classes(apply_fn))
+        without = with_null(cond, null)
+
+        def call(x, times, cond):
+            return _output(apply_fn, params, x, times, cond)
+
+        # Two calls, the second of which is skipped at levels outside of the interval.
+        if not doubled:
+            output = call(x, times, cond)
+            other = _either(any_guided, lambda: call(x, times, without), lambda: output)
+            return output, other
+
+        # One call of twice as many samples, or of the samples alone outside of the interval.
+        def both():
+            pairs = jax.tree.map(_interleaved, (x, times, cond), (x, times, without))
+            made = call(*pairs)
+            made = made.reshape(len(x), 2, *made.shape[1:])
+            return made[:, 0], made[:, 1]
+
+        def alone():
+            output = call(x, times, cond)
+            return output, output
+
+        return _either(any_guided, both, alone)
+
+    return _guided(apply_fn, strength, rule, outputs)
+
+
+@functools.lru_cache(_NETWORKS)
+def autoguided_network(apply_fn, strength, rule):
+    """The network of `autoguidance`, from checked arguments."""
+
+    def outputs(params, x, times, cond, any_guided):
+        if not isinstance(params, tuple | list) or len(params) != 2:
+            raise ValueError(
+                f"params must be the pair (params, weaker_params), got {shown(params)}"
+            )
+        output = _output(apply_fn, params[0], x, times, cond)
+        if strength.is_one:
+            return output, output
+
+        # The second call is skipped at levels outside of the interval.
+        def weaker():
+            return _output(apply_fn, params[1], x, times, cond)
+
+        return output, _either(any_guided, weaker, lambda: output)
+
+    return _guided(apply_fn, strength, rule, outputs)
+
+
+def _guided(
+    apply_fn: ApplyFn, strength: Strength, rule: Rule, outputs: Callable[..., Any]
+) -> ApplyFn:
+    """Returns the network that joins two outputs by a rule.
+
+    Args:
+        apply_fn: the network that is called.
+        strength: of the guidance.
+        rule: how the outputs become one.
+        outputs: `(params, x, times, cond, any_guided) -> (output, other)`.
+    """
+
+    def guided(params, x, t, /, *second_time, **cond):
+        # Flow maps take two times, of which the first is that of the sample.
+        x = as_samples("x", x)
+        t = as_reals("t", t)
+        times = (t, *second_time)
+
+        # How strongly each sample is guided, and what the network says with and without.
+        scale, any_guided = strength.weights(x, t)
+        output, other = outputs(params, x, times, cond, any_guided)
+        if output.shape == x.shape:
+            return rule(output, other, scale, x, t)
+
+        # A learned variance, behind the prediction in the channels, is not guided.
+        channels = x.shape[-1]
+        mean = rule(output[..., :channels], other[..., :channels], scale, x, t)
+        return jnp.concatenate([mean, output[..., channels:]], axis=-1)
+
+    # By the mark, `cmjax.sample` refuses to read a guided network as a consistency function.
+    guided = with_classes_of(apply_fn, guided)
+    return guided if strength.is_one else with_guidance_mark(guided)
+
+
+def _output(apply_fn, params, x, times, cond):
+    """The output of one call, `[B, ..., C]`, or `[B, ..., 2 C]` with a learned variance."""
+    with_variance = None
+    if x.ndim > 1:
+        with_variance = (*x.shape[:-1], 2 * x.shape[-1])
+    return call_network(apply_fn, params, x, times, cond, or_shape=with_variance)
+
+
+def _either(
+    is_wanted: jax.Array | None, one: Callable[[], Any], other: Callable[[], Any]
+) -> Any:
+    """Returns `one()` where `is_wanted`, bool[] or None for True; otherwise `other()`."""
+    if is_wanted is None:
+        return one()
+    return jax.lax.cond(is_wanted, one, other)
+
+
+def _interleaved(one: jax.Array, other: jax.Array) -> jax.Array:
+    """Two arrays `[B, ...]` as one, `[2B, ...]`, with the rows of each sample side by side."""
+    # Side by side, since a batch is divided over devices in order: both rows of a sample then stay
+    # on its device.
+    return jnp.stack([one, other], axis=1).reshape(2 * len(one), *one.shape[1:])

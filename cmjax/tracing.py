@@ -1,0 +1,52 @@
+"""Whether JAX is tracing, and functions that are kept from one call to the next."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import get_opaque_trace_state
+
+# The state in which nothing is traced, whatever is traced while this module is imported.
+with jax.ensure_compile_time_eval():
+    _EAGER = get_opaque_trace_state(convention="flax")
+
+
+def is_tracing() -> bool:
+    """Whether JAX is tracing the caller, under `jit`, `vmap`, `grad` and the like."""
+    return get_opaque_trace_state(convention="flax") != _EAGER
+
+
+def hashable(*values: Any) -> bool:
+    """Whether all values can be part of a cache's key."""
+    try:
+        hash(values)
+    except TypeError:
+        return False
+    return True
+
+
+def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a plain function as a pytree without leaves, to be an argument of jitted functions.
+
+    Functions that are pytrees already, such as those of `cmjax.constraints`, stay as they are.
+    """
+    # An object of a type that is no pytree, such as a function, is its own single leaf.
+    leaves = jax.tree.leaves(function)
+    is_plain = len(leaves) == 1 and leaves[0] is function
+    return jax.tree_util.Partial(function) if is_plain else function
+
+
+def cached_unless_tracing(make: Any, *static: Any) -> Any:
+    """Returns `make(*static)`, a function, which is kept for the next call where that is safe.
+
+    Outside of JAX's transformations, a second call with equal arguments returns the same function,
+    so that what it is compiled into is found again. Under a transformation, a network may close
+    over traced values, and a function that holds these must not outlive the trace.
+
+    Args:
+        make: a function under `functools.lru_cache`.
+        *static: its arguments; those that cannot be hashed are never kept.
+    """
+    if is_tracing() or not hashable(*static):
+        return make.__wrapped__(*static)
+    return make(*static)
