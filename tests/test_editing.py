@@ -596,6 +596,15 @@ def test_conditioning_reaches_every_function():
 _run = partial(edit, KEY, network, None, SCHEDULER)
 MISUSE = {
     "8-bit mask": (lambda: inpaint(IMAGE, np.full(SHAPE, 255)), "mask must be in.*255"),
+    "NaN in what is known": (
+        lambda: inpaint(np.full(SHAPE, np.nan, np.float32), KNOWN),
+        "image must be finite, got NaN or infinity",
+    ),
+    "NaN in gray": (lambda: colorize(np.full((6, 6, 1), np.nan)), "gray must be finite"),
+    "infinity in low": (
+        lambda: super_resolve(np.full((3, 3, 3), np.inf), 2),
+        "low must be finite",
+    ),
     "NaN in the mask": (lambda: inpaint(IMAGE, np.full(SHAPE, np.nan)), "mask.*nan"),
     "8-bit image": (
         lambda: inpaint(np.zeros(SHAPE, np.uint8), KNOWN),

@@ -349,6 +349,33 @@ MISUSE = {
 }
 
 
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        (lambda x0: x0[:1], "constrained .*, denoised"),
+        (lambda x0: jnp.ones(x0.shape, int), "constrain's result must hold floats"),
+    ],
+)
+def test_a_constraint_returns_floats_in_the_shape_of_the_samples(constraint, message):
+    with pytest.raises(ValueError, match=message):
+        run(constraint)
+
+
+@pytest.mark.parametrize("method", ["projection", "posterior"])
+def test_an_option_that_there_is_not_is_named(method):
+    with pytest.raises(TypeError, match="edit has no option 'strength'; known are cond"):
+        edit(
+            KEY,
+            network,
+            None,
+            CLIPPED,
+            inpaint(IMAGE, KNOWN),
+            SHAPE,
+            method=method,
+            strength=0.5,
+        )
+
+
 @pytest.mark.parametrize("name", MISUSE)
 def test_misuse(name):
     misuse, message = MISUSE[name]

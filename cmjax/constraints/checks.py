@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from cmjax.arrays import as_array, as_floats, check_pixels
+from cmjax.arrays import as_array, as_floats, check_pixels, concrete
 from cmjax.configs import shown
 
 # (H, W, C): arrays of fewer axes are no pictures, and may hold any numbers.
@@ -16,12 +17,42 @@ _PICTURE_NDIM = 3
 Constraint = Callable[[jax.Array], jax.Array]  # x0 -> x0, both [B, ...]
 
 
-def as_image(name: str, value: ArrayLike) -> jax.Array:
-    """Returns a picture, or any other array of floats; raises ValueError for bytes and pixels."""
+def as_image(name: str, value: ArrayLike, used: Any = True) -> jax.Array:
+    """Returns a picture, or any other array of floats.
+
+    Args:
+        name: of the argument, for errors.
+        value: the array.
+        used: where its values matter, booleans that broadcast with them. Elsewhere they may be NaN,
+            which often stands for what is missing.
+
+    Raises:
+        ValueError: for bytes, pixels of 0 to 255, or values that matter and are not finite.
+    """
     array = as_floats(name, value)
     if array.ndim >= _PICTURE_NDIM:
         check_pixels(name, as_array(name, value))
+
+    # Looked at as it was given, since within `jit` an array of JAX is not known. Shapes that do not
+    # fit are refused when the samples are known.
+    known = concrete(as_array(name, value))
+    if known is None or not _broadcast(known.shape, np.shape(used)):
+        return array
+    if np.any(~np.isfinite(known) & used):
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinity; what is not known is left to a mask "
+            "of 0 in inpaint"
+        )
     return array
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> bool:
+    """Whether arrays of these shapes broadcast with each other."""
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        return False
+    return True
 
 
 def broadcast_to_samples(name: str, array: jax.Array, samples: jax.Array) -> jax.Array:

@@ -80,7 +80,11 @@ def inpaint(image: ArrayLike, mask: ArrayLike) -> Inpaint:
         raise ValueError(
             f"mask must be in [0, 1], got up to {known.max()}; an 8-bit mask is mask / 255"
         )
-    return Inpaint(as_image("image", image), jnp.asarray(weights).astype(jnp.float32))
+
+    # Of a traced mask it is not known which part of the image it keeps.
+    used = False if known is None else known > 0
+    image = as_image("image", image, used)
+    return Inpaint(image, jnp.asarray(weights).astype(jnp.float32))
 
 
 def _blend(arrays, _):

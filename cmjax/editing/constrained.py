@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from cmjax.arrays import ApplyFn, floating_dtype
-from cmjax.configs import is_int, shown
+from cmjax.configs import did_you_mean, is_int, shown
 from cmjax.constraints import Constraint
 from cmjax.constraints.checks import check_callable
 from cmjax.editing.posterior import sample_posterior
@@ -20,6 +20,10 @@ from cmjax.schedulers.checks import check_sample_shape
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
 METHODS = ("projection", "posterior")
+
+# Options besides the arguments that are written out: of both methods, and of "posterior" alone.
+_OPTIONS = ("cond", "return_trajectory", "callback")
+_POSTERIOR_OPTIONS = ("sigma_y", "iterations")
 
 # The default levels of "posterior": the highest, then nine in equal ratios, from 10 to 0.2 times
 # the data's standard deviation. At higher levels f decides little of a sample, and at lower ones it
@@ -119,6 +123,7 @@ def edit(
 
     Raises:
         ValueError: for an invalid argument, as far as it can be detected while tracing.
+        TypeError: for an option that there is not.
     """
     check_callable(constraint=constraint)
     check_scheduler(scheduler)
@@ -126,6 +131,8 @@ def edit(
     dtype = floating_dtype("dtype", dtype)
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, got {shown(method)}")
+
+    _check_options(options, method)
 
     # The noise levels of the run, by default those of the method.
     levels: dict[str, Any] = {
@@ -150,6 +157,16 @@ def edit(
         dtype=dtype,
         **options,
     )
+
+
+def _check_options(options, method):
+    """Raises an error for an option that a method of editing does not have."""
+    for name in options:
+        if name in _POSTERIOR_OPTIONS and method != "posterior":
+            raise ValueError(f'{name} is an option of method="posterior"')
+        if name not in _OPTIONS and name not in _POSTERIOR_OPTIONS:
+            hint = did_you_mean(name, [*_OPTIONS, *_POSTERIOR_OPTIONS])
+            raise TypeError(f"edit has no option {name!r}{hint}")
 
 
 def _default_levels(scheduler, method):
@@ -190,10 +207,6 @@ def _project(
     **options,
 ):
     """Algorithm 4: the loop of `cmjax.sample` with a constraint."""
-    for name in ("sigma_y", "iterations"):
-        if name in options:
-            raise ValueError(f'{name} is an option of method="posterior"')
-
     # Algorithm 4, lines 2 and 3: the known part of the image, `[B, ...]`, plus noise.
     known = constraint(jnp.zeros(shape, dtype))
     return sample(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from cmjax.arrays import combine
 from cmjax.editing.least_move import inner, least_move
+from cmjax.schedulers.checks import apply_constraint
 
 # The squared length of D standard normal numbers has mean D and standard deviation sqrt(2 D). A
 # move keeps noise typical if the squared length grows by no more than this share of the latter.
@@ -80,7 +81,7 @@ class Problem(NamedTuple):
         if self.sigma_y is not None:
             shift = jax.tree.map(lambda leaf: combine((-self.sigma_y, leaf)), e)
             constraint = constraint.shifted(shift)
-        return constraint(x0) - x0
+        return apply_constraint(constraint, x0) - x0
 
 
 def project_noise(

@@ -25,6 +25,7 @@ from cmjax.parametrization import consistency_function
 from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import as_key, level_noise, sample_index, sample_keys
 from cmjax.sampling_inputs import check_guided, check_options, check_params
+from cmjax.schedulers.checks import apply_constraint
 from cmjax.tracing import as_pytree, cached_unless_tracing
 
 # Number of compiled loops to keep, for calls outside of `jax.jit`; each holds its executable.
@@ -175,7 +176,7 @@ def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, call
         # The constraint once more, in the dtype of the samples: known values are then exact.
         x0 = x0.astype(dtype)
         if sigma_y is None:
-            x0 = constraint(x0)
+            x0 = apply_constraint(constraint, x0)
         return (x0, trajectory) if return_trajectory else x0
 
     return loop

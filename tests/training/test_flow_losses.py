@@ -326,7 +326,10 @@ def test_shortcuts_learn_from_batches_of_one():
             lambda: losses.FlowMatching(EDM),
             "scheduler must be one of flow matching .* got CM",
         ),
-        (lambda: losses.FlowMatching(type(FLOW)), "such as FlowMatchEuler.* got FlowMatch"),
+        (
+            lambda: losses.FlowMatching(type(FLOW)),
+            "such as FlowMatchEuler.* got the class FlowMatch",
+        ),
         (lambda: losses.FlowMatching(FLOW_MAP), "take 2 times, .* take FlowMatchEuler"),
         (lambda: losses.MeanFlow(FLOW), "take 1 times, .* take FlowMapEuler"),
         (

@@ -44,6 +44,8 @@ def test_the_velocity_between_pairs_has_no_loss():
     assert loss(batch, jnp.float32(STD)) < 1e-10
     assert loss(batch, jnp.float32(1.1 * STD)) > 1e-3
     assert loss({"data": batch["data"]}, jnp.float32(STD)) > 0.1
+    with pytest.raises(ValueError, match=r"batch\['noise'\] must hold floats"):
+        loss({**batch, "noise": jnp.ones((64, 3), int)}, jnp.float32(STD))
 
 
 def test_a_file_of_pairs_is_a_source_of_data(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import check_shapes, combine
+from cmjax.arrays import as_floats, check_shapes, combine
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network
 from cmjax.training.losses.base import Loss, Preview, split_batch
@@ -74,6 +74,7 @@ class FlowMatching(Loss):
         noise = cond.pop("noise", None)
         if noise is None:
             noise = random.normal(noise_key, data.shape)
+        noise = as_floats("batch['noise']", noise)
         check_shapes(data=data, noise=noise)
         x = on_path(data, noise, t)
 

@@ -31,7 +31,8 @@ def check_flow_scheduler(scheduler: Any, num_times: int) -> None:
     Raises:
         ValueError: if it is another kind of scheduler.
     """
-    name = scheduler.__name__ if isinstance(scheduler, type) else type(scheduler).__name__
+    is_class = isinstance(scheduler, type)
+    name = f"the class {scheduler.__name__}" if is_class else type(scheduler).__name__
     wanted = "FlowMatchEulerDiscreteScheduler"
     if num_times == 2:
         wanted = "FlowMapEulerDiscreteScheduler"
