@@ -12,11 +12,8 @@ from PIL import Image
 from cmjax import image_files, images
 from cmjax.files import replacing
 from cmjax.images import (
-    CAPTION,
-    MARGIN,
     center_crop_resize,
     from_uint8,
-    grids,
     image_grid,
     read_image,
     save_grid,
@@ -26,6 +23,7 @@ from cmjax.images import (
     to_pil,
     to_uint8,
 )
+from cmjax.images.grids import CAPTION, MARGIN
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -334,5 +332,5 @@ def test_a_title_is_a_line_above_the_grid():
     tiles = np.zeros((4, 8, 8, 1), np.uint8)
     plain = np.asarray(images.image_grid(tiles, columns=2, scale=8))
     titled = np.asarray(images.image_grid(tiles, columns=2, scale=8, title="step 3"))
-    np.testing.assert_array_equal(titled[grids.CAPTION :], plain)
-    assert titled[: grids.CAPTION].min() < 100
+    np.testing.assert_array_equal(titled[CAPTION:], plain)
+    assert titled[:CAPTION].min() < 100
