@@ -15,11 +15,15 @@ from cmjax.autoencoder import Autoencoder, check_batch_size
 from cmjax.configs import LARGEST, is_int, shown
 from cmjax.guidance import Scale
 from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
-from cmjax.model_sampling import class_conditioning, guided_network
+from cmjax.model_sampling import (
+    ModelSampleOptions,
+    class_conditioning,
+    guided_network,
+)
 from cmjax.models.registry import sample_shape
 from cmjax.networks import check_network
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
-from cmjax.sampling import SampleOptions, sample
+from cmjax.sampling import sample
 from cmjax.sampling_inputs import check_scheduler
 from cmjax.schedulers import Scheduler, StepOutput
 
@@ -156,12 +160,8 @@ class Model:
         key: jax.Array,
         num: int,
         *,
-        labels: Labels = None,
-        guidance: Scale | None = None,
-        guidance_interval: Sequence[float] | None = None,
-        latents: bool = False,
         return_trajectory: Literal[False] = False,
-        **options: Unpack[SampleOptions],
+        **options: Unpack[ModelSampleOptions],
     ) -> jax.Array: ...
 
     @overload
@@ -170,12 +170,8 @@ class Model:
         key: jax.Array,
         num: int,
         *,
-        labels: Labels = None,
-        guidance: Scale | None = None,
-        guidance_interval: Sequence[float] | None = None,
-        latents: bool = False,
         return_trajectory: Literal[True],
-        **options: Unpack[SampleOptions],
+        **options: Unpack[ModelSampleOptions],
     ) -> tuple[jax.Array, StepOutput]: ...
 
     @overload
@@ -184,12 +180,8 @@ class Model:
         key: jax.Array,
         num: int,
         *,
-        labels: Labels = None,
-        guidance: Scale | None = None,
-        guidance_interval: Sequence[float] | None = None,
-        latents: bool = False,
         return_trajectory: bool,
-        **options: Unpack[SampleOptions],
+        **options: Unpack[ModelSampleOptions],
     ) -> jax.Array | tuple[jax.Array, StepOutput]: ...
 
     def sample(

@@ -13,7 +13,17 @@ from cmjax.labels import Labels, class_indices
 from cmjax.networks import parse_cond
 from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import sample_index
+from cmjax.sampling import SampleOptions
 from cmjax.schedulers import Scheduler
+
+
+class ModelSampleOptions(SampleOptions, total=False):
+    """The options of `Model.sample` for type checkers, without `return_trajectory`."""
+
+    labels: Labels
+    guidance: Scale | None
+    guidance_interval: Sequence[float] | None
+    latents: bool
 
 
 def guided_network(

@@ -37,8 +37,8 @@ def check_scheduler(scheduler: Any) -> None:
 def check_guided(apply_fn: ApplyFn, scheduler: Scheduler, num_steps: int | None) -> str:
     """Checks that a guided network is not sampled as a consistency function.
 
-    Guidance extrapolates outputs. Of a consistency function these are samples, and not estimates
-    that later steps could correct.
+    Guidance extrapolates a network's output. In one step of a consistency function that is the
+    sample itself, which no later step corrects; see `cmjax.guidance`.
 
     Args:
         apply_fn: the network.
@@ -78,7 +78,7 @@ def check_params(params: Any) -> None:
         if not isinstance(leaf, np.ndarray | np.generic | bool | complex):
             raise ValueError(f"params must be a pytree of arrays, got a leaf {shown(leaf)}")
 
-        # JAX has no dtypes such as float128: it would compute with other numbers.
+        # JAX would convert arrays of a dtype that it does not have, such as float64 without x64.
         if as_array("params", leaf).dtype != np.asarray(leaf).dtype:
             raise ValueError(f"params must be arrays of JAX's dtypes, got {shown(leaf)}")
 

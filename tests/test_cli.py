@@ -398,7 +398,7 @@ def test_a_defect_of_ours_is_one_line_that_says_how_to_see_it_whole(run, monkeyp
 
 @pytest.mark.parametrize(
     "where",
-    ["cmjax.checkpoints.loading.open_checkpoint", SAMPLE, "cmjax.images.image_grid"],
+    ["cmjax.checkpoints.loading.open_checkpoint", SAMPLE, "cmjax.images.grids.image_grid"],
 )
 def test_an_interrupt_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, where):
     def interrupt(*_, **__):

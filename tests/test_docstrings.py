@@ -12,12 +12,12 @@ import cmjax
 # What a user calls first has an example.
 MAIN = {
     "cmjax.checkpoints.loading": ("load", "save"),
-    "cmjax.constraints": ("inpaint",),
+    "cmjax.constraints.inpainting": ("inpaint",),
     "cmjax.editing.constrained": ("edit",),
-    "cmjax.evaluation": ("frechet_distance",),
+    "cmjax.evaluation.gaussians": ("frechet_distance",),
     "cmjax.generation.memory": ("generate",),
     "cmjax.guidance.guided": ("autoguidance", "classifier_free"),
-    "cmjax.images": ("to_uint8",),
+    "cmjax.images.pixels": ("to_uint8",),
     "cmjax.model": ("Model.sample",),
     "cmjax.models.adapters": ("compute_in", "from_linen", "from_nnx"),
     "cmjax.parametrization.conversion": ("adapt",),

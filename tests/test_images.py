@@ -14,7 +14,6 @@ from cmjax.files import replacing
 from cmjax.images import (
     center_crop_resize,
     from_uint8,
-    grids,
     image_grid,
     read_image,
     save_grid,
@@ -333,5 +332,5 @@ def test_a_title_is_a_line_above_the_grid():
     tiles = np.zeros((4, 8, 8, 1), np.uint8)
     plain = np.asarray(images.image_grid(tiles, columns=2, scale=8))
     titled = np.asarray(images.image_grid(tiles, columns=2, scale=8, title="step 3"))
-    np.testing.assert_array_equal(titled[grids.CAPTION :], plain)
-    assert titled[: grids.CAPTION].min() < 100
+    np.testing.assert_array_equal(titled[CAPTION:], plain)
+    assert titled[:CAPTION].min() < 100

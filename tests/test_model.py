@@ -169,7 +169,7 @@ def test_info_names_the_classes(tmp_path):
 )
 def test_labels_of_the_command_line(labels, names, indices):
     count = len(names or NAMES)
-    assert cli.options.check_labels(labels, count, names) == indices
+    assert cli.checks.check_labels(labels, count, names) == indices
 
 
 def test_indices_and_numbers_of_samples():

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from cmjax.model import Model
     from cmjax.schedulers import SchedulerState
 
-LARGEST = 2**24  # bytes of a file of trials
+# Bytes of a file of trials.
+LARGEST = 2**24
 
 
 @click.command()
@@ -74,15 +75,10 @@ def tune(
     """  # noqa: D301
     schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 2}
 
-    import numpy as np
-
     from cmjax.cli.evaluate import features_of
     from cmjax.cli.evaluate_inputs import Compared, read
     from cmjax.evaluation import as_gaussian, frechet_distance, search_sigmas
-    from cmjax.files import replacing
-    from cmjax.images import to_uint8
     from cmjax.level_search import Trial
-    from cmjax.random import key_of_seed
 
     # What only the model and the data can tell of the options is checked before anything compiles.
     loaded = opening.open_model(model, scheduler, dict(settings), dtype, quiet=False)
@@ -92,50 +88,35 @@ def tune(
     start = _starting_levels(loaded, state)
     reference = as_gaussian(features_of(read(real, None, None), features, 64), str(real))
 
-    # What the trials depend on: those of another search are not gone on from.
-    search = {
-        "model": model,
-        "scheduler": loaded.scheduler.to_config(),
-        "real": str(real),
-        "features": features,
+    # What the scores depend on: trials of another search are of no use here.
+    sampling = {
         "labels": classes,
         "seed": seed,
         "dtype": dtype,
         "guidance": guidance,
         "guidance_interval": guidance_interval,
         "num": num,
+    }
+    search = {
+        "model": model,
+        "scheduler": loaded.scheduler.to_config(),
+        "real": str(real),
+        "features": features,
+        **sampling,
         "sigmas": start,
     }
     made = [] if out is None else _read(out, search)
     terminal.print_notes()
 
-    def pictures(levels):
-        parts = []
-        size = min(num, batch_size)
-        for first in range(0, num, size):
-            # Every batch is full, so that nothing is compiled again.
-            x = loaded.sample(
-                key_of_seed(seed),
-                size,
-                labels=classes,
-                sigmas=np.float32(levels),
-                first_index=first,
-                guidance=guidance,
-                guidance_interval=guidance_interval,
-                dtype=dtype,
-            )
-            parts.append(to_uint8(x))
-        return np.concatenate(parts)[:num]
-
+    # The distance of the samples at some levels. Every trial is printed, and kept at once.
     def objective(levels):
-        samples = Compared(Path("the samples"), pictures=pictures(levels))
+        pictures = _pictures(loaded, levels, batch_size, **sampling)
+        samples = Compared(Path("the samples"), pictures=pictures)
         distance = frechet_distance(features_of(samples, features, 64), reference)
         made.append([list(levels), distance])
         terminal.echo(f"{len(made):4}/{trials}  {_shown(levels):20}  {distance:.6g}")
         if out is not None:
-            content = json.dumps({"search": search, "trials": made}, indent=2)
-            with replacing(out) as file:
-                file.write(content.encode())
+            _write(out, search, made)
         return distance
 
     sampler: Any = loaded.scheduler  # a TableScheduler, as it takes noise levels
@@ -146,6 +127,39 @@ def tune(
         f"distance {found.score:.6g}, and {found.trials[0].score:.6g} where the search began; "
         f"the levels: --sigmas {_shown(found.sigmas)}"
     )
+
+
+def _pictures(
+    model: "Model", levels: Any, batch_size: int, *, num: int, seed: int, **options: Any
+) -> Any:
+    """Returns samples at some noise levels, u8[num, H, W, C].
+
+    Args:
+        model: to sample from.
+        levels: the noise levels of the calls.
+        batch_size: number of samples that are made at a time.
+        num: number of samples.
+        seed: of the noise.
+        **options: of `Model.sample`.
+    """
+    import numpy as np
+
+    from cmjax.images import to_uint8
+    from cmjax.random import key_of_seed
+
+    # All batches are full, so that one program makes them all; what is too much is cut off.
+    parts = []
+    size = min(num, batch_size)
+    for first in range(0, num, size):
+        x = model.sample(
+            key_of_seed(seed),
+            size,
+            sigmas=np.float32(levels),
+            first_index=first,
+            **options,
+        )
+        parts.append(to_uint8(x))
+    return np.concatenate(parts)[:num]
 
 
 def _starting_levels(model: "Model", state: "SchedulerState") -> list[float]:
@@ -181,14 +195,16 @@ def _read(out: Path, search: Any) -> list[list[Any]]:
         return []
     try:
         content = json.loads(read_regular(out, LARGEST))
-        before, trials = content["search"], content["trials"]
-        trials = [
-            [[float(level) for level in levels], float(score)] for levels, score in trials
-        ]
+        before = content["search"]
+        trials = []
+        for levels, score in content["trials"]:
+            trials.append([[float(level) for level in levels], float(score)])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"--out: {out} is not a file of cmjax tune ({error}); give another name"
         ) from None
+
+    # As JSON holds it: tuples become lists.
     search = json.loads(json.dumps(search))
     for name in search:
         if before.get(name) != search[name]:
@@ -197,6 +213,15 @@ def _read(out: Path, search: Any) -> list[list[Any]]:
                 f"{shown(search[name])}; give another name"
             )
     return trials
+
+
+def _write(out: Path, search: Any, trials: list[Any]) -> None:
+    """Writes the trials, with what they depend on, in the place of an earlier file."""
+    from cmjax.files import replacing
+
+    content = json.dumps({"search": search, "trials": trials}, indent=2)
+    with replacing(out) as file:
+        file.write(content.encode())
 
 
 def _shown(levels: Any) -> str:
