@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cmjax.cli import terminal
-from cmjax.cli.wording import in_options
+from cmjax.cli.wording import in_options, in_plain_words
 from cmjax.interrupts import INTERRUPTED, leave_at_interrupt
 from cmjax.spelling import close_spelling
 
@@ -36,7 +36,7 @@ class OneLineErrors(click.Group):
             hint = ""
             if error.ctx is not None and not isinstance(error, click.BadParameter):
                 hint = f" See {error.ctx.command_path} --help."
-            self._fail(error.format_message() + hint)
+            self._fail(in_plain_words(error.format_message()) + hint)
         except click.ClickException as error:
             self._fail(error.format_message())
 
