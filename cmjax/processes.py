@@ -80,8 +80,7 @@ def locked(folder: Path) -> contextlib.AbstractContextManager:
         folder: the folder of the run, the same for all processes.
 
     Raises:
-        ValueError: if it is a file, if another run is using the folder, or if its lock is a file of
-            another program.
+        ValueError: if another run is using the folder, or its lock is a file of another program.
         OSError: if the folder cannot be created.
     """
     return run_on_all_processes(lambda: _lock(folder))
@@ -91,10 +90,6 @@ def _lock(folder: Path) -> contextlib.AbstractContextManager:
     """Creates and locks the folder on process 0, which does it for all."""
     if jax.process_index() > 0:
         return contextlib.nullcontext()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(
-            f"{folder} is a file; name a folder, which is made if it is not there"
-        )
     folder.mkdir(parents=True, exist_ok=True)
 
     # A lock is emptied when it is taken, so it must be a file of cmjax's own, which is empty.
