@@ -15,6 +15,13 @@ from cmjax.spelling import close_spelling
 # Environment variable: if it is set, unexpected errors are shown whole.
 TRACEBACK = "CMJAX_TRACEBACK"
 
+# What the system's words for these errors leave open.
+FOLDERS = {
+    NotADirectoryError: "a file is there, where a folder is wanted; give another name",
+    FileExistsError: "a file is there, where a folder is wanted; give another name",
+    IsADirectoryError: "a folder is there, where a file is wanted; give another name",
+}
+
 
 class OneLineErrors(click.Group):
     """A group whose every failure is one line on stderr and exit code 2; 130 when interrupted."""
@@ -52,7 +59,8 @@ class OneLineErrors(click.Group):
             raise
         except OSError as error:
             # Without the number, as in "samples.png: No space left on device".
-            parts = [str(part) for part in (error.filename, error.strerror) if part]
+            reason = FOLDERS.get(type(error), error.strerror)
+            parts = [str(part) for part in (error.filename, reason) if part]
             raise click.ClickException(": ".join(parts) or str(error)) from None
         except (ValueError, MemoryError) as error:
             # Python's own MemoryError has no message.

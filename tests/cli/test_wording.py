@@ -49,7 +49,7 @@ def test_what_is_typed_wrong_is_answered_in_plain_words(args, error):
             ["--set", "network.class=UNet"],
             "there is no network 'UNet'; did you mean 'UNet2D'? (",
         ),
-        (["--out", "a.toml"], "a.toml is a file; name a folder"),
+        (["--out", "a.toml"], "a.toml: a file is there, where a folder is wanted"),
         (
             ["--set", "run.batch_size=5"],
             "batch_size 5 is larger than the data set of 4 samples; t",
@@ -76,7 +76,7 @@ def test_a_file_that_is_no_model_names_what_is_one(tmp_path):
     error = "File is not a zip file; give a whole one, or the folder of a model"
     assert_one_line(CliRunner().invoke(main, ["sample", "--model", path]), error)
     error = "text.png is not a picture that can be read; give a PNG, JPEG or WebP file"
-    assert_one_line(CliRunner().invoke(main, ["edit", "superres", path]), error)
+    assert_one_line(CliRunner().invoke(main, ["edit", "superres", path, "-l", "7"]), error)
 
 
 def test_edit_without_a_task_prints_help():
