@@ -136,6 +136,8 @@ def _why(path: Path, error: Exception) -> str:
                 )
     except OSError:
         pass
+    if isinstance(error, zipfile.BadZipFile):
+        return f"{error}; give a whole one, or the folder of a model"
     return str(error) or type(error).__name__
 
 

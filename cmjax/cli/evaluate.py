@@ -197,6 +197,10 @@ def features_of(side: "Compared", name: str | None, batch_size: int) -> Any:
                 f"{MOST_PIXELS:,}; --size N makes them fewer"
             )
         return evaluation.features(_pixels, side.pictures, batch_size)
+    if ":" not in name:
+        raise ValueError(
+            f"--features must be {PIXELS} or package.module:function, got {name!r}"
+        )
     function = import_by_name(name, "--features")
     try:
         return evaluation.features(function, side.pictures, batch_size)

@@ -8,12 +8,19 @@ from typing import Any
 import click
 
 from cmjax.cli import terminal
-from cmjax.cli.wording import in_options
+from cmjax.cli.wording import in_options, in_plain_words
 from cmjax.interrupts import INTERRUPTED, leave_at_interrupt
 from cmjax.spelling import close_spelling
 
 # Environment variable: if it is set, unexpected errors are shown whole.
 TRACEBACK = "CMJAX_TRACEBACK"
+
+# What the system's words for these errors leave open.
+FOLDERS = {
+    NotADirectoryError: "a file is there, where a folder is wanted; give another name",
+    FileExistsError: "a file is there, where a folder is wanted; give another name",
+    IsADirectoryError: "a folder is there, where a file is wanted; give another name",
+}
 
 
 class OneLineErrors(click.Group):
@@ -36,7 +43,7 @@ class OneLineErrors(click.Group):
             hint = ""
             if error.ctx is not None and not isinstance(error, click.BadParameter):
                 hint = f" See {error.ctx.command_path} --help."
-            self._fail(error.format_message() + hint)
+            self._fail(in_plain_words(error.format_message()) + hint)
         except click.ClickException as error:
             self._fail(error.format_message())
 
@@ -52,7 +59,8 @@ class OneLineErrors(click.Group):
             raise
         except OSError as error:
             # Without the number, as in "samples.png: No space left on device".
-            parts = [str(part) for part in (error.filename, error.strerror) if part]
+            reason = FOLDERS.get(type(error), error.strerror)
+            parts = [str(part) for part in (error.filename, reason) if part]
             raise click.ClickException(": ".join(parts) or str(error)) from None
         except (ValueError, MemoryError) as error:
             # Python's own MemoryError has no message.

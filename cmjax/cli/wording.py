@@ -10,6 +10,23 @@ COMMANDS = {
     "jax.distributed.initialize": "--coordinator",
 }
 
+# What click says of a value -> what a reader who does not know click understands.
+PLAIN = {
+    " is not a valid integer range": " is not a whole number",
+    " is not a valid integer": " is not a whole number",
+    " is not a valid float range": " is not a number",
+    " is not a valid float": " is not a number",
+}
+
+
+def in_plain_words(message: str) -> str:
+    """Returns an error of click's in plain words, as a sentence that ends."""
+    for words, plain in PLAIN.items():
+        message = message.replace(words, plain)
+    if message[-1:] not in ".?":
+        message += "."
+    return message
+
 
 def in_options(message: str, ctx: click.Context) -> str:
     """Replaces the arguments in an error by options: `batch_size` becomes `--batch-size`.

@@ -58,11 +58,13 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
             _check_kind(path, image)
             yield image
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture that can be read") from None
+        raise ValueError(
+            f"{path} is not a picture that can be read; give a PNG, JPEG or WebP file"
+        ) from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow raises SyntaxError for a broken PNG.
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read {path}: {reason}") from None
+        raise ValueError(f"cannot read {path}: {reason}; give another picture") from None
 
 
 def _check_kind(path: str | Path, image: Image.Image) -> None:

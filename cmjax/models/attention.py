@@ -115,7 +115,7 @@ class Attention(nnx.Module):
         if channels % head_dim:
             raise ValueError(
                 f"attention_head_dim {head_dim} does not divide the {channels} channels of a block "
-                "with attention; the middle block always has it"
+                "with attention, which the middle block always is; set it to a divisor"
             )
         self.heads = channels // head_dim
         group_norm = None

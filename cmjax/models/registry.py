@@ -69,7 +69,7 @@ def network_class(
     if ":" not in name:
         hint = did_you_mean(name, list(ARCHITECTURES))
         raise ValueError(
-            f"there is no network {shown(name)}{hint}, or give 'package.module:Name'"
+            f"there is no network {shown(name)}{hint} (one of yours is 'package.module:Name')"
         )
     if not trust:
         raise ValueError(

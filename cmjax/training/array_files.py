@@ -78,7 +78,10 @@ def _parse_idx(path: Path, file: Any, largest: int) -> np.ndarray:
     rank = start[3] if len(start) == 4 else 0
     sizes = file.read(4 * rank)
     if start[:3] != b"\0\0\x08" or len(sizes) < 4 * rank:
-        raise ValueError(f"{path} is neither an .npz nor an IDX file of unsigned bytes")
+        raise ValueError(
+            f"{path} is neither an .npz nor an IDX file of unsigned bytes; "
+            "give one of these, or a folder of pictures"
+        )
     shape = struct.unpack(f">{rank}I", sizes)
 
     # The bytes after it are the array, in row-major order. No more is read than is announced, and

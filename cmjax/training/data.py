@@ -92,7 +92,8 @@ def _check_arguments(source, batch_size, seed, start, index, count):
             )
     if batch_size > len(source):
         raise ValueError(
-            f"batch_size {batch_size} is larger than the data set of {len(source)}"
+            f"batch_size {batch_size} is larger than the data set of {len(source)} samples; "
+            f"take at most {len(source)}"
         )
     if not 0 <= index < count:
         raise ValueError(

@@ -174,9 +174,12 @@ def _first_model(config):
     else:
         # A new network, with random parameters from the seed.
         module_class, _ = network_class(config.network["class"])
-        with same_numbers():
-            rngs = nnx.Rngs(key_of_seed(config.run.seed))
-            module = module_class(network_config, rngs=rngs)
+        try:
+            with same_numbers():
+                rngs = nnx.Rngs(key_of_seed(config.run.seed))
+                module = module_class(network_config, rngs=rngs)
+        except ValueError as error:
+            raise ValueError(f"network: {error}") from None
         model = Model(*from_nnx(module), scheduler, network_config)
     _check_time_scale(model)
     return model
@@ -215,6 +218,8 @@ def _open_data(config, model):
         raise ValueError(
             f"data.source {path} does not exist; put the data there, or name others"
         ) from None
+    except ValueError as error:
+        raise ValueError(f"data.source: {error}") from None
     shape = np.shape(source[0]["data"])
     if shape != model.sample_shape:
         raise ValueError(

@@ -1,5 +1,6 @@
 """What the command line says of misspelt options, of groups without a task, and of losses."""
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -26,10 +27,56 @@ from tests.support.networks import tiny_model
             ["sample", "--scheduler", "SASolverScheduler"],
             "SASolverScheduler is a scheduler of diffusers that cmjax does not",
         ),
+        (["sample", "--steps", "two"], "'--steps' / '-s': 'two' is not a whole number.\n"),
+        (["edit", "inpaint", "--guidance", "x"], "'--guidance': 'x' is not a number.\n"),
+        (["sample", "7"], "unexpected extra argument (7). See main sample --help."),
     ],
 )
-def test_only_close_spellings_are_offered(args, error):
+def test_what_is_typed_wrong_is_answered_in_plain_words(args, error):
     assert_one_line(CliRunner().invoke(main, args), error)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--set", "data.source=empty"], "data.source: empty must hold pictures"),
+        (["--set", "data.source=a.toml"], "give one of these, or a folder of pictures"),
+        (
+            ["--set", "network.attention_head_dim=5"],
+            "network: attention_head_dim 5 does not",
+        ),
+        (
+            ["--set", "network.class=UNet"],
+            "there is no network 'UNet'; did you mean 'UNet2D'? (",
+        ),
+        (["--out", "a.toml"], "a.toml: a file is there, where a folder is wanted"),
+        (
+            ["--set", "run.batch_size=5"],
+            "batch_size 5 is larger than the data set of 4 samples; t",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_run_has_a_way_out(options, error, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.toml").write_text(
+        '[data]\nsource = "d.npz"\n[network]\nclass = "UNet2D"\nsample_size = 4\n'
+        "in_channels = 1\nout_channels = 1\nblock_out_channels = [4]\nnorm_num_groups = 4\n"
+        'attention_head_dim = 4\nlayers_per_block = 1\ndown_block_types = ["DownBlock2D"]\n'
+        'up_block_types = ["UpBlock2D"]\n[loss]\nname = "denoising"\n[optimizer]\n'
+        "learning_rate = 1e-3\n[run]\nsteps = 1\nbatch_size = 4\n"
+    )
+    np.savez("d.npz", images=np.zeros((4, 4, 4), np.uint8))
+    assert_one_line(CliRunner().invoke(main, ["train", "a.toml", *options]), error)
+
+
+def test_a_file_that_is_no_model_names_what_is_one(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    path = str(tmp_path / "text.png")
+    error = "File is not a zip file; give a whole one, or the folder of a model"
+    assert_one_line(CliRunner().invoke(main, ["sample", "--model", path]), error)
+    error = "text.png is not a picture that can be read; give a PNG, JPEG or WebP file"
+    assert_one_line(CliRunner().invoke(main, ["edit", "superres", path, "-l", "7"]), error)
 
 
 def test_edit_without_a_task_prints_help():
