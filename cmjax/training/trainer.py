@@ -25,6 +25,7 @@ from cmjax.training.checks import (
     check_step_arguments,
 )
 from cmjax.training.compiling import options_for_gradients
+from cmjax.training.latents import draw_latents
 from cmjax.training.losses.base import (
     Batch,
     Frozen,
@@ -40,6 +41,7 @@ AXIS = "data"  # name of the axis of `data_mesh`
 # Folded into a step's key. Losses split that key, which is to fold in 0, 1, and so on.
 _DROPOUT = 2**32 - 1
 _LABEL_DROPOUT = 2**32 - 2
+_LATENTS = 2**32 - 3
 
 
 @jax.tree_util.register_dataclass
@@ -130,7 +132,8 @@ class TrainStep:
 
         Args:
             state: a state that `init` or this function returned.
-            batch: arrays `[B, ...]`, this process's share of the batch.
+            batch: arrays `[B, ...]`, this process's share of the batch. With "data_std" the data
+                are means, of which latents are drawn; see `cmjax.training.latents`.
 
         Returns:
             The next state, and the metrics of the loss with `grad_norm`, f32[] each.
@@ -265,6 +268,8 @@ class TrainStep:
         frozen = Frozen(target, teacher)
 
         def gradient(key, batch):
+            # Of latents whose standard deviation is given, other ones at every step.
+            batch = draw_latents(jax.random.fold_in(key, _LATENTS), batch)
             apply_fn = self.apply_fn
             if self.dropout:
                 apply_fn = WithDropout(apply_fn, jax.random.fold_in(key, _DROPOUT))
