@@ -3,7 +3,7 @@
 * `write_npz`: the `.npz` of OpenAI's guided-diffusion, with `arr_0` and `arr_1`.
 * `write_png_folder`: numbered pictures.
 * `write_array_record`: records with random access, for data loaders such as grain.
-* `write_shard`: a part of a run of `cmjax.generation`, with `images` and `labels`.
+* `write_shard`: a part of a run of `cmjax.generation`, such as `images` and `labels`.
 
 The first three take images in parts, so that a set may be larger than the memory.
 """
@@ -12,7 +12,7 @@ import errno
 import itertools
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -67,16 +67,15 @@ def write_npz(path: Path, images: ImageSet) -> None:
             _write_array(archive, "arr_1", labels.shape, labels.dtype, [labels])
 
 
-def write_shard(file: IO[bytes], images: np.ndarray, labels: np.ndarray | None) -> None:
-    """Writes `images` u8[n, H, W, C] and, if there are labels, `labels` i32[n], as `.npz`.
+def write_shard(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as an `.npz`, uncompressed and in this order.
 
     The name of a shard contains a digest of these bytes, so the layout must not change: shards of
     earlier versions would count as damaged.
     """
     with zipfile.ZipFile(file, "w") as archive:
-        _write_array(archive, "images", images.shape, images.dtype, [images])
-        if labels is not None:
-            _write_array(archive, "labels", labels.shape, labels.dtype, [labels])
+        for name, array in arrays.items():
+            _write_array(archive, name, array.shape, array.dtype, [array])
 
 
 def write_png_folder(folder: Path, images: ImageSet) -> None:

@@ -14,7 +14,7 @@ import cmjax
 from cmjax.generation import (
     BatchSampler,
     Request,
-    folder,
+    filling,
     generate,
     model_digest,
     regroup,
@@ -260,7 +260,7 @@ def test_writing_overlaps_sampling_and_no_more_than_a_few_shards_wait(
     monkeypatch.setattr(BatchSampler, "batches", batches)
     monkeypatch.setattr(Shards, "write", slow)
     make(tmp_path / "out", model, 16 * 12, shard_size=16)
-    assert max(ahead) == 16 * folder.QUEUE
+    assert max(ahead) == 16 * filling.QUEUE
 
 
 def test_the_log_tells_machines_how_far_it_is(whole):

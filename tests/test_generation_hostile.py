@@ -258,14 +258,14 @@ def test_a_shard_that_claims_what_it_does_not_hold_is_no_shard(model, out):
         return path.rename(path.with_name(name))
 
     with path.open("wb") as file:
-        write_shard(file, np.zeros((3, 8, 8, 1), np.uint8), None)
+        write_shard(file, {"images": np.zeros((3, 8, 8, 1), np.uint8)})
     path = named()
-    with pytest.raises(ValueError, match=r"is no shard of samples: it holds uint8\[3, 8"):
+    with pytest.raises(ValueError, match=r"is no shard: it holds uint8\[3, 8"):
         verify(out, model)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", bytes(10**6))
     named()
-    with pytest.raises(ValueError, match="is no shard of samples: it is compressed"):
+    with pytest.raises(ValueError, match="is no shard: it is compressed"):
         verify(out, model)
 
 

@@ -37,8 +37,8 @@ LAYERS = [
     {"registry"},
     {"checkpoints"},
     {"testing", "evaluation", "level_search", "images"},
-    {"training"},
     {"generation"},
+    {"training"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,13 +1,11 @@
 """`cmjax generate`."""
 
-import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import checks, distributed, opening, options, terminal, wording
+from cmjax.cli import checks, compilation, distributed, opening, options, terminal, wording
 
 if TYPE_CHECKING:
     from cmjax.generation import Outcome
@@ -60,12 +58,7 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
     help="Check the samples in a folder instead of making any. Only a model on this machine is "
     "found by itself; name others by --model.",
 )
-@click.option(
-    "--compilation-cache",
-    metavar="DIR",
-    help="Folder that keeps compiled programs; 'none' keeps none.  "
-    "[default: ~/.cache/cmjax/compiled]",
-)
+@compilation.cache_option
 @click.option(
     "--quiet",
     is_flag=True,
@@ -120,7 +113,7 @@ def generate(
     schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
 
     # The cache must be set before anything compiles.
-    _keep_compiled(compilation_cache)
+    compilation.keep_compiled(compilation_cache)
     if verify is not None:
         _verify(verify, model, batch_size, shard_params, quiet)
         return
@@ -258,30 +251,5 @@ def _load(
     quiet: bool,
 ) -> "Model":
     """Loads a model into the host's memory: one device may have too little for all of it."""
-    import jax
-
-    # JAX puts arrays on the default device; for the time of the loading that is the CPU.
-    on_host = contextlib.nullcontext()
-    with contextlib.suppress(RuntimeError):  # there may be no backend for the CPU
-        on_host = jax.default_device(jax.local_devices(backend="cpu")[0])
-    with on_host:
+    with compilation.on_host():
         return opening.open_model(model, scheduler, dict(settings), dtype, quiet)
-
-
-def _keep_compiled(folder: str | None) -> None:
-    """Keeps compiled programs on disk, so that a resumed run need not compile.
-
-    Args:
-        folder: the cache; "none" for no cache; None for JAX's own setting, or else a folder in the
-            user's cache.
-    """
-    import jax
-
-    if folder is None and not getattr(jax.config, "jax_compilation_cache_dir", None):
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = os.path.join(caches, "cmjax", "compiled")
-    if folder is not None:
-        jax.config.update("jax_compilation_cache_dir", None if folder == "none" else folder)
-
-    # JAX skips programs that compile in less than a second, which a small model's do.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -5,6 +5,7 @@ import click
 from cmjax.cli import (
     checkpoints,
     edit,
+    encode,
     env,
     evaluate,
     generate,
@@ -35,6 +36,8 @@ def main(ctx: click.Context) -> None:
       cmjax info cd_imagenet64_lpips.pt         describes a model of OpenAI, diffusers or cmjax
       cmjax convert cd_imagenet64_lpips.pt dst  converts a model to a folder for cmjax
       cmjax train --init > my.toml              a configuration, for cmjax train my.toml
+      cmjax encode photos latents --vae VAE --size 256
+                                                latents of pictures, to train a latent model on
       cmjax generate --out many                 50,000 samples, on all devices
       cmjax evaluate mnist.npz many --features pixels
                                                 how far samples are from data
@@ -45,7 +48,7 @@ def main(ctx: click.Context) -> None:
       cmjax sample --help                       lists the options of a command
 
     Exit codes: 0 if all is done; 2 after an error, which is one line on stderr; 130 if interrupted,
-    after which the same cmjax train or cmjax generate resumes.
+    after which the same cmjax train, generate or encode resumes.
     """  # noqa: D301 (click wants the backspace character itself)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -56,6 +59,7 @@ main.add_command(checkpoints.convert)
 main.add_command(checkpoints.info)
 main.add_command(edit.edit)
 main.add_command(train.train)
+main.add_command(encode.encode)
 main.add_command(generate.generate)
 main.add_command(schedulers.schedulers)
 main.add_command(evaluate.evaluate)

@@ -37,7 +37,8 @@ def _complete_config(
     "--data",
     metavar="PATH",
     shell_complete=option_types.complete_path,
-    help="Data in place of CONFIG's: an .npz, an IDX file or a folder of pictures.",
+    help="Data in place of CONFIG's: an .npz, an IDX file, a folder of pictures, or one of "
+    "cmjax encode.",
 )
 @click.option(
     "--out",

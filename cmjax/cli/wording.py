@@ -7,6 +7,7 @@ import click
 # Functions of the library that errors name -> what a user of the command line calls instead.
 COMMANDS = {
     "generate_folder": "cmjax generate",
+    "encode_folder": "cmjax encode",
     "jax.distributed.initialize": "--coordinator",
 }
 

@@ -4,7 +4,8 @@ Sample i depends on the request and on i, not on batches, devices, processes or 
 """
 
 from cmjax.generation.batches import BatchSampler, regroup
-from cmjax.generation.folder import Outcome, generate_folder, generate_until_stopped
+from cmjax.generation.filling import Outcome
+from cmjax.generation.folder import generate_folder, generate_until_stopped
 from cmjax.generation.memory import Generated, generate
 from cmjax.generation.request import Request
 from cmjax.generation.settings import model_digest

@@ -2,8 +2,8 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from cmjax.random import key_of_seed
 from cmjax.sampling import sample
 
 AXIS = "batch"  # name of the only mesh axis; samples are divided along it
+Result = TypeVar("Result")
 DECODED_AT_ONCE = 8  # samples of a latent model that a device decodes at a time, at most
 
 
@@ -67,7 +68,7 @@ class BatchSampler:
         # The mesh replaces one that the caller may have set. `jax_disable_jit` is for debugging
         # Python code; here it would leave no program to compile ahead of time.
         key = key_of_seed(request.seed)
-        with _out_of_memory(), jax.set_mesh(mesh), jax.disable_jit(False):
+        with out_of_memory(), jax.set_mesh(mesh), jax.disable_jit(False):
             self._constants = (
                 jax.device_put(key, replicated),
                 jax.device_put(model.params, jax.tree.map(param_sharding, model.params)),
@@ -93,21 +94,15 @@ class BatchSampler:
         Raises:
             ValueError: if a sample is not finite, or a device has too little memory.
         """
-        with _out_of_memory():
-            # JAX dispatches asynchronously. Fetching a batch only after the next one is dispatched
-            # keeps the devices busy while the host copies and writes.
-            computing = deque()
+
+        def dispatched():
             for batch in indices:
                 # The iterator's user may have set `jax_disable_jit`, which refuses programs.
                 with jax.disable_jit(False):
                     outputs = self.compiled(*self._constants, *self._inputs(batch))
-                computing.append((batch, outputs))
-                if len(computing) > 1:
-                    yield _fetch(*computing.popleft())
+                yield batch, outputs
 
-            # Nothing follows the last batch, which is still in the queue.
-            for batch, outputs in computing:
-                yield _fetch(batch, outputs)
+        yield from one_ahead(dispatched(), _fetch)
 
     def _inputs(self, indices: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
         """Returns a full batch of sample numbers and classes, u32[size] and i32[size] or None."""
@@ -183,8 +178,9 @@ def _param_sharding(leaf: Any, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def _fetch(indices: np.ndarray, outputs: tuple[jax.Array, jax.Array]) -> np.ndarray:
+def _fetch(work: tuple[np.ndarray, tuple[jax.Array, jax.Array]]) -> np.ndarray:
     """Waits for a batch and returns its images, u8[n, H, W, C], without the padding."""
+    indices, outputs = work
     images = np.asarray(outputs[0])[: len(indices)]
     finite = np.asarray(outputs[1])[: len(indices)]
     if not finite.all():
@@ -195,8 +191,34 @@ def _fetch(indices: np.ndarray, outputs: tuple[jax.Array, jax.Array]) -> np.ndar
     return images
 
 
+def one_ahead(
+    dispatched: Iterable[Any], fetch: Callable[[Any], Result]
+) -> Iterator[Result]:
+    """Yields the results of batches, each fetched once the next one is dispatched, too.
+
+    Args:
+        dispatched: what the devices compute, batch by batch.
+        fetch: waits for one of these, and returns its result.
+
+    Raises:
+        ValueError: if a device has too little memory.
+    """
+    with out_of_memory():
+        # JAX dispatches asynchronously. Fetching a batch only after the next one is dispatched
+        # keeps the devices busy while the host copies and writes.
+        computing = deque()
+        for work in dispatched:
+            computing.append(work)
+            if len(computing) > 1:
+                yield fetch(computing.popleft())
+
+        # Nothing follows the last batch, which is still in the queue.
+        for work in computing:
+            yield fetch(work)
+
+
 @contextlib.contextmanager
-def _out_of_memory():
+def out_of_memory() -> Iterator[None]:
     """Turns a device's error into a ValueError of one line, with a hint if memory ran out."""
     try:
         yield

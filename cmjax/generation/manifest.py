@@ -1,4 +1,4 @@
-"""The manifest of a run's folder: what its samples depend on; other settings are refused."""
+"""The manifest of a folder: what its records depend on; other settings are refused."""
 
 import dataclasses
 import hashlib
@@ -12,6 +12,7 @@ from typing import Any
 from cmjax.checkpoints.json_files import LARGEST_JSON, parse_json
 from cmjax.configs import shown
 from cmjax.files import REMOVED, TEMPORARY, check_no_link, check_writable, replacing
+from cmjax.generation.contents import Contents
 from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
 from cmjax.generation.sums import SUMS
@@ -25,12 +26,12 @@ class Manifest:
     """The content of a folder's manifest.
 
     Attributes:
-        settings: everything that the samples depend on.
+        settings: everything that the records depend on.
         source: what the model was loaded from: a path relative to the folder, or the name of a
             path elsewhere, or a hub id; "" if that is unknown.
     """
 
-    settings: RunSettings
+    settings: Any  # a `Contents`
     source: str
 
     def local_source(self, folder: Path) -> str | None:
@@ -44,8 +45,8 @@ class Manifest:
         return os.fspath(path)
 
 
-def check_folder(folder: Path) -> None:
-    """Raises ValueError unless a folder is new, empty, or that of a run.
+def check_folder(folder: Path, kind: type[Contents] = RunSettings) -> None:
+    """Raises ValueError unless a folder is new, empty, or that of a run of this kind.
 
     Where files of a run go there must be files, and no links, which could lead to anywhere.
     """
@@ -58,7 +59,7 @@ def check_folder(folder: Path) -> None:
 
     # Other programs have files of that name too: a whole one is ours.
     if (folder / MANIFEST).exists():
-        read_manifest(folder)
+        read_manifest(folder, kind)
         return
 
     # A run that ended before its manifest was written leaves a lock or a temporary file.
@@ -71,16 +72,14 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def open_shards(
-    folder: Path, settings: RunSettings, source: str, shard_size: int | None
-) -> Shards:
+def open_shards(folder: Path, settings: Any, source: str, shard_size: int | None) -> Shards:
     """Opens the folder of a run, or starts a new run in it.
 
     Args:
         folder: the folder of the run, which must exist.
-        settings: everything that the samples depend on; its `shard_size` is replaced.
+        settings: everything that the records depend on, a `Contents`; its `shard_size` is replaced.
         source: what the model was loaded from, for `cmjax generate --verify`.
-        shard_size: number of samples in a shard; None for that of the folder, or for that of
+        shard_size: number of records in a shard; None for that of the folder, or for that of
             `settings` in a new folder.
 
     Raises:
@@ -90,11 +89,12 @@ def open_shards(
     path = folder / MANIFEST
     if path.exists():
         # An existing run: its settings must be equal.
-        before = read_manifest(folder).settings
+        before = read_manifest(folder, type(settings)).settings
         now = dataclasses.replace(settings, shard_size=shard_size or before.shard_size)
         if different := before.differences(now):
             raise ValueError(
-                f"{folder} holds samples made with other settings: {'; '.join(different)}; "
+                f"{folder} holds {settings.KIND} made with other settings: "
+                f"{'; '.join(different)}; "
                 "choose another folder"
             )
 
@@ -119,16 +119,21 @@ def open_shards(
     return Shards(folder, settings)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, kind: type[Contents] = RunSettings) -> Manifest:
     """Returns the manifest of a run.
 
+    Args:
+        folder: the folder of the run.
+        kind: what it is to hold.
+
     Raises:
-        ValueError: if the folder holds none, a damaged one, or one of another version.
+        ValueError: if the folder holds none, a damaged one, one of another version, or another kind
+            of records.
     """
     path = folder / MANIFEST
 
     if not os.path.lexists(path):
-        raise ValueError(f"{folder} has no {MANIFEST}; generate_folder has not made it")
+        raise ValueError(f"{folder} has no {MANIFEST}; {kind.FUNCTION} has not made it")
 
     # Checked by a digest of its own: a manifest edited by hand would otherwise make all shards
     # look damaged, as their digests depend on it.
@@ -138,16 +143,22 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError
         settings = content["settings"]
         source = content["source"]
+        found = settings.get("kind", RunSettings.KIND)
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(
             f"{path} is damaged; restore it, or choose another folder"
         ) from None
 
-    # A manifest of a version with other settings is whole, but these samples cannot be resumed.
+    if found != kind.KIND:
+        raise ValueError(
+            f"{folder} holds {shown(found)}, not {kind.KIND}; choose another folder"
+        )
+
+    # A manifest of a version with other settings is whole, but this run cannot be resumed.
     try:
         if not isinstance(source, str):
             raise ValueError(f"the source is {shown(source)}")
-        return Manifest(RunSettings.from_json(settings), source)
+        return Manifest(kind.from_json(settings), source)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error)[:1000]}; choose another folder") from None
 

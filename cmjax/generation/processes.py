@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cmjax.generation.contents import Contents
 from cmjax.generation.manifest import MANIFEST, open_shards
-from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
 from cmjax.interrupts import interruptible
 from cmjax.processes import gather, run_on_all_processes
@@ -43,7 +43,7 @@ class Markers(NamedTuple):
 
 
 def open_on_all(
-    folder: Path, settings: RunSettings, source: str, shard_size: int | None, num: int
+    folder: Path, settings: Contents, source: str, shard_size: int | None, num: int
 ) -> tuple[Shards, Markers]:
     """Opens a folder with `open_shards`, first on process 0 and then on the others.
 

@@ -48,42 +48,52 @@ class Log:
 
 
 class Progress:
-    """A progress bar over the samples of all processes, and the log of this process.
+    """A progress bar over the records of all processes, and the log of this process.
 
     Args:
         shards: the shards of the run.
-        num: number of samples of the run.
-        num_resumed: number of samples that were in the folder before.
+        num: number of records of the run.
+        num_resumed: number of records that were in the folder before.
         mine: the shards that this process is to make.
         shown: whether to show the bar. Only process 0 has one.
+        doing: what goes on, such as "sampling".
+        unit: what is counted, in the singular.
 
     Attributes:
         log: the log of this process.
-        num_made: number of samples that this process has made and written.
+        num_made: number of records that this process has made and written.
     """
 
     def __init__(  # noqa: D107
-        self, shards: Shards, num: int, num_resumed: int, mine: list[range], shown: bool
+        self,
+        shards: Shards,
+        num: int,
+        num_resumed: int,
+        mine: list[range],
+        shown: bool,
+        doing: str,
+        unit: str,
     ):
         self.log = Log(shards.folder)
         self.num_made = 0
         self._shards = shards
         self._num = num
         self._num_mine = sum(map(len, mine))
+        self._doing = doing
 
-        # A run that finds all of its samples has no bar.
+        # A run that finds all of its records has no bar.
         is_shown = shown and jax.process_index() == 0
         if is_shown and num_resumed:
-            there = f"{num_resumed:,} of {num:,} samples were there already."
+            there = f"{num_resumed:,} of {num:,} {unit}s were there already."
             print(there, file=sys.stderr)
 
-        # Samples that were there before do not count in the rate that the bar shows.
+        # Records that were there before do not count in the rate that the bar shows.
         self._shown = is_shown and num_resumed < num
         self._bar = Bar(
-            num, done=num_resumed, unit="sample", doing="compiling", shown=self._shown
+            num, done=num_resumed, unit=unit, doing="compiling", shown=self._shown
         )
 
-        # The clock starts with compilation, and again with sampling; see `compiled`.
+        # The clock starts with compilation, and again with the work; see `compiled`.
         self._begin = time.perf_counter()
         self._refreshed = self._begin
 
@@ -107,15 +117,15 @@ class Progress:
         return time.perf_counter() - self._begin
 
     def compiled(self) -> None:
-        """Notes that the program is compiled, and starts the clock of sampling."""
+        """Notes that the program is compiled, and starts the clock of the work."""
         self.log("compiled", seconds=self.seconds)
-        self._bar.begin("sampling")
+        self._bar.begin(self._doing)
         self._begin = time.perf_counter()
 
     def written(self, shard: range) -> None:
         """Counts and logs a shard that this process has written.
 
-        The log line has this process's samples per second, `rate`, and its remaining seconds,
+        The log line has this process's records per second, `rate`, and its remaining seconds,
         `eta`.
         """
         self.num_made += len(shard)
@@ -130,12 +140,12 @@ class Progress:
         if self._shown and time.perf_counter() - self._refreshed > REFRESH:
             self.refresh()
 
-    def sampled(self) -> None:
-        """Notes that all samples are made and are being exported."""
+    def finishing(self) -> None:
+        """Notes that all records are made, and that results are being written."""
         self._bar.describe("writing")
 
     def refresh(self) -> int:
-        """Returns how many samples all processes have written, and moves the bar there."""
+        """Returns how many records all processes have written, and moves the bar there."""
         self._refreshed = time.perf_counter()
         num_done = self._shards.count(self._num)
         self._bar.advance_to(num_done)

@@ -18,7 +18,6 @@ from cmjax.sampling_inputs import check_guided
 from cmjax.schedulers.base import Scheduler, SchedulerState
 
 LEVELS = ("num_inference_steps", "timesteps", "sigmas")  # the arguments of `set_timesteps`
-MAX_NUM = 2**32  # samples of a request: `fold_in` takes their numbers as 32 bits
 MAX_SEED = 2**32 - 1  # without x64 JAX drops higher bits: other seeds would repeat samples
 
 

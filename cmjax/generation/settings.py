@@ -2,27 +2,25 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-import jax
 import numpy as np
 
+from cmjax.autoencoder import Autoencoder
 from cmjax.checkpoints.checkpoint import flatten_named
 from cmjax.configs import is_finite, is_int, shown
-from cmjax.generation.request import MAX_NUM, Request
+from cmjax.generation.contents import SHARD_SIZE, VALID_IN_ALL, Contents, machine
+from cmjax.generation.request import Request
 from cmjax.model import Model
 from cmjax.registry import read_scheduler_config, scheduler_to_config
-from cmjax.version import __version__
 
-SHARD_SIZE = 100  # samples in a file, in a new folder
 GUIDANCE = ("guidance", "guidance_interval")  # keys of a request that not all have
 
 
 @dataclasses.dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Contents):
     """Everything that the samples of a run depend on, except their number.
 
     Attributes:
@@ -37,6 +35,9 @@ class RunSettings:
         versions: the versions of cmjax, jax and jaxlib, by name.
         shard_size: number of samples in a file.
     """
+
+    KIND: ClassVar[str] = "samples"
+    FUNCTION: ClassVar[str] = "generate_folder"
 
     request: Request
     model: str
@@ -66,15 +67,25 @@ class RunSettings:
             sigmas=np.asarray(state.sigmas).tolist(),
             timesteps=np.asarray(state.timesteps).tolist(),
             shape=list(model.picture_shape),
-            platform=jax.default_backend(),
-            matmul_precision=getattr(jax.config, "jax_default_matmul_precision", None),
-            versions={
-                "cmjax": __version__,
-                "jax": jax.__version__,
-                "jaxlib": importlib.metadata.version("jaxlib"),
-            },
             shard_size=SHARD_SIZE,
+            **machine(),
         )
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of a sample's arrays: its pixels and, with classes, its label."""
+        found: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        found["images"] = (tuple(self.shape), np.dtype(np.uint8))
+        if self.request.labels is not None:
+            found["labels"] = ((), np.dtype(np.int32))
+        return found
+
+    def arrays_of(self, shard: range, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays of a shard by name: images u8[n, H, W, C], and labels i32[n]."""
+        labels = self.request.labels_of(shard)
+        if labels is None:
+            return {"images": rows}
+        return {"images": rows, "labels": labels}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as one flat JSON object.
@@ -163,10 +174,7 @@ _VALID = {
     "sigmas": _are_numbers,
     "timesteps": _are_numbers,
     "shape": lambda value: isinstance(value, list) and all(is_int(n, 1) for n in value),
-    "platform": lambda value: isinstance(value, str),
-    "matmul_precision": lambda value: value is None or isinstance(value, str),
-    "versions": lambda value: isinstance(value, dict),
-    "shard_size": lambda value: is_int(value, 1, MAX_NUM),
+    **VALID_IN_ALL,
 }
 
 
@@ -194,6 +202,13 @@ def model_digest(model: Model) -> str:
     if model.autoencoder is not None:
         digest.update(repr(model.autoencoder.config).encode())
         _add_params(digest, model.autoencoder.params)
+    return digest.hexdigest()
+
+
+def autoencoder_digest(autoencoder: Autoencoder) -> str:
+    """Returns a digest of an autoencoder and its parameters, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(repr(autoencoder.config).encode(), digest_size=16)
+    _add_params(digest, autoencoder.params)
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Shards: files of samples that survive the process, and are checked whenever they are read."""
+"""Shards: files of records that survive the process, and are checked whenever they are read."""
 
 import hashlib
 import io
@@ -8,39 +8,39 @@ import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cmjax.files import read_regular, replacing
-from cmjax.generation.request import MAX_NUM
-from cmjax.generation.settings import RunSettings
+from cmjax.generation.contents import MAX_NUM, Contents
 from cmjax.image_files import write_shard
 
 # Name of a shard: the first and the last sample number, and the digest.
 NAME = re.compile(r"([0-9]{9,10})-([0-9]{9,10})-([0-9a-f]{16})\.npz")
-OVERHEAD = 2**12  # most bytes of a shard that are neither pixels nor labels
+OVERHEAD = 2**12  # most bytes of a shard that are not those of its arrays
 
 
 class Shards:
-    """The files `shards/first-last-digest.npz` of a run, each with the samples of those numbers.
+    """The files `shards/first-last-digest.npz` of a run, each with the records of those numbers.
 
-    A file holds `images` u8[n, H, W, C] and, for a model with classes, `labels` i32[n]. Its name
-    ends in a digest of the run's settings, the sample numbers and the file's content. So a shard
-    that is incomplete, altered, of another run or renamed is never accepted, and no process needs
-    to know what another has written.
+    A record is a sample with its class, or whatever else the settings say: a file holds one array
+    for each of `settings.arrays`. Its name ends in a digest of the run's settings, the numbers and
+    the file's content. So a shard that is incomplete, altered, of another run or renamed is never
+    accepted, and no process needs to know what another has written.
 
     Args:
         folder: the folder of the run.
-        settings: everything that the samples depend on.
+        settings: everything that the records depend on.
 
     Attributes:
         folder: the folder of the run, which contains the folder `shards`.
-        settings: everything that the samples depend on.
+        settings: everything that the records depend on.
     """
 
-    def __init__(self, folder: Path, settings: RunSettings):  # noqa: D107
+    def __init__(self, folder: Path, settings: Contents):  # noqa: D107
         self.folder = folder
-        self.settings = settings
+        self.settings: Any = settings  # of a kind of contents
 
         # The settings are the key of a keyed hash: shards of other runs do not match.
         text = json.dumps(settings.to_json(), sort_keys=True)
@@ -121,29 +121,30 @@ class Shards:
             path for path in there if path not in known and not path.name.startswith(".")
         ]
 
-    def write(self, shard: range, images: np.ndarray) -> None:
+    def write(self, shard: range, rows: np.ndarray) -> None:
         """Writes a shard.
 
         Args:
-            shard: the sample numbers, n of them.
-            images: the samples, u8[n, H, W, C].
+            shard: the numbers of the records, n of them.
+            rows: the records as `settings.arrays_of` takes them, `[n, ...]`.
 
         Raises:
             OSError: if it cannot be written; no part of it is left then.
         """
         # In memory first, since the file's name contains the digest of its content.
         content = io.BytesIO()
-        write_shard(content, images, self.settings.request.labels_of(shard))
+        write_shard(content, self.settings.arrays_of(shard, rows))
         name = f"{_prefix(shard)}-{self._digest(shard, content.getbuffer())}.npz"
         with replacing(self.folder / "shards" / name) as file:
             file.write(content.getbuffer())
 
-    def read(self, shard: range, path: Path) -> np.ndarray:
-        """Returns the images of a shard, u8[n, H, W, C].
+    def read(self, shard: range, path: Path, name: str = "images") -> np.ndarray:
+        """Returns an array of a shard, `[n, ...]`.
 
         Args:
-            shard: the sample numbers.
+            shard: the numbers of its records, n of them.
             path: the file, one of `listed`.
+            name: the array, one of `settings.arrays`.
 
         Raises:
             ValueError: if the file is damaged.
@@ -152,9 +153,10 @@ class Shards:
         content = self._content(shard, path)
         if content is None:
             raise ValueError(
-                f"{path} is damaged; run the same generate_folder again to repair it"
+                f"{path} is damaged; run the same {self.settings.FUNCTION} again to repair it"
             )
-        return _decode(path, content, (len(shard), *self.settings.shape))
+        shape, dtype = self.settings.arrays[name]
+        return _decode(path, content, name, (len(shard), *shape), dtype)
 
     def _is_intact(self, file: tuple[range, Path]) -> bool:
         shard, path = file
@@ -165,7 +167,9 @@ class Shards:
         # Neither waits for a pipe nor reads more than a shard can have.
         if not self._is_of_run(shard):
             return None
-        largest = len(shard) * (math.prod(self.settings.shape) + 4) + OVERHEAD
+        arrays = self.settings.arrays.values()
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in arrays)
+        largest = len(shard) * size + OVERHEAD
         try:
             content = read_regular(path, largest)
         except (ValueError, FileNotFoundError):  # the latter for a link that leads nowhere
@@ -188,31 +192,32 @@ class Shards:
         return digest.hexdigest()
 
 
-def _decode(path: Path, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the images of a shard, u8 of this shape.
+def _decode(
+    path: Path, content: bytes, name: str, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    """Returns an array of a shard, of this shape and dtype.
 
     A digest is no signature: whoever knows the settings can compute one for any content.
 
     Raises:
-        ValueError: if the file holds anything else than uncompressed images of this shape.
+        ValueError: if the file holds anything else than an uncompressed array of this shape.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            member = archive.getinfo("images.npy")
+            member = archive.getinfo(f"{name}.npy")
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("it is compressed")
             stored = io.BytesIO(archive.read(member))
 
         # The header is compared before any memory is taken for what it claims.
         np.lib.format.read_magic(stored)
-        found, _, dtype = np.lib.format.read_array_header_1_0(stored)
-        if found != shape or dtype != np.uint8:
-            raise ValueError(f"it holds {dtype}{list(found)}, not uint8{list(shape)}")
-        return np.frombuffer(stored.getvalue(), np.uint8, offset=stored.tell()).reshape(
-            shape
-        )
+        found, _, own = np.lib.format.read_array_header_1_0(stored)
+        if found != shape or own != dtype:
+            raise ValueError(f"it holds {own}{list(found)}, not {dtype}{list(shape)}")
+        array = np.frombuffer(stored.getvalue(), dtype, offset=stored.tell())
+        return array.reshape(shape)
     except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no shard of samples: {error}") from None
+        raise ValueError(f"{path} is no shard: {error}") from None
 
 
 def _prefix(shard: range) -> str:

@@ -33,7 +33,12 @@ LARGEST_TOML = 2**20  # bytes; a configuration has some hundreds
 # Keys that hold a path, which in a file is relative to the folder of that file. A model that is not
 # there is looked up as `cmjax.load` does: it may be one on a hub.
 _DATA = ("data", "source")
-_MODELS = (("teacher", "model"), ("teacher", "weak_model"), ("run", "init"))
+_MODELS = (
+    ("data", "autoencoder"),
+    ("teacher", "model"),
+    ("teacher", "weak_model"),
+    ("run", "init"),
+)
 
 # Fields of losses that other sections of a configuration give, and where.
 _ELSEWHERE = {

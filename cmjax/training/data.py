@@ -1,6 +1,7 @@
 """The batch of each training step, by Grain: a function of only the seed and the step."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def batches(
     share = batch_size // count
 
     def read(rows, rng):
-        batch = _collate(source, rows, num_classes)
+        batch = collate([source[int(row)] for row in rows], rows, num_classes)
         if not flip:
             return batch
         # Every process draws the flips of the whole batch and keeps those of its own rows, so that
@@ -117,10 +118,20 @@ def _import_grain():
     return grain
 
 
-def _collate(source, rows, num_classes):
-    """Returns the records of these rows as one batch."""
-    records = [source[int(row)] for row in rows]
+def collate(
+    records: Sequence[Any], rows: Sequence[int] | np.ndarray, num_classes: int | None = None
+) -> dict[str, np.ndarray]:
+    """Returns records as one batch: "data" f32[B, ...], pixels mapped to [-1, 1], and the rest.
 
+    Args:
+        records: those of a source.
+        rows: the number of each in the source, for error messages.
+        num_classes: labels must be below it; None for all of at least 0.
+
+    Raises:
+        ValueError: for records that are not finite, that differ in shape, or whose labels are out
+            of range.
+    """
     # A source may be the user's own: check all that it gives, and name the record in errors.
     for row, record in zip(rows, records, strict=True):
         if not isinstance(record, Mapping) or "data" not in record:

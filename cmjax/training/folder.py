@@ -17,6 +17,7 @@ _LARGEST = 2**24  # bytes of a configuration
 
 # Values of keys that files of earlier versions do not have, as JSON.
 _DEFAULTS = {
+    "data": {"autoencoder": ""},
     "run": {"label_dropout": 0.0},
     "teacher": {"null_class": False, "guidance_interval": []},
 }
@@ -28,6 +29,7 @@ FREE_TO_CHANGE = {
     ("run", "save_every"),
     ("run", "keep"),
     ("run", "tensorboard"),
+    ("data", "autoencoder"),
 }
 # and these are names of files, whose content the fingerprint tells from others.
 FREE_TO_CHANGE |= {

@@ -11,6 +11,7 @@ import numpy as np
 from cmjax.images import check_picture
 from cmjax.progress import Bar
 from cmjax.training.data import checked_labels
+from cmjax.training.moments import Moments
 from cmjax.training.sources import Arrays, Pictures, Source
 
 # Bytes of picture files to decode; of all others only the headers are looked at.
@@ -25,7 +26,8 @@ def inspect(
     """Checks data as a whole, as far as that is quick.
 
     Of arrays in memory every label and every number is looked at. Of pictures every header is, and
-    the pixels of as many, evenly spaced, as `WHOLE` bytes of files hold. Other sources are checked
+    the pixels of as many, evenly spaced, as `WHOLE` bytes of files hold. Of encoded data every
+    label is, and the digests of as many files as hold so many bytes. Other sources are checked
     batch by batch, by `data.batches`.
 
     Args:
@@ -46,6 +48,11 @@ def inspect(
         if num_classes is not None and source.labels is not None:
             checked_labels(source.labels, range(len(source)), num_classes)
         _check_scale(source.data, scheduler)
+    if isinstance(source, Moments):
+        labels = source.labels()
+        if num_classes is not None and labels is not None:
+            checked_labels(labels, range(len(source)), num_classes)
+        source.check(shown=shown)
     if isinstance(source, Pictures):
         if num_classes is not None:
             labels = np.array([label for _, label in source.files])

@@ -116,12 +116,14 @@ def save_samples(run: Run, state: TrainState, path: Path) -> bool:
     The seed is always the same, so that pictures of different steps can be compared. A line above
     says of which step they are, and each has its class as a caption.
 
+    Those of a latent model are decoded.
+
     Returns:
-        Whether it was saved: not if samples have other numbers of channels than 1 and 3.
+        Whether it was saved: not if samples are no pictures, as `summarize` says.
     """
     model = run.model_of(state.ema[0])
     preview = run.train_step.loss.preview
-    if model.sample_shape[-1] not in (1, 3):
+    if not _has_pictures(model):
         return False
 
     # A denoiser is sampled by an ODE solver, over the noise levels that it is trained on.
@@ -144,17 +146,18 @@ def save_samples(run: Run, state: TrainState, path: Path) -> bool:
     for num_steps in preview.num_inference_steps:
         levels = model.scheduler.set_timesteps(num_inference_steps=num_steps)
         calls.append(str(levels.num_steps))
-        rows.append(
-            sample(
-                key_of_seed(0),
-                model.apply_fn,
-                model.params,
-                model.scheduler,
-                shape,
-                num_inference_steps=num_steps,
-                cond=cond,
-            )
+        samples: Any = sample(
+            key_of_seed(0),
+            model.apply_fn,
+            model.params,
+            model.scheduler,
+            shape,
+            num_inference_steps=num_steps,
+            cond=cond,
         )
+
+        # A row at a time, since decoding takes more memory than sampling.
+        rows.append(model.decode(samples, batch_size=1))
 
     # By a whole factor, so that pixels stay square and sharp.
     save_grid(
@@ -166,9 +169,14 @@ def save_samples(run: Run, state: TrainState, path: Path) -> bool:
             f"step {int(state.step):,}, EMA {run.config.run.ema_decays[0]:g}, "
             f"network calls by row: {', '.join(calls)}"
         ),
-        scale=max(1, _LEAST_SIZE // shape[1]),
+        scale=max(1, _LEAST_SIZE // model.picture_shape[0]),
     )
     return True
+
+
+def _has_pictures(model: Model) -> bool:
+    """Whether samples, decoded if there is an autoencoder, can be shown."""
+    return model.picture_shape[-1] in (1, 3)
 
 
 def _in_range(rows: list[jax.Array]) -> np.ndarray:
@@ -214,13 +222,20 @@ def summarize(run: Run, batch: Batch) -> dict[str, str]:
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.model.params))
     network = type(run.model.config).__name__.removesuffix("Config")
     device = jax.devices()[0].device_kind
-    return {
+    lines = {
         "data": f"{len(run.source):,} samples, {', '.join(shapes)} a step",
         "network": f"{network}, {num_params:,} parameters",
         "loss": f"{run.config.loss_name}, {_summary(run.train_step.loss)}",
         "devices": f"{jax.device_count()} x {device} in {jax.process_count()} process(es)",
         "diffusers": _exportable(run.model),
     }
+    if run.config.run.sample_every and not _has_pictures(run.model):
+        channels = run.model.picture_shape[-1]
+        lines["pictures"] = (
+            f"none, as samples have {channels} channels; if they are latents, data.autoencoder "
+            "names what decodes them"
+        )
+    return lines
 
 
 def _exportable(model: Model) -> str:

@@ -51,13 +51,17 @@ class DataSection:
     """Where the training images come from.
 
     Attributes:
-        source: path of an `.npz`, an IDX file, or a folder of pictures; see
+        source: path of an `.npz`, an IDX file, a folder of pictures, or one of `cmjax encode`; see
             `cmjax.training.sources.open_source`.
         flip: mirror images left to right at random.
+        autoencoder: of data that are latents, the autoencoder that makes pictures of them, as
+            `cmjax.load_autoencoder` takes it; "" for the one in the folder of `cmjax encode`, or
+            that of the model that the run starts from.
     """
 
     source: str = ""
     flip: bool = False
+    autoencoder: str = ""
 
     def __post_init__(self):
         _check_types("data", self)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cmjax.checkpoints.autoencoders import load_autoencoder
 from cmjax.checkpoints.loading import load
 from cmjax.guidance import autoguidance
 from cmjax.model import Model
@@ -21,7 +22,9 @@ from cmjax.training import data, sources
 from cmjax.training.config import TrainConfig
 from cmjax.training.digests import digest_of
 from cmjax.training.inspection import inspect
+from cmjax.training.latents import STD
 from cmjax.training.losses.base import FunctionLoss
+from cmjax.training.moments import Moments
 from cmjax.training.train_step import TrainState, TrainStep
 from cmjax.training.trainer import data_mesh, make_train_step
 
@@ -43,7 +46,7 @@ class Run:
 
     config: TrainConfig
     model: Model
-    source: sources.Arrays | sources.Pictures
+    source: sources.Arrays | sources.Pictures | Moments
     train_step: TrainStep
 
     def init(self) -> TrainState:
@@ -98,11 +101,11 @@ class Run:
 
         # All other arrays of a batch go to the network: labels only where it has classes. What
         # samples were made from is for the losses that ask for it.
-        names = ["data"]
+        names = {"data", STD}
         if num_classes is not None:
-            names.append("class_labels")
-        if self.train_step.loss.takes_noise and "noise" in self.source[0]:
-            names.append("noise")
+            names.add("class_labels")
+        if self.train_step.loss.takes_noise:
+            names.add("noise")
         batches = data.batches(
             self.source,
             self.config.run.batch_size,
@@ -111,7 +114,10 @@ class Run:
             num_classes=num_classes,
             flip=section.flip,
         )
-        return ({name: batch[name] for name in names} for batch in batches)
+        return (
+            {name: array for name, array in batch.items() if name in names}
+            for batch in batches
+        )
 
 
 def make_run(config: TrainConfig) -> Run:
@@ -125,6 +131,7 @@ def make_run(config: TrainConfig) -> Run:
     model = _first_model(config)
     source = _open_data(config, model)
     model = _with_class_names(model, source)
+    model = _with_autoencoder(config, model, source)
     teacher, teacher_fn = _load_teacher(config, model)
 
     # What the labels of some samples become.
@@ -226,7 +233,38 @@ def _open_data(config, model):
             f"data.source {path} holds samples of shape {shape}, "
             f"the network takes {model.sample_shape}"
         )
+    if config.data.flip and isinstance(source, Moments):
+        raise ValueError(
+            "data.flip would mirror latents, which are not those of mirrored pictures; leave it "
+            "out, and encode the mirror images too: cmjax encode --flip"
+        )
     return source
+
+
+def _with_autoencoder(config, model, source):
+    """Returns the model with the autoencoder of its latents, if it is known."""
+    named = config.data.autoencoder
+    if named:
+        try:
+            autoencoder = load_autoencoder(named)
+        except ValueError as error:
+            raise ValueError(f"data.autoencoder: {error}") from None
+    elif isinstance(source, Moments):
+        autoencoder = source.autoencoder()
+    else:
+        autoencoder = model.autoencoder
+    if autoencoder is None:
+        return model
+
+    # Such samplers would cut the latents off, in the sample pictures and for whoever loads the
+    # model.
+    for name in ("clip_denoised", "clip_sample", "thresholding"):
+        if getattr(model.scheduler, name, False):
+            raise ValueError(
+                f"scheduler.{name} would clip latents, which leave [-1, 1]; set "
+                f"scheduler.{name}=false"
+            )
+    return dataclasses.replace(model, autoencoder=autoencoder)
 
 
 def _with_class_names(model, source):

@@ -1,4 +1,4 @@
-"""Training data from common files: `.npz`, IDX, and folders of pictures."""
+"""Training data from common files: `.npz`, IDX, and folders of pictures or of their latents."""
 
 import hashlib
 import os
@@ -13,6 +13,7 @@ from cmjax.files import check_regular, open_regular, path_of
 from cmjax.images import center_crop_resize, read_image
 from cmjax.images.checks import MODES
 from cmjax.training.array_files import read_arrays
+from cmjax.training.moments import Moments, holds_moments
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _SAMPLED = 64  # pictures, at least, whose content is part of a fingerprint
@@ -160,8 +161,8 @@ class Pictures:
 
 def open_source(
     path: str | Path, size: int | None = None, channels: int = 3
-) -> Arrays | Pictures:
-    """Opens an `.npz`, an IDX file or a folder of pictures.
+) -> Arrays | Pictures | Moments:
+    """Opens an `.npz`, an IDX file, a folder of pictures, or one of `encode_folder`.
 
     Args:
         path: one of
@@ -172,7 +173,8 @@ def open_source(
             * an IDX image file such as `train-images-idx3-ubyte.gz`; its labels are read from
               `train-labels-idx1-ubyte.gz` in the same folder, if that exists;
             * a folder of pictures, whose subfolders, if it has any, are the classes in order of
-              their names.
+              their names;
+            * a folder that `cmjax encode` has made of any of these.
         size: height and width in pixels, which a folder's pictures are scaled to, and images of a
             file must have; None for any, with files only.
         channels: 1 or 3, of a folder's pictures.
@@ -186,6 +188,8 @@ def open_source(
         OSError: if the file cannot be read.
     """
     path = path_of(path)
+    if path.is_dir() and holds_moments(path):
+        return Moments(path)
     if path.is_dir():
         if size is None:
             raise ValueError(

@@ -21,6 +21,7 @@ from cmjax.tracing import is_tracing
 from cmjax.training.averages import mean_over_parts, moved_towards
 from cmjax.training.checks import check_params, check_result
 from cmjax.training.compiling import options_for_gradients
+from cmjax.training.latents import draw_latents
 from cmjax.training.losses.base import (
     Batch,
     Frozen,
@@ -34,6 +35,7 @@ from cmjax.training.losses.base import (
 # 2 and so on, and so never these.
 _DROPOUT = 2**32 - 1
 _LABEL_DROPOUT = 2**32 - 2
+_LATENTS = 2**32 - 3
 
 
 @jax.tree_util.register_dataclass
@@ -124,7 +126,8 @@ class TrainStep:
 
         Args:
             state: a state that `init` or this function returned.
-            batch: arrays `[B, ...]`, this process's share of the batch.
+            batch: arrays `[B, ...]`, this process's share of the batch. With "data_std" the data
+                are means, of which latents are drawn; see `cmjax.training.latents`.
 
         Returns:
             The next state, and the metrics of the loss with `grad_norm`, f32[] each.
@@ -261,6 +264,8 @@ class TrainStep:
 
         # Of one part of the batch. Dropout, of units and of labels, has keys of its own.
         def gradient(key, batch):
+            # Of latents whose standard deviation is given, other ones at every step.
+            batch = draw_latents(jax.random.fold_in(key, _LATENTS), batch)
             apply_fn = self.apply_fn
             if self.dropout:
                 apply_fn = WithDropout(apply_fn, jax.random.fold_in(key, _DROPOUT))

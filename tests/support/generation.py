@@ -101,20 +101,16 @@ Shards.read = killed
 @contextlib.contextmanager
 def launched(folder, model, num, before=""):
     """`cmjax generate` as `make` would run it, as a process of its own."""
-    program = f"{before}\nfrom cmjax.cli import main; main()"
     options = ["--out", folder, "--model", model, "--num", num, "--batch-size", 2]
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        "generate",
-        *options,
-        "--shard-size",
-        8,
-        "--quiet",
-    ]
-    with process_of(*command) as process:
+    command = ["generate", *options, "--shard-size", 8, "--quiet"]
+    with launched_command(*command, before=before) as process:
         yield process
+
+
+def launched_command(*arguments, before=SLOW_DISK):
+    """A command as a process of its own."""
+    program = f"{before}\nfrom cmjax.cli import main; main()"
+    return process_of(sys.executable, "-c", program, *arguments)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,291 @@
+"""Encoding of a data set: the moments of every picture's latents, computed once for a training."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from cmjax.arrays import check_pixels, floating_dtype
+from cmjax.autoencoder import Autoencoder
+from cmjax.checkpoints.autoencoders import load_autoencoder, save_autoencoder
+from cmjax.configs import shown
+from cmjax.generation.batches import AXIS, one_ahead, out_of_memory
+from cmjax.generation.contents import MAX_NUM, SHARD_SIZE, machine
+from cmjax.generation.filling import Outcome, Work, fill_folder
+from cmjax.generation.manifest import check_folder
+from cmjax.generation.request import as_integer
+from cmjax.generation.settings import autoencoder_digest
+from cmjax.generation.shards import Shards
+from cmjax.interrupts import delivering
+from cmjax.processes import run_on_all_processes
+from cmjax.training.data import collate
+from cmjax.training.moments import DECODER, MomentsSettings
+
+_READERS = 8  # threads that read pictures: that waits for the disk, and decoding for a core
+
+
+def encode_until_stopped(
+    folder: str | Path,
+    autoencoder: Autoencoder,
+    source: Any,
+    *,
+    batch_size: int = 8,
+    shard_size: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+    flip: bool = False,
+    name: str = "",
+    progress: bool = False,
+    report: Callable[[str], None] = warnings.warn,
+) -> Outcome:
+    """Encodes a data set into a folder, on all devices of all processes.
+
+    The folder holds mean and standard deviation of the latents of every picture, its label, and the
+    autoencoder; `cmjax.training.sources.open_source` opens it as training data. Called again after
+    an interruption of any kind, it resumes: what is there is checked, and only what is missing or
+    damaged is made. Signals are as of `cmjax.generation.generate_until_stopped`.
+
+    Args:
+        folder: a new folder, or that of the same run; the same for all processes.
+        autoencoder: from `cmjax.load_autoencoder`.
+        source: pictures with a `fingerprint`, as `open_source` returns them: u8[H, W, C] or floats
+            in [-1, 1], all of one size. Gray ones become those of a colour autoencoder.
+        batch_size: number of pictures that each device encodes at a time.
+        shard_size: number of pictures in a file; None for that of the folder, or 100 in a new one.
+        dtype: what the network computes in; the moments are stored in float32.
+        flip: whether each picture is followed by its mirror image: a mirrored latent is not the
+            latent of a mirrored picture.
+        name: what the autoencoder was loaded from, which the manifest notes without absolute paths.
+        progress: whether to show a progress bar on stderr.
+        report: called with the names of files that are damaged and moved to a folder `.removed`.
+
+    Returns:
+        What was made, and where it is.
+
+    Raises:
+        ValueError: for arguments out of range, pictures that the autoencoder does not take, if the
+            folder holds something else, or if moments are not finite.
+        OSError: if something cannot be written. What was written before remains.
+    """
+    folder = Path(folder)
+
+    def prepare():
+        as_integer("batch_size", batch_size, 1, MAX_NUM)
+        if shard_size is not None:
+            as_integer("shard_size", shard_size, 1, MAX_NUM)
+        settings = _settings(autoencoder, source, floating_dtype("dtype", dtype), flip)
+        if jax.process_index() == 0:
+            check_folder(folder, MomentsSettings)
+        return settings
+
+    # All arguments are checked before the folder is touched.
+    settings = run_on_all_processes(prepare)
+    decoder = folder / DECODER
+
+    def check(shards: Shards) -> None:
+        if os.path.lexists(decoder) and not _is_whole(decoder, settings.autoencoder):
+            raise ValueError(
+                f"{decoder} is there, but is not the autoencoder of this run; move it away"
+            )
+
+    def make() -> Encoder:
+        return Encoder(autoencoder, source, settings, batch_size=batch_size)
+
+    # The moments are of no use without their decoder.
+    def finish(shards: Shards, stopping: Callable[[], bool]) -> list[Path]:
+        if not decoder.exists():
+            save_autoencoder(decoder, autoencoder)
+        return [folder]
+
+    return fill_folder(
+        folder,
+        settings,
+        settings.num,
+        Work("encoding", "picture", check, make, finish),
+        source=name,
+        shard_size=shard_size,
+        progress=progress,
+        report=report,
+    )
+
+
+encode_folder = delivering(encode_until_stopped)
+
+
+class Encoder:
+    """Encodes any pictures of a source, a batch at a time, with one compiled program.
+
+    Args:
+        autoencoder: from `cmjax.load_autoencoder`; each device holds it whole.
+        source: the pictures.
+        settings: what the records of the folder are.
+        batch_size: number of pictures that each device encodes at a time.
+        devices: the devices to use; None for all devices of this process.
+
+    Attributes:
+        size: number of pictures that all devices together encode at a time.
+
+    Raises:
+        ValueError: if a device has too little memory.
+    """
+
+    def __init__(  # noqa: D107
+        self,
+        autoencoder: Autoencoder,
+        source: Any,
+        settings: MomentsSettings,
+        *,
+        batch_size: int,
+        devices: Sequence[Any] | None = None,
+    ):
+        self._source = source
+        self._settings = settings
+        mesh = Mesh(np.array(devices or jax.local_devices()), (AXIS,))
+        self.size = batch_size * mesh.size
+        along_batch = PartitionSpec(AXIS)
+        self._batch_sharding = NamedSharding(mesh, along_batch)
+        dtype = np.dtype(settings.dtype)
+
+        # Each device encodes its own pictures. A NaN is told by the batch that it is in.
+        def encode(autoencoder, images):
+            mean, std = autoencoder.moments(images.astype(dtype))
+            moments = (mean,) if std is None else (mean, std)
+            moments = tuple(part.astype(jnp.float32) for part in moments)
+            finite = [jnp.isfinite(part).all(axis=(1, 2, 3)) for part in moments]
+            return moments, jnp.stack(finite).all(axis=0)
+
+        divided = jax.shard_map(
+            encode,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), along_batch),
+            out_specs=along_batch,
+        )
+        with out_of_memory(), jax.set_mesh(mesh), jax.disable_jit(False):
+            self._autoencoder = jax.device_put(
+                autoencoder, NamedSharding(mesh, PartitionSpec())
+            )
+            images = jax.ShapeDtypeStruct(
+                (self.size, *settings.picture_shape),
+                jnp.float32,
+                sharding=self._batch_sharding,
+            )
+            self._compiled = jax.jit(divided).lower(self._autoencoder, images).compile()
+
+    def batches(self, indices: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields the records of each batch, arrays `[n]` of the dtype `settings.row`.
+
+        Args:
+            indices: the numbers of the records of each batch, u32[n] with n of at most `size`.
+
+        Raises:
+            ValueError: if a picture cannot be read or encoded, or a device has too little memory.
+        """
+        with ThreadPoolExecutor(_READERS) as readers:
+
+            def dispatched():
+                for batch in indices:
+                    images, labels = self._read(batch, readers)
+
+                    # Padded by repeating the pictures, so that nothing is compiled again.
+                    filled = np.resize(images, (self.size, *images.shape[1:]))
+                    placed = jax.device_put(filled, self._batch_sharding)
+                    with jax.disable_jit(False):
+                        outputs = self._compiled(self._autoencoder, placed)
+                    yield batch, labels, outputs
+
+            yield from one_ahead(dispatched(), self._fetch)
+
+    def _read(self, indices, readers):
+        """Returns pictures f32[n, H, W, C] and labels i32[n] or None of records by their numbers.
+
+        Records of mirrored pictures have the odd numbers.
+        """
+        numbers = indices // 2 if self._settings.flip else indices
+        records = list(readers.map(lambda number: self._source[int(number)], numbers))
+        batch = collate(records, numbers)
+        images = batch["data"]
+        gray = (*self._settings.picture_shape[:2], 1)
+        if images.shape[1:] == gray:
+            images = images.repeat(self._settings.picture_shape[2], axis=-1)
+        if list(images.shape[1:]) != self._settings.picture_shape:
+            raise ValueError(
+                f"record {numbers[0]} of the data is {list(images.shape[1:])}, "
+                f"the first one {self._settings.picture_shape}"
+            )
+        check_pixels(f"data from record {numbers[0]} on", images)
+        if self._settings.flip:
+            is_flipped = (indices % 2 == 1)[:, None, None, None]
+            images = np.where(is_flipped, images[:, :, ::-1], images)
+        return images, batch.get("class_labels")
+
+    def _fetch(self, work):
+        """Waits for a batch and returns its records, without the padding."""
+        indices, labels, (moments, finite) = work
+        finite = np.asarray(finite)[: len(indices)]
+        if not finite.all():
+            raise ValueError(
+                f"the moments of record {indices[finite.argmin()]} are not finite; "
+                "the autoencoder or the dtype is broken"
+            )
+        rows = np.empty(len(indices), self._settings.row)
+        for name, values in zip(("mean", "std"), moments, strict=False):
+            rows[name] = np.asarray(values)[: len(indices)]
+        if labels is not None:
+            rows["labels"] = labels
+        return rows
+
+
+def _settings(autoencoder, source, dtype, flip):
+    """Returns what the moments depend on, in a new folder.
+
+    Raises:
+        ValueError: if the arguments are of other kinds, or the first picture cannot be encoded.
+    """
+    if not isinstance(autoencoder, Autoencoder):
+        raise ValueError(
+            f"autoencoder must be a cmjax.Autoencoder, got {shown(autoencoder)}; open one by "
+            "cmjax.load_autoencoder"
+        )
+    if not hasattr(source, "fingerprint"):
+        raise ValueError(
+            f"source must have a fingerprint, as what open_source returns, got {shown(source)}"
+        )
+    if not isinstance(flip, bool):
+        raise ValueError(f"flip must be True or False, got {shown(flip)}")
+
+    # The shapes and kinds of all records are those of the first.
+    first = collate([source[0]], [0])
+    shape = list(first["data"].shape[1:])
+    if len(shape) == 3 and shape[2] == 1:
+        shape[2] = autoencoder.config.in_channels
+    like = jax.ShapeDtypeStruct((1, *shape), dtype)
+    mean, std = jax.eval_shape(autoencoder.moments, like)
+    return MomentsSettings(
+        data=source.fingerprint(),
+        num=len(source) * (2 if flip else 1),
+        flip=flip,
+        picture_shape=shape,
+        shape=list(mean.shape[1:]),
+        is_random=std is not None,
+        has_labels="class_labels" in first,
+        class_names=list(getattr(source, "classes", ())),
+        autoencoder=autoencoder_digest(autoencoder),
+        dtype=str(np.dtype(dtype)),
+        shard_size=SHARD_SIZE,
+        **machine(),
+    )
+
+
+def _is_whole(path, digest):
+    """Whether the autoencoder of this digest is in a folder."""
+    try:
+        return autoencoder_digest(load_autoencoder(path)) == digest
+    except (ValueError, OSError):
+        return False
