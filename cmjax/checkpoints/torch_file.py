@@ -56,7 +56,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     # The pickle, which says what the tensors are. Its size is checked first: a damaged file could
     # claim more than there is memory.
     try:
-        with open_regular(path) as file, zipfile.ZipFile(_Bounded(file)) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(BoundedReads(file)) as archive:
             entries = _entries(path, archive)
             (pickle,) = [name for name in entries if name.endswith("/data.pkl")]
             folder = pickle.removesuffix("data.pkl")
@@ -106,7 +106,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     return stored
 
 
-class _Bounded(io.BufferedIOBase):
+class BoundedReads(io.BufferedIOBase):
     """An open file that is read in small parts only.
 
     `zipfile` reads the directory of an archive in one call, whatever size the file claims for it.

@@ -163,6 +163,17 @@ trust = click.option(
     "code.",
 )
 
+# In the context too: for models that come without their autoencoder.
+vae = click.option(
+    "--vae",
+    metavar="SRC",
+    expose_value=False,
+    callback=lambda ctx, param, value: ctx.meta.update({"cmjax.vae": value}),
+    shell_complete=complete_path,
+    help="Autoencoder of a model of latents: a folder, a file of weights beside its config, or a "
+    "hub id.  [default: the one that comes with the model]",
+)
+
 # Of `sampling` below, and of `cmjax edit`.
 guiding = group_of(
     click.option(
@@ -186,10 +197,11 @@ sampling = group_of(
         "-m",
         metavar="MODEL",
         shell_complete=complete_path,
-        help="A cmjax or diffusers folder, an OpenAI or pMF .pt file, or a hub id owner/name.  "
-        "[default: bundled digits]",
+        help="A cmjax or diffusers folder, the file or folder of a released model, or a hub id "
+        "owner/name.  [default: bundled digits]",
     ),
     trust,
+    vae,
     click.option(
         "--scheduler",
         metavar="NAME",
@@ -291,11 +303,11 @@ def check_out_folder(folder: Path) -> None:
 
 
 def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoint":
-    """Opens a model without reading its tensors, with the `--trust` of the command that runs.
+    """Opens a model without reading its tensors, with the command's `--trust` and `--vae`.
 
     Args:
         source: as for `cmjax.load`; None is the bundled model.
-        config: name of a preset, for a `.pt` file.
+        config: name of a preset, for a released model.
 
     Raises:
         ValueError: if there is no such model, or it is not one that cmjax reads.
@@ -304,13 +316,18 @@ def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoin
 
     # There is no context where a program calls this function without a command.
     ctx = click.get_current_context(silent=True)
-    trusted = ctx is not None and ctx.meta.get("cmjax.trust", False)
+    meta = {} if ctx is None else ctx.meta
+    trusted = meta.get("cmjax.trust", False)
+    vae = meta.get("cmjax.vae")
     try:
-        return loading.open_checkpoint(source, config=config, trust=trusted)
+        return loading.open_checkpoint(
+            source, config=config, trust=trusted, autoencoder=vae
+        )
 
     # The library tells its user to pass trust=True; here that is an option.
     except ValueError as error:
-        raise ValueError(str(error).replace("trust=True", "--trust")) from None
+        message = str(error).replace("trust=True", "--trust")
+        raise ValueError(message.replace("autoencoder must", "--vae must")) from None
 
 
 def open_model(

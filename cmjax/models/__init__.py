@@ -6,6 +6,7 @@ from cmjax.models.autoencoder_kl import AutoencoderKL
 from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
+from cmjax.models.dit_presets import MEAN_FLOWS
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
 from cmjax.models.extension import extend
 from cmjax.models.pixel_mean_flow import PixelMeanFlow
@@ -15,6 +16,7 @@ from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
 __all__ = [
     "DIT_SIZES",
+    "MEAN_FLOWS",
     "PIXEL_MEAN_FLOWS",
     "PRESETS",
     "ApplyFn",

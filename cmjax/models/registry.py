@@ -18,6 +18,7 @@ from cmjax.models.autoencoder_kl import AutoencoderKL
 from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DiT, DiTConfig
+from cmjax.models.dit_presets import MEAN_FLOWS
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
 from cmjax.models.pixel_mean_flow import PixelMeanFlow
 from cmjax.models.pixel_mean_flow_config import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
@@ -40,7 +41,8 @@ AUTOENCODERS: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "AutoencoderTiny": (AutoencoderTiny, AutoencoderTinyConfig),
 }
 
-RELEASED = {**PRESETS, **PIXEL_MEAN_FLOWS}  # the configs of released models by name
+# The configs of released models by name.
+RELEASED = {**PRESETS, **PIXEL_MEAN_FLOWS, **MEAN_FLOWS}
 LONGEST_NAME = 200  # of a class in files
 
 
