@@ -72,6 +72,10 @@ def _renamed(name: str, tensor: StoredTensor) -> tuple[str, StoredTensor]:
     if leaf not in ("kernel", "embedding"):
         return name, tensor
 
+    # The table of Pixel MeanFlow has an axis of length 1 in front, and no module of its own.
+    if leaf == "embedding" and len(tensor.shape) == 3 and tensor.shape[0] == 1:
+        return f"{path}._flax_embedding.weight", tensor.reshaped(tensor.shape[1:])
+
     # Dense layers are [in, out] here, convolutions [height, width, in, out].
     if leaf == "kernel" and len(tensor.shape) == 2:
         tensor = tensor.transpose((1, 0))

@@ -28,6 +28,7 @@ STEP = re.compile(r"(?:\w+_)?([0-9]{1,18})")  # folders of a step: "checkpoint_3
 # Bounds for files that are damaged or hostile.
 MOST_ARRAYS = 40_000
 LONGEST_NAME = 512
+MOST_AXES = 32
 DEEPEST = 4  # folders around a checkpoint
 MOST_SECONDS = 600.0  # that the database may take for one answer
 
@@ -139,15 +140,11 @@ def _described(folder: Path, name: str, description: Any) -> StoredTensor:
     """
     if not isinstance(description, dict):
         raise ValueError("its description is no object")
-    shape = description.get("shape")
-    chunks = description.get("chunks")
     dtype = DTYPES.get(str(description.get("dtype")))
     if dtype is None:
         raise ValueError(f"its dtype is {shown(description.get('dtype'))}")
-    for sizes in (shape, chunks):
-        is_list = isinstance(sizes, list) and len(sizes) <= 32
-        if not is_list or not all(type(n) is int and 0 <= n < 2**40 for n in sizes):
-            raise ValueError(f"its shape is {shown(shape)}, in parts of {shown(chunks)}")
+    shape = _sizes("shape", description)
+    chunks = _sizes("chunks", description)
 
     # A part is read whole: one larger than its array could take any memory.
     if len(chunks) != len(shape) or math.prod(chunks) > max(math.prod(shape), 1):
@@ -168,11 +165,21 @@ def _described(folder: Path, name: str, description: Any) -> StoredTensor:
             raise ValueError(
                 f"{folder}: the array {name} is not readable: {_why(error)}"
             ) from None
-        if values.shape != tuple(shape) or values.dtype != dtype:
+        if values.shape != shape or values.dtype != dtype:
             raise ValueError(f"{folder}: the array {name} has changed while it was read")
         return values
 
-    return StoredTensor(tuple(shape), dtype, read)
+    return StoredTensor(shape, dtype, read)
+
+
+def _sizes(name: str, description: dict[str, Any]) -> tuple[int, ...]:
+    """Returns the numbers under a name of a description."""
+    sizes = description.get(name)
+    if not isinstance(sizes, list) or len(sizes) > MOST_AXES:
+        raise ValueError(f"its {name} is {shown(sizes)}")
+    if not all(type(size) is int and 0 <= size < 2**40 for size in sizes):
+        raise ValueError(f"its {name} is {shown(sizes)}")
+    return tuple(sizes)
 
 
 def _why(error: Exception) -> str:

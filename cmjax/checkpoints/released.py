@@ -9,21 +9,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cmjax.checkpoints import mean_flow, openai, pixel_mean_flow
+from cmjax.checkpoints import improved_mean_flow, mean_flow, openai, pixel_mean_flow
+from cmjax.checkpoints.archives import BoundedReads, Unpacked
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.flax_msgpack import open_msgpack
 from cmjax.checkpoints.flax_names import as_torch, used_parameters
 from cmjax.checkpoints.orbax_folder import find_checkpoint, open_orbax
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.checkpoints.torch_file import ZIP_MAGIC, BoundedReads, open_torch
-from cmjax.checkpoints.unpacking import Unpacked
+from cmjax.checkpoints.torch_file import ZIP_MAGIC, open_torch
 from cmjax.configs import shown
 from cmjax.files import open_regular
-from cmjax.models import DiTConfig, PixelMeanFlowConfig, UNet2DConfig
+from cmjax.models import (
+    DiTConfig,
+    ImprovedMeanFlowConfig,
+    PixelMeanFlowConfig,
+    UNet2DConfig,
+)
 
 # The config of a network that a caller may give, in place of what the tensors tell.
-Config = UNet2DConfig | PixelMeanFlowConfig | DiTConfig | str | None
-Kind = TypeVar("Kind", UNet2DConfig, PixelMeanFlowConfig, DiTConfig)
+Config = (
+    UNet2DConfig | PixelMeanFlowConfig | ImprovedMeanFlowConfig | DiTConfig | str | None
+)
+Kind = TypeVar("Kind")
 
 PICKLE = b"\x80"  # the first byte of a file of PyTorch before 1.6
 
@@ -101,7 +108,10 @@ def _recognised(
         return openai.from_tensors(path, tensors, _of_kind(UNet2DConfig, path, config))
     if pixel_mean_flow.prefix_of(tensors) is not None:
         given = _of_kind(PixelMeanFlowConfig, path, config)
-        return pixel_mean_flow.from_tensors(path, tensors, given)
+        return pixel_mean_flow.from_tensors(path, tensors, given, note)
+    if improved_mean_flow.prefix_of(tensors) is not None:
+        given = _of_kind(ImprovedMeanFlowConfig, path, config)
+        return improved_mean_flow.from_tensors(path, tensors, given, note)
     if mean_flow.prefix_of(tensors) is not None:
         given = _of_kind(DiTConfig, path, config)
         return mean_flow.from_tensors(path, tensors, given, note)
@@ -109,13 +119,13 @@ def _recognised(
     raise ValueError(
         f"{path} is not a checkpoint of a network that cmjax reads: it has neither the tensor "
         f"{openai.FIRST} (OpenAI's consistency models) nor {first} (Pixel MeanFlow) nor "
-        f"net.{mean_flow.FIRST} (MeanFlow)"
+        f"net.{mean_flow.FIRST} (MeanFlow and improved MeanFlow)"
     )
 
 
 def _of_kind(kind: type[Kind], path: Path, config: Any) -> Kind | str | None:
     """Returns the config; raises ValueError if it is not of the kind of the file's network."""
-    if config is not None and not isinstance(config, kind | str):
+    if config is not None and not isinstance(config, (kind, str)):
         raise ValueError(
             f"config of {path} must be a {kind.__name__} or the name of a preset, "
             f"got {shown(config)}"

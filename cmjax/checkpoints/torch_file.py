@@ -13,11 +13,12 @@ import math
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from cmjax.checkpoints.archives import BoundedReads
 from cmjax.checkpoints.tensors import StoredTensor, check_file
 from cmjax.files import open_regular
 
@@ -35,8 +36,8 @@ STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
     "ComplexFloatStorage": np.dtype(np.complex64),  # rotary frequencies, in some files
 }
-# Bytes of the pickle, and of the archive's directory. Those of the largest released model have
-# under a tenth of one MiB; parsing more takes long, and many times the memory.
+# Bytes of the pickle. That of the largest released model has under a tenth of one MiB; parsing more
+# takes long, and many times the memory.
 LARGEST_PICKLE = 4 * 2**20
 MOST_AXES = 32  # what every version of NumPy can view
 # Tensors may overlap and repeat values, but claim at most this many times the size of the file.
@@ -104,24 +105,6 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
             "tensors"
         )
     return stored
-
-
-class BoundedReads(io.BufferedIOBase):
-    """An open file that is read in small parts only.
-
-    `zipfile` reads the directory of an archive in one call, whatever size the file claims for it.
-    """
-
-    def __init__(self, file: IO[bytes]):
-        self.seek = file.seek
-        self.tell = file.tell
-        self._file = file
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        size = -1 if size is None else size
-        if size > LARGEST_PICKLE:
-            raise ValueError(f"its directory claims {size} bytes")
-        return self._file.read(size)
 
 
 def _why(path: Path, error: Exception) -> str:

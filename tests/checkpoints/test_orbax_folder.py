@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmjax.checkpoints import open_checkpoint
+from cmjax.checkpoints.archives import Unpacked
 from cmjax.checkpoints.flax_names import used_parameters
 from cmjax.checkpoints.orbax_folder import find_checkpoint, open_orbax
-from cmjax.checkpoints.unpacking import Unpacked
 from tests.support.flax_files import write_orbax
 from tests.support.flax_networks import GOLDEN
 from tests.support.mutations import fuzz, mutations

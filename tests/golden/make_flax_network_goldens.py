@@ -19,8 +19,13 @@ from tests.support import flax_networks as support
 
 COMMITS = {
     "mean_flow": ("Gsunshine/meanflow", "d70cb55d298ee03c53bf6da67bec281082e4e2d9"),
+    "improved_mean_flow": (
+        "Lyy-iiis/imeanflow",
+        "bf60cd7cb653f6628e59d48034b333c5eba445e2",
+    ),
 }
 CALLS = (1, 2, 4)
+ORDER = ("x", "t", "h", "w", "t_min", "t_max", "y")
 
 
 def inputs(size, channels, classes, batch):
@@ -106,10 +111,120 @@ def mean_flow():
     return arrays, {"toy": support.packed(shapes), "MF-B/4": support.packed(released)}
 
 
+def improved_mean_flow():
+    import imf
+    from models import imfDiT
+
+    toy = support.TOYS["improved_mean_flow"]
+    size, channels, classes = toy["input_size"], toy["in_channels"], toy["num_classes"]
+
+    def model(name, classes, size):
+        network = imf.iMeanFlow(model_str=name, num_classes=classes)
+        one = (jnp.ones((1, size, size, 4)), jnp.ones(1), jnp.ones(1, int))
+        return network, shapes_of(network, *one)
+
+    # The toy's output for inputs of which every part varies.
+    imfDiT.toy = lambda **options: imfDiT.imfDiT(**toy | options)
+    sampler, shapes = model("toy", classes, size)
+    params = drawn(shapes)
+    told = inputs(size, channels, classes, batch=6)
+    args = [told[name] for name in ORDER]
+    arrays = {f"toy/{name}": value for name, value in told.items()}
+    arrays["toy/u"], _ = imfDiT.toy().apply({"params": params["params"]["net"]}, *args)
+
+    # Samples in one, two and four calls.
+    labels = np.int32([0, 3, 5])
+    arrays |= {"samples/noise": noise(size, channels), "samples/y": labels}
+    for calls in CALLS:
+        x = noise(size, channels)
+        times = jnp.linspace(1, 0, calls + 1)
+        guidance = [jnp.float32(number) for number in (3.0, 0.2, 0.6)]
+        method = imf.iMeanFlow.sample_one_step
+        for i in range(calls):
+            x = sampler.apply(params, x, labels, i, times, *guidance, method=method)
+        arrays[f"samples/{calls}"] = x
+
+    # The smallest released size.
+    names = {"toy": support.packed(shapes)}
+    _, shapes = model("imfDiT_B_2", 1000, 32)
+    told = inputs(32, 4, 1000, batch=2)
+    told |= {"t": np.float32([1.0, 0.6]), "h": np.float32([1.0, 0.35])}
+    args = [told[name] for name in ORDER]
+    params = drawn(shapes)["params"]["net"]
+    u, _ = imfDiT.imfDiT_B_2().apply({"params": params}, *args)
+    arrays |= {f"released/{name}": told[name] for name in ORDER[1:]}
+    arrays |= {"released/u": u[:, 3::8, 5::8], "released/std": u.std()}
+
+    for size in ("B", "M", "L", "XL"):
+        _, shapes = model(f"imfDiT_{size}_2", 1000, 32)
+        names[f"iMF-{size}/2"] = support.packed(shapes)
+    return arrays, names
+
+
+def shortcut():
+    import model
+
+    def network(**sizes):
+        return model.DiT(**support.TOYS["shortcut"] | sizes, dtype=jnp.float32)
+
+    def shapes_for(net, size):
+        one = (jnp.zeros((1, size, size, 4)), jnp.zeros(1), jnp.zeros(1))
+        return shapes_of(net, *one, jnp.zeros(1, int))
+
+    # The toy's output for steps of several lengths 1 / 2**k, from times 0 (noise) to 1 (data).
+    size, classes = 6, support.TOYS["shortcut"]["num_classes"]
+    net = network()
+    shapes = shapes_for(net, size)
+    params = drawn(shapes)
+    told = inputs(size, 4, classes, batch=6)
+    k = np.int32([0, 1, 2, 3, 5, 7])
+    t = np.float32([0, 1, 1, 7, 11, 100]) / 2**k
+    t = t.astype(np.float32)
+    arrays = {"toy/x": told["x"], "toy/t": t, "toy/k": k, "toy/y": told["y"]}
+    arrays["toy/v"] = net.apply(params, told["x"], t, k, told["y"])
+
+    # Samples in one, two and four calls, as helper_inference.py takes them.
+    labels = np.int32([0, 3, 5])
+    arrays |= {"samples/noise": noise(size, 4), "samples/y": labels}
+    for calls in CALLS:
+        x = noise(size, 4)
+        for i in range(calls):
+            t = jnp.full(3, i / calls)
+            k = jnp.full(3, int(np.log2(calls)))
+            x = x + net.apply(params, x, t, k, labels) / calls
+        arrays[f"samples/{calls}"] = x
+
+    # The released sizes.
+    names = {"toy": support.packed(shapes)}
+    released = {"num_classes": 1000, "hidden_size": 768, "depth": 12, "num_heads": 12}
+    net = network(**released)
+    shapes = shapes_for(net, 32)
+    names["Shortcut-B/2"] = support.packed(shapes)
+    x = inputs(32, 4, 1000, batch=2)["x"]
+    t = np.float32([0.0, 0.5])
+    k = np.int32([0, 2])
+    labels = np.int32([207, 1000])
+    v = net.apply(drawn(shapes), x, t, k, labels)
+    arrays |= {"released/t": t, "released/k": k, "released/y": labels}
+    arrays |= {"released/v": v[:, 3::8, 5::8], "released/std": v.std()}
+    released |= {"hidden_size": 1152, "depth": 28, "num_heads": 16}
+    names["Shortcut-XL/2"] = support.packed(shapes_for(network(**released), 32))
+    released = {"num_classes": 1, "hidden_size": 768, "depth": 12, "num_heads": 12}
+    names["Shortcut-B/2 CelebA-HQ"] = support.packed(shapes_for(network(**released), 32))
+    return arrays, names
+
+
+FAMILIES = {
+    "mean_flow": mean_flow,
+    "improved_mean_flow": improved_mean_flow,
+    "shortcut": shortcut,
+}
+
+
 def main(family, checkout):
     sys.path.insert(0, checkout)
     with jax.default_matmul_precision("float32"):
-        arrays, names = {"mean_flow": mean_flow}[family]()
+        arrays, names = FAMILIES[family]()
     arrays = {name: np.asarray(value) for name, value in arrays.items()}
     np.savez_compressed(support.GOLDEN / f"{family}.npz", **arrays)
     versions = {module.__name__: module.__version__ for module in (jax, flax, np)}

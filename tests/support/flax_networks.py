@@ -27,6 +27,26 @@ TOYS = {
         "num_heads": 2,
         "num_classes": 5,
     },
+    "improved_mean_flow": {
+        "input_size": 6,
+        "patch_size": 2,
+        "in_channels": 4,
+        "hidden_size": 32,
+        "depth": 3,
+        "num_heads": 2,
+        "aux_head_depth": 1,
+        "num_classes": 5,
+    },
+    "shortcut": {
+        "patch_size": 2,
+        "hidden_size": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_ratio": 4,
+        "out_channels": 4,
+        "class_dropout_prob": 0.1,
+        "num_classes": 5,
+    },
 }
 
 

@@ -1,21 +1,44 @@
-"""Zip archives of a checkpoint's folder, unpacked where nobody else looks."""
+"""Zip archives, read in bounded memory: a folder in one is unpacked where nobody else looks."""
 
 import functools
+import io
 import shutil
 import tempfile
 import weakref
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.checkpoints.torch_file import BoundedReads
 from cmjax.files import open_regular
 
+# Bytes of an archive's directory. That of the largest released model has under a tenth of one MiB.
+LARGEST_DIRECTORY = 4 * 2**20
 # Zeros, as of an optimizer that has not run, are packed to a thousandth; trained numbers to nine
 # tenths.
 MOST_GROWTH = 16
 MOST_ENTRIES = 40_000
+
+
+class BoundedReads(io.BufferedIOBase):
+    """An open file that is read in small parts only.
+
+    `zipfile` reads the directory of an archive in one call, whatever size the file claims for it.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        """Wraps a file that is open for reading bytes."""
+        self.seek = file.seek
+        self.tell = file.tell
+        self._file = file
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Returns up to `size` bytes; raises ValueError for more than a directory has."""
+        size = -1 if size is None else size
+        if size > LARGEST_DIRECTORY:
+            raise ValueError(f"its directory claims {size} bytes")
+        return self._file.read(size)
 
 
 class Unpacked:
