@@ -67,6 +67,7 @@ CONSTANTS = {
     "Metrics": "The type of what a loss reports: f32[] by name.",
     "IMPROVED_MEAN_FLOWS": "The configurations of improved MeanFlow's released networks by name.",
     "MEAN_FLOWS": "The configurations of MeanFlow's released networks by name.",
+    "SHORTCUTS": "The configurations of the released shortcut models by name.",
     "PIXEL_MEAN_FLOWS": "The configurations of Pixel MeanFlow's released networks by name.",
     "PRESETS": "The configurations of the released networks by name.",
     "REC601": "The weights of red, green and blue in luminance, of the standard Rec. 601.",

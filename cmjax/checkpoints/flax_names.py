@@ -13,6 +13,7 @@ from cmjax.checkpoints.tensors import StoredTensor, by_name
 # sampled.
 AVERAGES = ("ema_params", "params_ema", "ema")
 PARAMETERS = "params"
+STATE = "train_state."
 
 SEQUENCE = re.compile(r"(?<=\.)layers_([0-9]+)(?=\.)")  # of flax.linen.Sequential
 LIST = re.compile(r"(?<=\.)(shared_blocks|u_heads|v_heads)_([0-9]+)(?=\.)")
@@ -26,6 +27,10 @@ def used_parameters(
     These are a moving average if there is one. Tensors that are no training state are all
     parameters.
     """
+    # Pickles of training states may hold other things beside the state.
+    state = {name: x for name, x in tensors.items() if name.startswith(STATE)}
+    if state:
+        tensors = {name.removeprefix(STATE): tensor for name, tensor in state.items()}
     parts = {name.partition(".")[0] for name in tensors}
     chosen = next((part for part in (*AVERAGES, PARAMETERS) if part in parts), None)
     if chosen is None:

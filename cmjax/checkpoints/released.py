@@ -1,6 +1,7 @@
 """Released models whose files name no network: names and shapes of the tensors tell which it is.
 
-They are files of PyTorch, files and folders of Flax, and zip archives of such folders.
+They are files of PyTorch, files and folders of Flax, zip archives of such folders, and pickles of
+training states.
 """
 
 import os
@@ -9,11 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cmjax.checkpoints import improved_mean_flow, mean_flow, openai, pixel_mean_flow
+from cmjax.checkpoints import (
+    improved_mean_flow,
+    mean_flow,
+    openai,
+    pixel_mean_flow,
+    shortcut,
+)
 from cmjax.checkpoints.archives import BoundedReads, Unpacked
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.flax_msgpack import open_msgpack
 from cmjax.checkpoints.flax_names import as_torch, used_parameters
+from cmjax.checkpoints.numpy_pickle import open_pickle
 from cmjax.checkpoints.orbax_folder import find_checkpoint, open_orbax
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.checkpoints.torch_file import ZIP_MAGIC, open_torch
@@ -32,11 +40,12 @@ Config = (
 )
 Kind = TypeVar("Kind")
 
-PICKLE = b"\x80"  # the first byte of a file of PyTorch before 1.6
+PICKLE = 0x80  # the first byte of a pickle, ahead of the version of its protocol
+OF_TORCH = 2  # the protocol of PyTorch's pickles before 1.6, which are no pickles of arrays
 
 
 def open_file(path: Path, config: Config = None) -> Checkpoint:
-    """Opens a file of PyTorch or Flax, or a zip archive of a folder of Flax.
+    """Opens a file of PyTorch or Flax, a pickle, or a zip archive of a folder of Flax.
 
     Args:
         path: the file.
@@ -60,8 +69,11 @@ def open_file(path: Path, config: Config = None) -> Checkpoint:
         return _of_flax(path, tensors, config)
 
     # Maps of MessagePack, as Flax writes them, begin with one of these bytes.
-    if start[:1] > PICKLE and (start[0] < 0x90 or start[0] in (0xDE, 0xDF)):
+    first, second = (*start[:2], 0, 0)[:2]
+    if PICKLE < first < PICKLE + 16 or first in (0xDE, 0xDF):
         return _of_flax(path, open_msgpack(path), config)
+    if first == PICKLE and second > OF_TORCH:
+        return _of_flax(path, open_pickle(path), config)
     return _recognised(path, open_torch(path), config)
 
 
@@ -93,6 +105,9 @@ def _holds_folder(path: Path) -> bool:
 def _of_flax(path: Path, tensors: Mapping[str, StoredTensor], config: Config) -> Checkpoint:
     """Opens a training state of Flax."""
     used, note = used_parameters(tensors)
+    if shortcut.FIRST in used:
+        given = _of_kind(DiTConfig, path, config)
+        return shortcut.from_tensors(path, used, given, note)
     return _recognised(path, as_torch(path, used), config, note)
 
 

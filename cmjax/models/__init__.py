@@ -6,7 +6,7 @@ from cmjax.models.autoencoder_kl import AutoencoderKL
 from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
-from cmjax.models.dit_presets import MEAN_FLOWS
+from cmjax.models.dit_presets import MEAN_FLOWS, SHORTCUTS
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
 from cmjax.models.extension import extend
 from cmjax.models.improved_mean_flow import ImprovedMeanFlow
@@ -25,6 +25,7 @@ __all__ = [
     "MEAN_FLOWS",
     "PIXEL_MEAN_FLOWS",
     "PRESETS",
+    "SHORTCUTS",
     "ApplyFn",
     "AutoencoderKL",
     "AutoencoderKLConfig",

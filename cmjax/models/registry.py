@@ -18,7 +18,7 @@ from cmjax.models.autoencoder_kl import AutoencoderKL
 from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DiT, DiTConfig
-from cmjax.models.dit_presets import MEAN_FLOWS
+from cmjax.models.dit_presets import MEAN_FLOWS, SHORTCUTS
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
 from cmjax.models.improved_mean_flow import ImprovedMeanFlow
 from cmjax.models.improved_mean_flow_config import (
@@ -48,7 +48,13 @@ AUTOENCODERS: dict[str, tuple[Callable[..., nnx.Module], type]] = {
 }
 
 # The configs of released models by name.
-RELEASED = {**PRESETS, **PIXEL_MEAN_FLOWS, **MEAN_FLOWS, **IMPROVED_MEAN_FLOWS}
+RELEASED = {
+    **PRESETS,
+    **PIXEL_MEAN_FLOWS,
+    **MEAN_FLOWS,
+    **IMPROVED_MEAN_FLOWS,
+    **SHORTCUTS,
+}
 LONGEST_NAME = 200  # of a class in files
 
 

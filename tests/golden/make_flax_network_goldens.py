@@ -23,6 +23,7 @@ COMMITS = {
         "Lyy-iiis/imeanflow",
         "bf60cd7cb653f6628e59d48034b333c5eba445e2",
     ),
+    "shortcut": ("kvfrans/shortcut-models", "601004348667094e1b71f30942199759412d4432"),
 }
 CALLS = (1, 2, 4)
 ORDER = ("x", "t", "h", "w", "t_min", "t_max", "y")
