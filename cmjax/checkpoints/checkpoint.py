@@ -153,6 +153,20 @@ class StoredNetwork:
         return apply_fn, abstract
 
 
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Whose latents a network makes, if its files do not hold that autoencoder.
+
+    Attributes:
+        autoencoder: id of the autoencoder on the Hugging Face hub.
+        changes: fields of the autoencoder's config that have other values here, such as
+            `latents_mean`.
+    """
+
+    autoencoder: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint(StoredNetwork):
     """A model on disk: a network, with what samples it.
@@ -161,11 +175,13 @@ class Checkpoint(StoredNetwork):
         scheduler: the scheduler it was trained for.
         class_names: one name per class, or None.
         autoencoder: the autoencoder of a latent model, or None.
+        latents: what its latents are of, if that is known and the autoencoder is not there.
     """
 
     scheduler: Scheduler
     class_names: tuple[str, ...] | None = None
     autoencoder: StoredNetwork | None = None
+    latents: Latents | None = None
 
     def check(self) -> tuple[ApplyFn, Any]:
         """Compares the tensors with those of both networks; see `StoredNetwork.check`."""

@@ -3,7 +3,8 @@
 MessagePack (https://github.com/msgpack/msgpack/blob/master/spec.md) holds data only: nothing in
 such a file can run. Flax's own `msgpack_restore` runs nothing either, but it reads the whole file
 into memory, builds whatever nesting the file claims, and raises errors of many kinds. The reader
-here walks through the file once, notes where the bytes of each array are, and skips them.
+here walks through the file once, notes where the bytes of each array are, and skips them. Training
+states have numbers and None beside the arrays, which are passed over.
 """
 
 import dataclasses
@@ -36,13 +37,18 @@ TEXTS = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 EXTENSIONS = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 INTEGERS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
+# First byte -> bytes that follow, for values that are no arrays: None, truth values, floats, and
+# integers with a sign.
+PLAIN = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
 
 
 def open_msgpack(path: Path) -> dict[str, StoredTensor]:
     """Lists the arrays of a `.msgpack` file by their dotted names, such as "conv_in.kernel".
 
+    The entries of a list are named by their numbers.
+
     Raises:
-        ValueError: if the file is damaged, or holds anything but arrays by name.
+        ValueError: if the file is damaged, or holds anything but arrays and numbers by name.
     """
     check_file(path)
     try:
@@ -76,29 +82,60 @@ class _Reader:
     found: dict[str, StoredTensor] = dataclasses.field(default_factory=dict)
 
     def read_map(self, prefix: str, depth: int) -> None:
-        """Reads names with what they stand for: maps again, or arrays.
+        """Reads names with what they stand for.
 
         Args:
             prefix: the dotted name of the map itself, with a dot at its end.
-            depth: number of maps around it.
+            depth: number of maps and lists around it.
         """
+        for _ in range(self._length(self._byte(), MAPS, 0x80, 16, "a map")):
+            self._read_value(f"{prefix}{self._text()}", depth)
+
+    def _read_list(self, prefix: str, depth: int) -> None:
+        """Reads the entries of a list, as `read_map`."""
+        for i in range(self._length(self._byte(), LISTS, 0x90, 16, "a list")):
+            self._read_value(f"{prefix}{i}", depth)
+
+    def _read_value(self, name: str, depth: int) -> None:
+        """Reads what a name stands for: a map, a list, an array, or a value to pass over."""
+        self.names += 1
+        if self.names > MOST_NAMES:
+            raise ValueError(f"it has more than {MOST_NAMES} names")
         if depth > DEEPEST:
             raise ValueError(f"its maps are nested more than {DEEPEST} deep")
-        for _ in range(self._length(self._byte(), MAPS, 0x80, 16, "a map")):
-            self.names += 1
-            if self.names > MOST_NAMES:
-                raise ValueError(f"it has more than {MOST_NAMES} names")
-            name = f"{prefix}{self._text()}"
 
-            # The next byte tells whether a map follows.
-            kind = self._byte()
+        # The next byte tells what follows.
+        kind = self._byte()
+        self.file.seek(-1, 1)
+        if 0x80 <= kind < 0x90 or kind in MAPS:
+            self.read_map(f"{name}.", depth + 1)
+        elif 0x90 <= kind < 0xA0 or kind in LISTS:
+            self._read_list(f"{name}.", depth + 1)
+        elif self._passes_over():
+            return
+        elif name in self.found:
+            raise ValueError(f"it has two arrays for {name}")
+        else:
+            self.found[name] = self._array(name)
+
+    def _passes_over(self) -> bool:
+        """Goes to the end of a value that is no array; returns whether it was one."""
+        kind = self._byte()
+        if kind < 0x80 or kind >= 0xE0:
+            count = 0
+        elif kind in PLAIN or kind in INTEGERS:
+            count = (PLAIN | INTEGERS)[kind]
+        elif 0xA0 <= kind < 0xC0:
+            count = kind - 0xA0
+        elif kind in TEXTS or kind in BYTES:
+            count = self._integer((TEXTS | BYTES)[kind])
+        else:
             self.file.seek(-1, 1)
-            if 0x80 <= kind < 0x90 or kind in MAPS:
-                self.read_map(f"{name}.", depth + 1)
-            elif name in self.found:
-                raise ValueError(f"it has two arrays for {name}")
-            else:
-                self.found[name] = self._array(name)
+            return False
+        if self.file.tell() + count > self.size:
+            raise ValueError("it ends too early")
+        self.file.seek(count, 1)
+        return True
 
     def _array(self, name: str) -> StoredTensor:
         """Notes the shape, the dtype and the place of an array, and goes to its end."""

@@ -13,7 +13,7 @@ from cmjax.checkpoints import (
     dit_pipelines,
     hub,
     native,
-    torch_models,
+    released,
 )
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.json_files import read_json
@@ -27,7 +27,7 @@ from cmjax.files import (
 )
 from cmjax.model import Model
 from cmjax.models import DiTTransformer2DConfig
-from cmjax.models.registry import ARCHITECTURES
+from cmjax.models.registry import ARCHITECTURES, autoencoder_name
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
 # Names of all files and folders that `save` writes; it replaces no folder that holds others.
@@ -46,8 +46,9 @@ def load(
     source: str | Path | None = None,
     *,
     dtype: DTypeLike | None = None,
-    config: torch_models.Config = None,
+    config: released.Config = None,
     trust: bool = False,
+    autoencoder: str | Path | None = None,
 ) -> Model:
     """Loads a model, detecting its format.
 
@@ -59,15 +60,17 @@ def load(
 
     Args:
         source: a cmjax folder, the folder of a training run, a folder of a diffusers pipeline or of
-            its network, a `.pt` file of OpenAI or of Pixel MeanFlow, or the id of a pipeline or
-            cmjax folder on the Hugging Face hub (`owner/name`, optionally `owner/name@revision`);
-            None is the bundled digits model.
+            its network, a file or folder of a released model (the docs' page "Released models" has
+            all), or the id of a pipeline or cmjax folder on the Hugging Face hub (`owner/name`,
+            optionally `owner/name@revision`); None is the bundled digits model.
         dtype: dtype of the parameters; None is float32. The network computes in the dtype of its
             input, whatever this is.
-        config: the network of a `.pt` file, or the name of a preset; None infers it from the
-            tensors. Other formats name their network themselves.
+        config: the network of a file of a released model, or the name of a preset; None infers it
+            from the tensors. Other formats name their network themselves.
         trust: whether a cmjax folder may name a network or scheduler that is neither part of cmjax
             nor registered (`cmjax.register`); it is then imported, which runs its module.
+        autoencoder: the autoencoder of a latent model that comes without one, as for
+            `cmjax.load_autoencoder`; None keeps what is there.
 
     Returns:
         The model: `apply_fn`, `params`, `scheduler`, `config` and `class_names`.
@@ -75,27 +78,66 @@ def load(
     Raises:
         ValueError: if there is no such model, or it is not one that cmjax reads.
     """
-    return open_checkpoint(source, config=config, trust=trust).load(dtype=dtype)
+    checkpoint = open_checkpoint(
+        source, config=config, trust=trust, autoencoder=autoencoder
+    )
+    return checkpoint.load(dtype=dtype)
 
 
 def open_checkpoint(
     source: str | Path | None = None,
     *,
-    config: torch_models.Config = None,
+    config: released.Config = None,
     trust: bool = False,
+    autoencoder: str | Path | None = None,
 ) -> Checkpoint:
     """Opens a model without reading its tensors; arguments and errors are those of `load`."""
+    checkpoint = _open(source, config, trust)
+    if autoencoder is not None:
+        return _with_given_autoencoder(checkpoint, autoencoder)
+    if checkpoint.latents is None:
+        return checkpoint
+    return _noted(
+        checkpoint,
+        f"its samples are latents of {checkpoint.latents.autoencoder}: --vae, or autoencoder= of "
+        "cmjax.load, makes pictures of them",
+    )
+
+
+def _with_given_autoencoder(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
+    """Adds an autoencoder to a model, with the statistics of the model's latents."""
+    stored = autoencoders.open_autoencoder(source)
+    changes = {} if checkpoint.latents is None else checkpoint.latents.changes
+    try:
+        own = dataclasses.replace(stored.config, **changes)
+    except TypeError:
+        wanted = checkpoint.latents and checkpoint.latents.autoencoder
+        raise ValueError(
+            f"autoencoder {source} is a {autoencoder_name(stored.config)}, the latents of which "
+            f"have no statistics; give {wanted}"
+        ) from None
+    stored = dataclasses.replace(stored, config=own)
+    return dataclasses.replace(checkpoint, autoencoder=stored, latents=None)
+
+
+def _open(source: str | Path | None, config: released.Config, trust: bool) -> Checkpoint:
+    """Opens a model as it is on disk."""
     path = BUNDLED if source is None else as_path("source", source, hub.SOURCES)
 
-    # A file is one of PyTorch: all other formats are folders. For a name that is too long,
+    # A file is a released model: all other formats are folders. For a name that is too long,
     # os.path returns False where Path raises an error.
     if os.path.exists(path) and not os.path.isdir(path):
         check_regular(path)
         _check_whole_model(path)
-        return torch_models.open_file(path, config)
+        return released.open_file(path, config)
+    is_named = any((path / name).exists() for name in (diffusers.INDEX, native.CONFIG))
+    if os.path.isdir(path) and not is_named:
+        found = released.open_folder(path, config)
+        if found is not None:
+            return found
     if config is not None:
         raise ValueError(
-            f"config is for .pt files, which do not name their network; {path} does"
+            f"config is for models whose files do not name their network; {path} does"
         )
 
     # What is not on disk may be on the hub, of which only folders are read.
@@ -163,9 +205,14 @@ def _with_autoencoder(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 def _attached(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Adds the autoencoder that must be in a model's folder."""
     stored = autoencoders.open_folder(path / autoencoders.PART)
-    notes = (checkpoint.note, stored.note and f"{autoencoders.PART}: {stored.note}")
-    note = "; ".join(filter(None, notes))
-    return dataclasses.replace(checkpoint, autoencoder=stored, note=note)
+    checkpoint = dataclasses.replace(checkpoint, autoencoder=stored)
+    return _noted(checkpoint, stored.note and f"{autoencoders.PART}: {stored.note}")
+
+
+def _noted(checkpoint: Checkpoint, note: str) -> Checkpoint:
+    """Adds to the note of a checkpoint."""
+    notes = filter(None, (checkpoint.note, note))
+    return dataclasses.replace(checkpoint, note="; ".join(notes))
 
 
 def _check_whole_model(path: Path) -> None:

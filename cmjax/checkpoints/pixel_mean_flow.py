@@ -1,4 +1,4 @@
-"""Pixel MeanFlow's `.pt` files (Lyy-iiis/pMF): a state dict without a config.
+"""Pixel MeanFlow's checkpoints (Lyy-iiis/pMF): a state dict or a training state without a config.
 
 The network is told from names and shapes. What these leave open, the scale of the noise and the
 guidance by default, is that of the released model of this size.
@@ -70,13 +70,15 @@ def from_tensors(
     path: Path,
     tensors: Mapping[str, StoredTensor],
     config: PixelMeanFlowConfig | str | None = None,
+    note: str = "",
 ) -> Checkpoint:
-    """Opens a file of Pixel MeanFlow.
+    """Opens a checkpoint of Pixel MeanFlow.
 
     Args:
-        path: the file.
-        tensors: its tensors by name.
+        path: its file or folder.
+        tensors: its tensors by name, as PyTorch has them.
         config: config of the network, or the name of a preset; None tells it from the tensors.
+        note: what is said of it already.
 
     Raises:
         ValueError: if the tensors are not those of such a network, or not of the one given.
@@ -91,23 +93,26 @@ def from_tensors(
     prefix = prefix_of(tensors) or ""
     try:
         config = config or infer_config(tensors, prefix)
-        used, note = _used(tensors, prefix, config)
+        used, ignored = _used(tensors, prefix, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
+    notes = [note, ignored]
     if not released_name(config):
-        note = (
-            f"{note}; no released model has this size: it is sampled with noise of scale "
+        notes.append(
+            "no released model has this size: it is sampled with noise of scale "
             f"{config.noise_scale:g} and guidance of scale {config.guidance_scale:g}"
         )
     return Checkpoint(
-        kind="Pixel MeanFlow file",
+        kind="Pixel MeanFlow checkpoint",
         files=(path,),
         config=config,
         scheduler=FlowMapEulerDiscreteScheduler(noise_scale=config.noise_scale),
         tensors=used,
-        layout=functools.partial(layout, prefix, _depth(tensors, prefix, "shared_blocks")),
-        note=note,
+        layout=functools.partial(
+            layout, prefix, depth_of(tensors, prefix, "shared_blocks")
+        ),
+        note="; ".join(filter(None, notes)),
     )
 
 
@@ -123,7 +128,7 @@ def infer_config(
     def shape(name):
         return tensors[prefix + name].shape
 
-    depths = [_depth(tensors, prefix, part) for part in ("shared_blocks", "u_heads")]
+    depths = [depth_of(tensors, prefix, part) for part in ("shared_blocks", "u_heads")]
     block = "shared_blocks.0" if depths[0] else "u_heads.0"
     try:
         bottleneck, channels, patch, _ = shape(FIRST)
@@ -212,7 +217,7 @@ def _their_name(name: str, shared_depth: int) -> str:
     return f"{block}{names[module]}.{theirs}"
 
 
-def _depth(tensors: Mapping[str, StoredTensor], prefix: str, part: str) -> int:
+def depth_of(tensors: Mapping[str, StoredTensor], prefix: str, part: str) -> int:
     """Returns the number of blocks in a list of blocks, "shared_blocks" or "u_heads"."""
     pattern = re.compile(rf"{re.escape(prefix + part)}\.([0-9]{{1,4}})\.")
     found = (pattern.match(name) for name in tensors)

@@ -58,6 +58,10 @@ class StoredTensor:
         shape = (self.shape[0], math.prod(self.shape[1:]))
         return StoredTensor(shape, self.dtype, lambda: self.read().reshape(shape))
 
+    def reshaped(self, shape: tuple[int, ...]) -> "StoredTensor":
+        """Returns the tensor in another shape of as many values, still unread."""
+        return StoredTensor(shape, self.dtype, lambda: self.read().reshape(shape))
+
     def rows(self, start: int, stop: int) -> "StoredTensor":
         """Returns a part of the first axis, without trailing axes of length one, still unread."""
         # Weights [out, in, 1] or [out, in, 1, 1] of 1x1 convolutions are those of a dense layer.

@@ -1,10 +1,8 @@
 """PyTorch's `.pt` and `.bin` files, read without PyTorch and without running what they contain.
 
 Such a file is a zip archive (PyTorch 1.6 and later): one pickle, which says how to build tensors,
-and the raw bytes of every storage, uncompressed. A pickle is a program for a small stack machine
-whose instructions can call any function. The machine here has only the instructions that a
-dictionary of tensors needs, it knows the names below, and where a pickle says "call", it recognises
-the name and builds the tensor itself: no function is ever looked up or called.
+and the raw bytes of every storage, uncompressed. `pickle_machine.py` runs the pickle, and calls
+nothing.
 """
 
 import dataclasses
@@ -12,12 +10,15 @@ import io
 import math
 import pickletools
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from cmjax.checkpoints.archives import BoundedReads
+from cmjax.checkpoints.pickle_machine import Machine, Name, RefusedError, brief
 from cmjax.checkpoints.tensors import StoredTensor, check_file
 from cmjax.files import open_regular
 
@@ -35,8 +36,8 @@ STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
     "ComplexFloatStorage": np.dtype(np.complex64),  # rotary frequencies, in some files
 }
-# Bytes of the pickle, and of the archive's directory. Those of the largest released model have
-# under a tenth of one MiB; parsing more takes long, and many times the memory.
+# Bytes of the pickle. That of the largest released model has under a tenth of one MiB; parsing more
+# takes long, and many times the memory.
 LARGEST_PICKLE = 4 * 2**20
 MOST_AXES = 32  # what every version of NumPy can view
 # Tensors may overlap and repeat values, but claim at most this many times the size of the file.
@@ -56,7 +57,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     # The pickle, which says what the tensors are. Its size is checked first: a damaged file could
     # claim more than there is memory.
     try:
-        with open_regular(path) as file, zipfile.ZipFile(_Bounded(file)) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(BoundedReads(file)) as archive:
             entries = _entries(path, archive)
             (pickle,) = [name for name in entries if name.endswith("/data.pkl")]
             folder = pickle.removesuffix("data.pkl")
@@ -69,7 +70,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
                 order.file_size != len(b"little") or archive.read(order) != b"little"
             ):
                 raise ValueError("it was written on a big-endian machine")
-            found = _Machine().run(archive.read(pickle))
+            found = _Machine().run(_instructions(archive.read(pickle)))
     except (
         OSError,
         zipfile.BadZipFile,
@@ -104,24 +105,6 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
             "tensors"
         )
     return stored
-
-
-class _Bounded(io.BufferedIOBase):
-    """An open file that is read in small parts only.
-
-    `zipfile` reads the directory of an archive in one call, whatever size the file claims for it.
-    """
-
-    def __init__(self, file: IO[bytes]):
-        self.seek = file.seek
-        self.tell = file.tell
-        self._file = file
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        size = -1 if size is None else size
-        if size > LARGEST_PICKLE:
-            raise ValueError(f"its directory claims {size} bytes")
-        return self._file.read(size)
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -172,13 +155,6 @@ def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Name:
-    """A name a pickle gives; whatever it stands for is never looked up."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
 class _Storage:
     """The bytes that tensors view: the archive's entry `data/<key>`, of `size` values."""
 
@@ -205,132 +181,39 @@ _CALLS = (
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
 )
-_MARK = object()  # where a group of values begins on the stack
 
 
-class _Machine:
-    """The stack machine of pickles, without the means to call anything.
+def _instructions(program: bytes) -> Iterator[tuple[str, Any]]:
+    """Returns the instructions of a pickle with their arguments."""
+    for opcode, argument, _ in pickletools.genops(io.BytesIO(program)):
+        yield opcode.name, argument
 
-    The module `pickletools` describes the instructions.
-    """
 
-    def __init__(self):
-        # Values under construction, and those that the pickle keeps to use them again.
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+class _Machine(Machine):
+    """The machine of the pickles in PyTorch's files."""
 
-    def run(self, program: bytes) -> Any:
-        """Returns what the program builds.
-
-        Raises:
-            ValueError: for a name or an instruction that tensors do not need, or a malformed
-                program.
-        """
-        try:
-            for opcode, argument, _ in pickletools.genops(io.BytesIO(program)):
-                if opcode.name == "STOP":
-                    return self.stack.pop()
-                self._step(opcode.name, argument)
-        except _RefusedError as error:
-            raise ValueError(str(error)) from None
-        # Nothing of the file runs in here, so a failure can only be a malformed file.
-        except Exception as error:
-            raise ValueError(
-                f"its pickle makes no sense ({type(error).__name__}: {str(error)[:200]})"
-            ) from None
-        raise ValueError("its pickle has no end")
-
-    def _step(self, opcode: str, argument: Any) -> None:
-        """Executes one instruction; what it makes goes on top of the stack."""
-        stack = self.stack
-        match opcode:
-            # The version of the format, and the length of a chunk.
-            case "PROTO" | "FRAME":
-                pass
-
-            # Constants and empty containers.
-            case "MARK":
-                stack.append(_MARK)
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
-                stack.append(argument)
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
-                stack.append(argument)
-            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                stack.append(
-                    {"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[opcode]
-                )
-
-            # The memo, for a value that occurs several times, such as the kind of a storage.
-            case "BINPUT" | "LONG_BINPUT":
-                self.memo[argument] = stack[-1]
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(self.memo[argument])
-
-            # Containers take their items from the stack, either a fixed number or all since a mark.
-            case "TUPLE":
-                stack.append(tuple(self._since_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(self._take(int(opcode[-1]))))
-            case "APPEND":
-                (item,) = self._take(1)
-                self._top(list).append(item)
-            case "APPENDS":
-                items = self._since_mark()
-                self._top(list).extend(items)
-            case "SETITEM":
-                self._set(self._take(2))
-            case "SETITEMS":
-                self._set(self._since_mark())
-
-            # Here an unpickler imports a module. This machine only keeps the name.
-            case "GLOBAL":
-                stack.append(self._known(argument.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                stack.append(self._known(".".join(self._take(2))))
-
-            # Here it asks for an object that is stored elsewhere: a storage, in the archive.
-            case "BINPERSID":
-                (description,) = self._take(1)
-                stack.append(self._storage(description))
-
-            # Here it calls a function, or an object's __setstate__.
-            case "REDUCE":
-                function, arguments = self._take(2)
-                stack.append(self._built(function, arguments))
-            case "BUILD":
-                self._take(1)  # attributes of a dictionary, such as the versions of modules
-                self._top(dict)
-            case _:
-                raise _RefusedError(
-                    f"its pickle has the instruction {opcode}, which tensors do not need: refused"
-                )
-
-    def _storage(self, description: Any) -> _Storage:
+    def persistent(self, description: Any) -> _Storage:
         """Returns the storage that a persistent id describes."""
         # The fourth part is the device it was saved from, which does not matter here.
         match description:
-            case ("storage", _Name(name), str() as key, _, int() as size) if (
+            case ("storage", Name(name), str() as key, _, int() as size) if (
                 name in _STORAGE_NAMES
             ):
                 return _Storage(_STORAGE_NAMES[name], key, size)
-        raise _RefusedError(
-            f"its pickle refers to {_shown(description)}, which is not a storage of numbers"
+        raise RefusedError(
+            f"its pickle refers to {brief(description)}, which is not a storage of numbers"
         )
 
-    def _built(self, function: Any, arguments: Any) -> Any:
+    def built(self, function: Any, arguments: Any) -> Any:
         """Returns what the function of that name would return for these arguments."""
         match function, arguments:
-            case _Name("collections.OrderedDict"), ():
+            case Name("collections.OrderedDict"), ():
                 return {}
 
             # The last two arguments are requires_grad and hooks. A seventh one would say that the
             # values are negated or conjugated.
             case (
-                _Name("torch._utils._rebuild_tensor_v2"),
+                Name("torch._utils._rebuild_tensor_v2"),
                 (
                     _Storage() as storage,
                     int() as offset,
@@ -343,73 +226,13 @@ class _Machine:
                 return _Tensor(storage, offset, shape, strides)
 
             # A parameter is its tensor, with requires_grad and hooks again.
-            case _Name("torch._utils._rebuild_parameter"), (_Tensor() as tensor, *_):
+            case Name("torch._utils._rebuild_parameter"), (_Tensor() as tensor, *_):
                 return tensor
-        raise _RefusedError(
-            f"its pickle calls {_shown(function)} with arguments it does not take: refused"
-        )
+        return super().built(function, arguments)
 
-    def _known(self, name: str) -> _Name:
-        """Returns a name if it is one of those that tensors need."""
-        if name not in _STORAGE_NAMES and name not in _CALLS:
-            raise _RefusedError(
-                f"its pickle asks for {_shown(name)}, which tensors do not need: refused, nothing "
-                "was run"
-            )
-        return _Name(name)
-
-    def _set(self, items: list[Any]) -> None:
-        """Adds items, names and values in turn, to the dictionary on top of the stack."""
-        names = items[::2]
-        # Hashing anything else, such as deeply nested tuples, could take for ever.
-        if not all(isinstance(name, str) for name in names):
-            raise _RefusedError(
-                "its pickle has a dictionary whose keys are not names; save model.state_dict()"
-            )
-        self._top(dict).update(zip(names, items[1::2], strict=True))
-
-    def _take(self, count: int) -> list[Any]:
-        """Takes a number of values from the stack, returned in the order they were put there."""
-        items = [self.stack.pop() for _ in range(count)][::-1]
-        if any(item is _MARK for item in items):
-            raise ValueError("a mark among the values")
-        return items
-
-    def _since_mark(self) -> list[Any]:
-        """Takes all values since the last mark, and the mark."""
-        items = []
-        while (item := self.stack.pop()) is not _MARK:
-            items.append(item)
-        return items[::-1]
-
-    def _top(self, kind: type) -> Any:
-        """Returns the value on top of the stack, which must be of that type."""
-        if not isinstance(self.stack[-1], kind):
-            raise ValueError(f"expected a {kind.__name__}")
-        return self.stack[-1]
-
-
-class _RefusedError(Exception):
-    """A pickle that asks for more than tensors."""
-
-
-def _shown(value: Any) -> str:
-    """Returns a few words on a value of a pickle, for an error.
-
-    Its repr will not do: that of a few nested tuples can have more characters than there is memory.
-    """
-    if isinstance(value, _Name):
-        return value.name
-    if isinstance(value, str):
-        return value[:200]
-    if not isinstance(value, tuple) or not value:
-        return f"a {type(value).__name__}"
-    words = []
-    for item in value[:5]:
-        words.append(
-            _shown(item) if isinstance(item, (str, _Name)) else type(item).__name__
-        )
-    return f"({', '.join(words)})"
+    def knows(self, name: str) -> bool:
+        """Whether a name is one of those that tensors need."""
+        return name in _STORAGE_NAMES or name in _CALLS
 
 
 def _stored(

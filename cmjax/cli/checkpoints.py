@@ -21,8 +21,8 @@ DTYPES = ["float32", "bfloat16", "float16"]
 PRESET = click.option(
     "--config",
     metavar="PRESET",
-    help="Network of a .pt file: imagenet64 or lsun256 (OpenAI), or such as pMF-B/16.  "
-    "[default: inferred from its tensors]",
+    help="Network of a released model's file: imagenet64 or lsun256 (OpenAI), or such as pMF-B/16 "
+    "or MF-B/4.  [default: inferred from its tensors]",
 )
 
 
@@ -41,6 +41,7 @@ PRESET = click.option(
 )
 @PRESET
 @options.trust
+@options.vae
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def convert(
     source: str,
@@ -52,8 +53,8 @@ def convert(
 ) -> None:
     """Converts the model SRC, writing it to the folder DST.
 
-    SRC is a cmjax folder, a diffusers pipeline or UNet folder, a .pt file of OpenAI or of Pixel
-    MeanFlow, or a hub id owner/name.
+    SRC is a cmjax folder, a diffusers pipeline or UNet folder, the file or folder of a released
+    model, or a hub id owner/name.
 
     \b
     Examples:
@@ -81,6 +82,7 @@ def convert(
 )
 @PRESET
 @options.trust
+@options.vae
 @options.as_json
 def info(source: str | None, config: str | None, as_json: bool) -> None:
     """Describes the model SRC, without reading its tensors.

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoint":
-    """Opens a model without reading its tensors, with the `--trust` of the command that runs.
+    """Opens a model without reading its tensors, with the `--trust` and `--vae` of the command.
 
     Args:
         source: as for `cmjax.load`; None is the bundled model.
-        config: name of a preset, for a `.pt` file.
+        config: name of a preset, for a released model.
 
     Raises:
         ValueError: if there is no such model, or it is not one that cmjax reads.
@@ -27,13 +27,18 @@ def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoin
 
     # There is no context if a program calls this function outside of a command.
     ctx = click.get_current_context(silent=True)
-    trusted = ctx is not None and ctx.meta.get("cmjax.trust", False)
+    meta = {} if ctx is None else ctx.meta
+    trusted = meta.get("cmjax.trust", False)
+    vae = meta.get("cmjax.vae")
     try:
-        return loading.open_checkpoint(source, config=config, trust=trusted)
+        return loading.open_checkpoint(
+            source, config=config, trust=trusted, autoencoder=vae
+        )
 
     except ValueError as error:
-        # The library's way out, trust=True, is an option here.
-        raise ValueError(str(error).replace("trust=True", "--trust")) from None
+        # The library's way out, trust=True, is an option here; so is its argument.
+        message = str(error).replace("trust=True", "--trust")
+        raise ValueError(message.replace("autoencoder must", "--vae must")) from None
 
 
 def open_model(

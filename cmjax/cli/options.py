@@ -46,6 +46,17 @@ trust = click.option(
     "code.",
 )
 
+# In the context too: for models that come without their autoencoder.
+vae = click.option(
+    "--vae",
+    metavar="SRC",
+    expose_value=False,
+    callback=lambda ctx, param, value: ctx.meta.update({"cmjax.vae": value}),
+    shell_complete=complete_path,
+    help="Autoencoder of a model of latents: a folder, a file of weights beside its config, or a "
+    "hub id.  [default: the one that comes with the model]",
+)
+
 # For commands that sample, by `sampling` below, and for `cmjax edit`.
 guiding = group_of(
     click.option(
@@ -70,10 +81,11 @@ sampling = group_of(
         "-m",
         metavar="MODEL",
         shell_complete=complete_path,
-        help="A cmjax or diffusers folder, an OpenAI or pMF .pt file, or a hub id owner/name.  "
-        "[default: bundled digits]",
+        help="A cmjax or diffusers folder, the file or folder of a released model, or a hub id "
+        "owner/name.  [default: bundled digits]",
     ),
     trust,
+    vae,
     click.option(
         "--scheduler",
         metavar="NAME",

@@ -83,7 +83,8 @@ def sample(
     channels = loaded.picture_shape[-1]
     if out.suffix.lower() == PICTURE and channels not in (1, 3):
         raise ValueError(
-            f"--out: a .png has 1 or 3 channels, but the model's samples have {channels}; use .npz"
+            f"--out: a .png has 1 or 3 channels, but the model's samples have {channels}; "
+            "use .npz, or give the autoencoder of a model of latents by --vae"
         )
 
     # The state also knows how many network calls the schedule takes, for the report at the end.

@@ -6,8 +6,14 @@ from cmjax.models.autoencoder_kl import AutoencoderKL
 from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
+from cmjax.models.dit_presets import MEAN_FLOWS, SHORTCUTS
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
 from cmjax.models.extension import extend
+from cmjax.models.improved_mean_flow import ImprovedMeanFlow
+from cmjax.models.improved_mean_flow_config import (
+    IMPROVED_MEAN_FLOWS,
+    ImprovedMeanFlowConfig,
+)
 from cmjax.models.pixel_mean_flow import PixelMeanFlow
 from cmjax.models.pixel_mean_flow_config import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.unet import UNet2D
@@ -15,8 +21,11 @@ from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
 __all__ = [
     "DIT_SIZES",
+    "IMPROVED_MEAN_FLOWS",
+    "MEAN_FLOWS",
     "PIXEL_MEAN_FLOWS",
     "PRESETS",
+    "SHORTCUTS",
     "ApplyFn",
     "AutoencoderKL",
     "AutoencoderKLConfig",
@@ -26,6 +35,8 @@ __all__ = [
     "DiTConfig",
     "DiTTransformer2D",
     "DiTTransformer2DConfig",
+    "ImprovedMeanFlow",
+    "ImprovedMeanFlowConfig",
     "PixelMeanFlow",
     "PixelMeanFlowConfig",
     "UNet2D",

@@ -9,7 +9,9 @@ from flax import nnx
 from cmjax.arrays import as_reals
 from cmjax.models.embeddings import TimestepEmbedding, sinusoidal_embedding
 
-SECOND_TIMES = ("end", "span")  # what is embedded of the second time r: r itself, or t - r
+# What is embedded of the second time r: r itself, t - r, or how many such steps there are.
+SECOND_TIMES = ("end", "span", "log_steps")
+MOST_LOG_STEPS = 7  # of shortcut models, whose shortest steps are 1 / 128 long
 SCALE_STEP = 0.1  # of guidance scales, as finely as the embedding tells two of them apart
 
 
@@ -57,8 +59,7 @@ class FurtherConditions(nnx.Module):
         _check_given("r", r, "second_time", self.second_time)
         _check_given("guidance_scale", guidance_scale, "guidance_embeds", self.guidance)
         if self.second_time is not None:
-            told = r if self.config.second_time == "end" else t - r
-            scaled = told * self.config.time_scale
+            scaled = self._second(t, r)
             embedding = embedding + self._embedded(self.second_time, scaled)
         if self.guidance is not None:
             guidance_scale = as_reals("guidance_scale", guidance_scale)
@@ -70,6 +71,20 @@ class FurtherConditions(nnx.Module):
             scaled = guidance_scale / SCALE_STEP
             embedding = embedding + self._embedded(self.guidance, scaled)
         return embedding
+
+    def _second(self, t, r):
+        """Returns what is embedded of the second time, f32[B]."""
+        if self.config.second_time == "end":
+            return r * self.config.time_scale
+        span = (t - r) * self.config.time_scale
+        if self.config.second_time == "span":
+            return span
+
+        # The whole part of log2(1 / span), with which steps of a third are told as halves. It is
+        # constant almost everywhere, and rounding must not make 1.9999 of 2.
+        shortest = 2.0**-MOST_LOG_STEPS
+        log_steps = -jnp.log2(jnp.maximum(jax.lax.stop_gradient(span), shortest))
+        return jnp.maximum(jnp.floor(log_steps + 1e-3), 0.0)
 
     def _embedded(self, embedding, value):
         """Returns the embedding of one number per sample, f32[B, width]."""

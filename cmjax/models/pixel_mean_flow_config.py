@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from cmjax.configs import LARGEST, check_options
+from cmjax.configs import check_options
+from cmjax.models.context_config import CONTEXT_DOMAINS, ContextConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelMeanFlowConfig:
+class PixelMeanFlowConfig(ContextConfig):
     """The configuration of a `PixelMeanFlow`; the defaults are pMF-B/16.
 
     Fields are named as in `DiTConfig`, where it has them.
@@ -48,68 +49,19 @@ class PixelMeanFlowConfig:
     time_scale: float = 0.001
 
     _domains = {
-        "sample_size": (1, 65536),
-        "in_channels": (1, 65536),
-        "patch_size": (1, 65536),
+        **CONTEXT_DOMAINS,
         "bottleneck_channels": (1, 65536),
-        "num_layers": (1, 512),
-        "num_attention_heads": (1, 1024),
-        "attention_head_dim": (4, 65536),
-        "mlp_channels": (1, 2**20),
-        "num_class_embeds": (1, LARGEST - 1),
-        "context_tokens": (1, 1024),
         "noise_scale": (1e-3, 1e3),
-        "guidance_scale": (1e-3, 1e6),
-        "guidance_interval": (0.0, 1.0),
-        "time_scale": (1e-9, 1e6),
     }
 
     def __post_init__(self):
         check_options(self)
-        if self.sample_size % self.patch_size:
-            raise ValueError(
-                f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}"
-            )
         if self.attention_head_dim % 4:
             raise ValueError(
                 f"attention_head_dim {self.attention_head_dim} must be a multiple of 4, for the "
                 "angles of rows and columns"
             )
-        for name, length in {"context_tokens": 5, "guidance_interval": 2}.items():
-            if len(getattr(self, name)) != length:
-                raise ValueError(
-                    f"{name} must have {length} entries, got {len(getattr(self, name))}"
-                )
-
-    @property
-    def width(self) -> int:
-        """Number of channels of a token."""
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens of the sequence, those of the image included."""
-        return sum(self.context_tokens) + (self.sample_size // self.patch_size) ** 2
-
-    @property
-    def num_blocks(self) -> int:
-        """Number of transformer blocks."""
-        return self.num_layers
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of the output, those of the images."""
-        return self.in_channels
-
-    @property
-    def guidance_embeds(self) -> bool:
-        """Whether the network is told a guidance scale: it is."""
-        return True
-
-    @property
-    def null_class(self) -> bool:
-        """Whether the label after the last class stands for no class: it does."""
-        return True
+        self.check_context()
 
 
 # The released models of Lyy-iiis/pMF: sizes as in its code, scales and intervals as its

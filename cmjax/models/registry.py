@@ -18,7 +18,13 @@ from cmjax.models.autoencoder_kl import AutoencoderKL
 from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DiT, DiTConfig
+from cmjax.models.dit_presets import MEAN_FLOWS, SHORTCUTS
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
+from cmjax.models.improved_mean_flow import ImprovedMeanFlow
+from cmjax.models.improved_mean_flow_config import (
+    IMPROVED_MEAN_FLOWS,
+    ImprovedMeanFlowConfig,
+)
 from cmjax.models.pixel_mean_flow import PixelMeanFlow
 from cmjax.models.pixel_mean_flow_config import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.unet import UNet2D
@@ -31,6 +37,7 @@ ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "DiT": (DiT, DiTConfig),
     "DiTTransformer2D": (DiTTransformer2D, DiTTransformer2DConfig),
     "PixelMeanFlow": (PixelMeanFlow, PixelMeanFlowConfig),
+    "ImprovedMeanFlow": (ImprovedMeanFlow, ImprovedMeanFlowConfig),
 }
 BUILT_IN = tuple(ARCHITECTURES)
 
@@ -40,7 +47,14 @@ AUTOENCODERS: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "AutoencoderTiny": (AutoencoderTiny, AutoencoderTinyConfig),
 }
 
-RELEASED = {**PRESETS, **PIXEL_MEAN_FLOWS}  # the configs of released models by name
+# The configs of released models by name.
+RELEASED = {
+    **PRESETS,
+    **PIXEL_MEAN_FLOWS,
+    **MEAN_FLOWS,
+    **IMPROVED_MEAN_FLOWS,
+    **SHORTCUTS,
+}
 LONGEST_NAME = 200  # of a class in files
 
 
@@ -50,7 +64,7 @@ def network_class(
     """Returns the network of a name, and the class of its config.
 
     Args:
-        name: "UNet2D", "DiT", "PixelMeanFlow", a registered name, or "package.module:Name".
+        name: one of `ARCHITECTURES`, such as "UNet2D", or "package.module:Name".
         trust: whether a class that is not registered may be imported, which runs its module. Pass
             False for a name that was read from somebody else's file.
 

@@ -1,7 +1,7 @@
 """Layers of transformers that are told what they are told by tokens of the sequence.
 
-Those of Pixel MeanFlow (Lu et al. 2026, arXiv 2601.22158). As all layers here they compute in the
-dtype of their input.
+Those of Pixel MeanFlow (Lu et al. 2026, arXiv 2601.22158) and of improved mean flows (Geng et al.
+2025, arXiv 2512.02012). As all layers here they compute in the dtype of their input.
 """
 
 import math
@@ -122,6 +122,18 @@ def rotary_angles(side: int, channels: int) -> np.ndarray:
     rows = np.repeat(angles, side, axis=0)
     columns = np.tile(angles, (side, 1))
     return np.concatenate([rows, columns], axis=-1).astype(np.float32)
+
+
+def sequence_angles(count: int, channels: int) -> np.ndarray:
+    """Returns the angles of rotary positions in a sequence, f32[count, channels / 2].
+
+    Args:
+        count: number of tokens.
+        channels: of a head; an even number.
+    """
+    pairs = channels // 2
+    frequencies = LONGEST_PERIOD ** -(np.arange(pairs) / pairs)
+    return (np.arange(count)[:, None] * frequencies[None]).astype(np.float32)
 
 
 def rotated(x: jax.Array, angles: np.ndarray) -> jax.Array:

@@ -47,6 +47,17 @@ def test_arrays_that_flax_wrote(tmp_path):
         np.testing.assert_array_equal(tensor.read(), expected)
 
 
+def test_training_states_have_more_than_arrays(tmp_path):
+    one = msgpack.ExtType(1, msgpack.packb(((1,), "int8", b"\7")))
+    others = [None, True, -1, -(2**40), 5, 2**40, 0.5, "text", b"bytes", {}, []]
+    state = {"step": 3, "ema": {"w": one}, "opt": [{"mu": one}, *others], "note": "x" * 99}
+    tensors = open_msgpack(write(tmp_path, msgpack.packb(state)))
+    assert {name: int(tensor.read()[0]) for name, tensor in tensors.items()} == {
+        "ema.w": 7,
+        "opt.0.mu": 7,
+    }
+
+
 def array(shape, dtype, content):
     return msgpack.ExtType(1, msgpack.packb((shape, dtype, content), use_bin_type=True))
 
@@ -67,7 +78,9 @@ def nested(depth):
         (CONTENT + b"\0", "bytes follow its end"),
         (msgpack.packb([1]), "something else where a map belongs"),
         (msgpack.packb({1: 2}), "something else where a name belongs"),
-        (msgpack.packb({"step": 3}), "step is not an array"),
+        (msgpack.packb({"x": "text"})[:-1], "it ends too early"),
+        (msgpack.packb({"x": b"bytes"})[:-1], "it ends too early"),
+        (msgpack.packb({"x": [[1] * 50_000]}), "more than 40000 names"),
         (msgpack.packb({"x": msgpack.ExtType(2, b"\x92\1\1")}), "x is not an array"),
         (msgpack.packb({"x": array((2,), "float32", b"\0" * 4)}), "4 bytes, not those of"),
         (msgpack.packb({"x": array((2**40, 2**40), "float32", b"")}), "0 bytes, not those"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import tracemalloc
 
 import jax
@@ -18,8 +19,8 @@ from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.cli import main
 from cmjax.models import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.registry import preset_name
+from tests.support import flax_files, flax_networks, torch_zip
 from tests.support import pixel_mean_flow as reference
-from tests.support import torch_zip
 from tests.support.cli import assert_one_line, succeeded
 from tests.support.mutations import fuzz, mutations
 
@@ -124,6 +125,31 @@ def test_one_command_makes_a_picture(tmp_path, file):
     assert out.read_bytes()[:4] == b"\x89PNG"
     assert "1 network call" in result.output
     assert "Note: ignored: 16 tensors of the second head" in result.stderr
+
+
+def in_flax(name, tensor):
+    """A tensor under its name in the JAX code, with its axes there."""
+    name = re.sub(r"(shared_blocks|u_heads|v_heads)\.", r"\1_", name)
+    name = re.sub(r"mlp\.(?=[0-9])", "mlp.layers_", name)
+    if "embedding_table" in name:
+        return "net.y_embedder.embedding_table.embedding", tensor[None]
+    if tensor.ndim == 4:
+        tensor = tensor.transpose(2, 3, 1, 0)
+    elif tensor.ndim == 2:
+        tensor = tensor.T
+    return name.replace(".weight", ".kernel"), np.ascontiguousarray(tensor)
+
+
+def test_zips_of_the_jax_code(tmp_path, file, tensors):
+    flat = dict(in_flax(*item) for item in tensors.items() if item[0] != "net.rope_freqs")
+    state = {"ema_params": flax_networks.nested(flat), "step": np.int32(1)}
+    folder = flax_files.write_orbax_0_4(tmp_path / "folder", state)
+    path = shutil.make_archive(str(tmp_path / "toy"), "zip", folder)
+    found = open_checkpoint(path)
+    assert "ignored: 16 tensors of the second head" in found.note
+    model, expected = found.load(), cmjax.load(file)
+    assert model.config == expected.config
+    jax.tree.map(np.testing.assert_array_equal, model.params, expected.params)
 
 
 def without(name):

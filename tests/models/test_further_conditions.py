@@ -103,7 +103,9 @@ def test_what_cannot_be_extended():
         extend(wider, params, second_time="end")
     with pytest.raises(ValueError, match="params has .*blocks.*, and config has not"):
         extend(dataclasses.replace(DIT, num_layers=1), params, second_time="end")
-    with pytest.raises(ValueError, match="second_time must be 'end' or 'span', or null"):
+    with pytest.raises(
+        ValueError, match="second_time must be 'end' or 'span' or 'log_steps'"
+    ):
         extend(DIT, params, second_time="length")
     with pytest.raises(ValueError, match="rngs must be flax.nnx.Rngs.* or None, got 3"):
         extend(DIT, params, rngs=3, second_time="end")

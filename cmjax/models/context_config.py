@@ -1,0 +1,76 @@
+"""What the configurations of networks that are told by tokens have in common."""
+
+from typing import Any
+
+from cmjax.configs import LARGEST
+
+# Of the fields that all of them have.
+CONTEXT_DOMAINS = {
+    "sample_size": (1, 65536),
+    "in_channels": (1, 65536),
+    "patch_size": (1, 65536),
+    "num_layers": (1, 512),
+    "num_attention_heads": (1, 1024),
+    "attention_head_dim": (2, 65536),
+    "mlp_channels": (1, 2**20),
+    "num_class_embeds": (1, LARGEST - 1),
+    "context_tokens": (1, 1024),
+    "guidance_scale": (1e-3, 1e6),
+    "guidance_interval": (0.0, 1.0),
+    "time_scale": (1e-9, 1e6),
+}
+
+
+class ContextConfig:
+    """The base of the configurations, which are dataclasses with the fields named here."""
+
+    sample_size: Any
+    in_channels: Any
+    patch_size: Any
+    num_layers: Any
+    num_attention_heads: Any
+    attention_head_dim: Any
+    context_tokens: Any
+    guidance_interval: Any
+
+    def check_context(self) -> None:
+        """Raises ValueError for fields that do not go together."""
+        if self.sample_size % self.patch_size:
+            raise ValueError(
+                f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}"
+            )
+        for name, length in {"context_tokens": 5, "guidance_interval": 2}.items():
+            if len(getattr(self, name)) != length:
+                raise ValueError(
+                    f"{name} must have {length} entries, got {len(getattr(self, name))}"
+                )
+
+    @property
+    def width(self) -> int:
+        """Number of channels of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of the sequence, those of the image included."""
+        return sum(self.context_tokens) + (self.sample_size // self.patch_size) ** 2
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of transformer blocks."""
+        return self.num_layers
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output, those of the samples."""
+        return self.in_channels
+
+    @property
+    def guidance_embeds(self) -> bool:
+        """Whether the network is told a guidance scale: it is."""
+        return True
+
+    @property
+    def null_class(self) -> bool:
+        """Whether the label after the last class stands for no class: it does."""
+        return True

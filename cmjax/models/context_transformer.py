@@ -1,0 +1,134 @@
+"""Transformers that are told what they are told by tokens in front of those of the image.
+
+The part that Pixel MeanFlow (Lu et al. 2026, arXiv 2601.22158) and improved mean flows (Geng et al.
+2025, arXiv 2512.02012) have in common.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cmjax.models import embeddings, layers, resampling
+from cmjax.models.token_layers import ContextTokens, GatedBlock, RMSNorm
+
+FEATURES = 256  # sines and cosines of every number that the network is told
+
+
+class ContextTransformer(nnx.Module):
+    """The base of these networks: all but how patches become tokens, and what the output means.
+
+    A last layer of zeros makes the output of an untrained network zero.
+    """
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs):
+        """Makes the parts in common, with float32 parameters drawn from `rngs`.
+
+        Args:
+            config: a `ContextConfig`.
+            rngs: that parameters are drawn from.
+        """
+        self.config = config
+        width = config.width
+
+        # The last row of the classes stands for none.
+        self.class_embedding = nnx.Embed(config.num_class_embeds + 1, width, rngs=rngs)
+        self.scale_embedding = embeddings.TimestepEmbedding(FEATURES, width, rngs=rngs)
+        self.start_embedding = embeddings.TimestepEmbedding(FEATURES, width, rngs=rngs)
+        self.end_embedding = embeddings.TimestepEmbedding(FEATURES, width, rngs=rngs)
+        self.time_embedding = embeddings.TimestepEmbedding(FEATURES, width, rngs=rngs)
+        self.context = nnx.List(
+            [ContextTokens(count, width, rngs=rngs) for count in config.context_tokens]
+        )
+
+        # The blocks, and the way back to patches.
+        heads = config.num_attention_heads
+        self.blocks = nnx.List(
+            [
+                GatedBlock(width, heads, config.mlp_channels, rngs=rngs)
+                for _ in range(config.num_layers)
+            ]
+        )
+        self.norm_out = RMSNorm(width, rngs=rngs)
+        folded = config.patch_size**2 * config.in_channels
+        self.proj_out = layers.linear(
+            width, folded, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
+
+    def with_context(
+        self,
+        image: jax.Array,
+        span: jax.Array,
+        class_labels: jax.Array | None,
+        guidance_scale: jax.Array | None,
+        guidance_interval: jax.Array | None,
+    ) -> jax.Array:
+        """Returns the tokens of what the network is told, then those of the image.
+
+        Args:
+            image: tokens of the image, `[B, side * side, width]`.
+            span: length of the step, t - r, f32[B].
+            class_labels: i32[B].
+            guidance_scale: f32[B], or None for the config's.
+            guidance_interval: f32[B, 2], or None for the config's.
+
+        Returns:
+            `[B, num_tokens, width]`, in the dtype of `image`.
+
+        Raises:
+            ValueError: if labels are missing or none of the model's, or the scale or interval has
+                another shape.
+        """
+        config = self.config
+        batch = len(image)
+        scale = _told("guidance_scale", guidance_scale, config.guidance_scale, (batch,))
+        interval = _told(
+            "guidance_interval", guidance_interval, config.guidance_interval, (batch, 2)
+        )
+
+        # One embedding per kind of tokens, f32[B, width]; a scale w is told as 1 - 1 / w.
+        embedded = (
+            embeddings.class_features(self.class_embedding, class_labels, batch),
+            _embedded(self.scale_embedding, 1 - 1 / jnp.where(scale > 0, scale, jnp.nan)),
+            _embedded(self.start_embedding, interval[:, 0]),
+            _embedded(self.end_embedding, interval[:, 1]),
+            _embedded(self.time_embedding, span),
+        )
+        told = [
+            tokens(embedding.astype(image.dtype))
+            for tokens, embedding in zip(self.context, embedded, strict=True)
+        ]
+        return jnp.concatenate([*told, image], axis=1)
+
+    def output(self, h: jax.Array, angles: np.ndarray) -> jax.Array:
+        """Returns the output of the blocks and the last layer, `[B, H, W, in_channels]`.
+
+        Args:
+            h: the sequence, `[B, num_tokens, width]`.
+            angles: rotary angles of its last tokens; see `token_layers.rotated`.
+        """
+        for block in self.blocks:
+            h = block(h, angles)
+
+        # The tokens of the image, which are the last ones, become patches.
+        side = self.config.sample_size // self.config.patch_size
+        h = self.proj_out(self.norm_out(h[:, -(side**2) :]))
+        return resampling.depth_to_space(
+            h.reshape(len(h), side, side, -1), self.config.patch_size
+        )
+
+
+def _embedded(embedding, values):
+    """Returns the embedding of one number per sample, f32[B, width]."""
+    return embedding(embeddings.sinusoidal_embedding(values, FEATURES))
+
+
+def _told(name, value, default, shape):
+    """Returns what the network is told as f32[shape], or the config's for all samples."""
+    if value is None:
+        return jnp.broadcast_to(jnp.asarray(default, jnp.float32)[None], shape)
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
+    return jnp.asarray(value).astype(jnp.float32)
