@@ -125,7 +125,10 @@ def test_in_another_dtype(folder):
             "'onnx' is not one of 'cmjax', 'diffusers'",
         ),
         (["convert", "model", "x", "--dtype", "int8"], "'int8' is not one of"),
-        (["convert", "model", "model/config.json"], "is a file; give the name of a folder"),
+        (
+            ["convert", "model", "model/config.json"],
+            "a file is there, where a folder is wanted",
+        ),
         (["convert", "model", "."], "which cmjax did not write"),
     ],
 )
