@@ -1,4 +1,4 @@
-"""What networks may be told besides a time and a class: a second time, and a guidance scale."""
+"""Conditions besides a time and a class: a second time, for flow maps, and a guidance scale."""
 
 from typing import Any
 
@@ -9,8 +9,11 @@ from flax import nnx
 from cmjax.arrays import as_reals
 from cmjax.models.embeddings import TimestepEmbedding, sinusoidal_embedding
 
-SECOND_TIMES = ("end", "span")  # what is embedded of the second time r: r itself, or t - r
-SCALE_STEP = 0.1  # of guidance scales, as finely as the embedding tells two of them apart
+# What is embedded of the second time r: r itself, or t - r.
+SECOND_TIMES = ("end", "span")
+
+# The unit of embedded guidance scales: about as finely as the embedding tells two of them apart.
+SCALE_STEP = 0.1
 
 
 class FurtherConditions(nnx.Module):
@@ -56,10 +59,14 @@ class FurtherConditions(nnx.Module):
         """
         _check_given("r", r, "second_time", self.second_time)
         _check_given("guidance_scale", guidance_scale, "guidance_embeds", self.guidance)
+
+        # r or t - r, in the same units as the time itself.
         if self.second_time is not None:
             told = r if self.config.second_time == "end" else t - r
             scaled = told * self.config.time_scale
             embedding = embedding + self._embedded(self.second_time, scaled)
+
+        # The guidance scale of each sample.
         if self.guidance is not None:
             guidance_scale = as_reals("guidance_scale", guidance_scale)
             if guidance_scale.shape != t.shape:
