@@ -9,7 +9,8 @@ directions, between 10,000 samples and 10,000 fresh data; its floor is that betw
 data. The teacher's row is Heun's method in 40 steps.
 
 Flow maps start in the same way from a network of flow matching, which its own row samples by
-Euler's method in 40 steps.
+Euler's method in 40 steps. So does `reflow`, which trains it further on 200,000 pairs of noise and
+sample, and is sampled by Euler's method.
 """
 
 import time
@@ -27,6 +28,7 @@ from cmjax.models import from_nnx, layers
 from cmjax.parametrization import adapt, edm_denoiser
 from cmjax.schedulers import EDMHeunScheduler
 from cmjax.training import losses, trainer
+from cmjax.training.pairs import reflow_pairs
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False, sigma_max=20.0)
 SIMPLIFIED = {
@@ -61,6 +63,9 @@ FLOW_MAPS = {
     "shortcut": {"consistency_fraction": 0.5},
     "imm": {"decrement": 7, "group_size": 16},
 }
+
+
+PAIRS = 200_000  # of noise and sample, for reflow
 
 
 class MLP(nnx.Module):
@@ -108,8 +113,14 @@ def train(
     teacher=None,
     batch_size=512,
     scheduler=SCHEDULER,
+    draw_batch=None,
 ):
     """Returns the moving average of the parameters after training with a loss."""
+
+    def fresh(key):
+        return {"data": draw(key, batch_size)}
+
+    draw_batch = fresh if draw_batch is None else draw_batch
     loss = losses.make(name, scheduler, total_steps=steps, **options)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, steps))
@@ -127,7 +138,7 @@ def train(
     def many(state):
         def body(state, _):
             key = jax.random.fold_in(jax.random.key(seed + 1000), state.step)
-            return step(state, {"data": draw(key, batch_size)})
+            return step(state, draw_batch(key))
 
         return jax.lax.scan(body, state, None, length=steps)
 
@@ -190,6 +201,44 @@ def flow_maps(seed, steps, only, data):
     for name, options in FLOW_MAPS.items():
         if only in (None, name):
             yield student_row(name, apply_fn, teacher, FLOW_MAP, steps, seed, options, data)
+    if only in (None, "reflow"):
+        yield reflow_row(apply_fn, teacher, steps, seed, data)
+
+
+def reflow_row(apply_fn, teacher, steps, seed, data):
+    """Returns the row of flow matching on pairs of noise and the teacher's sample."""
+    start = time.perf_counter()
+    found = reflow_pairs(
+        jax.random.key(seed + 2000),
+        apply_fn,
+        teacher,
+        FLOW,
+        (PAIRS, 2),
+        num_inference_steps=40,
+        batch_size=PAIRS,
+    )
+
+    def draw_batch(key):
+        rows = jax.random.randint(key, (512,), 0, PAIRS)
+        return {
+            "data": jnp.asarray(found["images"])[rows],
+            "noise": jnp.asarray(found["noise"])[rows],
+        }
+
+    # With uniform times, since a single step starts at t = 1.
+    student, _ = train(
+        "flow_matching",
+        apply_fn,
+        jax.tree.map(jnp.copy, teacher),
+        steps,
+        seed,
+        {"uniform_fraction": 1.0},
+        scheduler=FLOW,
+        draw_batch=draw_batch,
+    )
+    seconds = time.perf_counter() - start
+    found_distances = [distance(generate(apply_fn, student, FLOW, n), data) for n in (1, 2)]
+    return "reflow", found_distances, seconds
 
 
 def student_row(name, apply_fn, teacher, scheduler, steps, seed, options, data):
@@ -221,7 +270,7 @@ def main(seeds, steps, only):
         family
         for family, students in (
             (consistency_models, STUDENTS),
-            (flow_maps, FLOW_MAPS),
+            (flow_maps, [*FLOW_MAPS, "reflow"]),
         )
         if only is None or only in students
     ]

@@ -15,15 +15,33 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from cmjax.configs import shown
 from cmjax.system import exchange, flush
 
 REMOVED = ".removed"  # folder that `set_aside` moves files to
 TEMPORARY = r"\.cmjax-[0-9a-f]{8}(\.\w+)?"  # names of temporary files and folders
 
 
-def path_of(name: str | Path) -> Path:
+def as_path(name: str, value: Any, kind: str = "a path") -> Path:
+    """Returns the path of a file or folder that a caller gave.
+
+    Args:
+        name: of the argument, for the error.
+        value: its value.
+        kind: what it must be, for the error.
+
+    Raises:
+        ValueError: for what cannot be a path.
+    """
+    usable = isinstance(value, str | os.PathLike) and "\0" not in str(value)
+    if not usable or not str(value):
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
+    return path_of(value)
+
+
+def path_of(name: str | os.PathLike) -> Path:
     """Returns the path of a file whose name stands in a text, such as a configuration.
 
     Where the locale is not UTF-8, Python cannot name every file by the letters of its name.

@@ -21,6 +21,7 @@ from cmjax.arrays import (
     as_floats,
     as_samples,
     check_shapes,
+    known_reals,
 )
 from cmjax.configs import shown
 from cmjax.labels import check_class_labels
@@ -153,7 +154,8 @@ def parse_cond(cond: Any, batch: int, classes: int | None = None) -> dict[str, A
             none, or they are not known.
 
     Raises:
-        ValueError: for what is no array, another leading axis, or labels that are no classes.
+        ValueError: for what is no array, another leading axis, labels that are no classes, or a
+            scale of guidance that is not finite.
     """
     if cond is None:
         return {}
@@ -164,7 +166,17 @@ def parse_cond(cond: Any, batch: int, classes: int | None = None) -> dict[str, A
     labels = cond.get("class_labels")
     if labels is not None and classes is not None:
         check_class_labels("cond['class_labels']", labels, classes)
+    _check_guidance_scale(cond.get("guidance_scale"))
     return {name: _per_sample(name, value, batch) for name, value in cond.items()}
+
+
+def _check_guidance_scale(scale):
+    """Raises ValueError for a scale that networks would silently turn into NaN samples."""
+    if scale is None:
+        return
+    known = known_reals("cond['guidance_scale']", scale)
+    if known is not None and not np.all(np.isfinite(known)):
+        raise ValueError(f"cond['guidance_scale'] must be finite, got {shown(scale)}")
 
 
 def _per_sample(name, value, batch):

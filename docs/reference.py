@@ -23,6 +23,7 @@ GROUPS = {
         "training.train_step",
         "training.data",
         "training.sources",
+        "training.pairs",
         "training.checkpointing",
         "training.discretization",
         "training.run",

@@ -17,6 +17,7 @@ import pytest
 import cmjax
 from cmjax import files, system
 from cmjax.files import read_regular, replacing, replacing_folder, set_aside
+from cmjax.models import AutoencoderTinyConfig
 from tests.support import checkpoints as tiny
 
 try:
@@ -58,6 +59,22 @@ def test_names_are_paths_where_the_locale_is_not_utf_8(tmp_path):
     for env in ({}, no_utf_8):
         command = [sys.executable, "-c", code]
         subprocess.run(command, cwd=tmp_path, env={**os.environ, **env}, check=True)
+
+
+@pytest.mark.parametrize("value", [None, 3, b"folder", ["folder"], "", "a\0b"])
+def test_what_is_no_path_is_refused_by_the_name_of_its_argument(value):
+    model = cmjax.load()
+    config = AutoencoderTinyConfig()
+    autoencoder = cmjax.Autoencoder(config, {})
+    with pytest.raises(ValueError, match="path must be a path, got"):
+        cmjax.save(value, model)
+    with pytest.raises(ValueError, match="path must be a path, got"):
+        cmjax.save_autoencoder(value, autoencoder)
+    for load in (cmjax.load, cmjax.load_autoencoder):
+        if load is cmjax.load and value is None:
+            continue  # the bundled model
+        with pytest.raises(ValueError, match="source must be a folder, a file or a hub id"):
+            load(value)
 
 
 def test_a_folder_is_made_and_replaced(tmp_path, either_system):

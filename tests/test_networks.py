@@ -76,6 +76,10 @@ def test_networks_that_are_none(door, network, message):
         ),
         ({"labels": ["a", "b"]}, r"cond\['labels'\] must be numbers"),
         ({"labels": np.array([2**32, 0])}, r"cond\['labels'\] has numbers beyond int32"),
+        (
+            {"guidance_scale": [2.0, np.nan]},
+            r"cond\['guidance_scale'\] must be finite, got \[2.0, nan\]",
+        ),
     ],
 )
 def test_conditioning_of_another_batch_or_network(door, cond, message):

@@ -22,10 +22,10 @@ from cmjax.checkpoints.tensors import by_name
 from cmjax.checkpoints.weight_files import FLAX, has_weights, only_variant
 from cmjax.configs import shown
 from cmjax.files import (
+    as_path,
     check_content,
     check_no_link,
     check_regular,
-    path_of,
     replacing_folder,
 )
 from cmjax.models.registry import AUTOENCODERS
@@ -72,11 +72,7 @@ def load_autoencoder(source: str | Path, *, dtype: DTypeLike | None = None) -> A
 
 def open_autoencoder(source: str | Path) -> StoredNetwork:
     """Opens an autoencoder without reading its tensors; errors are those of `load_autoencoder`."""
-    if not isinstance(source, (str, Path)):
-        raise ValueError(
-            f"source must be a folder, a file or a hub id owner/name, got {shown(source)}"
-        )
-    path = path_of(source)
+    path = as_path("source", source, hub.SOURCES)
     if os.path.exists(path) and not os.path.isdir(path):
         check_regular(path)
         return _open_file(path)
@@ -176,7 +172,7 @@ def save_autoencoder(path: str | Path, autoencoder: Autoencoder) -> None:
         )
 
     # Names alone prove little: diffusers writes files of the same names.
-    path = Path(path)
+    path = as_path("path", path)
     check_no_link(path)
     if path.is_dir():
         check_content(path, PARTS.__contains__)

@@ -24,6 +24,7 @@ CONFIGS = [
     native.CONFIG,
     native.SCHEDULER_CONFIG,
 ]
+SOURCES = "a folder, a file or a hub id owner/name"  # where a model can be, for errors
 PATIENCE = 10.0  # seconds that the hub may take to answer a request
 
 

@@ -19,10 +19,10 @@ from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.json_files import read_json
 from cmjax.configs import did_you_mean, shown
 from cmjax.files import (
+    as_path,
     check_content,
     check_no_link,
     check_regular,
-    path_of,
     replacing_folder,
 )
 from cmjax.model import Model
@@ -85,7 +85,7 @@ def open_checkpoint(
     trust: bool = False,
 ) -> Checkpoint:
     """Opens a model without reading its tensors; arguments and errors are those of `load`."""
-    path = BUNDLED if source is None else path_of(source)
+    path = BUNDLED if source is None else as_path("source", source, hub.SOURCES)
 
     # A file is one of PyTorch: all other formats are folders. For a name that is too long,
     # os.path returns False where Path raises an error.
@@ -223,7 +223,7 @@ def save(
         )
 
     # What cannot be loaded again does not take the place of what could.
-    path = Path(path)
+    path = as_path("path", path)
     check_destination(path)
     with replacing_folder(path, PARTS.__contains__) as folder:
         _write(folder, model, to)

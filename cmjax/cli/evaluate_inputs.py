@@ -134,7 +134,7 @@ def _read_file(path: Path) -> Compared:
             return Compared(path, statistics=Gaussian(*(arrays[n] for n in STATISTICS)))
         if "features" in arrays:
             return Compared(path, features=arrays["features"])
-    data, _ = read_arrays(path)
+    data = read_arrays(path).data
 
     # Gray pictures may be [N, H, W]; [N, D] are features under the name of pictures.
     if data.dtype == np.uint8 and data.ndim in (3, 4) and data.size:

@@ -1,14 +1,9 @@
-"""Checks of images and of paths."""
-
-import os
-from pathlib import Path
-from typing import Any
+"""Checks of images."""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cmjax.arrays import as_numpy
-from cmjax.configs import shown
 
 # Pillow's modes by numbers of channels.
 MODES = {1: "L", 3: "RGB"}
@@ -16,15 +11,6 @@ MODES = {1: "L", 3: "RGB"}
 
 # Number of pixels. A small file can declare a huge picture and exhaust the memory.
 LARGEST_PICTURE = 2**26
-
-
-def as_path(name: str, value: Any) -> Path:
-    """Returns the path of a file or folder; raises ValueError for what cannot be one."""
-    # No path holds a zero byte, and an empty one would be the current folder.
-    usable = isinstance(value, str | os.PathLike) and "\0" not in str(value)
-    if not usable or not str(value):
-        raise ValueError(f"{name} must be a path, got {shown(value)}")
-    return Path(value)
 
 
 def as_images(images: ArrayLike, name: str = "images") -> np.ndarray:

@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from cmjax.configs import LARGEST, is_int, shown
-from cmjax.files import replacing
+from cmjax.files import as_path, replacing
 from cmjax.image_files import picture_of
-from cmjax.images.checks import LARGEST_PICTURE, MODES, as_images, as_path
+from cmjax.images.checks import LARGEST_PICTURE, MODES, as_images
 
 # Pixels around every tile of a grid.
 MARGIN = 4

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cmjax.configs import is_int, shown
-from cmjax.files import open_regular
-from cmjax.images.checks import LARGEST_PICTURE, MODES, as_path
+from cmjax.files import as_path, open_regular
+from cmjax.images.checks import LARGEST_PICTURE, MODES
 
 # Pillow's modes of pictures with at most 8 bits per channel.
 MODES_READ = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")

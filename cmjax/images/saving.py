@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cmjax.arrays import as_numpy
+from cmjax.files import as_path
 from cmjax.image_files import ImageSet, write_npz, write_png_folder
-from cmjax.images.checks import as_images, as_path
+from cmjax.images.checks import as_images
 
 
 def save_npz(path: str | Path, images: ArrayLike, labels: ArrayLike | None = None) -> None:

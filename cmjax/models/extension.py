@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.arrays import ApplyFn
@@ -46,6 +47,8 @@ def extend(
         ValueError: for other fields, or parameters that are not those of `config`.
     """
     name = network_name(config)
+    if rngs is not None and not isinstance(rngs, nnx.Rngs):
+        raise ValueError(f"rngs must be flax.nnx.Rngs(...) or None, got {shown(rngs)}")
     for field in changes:
         if field not in EXTENSIONS or not hasattr(config, field):
             raise ValueError(
@@ -76,10 +79,15 @@ def extend(
         found = trained.pop(jax.tree_util.keystr(path), None)
         if found is None:
             return leaf
-        if found.shape != leaf.shape:
+        if jnp.shape(found) != leaf.shape:
             raise ValueError(
-                f"params{jax.tree_util.keystr(path)} has shape {found.shape}, and config "
+                f"params{jax.tree_util.keystr(path)} has shape {jnp.shape(found)}, and config "
                 f"needs {leaf.shape}"
+            )
+        if not jnp.issubdtype(jnp.result_type(found), jnp.floating):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} must be an array of floats, got "
+                f"{jnp.result_type(found)}"
             )
         return found
 

@@ -12,7 +12,7 @@ from cmjax.schedulers.ddim import DDIMScheduler
 from cmjax.schedulers.ddim_inverse import DDIMInverseScheduler
 from cmjax.schedulers.ddpm import DDPMScheduler
 from cmjax.schedulers.deis import DEISMultistepScheduler
-from cmjax.schedulers.discrete import DiscreteScheduler
+from cmjax.schedulers.discrete import DiscreteScheduler, SpacedScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.dpm2 import EDMDPM2Scheduler, KDPM2DiscreteScheduler
 from cmjax.schedulers.dpm2_ancestral import KDPM2AncestralDiscreteScheduler
@@ -44,7 +44,6 @@ from cmjax.schedulers.repaint import RePaintScheduler
 from cmjax.schedulers.scm import SCMScheduler
 from cmjax.schedulers.score_sde_ve import ScoreSdeVeScheduler
 from cmjax.schedulers.score_sde_vp import ScoreSdeVpScheduler
-from cmjax.schedulers.spaced import SpacedScheduler
 from cmjax.schedulers.table import TableScheduler, TableState
 from cmjax.schedulers.tcd import TCDScheduler
 from cmjax.schedulers.transitions import Transitions

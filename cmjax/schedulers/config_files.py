@@ -18,12 +18,6 @@ OTHERS = (
     diffusers_names.OPTIONS | diffusers_names.EARLIER_OPTIONS | diffusers_names.CALL_OPTIONS
 )
 
-# What DPM-Solvers make of the names of DEIS and UniPC, as in diffusers.
-DPM_NAMES = {
-    "algorithm_type": {"deis": "dpmsolver++"},
-    "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
-}
-
 
 class FileOption(NamedTuple):
     """An option of diffusers' `scheduler_config.json` files that has no effect here.
@@ -120,9 +114,13 @@ class Configured:
             not_in_diffusers=cls._sibling_options,
         )
 
+        # Another solver's value of an option may have another name here.
+        for name, names in inherited(cls, "_others_values").items():
+            if isinstance(own.get(name), str):
+                own[name] = names.get(own[name], own[name])
+
         # An option that the file leaves out has diffusers' default. `to_config` writes all of them,
         # so its own configs are read as they were.
-        own = translated(own, inherited(cls, "_others_values"))
         scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
 
         # A frozen dataclass has no other way to set what is not a field. A dict, since read-only
@@ -163,7 +161,8 @@ def sort_options(
         foreign.update(not_in_diffusers)
 
     # Another class's eta or churn is no choice for this one, whose default may differ.
-    if _is_of_another_class(config, class_name):
+    maker = str(config.get("_class_name")).removeprefix("Flax")
+    if maker != class_name and maker in diffusers_names.SCHEDULERS:
         foreign.update(diffusers_names.CALL_OPTIONS)
 
     own = {}
@@ -184,27 +183,3 @@ def sort_options(
             hint = did_you_mean(name, known, elsewhere=sorted(diffusers_names.OPTIONS))
             raise ValueError(f"{class_name} has no option {shown(name)}{hint}")
     return own, siblings
-
-
-def _is_of_another_class(config: Mapping[str, Any], class_name: str) -> bool:
-    """Returns whether a config was made by another class, among those that diffusers has."""
-    maker = config.get("_class_name")
-    if not isinstance(maker, str):
-        return False
-    maker = maker.removeprefix("Flax")
-    return maker in diffusers_names.SCHEDULERS and maker != class_name
-
-
-def translated(options: Mapping[str, Any], names: Mapping[str, Mapping[str, Any]]) -> dict:
-    """Returns options whose values in other solvers' configs are replaced by the class's own.
-
-    Args:
-        options: by name.
-        names: by the name of an option, the class's own value for each of other solvers'.
-    """
-    own = dict(options)
-    for name, values in names.items():
-        value = own.get(name)
-        if isinstance(value, str):
-            own[name] = values.get(value, value)
-    return own

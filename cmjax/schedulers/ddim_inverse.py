@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import combine
+from cmjax.schedulers.discrete import SpacedScheduler
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.spaced import SpacedScheduler
 from cmjax.schedulers.table import TableState
 from cmjax.schedulers.weights import Weights
 

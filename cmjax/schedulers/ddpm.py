@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.schedulers.bounds import BoundOptions
-from cmjax.schedulers.discrete import noise_between
+from cmjax.schedulers.discrete import SpacedScheduler, noise_between
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.learned_variance import (
     output_shape,
@@ -14,7 +14,6 @@ from cmjax.schedulers.learned_variance import (
     standard_deviation,
 )
 from cmjax.schedulers.levels import Levels
-from cmjax.schedulers.spaced import SpacedScheduler
 from cmjax.schedulers.table import TableState
 from cmjax.schedulers.weights import Weights
 

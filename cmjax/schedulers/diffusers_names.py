@@ -66,3 +66,9 @@ CALL_OPTIONS = frozenset(
     use_clipped_model_output
     """.split()
 )
+
+# What DPM-Solvers make of the names of DEIS and UniPC, as in diffusers.
+DPM_NAMES = {
+    "algorithm_type": {"deis": "dpmsolver++"},
+    "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
+}

@@ -14,7 +14,13 @@ from cmjax.parametrization.betas import BETA_SCHEDULES
 from cmjax.parametrization.discrete import LEAST_SIGNAL, PREDICTION_TYPES
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.field_docs import inherit_field_docs
-from cmjax.schedulers.levels import check_num_steps, parse_levels, root_of_difference
+from cmjax.schedulers.levels import (
+    Levels,
+    append_zero,
+    check_num_steps,
+    parse_levels,
+    root_of_difference,
+)
 from cmjax.schedulers.table import TableScheduler
 
 # diffusers' names for how `num_inference_steps` are spread over the training times.
@@ -96,6 +102,44 @@ class DiscreteScheduler(NetworkOptions, TableScheduler):
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial noise, 1."""
         return 1.0
+
+
+@inherit_field_docs
+@dataclasses.dataclass(frozen=True)
+class SpacedScheduler(DiscreteScheduler):
+    """A sampler of a model with discrete times that takes its steps at some of these times.
+
+    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
+    number of times spaced by `timestep_spacing`, or as `timesteps` whole training times.
+
+    Attributes:
+        timestep_spacing: "linspace" (first and last time included), "leading" (integer stride) or
+            "trailing".
+        steps_offset: added to "leading" times.
+    """
+
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+
+    solves_ode = True
+
+    # Whether a run ends at x0, or at training time 0, which has a little noise. Samplers that leave
+    # the choice to the caller have a field of this name.
+    set_alpha_to_one = True
+
+    def levels(self, name: str, value: Any) -> Levels:
+        """Returns the levels of the training times, and of the end."""
+        return self.levels_at(training_times(self, name, value))
+
+    def levels_at(self, times: jax.Array) -> Levels:
+        """Returns the levels of training times, f32[N] and descending, and of the end."""
+        alphas, sigmas = self.parametrization.path(append_zero(times))
+        if self.set_alpha_to_one:
+            alphas = alphas.at[-1].set(1)
+            sigmas = sigmas.at[-1].set(0)
+
+        # Steps divide by the alpha that they arrive at: only the first level may have none.
+        return Levels(times, alphas.at[1:].set(with_signal(alphas[1:])), sigmas)
 
 
 def network_options(scheduler: Any) -> tuple[Any, ...]:
@@ -189,28 +233,6 @@ def spaced_times(scheduler: Any, n: int) -> np.ndarray:
         return (np.arange(n) * (total // n))[::-1] + float(scheduler.steps_offset)
     # Made as in diffusers, since rounding decides times that end in 1/2.
     return np.round(np.arange(total, 0, -total / n)[:n]) - 1
-
-
-def step_starts(scheduler: Any, n: int, last: int) -> np.ndarray:
-    """Returns whole times where n steps start that end lower, f64[n], descending.
-
-    The other three rules of diffusers, of its solvers in log(alpha / sigma): of n + 1 times, the
-    lowest is not called. "trailing" times above `last` are left out, and are then fewer than n.
-
-    Args:
-        scheduler: with `num_train_timesteps`, `timestep_spacing`, `steps_offset`.
-        n: number of steps.
-        last: the highest time.
-    """
-    if scheduler.timestep_spacing == "linspace":
-        return np.linspace(0, last, n + 1).round()[:0:-1]
-    if scheduler.timestep_spacing == "leading":
-        stride = (last + 1) // (n + 1)
-        return np.arange(n, 0, -1) * stride + float(scheduler.steps_offset)
-
-    # At most n: rounding errors may add one more. They also decide where halves are rounded to.
-    stride = scheduler.num_train_timesteps / n
-    return np.round(np.arange(last + 1, 0, -stride)[:n]) - 1
 
 
 def linspace_times(total: int, n: int) -> np.ndarray:

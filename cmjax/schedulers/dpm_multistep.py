@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from cmjax.schedulers.bounds import dynamic_threshold
-from cmjax.schedulers.config_files import DPM_NAMES
 from cmjax.schedulers.differences import FEW_STEPS, multistep_differences, multistep_orders
+from cmjax.schedulers.diffusers_names import DPM_NAMES
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.exponential import steps_of, table_of
 from cmjax.schedulers.field_docs import inherit_field_docs

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from cmjax.schedulers.config_files import DPM_NAMES
+from cmjax.schedulers.diffusers_names import DPM_NAMES
 from cmjax.schedulers.dpm_multistep import dpm_multistep_weights
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels

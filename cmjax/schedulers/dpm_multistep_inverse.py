@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.schedulers.config_files import DPM_NAMES
+from cmjax.schedulers.diffusers_names import DPM_NAMES
 from cmjax.schedulers.dpm_multistep import dpm_multistep_weights
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.grids import grid_option

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.schedulers.config_files import DPM_NAMES
 from cmjax.schedulers.differences import before, singlestep_differences
+from cmjax.schedulers.diffusers_names import DPM_NAMES
 from cmjax.schedulers.exponential import steps_from, steps_of
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels

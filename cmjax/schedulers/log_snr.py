@@ -22,7 +22,6 @@ from cmjax.schedulers.discrete import (
     NetworkOptions,
     check_betas,
     network_options,
-    step_starts,
 )
 from cmjax.schedulers.facts import Facts
 from cmjax.schedulers.field_docs import inherit_field_docs
@@ -35,6 +34,7 @@ from cmjax.schedulers.log_snr_levels import (
     grid_levels,
     last_time,
     shifted_path,
+    step_starts,
     training_levels,
     training_times,
     with_end,

@@ -60,6 +60,28 @@ def training_times(scheduler: Any, name: str, value: Any) -> jax.Array:
     return jnp.asarray(times, jnp.float32)
 
 
+def step_starts(scheduler: Any, n: int, last: int) -> np.ndarray:
+    """Returns whole times where n steps start that end lower, f64[n], descending.
+
+    The other three rules of diffusers, of its solvers in log(alpha / sigma): of n + 1 times, the
+    lowest is not called. "trailing" times above `last` are left out, and are then fewer than n.
+
+    Args:
+        scheduler: with `num_train_timesteps`, `timestep_spacing`, `steps_offset`.
+        n: number of steps.
+        last: the highest time.
+    """
+    if scheduler.timestep_spacing == "linspace":
+        return np.linspace(0, last, n + 1).round()[:0:-1]
+    if scheduler.timestep_spacing == "leading":
+        stride = (last + 1) // (n + 1)
+        return np.arange(n, 0, -1) * stride + float(scheduler.steps_offset)
+
+    # At most n: rounding errors may add one more. They also decide where halves are rounded to.
+    stride = scheduler.num_train_timesteps / n
+    return np.round(np.arange(last + 1, 0, -stride)[:n]) - 1
+
+
 def last_time(scheduler: Any) -> int:
     """Returns the last training time that `lambda_min_clipped` keeps."""
     # lambda = log(alpha / sigma) falls with the time, so the times that are kept come first.

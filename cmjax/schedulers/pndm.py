@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.schedulers.discrete import SpacedScheduler
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.pseudo_numerical import (
@@ -17,7 +18,6 @@ from cmjax.schedulers.pseudo_numerical import (
     pseudo_weights,
     runge_kutta,
 )
-from cmjax.schedulers.spaced import SpacedScheduler
 from cmjax.schedulers.weights import Weights
 
 

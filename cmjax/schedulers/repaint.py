@@ -10,11 +10,10 @@ from cmjax.arrays import at_least_float32, combine
 from cmjax.schedulers.base import Constraint, StepOutput
 from cmjax.schedulers.checks import apply_constraint
 from cmjax.schedulers.ddim import ddim_weights
-from cmjax.schedulers.discrete import noise_between
+from cmjax.schedulers.discrete import SpacedScheduler, noise_between
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.jumps import jump_places
 from cmjax.schedulers.levels import MOST_STEPS, Levels
-from cmjax.schedulers.spaced import SpacedScheduler
 from cmjax.schedulers.table import TableState
 from cmjax.schedulers.weights import Weights
 

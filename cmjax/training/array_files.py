@@ -5,21 +5,36 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmjax.files import open_regular
+from cmjax.files import as_path, open_regular
 
 # Names of (data, labels) in an .npz: Keras's MNIST, this package's, and the guided-diffusion
 # evaluator's.
 NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))
+NOISE = "noise"  # name of the noise that samples were made from, beside any of these
 _GZIP = b"\x1f\x8b"
 _LARGEST_RATIO = 1100  # of sizes before and after gzip, whose format allows about 1,030
 
 
-def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns (data, labels or None) of an `.npz`, or of an IDX file and the labels next to it.
+class StoredArrays(NamedTuple):
+    """The arrays of a file of training data, as they are stored.
+
+    Attributes:
+        data: samples, `[N, ...]`.
+        labels: one for each sample, or None.
+        noise: the noise that each sample was made from, in the shape of `data`, or None.
+    """
+
+    data: np.ndarray
+    labels: np.ndarray | None = None
+    noise: np.ndarray | None = None
+
+
+def read_arrays(path: Path) -> StoredArrays:
+    """Returns the arrays of an `.npz`, or of an IDX file and the labels next to it.
 
     Raises:
         ValueError: if the file does not hold such arrays.
@@ -31,8 +46,8 @@ def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     # MNIST's names: train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz.
     labels = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     if labels == path or not labels.exists():
-        return read_idx(path), None
-    return read_idx(path), read_idx(labels)
+        return StoredArrays(read_idx(path))
+    return StoredArrays(read_idx(path), read_idx(labels))
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -41,7 +56,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises:
         ValueError: if the file has another format, or is cut short.
     """
-    path = Path(path)
+    path = as_path("path", path)
     try:
         with open_regular(path) as file:
             # Gzip is found by its magic number: the suffix of a download is not to be relied on.
@@ -77,15 +92,18 @@ def _parse_idx(path: Path, file: Any, largest: int) -> np.ndarray:
 
 
 def _read_npz(path):
-    """Returns (data, labels or None) of an `.npz`."""
+    """Returns the arrays of an `.npz`."""
     # `np.load` refuses pickled objects by default, which could run code.
     file = open_regular(path)
     try:
         with file, np.load(file) as arrays:
             for data, labels in NPZ_NAMES:
                 if data in arrays:
-                    found_labels = arrays[labels] if labels in arrays else None
-                    return arrays[data], found_labels
+                    return StoredArrays(
+                        arrays[data],
+                        labels=arrays[labels] if labels in arrays else None,
+                        noise=arrays[NOISE] if NOISE in arrays else None,
+                    )
             found = sorted(arrays)
     except MemoryError:
         raise ValueError(f"{path} announces arrays larger than the memory") from None

@@ -212,6 +212,10 @@ def checked_labels(
 
 def _mirror(batch, is_flipped):
     """Returns the batch with the images where `is_flipped`, bool[B], mirrored left to right."""
+    if "noise" in batch:
+        raise ValueError(
+            "flip would part samples from the noise that they were made from; leave it out"
+        )
     data = batch["data"]
     if data.ndim != 4:
         raise ValueError(

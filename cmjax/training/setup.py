@@ -96,8 +96,13 @@ class Run:
         num_classes = self.model.num_classes
         section = self.config.data
 
-        # All arrays of a batch but the data go to the network: labels only where it has classes.
-        names = ("data",) if num_classes is None else ("data", "class_labels")
+        # All other arrays of a batch go to the network: labels only where it has classes. What
+        # samples were made from is for the losses that ask for it.
+        names = ["data"]
+        if num_classes is not None:
+            names.append("class_labels")
+        if self.train_step.loss.takes_noise and "noise" in self.source[0]:
+            names.append("noise")
         batches = data.batches(
             self.source,
             self.config.run.batch_size,

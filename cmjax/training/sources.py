@@ -18,7 +18,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _SAMPLED = 64  # pictures, at least, whose content is part of a fingerprint
 _SAMPLED_BYTES = 2**20  # of each of them
 
-# "data": u8[H, W, C], or floats that are scaled already; "class_labels": an integer.
+# "data": u8[H, W, C], or floats that are scaled already; "class_labels": an integer; "noise": what
+# the sample was made from, floats in the shape of "data".
 Record = Mapping[str, Any]
 
 
@@ -37,10 +38,23 @@ class Source(Protocol):
 class Arrays:
     """A source of records in memory."""
 
-    def __init__(self, data: np.ndarray, labels: np.ndarray | None = None):
-        """Takes data `[N, ...]`, and labels i32[N] or None."""
+    def __init__(
+        self,
+        data: np.ndarray,
+        labels: np.ndarray | None = None,
+        noise: np.ndarray | None = None,
+    ):
+        """Takes the records of all samples.
+
+        Args:
+            data: samples, `[N, ...]`.
+            labels: i32[N], or None.
+            noise: what the samples were made from, f32 in the shape of `data`, or None.
+        """
         self.data = data
         self.labels = labels
+        arrays = {"data": data, "class_labels": labels, "noise": noise}
+        self._arrays = {name: array for name, array in arrays.items() if array is not None}
 
     def __len__(self) -> int:
         """Number of records."""
@@ -48,15 +62,12 @@ class Arrays:
 
     def __getitem__(self, index: int) -> Record:
         """Record number `index`."""
-        if self.labels is None:
-            return {"data": self.data[index]}
-        return {"data": self.data[index], "class_labels": self.labels[index]}
+        return {name: array[index] for name, array in self._arrays.items()}
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns, as JSON, what tells these records from others: shapes, and a digest of all."""
         digest = hashlib.blake2b(digest_size=16)
-        arrays = [self.data] if self.labels is None else [self.data, self.labels]
-        for array in arrays:
+        for array in self._arrays.values():
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return {
@@ -157,7 +168,7 @@ def open_source(
 
             * an `.npz` with `x_train` and `y_train`, `images` and `labels`, or `arr_0` and `arr_1`,
               where labels may be absent; data are u8[N, H, W(, C)], or floats `[N, ...]` that are
-              scaled already;
+              scaled already, and beside them `noise`, if they are `pairs.reflow_pairs`;
             * an IDX image file such as `train-images-idx3-ubyte.gz`; its labels are read from
               `train-labels-idx1-ubyte.gz` in the same folder, if that exists;
             * a folder of pictures, whose subfolders, if it has any, are the classes in order of
@@ -167,7 +178,7 @@ def open_source(
         channels: 1 or 3, of a folder's pictures.
 
     Returns:
-        Records with "data" and, if there are labels, "class_labels".
+        Records with "data", "class_labels" if there are labels, and "noise" if there is some.
 
     Raises:
         ValueError: if the file does not hold such arrays, or holds images of another size or
@@ -183,11 +194,15 @@ def open_source(
         return Pictures(path, size, channels)
 
     # A file: everything is read into memory and checked once.
-    data, labels = read_arrays(path)
-    data = _checked_data(path, data, size)
+    stored = read_arrays(path)
+    data = _checked_data(path, stored.data, size)
+    labels = stored.labels
     if labels is not None:
         labels = _checked_labels(path, labels, len(data))
-    return Arrays(data, labels)
+    noise = stored.noise
+    if noise is not None:
+        noise = _checked_noise(path, noise, data.shape)
+    return Arrays(data, labels, noise)
 
 
 def first_not_finite(data: np.ndarray) -> int | None:
@@ -244,6 +259,21 @@ def _checked_labels(path, labels, count):
             f"{path}: sample {index} has label {labels[index]}; labels must be 0 to {LARGEST}"
         )
     return labels.astype(np.int32)
+
+
+def _checked_noise(path, noise, shape):
+    """Returns the noise that samples were made from, f32 in the shape of the data, checked."""
+    if noise.shape != shape or not np.issubdtype(noise.dtype, np.floating):
+        raise ValueError(
+            f"{path} must have noise of floats in the shape of its data, {list(shape)}, "
+            f"got {noise.dtype}{list(noise.shape)}"
+        )
+    with np.errstate(over="ignore"):
+        noise = noise.astype(np.float32, copy=False)
+    index = first_not_finite(noise)
+    if index is not None:
+        raise ValueError(f"{path}: the noise of sample {index} is not finite")
+    return noise
 
 
 def find_pictures(folder: Path, pattern: str = "*") -> list[str]:

@@ -105,6 +105,11 @@ def test_what_cannot_be_extended():
         extend(dataclasses.replace(DIT, num_layers=1), params, second_time="end")
     with pytest.raises(ValueError, match="second_time must be 'end' or 'span', or null"):
         extend(DIT, params, second_time="length")
+    with pytest.raises(ValueError, match="rngs must be flax.nnx.Rngs.* or None, got 3"):
+        extend(DIT, params, rngs=3, second_time="end")
+    counts = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, jnp.int32), params)
+    with pytest.raises(ValueError, match="params.* must be an array of floats, got int32"):
+        extend(DIT, counts, second_time="end")
 
     # What is missing was drawn anew.
     for partial in (None, {}):

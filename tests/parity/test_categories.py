@@ -33,7 +33,7 @@ def drawn_config(data):
     }
 
 
-@settings(max_examples=draws(150))
+@settings(max_examples=draws(100))
 @given(data=st.data())
 def test_every_step_equals_that_of_diffusers(data):
     config = drawn_config(data) if data.draw(st.booleans()) else {"num_vec_classes": 5}

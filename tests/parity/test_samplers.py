@@ -54,7 +54,7 @@ def drawn_case(name, data, fine=False):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@settings(max_examples=draws(150))
+@settings(max_examples=draws(100))
 @given(data=st.data())
 def test_every_quantity_equals_that_of_diffusers(name, data):
     assert_sampler_case_reproduced(reference_case(**drawn_case(name, data), seed=0))

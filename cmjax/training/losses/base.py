@@ -57,9 +57,12 @@ class Loss(abc.ABC):
     Attributes:
         needs_teacher: whether the loss distils a teacher; `frozen.teacher` then holds the
             teacher's parameters.
+        takes_noise: whether the loss uses the noise that samples were made from, "noise" of the
+            batch, where the data have it.
     """
 
     needs_teacher: ClassVar[bool] = False
+    takes_noise: ClassVar[bool] = False
 
     def __post_init__(self):
         # A subclass declares in `_domains` which values its fields may have.

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import combine
+from cmjax.arrays import check_shapes, combine
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network
 from cmjax.training.losses.base import Loss, Preview, split_batch
@@ -29,6 +29,10 @@ class FlowMatching(Loss):
     section 3.1). The network may be sampled by every scheduler of flow matching, and is what flow
     maps start from.
 
+    If a batch has "noise" `[B, ...]`, from which its data were made by a trained network
+    (`cmjax.training.pairs.reflow_pairs`), this noise is used, and the loss is rectified flow's
+    second stage: paths that no longer cross, which few steps can follow.
+
     Attributes:
         scheduler: gives the network's time, such as `FlowMatchEulerDiscreteScheduler`.
         p_mean: mean of the logit of t, which is log(t / (1 - t)).
@@ -44,6 +48,7 @@ class FlowMatching(Loss):
     p_std: float = 1.0
     uniform_fraction: float = 0.0
 
+    takes_noise = True
     _domains = TIME_DOMAINS
 
     def __post_init__(self):
@@ -66,7 +71,10 @@ class FlowMatching(Loss):
         t = draw_times(
             time_key, data.shape[0], self.p_mean, self.p_std, self.uniform_fraction
         )
-        noise = random.normal(noise_key, data.shape)
+        noise = cond.pop("noise", None)
+        if noise is None:
+            noise = random.normal(noise_key, data.shape)
+        check_shapes(data=data, noise=noise)
         x = on_path(data, noise, t)
 
         # The error of the velocity z - x0. If the network's time is inverted, and so grows with the
