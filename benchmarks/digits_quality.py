@@ -31,8 +31,7 @@ from tqdm import tqdm
 import cmjax
 from cmjax.evaluation import frechet_distance
 from cmjax.images import from_uint8, to_uint8
-from cmjax.models import resampling
-from cmjax.models import from_nnx, layers
+from cmjax.models import from_nnx, layers, resampling
 
 
 class Classifier(nnx.Module):

@@ -23,8 +23,8 @@ import optax
 from flax import nnx
 
 import cmjax
-from cmjax.models.embeddings import TimestepEmbedding, sinusoidal_embedding
 from cmjax.models import from_nnx, layers
+from cmjax.models.embeddings import TimestepEmbedding, sinusoidal_embedding
 from cmjax.parametrization import adapt, edm_denoiser
 from cmjax.schedulers import EDMHeunScheduler
 from cmjax.training import losses, trainer

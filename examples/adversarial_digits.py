@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 import cmjax
 from cmjax.interrupts import interruptible
-from cmjax.models import resampling
-from cmjax.models import from_nnx, layers
+from cmjax.models import from_nnx, layers, resampling
 from cmjax.training import data, losses, sources, trainer
 from cmjax.training.checkpointing import Checkpoints
 

@@ -8,7 +8,6 @@ from cmjax.arrays import as_numpy
 # Pillow's modes by numbers of channels.
 MODES = {1: "L", 3: "RGB"}
 
-
 # Number of pixels. A small file can declare a huge picture and exhaust the memory.
 LARGEST_PICTURE = 2**26
 
