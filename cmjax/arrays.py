@@ -239,9 +239,16 @@ def as_reals(name: str, value: Any) -> jax.Array:
 
 
 def known_reals(name: str, value: Any) -> np.ndarray | None:
-    """Returns the values of real numbers, or None if they are traced; errors as of `as_reals`.
+    """Returns the values of real numbers, or None if they are traced.
 
-    Taken before JAX has the numbers: within `jax.jit` it traces constants, too.
+    Call it before numbers become arrays of JAX: within `jax.jit`, constants are traced, too.
+
+    Args:
+        name: the argument's name, for the error.
+        value: real numbers, as `as_array` takes them.
+
+    Raises:
+        ValueError: for booleans, complex numbers, and what is no array.
     """
     array = as_array(name, value)
     if not (is_floating(array.dtype) or jnp.issubdtype(array.dtype, jnp.integer)):

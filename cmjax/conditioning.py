@@ -85,7 +85,7 @@ def without_some(
     Args:
         key: PRNG key that says which samples.
         cond: names to pytrees of arrays `[B, ...]`.
-        null: as of `with_null`; nothing may be left out.
+        null: as for `with_null`; it may leave nothing out.
         rate: probability of each sample, 0 to 1.
 
     Raises:

@@ -92,7 +92,7 @@ class Model:
         """Shape of what `decode` makes of one sample: `sample_shape` without an autoencoder.
 
         Raises:
-            ValueError: as of `sample_shape`.
+            ValueError: if the config does not give the shape of a sample.
         """
         return picture_shape(self.config, self._autoencoder_config)
 

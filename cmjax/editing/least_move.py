@@ -83,18 +83,20 @@ def least_move(
     # The diagonal of B^T B, alpha_i^2 + beta_{i+1}^2, its off-diagonal, alpha_{i+1} beta_{i+1}, and
     # the first entry of the right-hand side.
     diagonal = [a * a + b * b for a, b in zip(found.diagonal, found.below, strict=True)]
-    beside = [a * b for a, b in zip(found.diagonal[1:], found.below[:-1], strict=True)]
-    right = found.first * found.diagonal[0]
+    off_diagonal = [
+        a * b for a, b in zip(found.diagonal[1:], found.below[:-1], strict=True)
+    ]
+    right_side = found.first * found.diagonal[0]
 
     # The squared length of the noise after the move for a lambda,
     #     |z + V c|^2 = |z|^2 + 2 (V^T z) . c + |c|^2.
-    along = [inner(column, noise) for column in found.columns]
+    projections = [inner(column, noise) for column in found.columns]
     square = inner(noise, noise)
 
     def length(damping):
-        coefficients = _solve_tridiagonal(diagonal, beside, right, damping)
+        coefficients = _solve_tridiagonal(diagonal, off_diagonal, right_side, damping)
         total = square
-        for coefficient, part in zip(coefficients, along, strict=True):
+        for coefficient, part in zip(coefficients, projections, strict=True):
             total = total + coefficient * (2 * part + coefficient)
         return total
 
@@ -105,7 +107,7 @@ def least_move(
     damping = _bisect(lambda factor: length(least * factor) <= limit, square) * least
 
     # The move itself: z + V c.
-    coefficients = _solve_tridiagonal(diagonal, beside, right, damping)
+    coefficients = _solve_tridiagonal(diagonal, off_diagonal, right_side, damping)
     moved = noise
     for coefficient, column in zip(coefficients, found.columns, strict=True):
         moved = _plus(moved, coefficient, column)
@@ -172,19 +174,21 @@ def _plus(first, coefficient, second):
     return jax.tree.map(lambda a, b: combine((1.0, a), (coefficient, b)), first, second)
 
 
-def _solve_tridiagonal(diagonal, beside, right, damping):
-    """Solves `(T + damping) c = right e_1` for a symmetric tridiagonal T, by elimination."""
+def _solve_tridiagonal(diagonal, off_diagonal, right_side, damping):
+    """Solves `(T + damping) c = right_side e_1` for a symmetric tridiagonal T, by elimination."""
     # Elimination from the first equation down.
     pivots = [diagonal[0] + damping]
-    rights = [right]
-    for entry, off in zip(diagonal[1:], beside, strict=True):
+    rights = [right_side]
+    for entry, off in zip(diagonal[1:], off_diagonal, strict=True):
         ratio = off / pivots[-1]
         rights.append(-ratio * rights[-1])
         pivots.append(entry + damping - ratio * off)
 
     # Substitution from the last equation up.
     solution = [rights[-1] / pivots[-1]]
-    for pivot, off, value in zip(pivots[-2::-1], beside[::-1], rights[-2::-1], strict=True):
+    for pivot, off, value in zip(
+        pivots[-2::-1], off_diagonal[::-1], rights[-2::-1], strict=True
+    ):
         solution.append((value - off * solution[-1]) / pivot)
     return solution[::-1]
 

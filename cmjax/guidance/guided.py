@@ -102,14 +102,14 @@ def adaptive_projection(
     needs a memory that networks do not have, and is left out.
 
     Args:
-        apply_fn: as of `classifier_free`.
+        apply_fn: as for `classifier_free`.
         scale: likewise.
         null: likewise.
         parametrization: that of the network, `scheduler.parametrization`.
         eta: weight of the parallel part; 1 is classifier-free guidance.
         norm_threshold: d with a larger Euclidean norm, over all of a sample, is scaled down to it;
             0 for no bound.
-        interval: as of `classifier_free`.
+        interval: as for `classifier_free`.
         doubled: likewise.
 
     Returns:
@@ -158,7 +158,7 @@ def autoguidance(
 
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.
-        scale: as of `classifier_free`; with 1 the weaker network is not called.
+        scale: as for `classifier_free`; with 1 the weaker network is not called.
         interval: likewise.
         parametrization: likewise.
         rescale: likewise.

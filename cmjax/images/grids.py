@@ -16,7 +16,6 @@ from cmjax.images.checks import LARGEST_PICTURE, MODES, as_images
 # Pixels around every tile of a grid.
 MARGIN = 4
 
-
 # Height in pixels of the caption above a tile.
 CAPTION = 16
 

@@ -1,4 +1,4 @@
-"""What networks may be told besides a time and a class: a second time, and a guidance scale."""
+"""Conditions besides a time and a class: a second time, for flow maps, and a guidance scale."""
 
 from typing import Any
 
@@ -12,7 +12,9 @@ from cmjax.models.embeddings import TimestepEmbedding, sinusoidal_embedding
 # What is embedded of the second time r: r itself, t - r, or how many such steps there are.
 SECOND_TIMES = ("end", "span", "log_steps")
 MOST_LOG_STEPS = 7  # of shortcut models, whose shortest steps are 1 / 128 long
-SCALE_STEP = 0.1  # of guidance scales, as finely as the embedding tells two of them apart
+
+# The unit of embedded guidance scales: about as finely as the embedding tells two of them apart.
+SCALE_STEP = 0.1
 
 
 class FurtherConditions(nnx.Module):
@@ -58,9 +60,13 @@ class FurtherConditions(nnx.Module):
         """
         _check_given("r", r, "second_time", self.second_time)
         _check_given("guidance_scale", guidance_scale, "guidance_embeds", self.guidance)
+
+        # The second time, in the units of its kind.
         if self.second_time is not None:
             scaled = self._second(t, r)
             embedding = embedding + self._embedded(self.second_time, scaled)
+
+        # The guidance scale of each sample.
         if self.guidance is not None:
             guidance_scale = as_reals("guidance_scale", guidance_scale)
             if guidance_scale.shape != t.shape:

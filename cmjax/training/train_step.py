@@ -72,7 +72,7 @@ class TrainStep:
         apply_fn: the network, `(params, x, t, **cond) -> model_output`.
         optimizer: any optax transformation.
         ema_decays: decays of the moving averages `state.ema`.
-        accumulate: number of parts of a batch, whose gradients are computed one after the other.
+        accumulate: number of parts of a batch, whose gradients are computed in turn.
         mesh: devices that a batch is divided over; None for one device.
         teacher: parameters of the teacher, or None.
         dropout: whether the network is called with a `dropout_key`.

@@ -57,10 +57,10 @@ def make_train_step(
         optimizer: any optax transformation.
         ema_decays: decays of the moving averages `state.ema`; each decay ramps up,
             `min(decay, (1 + step) / (10 + step))`.
-        accumulate: number of parts of a batch, whose gradients are computed one after the other to
+        accumulate: number of parts of a batch, whose gradients are computed in turn, to
             save memory. Each part draws its own noise, so results differ from those of 1.
         mesh: devices of one host or many to divide every batch over, along all axes of the mesh,
-            be they automatic or explicit; see `data_mesh`. None for one device.
+            automatic or explicit ones; see `data_mesh`. None for one device.
         teacher: parameters of the teacher, for distillation.
         dropout: whether to drop out units of the network, as `from_nnx` and `from_linen` make it:
             it is then called with `dropout_key`, a key per step that student and target share.
@@ -72,7 +72,7 @@ def make_train_step(
         ValueError: for a distillation without a teacher, a teacher for another loss, or values out
             of their range.
     """
-    # A plain function becomes a loss. It may use a teacher, and has no moving average.
+    # A plain function becomes a loss without a moving average, which may use a teacher.
     if isinstance(loss, Loss):
         _check_teacher(loss, teacher)
     elif callable(loss) and not isinstance(loss, type):
@@ -83,6 +83,7 @@ def make_train_step(
             "losses.make(name, scheduler, total_steps=...) makes one by name"
         )
 
+    # What can be seen before anything is traced.
     check_step_arguments(apply_fn, optimizer, ema_decays, accumulate, mesh)
     check_label_dropout(label_dropout, null, num_classes(apply_fn))
     return TrainStep(

@@ -138,7 +138,7 @@ class WithDropout:
     """A network whose calls all drop out the same units, as those of student and target must.
 
     Attributes:
-        apply_fn: `(params, x, t, *, dropout_key, **cond) -> model_output`, as of `from_nnx`.
+        apply_fn: `(params, x, t, *, dropout_key, **cond) -> model_output`, as `from_nnx` makes it.
         key: PRNG key, from which the units follow.
     """
 

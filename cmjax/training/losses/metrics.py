@@ -83,7 +83,7 @@ def per_sample(name: str, values: Any, count: int) -> jax.Array:
         count: number of samples, B.
 
     Raises:
-        ValueError: unless it is one number per sample. Others would be broadcast in silence.
+        ValueError: unless it is one number per sample. Others would be broadcast without an error.
     """
     dtype = getattr(values, "dtype", None)
     is_floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
@@ -118,7 +118,7 @@ def metric_from_options(
         metric = default if is_default else METRICS[metric]()
     chosen = default if metric is None else metric
 
-    # The constant belongs to one metric: with another it would be ignored without a word.
+    # The constant belongs to one metric: it must not be ignored with another.
     if huber_c is None:
         return chosen
     if not isinstance(chosen, PseudoHuber):

@@ -150,7 +150,7 @@ class SimplifiedConsistencyTraining(_SimplifiedLoss):
 
     The network may be one of TrigFlow (`SCMScheduler`) or one of EDM
     (`CMStochasticIterativeScheduler`): they differ only in their scalings. The target is the
-    trained parameters themselves. Defaults are the paper's but for `p_std` (1.4) and
+    trained parameters themselves. Defaults are the paper's, except `p_std` (1.4) and
     `adaptive_weight` (True), which fail on small budgets (docs/benchmarks.md).
 
     Attributes:
