@@ -65,6 +65,7 @@ CONSTANTS = {
     "METRICS": "The metrics by their names, as the command line takes them.",
     "Metric": "The type of a metric, `(a, b) -> f32[B]`.",
     "Metrics": "The type of what a loss reports: f32[] by name.",
+    "NCSNPP_PRESETS": "The configurations of the released NCSN++ networks by name.",
     "PIXEL_MEAN_FLOWS": "The configurations of Pixel MeanFlow's released networks by name.",
     "PRESETS": "The configurations of the released networks by name.",
     "REC601": "The weights of red, green and blue in luminance, of the standard Rec. 601.",

@@ -8,6 +8,8 @@ from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
 from cmjax.models.extension import extend
+from cmjax.models.ncsnpp import NCSNpp
+from cmjax.models.ncsnpp_config import NCSNPP_PRESETS, NCSNppConfig
 from cmjax.models.pixel_mean_flow import PixelMeanFlow
 from cmjax.models.pixel_mean_flow_config import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.unet import UNet2D
@@ -15,6 +17,7 @@ from cmjax.models.unet_config import PRESETS, UNet2DConfig
 
 __all__ = [
     "DIT_SIZES",
+    "NCSNPP_PRESETS",
     "PIXEL_MEAN_FLOWS",
     "PRESETS",
     "ApplyFn",
@@ -26,6 +29,8 @@ __all__ = [
     "DiTConfig",
     "DiTTransformer2D",
     "DiTTransformer2DConfig",
+    "NCSNpp",
+    "NCSNppConfig",
     "PixelMeanFlow",
     "PixelMeanFlowConfig",
     "UNet2D",

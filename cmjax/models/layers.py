@@ -343,6 +343,7 @@ class Attention(nnx.Module):
         *,
         groups: int | None,
         epsilon: float,
+        rescale: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes attention with `channels // head_dim` heads.
@@ -352,6 +353,7 @@ class Attention(nnx.Module):
             head_dim: channels per head.
             groups: groups of the normalisation; None for no normalisation.
             epsilon: epsilon of the normalisation.
+            rescale: whether the sum with the residual is divided by sqrt(2).
             rngs: for the parameters.
         """
         if channels % head_dim:
@@ -360,6 +362,7 @@ class Attention(nnx.Module):
                 "with attention; the middle block always has it"
             )
         self.heads = channels // head_dim
+        self.rescale = rescale
         group_norm = None
         if groups is not None:
             group_norm = GroupNorm(channels, groups, epsilon, rngs=rngs)
@@ -386,7 +389,12 @@ class Attention(nnx.Module):
 
         # Heads side by side again: [B, H * W, C].
         mixed = attend(q, k, v).reshape(batch, height * width, channels)
-        return x + self.to_out[0](mixed).reshape(x.shape)
+        return add_residual(x, self.to_out[0](mixed).reshape(x.shape), self.rescale)
+
+
+def add_residual(x: jax.Array, h: jax.Array, rescale: bool) -> jax.Array:
+    """Returns `x + h`, or the same divided by sqrt(2), which keeps the variance (StyleGAN2)."""
+    return (x + h) / math.sqrt(2) if rescale else x + h
 
 
 class ResnetBlock(nnx.Module):
@@ -403,11 +411,13 @@ class ResnetBlock(nnx.Module):
         channels_in: int,
         channels_out: int,
         time_features: int,
-        groups: int,
+        groups: int | tuple[int, int],
         epsilon: float,
         *,
         scale_shift: bool = False,
         resample: Callable[[jax.Array], jax.Array] | None = None,
+        project: bool = False,
+        rescale: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes a block.
@@ -416,27 +426,32 @@ class ResnetBlock(nnx.Module):
             channels_in: channels of the input.
             channels_out: channels of the output.
             time_features: features of the embedding of time and class.
-            groups: groups of both normalisations.
+            groups: groups of both normalisations, or of the first and of the second.
             epsilon: epsilon of both normalisations.
             scale_shift: whether the embedding scales and shifts, instead of being added.
-            resample: `halve` or `double`; None keeps the resolution.
+            resample: `halve` or `double`, or another function of a map; None keeps the resolution.
+            project: whether the residual passes through a 1x1 convolution in any case, and not
+                only where the channels differ.
+            rescale: whether the sum with the residual is divided by sqrt(2).
             rngs: for the parameters.
         """
         self.scale_shift = scale_shift
         self.resample = resample
-        self.norm1 = GroupNorm(channels_in, groups, epsilon, rngs=rngs)
+        self.rescale = rescale
+        groups_in, groups_out = groups if isinstance(groups, tuple) else (groups, groups)
+        self.norm1 = GroupNorm(channels_in, groups_in, epsilon, rngs=rngs)
         self.conv1 = conv(channels_in, channels_out, rngs=rngs)
 
         # Two numbers per channel, to scale and to shift, or one to add.
         self.time_emb_proj = linear(
             time_features, channels_out * (1 + scale_shift), rngs=rngs
         )
-        self.norm2 = GroupNorm(channels_out, groups, epsilon, rngs=rngs)
+        self.norm2 = GroupNorm(channels_out, groups_out, epsilon, rngs=rngs)
         self.conv2 = conv(channels_out, channels_out, rngs=rngs)
 
         # The residual passes as it is, or through a 1x1 convolution if the channels differ.
         conv_shortcut = None
-        if channels_in != channels_out:
+        if project or channels_in != channels_out:
             conv_shortcut = conv(channels_in, channels_out, 1, rngs=rngs)
         self.conv_shortcut = conv_shortcut
 
@@ -460,7 +475,7 @@ class ResnetBlock(nnx.Module):
         h = self.conv2(jax.nn.silu(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
-        return h + x
+        return add_residual(x, h, self.rescale)
 
 
 def activated_conv(

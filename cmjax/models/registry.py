@@ -19,6 +19,8 @@ from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from cmjax.models.dit import DiT, DiTConfig
 from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
+from cmjax.models.ncsnpp import NCSNpp
+from cmjax.models.ncsnpp_config import NCSNPP_PRESETS, NCSNppConfig
 from cmjax.models.pixel_mean_flow import PixelMeanFlow
 from cmjax.models.pixel_mean_flow_config import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.unet import UNet2D
@@ -30,6 +32,7 @@ ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "UNet2D": (UNet2D, UNet2DConfig),
     "DiT": (DiT, DiTConfig),
     "DiTTransformer2D": (DiTTransformer2D, DiTTransformer2DConfig),
+    "NCSNpp": (NCSNpp, NCSNppConfig),
     "PixelMeanFlow": (PixelMeanFlow, PixelMeanFlowConfig),
 }
 BUILT_IN = tuple(ARCHITECTURES)
@@ -40,7 +43,11 @@ AUTOENCODERS: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "AutoencoderTiny": (AutoencoderTiny, AutoencoderTinyConfig),
 }
 
-RELEASED = {**PRESETS, **PIXEL_MEAN_FLOWS}  # the configs of released models by name
+RELEASED = {
+    **PRESETS,
+    **NCSNPP_PRESETS,
+    **PIXEL_MEAN_FLOWS,
+}  # the configs of released models by name
 LONGEST_NAME = 200  # of a class in files
 
 
@@ -50,7 +57,7 @@ def network_class(
     """Returns the network of a name, and the class of its config.
 
     Args:
-        name: "UNet2D", "DiT", "PixelMeanFlow", a registered name, or "package.module:Name".
+        name: "UNet2D", "NCSNpp", "PixelMeanFlow", a registered name, or "package.module:Name".
         trust: whether a class that is not registered may be imported, which runs its module. Pass
             False for a name that was read from somebody else's file.
 
