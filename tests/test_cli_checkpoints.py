@@ -115,7 +115,7 @@ def test_in_another_dtype(folder):
     ("args", "fragment"),
     [
         (["info", "nowhere"], "'nowhere' is not there"),
-        (["info", "model", "--config", "imagenet64"], "config is for .pt files"),
+        (["info", "model", "--config", "imagenet64"], "config is for single files"),
         (["convert", "model"], "Missing argument 'DST'"),
         (
             ["convert", "model", "x", "--to", "onnx"],

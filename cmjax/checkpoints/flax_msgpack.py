@@ -9,7 +9,7 @@ here walks through the file once, notes where the bytes of each array are, and s
 import dataclasses
 import math
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -37,12 +37,54 @@ BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 EXTENSIONS = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 INTEGERS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 
+# The same for nothing, truth values and numbers, some of which are within the byte itself.
+NUMBERS = {
+    **dict.fromkeys((0xC0, 0xC2, 0xC3, *range(0x80), *range(0xE0, 0x100)), 0),
+    **INTEGERS,
+    **{0xCA: 4, 0xCB: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8},
+}
+
+
+class Contents(NamedTuple):
+    """What a file holds, by dotted name such as "conv_in.kernel".
+
+    Attributes:
+        arrays: arrays of numbers, unread.
+        others: everything else, with what is wrong with it as an array, such as "step is not an
+            array": numbers, texts, random keys.
+    """
+
+    arrays: dict[str, StoredTensor]
+    others: dict[str, str]
+
+
+def is_msgpack(path: Path) -> bool:
+    """Whether a file begins as one that `open_msgpack` reads: with a map of names, not empty."""
+    try:
+        with open_regular(path) as file:
+            first = file.read(1)
+    except OSError:
+        return False
+    return b"\x80" < first < b"\x90" or first in (b"\xde", b"\xdf")
+
 
 def open_msgpack(path: Path) -> dict[str, StoredTensor]:
     """Lists the arrays of a `.msgpack` file by their dotted names, such as "conv_in.kernel".
 
     Raises:
         ValueError: if the file is damaged, or holds anything but arrays by name.
+    """
+    contents = read_contents(path)
+    for problem in contents.others.values():
+        raise ValueError(f"{path} is not a readable Flax file: {problem}")
+    return contents.arrays
+
+
+def read_contents(path: Path) -> Contents:
+    """Lists all that a file of Flax holds, such as a training state.
+
+    Raises:
+        ValueError: if the file is damaged.
     """
     check_file(path)
     try:
@@ -54,7 +96,7 @@ def open_msgpack(path: Path) -> dict[str, StoredTensor]:
                 raise ValueError("bytes follow its end")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable Flax file: {error}") from None
-    return reader.found
+    return Contents(reader.found, reader.others)
 
 
 @dataclasses.dataclass
@@ -67,6 +109,7 @@ class _Reader:
         size: its bytes.
         names: number of names so far.
         found: the arrays so far.
+        others: what is no array so far, with why.
     """
 
     path: Path
@@ -74,6 +117,7 @@ class _Reader:
     size: int
     names: int = 0
     found: dict[str, StoredTensor] = dataclasses.field(default_factory=dict)
+    others: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def read_map(self, prefix: str, depth: int) -> None:
         """Reads names with what they stand for: maps again, or arrays.
@@ -95,23 +139,27 @@ class _Reader:
             self.file.seek(-1, 1)
             if 0x80 <= kind < 0x90 or kind in MAPS:
                 self.read_map(f"{name}.", depth + 1)
-            elif name in self.found:
+            elif name in self.found or name in self.others:
                 raise ValueError(f"it has two arrays for {name}")
+            elif 0xD4 <= kind <= 0xD8 or kind in EXTENSIONS:
+                self._read_extension(name)
             else:
-                self.found[name] = self._array(name)
+                self._skip(name)
 
-    def _array(self, name: str) -> StoredTensor:
+    def _read_extension(self, name: str) -> None:
         """Notes the shape, the dtype and the place of an array, and goes to its end."""
         kind = self._byte()
-        if 0xD4 <= kind <= 0xD8:
-            length = 1 << (kind - 0xD4)
-        elif kind in EXTENSIONS:
+        if kind in EXTENSIONS:
             length = self._integer(EXTENSIONS[kind])
         else:
-            raise ValueError(f"{name} is not an array")
-        if self._byte() not in ARRAYS:
-            raise ValueError(f"{name} is not an array")
+            length = 1 << (kind - 0xD4)
+        is_array = self._byte() in ARRAYS
         end = self.file.tell() + length
+        if end > self.size:
+            raise ValueError(f"{name} reaches beyond its end")
+        if not is_array:
+            self._note(name, f"{name} is not an array", end)
+            return
 
         # The triple.
         if self._length(self._byte(), LISTS, 0x90, 16, "a triple") != 3:
@@ -122,19 +170,40 @@ class _Reader:
         shape = tuple(self._number() for _ in range(axes))
         dtype = DTYPES.get(self._text())
         if dtype is None:
-            raise ValueError(f"{name} has a dtype other than {', '.join(DTYPES)}")
+            self._note(name, f"{name} has a dtype other than {', '.join(DTYPES)}", end)
+            return
         count = self._length(self._byte(), BYTES, None, 0, "bytes")
         start = self.file.tell()
 
         # The bytes end the extension, and are as many as the shape says.
-        if start + count != end or end > self.size:
+        if start + count != end:
             raise ValueError(f"{name} reaches beyond its end")
         if math.prod(shape) * dtype.itemsize != count:
             raise ValueError(f"{name} has {count} bytes, not those of {dtype}{list(shape)}")
         self.file.seek(end)
-        return StoredTensor(
-            shape, dtype, _read_later(self.path, start, count, shape, dtype)
-        )
+        read = _read_later(self.path, start, count, shape, dtype)
+        self.found[name] = StoredTensor(shape, dtype, read)
+
+    def _skip(self, name: str) -> None:
+        """Goes to the end of a number, a truth value, a text, bytes or nothing."""
+        kind = self._byte()
+        if kind in NUMBERS:
+            length = NUMBERS[kind]
+        elif 0xA0 <= kind < 0xC0:
+            length = kind - 0xA0
+        elif kind in TEXTS or kind in BYTES:
+            length = self._integer({**TEXTS, **BYTES}[kind])
+        else:
+            raise ValueError(f"{name} is neither an array nor a number or a text")
+        end = self.file.tell() + length
+        if end > self.size:
+            raise ValueError(f"{name} reaches beyond its end")
+        self._note(name, f"{name} is not an array", end)
+
+    def _note(self, name: str, problem: str, end: int) -> None:
+        """Notes what is no array, and goes to its end."""
+        self.others[name] = problem
+        self.file.seek(end)
 
     def _text(self) -> str:
         """Reads a short text."""

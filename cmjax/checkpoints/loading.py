@@ -11,11 +11,13 @@ from cmjax.checkpoints import (
     autoencoders,
     diffusers,
     dit_pipelines,
+    flax_models,
     hub,
     native,
     torch_models,
 )
 from cmjax.checkpoints.checkpoint import Checkpoint
+from cmjax.checkpoints.flax_msgpack import is_msgpack
 from cmjax.checkpoints.json_files import read_json
 from cmjax.configs import did_you_mean, shown
 from cmjax.files import (
@@ -59,12 +61,12 @@ def load(
 
     Args:
         source: a cmjax folder, the folder of a training run, a folder of a diffusers pipeline or of
-            its network, a `.pt` file of OpenAI or of Pixel MeanFlow, or the id of a pipeline or
-            cmjax folder on the Hugging Face hub (`owner/name`, optionally `owner/name@revision`);
-            None is the bundled digits model.
+            its network, a `.pt` file of OpenAI or of Pixel MeanFlow, a training state of OpenAI's
+            models of CIFAR-10, or the id of a pipeline or cmjax folder on the Hugging Face hub
+            (`owner/name`, optionally `owner/name@revision`); None is the bundled digits model.
         dtype: dtype of the parameters; None is float32. The network computes in the dtype of its
             input, whatever this is.
-        config: the network of a `.pt` file, or the name of a preset; None infers it from the
+        config: the network of a single file, or the name of a preset; None infers it from the
             tensors. Other formats name their network themselves.
         trust: whether a cmjax folder may name a network or scheduler that is neither part of cmjax
             nor registered (`cmjax.register`); it is then imported, which runs its module.
@@ -87,15 +89,17 @@ def open_checkpoint(
     """Opens a model without reading its tensors; arguments and errors are those of `load`."""
     path = BUNDLED if source is None else path_of(source)
 
-    # A file is one of PyTorch: all other formats are folders. For a name that is too long,
-    # os.path returns False where Path raises an error.
+    # A file is one of Flax or of PyTorch: all other formats are folders. For a name that is too
+    # long, os.path returns False where Path raises an error.
     if os.path.exists(path) and not os.path.isdir(path):
         check_regular(path)
         _check_whole_model(path)
+        if is_msgpack(path):
+            return flax_models.open_file(path, config)
         return torch_models.open_file(path, config)
     if config is not None:
         raise ValueError(
-            f"config is for .pt files, which do not name their network; {path} does"
+            f"config is for single files, which do not name their network; {path} does"
         )
 
     # What is not on disk may be on the hub, of which only folders are read.

@@ -7,11 +7,11 @@ from cmjax.checkpoints import openai, pixel_mean_flow
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.torch_file import open_torch
 from cmjax.configs import shown
-from cmjax.models import PixelMeanFlowConfig, UNet2DConfig
+from cmjax.models import NCSNppConfig, PixelMeanFlowConfig, UNet2DConfig
 
 # The config of a network that a caller may give, in place of what the tensors tell.
-Config = UNet2DConfig | PixelMeanFlowConfig | str | None
-Kind = TypeVar("Kind", UNet2DConfig, PixelMeanFlowConfig)
+Config = UNet2DConfig | NCSNppConfig | PixelMeanFlowConfig | str | None
+Kind = TypeVar("Kind", UNet2DConfig, NCSNppConfig, PixelMeanFlowConfig)
 
 
 def open_file(path: Path, config: Config = None) -> Checkpoint:
@@ -26,9 +26,9 @@ def open_file(path: Path, config: Config = None) -> Checkpoint:
     """
     tensors = open_torch(path)
     if openai.FIRST in tensors:
-        return openai.from_tensors(path, tensors, _of_kind(UNet2DConfig, path, config))
+        return openai.from_tensors(path, tensors, of_kind(UNet2DConfig, path, config))
     if pixel_mean_flow.prefix_of(tensors) is not None:
-        given = _of_kind(PixelMeanFlowConfig, path, config)
+        given = of_kind(PixelMeanFlowConfig, path, config)
         return pixel_mean_flow.from_tensors(path, tensors, given)
     first = pixel_mean_flow.PREFIXES[0] + pixel_mean_flow.FIRST
     raise ValueError(
@@ -37,8 +37,17 @@ def open_file(path: Path, config: Config = None) -> Checkpoint:
     )
 
 
-def _of_kind(kind: type[Kind], path: Path, config: Any) -> Kind | str | None:
-    """Returns the config; raises ValueError if it is not of the kind of the file's network."""
+def of_kind(kind: type[Kind], path: Path, config: Any) -> Kind | str | None:
+    """Returns the config that a caller gave.
+
+    Args:
+        kind: the class of the configs of the file's network.
+        path: the file.
+        config: what was given: a config, the name of a preset, or None.
+
+    Raises:
+        ValueError: if it is the config of another network.
+    """
     if config is not None and not isinstance(config, kind | str):
         raise ValueError(
             f"config of {path} must be a {kind.__name__} or the name of a preset, "

@@ -21,7 +21,8 @@ DTYPES = ["float32", "bfloat16", "float16"]
 PRESET = click.option(
     "--config",
     metavar="PRESET",
-    help="Network of a .pt file: imagenet64 or lsun256 (OpenAI), or such as pMF-B/16.  "
+    help="Network of a single file: imagenet64, lsun256 or cifar10 (OpenAI), or such as "
+    "pMF-B/16.  "
     "[default: inferred from its tensors]",
 )
 
@@ -52,7 +53,7 @@ def convert(
 ) -> None:
     """Converts the model SRC, writing it to the folder DST.
 
-    SRC is a cmjax folder, a diffusers pipeline or UNet folder, a .pt file of OpenAI or of Pixel
+    SRC is a cmjax folder, a diffusers pipeline or UNet folder, a file of OpenAI or of Pixel
     MeanFlow, or a hub id owner/name.
 
     \b

@@ -186,7 +186,7 @@ sampling = group_of(
         "-m",
         metavar="MODEL",
         shell_complete=complete_path,
-        help="A cmjax or diffusers folder, an OpenAI or pMF .pt file, or a hub id owner/name.  "
+        help="A cmjax or diffusers folder, a file of OpenAI or pMF, or a hub id owner/name.  "
         "[default: bundled digits]",
     ),
     trust,

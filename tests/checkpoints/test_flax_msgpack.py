@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from cmjax.checkpoints.flax_msgpack import open_msgpack
+from cmjax.checkpoints.flax_msgpack import is_msgpack, open_msgpack, read_contents
 from tests.support.draws import draws
 from tests.support.mutations import mutations
 
@@ -45,6 +45,36 @@ def test_arrays_that_flax_wrote(tmp_path):
         expected = np.asarray(TREE[above][leaf])
         assert (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype)
         np.testing.assert_array_equal(tensor.read(), expected)
+
+
+def test_what_is_no_array_is_listed_too(tmp_path):
+    others = {
+        "step": 3,
+        "count": np.int32(3),
+        "key": np.ones(2, np.uint32),
+        "rate": 0.5,
+        "z": 1 + 2j,
+        "name": "x" * 300,
+        "raw": b"x" * 300,
+        "fewer": -5,
+        "many": 2**40,
+        "none": None,
+        "yes": True,
+        "empty": {},
+    }
+    path = write(tmp_path, flax.serialization.msgpack_serialize({**TREE, **others}))
+    contents = read_contents(path)
+    assert set(contents.arrays) == {*open_msgpack(write(tmp_path, CONTENT)), "count"}
+    assert set(contents.others) == set(others) - {"count", "empty"}
+    assert contents.others["step"] == "step is not an array"
+    assert "key has a dtype other than" in contents.others["key"]
+
+
+def test_files_that_begin_with_a_map(tmp_path):
+    path = write(tmp_path, CONTENT)
+    assert is_msgpack(path) and is_msgpack(write(tmp_path, b"\xde\0\x10"))
+    for other in (b"", b"\x80\x02", b"PK\3\4", b"\x90", b"\x93NUMPY", b"{}"):
+        assert not is_msgpack(write(tmp_path, other)), other
 
 
 def array(shape, dtype, content):
@@ -84,6 +114,10 @@ def nested(depth):
             b"\x82" + msgpack.packb({"x": array((), "int8", b"\0")})[1:] * 2,
             "two arrays for x",
         ),
+        (b"\x81\xa1x\xdb\xff\xff\xff\xff", "x reaches beyond its end"),
+        (b"\x81\xa1x\xcf\0", "x reaches beyond its end"),
+        (b"\x81\xa1x\x91\1", "x is neither an array nor a number or a text"),
+        (b"\x82" + msgpack.packb({"x": 1})[1:] * 2, "two arrays for x"),
         (nested(2000), "nested more than 32 deep"),
         (b"\xdf\0\0\xff\xff" + b"\xa1x\x80" * 65535, "more than 40000 names"),
     ],
