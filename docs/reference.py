@@ -76,6 +76,7 @@ CONSTANTS = {
     "IMPROVED_MEAN_FLOWS": "The configurations of improved MeanFlow's released networks by name.",
     "MEAN_FLOWS": "The configurations of MeanFlow's released networks by name.",
     "SHORTCUTS": "The configurations of the released shortcut models by name.",
+    "NCSNPP_PRESETS": "The configurations of the released NCSN++ networks by name.",
     "PIXEL_MEAN_FLOWS": "The configurations of Pixel MeanFlow's released networks by name.",
     "PRESETS": "The configurations of the released networks by name.",
     "REC601": "The weights of red, green and blue in luminance, of the standard Rec. 601.",

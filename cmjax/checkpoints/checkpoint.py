@@ -65,12 +65,14 @@ class StoredNetwork:
         if dtype is not None:
             dtype = floating_dtype("dtype", dtype)
 
-        # In the order of the network's own tree, which the leaves are put into at the end.
+        # In the order of the network's own tree, which the leaves are put into at the end. Some
+        # parameters, such as frequencies, would be others in fewer bits.
         apply_fn, abstract = self.check()
+        exact = getattr(self.config, "float32_parameters", ())
         leaves = []
         for name, leaf in flatten_named(abstract).items():
             stored_name, axes = self.layout(name, leaf.ndim)
-            wanted = dtype or leaf.dtype
+            wanted = leaf.dtype if dtype is None or name in exact else dtype
             if keep_dtypes:
                 wanted = self.tensors[stored_name].dtype
             leaves.append(self._read(stored_name, leaf.shape, axes, np.dtype(wanted)))

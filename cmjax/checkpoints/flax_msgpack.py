@@ -21,7 +21,8 @@ from cmjax.files import open_regular
 # the triple (shape, name of the dtype, bytes), in MessagePack again (flax/serialization.py,
 # `_ndarray_to_bytes`).
 ARRAYS = (1, 3)
-DTYPES = {dtype.name: dtype for dtype in SAFETENSORS_DTYPES.values()}
+# Random keys of training states are of the last one; no parameter is.
+DTYPES = {dtype.name: dtype for dtype in (*SAFETENSORS_DTYPES.values(), np.dtype("uint32"))}
 
 # Bounds for files that are damaged or hostile; a large network has some thousand names of some
 # twenty letters, five deep.

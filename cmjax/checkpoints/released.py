@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from cmjax.checkpoints import (
     improved_mean_flow,
     mean_flow,
+    ncsnpp,
     openai,
     pixel_mean_flow,
     shortcut,
@@ -30,13 +31,20 @@ from cmjax.files import open_regular
 from cmjax.models import (
     DiTConfig,
     ImprovedMeanFlowConfig,
+    NCSNppConfig,
     PixelMeanFlowConfig,
     UNet2DConfig,
 )
 
 # The config of a network that a caller may give, in place of what the tensors tell.
 Config = (
-    UNet2DConfig | PixelMeanFlowConfig | ImprovedMeanFlowConfig | DiTConfig | str | None
+    UNet2DConfig
+    | NCSNppConfig
+    | PixelMeanFlowConfig
+    | ImprovedMeanFlowConfig
+    | DiTConfig
+    | str
+    | None
 )
 Kind = TypeVar("Kind")
 
@@ -108,6 +116,9 @@ def _of_flax(path: Path, tensors: Mapping[str, StoredTensor], config: Config) ->
     if shortcut.FIRST in used:
         given = _of_kind(DiTConfig, path, config)
         return shortcut.from_tensors(path, used, given, note)
+    if ncsnpp.FIRST in used:
+        given = _of_kind(NCSNppConfig, path, config)
+        return ncsnpp.from_tensors(path, used, given, note, tensors)
     return _recognised(path, as_torch(path, used), config, note)
 
 
@@ -133,7 +144,8 @@ def _recognised(
     first = pixel_mean_flow.PREFIXES[0] + pixel_mean_flow.FIRST
     raise ValueError(
         f"{path} is not a checkpoint of a network that cmjax reads: it has neither the tensor "
-        f"{openai.FIRST} (OpenAI's consistency models) nor {first} (Pixel MeanFlow) nor "
+        f"{openai.FIRST} (OpenAI's consistency models) nor {ncsnpp.FIRST} (those of CIFAR-10) "
+        f"nor {first} (Pixel MeanFlow) nor "
         f"net.{mean_flow.FIRST} (MeanFlow and improved MeanFlow)"
     )
 

@@ -21,8 +21,8 @@ DTYPES = ["float32", "bfloat16", "float16"]
 PRESET = click.option(
     "--config",
     metavar="PRESET",
-    help="Network of a released model's file: imagenet64 or lsun256 (OpenAI), or such as pMF-B/16 "
-    "or MF-B/4.  [default: inferred from its tensors]",
+    help="Network of a released model's file: imagenet64, lsun256 or cifar10 (OpenAI), or such as "
+    "pMF-B/16 or MF-B/4.  [default: inferred from its tensors]",
 )
 
 

@@ -14,6 +14,8 @@ from cmjax.models.improved_mean_flow_config import (
     IMPROVED_MEAN_FLOWS,
     ImprovedMeanFlowConfig,
 )
+from cmjax.models.ncsnpp import NCSNpp
+from cmjax.models.ncsnpp_config import NCSNPP_PRESETS, NCSNppConfig
 from cmjax.models.pixel_mean_flow import PixelMeanFlow
 from cmjax.models.pixel_mean_flow_config import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.unet import UNet2D
@@ -23,6 +25,7 @@ __all__ = [
     "DIT_SIZES",
     "IMPROVED_MEAN_FLOWS",
     "MEAN_FLOWS",
+    "NCSNPP_PRESETS",
     "PIXEL_MEAN_FLOWS",
     "PRESETS",
     "SHORTCUTS",
@@ -37,6 +40,8 @@ __all__ = [
     "DiTTransformer2DConfig",
     "ImprovedMeanFlow",
     "ImprovedMeanFlowConfig",
+    "NCSNpp",
+    "NCSNppConfig",
     "PixelMeanFlow",
     "PixelMeanFlowConfig",
     "UNet2D",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.models.layers import GroupNorm, linear
+from cmjax.models.layers import GroupNorm, add_residual, linear
 
 # 32 MB in float32, about what CPUs keep near.
 SCORES_IN_CACHE = 8 * 1024 * 1024
@@ -101,6 +101,7 @@ class Attention(nnx.Module):
         *,
         groups: int | None,
         epsilon: float,
+        rescale: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes attention with `channels // head_dim` heads.
@@ -110,6 +111,7 @@ class Attention(nnx.Module):
             head_dim: channels per head.
             groups: groups of the normalisation; None for no normalisation.
             epsilon: epsilon of the normalisation.
+            rescale: whether the sum with the residual is divided by sqrt(2).
             rngs: for the parameters.
         """
         if channels % head_dim:
@@ -118,6 +120,7 @@ class Attention(nnx.Module):
                 "with attention, which the middle block always is; set it to a divisor"
             )
         self.heads = channels // head_dim
+        self.rescale = rescale
         group_norm = None
         if groups is not None:
             group_norm = GroupNorm(channels, groups, epsilon, rngs=rngs)
@@ -144,4 +147,4 @@ class Attention(nnx.Module):
 
         # Heads side by side again: [B, H * W, C].
         mixed = attend(q, k, v).reshape(batch, height * width, channels)
-        return x + self.to_out[0](mixed).reshape(x.shape)
+        return add_residual(x, self.to_out[0](mixed).reshape(x.shape), self.rescale)

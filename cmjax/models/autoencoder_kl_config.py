@@ -4,13 +4,11 @@ import dataclasses
 
 from cmjax.configs import check_options
 from cmjax.models.latent_scaling import LARGEST_FACTOR, SMALLEST_FACTOR, check_factors
+from cmjax.models.unet_config import MOST_LAYERS, check_groups, check_resolutions
 
 # Name of a block -> whether attention follows each of its residual blocks.
 DOWN_BLOCKS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 UP_BLOCKS = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
-
-# Of resolutions, and of residual blocks in each: a damaged file could ask for billions.
-MOST_LAYERS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,24 +79,8 @@ class AutoencoderKLConfig:
         check_options(self)
         check_factors(self)
 
-        # One entry per resolution in each of three fields.
-        widths = self.block_out_channels
-        if not 1 <= len(widths) <= MOST_LAYERS:
-            raise ValueError(
-                f"block_out_channels must have 1 to {MOST_LAYERS} entries, got {len(widths)}"
-            )
-        for name in ("down_block_types", "up_block_types"):
-            kinds = getattr(self, name)
-            if len(kinds) != len(widths):
-                raise ValueError(
-                    f"{name} must have one entry per entry of block_out_channels, {len(widths)}, "
-                    f"got {len(kinds)}"
-                )
-        for channels in widths:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"norm_num_groups {self.norm_num_groups} does not divide {channels} channels"
-                )
+        check_resolutions(self, "down_block_types", "up_block_types")
+        check_groups(self)
 
     @property
     def stride(self) -> int:

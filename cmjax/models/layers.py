@@ -180,3 +180,8 @@ def check_images(x: jax.Array, size: int, channels: int) -> None:
     """
     if x.ndim != 4 or x.shape[1:] != (size, size, channels):
         raise ValueError(f"x must be [B, {size}, {size}, {channels}], got {x.shape}")
+
+
+def add_residual(x: jax.Array, h: jax.Array, rescale: bool) -> jax.Array:
+    """Returns `x + h`, or the same divided by sqrt(2), which keeps the variance (StyleGAN2)."""
+    return (x + h) / math.sqrt(2) if rescale else x + h

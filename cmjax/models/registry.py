@@ -25,6 +25,8 @@ from cmjax.models.improved_mean_flow_config import (
     IMPROVED_MEAN_FLOWS,
     ImprovedMeanFlowConfig,
 )
+from cmjax.models.ncsnpp import NCSNpp
+from cmjax.models.ncsnpp_config import NCSNPP_PRESETS, NCSNppConfig
 from cmjax.models.pixel_mean_flow import PixelMeanFlow
 from cmjax.models.pixel_mean_flow_config import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.unet import UNet2D
@@ -36,6 +38,7 @@ ARCHITECTURES: dict[str, tuple[Callable[..., nnx.Module], type]] = {
     "UNet2D": (UNet2D, UNet2DConfig),
     "DiT": (DiT, DiTConfig),
     "DiTTransformer2D": (DiTTransformer2D, DiTTransformer2DConfig),
+    "NCSNpp": (NCSNpp, NCSNppConfig),
     "PixelMeanFlow": (PixelMeanFlow, PixelMeanFlowConfig),
     "ImprovedMeanFlow": (ImprovedMeanFlow, ImprovedMeanFlowConfig),
 }
@@ -50,6 +53,7 @@ AUTOENCODERS: dict[str, tuple[Callable[..., nnx.Module], type]] = {
 # The configs of released models by name.
 RELEASED = {
     **PRESETS,
+    **NCSNPP_PRESETS,
     **PIXEL_MEAN_FLOWS,
     **MEAN_FLOWS,
     **IMPROVED_MEAN_FLOWS,

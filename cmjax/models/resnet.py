@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.models.layers import GroupNorm, conv, linear
+from cmjax.models.layers import GroupNorm, add_residual, conv, linear
 
 
 class ResnetBlock(nnx.Module):
@@ -23,11 +23,13 @@ class ResnetBlock(nnx.Module):
         channels_in: int,
         channels_out: int,
         time_features: int,
-        groups: int,
+        groups: int | tuple[int, int],
         epsilon: float,
         *,
         scale_shift: bool = False,
         resample: Callable[[jax.Array], jax.Array] | None = None,
+        project: bool = False,
+        rescale: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes a block.
@@ -36,27 +38,32 @@ class ResnetBlock(nnx.Module):
             channels_in: channels of the input.
             channels_out: channels of the output.
             time_features: features of the embedding of time and class.
-            groups: groups of both normalisations.
+            groups: groups of both normalisations, or of the first and of the second.
             epsilon: epsilon of both normalisations.
             scale_shift: whether the embedding scales and shifts, instead of being added.
-            resample: `halve` or `double`; None keeps the resolution.
+            resample: `halve` or `double`, or another function of a map; None keeps the resolution.
+            project: whether the residual passes through a 1x1 convolution in any case, and not
+                only where the channels differ.
+            rescale: whether the sum with the residual is divided by sqrt(2).
             rngs: for the parameters.
         """
         self.scale_shift = scale_shift
         self.resample = resample
-        self.norm1 = GroupNorm(channels_in, groups, epsilon, rngs=rngs)
+        self.rescale = rescale
+        groups_in, groups_out = groups if isinstance(groups, tuple) else (groups, groups)
+        self.norm1 = GroupNorm(channels_in, groups_in, epsilon, rngs=rngs)
         self.conv1 = conv(channels_in, channels_out, rngs=rngs)
 
         # Two numbers per channel, to scale and to shift, or one to add.
         self.time_emb_proj = linear(
             time_features, channels_out * (1 + scale_shift), rngs=rngs
         )
-        self.norm2 = GroupNorm(channels_out, groups, epsilon, rngs=rngs)
+        self.norm2 = GroupNorm(channels_out, groups_out, epsilon, rngs=rngs)
         self.conv2 = conv(channels_out, channels_out, rngs=rngs)
 
         # The residual passes as it is, or through a 1x1 convolution if the channels differ.
         conv_shortcut = None
-        if channels_in != channels_out:
+        if project or channels_in != channels_out:
             conv_shortcut = conv(channels_in, channels_out, 1, rngs=rngs)
         self.conv_shortcut = conv_shortcut
 
@@ -80,4 +87,4 @@ class ResnetBlock(nnx.Module):
         h = self.conv2(jax.nn.silu(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
-        return h + x
+        return add_residual(x, h, self.rescale)

@@ -1,6 +1,7 @@
 """The configuration of a `UNet2D`, and two presets."""
 
 import dataclasses
+from typing import Any
 
 from cmjax.configs import LARGEST, check_options
 from cmjax.labels import check_null_class
@@ -27,6 +28,43 @@ TIME_CONDITIONING = ("default", "scale_shift")
 
 # Of resolutions, and of residual blocks in each: a damaged file could ask for billions.
 MOST_LAYERS = 64
+
+
+def check_resolutions(config: Any, *names: str) -> None:
+    """Checks that fields of a config have one entry per resolution, as `block_out_channels` has.
+
+    Args:
+        config: of a network of convolutions.
+        names: of the other fields.
+
+    Raises:
+        ValueError: naming a field that has not, or if there are too many resolutions or none.
+    """
+    levels = len(config.block_out_channels)
+    if not 1 <= levels <= MOST_LAYERS:
+        raise ValueError(
+            f"block_out_channels must have 1 to {MOST_LAYERS} entries, got {levels}"
+        )
+    for name in names:
+        entries = len(getattr(config, name))
+        if entries != levels:
+            raise ValueError(
+                f"{name} must have one entry per entry of block_out_channels, {levels}, "
+                f"got {entries}"
+            )
+
+
+def check_groups(config: Any) -> None:
+    """Checks that `norm_num_groups` divides all of `block_out_channels`.
+
+    Raises:
+        ValueError: naming the channels that it does not divide.
+    """
+    for channels in config.block_out_channels:
+        if channels % config.norm_num_groups:
+            raise ValueError(
+                f"norm_num_groups {config.norm_num_groups} does not divide {channels} channels"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,26 +160,9 @@ class UNet2DConfig:
         check_options(self)
         check_null_class(self.null_class, self.num_class_embeds)
 
-        # One entry per resolution in each of three fields.
+        check_resolutions(self, "down_block_types", "up_block_types")
+        check_groups(self)
         widths = self.block_out_channels
-        if not 1 <= len(widths) <= MOST_LAYERS:
-            raise ValueError(
-                f"block_out_channels must have 1 to {MOST_LAYERS} entries, got {len(widths)}"
-            )
-        for name in ("down_block_types", "up_block_types"):
-            kinds = getattr(self, name)
-            if len(kinds) != len(widths):
-                raise ValueError(
-                    f"{name} must have one entry per entry of block_out_channels, {len(widths)}, "
-                    f"got {len(kinds)}"
-                )
-
-        # Each normalisation divides its channels into groups.
-        for channels in widths:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"norm_num_groups {self.norm_num_groups} does not divide {channels} channels"
-                )
         groups = self.attn_norm_num_groups
         if groups is not None and widths[-1] % groups:
             raise ValueError(

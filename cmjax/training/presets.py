@@ -3,8 +3,8 @@
 The small ones, `SMALL`, are commented files of the package. Of the papers' none was run here: each
 needs many accelerators. They differ from the papers in three ways:
 
-* The networks on ImageNet and LSUN are the 2023 paper's, `cmjax.models.PRESETS`; its NCSN++ on
-  CIFAR-10 is replaced by a UNet of similar size.
+* The networks of CD and CT are the 2023 paper's. On CIFAR-10 the networks of iCT and MeanFlow are
+  replaced by a UNet of similar size.
 * No network here has dropout, which the papers' networks have on some data sets.
 * The metric is the l2 norm instead of LPIPS, the 2023 paper's, which is a network itself. In Python
   a loss takes LPIPS as `metric=function`.
@@ -19,7 +19,7 @@ from typing import Any
 
 from cmjax.configs import did_you_mean, shown
 from cmjax.models import DIT_SIZES
-from cmjax.models import PRESETS as NETWORKS
+from cmjax.models.registry import RELEASED, network_name
 
 _FOLDER = Path(__file__).parent.parent / "assets" / "configs"
 
@@ -38,7 +38,8 @@ SMALL = {
 # Decay of the moving average of the 2023 paper on ImageNet and LSUN.
 _EMA_LARGE = 0.999943
 
-# In place of NCSN++: attention at 16x16, as there, and a width that gives a similar size.
+# In place of NCSN++ with other frequencies, and of DDPM++: attention at 16x16, as there, and a
+# width that gives a similar size.
 _CIFAR10_NETWORK = {
     "class": "UNet2D",
     "sample_size": 32,
@@ -63,7 +64,8 @@ _LATENTS_NETWORK = {
 
 def _network(name: str) -> dict[str, Any]:
     """Returns a network of the 2023 paper as the section [network]."""
-    return {"class": "UNet2D", **dataclasses.asdict(NETWORKS[name])}
+    config = RELEASED[name]
+    return {"class": network_name(config), **dataclasses.asdict(config)}
 
 
 def _preset(network, loss, learning_rate, batch_size, steps, ema_decay, dtype="float32"):
@@ -119,10 +121,10 @@ def _training(final_levels, initial_target_decay):
 PRESETS: dict[str, dict[str, Any]] = {
     # Song et al. 2023, appendix C, table 3. CD has a fixed grid, CT one that grows.
     "cifar10_cd": _preset(
-        _CIFAR10_NETWORK, _distillation(18, 0.0), 4e-4, 512, 800_000, 0.9999
+        _network("cifar10"), _distillation(18, 0.0), 4e-4, 512, 800_000, 0.9999
     ),
     "cifar10_ct": _preset(
-        _CIFAR10_NETWORK, _training(150, 0.9), 4e-4, 512, 800_000, 0.9999
+        _network("cifar10"), _training(150, 0.9), 4e-4, 512, 800_000, 0.9999
     ),
     "imagenet64_cd": _preset(
         _network("imagenet64"),
