@@ -147,13 +147,11 @@ def _instructions(file: IO[bytes], size: int) -> Iterator[tuple[str, Any]]:
 class _Machine(Machine):
     """The machine of pickles of arrays."""
 
+    further = frozenset({"NEWOBJ", *BYTES})
+
     def knows(self, name: str) -> bool:
         """Whether a name is one of those that arrays, or an optimizer's state, need."""
         return name in CALLS or name in CLASSES or name.startswith(OPTIMIZER)
-
-    def bytes_of(self, argument: Any) -> _Bytes:
-        """Returns where bytes stand."""
-        return argument
 
     def built(self, function: Any, arguments: Any) -> Any:
         """Returns what the function or class of that name would return for these arguments."""

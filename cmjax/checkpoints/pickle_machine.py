@@ -28,7 +28,13 @@ class Machine:
     """The stack machine of pickles, without the means to call anything.
 
     The module `pickletools` describes the instructions.
+
+    Attributes:
+        further: instructions of which only some kinds of files have need: "NEWOBJ", and those of
+            bytes.
     """
+
+    further: frozenset[str] = frozenset()
 
     def __init__(self):
         """Makes a machine that has run nothing yet."""
@@ -103,8 +109,10 @@ class Machine:
                 stack.append(argument)
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
                 stack.append(argument)
-            case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
-                stack.append(self.bytes_of(argument))
+            case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8" if (
+                opcode in self.further
+            ):
+                stack.append(argument)
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
                 stack.append(
                     {"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[opcode]
@@ -146,9 +154,12 @@ class Machine:
                 stack.append(self.persistent(description))
 
             # Here it calls a function, a class, or an object's __setstate__.
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE":
                 function, arguments = self._take(2)
                 stack.append(self.built(function, arguments))
+            case "NEWOBJ" if opcode in self.further:
+                cls, arguments = self._take(2)
+                stack.append(self.built(cls, arguments))
             case "BUILD":
                 (state,) = self._take(1)
                 self.set_state(stack[-1], state)
@@ -156,11 +167,6 @@ class Machine:
                 raise RefusedError(
                     f"its pickle has the instruction {opcode}, which tensors do not need: refused"
                 )
-
-    def bytes_of(self, argument: Any) -> Any:
-        """Returns what stands for the bytes in a pickle, where arrays have any."""
-        del argument
-        raise RefusedError("its pickle has bytes, which tensors do not need: refused")
 
     def _known(self, name: str) -> Name:
         """Returns a name if it is one of those that arrays need."""
