@@ -72,8 +72,11 @@ def params(network, shift=0.0):
 def state(kind, network="toy", changes=None):
     """A training state as the reference has it, of arrays by dotted name.
 
-    The averaged parameters are those of `params`, and all others differ.
+    The averaged parameters are those of `params`, and all others differ. Of the kind None there is
+    nothing but these.
     """
+    if kind is None:
+        return {f"params_ema.{name}": value for name, value in params(network).items()}
     found = {}
     for name, (shape, dtype) in stored()["states"][kind].items():
         if shape == "parameters":
