@@ -41,6 +41,9 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache", "myst-nb.lexer"]
 
+# Blocks without a language are commands, formulas and what programs print.
+highlight_language = "none"
+
 # Notebooks are executed when their code has changed; an exception ends the build.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
