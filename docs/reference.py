@@ -23,6 +23,7 @@ GROUPS = {
         "training.data",
         "training.sources",
         "training.encoding",
+        "training.encoder",
         "training.moments",
         "training.latents",
         "training.checkpointing",
