@@ -25,6 +25,7 @@ GROUPS = {
         "training.sources",
         "training.pairs",
         "training.encoding",
+        "training.encoder",
         "training.moments",
         "training.latents",
         "training.checkpointing",

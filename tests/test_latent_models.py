@@ -20,7 +20,7 @@ from cmjax.models import DiTTransformer2DConfig
 from cmjax.models.registry import abstract_network
 from tests.support import checkpoints
 from tests.support.autoencoders import KL, TINY, autoencoder
-from tests.support.cli import assert_one_line, succeeded
+from tests.support.cli import succeeded
 from tests.support.generation import assert_nearly_equal, images
 
 KEY = jax.random.key(0)
@@ -197,11 +197,3 @@ def test_each_device_decodes_its_own_samples():
     )
     batch = [np.arange(4, dtype=np.uint32)]
     assert_nearly_equal(next(one.batches(batch)), next(two.batches(batch)))
-
-
-def test_editing_on_the_command_line_is_refused(tmp_path):
-    cmjax.save(tmp_path / "model", model())
-    command = ["edit", "superres", "--model", str(tmp_path / "model"), "--labels", "1"]
-    command += ["--out", str(tmp_path / "x.png")]
-    result = CliRunner().invoke(main, command)
-    assert_one_line(result, "--model: it samples latents")

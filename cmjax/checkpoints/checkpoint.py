@@ -24,6 +24,10 @@ from cmjax.schedulers.base import Scheduler
 Layout = Callable[[str, int], tuple[str, tuple[int, ...]]]
 
 
+class AutoencoderAlone(ValueError):
+    """Raised for what was to be a model, and is an autoencoder without one."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredNetwork:
     """A network on disk: everything about it but the values of its tensors.

@@ -15,7 +15,7 @@ from cmjax.checkpoints import (
     native,
     released,
 )
-from cmjax.checkpoints.checkpoint import Checkpoint
+from cmjax.checkpoints.checkpoint import AutoencoderAlone, Checkpoint
 from cmjax.checkpoints.json_files import read_json
 from cmjax.configs import did_you_mean, shown
 from cmjax.files import (
@@ -164,9 +164,7 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
     if isinstance(name, str) and (name in ARCHITECTURES or ":" in name):
         return _with_autoencoder(native.open_folder(path, trust=trust), path)
     if name in autoencoders.NETWORKS:
-        raise ValueError(
-            f"{path} is an autoencoder, which samples nothing; open it by cmjax.load_autoencoder"
-        )
+        raise _autoencoder_alone(path)
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
     raise ValueError(f"{path / native.CONFIG}: _class_name is {shown(name)}{hint}")
 
@@ -215,9 +213,20 @@ def _noted(checkpoint: Checkpoint, note: str) -> Checkpoint:
     return dataclasses.replace(checkpoint, note="; ".join(notes))
 
 
+def _autoencoder_alone(path: Path) -> AutoencoderAlone:
+    """The error for an autoencoder in place of a model."""
+    return AutoencoderAlone(
+        f"{path} is an autoencoder, which samples nothing; open it by cmjax.load_autoencoder"
+    )
+
+
 def _check_whole_model(path: Path) -> None:
     """Raises ValueError for a file out of a folder, naming the folder to give."""
     beside = (path.parent / diffusers.CONFIG).exists()
+    if beside and path.suffix in (".safetensors", ".bin", ".msgpack"):
+        content = read_json(path.parent / diffusers.CONFIG)
+        if content.get("_class_name") in autoencoders.NETWORKS:
+            raise _autoencoder_alone(path)
     if path.suffix in (".safetensors", ".json") or (path.suffix == ".bin" and beside):
         # The network of a pipeline is in a folder of the pipeline's.
         folder = path.parent
@@ -259,6 +268,8 @@ def save(
         raise ValueError(f"to must be one of {list(WRITERS)}, got {shown(to)}")
     if not isinstance(model, Model):
         raise ValueError(f"model must be a cmjax.Model, got {shown(model)}")
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"path must be a folder to write, got {shown(path)}")
 
     # `apply_fn` translates between two schedulers then, of which a file could only name one.
     if model.trained_for is not None:

@@ -87,23 +87,34 @@ def convert(
 def info(source: str | None, config: str | None, as_json: bool) -> None:
     """Describes the model SRC, without reading its tensors.
 
-    SRC is as for cmjax convert. Without it, the bundled model is described.
+    SRC is as for cmjax convert, or the folder or file of an autoencoder, or its hub id. Without it,
+    the bundled model is described.
 
     \b
     Examples:
       cmjax info                                the bundled digits
       cmjax info cd_imagenet64_lpips.pt         one of OpenAI's files
       cmjax info openai/diffusers-cd_cat256_l2  one on the Hugging Face hub
+      cmjax info stabilityai/sd-vae-ft-mse      an autoencoder
       cmjax info runs/mine --json               the same for programs
     """  # noqa: D301
-    checkpoint = opening.open_checkpoint(source, config)
+    from cmjax.checkpoints.autoencoders import open_autoencoder
+    from cmjax.checkpoints.checkpoint import AutoencoderAlone
+
+    # An autoencoder alone is no model, but can be described.
+    try:
+        checkpoint: Any = opening.open_checkpoint(source, config)
+        described, in_rows = _described, _rows
+    except AutoencoderAlone:
+        checkpoint = open_autoencoder(str(source))
+        described, in_rows = _autoencoder_alone_described, _autoencoder_rows
     checkpoint.check()
     if as_json:
-        terminal.echo(json.dumps(_described(checkpoint), indent=2, default=str))
+        terminal.echo(json.dumps(described(checkpoint), indent=2, default=str))
         return
 
     # Two columns, the first as wide as its longest name.
-    rows = _rows(checkpoint)
+    rows = in_rows(checkpoint)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         if isinstance(value, tuple):
@@ -159,13 +170,37 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
         ]
         rows += [(f"  {name}", value) for name, value in _fields(autoencoder.config)]
 
-    # The files, and what a user should know of the model, at the end.
-    rows += [
-        ("file", f"{file} ({_size(file.stat().st_size)})") for file in _files(checkpoint)
+    return [*rows, *_last_rows(_files(checkpoint), checkpoint.note)]
+
+
+def _autoencoder_rows(stored: "StoredNetwork") -> list[tuple[str, Any]]:
+    """Returns what `_rows` does for an autoencoder alone."""
+    from cmjax.models.registry import autoencoder_name
+
+    # What a user asks first: what it is, what its latents are, how large it is.
+    config = stored.config
+    latents = (
+        f"{config.latent_channels} channels, 1/{config.stride} of the height and width, "
+        f"scaled by {config.scaling_factor:g}"
+    )
+    rows: list[tuple[str, Any]] = [
+        ("kind", stored.kind),
+        ("pictures", f"{config.in_channels} channels"),
+        ("latents", latents),
+        ("tensors", _parameters(stored)),
+        ("dtypes", _dtypes(stored)),
+        ("autoencoder", autoencoder_name(config)),
     ]
-    if checkpoint.note:
-        rows.append(("note", checkpoint.note))
-    return rows
+    rows += [(f"  {name}", value) for name, value in _fields(config)]
+    return [*rows, *_last_rows(list(stored.files), stored.note)]
+
+
+def _last_rows(files: list[Path], note: str) -> list[tuple[str, Any]]:
+    """Returns the files, and what a user should know: the rows at the end."""
+    rows: list[tuple[str, Any]] = [
+        ("file", f"{file} ({_size(file.stat().st_size)})") for file in files
+    ]
+    return [*rows, ("note", note)] if note else rows
 
 
 def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
@@ -191,11 +226,25 @@ def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
         "preset": preset_name(config),
         "scheduler": scheduler_to_config(checkpoint.scheduler),
         "autoencoder": _autoencoder_described(autoencoder),
-        "files": [
-            {"path": str(file), "bytes": file.stat().st_size} for file in _files(checkpoint)
-        ],
+        "files": _sizes(_files(checkpoint)),
         "note": checkpoint.note,
     }
+
+
+def _autoencoder_alone_described(stored: "StoredNetwork") -> dict[str, Any]:
+    """Returns what `_autoencoder_rows` says, as values of JSON."""
+    return {
+        "kind": stored.kind,
+        "stride": stored.config.stride,
+        "autoencoder": _autoencoder_described(stored),
+        "files": _sizes(list(stored.files)),
+        "note": stored.note,
+    }
+
+
+def _sizes(files: list[Path]) -> list[dict[str, Any]]:
+    """Returns the paths of files, and their sizes in bytes."""
+    return [{"path": str(file), "bytes": file.stat().st_size} for file in files]
 
 
 def _autoencoder_described(autoencoder: "StoredNetwork | None") -> dict[str, Any] | None:

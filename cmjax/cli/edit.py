@@ -160,7 +160,7 @@ def inpaint(
 
     # The mask is as large as the picture given, so both are cropped and resized in the same way.
     task = open_task(image, "seven.png", **common)
-    size = task.model.config.sample_size
+    size = task.size
 
     def cases():
         for given in task.pictures():
@@ -195,14 +195,14 @@ def colorize(image: Path | None, **common: Any) -> None:
     # The bundled model is gray, so there is neither a model nor a picture to begin with.
     if image is None:
         raise ValueError("give a picture: cmjax edit colorize IMAGE --model MODEL")
-    task = open_task(image, "", **common)
-    if task.model.sample_shape[-1] != 3:
+    task = open_task(image, "", in_latents=False, **common)
+    if task.model.picture_shape[-1] != 3:
         raise ValueError(
             "--model: its pictures are gray; colorize needs a model of colour pictures"
         )
 
     # The constraint is on the luminance [H, W, 1]; a gray picture has it in all three channels.
-    size = task.model.config.sample_size
+    size = task.size
 
     def cases():
         for given in task.pictures():
@@ -238,8 +238,8 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
     from cmjax.constraints import super_resolve
     from cmjax.images import center_crop_resize, from_uint8
 
-    task = open_task(image, "seven.png", factor, **common)
-    size = task.model.config.sample_size
+    task = open_task(image, "seven.png", factor, in_latents=False, **common)
+    size = task.size
     if size % factor:
         raise ValueError(
             f"--factor must divide the model's {size}x{size} pixels, got {factor}"
@@ -320,6 +320,7 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
     fractions = jnp.linspace(0.0, 1.0, num)
     run = jax.jit(functools.partial(interpolate, model.apply_fn))
     results = run(model.params, model.scheduler, *ends, fractions, cond=task.cond)
+    results = model.decode(results, batch_size=edit_task.DECODED_AT_ONCE)
 
     # Only the ends are samples with a number.
     captions = [first, *[""] * (num - 2), second]
@@ -365,14 +366,18 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
         functools.partial(stroke_to_image, apply_fn=apply_fn, scheduler=model.scheduler)
     )
 
-    # The sketch, with noise of the first level, is where sampling starts.
-    size = model.config.sample_size
+    # The sketch, or its latents, with noise of the first level is where sampling starts.
+    size = task.size
     for given in task.pictures():
         sketch = from_uint8(center_crop_resize(given.pixels, size))
-        copies = np.repeat(sketch[None], task.num, 0)
+        start = sketch[None]
+        if model.autoencoder is not None:
+            start = np.asarray(model.autoencoder.encode(start))
+        copies = np.repeat(start, task.num, 0)
         results = run(
             task.key, params=model.params, image=copies, sigmas=levels, cond=task.cond
         )
+        results = model.decode(results, batch_size=edit_task.DECODED_AT_ONCE)
         captions = range(1, task.num + 1)
         edit_task.write(task, given.path.stem, {"given": sketch}, results, captions)
     edit_task.report(task, ["given", *range(1, task.num + 1)])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parent.parent / "assets" / "examples"
 EXAMPLE_LABEL = 7  # class of the pictures there
+DECODED_AT_ONCE = 8  # samples of a latent model
 INTERPOLATED = "interpolated"  # names the results of the task without a picture
 
 
@@ -22,7 +23,7 @@ class Given(NamedTuple):
 
     Attributes:
         path: its file.
-        pixels: u8[H, W, C], C being the channels of the model's samples.
+        pixels: u8[H, W, C], C being the channels of the model's pictures.
     """
 
     path: Path
@@ -34,7 +35,7 @@ class Case(NamedTuple):
 
     Attributes:
         given: the picture.
-        constraint: the constraint on the samples.
+        constraint: the constraint on the results.
         picture: the picture at the model's size, f32[H, W, C] in [-1, 1].
         known: what is kept of it, f32[H, W, C]; None for what the constraint makes of zeros.
     """
@@ -74,6 +75,11 @@ class Task(NamedTuple):
     guidance: float | None
     guidance_interval: list[float] | None
 
+    @property
+    def size(self) -> int:
+        """Height and width of the model's pictures."""
+        return self.model.picture_shape[0]
+
     def guided(self, num_steps: int) -> Any:
         """Returns the model's network, guided if it is to be, for so many calls."""
         return checks.check_guidance(
@@ -107,7 +113,7 @@ class Task(NamedTuple):
         from cmjax.images import read_image
         from cmjax.progress import Bar
 
-        channels = self.model.sample_shape[-1]
+        channels = self.model.picture_shape[-1]
         total = len(self.paths)
         shown = total > 1 and not self.quiet
         with Bar(total, unit="picture", doing="editing", shown=shown) as bar:
@@ -121,6 +127,7 @@ def open_task(
     example: str,
     factor: int = 1,
     *,
+    in_latents: bool = True,
     model: str | None,
     labels: list[str] | None,
     num: int,
@@ -140,6 +147,7 @@ def open_task(
         image: file of the picture, or folder of pictures, or None.
         example: name of the package's picture for the task; "" if it has none.
         factor: pictures of 1/factor of the model's size are taken without a note on their scaling.
+        in_latents: whether a projection of latents can do the task.
         model: as for `cmjax.load`; None is the bundled one, which has the class of the examples.
         labels: classes of the results, by number or name.
         num: number of results of each picture.
@@ -157,7 +165,7 @@ def open_task(
         ValueError: naming the option that is wrong, or the file that cannot be read.
     """
     from cmjax.images.checks import MODES
-    from cmjax.models.registry import sample_shape
+    from cmjax.model import picture_shape
 
     # What costs least is checked first: the tensors are read last.
     paths = _pictures_of(image, example)
@@ -165,18 +173,18 @@ def open_task(
     edit_results.check_results(out, paths, stems, num)
     schedule = checks.schedule(steps, timesteps, sigmas)
     checkpoint = opening.open_checkpoint(model)
-    channels = sample_shape(checkpoint.config)[-1]
-
-    # A constraint is a projection of x0, which is a latent there: what is known of the pixels is
-    # no linear function of it, and encoding and decoding in each call would be no projection.
-    if checkpoint.autoencoder is not None:
-        raise ValueError(
-            "--model: it samples latents, but cmjax edit keeps what is known of pixels; in a "
-            "program, cmjax.editing.edit keeps what is known of latents (docs/howto/latents.md)"
-        )
+    decoder = None if checkpoint.autoencoder is None else checkpoint.autoencoder.config
+    size, _, channels = picture_shape(checkpoint.config, decoder)
     if channels not in MODES:
         raise ValueError(
             f"--model: its samples have {channels} channels, which is no picture"
+        )
+
+    # A projection keeps what is known of the latents, and these measurements are of pixels.
+    if decoder is not None and method == "projection" and not in_latents:
+        raise ValueError(
+            "--method projection cannot do this with a model that samples latents; give "
+            "--method posterior, for a consistency model"
         )
 
     # The class of the package's pictures is known. That of a user's picture is not, and a model
@@ -191,7 +199,7 @@ def open_task(
     indices = checks.check_labels(labels, classes, checkpoint.class_names)
 
     # A picture that cannot be edited should not end a run halfway.
-    note = _check_pictures(paths, checkpoint.config.sample_size, factor, channels)
+    note = _check_pictures(paths, size, factor, channels)
     if note and not quiet:
         terminal.note(note)
     return Task(
@@ -265,7 +273,7 @@ def edit_under(task: Task, cases: Iterable[Case]) -> None:
     if task.schedule:
         num_steps = checks.set_timesteps(model.scheduler, task.schedule).num_steps
     apply_fn = task.guided(num_steps)
-    shape = (task.num, *model.sample_shape)
+    shape = (task.num, *model.picture_shape)
 
     # `edit` raises an error for a scheduler that takes no constraint.
     scheduler: Any = model.scheduler
@@ -273,7 +281,7 @@ def edit_under(task: Task, cases: Iterable[Case]) -> None:
     # One program for all, with the parameters as an argument: as a constant they would be copied
     # into it.
     @jax.jit
-    def run(key, params, constraint, cond):
+    def run(key, params, autoencoder, constraint, cond):
         results = edit(
             key,
             apply_fn,
@@ -282,6 +290,7 @@ def edit_under(task: Task, cases: Iterable[Case]) -> None:
             constraint,
             shape,
             method=task.method,
+            autoencoder=autoencoder,
             **task.schedule,
             cond=cond,
         )
@@ -289,7 +298,8 @@ def edit_under(task: Task, cases: Iterable[Case]) -> None:
 
     # Gray (zero) pixels under the constraint show what it keeps: the rest stays gray.
     for given, constraint, picture, known in cases:
-        kept, results = run(task.key, model.params, constraint, task.cond)
+        arguments = (model.params, model.autoencoder, constraint, task.cond)
+        kept, results = run(task.key, *arguments)
         if known is None:
             known = np.asarray(kept)
         shown = {"given": picture, "known": known}

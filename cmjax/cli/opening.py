@@ -36,9 +36,12 @@ def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoin
         )
 
     except ValueError as error:
-        # The library's way out, trust=True, is an option here; so is its argument.
+        # The library's ways out are arguments, which are options here.
         message = str(error).replace("trust=True", "--trust")
-        raise ValueError(message.replace("autoencoder must", "--vae must")) from None
+        message = message.replace("autoencoder must", "--vae must")
+        if message == str(error):
+            raise
+        raise ValueError(message) from None
 
 
 def open_model(

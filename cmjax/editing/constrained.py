@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from cmjax.arrays import ApplyFn, floating_dtype
+from cmjax.arrays import ApplyFn, floating_dtype, known_reals
 from cmjax.configs import did_you_mean, is_int, shown
 from cmjax.constraints import Constraint
 from cmjax.constraints.checks import check_callable
+from cmjax.editing.latents import latent_shape, on_latents, pictures_of
 from cmjax.editing.posterior import sample_posterior
 from cmjax.editing.strokes import noised
 from cmjax.sampling import sample
@@ -70,6 +71,7 @@ def edit(
     sigmas: Any = None,
     first_index: int | jax.Array = 0,
     dtype: DTypeLike = jnp.float32,
+    autoencoder: Any = None,
     **options: Any,
 ) -> Any:
     """Samples under a constraint.
@@ -112,6 +114,10 @@ def edit(
         sigmas: the levels as noise levels.
         first_index: global index of the first sample of this batch.
         dtype: of the samples.
+        autoencoder: of a model that samples latents, its `cmjax.Autoencoder`: constraint, shape and
+            result are then of pictures, and what is known of the pixels is exact. By projection
+            only `inpaint` can be kept: a latent is free if any of its pixels is. None for pictures
+            that are sampled themselves, and for a constraint on latents.
         **options: `cond`, `return_trajectory` and `callback` of `cmjax.sample`. With
             `method="posterior"` the steps are `cmjax.editing.PosteriorStep`, and there are also
             `sigma_y`, the standard deviation of normal noise in the known values, a number or one
@@ -119,7 +125,8 @@ def edit(
             network's Jacobian and with its transpose in each step.
 
     Returns:
-        The samples, `dtype[shape]`; with `return_trajectory` the pair (samples, trajectory).
+        The samples, `dtype[shape]`; with `return_trajectory` the pair (samples, trajectory), of
+        which the latter is of latents if the samples are decoded.
 
     Raises:
         ValueError: for an invalid argument, as far as it can be detected while tracing.
@@ -143,20 +150,31 @@ def edit(
     if all(value is None for value in levels.values()):
         levels = _default_levels(scheduler, method)
     state = scheduler.set_timesteps(**levels)
-
     run = sample_posterior if method == "posterior" else _project
-    return run(
-        key,
-        apply_fn,
-        params,
-        scheduler,
-        constraint,
-        shape,
-        state,
-        first_index=first_index,
-        dtype=dtype,
-        **options,
-    )
+
+    # What is sampled, and the constraint on it.
+    own = constraint
+    own_shape = shape
+    if autoencoder is not None:
+        own_shape = latent_shape(autoencoder, shape)
+        own = on_latents(autoencoder, constraint, shape, method)
+    arguments = (key, apply_fn, params, scheduler, own, own_shape, state)
+    result = run(*arguments, first_index=first_index, dtype=dtype, **options)
+    if autoencoder is None:
+        return result
+
+    # Known values with noise are not put back.
+    exact = _is_zero(options.get("sigma_y", 0.0))
+    if not options.get("return_trajectory", False):
+        return pictures_of(autoencoder, result, constraint, exact)
+    samples, trajectory = result
+    return pictures_of(autoencoder, samples, constraint, exact), trajectory
+
+
+def _is_zero(sigma_y):
+    """Whether measurements are known to have no noise, as of `sample_posterior`."""
+    known = known_reals("sigma_y", sigma_y)
+    return known is not None and bool(np.all(known == 0))
 
 
 def _check_options(options, method):

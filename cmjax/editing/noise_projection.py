@@ -48,7 +48,7 @@ class Problem(NamedTuple):
     Attributes:
         consistency: `(x, sigma) -> x0`, both `[B, ...]`, with sigma f32[].
         bound: clips x0, if the scheduler clips.
-        constraint: x0 -> x0.
+        constraint: x0 -> x0, or one on what is decoded of x0 (`cmjax.editing.latents.Decoded`).
         sigma_y: standard deviation of the noise of the measurement, f32[] or f32[B]; None for none.
         iterations: number of products with the Jacobian and its transpose in a level.
     """
@@ -75,13 +75,23 @@ class Problem(NamedTuple):
         return self.consistency(x, sigma), jax.tree.map(mixed, e, z_e)
 
     def residual(self, pair: Any) -> jax.Array:
-        """Returns by how much the constraint `A x0 = y - sigma_y e` moves x0, `[B, ...]`."""
+        """Returns by how much the constraint `A x0 = y - sigma_y e` moves x0, `[B, ...]`.
+
+        One on what is decoded of x0 says itself by how much it moves that.
+        """
         x0, e = pair
         constraint = self.constraint
         if self.sigma_y is not None:
             shift = jax.tree.map(lambda leaf: combine((-self.sigma_y, leaf)), e)
             constraint = constraint.shifted(shift)
+        if self.is_decoded:
+            return constraint.residual(x0)
         return apply_constraint(constraint, x0) - x0
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the constraint is on what is decoded of x0, and cannot move x0 itself."""
+        return hasattr(self.constraint, "residual")
 
 
 def project_noise(
@@ -134,11 +144,12 @@ def project_noise(
     )
 
     # 3. The new pair. One Gauss-Newton step need not meet the constraint exactly. The constraint
-    # itself corrects the rest, as in Algorithm 4; where measurements have noise the rest stays.
+    # itself corrects the rest, as in Algorithm 4; where measurements have noise, or are of what is
+    # decoded, the rest stays.
     x0, e = problem.made(before, move.noise, sigma)
     x0 = problem.bound(x0)
     left = problem.residual((x0, e))
     distance = jnp.sqrt(inner(left, left) / math.prod(left.shape[1:]))
-    if problem.sigma_y is None:
+    if problem.sigma_y is None and not problem.is_decoded:
         x0 = x0 + left
     return (x0, e), PosteriorStep(x0, distance, move.square / size, move.damping)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -15,8 +16,10 @@ from safetensors.numpy import load_file, save_file
 import cmjax
 from cmjax.checkpoints import diffusers, open_autoencoder
 from cmjax.checkpoints.weight_files import FLAX
+from cmjax.cli import main
 from tests.support import torch_zip
 from tests.support.autoencoders import KL, TINY, autoencoder, edit, flax_tree
+from tests.support.cli import assert_one_line, succeeded
 from tests.support.draws import draws
 from tests.support.mutations import mutations
 
@@ -131,11 +134,33 @@ def test_configs_that_do_not_fit_are_an_error_of_one_line(folder, changes, words
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
+def test_info_describes_a_folder_and_a_file(folder):
+    for source in (folder, folder / diffusers.SAFETENSORS):
+        text = succeeded(CliRunner().invoke(main, ["info", str(source)])).stdout
+        assert "4 channels, 1/2 of the height and width, scaled by 0.18215" in text
+        assert "AutoencoderKL" in text and "norm_num_groups" in text
+    command = ["info", "--json", str(folder)]
+    described = json.loads(succeeded(CliRunner().invoke(main, command)).stdout)
+    assert described["kind"] == "diffusers autoencoder" and described["stride"] == 2
+    assert described["autoencoder"]["class"] == "AutoencoderKL"
+    count = sum(leaf.size for leaf in jax.tree.leaves(autoencoder(KL).params))
+    assert described["autoencoder"]["num_parameters"] == count
+    assert [file["path"] for file in described["files"]] == [
+        str(folder / diffusers.SAFETENSORS)
+    ]
+    edit(folder / "config.json", latent_channels=3)
+    assert_one_line(
+        CliRunner().invoke(main, ["info", str(folder)]), "do not fit the network"
+    )
+
+
 def test_what_is_no_autoencoder_is_said_with_the_way_out(folder, tmp_path):
     with pytest.raises(ValueError, match="samples nothing; open it by cmjax.load_autoen"):
         cmjax.load(folder)
     with pytest.raises(ValueError, match="autoencoder must be a cmjax.Autoencoder, got"):
         cmjax.save_autoencoder(tmp_path / "x", cmjax.load())
+    with pytest.raises(ValueError, match="path must be a folder to write, got None"):
+        cmjax.save_autoencoder(None, autoencoder(KL))
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((folder / diffusers.SAFETENSORS).read_bytes())
     with pytest.raises(ValueError, match="has no config.json beside it"):
