@@ -16,6 +16,7 @@ from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.training import losses
 from tests.support import ncsnpp as reference
 from tests.support.networks import network
+from tests.support.tiers import thorough
 from tests.support.training import EDM, KEY, value
 
 GOLDEN = np.load(reference.GOLDEN / "ncsnpp.npz")
@@ -45,9 +46,7 @@ def compare(found, which, name, step):
     assert np.all(off < 1e-4 * GOLDEN[f"{which}/{name}/std"]), off
 
 
-@pytest.mark.parametrize(
-    "which", ["toy", "plain", pytest.param("cifar10", marks=pytest.mark.thorough)]
-)
+@pytest.mark.parametrize("which", ["plain", *map(thorough, ["toy", "cifar10"])])
 def test_outputs_of_the_reference(which):
     it = model(which)
     step = 4 if which == "cifar10" else 1  # of its pixels every fourth is stored
