@@ -39,8 +39,7 @@ class SchedulerState:
         memory: arrays that a multistep sampler keeps of earlier calls; () if it keeps none.
     """
 
-    # All fields are leaves of the pytree, `step_index` too: so one compiled step serves all steps
-    # of all runs.
+    # All fields are leaves of the pytree, so one compiled step serves every step of every run.
     sigmas: jax.Array
     timesteps: jax.Array
     step_index: jax.Array
@@ -298,7 +297,6 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
             ValueError: for a wrong key or state, samples that are no floats, differing shapes, or a
                 run that has already ended.
         """
-        # Check the arguments by their names in this method.
         self.check_state(state)
         check_not_finished(state)
         sample = as_samples("sample", sample)

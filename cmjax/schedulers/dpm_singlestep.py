@@ -64,7 +64,6 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
     def _orders(self, n: int) -> np.ndarray:
         """The order of the step of each call, i64[n]: 1, 2, 3, 1, 2, 3, ..."""
         orders = np.arange(n) % self.solver_order + 1
-
         # The last call has first order if its step ends at sigma = 0, or if that is asked for.
         splits_last = self.lower_order_final and n % self.solver_order == 0
         if self.final_sigmas_type == "zero" or splits_last:
@@ -108,8 +107,7 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
         else:
             eps = eps + by_this
 
-        # The columns of the estimates of one and of two calls before. The estimate at the start of
-        # the step is that of one call before in a step's second call, of two in its third.
+        # The estimates of the one and two calls before; the first of the step is the earliest.
         one_before = jnp.where(orders == 2, of_start, by_last)
         two_before = jnp.where(orders == 3, of_start, 0)
         earlier = (jnp.where(is_later, one_before, 0), two_before)[: self.solver_order - 1]

@@ -285,7 +285,6 @@ class TableScheduler(Scheduler[TableState]):
         terms = zip(jax.tree.leaves(row), jax.tree.leaves(arrays), strict=True)
         next_sample = combine(*terms)
 
-        # What the next calls will look back at.
         memory = remember(memory, sample, denoised, eps, noise)
         return state.replace(step_index=state.step_index + 1, memory=memory), next_sample
 

@@ -63,7 +63,6 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     _sibling_options = frozenset({"lambda_min_clipped", "use_lu_lambdas", "variance_type"})
     ends_at_last_flow_level = True
     _file_options = {"solver_p": FileOption(None, hint="leave it out: UniPC has its own")}
-
     # diffusers reads the names of DPM-Solver's and DEIS's solver types so.
     _others_values = {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")}
     _domains = {
@@ -100,8 +99,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         """Returns the table of the predictor, with the correction of the step before."""
         steps = steps_of(levels, by_x0=self.predict_x0)
 
-        # Steps with one other value take B(h) / 2 for the integral of u. Up to sign and scale, B(h)
-        # is exp(h) - 1, which is the integral of 1, or h for "bh1".
+        # Steps with one other value take B(h) / 2 for the integral of u.
         half = steps.moments[0] / 2
         if self.solver_type == "bh1":
             half = steps.h * (steps.x0 if self.predict_x0 else -steps.eps) / 2
@@ -112,8 +110,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         orders = multistep_orders(highest, n, lower_order_final=self.lower_order_final)
         predicted = multistep_differences(steps, orders, highest, half)
 
-        # The corrector: the same with one value more, at the step's end. The last step ends where
-        # the network is not called, so it has none.
+        # The corrector: the same with one value more, at the step's end.
         index = np.arange(n)
         is_corrected = (index + 1 < n) & ~np.isin(index, self.disable_corrector)
         if not is_corrected.any():
