@@ -32,7 +32,8 @@ def classifier_free(
     where `without` is the output for the conditioning `null`.
 
     Example:
-        >>>         >>> from cmjax.guidance import classifier_free
+        >>> import jax.numpy as jnp
+        >>> from cmjax.guidance import classifier_free
         >>> def apply_fn(params, x, t, class_labels):
         ...     return params[class_labels][:, None] + 0 * x
         >>> guided = classifier_free(apply_fn, 3.0, null={"class_labels": 2})
@@ -149,7 +150,8 @@ def autoguidance(
     The output is `weaker + scale (output - weaker)`.
 
     Example:
-        >>>         >>> from cmjax.guidance import autoguidance
+        >>> import jax.numpy as jnp
+        >>> from cmjax.guidance import autoguidance
         >>> def apply_fn(params, x, t):
         ...     return params * x
         >>> guided = autoguidance(apply_fn, 2.0)
