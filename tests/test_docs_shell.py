@@ -53,11 +53,11 @@ SMALLER = {
 MARKED = {
     "docs/checkpoints.md": 4,
     "docs/command_line.md": 1,
-    "docs/editing.md": 1,
+    "docs/editing.md": 2,
     "docs/getting_started.md": 1,
-    "docs/howto/latents.md": 2,
+    "docs/howto/latents.md": 3,
     "docs/protocol.md": 1,
-    "docs/released_models.md": 4,
+    "docs/released_models.md": 8,
     "docs/samplers.md": 1,
 }
 

@@ -171,9 +171,6 @@ def save_autoencoder(path: str | Path, autoencoder: Autoencoder) -> None:
             f"autoencoder must be a cmjax.Autoencoder, got {shown(autoencoder)}"
         )
 
-    if not isinstance(path, (str, Path)):
-        raise ValueError(f"path must be a folder to write, got {shown(path)}")
-
     # Names alone prove little: diffusers writes files of the same names.
     path = as_path("path", path)
     check_no_link(path)

@@ -120,6 +120,11 @@ def _with_given_autoencoder(checkpoint: Checkpoint, source: str | Path) -> Check
     return dataclasses.replace(checkpoint, autoencoder=stored, latents=None)
 
 
+def _names_its_network(folder: Path) -> bool:
+    """Whether a folder has one of the configs by which a model says what it is."""
+    return any((folder / name).exists() for name in (diffusers.INDEX, native.CONFIG))
+
+
 def _open(source: str | Path | None, config: released.Config, trust: bool) -> Checkpoint:
     """Opens a model as it is on disk."""
     path = BUNDLED if source is None else as_path("source", source, hub.SOURCES)
@@ -130,8 +135,7 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
         check_regular(path)
         _check_whole_model(path)
         return released.open_file(path, config)
-    is_named = any((path / name).exists() for name in (diffusers.INDEX, native.CONFIG))
-    if os.path.isdir(path) and not is_named:
+    if os.path.isdir(path) and not _names_its_network(path):
         found = released.open_folder(path, config)
         if found is not None:
             return found
@@ -268,9 +272,6 @@ def save(
         raise ValueError(f"to must be one of {list(WRITERS)}, got {shown(to)}")
     if not isinstance(model, Model):
         raise ValueError(f"model must be a cmjax.Model, got {shown(model)}")
-    if not isinstance(path, (str, Path)):
-        raise ValueError(f"path must be a folder to write, got {shown(path)}")
-
     # `apply_fn` translates between two schedulers then, of which a file could only name one.
     if model.trained_for is not None:
         adapted = type(model.scheduler).__name__

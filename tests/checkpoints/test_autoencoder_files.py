@@ -159,7 +159,7 @@ def test_what_is_no_autoencoder_is_said_with_the_way_out(folder, tmp_path):
         cmjax.load(folder)
     with pytest.raises(ValueError, match="autoencoder must be a cmjax.Autoencoder, got"):
         cmjax.save_autoencoder(tmp_path / "x", cmjax.load())
-    with pytest.raises(ValueError, match="path must be a folder to write, got None"):
+    with pytest.raises(ValueError, match="path must be a path, got None"):
         cmjax.save_autoencoder(None, autoencoder(KL))
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((folder / diffusers.SAFETENSORS).read_bytes())

@@ -217,7 +217,7 @@ def test_a_preset_by_name(tmp_path):
         ValueError, match="'imagenet' is not a preset; presets are imagenet64, lsun256"
     ):
         cmjax.load(tmp_path / "x.pt", config="imagenet")
-    with pytest.raises(ValueError, match="config is for single files"):
+    with pytest.raises(ValueError, match="config is for models whose files do not name"):
         cmjax.load(config="imagenet64")
 
 
