@@ -107,7 +107,7 @@ def check_field(name, size, channels, sigma_y=0.0, batch=6000):
     freedom = dims * (dims + 3) / 2
     bound = (freedom + 6 * np.sqrt(2 * freedom)) / (2 * batch)
     found = divergence(samples, gain @ y, full - gain @ matrix @ full, unseen)
-    assert found < bound + 0.005, (found, bound)
+    assert found < bound + 0.015, (found, bound)
     return samples, steps
 
 
@@ -228,7 +228,7 @@ def test_known_values_are_exact_and_the_noise_stays_typical(dtype):
     np.testing.assert_array_equal(np.asarray(x0)[KNOWN], expected[KNOWN])
     assert np.isfinite(np.asarray(x0, np.float32)).all()
 
-    # |z|^2 of 16 numbers is beyond 50 once in 4e4 cases; moves add at most 0.75 sqrt(2 * 16).
+    # |z|^2 of 16 numbers is beyond 50 once in 4e4 cases; moves add at most 0.35 sqrt(2 * 16).
     assert np.max(steps.noise) < (50 + 5) / 16
 
 
