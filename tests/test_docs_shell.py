@@ -52,7 +52,7 @@ SMALLER = {
 }
 MARKED = {
     "docs/checkpoints.md": 4,
-    "docs/command_line.md": 1,
+    "docs/command_line.md": 2,
     "docs/editing.md": 2,
     "docs/getting_started.md": 1,
     "docs/howto/latents.md": 3,

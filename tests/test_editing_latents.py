@@ -161,7 +161,7 @@ def test_the_posterior_through_a_linear_decoder_is_exact():
     np.testing.assert_allclose(
         results.reshape(num, 16)[:, ~known], latents @ weights[:, ~known], atol=1e-4
     )
-    assert float(steps.residual[-1].mean()) < 1e-2
+    assert float(steps.residual[-1].mean()) < 2e-2
 
 
 def test_enlarged_and_coloured_pictures_hold_what_was_given():

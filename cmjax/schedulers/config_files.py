@@ -161,8 +161,9 @@ def sort_options(
         foreign.update(not_in_diffusers)
 
     # Another class's eta or churn is no choice for this one, whose default may differ.
-    maker = str(config.get("_class_name")).removeprefix("Flax")
-    if maker != class_name and maker in diffusers_names.SCHEDULERS:
+    maker = config.get("_class_name")
+    others = diffusers_names.SCHEDULERS - {class_name}
+    if isinstance(maker, str) and maker.removeprefix("Flax") in others:
         foreign.update(diffusers_names.CALL_OPTIONS)
 
     own = {}

@@ -256,8 +256,6 @@ class TableScheduler(Scheduler[TableState]):
         sample = as_floats("sample", sample)
         denoised = as_floats("denoised", denoised)
         noise = as_floats("noise", noise)
-
-        # All arrays, those of the memory too, have the shape of the sample.
         weights = state.weights
         memory = state.memory
         earlier = {f"memory[{i}]": array for i, array in enumerate(jax.tree.leaves(memory))}
