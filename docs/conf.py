@@ -65,13 +65,18 @@ napoleon_use_rtype = False
 # Types of other packages have no page here, and the build asks nothing of the network.
 nitpick_ignore_regex = [
     ("py:.*", r"(jax|jaxlib|numpy|np|flax|nnx|linen|optax|orbax|PIL|click|tqdm)\..*"),
-    ("py:.*", r"(abc|collections|contextlib|io|pathlib)\..*"),
+    ("py:.*", r"(abc|collections|contextlib|io|os|pathlib)\..*"),
     # Type variables, and base classes that are not public.
     ("py:.*", r"(cmjax\..*\.)?(Arguments|Class|Config|Network|Result|Section|State)"),
-    ("py:.*", r"cmjax\..*\.(DiscreteLoss|KarrasRange|StoredTensor|_SimplifiedLoss)"),
+    (
+        "py:.*",
+        r"cmjax\..*\.(DiscreteLoss|KarrasRange|Latents|StoredTensor|_SimplifiedLoss)",
+    ),
     ("py:.*", r"cmjax\.schedulers\..*\.(Bound|Churn|Network)Options"),
     ("py:.*", r"cmjax\.schedulers\..*\.(Categorical|Distilled)Scheduler"),
     ("py:.*", r"cmjax\.schedulers\..*\.Configured"),
+    ("py:.*", r"cmjax\.models\.context_.*\.Context(Config|Transformer)"),
+    ("py:.*", r"cmjax\.generation\.contents\.Contents"),
     ("py:.*", r"dict\[str"),
 ]
 
