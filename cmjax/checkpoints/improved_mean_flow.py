@@ -14,8 +14,8 @@ from pathlib import Path
 from cmjax.checkpoints import pixel_mean_flow
 from cmjax.checkpoints.checkpoint import Checkpoint, Latents
 from cmjax.checkpoints.pixel_mean_flow import CONTEXT, SECOND_HEAD, depth_of
+from cmjax.checkpoints.released_sizes import preset_of
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.configs import shown
 from cmjax.models import IMPROVED_MEAN_FLOWS, ImprovedMeanFlowConfig
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler
 
@@ -62,13 +62,7 @@ def from_tensors(
     Raises:
         ValueError: if the tensors are not those of such a network, or not of the one given.
     """
-    if isinstance(config, str):
-        if config not in IMPROVED_MEAN_FLOWS:
-            raise ValueError(
-                f"config {shown(config)} is not a preset of improved MeanFlow; presets are "
-                f"{', '.join(IMPROVED_MEAN_FLOWS)}"
-            )
-        config = IMPROVED_MEAN_FLOWS[config]
+    config = preset_of(config, IMPROVED_MEAN_FLOWS, "improved MeanFlow")
     prefix = prefix_of(tensors) or ""
     try:
         config = config or infer_config(tensors, prefix)

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cmjax.checkpoints.checkpoint import Checkpoint, Latents
+from cmjax.checkpoints.released_sizes import heads_of, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.configs import shown
 from cmjax.models import MEAN_FLOWS, DiTConfig
-from cmjax.models.dit import DIT_SIZES
 from cmjax.models.registry import preset_name
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler
 
@@ -70,13 +69,7 @@ def from_tensors(
     Raises:
         ValueError: if the tensors are not those of such a network, or not of the one given.
     """
-    if isinstance(config, str):
-        if config not in MEAN_FLOWS:
-            raise ValueError(
-                f"config {shown(config)} is not a preset of MeanFlow; presets are "
-                f"{', '.join(MEAN_FLOWS)}"
-            )
-        config = MEAN_FLOWS[config]
+    config = preset_of(config, MEAN_FLOWS, "MeanFlow")
     prefix = prefix_of(tensors) or ""
     try:
         config = config or infer_config(tensors, prefix)
@@ -120,22 +113,15 @@ def infer_config(tensors: Mapping[str, StoredTensor], prefix: str = "net.") -> D
             f"the tensors are not those of MeanFlow's network ({error})"
         ) from None
 
-    # The released sizes differ in the width of a head.
-    for size in DIT_SIZES.values():
-        if size["num_attention_heads"] * size["attention_head_dim"] == width:
-            break
-    else:
-        raise ValueError(
-            f"the number of heads of a network of width {width} is not known; pass its config"
-        )
+    heads, head_dim = heads_of(width)
     return DiTConfig(
         sample_size=32,
         in_channels=channels,
         out_channels=channels,
         patch_size=patch,
         num_layers=depth,
-        num_attention_heads=size["num_attention_heads"],
-        attention_head_dim=size["attention_head_dim"],
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
         mlp_ratio=ratio,
         num_class_embeds=labels - 1,
         null_class=True,

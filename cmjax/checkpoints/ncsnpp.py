@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from cmjax.checkpoints.checkpoint import Checkpoint
+from cmjax.checkpoints.released_sizes import preset_of
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.configs import shown
 from cmjax.models import NCSNPP_PRESETS, NCSNppConfig
 from cmjax.schedulers import CMStochasticIterativeScheduler
 
@@ -75,13 +75,7 @@ def from_tensors(
     Raises:
         ValueError: if the tensors are not those of such a network, or not of the one given.
     """
-    if isinstance(config, str) and config not in NCSNPP_PRESETS:
-        raise ValueError(
-            f"config {shown(config)} is not a preset of NCSN++; presets are "
-            f"{', '.join(NCSNPP_PRESETS)}"
-        )
-    if isinstance(config, str):
-        config = NCSNPP_PRESETS[config]
+    config = preset_of(config, NCSNPP_PRESETS, "NCSN++")
     try:
         config = config or infer_config(tensors)
     except ValueError as error:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from cmjax.checkpoints.checkpoint import Checkpoint
+from cmjax.checkpoints.released_sizes import preset_of
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.configs import shown
 from cmjax.models import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.token_layers import rotary_angles
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler
@@ -83,13 +83,7 @@ def from_tensors(
     Raises:
         ValueError: if the tensors are not those of such a network, or not of the one given.
     """
-    if isinstance(config, str) and config not in PIXEL_MEAN_FLOWS:
-        raise ValueError(
-            f"config {shown(config)} is not a preset of Pixel MeanFlow; presets are "
-            f"{', '.join(PIXEL_MEAN_FLOWS)}"
-        )
-    if isinstance(config, str):
-        config = PIXEL_MEAN_FLOWS[config]
+    config = preset_of(config, PIXEL_MEAN_FLOWS, "Pixel MeanFlow")
     prefix = prefix_of(tensors) or ""
     try:
         config = config or infer_config(tensors, prefix)

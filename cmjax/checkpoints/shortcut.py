@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from cmjax.checkpoints.checkpoint import Checkpoint, Latents
+from cmjax.checkpoints.released_sizes import heads_of, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.configs import shown
 from cmjax.models import SHORTCUTS, DiTConfig
-from cmjax.models.dit import DIT_SIZES, TIME_FEATURES
+from cmjax.models.dit import TIME_FEATURES
 from cmjax.models.registry import preset_name
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler
 
@@ -73,13 +73,7 @@ def from_tensors(
     Raises:
         ValueError: if the tensors are not those of such a network, or not of the one given.
     """
-    if isinstance(config, str):
-        if config not in SHORTCUTS:
-            raise ValueError(
-                f"config {shown(config)} is not a preset of shortcut models; presets are "
-                f"{', '.join(SHORTCUTS)}"
-            )
-        config = SHORTCUTS[config]
+    config = preset_of(config, SHORTCUTS, "shortcut models")
     try:
         config = config or infer_config(tensors)
         used = rewritten(tensors, config)
@@ -121,14 +115,7 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> DiTConfig:
             f"the tensors are not those of a shortcut model ({error})"
         ) from None
 
-    # The released sizes differ in the width of a head.
-    for size in DIT_SIZES.values():
-        if size["num_attention_heads"] * size["attention_head_dim"] == width:
-            break
-    else:
-        raise ValueError(
-            f"the number of heads of a network of width {width} is not known; pass its config"
-        )
+    heads, head_dim = heads_of(width)
 
     # A table of one class and none is that of a model without classes, which was trained with none.
     has_classes = labels > 2
@@ -138,8 +125,8 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> DiTConfig:
         out_channels=channels,
         patch_size=patch,
         num_layers=depth,
-        num_attention_heads=size["num_attention_heads"],
-        attention_head_dim=size["attention_head_dim"],
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
         mlp_ratio=ratio,
         num_class_embeds=labels - 1 if has_classes else None,
         null_class=has_classes,

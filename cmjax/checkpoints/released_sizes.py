@@ -1,0 +1,49 @@
+"""What the readers of released models share: presets by name, and heads by width."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from cmjax.configs import shown
+from cmjax.models.dit import DIT_SIZES
+
+Config = TypeVar("Config")
+
+
+def preset_of(
+    config: Config | str | None, presets: Mapping[str, Config], network: str
+) -> Config | None:
+    """Returns the config that a caller gave, itself or by the name of a preset.
+
+    Args:
+        config: a config, the name of a preset, or None.
+        presets: the configs by name.
+        network: what the network is called, for the error.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if not isinstance(config, str):
+        return config
+    if config not in presets:
+        raise ValueError(
+            f"config {shown(config)} is not a preset of {network}; presets are "
+            f"{', '.join(presets)}"
+        )
+    return presets[config]
+
+
+def heads_of(width: int) -> tuple[int, int]:
+    """Returns the number of heads and the channels of each, of a DiT of one of the paper's widths.
+
+    Shapes alone do not tell: the sizes differ in the channels of a head.
+
+    Raises:
+        ValueError: for another width.
+    """
+    for size in DIT_SIZES.values():
+        heads = size["num_attention_heads"], size["attention_head_dim"]
+        if heads[0] * heads[1] == width:
+            return heads
+    raise ValueError(
+        f"the number of heads of a network of width {width} is not known; pass its config"
+    )
