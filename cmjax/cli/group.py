@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -29,6 +30,9 @@ class OneLineErrors(click.Group):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs as a program; `main` is for those who embed it and handle Ctrl-C themselves."""
         leave_at_interrupt()
+        # Orbax prepares to write all parts of a checkpoint at once. When one of them fails, Python
+        # would warn of those that never began, beside the one line that matters.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         return self.main(*args, **kwargs)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

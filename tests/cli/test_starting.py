@@ -1,4 +1,4 @@
-"""The first second: Ctrl-C while modules are still imported, and a device that is not there."""
+"""As a process of its own: Ctrl-C during imports, no device, and one line for an error."""
 
 import os
 import subprocess
@@ -62,3 +62,20 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, platform):
     )
     assert f"'{platform}'" in result.stderr and result.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.process
+def test_parts_of_a_checkpoint_that_were_never_begun_say_nothing():
+    code = """
+from cmjax.cli import main
+
+@main.command()
+def save():
+    async def write(): pass
+    parts = [write() for _ in range(2)]
+    raise OSError("the disk is full")
+
+main(["save"])
+"""
+    result = run(code)
+    assert (result.returncode, result.stderr) == (2, "Error: the disk is full\n")
