@@ -91,8 +91,9 @@ def assert_consistency_case_reproduced(case):
     assert_close(start.sigmas, case["sigmas"], case["sigmas"], "sigmas")
     _assert_times_close(start.timesteps, case["timesteps"], "timesteps")
     _assert_scalings_reproduced(scheduler, case)
+    start = jax.tree.map(np.asarray, start)
     for row, step in enumerate(case["steps"]):
-        state = start.replace(step_index=jnp.int32(step))
+        state = start.replace(step_index=np.int32(step))
         _assert_consistency_step_reproduced(scheduler, state, case, row)
 
 
@@ -205,6 +206,9 @@ def assert_sampler_case_reproduced(case, rtol=RTOL):
     state = scheduler.set_timesteps(**case["levels"])
     _assert_levels_reproduced(scheduler, state, case, rtol)
     state = scheduler.prepare(state, jnp.asarray(case["sample"][0]))
+
+    # NumPy takes numbers out of a table at once, JAX by three programs each.
+    state = jax.tree.map(np.asarray, state)
     for row in range(len(case["sample"])):
         state = _assert_step_reproduced(scheduler, state, case, row, rtol)
     assert state.step_index == state.num_steps
