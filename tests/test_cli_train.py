@@ -516,10 +516,9 @@ def test_a_trigflow_model_trains_and_samples(folder):
 @contextlib.contextmanager
 def launched(folder, *options, devices=1):
     """The program in a process of its own; what it prints to stderr goes to a file."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    # The last of two settings of a flag holds.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     command = [
         sys.executable,
         "-m",
@@ -670,7 +669,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder):
         "--quiet",
         *longer,
     ]
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": ""}
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
     full = subprocess.run(
         list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -1,6 +1,7 @@
 """Bulk generation by processes that are killed, meet in a folder, or work together."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -87,7 +88,7 @@ def slurm(task):
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_PROCID": str(task),
         "SLURM_LOCALID": str(task),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
     }
 
 
