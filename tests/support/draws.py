@@ -1,7 +1,8 @@
-"""How many drawn cases a test tries: a tenth of them, or all.
+"""How many drawn cases a test tries: a tenth of them, half, or all.
 
-`pytest` tries a tenth, as compiling takes its time; with `--hypothesis-profile thorough`, as
-.ci/run calls it for the tests that draw, all. The profiles are in tests/conftest.py.
+`pytest` tries a tenth, as compiling takes its time; with `--hypothesis-profile half`, as .ci/run
+calls it, half of them; with `thorough`, as before a release, all. The profiles are in
+tests/conftest.py.
 """
 
 from hypothesis import settings
