@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmjax.configs import from_json, shown
-from cmjax.models.dit_transformer import DiTTransformer2DConfig
+from cmjax.models.dit_transformer_config import DiTTransformer2DConfig
 
 NETWORK = "DiTTransformer2DModel"
 OLD_NETWORK = "Transformer2DModel"  # the class that it was a part of until diffusers 0.28

@@ -4,10 +4,12 @@ from cmjax.arrays import ApplyFn
 from cmjax.models.adapters import compute_in, from_linen, from_nnx
 from cmjax.models.autoencoder_kl import AutoencoderKL
 from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
-from cmjax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from cmjax.models.autoencoder_tiny import AutoencoderTiny
+from cmjax.models.autoencoder_tiny_config import AutoencoderTinyConfig
 from cmjax.models.dit import DIT_SIZES, DiT, DiTConfig
 from cmjax.models.dit_presets import MEAN_FLOWS, SHORTCUTS
-from cmjax.models.dit_transformer import DiTTransformer2D, DiTTransformer2DConfig
+from cmjax.models.dit_transformer import DiTTransformer2D
+from cmjax.models.dit_transformer_config import DiTTransformer2DConfig
 from cmjax.models.extension import extend
 from cmjax.models.improved_mean_flow import ImprovedMeanFlow
 from cmjax.models.improved_mean_flow_config import (

@@ -9,14 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.models import layers, resampling
-from cmjax.models.attention import Attention
+from cmjax.models.autoencoder_kl_blocks import NORM_EPS, Block, MidBlock
 from cmjax.models.autoencoder_kl_config import (
     DOWN_BLOCKS,
     UP_BLOCKS,
     AutoencoderKLConfig,
 )
-
-NORM_EPS = 1e-6  # of every normalisation; diffusers has no option for it
 
 
 class AutoencoderKL(nnx.Module):
@@ -73,7 +71,7 @@ class _Encoder(nnx.Module):
         channels = widths[0]
         for i, kind in enumerate(config.down_block_types):
             self.down_blocks.append(
-                _Block(
+                Block(
                     config,
                     channels,
                     widths[i],
@@ -91,7 +89,7 @@ class _Encoder(nnx.Module):
                     channels, padding=((0, 1), (0, 1)), rngs=rngs
                 )
                 self.down_blocks[i].downsamplers = nnx.List([halving])
-        self.mid_block = _MidBlock(config, rngs=rngs)
+        self.mid_block = MidBlock(config, rngs=rngs)
         self.conv_norm_out = layers.GroupNorm(
             channels, config.norm_num_groups, NORM_EPS, rngs=rngs
         )
@@ -111,12 +109,12 @@ class _Decoder(nnx.Module):
     def __init__(self, config, *, rngs):
         widths = config.block_out_channels[::-1]
         self.conv_in = layers.conv(config.latent_channels, widths[0], rngs=rngs)
-        self.mid_block = _MidBlock(config, rngs=rngs)
+        self.mid_block = MidBlock(config, rngs=rngs)
         self.up_blocks = nnx.List([])
         channels = widths[0]
         for i, kind in enumerate(config.up_block_types):
             self.up_blocks.append(
-                _Block(
+                Block(
                     config,
                     channels,
                     widths[i],
@@ -139,77 +137,3 @@ class _Decoder(nnx.Module):
         for block in self.up_blocks:
             h = block(h)
         return layers.activated_conv(self.conv_norm_out, self.conv_out, h)
-
-
-class _Block(nnx.Module):
-    """Residual blocks at one resolution, then a halving or a doubling."""
-
-    def __init__(self, config, channels_in, channels, *, num_layers, attention, rngs):
-        # The first residual block changes the number of channels.
-        inputs = [channels_in] + [channels] * (num_layers - 1)
-        self.resnets = nnx.List([_Resnet(config, c, channels, rngs=rngs) for c in inputs])
-        self.attentions = nnx.List(
-            [_attention(config, channels, rngs) for _ in inputs if attention]
-        )
-        self.downsamplers = nnx.List([])
-        self.upsamplers = nnx.List([])
-
-    def __call__(self, h):
-        for i, resnet in enumerate(self.resnets):
-            h = resnet(h)
-            if self.attentions:
-                h = self.attentions[i](h)
-        for resample in [*self.downsamplers, *self.upsamplers]:
-            h = resample(h)
-        return h
-
-
-class _Resnet(nnx.Module):
-    """Two normalised convolutions and a residual, which are not told any time."""
-
-    def __init__(self, config, channels_in, channels_out, *, rngs):
-        groups = config.norm_num_groups
-        self.norm1 = layers.GroupNorm(channels_in, groups, NORM_EPS, rngs=rngs)
-        self.conv1 = layers.conv(channels_in, channels_out, rngs=rngs)
-        self.norm2 = layers.GroupNorm(channels_out, groups, NORM_EPS, rngs=rngs)
-        self.conv2 = layers.conv(channels_out, channels_out, rngs=rngs)
-
-        # The residual passes as it is, or through a 1x1 convolution if the channels differ.
-        conv_shortcut = None
-        if channels_in != channels_out:
-            conv_shortcut = layers.conv(channels_in, channels_out, 1, rngs=rngs)
-        self.conv_shortcut = conv_shortcut
-
-    def __call__(self, x):
-        h = layers.activated_conv(self.norm1, self.conv1, x)
-        return layers.activated_conv(self.norm2, self.conv2, h, self._shortcut, x)
-
-    def _shortcut(self, x):
-        return x if self.conv_shortcut is None else self.conv_shortcut(x)
-
-
-class _MidBlock(nnx.Module):
-    """A residual block, attention and another residual block, at the lowest resolution."""
-
-    def __init__(self, config, *, rngs):
-        channels = config.block_out_channels[-1]
-        self.resnets = nnx.List(
-            [_Resnet(config, channels, channels, rngs=rngs) for _ in range(2)]
-        )
-        self.attentions = nnx.List([])
-        if config.mid_block_add_attention:
-            self.attentions.append(_attention(config, channels, rngs))
-
-    def __call__(self, h):
-        first, second = self.resnets
-        h = first(h)
-        for attention in self.attentions:
-            h = attention(h)
-        return second(h)
-
-
-def _attention(config, channels, rngs):
-    """Returns attention with a single head."""
-    return Attention(
-        channels, channels, groups=config.norm_num_groups, epsilon=NORM_EPS, rngs=rngs
-    )

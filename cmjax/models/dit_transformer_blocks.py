@@ -1,0 +1,148 @@
+"""The parts of `DiTTransformer2D`, under diffusers' names of their parameters."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cmjax.models import layers
+from cmjax.models.attention import attend
+from cmjax.models.dit import TIME_FEATURES, modulated, position_embedding
+from cmjax.models.dit_transformer_config import DiTTransformer2DConfig
+from cmjax.models.embeddings import (
+    TimestepEmbedding,
+    add_class_embedding,
+    class_table,
+    sinusoidal_embedding,
+)
+
+EPSILON = 1e-6  # of the normalisations that diffusers gives no option for
+
+
+class PatchEmbedding(nnx.Module):
+    """A convolution from patches to tokens, and the embedding of their positions."""
+
+    def __init__(self, config: DiTTransformer2DConfig, *, rngs: nnx.Rngs):
+        """Makes the embedding."""
+        patch = (config.patch_size, config.patch_size)
+        self.side = config.sample_size // config.patch_size
+        self.proj = nnx.Conv(
+            config.in_channels,
+            config.width,
+            patch,
+            strides=patch,
+            padding="VALID",
+            promote_dtype=layers.in_input_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, in_channels]` to tokens `[B, T, width]`."""
+        h = self.proj(x)
+        h = h.reshape(len(x), self.side**2, -1)
+        return h + jnp.asarray(position_embedding(self.side, h.shape[-1]), x.dtype)[None]
+
+
+class Block(nnx.Module):
+    """Attention and a perceptron, both shifted, scaled and gated by the condition (adaLN-Zero)."""
+
+    def __init__(self, config: DiTTransformer2DConfig, *, rngs: nnx.Rngs):
+        """Makes the block."""
+        self.norm_eps = config.norm_eps
+        self.norm1 = _Condition(config, rngs=rngs)
+        self.attn1 = _Attention(config, rngs=rngs)
+        self.ff = _Perceptron(config.width, rngs=rngs)
+
+    def __call__(self, h: jax.Array, t: jax.Array, class_labels: jax.Array) -> jax.Array:
+        """Maps tokens `[B, T, width]` to the same shape, told times f32[B] and classes i32[B]."""
+        condition = self.norm1(t, class_labels, h.dtype)[:, None]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
+            condition, 6, axis=-1
+        )
+        h = h + gate_a * self.attn1(modulated(h, shift_a, scale_a, EPSILON))
+        return h + gate_m * self.ff(modulated(h, shift_m, scale_m, self.norm_eps))
+
+
+class _Condition(nnx.Module):
+    """The embedding of time and class of a block, and what it is modulated by."""
+
+    def __init__(self, config, *, rngs):
+        self.emb = _Embedding(config, rngs=rngs)
+        self.linear = layers.linear(config.width, 6 * config.width, rngs=rngs)
+
+    def embed(self, t, class_labels):
+        """Returns the embedding, f32[B, width]."""
+        # diffusers' sines and cosines: their exponents' denominator is one less than usual.
+        features = sinusoidal_embedding(t, TIME_FEATURES, freq_shift=1)
+        embedding = self.emb.timestep_embedder(features)
+        table = self.emb.class_embedder.embedding_table
+        return add_class_embedding(embedding, table, class_labels)
+
+    def __call__(self, t, class_labels, dtype):
+        return self.linear(jax.nn.silu(self.embed(t, class_labels)).astype(dtype))
+
+
+class _Embedding(nnx.Module):
+    """The embeddings of time and of class, under diffusers' names."""
+
+    def __init__(self, config, *, rngs):
+        self.timestep_embedder = TimestepEmbedding(TIME_FEATURES, config.width, rngs=rngs)
+        self.class_embedder = _Table(config, rngs=rngs)
+
+
+class _Table(nnx.Module):
+    """A row per class, and one for no class."""
+
+    def __init__(self, config, *, rngs):
+        self.embedding_table = class_table(config, config.width, rngs=rngs)
+
+
+class _Attention(nnx.Module):
+    """Self-attention among the tokens."""
+
+    def __init__(self, config, *, rngs):
+        width = config.width
+        bias = config.attention_bias
+        self.heads = config.num_attention_heads
+        self.to_q = layers.linear(width, width, use_bias=bias, rngs=rngs)
+        self.to_k = layers.linear(width, width, use_bias=bias, rngs=rngs)
+        self.to_v = layers.linear(width, width, use_bias=bias, rngs=rngs)
+        self.to_out = nnx.List([layers.linear(width, width, rngs=rngs)])
+
+    def __call__(self, h):
+        # [B, T, width] to [B, T, heads, C] each.
+        split = (*h.shape[:2], self.heads, -1)
+        q = self.to_q(h).reshape(split)
+        k = self.to_k(h).reshape(split)
+        v = self.to_v(h).reshape(split)
+        return self.to_out[0](attend(q, k, v).reshape(h.shape))
+
+
+class _Perceptron(nnx.Module):
+    """Two dense layers with a GELU between them."""
+
+    def __init__(self, width, *, rngs):
+        first = _GELU(width, rngs=rngs)
+        last = layers.linear(4 * width, width, rngs=rngs)
+        self.net = nnx.List([first, _NoDropout(), last])
+
+    def __call__(self, h):
+        for layer in self.net:
+            h = layer(h)
+        return h
+
+
+class _GELU(nnx.Module):
+    """A dense layer and the activation after it, by its approximation with tanh."""
+
+    def __init__(self, width, *, rngs):
+        self.proj = layers.linear(width, 4 * width, rngs=rngs)
+
+    def __call__(self, h):
+        return jax.nn.gelu(self.proj(h), approximate=True)
+
+
+class _NoDropout(nnx.Module):
+    """What diffusers has between the layers, for sampling: nothing."""
+
+    def __call__(self, h):
+        return h
