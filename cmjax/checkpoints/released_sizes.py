@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from cmjax.configs import shown
-from cmjax.models.dit import DIT_SIZES
+from cmjax.models.dit_config import DIT_SIZES
 
 Config = TypeVar("Config")
 

@@ -1,6 +1,6 @@
 """Released models that are a `DiT`."""
 
-from cmjax.models.dit import DIT_SIZES, DiTConfig
+from cmjax.models.dit_config import DIT_SIZES, DiTConfig
 
 # Networks on the latents of 256x256 images, told times from 0 to 1.
 _LATENTS = {

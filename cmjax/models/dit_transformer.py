@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.models import layers, resampling
-from cmjax.models.dit import modulated
+from cmjax.models.dit_blocks import modulated
 from cmjax.models.dit_transformer_blocks import EPSILON, Block, PatchEmbedding
 from cmjax.models.dit_transformer_config import DiTTransformer2DConfig
 from cmjax.models.on_meshes import on_any_mesh

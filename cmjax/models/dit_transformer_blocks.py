@@ -6,7 +6,8 @@ from flax import nnx
 
 from cmjax.models import layers
 from cmjax.models.attention import attend
-from cmjax.models.dit import TIME_FEATURES, modulated, position_embedding
+from cmjax.models.dit import TIME_FEATURES
+from cmjax.models.dit_blocks import modulated, position_embedding
 from cmjax.models.dit_transformer_config import DiTTransformer2DConfig
 from cmjax.models.embeddings import (
     TimestepEmbedding,

@@ -18,7 +18,8 @@ from cmjax.models.autoencoder_kl import AutoencoderKL
 from cmjax.models.autoencoder_kl_config import AutoencoderKLConfig
 from cmjax.models.autoencoder_tiny import AutoencoderTiny
 from cmjax.models.autoencoder_tiny_config import AutoencoderTinyConfig
-from cmjax.models.dit import DiT, DiTConfig
+from cmjax.models.dit import DiT
+from cmjax.models.dit_config import DiTConfig
 from cmjax.models.dit_presets import MEAN_FLOWS, SHORTCUTS
 from cmjax.models.dit_transformer import DiTTransformer2D
 from cmjax.models.dit_transformer_config import DiTTransformer2DConfig

@@ -12,7 +12,7 @@ from flax import nnx
 import cmjax
 from cmjax.models import DIT_SIZES, DiT, DiTConfig
 from cmjax.models.attention import attend
-from cmjax.models.dit import position_embedding
+from cmjax.models.dit_blocks import position_embedding
 from tests.support.networks import DIT, network
 from tests.support.tiers import thorough
 

@@ -1,0 +1,90 @@
+"""The parts of diffusion transformers: blocks, positions, and adaptive normalisation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cmjax.models import layers
+from cmjax.models.attention import attend
+from cmjax.models.dit_config import DiTConfig
+
+
+class Block(nnx.Module):
+    """Attention and a perceptron, both shifted, scaled and gated by the condition (adaLN-Zero)."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        """Makes the block, which is the identity until it is trained."""
+        width = config.width
+        hidden = int(config.mlp_ratio * width)
+        self.heads = config.num_attention_heads
+
+        # Shift, scale and gate of both parts. Zero gates make an untrained block the identity.
+        self.modulation = zero_linear(width, 6 * width, rngs)
+        self.to_qkv = layers.linear(width, 3 * width, rngs=rngs)
+        self.to_out = layers.linear(width, width, rngs=rngs)
+        self.linear_1 = layers.linear(width, hidden, rngs=rngs)
+        self.linear_2 = layers.linear(hidden, width, rngs=rngs)
+
+    def __call__(self, h: jax.Array, condition: jax.Array) -> jax.Array:
+        """Maps tokens `[B, T, width]` under a condition `[B, width]` to tokens."""
+        # Each of the six is [B, 1, width], the same for all tokens of a sample.
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
+            self.modulation(condition)[:, None], 6, axis=-1
+        )
+        h = h + gate_a * self._attend(modulated(h, shift_a, scale_a))
+        hidden = jax.nn.gelu(
+            self.linear_1(modulated(h, shift_m, scale_m)), approximate=True
+        )
+        return h + gate_m * self.linear_2(hidden)
+
+    def _attend(self, h):
+        # One product makes queries, keys and values: [B, T, 3 * width] to three [B, T, heads, C].
+        batch, tokens, width = h.shape
+        q, k, v = jnp.moveaxis(
+            self.to_qkv(h).reshape(batch, tokens, 3, self.heads, -1), 2, 0
+        )
+        return self.to_out(attend(q, k, v).reshape(batch, tokens, width))
+
+
+def position_embedding(side: int, width: int) -> np.ndarray:
+    """Returns the embedding of the tokens' positions, f32[side * side, width] (section 3.2).
+
+    It has sines and cosines of each token's column, then of its row.
+    """
+    # Angles of one coordinate, [side, width / 4]: position times frequency.
+    frequencies = 10000.0 ** -(np.arange(width // 4) / (width // 4))
+    angles = np.arange(side)[:, None] * frequencies[None]
+    one = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+
+    # Tokens are numbered row by row, so that the column changes fastest.
+    column = np.tile(one, (side, 1))
+    row = np.repeat(one, side, axis=0)
+    return np.concatenate([column, row], axis=-1).astype(np.float32)
+
+
+def modulated(
+    h: jax.Array, shift: jax.Array, scale: jax.Array, epsilon: float = 1e-6
+) -> jax.Array:
+    """Returns h normalised over channels, in float32, then scaled and shifted by the condition.
+
+    It is a layer norm without parameters of its own: the condition gives scale and shift.
+
+    Args:
+        h: tokens, `[B, T, C]`.
+        shift: added to each channel, `[B, 1, C]`.
+        scale: what each channel is multiplied by, less 1, `[B, 1, C]`.
+        epsilon: added to the variance.
+    """
+    # bfloat16 would lose digits in the mean and the variance, so both are float32.
+    wide = h.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    normal = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+    return normal.astype(h.dtype) * (1 + scale) + shift
+
+
+def zero_linear(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """Returns a dense layer whose output is zero until it is trained."""
+    return layers.linear(
+        features_in, features_out, kernel_init=nnx.initializers.zeros, rngs=rngs
+    )
