@@ -4,11 +4,9 @@ Modules have the names of diffusers' `UNet2DModel`, by which the tensors of a fi
 """
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.models import layers, resampling
-from cmjax.models.attention import Attention
 from cmjax.models.embeddings import (
     TimestepEmbedding,
     add_class_embedding,
@@ -17,8 +15,8 @@ from cmjax.models.embeddings import (
 )
 from cmjax.models.further_conditions import FurtherConditions
 from cmjax.models.on_meshes import on_any_mesh
-from cmjax.models.resnet import ResnetBlock
-from cmjax.models.unet_config import DOWN_BLOCKS, UP_BLOCKS, UNet2DConfig
+from cmjax.models.unet_blocks import DownBlock, MidBlock, UpBlock
+from cmjax.models.unet_config import UNet2DConfig
 
 
 class UNet2D(nnx.Module):
@@ -48,10 +46,10 @@ class UNet2D(nnx.Module):
         for i, kind in enumerate(config.down_block_types):
             last = i == len(widths) - 1
             self.down_blocks.append(
-                _DownBlock(config, kind, skips[-1], widths[i], not last, rngs=rngs)
+                DownBlock(config, kind, skips[-1], widths[i], not last, rngs=rngs)
             )
             skips += [widths[i]] * (config.layers_per_block + (not last))
-        self.mid_block = _MidBlock(config, widths[-1], rngs=rngs)
+        self.mid_block = MidBlock(config, widths[-1], rngs=rngs)
 
         # The way up takes them, the last one first: one more per resolution than the way down has
         # residual blocks, which accounts for the halvings and conv_in.
@@ -62,7 +60,7 @@ class UNet2D(nnx.Module):
             taken = [skips.pop() for _ in range(config.layers_per_block + 1)]
             last = i == len(widths) - 1
             self.up_blocks.append(
-                _UpBlock(config, kind, channels, taken, width, not last, rngs=rngs)
+                UpBlock(config, kind, channels, taken, width, not last, rngs=rngs)
             )
             channels = width
 
@@ -134,121 +132,3 @@ class UNet2D(nnx.Module):
         )
         embedding = self.further(self.time_embedding(features), t, r, guidance_scale)
         return add_class_embedding(embedding, self.class_embedding, class_labels)
-
-
-class _DownBlock(nnx.Module):
-    """Residual blocks at one resolution, then a halving; pushes all its maps onto `skips`."""
-
-    def __init__(self, config, kind, channels_in, channels, halve, *, rngs):
-        has_attention, own_type = DOWN_BLOCKS[kind]
-
-        # The first residual block changes the number of channels.
-        inputs = [channels_in] + [channels] * (config.layers_per_block - 1)
-        self.resnets = nnx.List([_resnet(config, c, channels, rngs) for c in inputs])
-        self.attentions = nnx.List(
-            [
-                _attention(config, channels, config.norm_num_groups, rngs)
-                for _ in inputs
-                if has_attention
-            ]
-        )
-
-        # A residual block that also halves, or a strided convolution; in a list as in diffusers.
-        self.downsamplers = nnx.List([])
-        if halve and (own_type or config.downsample_type) == "resnet":
-            self.downsamplers.append(
-                _resnet(config, channels, channels, rngs, resample=resampling.halve)
-            )
-        elif halve:
-            self.downsamplers.append(resampling.Downsample(channels, rngs=rngs))
-
-    def __call__(self, h, embedding, skips):
-        # With attention, a map is pushed after it.
-        for i, resnet in enumerate(self.resnets):
-            h = resnet(h, embedding)
-            if self.attentions:
-                h = self.attentions[i](h)
-            skips.append(h)
-        for downsampler in self.downsamplers:
-            h = downsampler(h, embedding)
-            skips.append(h)
-        return h
-
-
-class _MidBlock(nnx.Module):
-    """A residual block, attention and another residual block, at the lowest resolution."""
-
-    def __init__(self, config, channels, *, rngs):
-        self.resnets = nnx.List(
-            [_resnet(config, channels, channels, rngs) for _ in range(2)]
-        )
-        self.attentions = nnx.List(
-            [_attention(config, channels, config.mid_attention_groups, rngs)]
-        )
-
-    def __call__(self, h, embedding):
-        first, second = self.resnets
-        return second(self.attentions[0](first(h, embedding)), embedding)
-
-
-class _UpBlock(nnx.Module):
-    """Residual blocks that each pop a map from `skips`, then a doubling."""
-
-    def __init__(self, config, kind, channels_in, skip_channels, channels, double, *, rngs):
-        has_attention, own_type = UP_BLOCKS[kind]
-
-        # Each takes the channels of the one before and those of a map of the way down.
-        inputs = [channels_in] + [channels] * (len(skip_channels) - 1)
-        self.resnets = nnx.List(
-            [
-                _resnet(config, c + s, channels, rngs)
-                for c, s in zip(inputs, skip_channels, strict=True)
-            ]
-        )
-        self.attentions = nnx.List(
-            [
-                _attention(config, channels, config.norm_num_groups, rngs)
-                for _ in inputs
-                if has_attention
-            ]
-        )
-
-        # A residual block that also doubles, or a repetition and a convolution.
-        self.upsamplers = nnx.List([])
-        if double and (own_type or config.upsample_type) == "resnet":
-            self.upsamplers.append(
-                _resnet(config, channels, channels, rngs, resample=resampling.double)
-            )
-        elif double:
-            self.upsamplers.append(resampling.Upsample(channels, rngs=rngs))
-
-    def __call__(self, h, embedding, skips):
-        # The maps have the same resolution here; their channels are put behind those of h.
-        for i, resnet in enumerate(self.resnets):
-            h = resnet(jnp.concatenate([h, skips.pop()], axis=-1), embedding)
-            if self.attentions:
-                h = self.attentions[i](h)
-        for upsampler in self.upsamplers:
-            h = upsampler(h, embedding)
-        return h
-
-
-def _resnet(config, channels_in, channels_out, rngs, *, resample=None):
-    """Returns a residual block with the options of the config."""
-    return ResnetBlock(
-        channels_in,
-        channels_out,
-        config.time_features,
-        config.norm_num_groups,
-        config.norm_eps,
-        scale_shift=config.resnet_time_scale_shift == "scale_shift",
-        resample=resample,
-        rngs=rngs,
-    )
-
-
-def _attention(config, channels, groups, rngs):
-    """Returns an attention layer with the options of the config."""
-    # None is a single head.
-    head_dim = config.attention_head_dim or channels
-    return Attention(channels, head_dim, groups=groups, epsilon=config.norm_eps, rngs=rngs)
