@@ -251,6 +251,13 @@ def with_arguments_of(network: Network, function: Callable[..., Any]) -> Network
     return network
 
 
+def takes(apply_fn: ApplyFn, name: str) -> bool:
+    """Returns whether a network has a conditioning of this name, or any (`**cond`)."""
+    parameters = inspect.signature(apply_fn).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
+
+
 def num_classes(apply_fn: ApplyFn) -> int | None:
     """Returns the number of a network's classes; None if it has none, or they are not known."""
     return getattr(apply_fn, "num_classes", None)

@@ -1,7 +1,6 @@
 """Networks that take the scale of guidance as an input: one call a step, without extrapolation."""
 
 import functools
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from cmjax.arrays import ApplyFn, known_reals
 from cmjax.configs import shown
 from cmjax.guidance.strength import interval_ends
-from cmjax.networks import check_network, with_classes_of
+from cmjax.networks import check_network, takes, with_classes_of
 from cmjax.tracing import cached_unless_tracing
 
 # Number of networks to keep, so that programs that are compiled for them are found again.
@@ -57,19 +56,12 @@ def told_scale(
     ends = None
     if interval is not None:
         ends = interval_ends("interval", interval)
-        if not _takes(apply_fn, "guidance_interval"):
+        if not takes(apply_fn, "guidance_interval"):
             raise ValueError(
                 "interval is for networks that are told one, and this one is told a scale only"
             )
 
     return cached_unless_tracing(_told, apply_fn, scale, ends)
-
-
-def _takes(apply_fn, name):
-    """Whether a network has a conditioning of this name, or any (`**cond`)."""
-    parameters = inspect.signature(apply_fn).parameters
-    kinds = {parameter.kind for parameter in parameters.values()}
-    return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 @functools.lru_cache(_NETWORKS)

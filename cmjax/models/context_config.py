@@ -13,6 +13,7 @@ CONTEXT_DOMAINS = {
     "num_attention_heads": (1, 1024),
     "attention_head_dim": (2, 65536),
     "mlp_channels": (1, 2**20),
+    "second_head_layers": (0, 512),
     "num_class_embeds": (1, LARGEST - 1),
     "context_tokens": (1, 1024),
     "guidance_scale": (1e-3, 1e6),
@@ -28,6 +29,7 @@ class ContextConfig:
     in_channels: Any
     patch_size: Any
     num_layers: Any
+    second_head_layers: Any
     num_attention_heads: Any
     attention_head_dim: Any
     context_tokens: Any
@@ -38,6 +40,11 @@ class ContextConfig:
         if self.sample_size % self.patch_size:
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}"
+            )
+        if self.second_head_layers > self.num_layers:
+            raise ValueError(
+                f"second_head_layers {self.second_head_layers} must be at most num_layers "
+                f"{self.num_layers}: the second head branches off before as many of the last blocks"
             )
         for name, length in {"context_tokens": 5, "guidance_interval": 2}.items():
             if len(getattr(self, name)) != length:

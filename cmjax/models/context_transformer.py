@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cmjax.models import embeddings, layers, resampling
-from cmjax.models.token_layers import ContextTokens, GatedBlock, RMSNorm
+from cmjax.models import embeddings, second_head
+from cmjax.models.token_layers import ContextTokens, RMSNorm
 
 FEATURES = 256  # sines and cosines of every number that the network is told
 
@@ -43,19 +43,14 @@ class ContextTransformer(nnx.Module):
             [ContextTokens(count, width, rngs=rngs) for count in config.context_tokens]
         )
 
-        # The blocks, and the way back to patches.
-        heads = config.num_attention_heads
-        self.blocks = nnx.List(
-            [
-                GatedBlock(width, heads, config.mlp_channels, rngs=rngs)
-                for _ in range(config.num_layers)
-            ]
-        )
+        # The blocks, and the way back to patches; for training perhaps a second one.
+        self.blocks = second_head.blocks(config, config.num_layers, rngs)
         self.norm_out = RMSNorm(width, rngs=rngs)
-        folded = config.patch_size**2 * config.in_channels
-        self.proj_out = layers.linear(
-            width, folded, kernel_init=nnx.initializers.zeros, rngs=rngs
-        )
+        self.proj_out = second_head.last_layer(config, rngs)
+        head = None
+        if config.second_head_layers:
+            head = second_head.SecondHead(config, rngs=rngs)
+        self.second_head = head
 
     def with_context(
         self,
@@ -102,22 +97,36 @@ class ContextTransformer(nnx.Module):
         ]
         return jnp.concatenate([*told, image], axis=1)
 
-    def output(self, h: jax.Array, angles: np.ndarray) -> jax.Array:
+    def output(self, h: jax.Array, angles: np.ndarray, both: bool = False) -> jax.Array:
         """Returns the output of the blocks and the last layer, `[B, H, W, in_channels]`.
 
         Args:
             h: the sequence, `[B, num_tokens, width]`.
             angles: rotary angles of its last tokens; see `token_layers.rotated`.
-        """
-        for block in self.blocks:
-            h = block(h, angles)
+            both: whether to return the output of the second head as well, behind the other along
+                the last axis: `[B, H, W, 2 in_channels]`.
 
-        # The tokens of the image, which are the last ones, become patches.
-        side = self.config.sample_size // self.config.patch_size
-        h = self.proj_out(self.norm_out(h[:, -(side**2) :]))
-        return resampling.depth_to_space(
-            h.reshape(len(h), side, side, -1), self.config.patch_size
-        )
+        Raises:
+            ValueError: for both heads of a network without a second one.
+        """
+        if both and self.second_head is None:
+            raise ValueError(
+                "second_head is asked of a network without one; set second_head_layers in its "
+                "config"
+            )
+
+        # The second head branches off before the last blocks.
+        config = self.config
+        shared = config.num_layers - config.second_head_layers
+        for block in self.blocks[:shared]:
+            h = block(h, angles)
+        first = h
+        for block in self.blocks[shared:]:
+            first = block(first, angles)
+        first = second_head.image_of(config, self.proj_out(self.norm_out(first)))
+        if not both or self.second_head is None:
+            return first
+        return jnp.concatenate([first, self.second_head(h, angles)], axis=-1)
 
 
 def _embedded(embedding, values):

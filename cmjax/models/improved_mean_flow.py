@@ -34,6 +34,7 @@ class ImprovedMeanFlow(ContextTransformer):
         class_labels: jax.Array | None = None,
         guidance_scale: jax.Array | None = None,
         guidance_interval: jax.Array | None = None,
+        second_head: bool = False,
     ) -> jax.Array:
         """Evaluates the network.
 
@@ -45,13 +46,16 @@ class ImprovedMeanFlow(ContextTransformer):
             guidance_scale: f32[B], above 0; 1 is no guidance. None is the config's.
             guidance_interval: f32[B, 2], the lowest and highest time, 0 to 1, that guidance acts
                 at. None is the config's.
+            second_head: whether to return the velocity at t of the second head as well, behind the
+                other along the last axis, as training asks for it.
 
         Returns:
-            The mean velocity `[B, H, W, in_channels]`, in the dtype of `x`.
+            The mean velocity `[B, H, W, in_channels]`, in the dtype of `x`; with the second head's
+            `[B, H, W, 2 in_channels]`.
 
         Raises:
             ValueError: if the latents have another size, labels are missing or none of the model's,
-                or the scale or interval has another shape.
+                the scale or interval has another shape, or there is no second head.
         """
         config = self.config
         layers.check_images(x, config.sample_size, config.in_channels)
@@ -71,4 +75,4 @@ class ImprovedMeanFlow(ContextTransformer):
             guidance_interval,
         )
         angles = sequence_angles(config.num_tokens, config.attention_head_dim)
-        return self.output(h, angles)
+        return self.output(h, angles, second_head)

@@ -28,6 +28,8 @@ class ImprovedMeanFlowConfig(ContextConfig):
         guidance_interval: likewise, the lowest and highest time that guidance acts at, 0 to 1.
         time_scale: factor on the times; they were 0 to 1 in training, and are 0 to 1000 for the
             schedulers.
+        second_head_layers: blocks of a second head, which branches off before as many of the last
+            blocks and returns the velocity at t; 0 for none. Only training uses it.
     """
 
     sample_size: int = 32
@@ -42,6 +44,7 @@ class ImprovedMeanFlowConfig(ContextConfig):
     guidance_scale: float = 8.0
     guidance_interval: tuple[float, ...] = (0.4, 0.65)
     time_scale: float = 0.001
+    second_head_layers: int = 0
 
     _domains = CONTEXT_DOMAINS
 

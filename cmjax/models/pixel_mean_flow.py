@@ -43,6 +43,7 @@ class PixelMeanFlow(ContextTransformer):
         class_labels: jax.Array | None = None,
         guidance_scale: jax.Array | None = None,
         guidance_interval: jax.Array | None = None,
+        second_head: bool = False,
     ) -> jax.Array:
         """Evaluates the network.
 
@@ -54,13 +55,16 @@ class PixelMeanFlow(ContextTransformer):
             guidance_scale: f32[B], above 0; 1 is no guidance. None is the config's.
             guidance_interval: f32[B, 2], the lowest and highest time, 0 to 1, that guidance acts
                 at. None is the config's.
+            second_head: whether to return the velocity at t of the second head as well, behind the
+                other along the last axis, as training asks for it.
 
         Returns:
-            The mean velocity `[B, H, W, in_channels]`, in the dtype of `x`.
+            The mean velocity `[B, H, W, in_channels]`, in the dtype of `x`; with the second head's
+            `[B, H, W, 2 in_channels]`.
 
         Raises:
             ValueError: if the images have another size, labels are missing or none of the model's,
-                or the scale or interval has another shape.
+                the scale or interval has another shape, or there is no second head.
         """
         config = self.config
         layers.check_images(x, config.sample_size, config.in_channels)
@@ -76,9 +80,13 @@ class PixelMeanFlow(ContextTransformer):
         h = self.with_context(image, t - r, class_labels, guidance_scale, guidance_interval)
         h = h + self.position_embedding[...].astype(x.dtype)
 
-        # The tokens of the image become x0: [B, H, W, in_channels].
-        x0 = self.output(h, rotary_angles(side, config.attention_head_dim))
+        # The tokens of the image become x0, one for each head: [B, H, W, in_channels].
+        angles = rotary_angles(side, config.attention_head_dim)
+        x0 = self.output(h, angles, second_head)
 
         # u = (x - x0) / t, in float32 since it is a difference.
         time = jnp.clip(t, SHORTEST_TIME, 1.0)[:, None, None, None]
-        return ((x.astype(jnp.float32) - x0.astype(jnp.float32)) / time).astype(x.dtype)
+        start = x.astype(jnp.float32)
+        if second_head:
+            start = jnp.concatenate([start, start], axis=-1)
+        return ((start - x0.astype(jnp.float32)) / time).astype(x.dtype)

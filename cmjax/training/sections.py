@@ -17,6 +17,7 @@ OPTIMIZERS = {
     "radam": optax.radam,
     "lion": optax.lion,
     "sgd": optax.sgd,
+    "muon": optax.contrib.muon,  # Adam for what is no matrix, with the `adam_` options
 }
 SCHEDULES = ("constant", "cosine")  # of the learning rate, after the warm-up
 DTYPES = ("float32", "bfloat16")  # float16 would need its loss scaled
@@ -25,8 +26,11 @@ LARGEST_SEED = 2**32 - 1
 
 # The lowest value of each option of an optimizer, and what it must be below. optax checks neither.
 _OPTIONS: dict[str, tuple[float, float | None]] = {
+    "adam_b1": (0, 1),
+    "adam_b2": (0, 1),
     "b1": (0, 1),
     "b2": (0, 1),
+    "beta": (0, 1),
     "eps": (0, None),
     "eps_root": (0, None),
     "momentum": (0, 1),

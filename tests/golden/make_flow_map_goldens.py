@@ -4,9 +4,10 @@ The authors' code is not part of this repository; check it out beside it:
 
     https://github.com/Gsunshine/meanflow      at d70cb55d298ee03c53bf6da67bec281082e4e2d9
     https://github.com/Lyy-iiis/imeanflow      at bf60cd7cb653f6628e59d48034b333c5eba445e2
+    https://github.com/Lyy-iiis/pMF            at 75f6073042c21f7104686261a0c4784db4ede9d1
     https://github.com/kvfrans/shortcut-models at 601004348667094e1b71f30942199759412d4432
 
-    PYTHONPATH=. python tests/golden/make_flow_map_goldens.py MEANFLOW IMEANFLOW SHORTCUT
+    PYTHONPATH=. python tests/golden/make_flow_map_goldens.py MEANFLOW IMEANFLOW SHORTCUT PMF
 
 Their networks are replaced by `tests.support.flow_maps.tiny`, which is small and a formula, and all
 that they draw by the draws that are stored beside the losses: data, noise, times, labels.
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.support.flow_maps import tiny, tiny_params
+from tests.support.flow_maps import tiny, tiny_heads, tiny_params
 
 COUNT = 64
 NULL = 3  # the label without a class
@@ -45,15 +46,20 @@ def draws():
         "scale": np.exp(RNG.uniform(size=COUNT) * np.log(8)),
     }
     found = {name: value.astype(np.float32) for name, value in floats.items()}
-    return {**found, "labels": RNG.integers(0, 3, COUNT).astype(np.int32)}
+    found["labels"] = RNG.integers(0, 3, COUNT).astype(np.int32)
+
+    # Of times, where r = t; else some of them are within and some without.
+    interval = RNG.uniform(size=(COUNT, 2)) / 2 + np.array([0, 0.5])
+    interval[instant] = 0, 1
+    return {**found, "interval": interval.astype(np.float32)}
 
 
 def module_of(path, name):
     """The authors' module, whose networks are left out."""
     stubs = {"models": types.ModuleType("models")}
-    for stub in ("models_dit", "imfDiT"):
+    for stub in ("models_dit", "imfDiT", "pmfDiT"):
         stubs[f"models.{stub}"] = types.ModuleType(f"models.{stub}")
-        stubs[f"models.{stub}"].imfDiT = object
+        setattr(stubs[f"models.{stub}"], stub, object)
         setattr(stubs["models"], stub, stubs[f"models.{stub}"])
     module = types.ModuleType(name)
     # JAX has since renamed the arguments of `clip`.
@@ -67,8 +73,9 @@ def column(values):
     return jnp.asarray(values)[:, None, None, None]
 
 
-def flax_loss(cls, net, given, dropped):
-    """(loss, gradient) of a MeanFlow or an iMeanFlow with a given network and given draws."""
+def flax_loss(cls, net, given, dropped, interval=(0, 1)):
+    """(loss, gradient) of a MeanFlow or its successors with a given network and given draws."""
+    interval = np.broadcast_to(np.asarray(interval, np.float32), (COUNT, 2))
 
     def setup(self):
         self.net = lambda *args, **kwargs: net(params_of[0], *args)
@@ -89,10 +96,10 @@ def flax_loss(cls, net, given, dropped):
         "__annotations__": {},
         "setup": setup,
         "sample_tr": sample_tr,
-        "sample_cfg_scale": lambda self, count: column(given["scale"]),
+        "sample_cfg_scale": lambda self, count, **options: column(given["scale"]),
         "sample_cfg_interval": lambda self, count, mask: (
-            column(np.zeros(COUNT, np.float32)),
-            column(np.ones(COUNT, np.float32)),
+            column(interval[:, 0]),
+            column(interval[:, 1]),
         ),
     }
 
@@ -168,7 +175,7 @@ def shortcut_loss(path, given, changes):
     return jax.value_and_grad(loss)(tiny_params()), steps
 
 
-def main(mean_flow, improved, shortcut):
+def main(mean_flow, improved, shortcut, pixel):
     given = draws()
     stored = dict(given)
 
@@ -197,6 +204,22 @@ def main(mean_flow, improved, shortcut):
     module = module_of(Path(improved, "imf.py"), "imf")
     at = flax_loss(module.iMeanFlow, improved_net, given, dropped=0)
     cases["imf_guided"] = at({"model_str": "", "class_dropout_prob": 0.0})
+
+    def heads(params, x, t, h, omega, t_min, t_max, y):
+        interval = jnp.stack([t_min, t_max], axis=-1)
+        told = {"guidance_scale": omega, "guidance_interval": interval}
+        both = tiny_heads(params, x, t, t - h, class_labels=y, second_head=True, **told)
+        return jnp.split(both, 2, axis=-1)
+
+    # With a second head and drawn intervals; Pixel MeanFlow's with larger noise, too.
+    options = {"model_str": "", "class_dropout_prob": 0.0}
+    cases["imf_heads"] = flax_loss(module.iMeanFlow, heads, given, 0, given["interval"])(
+        options
+    )
+    module = module_of(Path(pixel, "pmf.py"), "pmf")
+    cases["pmf"] = flax_loss(module.pixelMeanFlow, heads, given, 0, given["interval"])(
+        {**options, "noise_scale": 2.0}
+    )
 
     # The path as printed, with a noise of 1e-5 in the data, and without it.
     exact = {"(1 - 1e-5)": "1"}

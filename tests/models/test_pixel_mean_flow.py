@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import cmjax
 from cmjax.models import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
+from cmjax.models.registry import network_parts
 from cmjax.models.token_layers import rotary_angles, rotated
 from tests.support import pixel_mean_flow as reference
 
@@ -143,6 +145,41 @@ def test_the_velocity_is_that_towards_x0(model):
     np.testing.assert_allclose(u, x / t[:, None, None, None], rtol=1e-6)
 
 
+def test_the_second_head_branches_off_before_the_last_blocks(model):
+    config = dataclasses.replace(CONFIG, second_head_layers=2)
+    graph, state = network_parts(config)
+    first = nnx.to_pure_dict(model.params)
+
+    # The second head has the parameters of the first, but for its last bias.
+    blocks = {i: first["blocks"][1 + i] for i in range(2)}
+    last = {**first["proj_out"], "bias": first["proj_out"]["bias"] + 0.5}
+    head = {"blocks": blocks, "norm_out": first["norm_out"], "proj_out": last}
+    nnx.replace_by_pure_dict(state, {**first, "second_head": head})
+    apply_fn, params = cmjax.from_nnx(nnx.merge(graph, state))
+
+    times, cond = told("toy")
+    x = jnp.asarray(GOLDEN["toy/x"].transpose(0, 2, 3, 1))
+
+    @jax.jit
+    def outputs(params):
+        return [apply_fn(params, x, *times, second_head=b, **cond) for b in (False, True)]
+
+    u = model.apply_fn(model.params, x, *times, **cond)
+    t = np.maximum(GOLDEN["toy/t"], 0.05)[:, None, None, None]
+    one, both = outputs(params)
+    np.testing.assert_allclose(one, u, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(both[..., :3], u, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(both[..., 3:], u - 0.5 / t, rtol=1e-4, atol=1e-4)
+
+
+def test_both_heads_of_a_network_with_one(model):
+    times, cond = told("toy")
+    x = jnp.asarray(GOLDEN["toy/x"].transpose(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="without one; set second_head_layers"):
+        network = model.apply_fn.__wrapped__  # not compiled
+        network(model.params, x, *times, second_head=True, **cond)
+
+
 def test_bfloat16_in_bfloat16_out(model):
     times, cond = told("toy")
     x = jnp.asarray(GOLDEN["toy/x"].transpose(0, 2, 3, 1))
@@ -180,6 +217,7 @@ def test_inputs_that_do_not_fit(model, changes, message):
         ({"guidance_interval": (0.1, 0.2, 0.3)}, "guidance_interval must have 2 entries"),
         ({"guidance_scale": 0.0}, "guidance_scale must be"),
         ({"noise_scale": float("nan")}, "noise_scale must be"),
+        ({"second_head_layers": 4}, "second_head_layers 4 must be at most num_layers 3"),
     ],
 )
 def test_configs_that_make_no_network(changes, message):

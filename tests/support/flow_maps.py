@@ -49,14 +49,43 @@ def gaussian_velocity(std, x, t):
     return gaussian_flow_map(std, x, t, t)
 
 
-def tiny(params, x, t, r, class_labels, guidance_scale=None, xp=jnp):
+def gaussian_heads(std, x, t, r, second_head=False):
+    """The same by a network with a second head, whose output is the velocity at t."""
+    u = gaussian_flow_map(std, x, t, r)
+    if not second_head:
+        return u
+    return jnp.concatenate([u, gaussian_velocity(std, x, t)], axis=-1)
+
+
+def tiny(
+    params,
+    x,
+    t,
+    r,
+    class_labels,
+    guidance_scale=None,
+    guidance_interval=None,
+    xp=jnp,
+):
     """A network of pictures `[B, H, W, C]` that everything it is told matters to."""
     t, r = t[:, None, None, None], r[:, None, None, None]
     gain = params["gain"][class_labels][:, None, None, None]
     if guidance_scale is not None:
         gain = gain * (1 + 0.1 * guidance_scale[:, None, None, None])
+    if guidance_interval is not None:
+        low, high = guidance_interval[:, :1], guidance_interval[:, 1:]
+        gain = gain * (1.3 + 0.2 * low - 0.3 * high)[:, :, None, None]
     inner = gain * x + params["shift"][None, None, None] + xp.sin(2 * t) * x[:, :, ::-1]
     return xp.tanh(inner) + params["span"] * (t - r) * xp.cos(x + r)
+
+
+def tiny_heads(params, x, t, r, *, second_head=False, **told):
+    """The same with a second head, which is another function of all that it is told."""
+    u = tiny(params, x, t, r, **told)
+    if not second_head:
+        return u
+    v = tiny(params, x, t, r / 2, **told) + 0.3 * x
+    return jnp.concatenate([u, v], axis=-1)
 
 
 def tiny_params():

@@ -19,9 +19,11 @@ from tests.support.flow_maps import (
     FLOW,
     FLOW_MAP,
     gaussian_flow_map,
+    gaussian_heads,
     gaussian_trajectory,
     gaussian_velocity,
     tiny,
+    tiny_heads,
     tiny_params,
 )
 from tests.support.training import (
@@ -35,10 +37,10 @@ from tests.support.training import (
 
 GOLDENS = np.load(Path(__file__).parent.parent / "golden" / "flow_maps.npz")
 GUIDED = {"null_class": 3}
-MeanFlow = partial(losses.MeanFlow, FLOW_MAP)
-ImprovedMeanFlow = partial(losses.ImprovedMeanFlow, FLOW_MAP)
-Shortcut = partial(losses.Shortcut, FLOW_MAP)
-MomentMatching = partial(losses.InductiveMomentMatching, FLOW_MAP)
+MeanFlow = partial(losses.MeanFlow, scheduler=FLOW_MAP)
+ImprovedMeanFlow = partial(losses.ImprovedMeanFlow, scheduler=FLOW_MAP)
+Shortcut = partial(losses.Shortcut, scheduler=FLOW_MAP)
+MomentMatching = partial(losses.InductiveMomentMatching, scheduler=FLOW_MAP)
 
 
 def exact_pairs(lowest=0.0, count=64):
@@ -58,9 +60,10 @@ def exact_pairs(lowest=0.0, count=64):
         (MeanFlow(norm_p=0.0), gaussian_flow_map),
         (MeanFlow(instant_fraction=0.0), gaussian_flow_map),
         (ImprovedMeanFlow(), gaussian_flow_map),
+        (ImprovedMeanFlow(second_head=True), gaussian_heads),
         (MomentMatching(), gaussian_flow_map),
     ],
-    ids=["flow matching", "mean flow", "mean flow, weighted", "imf", "imm"],
+    ids=["flow matching", "mean flow", "mean flow, weighted", "imf", "imf, heads", "imm"],
 )
 def test_the_gradient_vanishes_at_the_flow_map_of_gaussian_data(loss, network):
     """Each sample's own noise is right on average; samples are 100,000 of three numbers."""
@@ -74,14 +77,23 @@ def test_the_gradient_vanishes_at_the_flow_map_of_gaussian_data(loss, network):
     assert low < 0 < high and abs(exact) < 0.2 * min(-low, high), (low, exact, high)
 
 
-@pytest.mark.parametrize("loss", [MeanFlow(norm_p=0.0), ImprovedMeanFlow(norm_p=0.0)])
-def test_mean_flows_vanish_where_the_velocity_is_that_of_all_data(loss):
-    data, noise, t, r = exact_pairs()
+@pytest.mark.parametrize(
+    "loss, lowest",
+    [
+        (MeanFlow(norm_p=0.0), 0.0),
+        (ImprovedMeanFlow(norm_p=0.0), 0.0),
+        (ImprovedMeanFlow(norm_p=0.0, second_head=True), 0.0),
+        (ImprovedMeanFlow(norm_p=0.0, second_head=True, shortest_time=0.05), 0.05),
+    ],
+)
+def test_mean_flows_vanish_where_the_velocity_is_that_of_all_data(loss, lowest):
+    data, noise, t, r = exact_pairs(lowest)
+    network = gaussian_heads
 
     @jax.jit
     @jax.value_and_grad
     def at(std):
-        return loss.at(gaussian_flow_map, std, data, noise, t, r, {})[0]
+        return loss.at(network, std, data, noise, t, r, {})[0]
 
     # The rest is float32's rounding, 1e-6 of each number.
     exact, gradient = at(jnp.float32(STD))
@@ -126,6 +138,17 @@ CASES = {
     "mean_flow_kappa": MeanFlow(omega=1.5, kappa=0.4, guidance_end=0.8, **GUIDED),
     "mean_flow_omega": MeanFlow(omega=2.0, guidance_end=0.8, norm_p=0.5, **GUIDED),
     "imf_guided": ImprovedMeanFlow(largest_scale=8.0, **GUIDED),
+    "imf_heads": ImprovedMeanFlow(
+        second_head=True, largest_scale=8.0, tells_interval=True, **GUIDED
+    ),
+    "pmf": losses.ImprovedMeanFlow(
+        cmjax.FlowMapEulerDiscreteScheduler(num_train_timesteps=1, noise_scale=2.0),
+        second_head=True,
+        largest_scale=8.0,
+        tells_interval=True,
+        shortest_time=0.05,
+        **GUIDED,
+    ),
     "shortcut": Shortcut(),
     "shortcut_as_printed": Shortcut(),
 }
@@ -139,9 +162,15 @@ def test_losses_equal_those_of_their_authors_code(name):
         labels = labels.at[:2].set(3)  # dropped there
     cond = {"class_labels": labels}
     pairs = [given[key] for key in ("data", "noise", "t", "r")]
-    times = []
+    guidance = []
+    network = tiny
     if name == "imf_guided":
-        times = [given["scale"]]
+        guidance = [given["scale"]]
+    if name in ("imf_heads", "pmf"):
+        guidance = [given["scale"], given["interval"]]
+        network = tiny_heads
+    if name == "pmf":
+        pairs[1] = 2 * pairs[1]  # the noise, of the scheduler's scale
     if "shortcut" in name:
         # There the others are the batch's first again.
         again = jnp.concatenate([jnp.arange(8), jnp.arange(56)])
@@ -155,7 +184,7 @@ def test_losses_equal_those_of_their_authors_code(name):
         target = ()
         if "shortcut" in name:
             target = (jax.tree.map(lambda leaf: 0.9 * leaf, tiny_params()),)
-        return CASES[name].at(tiny, params, *target, *pairs, cond, *times)[0]
+        return CASES[name].at(network, params, *target, *pairs, cond, *guidance)[0]
 
     found, gradient = at(tiny_params())
     # As printed, the authors' path keeps a noise of 1e-5 in the data.
@@ -343,6 +372,10 @@ def test_shortcuts_learn_from_batches_of_one():
             "largest_scale=8.0 .* give null_class",
         ),
         (
+            lambda: ImprovedMeanFlow(tells_interval=True),
+            "tells_interval=True .* give largest_scale, above 1",
+        ),
+        (
             lambda: losses.ConsistencyTrajectory(EDM),
             "must be a CTMScheduler .* got CMStoch",
         ),
@@ -356,6 +389,69 @@ def test_shortcuts_learn_from_batches_of_one():
 def test_mistakes(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_second_head_is_asked_of_networks_that_have_one():
+    with pytest.raises(ValueError, match="second_head is for networks that have one"):
+        network = gaussian_flow_map
+        value(ImprovedMeanFlow(second_head=True), network, STD, gaussian_batch(4))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        MeanFlow,
+        ImprovedMeanFlow,
+        Shortcut,
+        MomentMatching,
+    ],
+)
+def test_noise_has_the_scale_of_the_scheduler(loss):
+    """The data are 0, so that the samples at time t are t times the noise."""
+    seen = []
+
+    def network(params, x, t, r):
+        seen.append((x, t))
+        return params * x
+
+    wide = cmjax.FlowMapEulerDiscreteScheduler(num_train_timesteps=1, noise_scale=3.0)
+    value(loss(scheduler=wide), network, jnp.float32(1), {"data": jnp.zeros((4096, 1))})
+    x, t = (np.asarray(array) for array in seen[0])
+    # A standard error of 1.1 %.
+    assert (x / t[:, None]).std() == pytest.approx(3.0, rel=0.06)
+
+
+def test_what_an_improved_mean_flow_is_told_of_guidance():
+    seen = []
+
+    def network(params, x, t, r, second_head=False, **told):
+        seen.append({"t": t, "r": r, **told})
+        return params * jnp.concatenate([x, x], -1) if second_head else params * x
+
+    loss = ImprovedMeanFlow(
+        second_head=True, largest_scale=8.0, tells_interval=True, **GUIDED
+    )
+    labels = jnp.arange(4096) % 4
+    batch = {"data": jnp.zeros((4096, 1)), "class_labels": labels}
+    value(loss, network, jnp.float32(1), batch)
+    told, own, without = (jax.tree.map(np.asarray, call) for call in seen[:3])
+
+    # An instant is told all times; else each end is uniform in its half.
+    low, high = told["guidance_interval"].T
+    instant = told["t"] == told["r"]
+    assert instant.sum() == 2048
+    assert np.all(low[instant] == 0) and np.all(high[instant] == 1)
+    assert low[~instant].mean() == pytest.approx(0.25, abs=0.02)
+    assert high[~instant].mean() == pytest.approx(0.75, abs=0.02)
+    assert low.max() <= 0.5 and high[~instant].min() >= 0.5
+
+    # The network's own velocities are of one time: the scale acts there, or is 1.
+    acts = (low <= told["t"]) & (told["t"] <= high)
+    expected = np.where(acts, told["guidance_scale"], 1)
+    np.testing.assert_array_equal(own["guidance_scale"], expected)
+    np.testing.assert_array_equal(own["guidance_interval"], [[0, 1]] * 4096)
+    assert 0.6 < acts.mean() < 0.99 and np.all(own["t"] == own["r"])
+    assert np.all(without["class_labels"] == 3) and np.all(without["guidance_scale"] == 1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.conditioning import check_null, with_null
 from cmjax.meshes import divided_like
-from cmjax.networks import call_network, num_classes
+from cmjax.networks import call_network, num_classes, takes, with_classes_of
 from cmjax.parametrization import FlowMatching
 
 # Valid values of the fields that these losses have.
@@ -83,6 +83,15 @@ def draw_times(
     return jnp.where(is_uniform, uniform, t)
 
 
+def draw_noise(key: jax.Array, data: jax.Array, scheduler: Any) -> jax.Array:
+    """Returns the noise that the paths of a scheduler end at, f32[B, ...] in the shape of the data.
+
+    It is normal, with the scheduler's `noise_scale` as its standard deviation; 1 without one.
+    """
+    scale = getattr(scheduler, "noise_scale", 1.0)
+    return scale * random.normal(key, data.shape)
+
+
 def on_path(data: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
     """Returns `(1 - t) data + t noise`, `[B, ...]`, the samples at the times t f32[B]."""
     return combine((1 - t, data), (t, noise))
@@ -104,15 +113,57 @@ def mean_velocity(apply_fn: ApplyFn, scheduler: Any) -> Callable[..., jax.Array]
         `(params, x, t, r, cond) -> u`, the mean velocity from t to r, `[B, ...]`, for samples x
         `[B, ...]` and times f32[B].
     """
-    parametrization = scheduler.parametrization
 
-    # The network's times, divided over devices like the samples.
     def velocity(params, x, t, r, cond):
-        start = divided_like(parametrization.time_of(t), x)
-        end = divided_like(parametrization.time_of(r), x)
-        return call_network(apply_fn, params, x, (start, end), cond)
+        times = _network_times(scheduler, x, t, r)
+        return call_network(apply_fn, params, x, times, cond)
 
     return velocity
+
+
+def _network_times(scheduler, x, t, r):
+    """Returns the network's times of t and r, f32[B] each, divided over devices like x."""
+    time_of = scheduler.parametrization.time_of
+    return divided_like(time_of(t), x), divided_like(time_of(r), x)
+
+
+def both_velocities(
+    apply_fn: ApplyFn, scheduler: Any
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns a network with a second head as a function of times from 0 to 1.
+
+    Args:
+        apply_fn: the network, which with `second_head=True` returns the outputs of both heads, one
+            after the other along the last axis.
+        scheduler: as of `mean_velocity`.
+
+    Returns:
+        `(params, x, t, r, cond) -> (u, v)`: the mean velocity from t to r, and the second head's
+        velocity at t, `[B, ...]` each.
+
+    Raises:
+        ValueError: if the network does not take `second_head`.
+    """
+    if not takes(apply_fn, "second_head"):
+        raise ValueError(
+            "second_head is for networks that have one, such as a PixelMeanFlow with "
+            "second_head_layers; leave it out for others"
+        )
+
+    # With both outputs, which are checked here as one of twice the channels.
+    def both(params, x, *times, **cond):
+        return apply_fn(params, x, *times, second_head=True, **cond)
+
+    both = with_classes_of(apply_fn, both)
+
+    def velocities(params, x, t, r, cond):
+        shape = (*x.shape[:-1], 2 * x.shape[-1])
+        times = _network_times(scheduler, x, t, r)
+        output = call_network(both, params, x, times, cond, output_shape=shape)
+        u, v = jnp.split(output, 2, axis=-1)
+        return u, v
+
+    return velocities
 
 
 def without_class(

@@ -14,6 +14,7 @@ from cmjax.training.losses.base import Loss, split_batch
 from cmjax.training.losses.flow_paths import (
     TIME_DOMAINS,
     check_flow_scheduler,
+    draw_noise,
     draw_times,
     mean_velocity,
     on_path,
@@ -117,7 +118,7 @@ class MeanFlow(Loss):
         data, cond = split_batch(batch)
         time_key, noise_key = random.split(key)
         t, r = draw_time_pairs(time_key, data.shape[0], self)
-        noise = random.normal(noise_key, data.shape)
+        noise = draw_noise(noise_key, data, self.scheduler)
         return self.at(apply_fn, params, data, noise, t, r, cond)
 
     def at(
@@ -136,7 +137,7 @@ class MeanFlow(Loss):
             apply_fn: `(params, x, t, r, **cond) -> u`.
             params: of the network, which the gradient is taken with respect to.
             data: `[B, ...]`.
-            noise: standard normal, `[B, ...]`.
+            noise: normal, with the scheduler's `noise_scale`, `[B, ...]`.
             t: times, f32[B], from 0 (data) to 1.
             r: where the mean ends, f32[B], from 0 to t.
             cond: per-sample conditioning.

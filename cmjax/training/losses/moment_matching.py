@@ -13,6 +13,7 @@ from cmjax.meshes import with_automatic_axes
 from cmjax.training.losses.base import Loss, split_batch
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
+    draw_noise,
     mean_velocity,
     on_path,
 )
@@ -86,7 +87,7 @@ class InductiveMomentMatching(Loss):
         s = t * random.uniform(s_key, groups)
         t = jnp.repeat(t, self.group_size)
         s = jnp.repeat(s, self.group_size)
-        noise = random.normal(noise_key, data.shape)
+        noise = draw_noise(noise_key, data, self.scheduler)
         return self.at(apply_fn, params, frozen.target, data, noise, t, s, cond)
 
     def at(
@@ -107,7 +108,7 @@ class InductiveMomentMatching(Loss):
             params: of the network, which the gradient is taken with respect to.
             target_params: of the network that goes from r to s.
             data: `[B, ...]`, a group after the other.
-            noise: standard normal, `[B, ...]`.
+            noise: normal, with the scheduler's `noise_scale`, `[B, ...]`.
             t: where steps begin, f32[B], the same for all samples of a group.
             s: where they end, f32[B], likewise.
             cond: per-sample conditioning.

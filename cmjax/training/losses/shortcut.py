@@ -13,6 +13,7 @@ from cmjax.meshes import with_automatic_axes
 from cmjax.training.losses.base import Loss, split_batch
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
+    draw_noise,
     mean_velocity,
     on_path,
     velocity_of,
@@ -79,7 +80,7 @@ class Shortcut(Loss):
         data, cond = split_batch(batch)
         time_key, noise_key = random.split(key)
         t, length = self._draw_steps(time_key, data.shape[0])
-        noise = random.normal(noise_key, data.shape)
+        noise = draw_noise(noise_key, data, self.scheduler)
         return self.at(apply_fn, params, frozen.target, data, noise, t, length, cond)
 
     def at(
@@ -100,7 +101,7 @@ class Shortcut(Loss):
             params: of the network, which the gradient is taken with respect to.
             target_params: of the network that takes the two steps.
             data: `[B, ...]`.
-            noise: standard normal, `[B, ...]`.
+            noise: normal, with the scheduler's `noise_scale`, `[B, ...]`.
             t: where steps begin, f32[B], from 1 (noise) down.
             length: of the steps, f32[B]: 1 / num_steps for all but the first samples of the batch,
                 as many as `consistency_fraction` says, which compare steps.
