@@ -37,7 +37,8 @@ class ConsistencyTrajectory(Loss):
 
     The teacher is a denoiser with EDM's levels and one time. Defaults are the paper's for
     CIFAR-10, except the metric, which is LPIPS there, and the weight of the second term, which
-    adapts there. The paper's adversarial term is left out.
+    adapts there. The paper's adversarial term is left out; `Adversarial` with this loss as `inner`
+    adds one.
 
     Metrics are `loss`, and its parts `jump_loss` and `denoising_loss`.
 
