@@ -36,16 +36,16 @@ def denoised(params, x, sigma, class_labels):
     return jnp.where(class_labels == 0, mine, share * mine + (1 - share) * other)
 
 
-def class_consistency(x, sigma):
+def class_consistency(x, sigma, std=STD):
     """Where the ODE of the class at 1 ends, from x at the level sigma."""
-    return MEAN + STD / np.sqrt(STD**2 + sigma**2) * (x - MEAN)
+    return MEAN + std / np.sqrt(std**2 + sigma**2) * (x - MEAN)
 
 
-def mixture_consistency(x, sigma):
+def mixture_consistency(x, sigma, std=STD):
     """Where the ODE of the mixture ends, from x at the level sigma: the same quantile."""
-    spread = np.sqrt(STD**2 + sigma**2)
-    ends = np.linspace(-MEAN - 8 * STD, MEAN + 8 * STD, 20_001)
-    return np.interp(_cumulative(x, spread), _cumulative(ends, STD), ends)
+    spread = np.sqrt(std**2 + sigma**2)
+    ends = np.linspace(-MEAN - 8 * std, MEAN + 8 * std, 20_001)
+    return np.interp(_cumulative(x, spread), _cumulative(ends, std), ends)
 
 
 def _cumulative(x, spread):
@@ -55,14 +55,14 @@ def _cumulative(x, spread):
     return (normal((x - MEAN) / spread) + normal((x + MEAN) / spread)) / 2
 
 
-def extrapolated(z, scale, levels, bound=np.inf):
+def extrapolated(z, scale, levels, bound=np.inf, std=STD):
     """Consistency sampling with an extrapolated f, f64[N]; its x0 is clipped to +-bound."""
     rng = np.random.default_rng(1)
     x0 = 0.0
     for i, sigma in enumerate(levels):
         x = x0 + sigma * (z if i == 0 else rng.normal(size=len(z)))
-        alone = mixture_consistency(x, sigma)
-        x0 = alone + scale * (class_consistency(x, sigma) - alone)
+        alone = mixture_consistency(x, sigma, std)
+        x0 = alone + scale * (class_consistency(x, sigma, std) - alone)
         x0 = np.clip(x0, -bound, bound)
     return x0
 
@@ -100,9 +100,9 @@ def tilted(scale):
     return mean, np.sqrt((density * (x - mean) ** 2).sum())
 
 
-def beyond(samples):
+def beyond(samples, std=STD):
     """The share that is more than five standard deviations away from its class."""
-    return (np.abs(samples - MEAN) > 5 * STD).mean()
+    return (np.abs(samples - MEAN) > 5 * std).mean()
 
 
 def row(samples):
@@ -112,9 +112,10 @@ def row(samples):
 
 @click.command()
 def main() -> None:
-    """Prints the table of docs/howto/guidance.md: share far away, mean, standard deviation."""
+    """Prints the tables of docs/howto/guidance.md: share far away, mean, standard deviation."""
     with jax.enable_x64(True):
         _table()
+        _table_of_narrower_classes()
 
 
 def _table():
@@ -131,6 +132,17 @@ def _table():
         ]
         mean, std = tilted(scale)
         print(scale, *map(row, columns), f"{mean:.3f}, {std:.3f}", sep=" | ")
+
+
+def _table_of_narrower_classes():
+    z = np.random.default_rng(0).normal(size=NUM)
+    print("\nstandard deviation of the classes | f in one call at 1.5 | at 2")
+    for std in (0.2, 0.17, 0.15, 0.1):
+        shares = [
+            beyond(extrapolated(z, scale, [SIGMA_MAX], std=std), std)
+            for scale in (1.5, 2.0)
+        ]
+        print(std, *(f"{share:.1%}" for share in shares), sep=" | ")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from click.testing import CliRunner
+
+import cmjax
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(
@@ -36,6 +41,29 @@ def test_every_script_says_what_its_options_are(name, importable):
     result = CliRunner().invoke(importlib.import_module(name).main, ["--help"])
     assert result.exit_code == 0, result.output
     assert "--help" in result.output
+
+
+@pytest.mark.thorough
+def test_every_student_of_the_digits_starts_as_the_denoiser(importable):
+    students = importlib.import_module("digits_students")
+    teacher = cmjax.load(BENCHMARKS.parent / "examples/assets/digits_denoiser")
+    x = jax.random.normal(jax.random.key(0), (3, 28, 28, 1))
+    cond = {"class_labels": jnp.array([0, 5, 9])}
+
+    # Of one time, in EDM's terms or in those of a velocity; and of two, wherever the step ends.
+    levels = jnp.array([500.0, 0.0, -700.0])
+    times = jnp.array([1000.0, 500.0, 20.0])
+    output = teacher.apply_fn(teacher.params, x, levels, **cond)
+    flow = students.network_of("flow_matching", teacher)
+    velocity = flow.apply_fn(flow.params, x, times, **cond)
+    for name in students.STUDENTS:
+        network = students.network_of(name, teacher)
+        is_flow = name == "flow_matching" or name in students.FLOW_MAPS
+        told = (times if is_flow else levels,)
+        if network.scheduler.num_times == 2:
+            told = (*told, told[0] / 2)
+        found = jax.jit(network.apply_fn)(network.params, x, *told, **cond)
+        np.testing.assert_allclose(found, velocity if is_flow else output, atol=1e-4)
 
 
 @pytest.mark.slow

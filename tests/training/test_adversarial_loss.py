@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,8 @@ from cmjax.model import Model
 from cmjax.models import UNet2D, UNet2DConfig, from_nnx
 from cmjax.testing import gaussian_consistency_model
 from cmjax.training import losses, trainer
-from tests.support.training import EDM, evaluate, finite_differences, value, wide
+from tests.support.flow_maps import CTM, gaussian_trajectory
+from tests.support.training import EDM, STD, evaluate, finite_differences, value, wide
 
 KEY = jax.random.key(5)
 DATA = {
@@ -166,6 +168,38 @@ def test_an_inner_loss_is_added_and_gets_the_networks_alone(name):
     train_step = trainer.make_train_step(both, network, optax.sgd(0.1), teacher=teacher)
     _, metrics = train_step(train_step.init(KEY, PARAMS), DATA)
     assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_trajectory_models_are_judged_by_their_jumps_to_the_data():
+    """The exact jump of Gaussian data is their exact consistency function: the same samples."""
+    apply_fn, gaussian = gaussian_consistency_model(EDM, mean=0.0, std=STD)
+
+    def discriminator(params, x):
+        return jnp.tanh(x @ params["u"])
+
+    def metrics_of(scheduler, network, params):
+        loss = losses.Adversarial(scheduler, discriminator, lowest_sigma=0.7)
+        params = losses.AdversarialParams(params, PARAMS.discriminator)
+        return evaluate(loss, network, params, {"data": DATA["data"]}, key=KEY)[1]
+
+    expected = metrics_of(EDM, apply_fn, gaussian)
+    found = metrics_of(CTM, gaussian_trajectory, jnp.float32(STD))
+    chex.assert_trees_all_close(found, expected, rtol=1e-4)
+
+
+def test_ctm_is_the_trajectory_loss_with_an_adversary():
+    def two_times(params, x, t, s=None, shift=None):
+        return network(params, x, t, shift) + (0.0 if s is None else s[:, None] / 500)
+
+    inner = losses.ConsistencyTrajectory(CTM, target_decay=0.9)
+    loss = losses.Adversarial(CTM, discriminator, inner, weight=0.25)
+    train_step = trainer.make_train_step(
+        loss, two_times, optax.sgd(0.1), teacher=PARAMS.network
+    )
+    state, metrics = train_step(train_step.init(KEY, PARAMS), DATA)
+    assert all(np.isfinite(value) for value in metrics.values())
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state.params, PARAMS)
+    assert all(jax.tree.leaves(moved))
 
 
 @pytest.mark.parametrize("lowest", [0.001, 80.0, float("nan")])

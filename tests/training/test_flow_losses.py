@@ -36,6 +36,7 @@ from tests.support.training import (
 )
 
 GOLDENS = np.load(Path(__file__).parent.parent / "golden" / "flow_maps.npz")
+TRAJECTORY = np.load(Path(__file__).parent.parent / "golden" / "trajectory.npz")
 GUIDED = {"null_class": 3}
 MeanFlow = partial(losses.MeanFlow, scheduler=FLOW_MAP)
 ImprovedMeanFlow = partial(losses.ImprovedMeanFlow, scheduler=FLOW_MAP)
@@ -286,6 +287,37 @@ def test_moment_matching_is_as_the_paper_has_it():
                 part = kernel(a[j], a[k]) + kernel(b[j], b[k]) - 2 * kernel(a[j], b[k])
                 total += weight * part / 16 / 2
     assert float(found) == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("term", ["jump", "denoising"])
+def test_trajectory_losses_equal_those_of_their_authors_code(term):
+    """With the moving average in all jumps of the target; see make_trajectory_goldens.py."""
+
+    def network(params, x, t, s=None, class_labels=None):
+        return tiny(params, x, t / 250, (t if s is None else s) / 250, class_labels)
+
+    names = ("data", "noise", "denoising_noise", "sigma", "start", "end", "labels")
+    given = {name: jnp.asarray(TRAJECTORY[name]) for name in names}
+    cond = {"class_labels": given["labels"]}
+    target, teacher = (
+        jax.tree.map(lambda leaf, f=f: f * leaf, tiny_params()) for f in (0.9, 0.8)
+    )
+    loss = losses.ConsistencyTrajectory(CTM, 12, solver_steps=2, metric=losses.L2())
+
+    @jax.jit
+    @jax.value_and_grad
+    def at(params):
+        if term == "jump":
+            frozen = losses.Frozen(target, teacher)
+            draws = [given[name] for name in ("data", "noise", "start", "end")]
+            return loss.jump_loss(network, params, frozen, *draws, cond)
+        draws = [given[name] for name in ("data", "denoising_noise", "sigma")]
+        return loss.denoising_loss(network, params, *draws, cond)
+
+    found, gradient = at(tiny_params())
+    assert found == pytest.approx(float(TRAJECTORY[f"{term}/loss"]), rel=1e-5)
+    expected = {key: TRAJECTORY[f"{term}/{key}"] for key in gradient}
+    chex.assert_trees_all_close(gradient, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_trajectories_are_at_their_fixed_point_for_gaussian_data():

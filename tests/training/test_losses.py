@@ -152,14 +152,16 @@ def test_easy_consistency_stays_finite_when_levels_meet():
     assert np.isfinite(found) and np.isfinite(gradient) and gradient != 0
 
 
-def test_easy_consistency_compares_with_the_data_where_the_gap_reaches_it():
-    """With q near 1 the gap covers all levels: r = 0."""
+@pytest.mark.parametrize("estimate", [consistency_function, edm_denoiser])
+def test_easy_consistency_compares_with_the_data_where_the_gap_reaches_it(estimate):
+    """With q near 1 the gap covers all levels: r = 0. With the scalings of samplers or EDM's."""
     loss = losses.EasyConsistencyTuning(
         EDM,
         total_steps=1000,
         shrink_factor=1.000002,
         whole_stages=True,
         least_sigma=0.0,
+        edm_scalings=estimate is edm_denoiser,
         metric=losses.L2(),
     )
     data = gaussian_batch(16)["data"]
@@ -171,7 +173,7 @@ def test_easy_consistency_compares_with_the_data_where_the_gap_reaches_it():
     level_key, noise_key = random.split(KEY)
     t = losses.draw_sigmas(level_key, 16, EDM, loss.p_mean, loss.p_std)
     noisy = data + t[:, None] * random.normal(noise_key, data.shape)
-    x0 = consistency_function(network, jnp.float32(0.7), EDM, noisy, t)
+    x0 = estimate(network, jnp.float32(0.7), EDM, noisy, t)
     expected = jnp.mean(jnp.sum((x0 - data) ** 2, -1) / data.shape[-1] / t)
 
     found = value(loss, network, jnp.float32(0.7), {"data": data}, key=KEY, step=0)

@@ -15,6 +15,7 @@ from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import Frozen, Loss, Preview, add_noise, split_batch
 from cmjax.training.losses.checks import check_function, check_sigma_data, karras_range
 from cmjax.training.losses.metrics import per_sample
+from cmjax.training.losses.trajectory import trajectory_function
 
 
 class AdversarialParams(NamedTuple):
@@ -33,7 +34,8 @@ class AdversarialParams(NamedTuple):
 class Adversarial(Loss):
     """Trains a consistency model and a discriminator, which tells its samples from data.
 
-    The discriminator compares data with single network calls, `f(x0 + sigma z, sigma)`: at
+    The discriminator compares data with single network calls, `f(x0 + sigma z, sigma)`, or the
+    jumps `G(x0 + sigma z, sigma, sigma_min)` of a consistency trajectory model (`CTMScheduler`): at
     sigma_max, where one-step sampling starts, for half of the batch; for the rest at levels uniform
     along the Karras grid from there down to `lowest_sigma`. Both networks are trained in the same
     step, each by its own terms: the relativistic pairing loss (Jolicoeur-Martineau 2018, arXiv
@@ -41,7 +43,8 @@ class Adversarial(Loss):
     R1, a penalty on its gradient at the data (Mescheder et al. 2018, arXiv 1801.04406, equation 9).
     A little noise is added to all images that the discriminator sees (Sønderby et al. 2016, arXiv
     1610.04490). Kim et al. 2023 (CTM, arXiv 2310.02279, section 3.3) train consistency models in
-    this way, on top of another loss.
+    this way, on top of another loss: with `ConsistencyTrajectory` as `inner` this is CTM's loss,
+    apart from the kind of adversarial loss and its weight, which adapts there.
 
     `params` are `AdversarialParams`. Metrics are `loss`, the network's; `discriminator_loss`; and
     `gap`, the mean of discriminator(data) - discriminator(samples), which is 0 when the
@@ -50,8 +53,8 @@ class Adversarial(Loss):
     Attributes:
         scheduler: gives the network's parametrization and the range of noise levels.
         discriminator_fn: `(discriminator, x f32[B, ...], **cond) -> f32[B]`, higher for data.
-        inner: a loss to add, such as `ConsistencyDistillation`; None for none. It uses this loss's
-            teacher and target.
+        inner: a loss to add, such as `ConsistencyDistillation`, for the same scheduler; None for
+            none. It uses this loss's teacher and target.
         weight: weight of the network's adversarial term; that of the inner loss is 1.
         gradient_penalty: weight of R1; gamma of R3GAN.
         instance_noise: standard deviation of the noise that is added to the discriminator's images.
@@ -129,10 +132,8 @@ class Adversarial(Loss):
         # discriminator must not learn to see values that no user gets.
         sigma = self._draw_sigmas(level_key, data.shape[0])
         noisy = add_noise(data, sigma, random.normal(noise_key, data.shape))
-        fake = consistency_function(
-            apply_fn, self.network_params(params), self.scheduler, noisy, sigma, **cond
-        )
-        fake = self.scheduler.bound(fake)
+        network = self.network_params(params)
+        fake = self.scheduler.bound(self._sample(apply_fn, network, noisy, sigma, cond))
 
         # With noise on both, the two distributions overlap. Otherwise the discriminator may learn
         # to tell them apart perfectly, and its gradient then says little to the network.
@@ -167,6 +168,18 @@ class Adversarial(Loss):
         is_highest = jnp.arange(count) < count // 2
         ramp = jnp.where(is_highest, 0, random.uniform(key, (count,)))
         return karras_sigmas(ramp, self.lowest_sigma, sigma_max, rho)
+
+    def _sample(self, apply_fn, params, noisy, sigma, cond):
+        """Returns what a single call makes of noisy samples, `[B, ...]`."""
+        if getattr(self.scheduler, "num_times", 1) == 1:
+            return consistency_function(
+                apply_fn, params, self.scheduler, noisy, sigma, **cond
+            )
+
+        # A trajectory model is told the end of its jump as well.
+        last = jnp.full_like(sigma, karras_range(self.scheduler).sigma_min)
+        jump = trajectory_function(apply_fn, self.scheduler)
+        return jump(params, noisy, sigma, last, cond)
 
     def _score(self, discriminator, x, cond):
         """Returns what the discriminator says of each image, f32[B]."""

@@ -221,10 +221,21 @@ def _uniform_pair(key, count, num_levels, scheduler):
     return adjacent_levels(index, num_levels, *karras_range(scheduler))
 
 
-def distance_between(loss, key, apply_fn, params, target_params, batch, higher, lower):
+def distance_between(
+    loss,
+    key,
+    apply_fn,
+    params,
+    target_params,
+    batch,
+    higher,
+    lower,
+    estimate=consistency_function,
+):
     """Returns d(f(x + higher z), f_target(x + lower z)), f32[B], with the same noise z.
 
-    Where `lower` is 0, the target is x itself, which a consistency function does not change.
+    Where `lower` is 0, the target is x itself, which a consistency function does not change. With
+    `edm_denoiser` for `estimate`, f has EDM's scalings, without a boundary.
     """
     data, cond = split_batch(batch)
     noise = random.normal(key, data.shape)
@@ -232,7 +243,7 @@ def distance_between(loss, key, apply_fn, params, target_params, batch, higher, 
     # The same noise at both levels, so that the two points lie on one path.
     def f(params, sigma):
         noisy = add_noise(data, sigma, noise)
-        return consistency_function(apply_fn, params, loss.scheduler, noisy, sigma, **cond)
+        return estimate(apply_fn, params, loss.scheduler, noisy, sigma, **cond)
 
     # Networks are not told a level of 0, whose logarithm is not finite.
     is_noisy = lower > 0

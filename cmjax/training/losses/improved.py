@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from cmjax import random
+from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.training.discretization import (
     adjacent_levels,
     doubling_num_levels,
@@ -118,6 +119,8 @@ class EasyConsistencyTuning(DiscreteLoss):
             (locuslab/ect), instead of a little at every step.
         least_sigma: the lowest r; None is the scheduler's `sigma_min`. With 0, as in the authors'
             code, x0 is compared with the data itself wherever the gap reaches down to it.
+        edm_scalings: whether x0 has EDM's scalings, as in the authors' code, instead of those that
+            make it x itself at `sigma_min`; samplers use the latter, and differ little.
         metric: how two estimates of x0 are compared, `(a, b) -> f32[B]`.
 
     Raises:
@@ -133,6 +136,7 @@ class EasyConsistencyTuning(DiscreteLoss):
     uniform_fraction: float = 0.0
     whole_stages: bool = False
     least_sigma: float | None = None
+    edm_scalings: bool = False
     metric: Metric = PseudoHuber(c=0.0)
 
     _domains = {
@@ -181,8 +185,9 @@ class EasyConsistencyTuning(DiscreteLoss):
         r = jnp.clip(r, least, (1 - 1e-5) * t)
 
         # Weighted by 1 / (t - r): the gradient keeps its size while the gap shrinks.
+        estimate = edm_denoiser if self.edm_scalings else consistency_function
         distance = distance_between(
-            self, noise_key, apply_fn, params, frozen.target, batch, t, r
+            self, noise_key, apply_fn, params, frozen.target, batch, t, r, estimate
         )
         loss = jnp.mean(distance / (t - r))
         return loss, {"loss": loss, "ratio": jnp.mean(r / t)}

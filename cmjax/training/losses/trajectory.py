@@ -14,6 +14,7 @@ from cmjax.networks import call_network
 from cmjax.parametrization import EDM, denoise
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import (
+    Frozen,
     Loss,
     add_noise,
     draw_sigmas,
@@ -37,7 +38,9 @@ class ConsistencyTrajectory(Loss):
 
     The teacher is a denoiser with EDM's levels and one time. Defaults are the paper's for
     CIFAR-10, except the metric, which is LPIPS there, and the weight of the second term, which
-    adapts there. The paper's adversarial term is left out.
+    adapts there. The paper's adversarial term is left out; `Adversarial` with this loss as `inner`
+    adds one. The moving average takes all jumps of the target, as the paper has it; in the authors'
+    code the trained parameters take the one from u to s.
 
     Metrics are `loss`, and its parts `jump_loss` and `denoising_loss`.
 
@@ -103,32 +106,63 @@ class ConsistencyTrajectory(Loss):
         data, cond = split_batch(batch)
         jump_key, denoising_key = random.split(key)
 
-        # Jumps (equation 8), and the denoiser within the network (equation 10).
-        loss = self._jump_loss(jump_key, apply_fn, params, frozen, data, cond)
+        # Jumps (equation 8) between random levels.
+        level_key, end_key, noise_key = random.split(jump_key, 3)
+        start, end = self._draw_indices(level_key, end_key, data.shape[0])
+        noise = random.normal(noise_key, data.shape)
+        loss = self.jump_loss(apply_fn, params, frozen, data, noise, start, end, cond)
         metrics = {"jump_loss": loss}
+
+        # The denoiser within the network (equation 10).
         if self.denoising_weight > 0:
-            denoising = self._denoising_loss(denoising_key, apply_fn, params, data, cond)
+            level_key, noise_key = random.split(denoising_key)
+            sigma = draw_sigmas(
+                level_key, data.shape[0], self.scheduler, self.p_mean, self.p_std
+            )
+            noise = random.normal(noise_key, data.shape)
+            denoising = self.denoising_loss(apply_fn, params, data, noise, sigma, cond)
             metrics["denoising_loss"] = denoising
             loss = loss + self.denoising_weight * denoising
         return loss, {"loss": loss, **metrics}
 
-    def _jump_loss(self, key, apply_fn, params, frozen, data, cond):
-        """Returns the mean distance of jumps from t and from u, f32[]."""
-        level_key, end_key, noise_key = random.split(key, 3)
-        count = data.shape[0]
-        jump = trajectory_function(apply_fn, self.scheduler)
-
-        # Indices into the grid: t is uniform over all levels except the last, s over those below t.
+    def _draw_indices(self, level_key, end_key, count):
+        """Returns where jumps start and end, i32[count] each, as indices into the grid."""
+        # t is uniform over all levels except the last, s over those below t.
         start = random.randint(level_key, (count,), 0, self.num_levels - 1)
         below = (self.num_levels - 1 - start).astype(jnp.float32)
         gap = jnp.floor(random.uniform(end_key, (count,)) * below).astype(jnp.int32)
-        end = jnp.minimum(start + 1 + gap, self.num_levels - 1)
+        return start, jnp.minimum(start + 1 + gap, self.num_levels - 1)
+
+    def jump_loss(
+        self,
+        apply_fn: ApplyFn,
+        params: Any,
+        frozen: Frozen,
+        data: jax.Array,
+        noise: jax.Array,
+        start: jax.Array,
+        end: jax.Array,
+        cond: dict[str, Any],
+    ) -> jax.Array:
+        """Returns the mean distance of jumps from t and from u to s, f32[], at given draws.
+
+        Args:
+            apply_fn: `(params, x, t, s, **cond) -> model_output`.
+            params: of the network, which the gradient is taken with respect to.
+            frozen: parameters of the target network and of the teacher.
+            data: `[B, ...]`.
+            noise: standard normal, `[B, ...]`.
+            start: index of t in the grid, i32[B], from 0 (the highest level) on.
+            end: index of s, i32[B], above `start`.
+            cond: per-sample conditioning.
+        """
+        jump = trajectory_function(apply_fn, self.scheduler)
         t = self._level(start)
         s = self._level(end)
 
         # The teacher's ODE from t down to u, in steps of one level, at most to s. A step that would
         # go below s has length 0 and changes nothing.
-        x = add_noise(data, t, random.normal(noise_key, data.shape))
+        x = add_noise(data, t, noise)
         slope = self._teacher_slope(apply_fn, frozen.teacher, cond)
         moved = x
         u = t
@@ -144,17 +178,30 @@ class ConsistencyTrajectory(Loss):
         estimate = jump(target, jump(params, x, t, s, cond), s, last, cond)
         wanted = jump(target, jump(target, moved, u, s, cond), s, last, cond)
         wanted = jax.lax.stop_gradient(wanted)
-        return jnp.mean(per_sample("metric", self.metric(estimate, wanted), count))
+        distance = per_sample("metric", self.metric(estimate, wanted), data.shape[0])
+        return jnp.mean(distance)
 
-    def _denoising_loss(self, key, apply_fn, params, data, cond):
-        """Returns EDM's weighted error of g(x, t, t), f32[]."""
-        level_key, noise_key = random.split(key)
+    def denoising_loss(
+        self,
+        apply_fn: ApplyFn,
+        params: Any,
+        data: jax.Array,
+        noise: jax.Array,
+        sigma: jax.Array,
+        cond: dict[str, Any],
+    ) -> jax.Array:
+        """Returns EDM's weighted error of g(x, t, t), f32[], at given noise.
 
+        Args:
+            apply_fn: `(params, x, t, s, **cond) -> model_output`.
+            params: of the network, which the gradient is taken with respect to.
+            data: `[B, ...]`.
+            noise: standard normal, `[B, ...]`.
+            sigma: noise levels, f32[B].
+            cond: per-sample conditioning.
+        """
         # Noisy samples x0 + sigma z, `[B, ...]`, and the network's estimates of x0.
-        sigma = draw_sigmas(
-            level_key, data.shape[0], self.scheduler, self.p_mean, self.p_std
-        )
-        noisy = add_noise(data, sigma, random.normal(noise_key, data.shape))
+        noisy = add_noise(data, sigma, noise)
         estimate = _estimate(apply_fn, self.scheduler, params, noisy, sigma, sigma, cond)
 
         weight = edm_weight(sigma, self.scheduler.sigma_data)
