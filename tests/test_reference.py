@@ -39,8 +39,14 @@ def public_modules():
 
 # Of training, what only training itself uses.
 INTERNAL = {
-    f"cmjax.training.{name}"
-    for name in ("array_files", "averages", "checks", "digests", "folder")
+    "cmjax.training.array_files",
+    "cmjax.training.averages",
+    "cmjax.training.checks",
+    "cmjax.training.digests",
+    "cmjax.training.first_model",
+    "cmjax.training.folder",
+    "cmjax.training.named_models",
+    "cmjax.training.teachers",
 }
 
 
