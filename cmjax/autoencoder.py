@@ -13,7 +13,9 @@ from cmjax.configs import is_int, shown
 from cmjax.meshes import with_automatic_axes
 from cmjax.models.latent_scaling import deviation_to_samplers, to_network, to_samplers
 from cmjax.models.registry import autoencoder_name, network_parts
+from cmjax.progress import Bar
 from cmjax.random import level_noise, sample_keys
+from cmjax.tracing import is_tracing
 
 # Bounds of the log variance, as diffusers' `DiagonalGaussianDistribution` has them.
 LOWEST_LOG_VARIANCE = -30.0
@@ -112,13 +114,17 @@ class Autoencoder:
         std = deviation_to_samplers(self.config, jnp.exp(bounded / 2))
         return to_samplers(self.config, mean), std.astype(images.dtype)
 
-    def decode(self, latents: Any, *, batch_size: int | None = None) -> jax.Array:
+    def decode(
+        self, latents: Any, *, batch_size: int | None = None, progress: bool = False
+    ) -> jax.Array:
         """Decodes latents, as samplers return them, to images.
 
         Args:
             latents: `[B, h, w, latent_channels]`.
             batch_size: number of latents at a time, which bounds the memory; None takes all at
-                once.
+                once, or with `progress` one.
+            progress: whether to show a progress bar on stderr, of the images that are done. Under
+                `jax.jit` and the like nothing is done yet, so that there is none.
 
         Returns:
             Images `[B, h * stride, w * stride, out_channels]`, in the dtype of the latents. They
@@ -134,13 +140,13 @@ class Autoencoder:
                 f"latents must be [B, h, w, {channels}], channels last, got {latents.shape}"
             )
         check_batch_size(batch_size)
-        return _computed(
-            "decode",
-            self.config,
-            self.params,
-            to_network(self.config, latents),
-            batch_size,
-        )
+        if not isinstance(progress, bool):
+            raise ValueError(f"progress must be True or False, got {shown(progress)}")
+        unscaled = to_network(self.config, latents)
+        decode = functools.partial(_computed, "decode", self.config, self.params)
+        if progress and not is_tracing() and len(latents):
+            return _one_after_the_other(decode, unscaled, batch_size or 1)
+        return decode(unscaled, batch_size)
 
     @property
     def stride(self) -> int:
@@ -178,6 +184,20 @@ def check_batch_size(batch_size: Any) -> None:
         raise ValueError(
             f"batch_size must be a positive integer or None, got {shown(batch_size)}"
         )
+
+
+def _one_after_the_other(decode, latents, batch_size):
+    """Returns the images of latents, decoded in pieces that a progress bar counts."""
+    num = len(latents)
+    images = []
+    with Bar(num, unit="picture", doing="decoding") as bar:
+        for first in range(0, num, batch_size):
+            # A smaller piece at the end would be compiled again: it repeats latents before it.
+            start = max(0, min(first, num - batch_size))
+            made = decode(latents[start : start + batch_size], None)[first - start :]
+            images.append(jax.block_until_ready(made))
+            bar.advance_to(first + len(made))
+    return jnp.concatenate(images)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "config", "batch_size"))

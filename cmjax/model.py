@@ -264,13 +264,20 @@ class Model:
             return self.decode(samples), trajectory
         return self.decode(drawn)
 
-    def decode(self, samples: ArrayLike, *, batch_size: int | None = None) -> jax.Array:
+    def decode(
+        self,
+        samples: ArrayLike,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> jax.Array:
         """Returns pictures of samples: decoded by the autoencoder, or unchanged without one.
 
         Args:
             samples: `[B, *sample_shape]`, as `cmjax.sample` returns them.
             batch_size: number of samples that are decoded at a time, which bounds the memory; None
-                takes all at once.
+                takes all at once, or with `progress` one.
+            progress: whether to show a progress bar on stderr; see `Autoencoder.decode`.
 
         Returns:
             Pictures, `[B, *picture_shape]`, in the dtype of the samples. Decoded ones lie in
@@ -289,7 +296,7 @@ class Model:
         if self._autoencoder_config is None:
             return samples
         assert self.autoencoder is not None
-        return self.autoencoder.decode(samples, batch_size=batch_size)
+        return self.autoencoder.decode(samples, batch_size=batch_size, progress=progress)
 
     def class_indices(self, labels: Labels = None) -> list[int] | None:
         """Returns the class numbers for labels that are given by number or name.

@@ -65,6 +65,26 @@ def test_a_batch_in_pieces_is_the_same(config):
     assert decoded.shape == (3, 8, 8, 3)
 
 
+def test_decoding_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr("cmjax.progress.PERIOD", 0.0)
+    vae = autoencoder(TINY)
+    latents = jax.random.normal(jax.random.key(0), (5, 4, 4, 4))
+    quiet = vae.decode(latents, batch_size=2)
+    assert capsys.readouterr().err == ""
+
+    # Two, two, and one again of the piece before with the last.
+    said = vae.decode(latents, batch_size=2, progress=True)
+    np.testing.assert_allclose(said, quiet, atol=1e-5)
+    lines = [line.split(" pictures")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [f"decoding: {n} of 5" for n in (2, 4, 5)]
+
+    # Nothing is done yet while JAX traces.
+    jax.eval_shape(lambda z: vae.decode(z, progress=True), latents)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match="progress must be True or False, got 'yes'"):
+        vae.decode(latents, progress="yes")
+
+
 def test_it_computes_in_the_dtype_of_its_input():
     # bfloat16 parameters, and bfloat16 of float32 parameters: 8 bits over some ten layers.
     vae = autoencoder(KL)

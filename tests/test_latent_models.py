@@ -13,7 +13,13 @@ from click.testing import CliRunner
 
 import cmjax
 from cmjax.cli import main
-from cmjax.generation import BatchSampler, Request, generate_folder, verify
+from cmjax.generation import (
+    BatchSampler,
+    Request,
+    generate,
+    generate_folder,
+    verify,
+)
 from cmjax.generation.settings import model_digest
 from cmjax.images import to_uint8
 from cmjax.models import DiTTransformer2DConfig
@@ -197,3 +203,22 @@ def test_each_device_decodes_its_own_samples():
     )
     batch = [np.arange(4, dtype=np.uint32)]
     assert_nearly_equal(next(one.batches(batch)), next(two.batches(batch)))
+
+
+def test_progress_is_said_while_a_batch_is_decoded(capsys, monkeypatch):
+    monkeypatch.setattr("cmjax.generation.decoding.DECODED_AT_ONCE", 2)
+    sampler = BatchSampler(model(), Request(labels=[0, 1]), batch_size=6)
+    counts = []
+    batches = [np.arange(6, dtype=np.uint32), np.arange(6, 9, dtype=np.uint32)]
+    made = np.concatenate(list(sampler.batches(batches, counts.append)))
+
+    # In pieces of two of each of the devices; the second batch is half padding.
+    piece = 2 * len(jax.devices())
+    assert sum(counts) == 9 and max(counts) <= piece
+    whole = model().sample(cmjax.random.key_of_seed(0), 9, labels=[0, 1])
+    assert_nearly_equal(made, to_uint8(np.asarray(whole)))
+
+    monkeypatch.setattr("cmjax.progress.PERIOD", 0.0)
+    generate(model(), Request(labels=[0, 1]), 5, batch_size=4, progress=True)
+    lines = [line.split(" pictures")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [f"sampling: {n} of 5" for n in (0, 2, 4, 5)]

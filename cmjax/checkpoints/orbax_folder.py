@@ -1,8 +1,9 @@
 """Folders of Orbax, as `flax.training.checkpoints` writes training states by it.
 
 Orbax up to 0.4 writes all arrays to one MessagePack file, `checkpoint`. Later versions write a
-database, OCDBT, with an entry for the description of every array (`.zarray`) and for its values.
-TensorStore, which Orbax writes by, reads it; what it is told to read is checked here first.
+database, OCDBT, with an entry for the description of every array, of zarr in version 2 or 3, and
+one for its values. TensorStore, which Orbax writes by, reads it; what it is told to read is checked
+here first.
 """
 
 import json
@@ -32,6 +33,10 @@ MOST_AXES = 32
 DEEPEST = 4  # folders around a checkpoint
 MOST_SECONDS = 600.0  # that the database may take for one answer
 
+# The entry that describes an array, and TensorStore's driver, in both versions of zarr.
+ZARR_2 = (".zarray", "zarr")
+ZARR_3 = ("zarr.json", "zarr3")
+
 DTYPES = {
     "<f8": np.dtype(np.float64),
     "<f4": np.dtype(np.float32),
@@ -45,6 +50,7 @@ DTYPES = {
     "|u1": np.dtype(np.uint8),
     "|b1": np.dtype(np.bool_),
 }
+DTYPES_3 = {dtype.name: dtype for dtype in DTYPES.values()}
 
 
 def find_checkpoint(path: Path) -> Path | None:
@@ -80,12 +86,13 @@ def open_orbax(folder: Path) -> dict[str, StoredTensor]:
     """
     if not (folder / DATABASE).exists():
         return open_msgpack(folder / ARRAYS)
-    names = _array_names(folder)
+    names, version = _arrays(folder)
+    entry, driver = version
 
     # All descriptions are asked for before the first is waited for.
     try:
         store = _database(folder)
-        pending = {name: store.read(f"{name}/.zarray") for name in names}
+        pending = {name: store.read(f"{name}/{entry}") for name in names}
         answers = {name: answer.result(MOST_SECONDS) for name, answer in pending.items()}
     # Nothing of the file runs, so a failure can only be a damaged file.
     except Exception as error:
@@ -96,18 +103,24 @@ def open_orbax(folder: Path) -> dict[str, StoredTensor]:
         if answer.state != "value":
             raise ValueError(f"{folder}: the array {name} is missing")
         try:
-            found[name] = _described(folder, name, json.loads(answer.value))
+            description = _description(json.loads(answer.value), version)
+            found[name] = _unread(folder, name, driver, *description)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{folder}: the array {name}: {_why(error)}") from None
     return found
 
 
-def _array_names(folder: Path) -> list[str]:
-    """Returns the names of all arrays; values of other kinds are passed over."""
+def _arrays(folder: Path) -> tuple[list[str], tuple[str, str]]:
+    """Returns the names of all arrays, and `ZARR_2` or `ZARR_3`.
+
+    Values of other kinds are passed over.
+    """
     where = folder / METADATA
-    tree = read_json(where).get("tree_metadata")
+    metadata = read_json(where)
+    tree = metadata.get("tree_metadata")
     if not isinstance(tree, Mapping) or len(tree) > MOST_ARRAYS:
         raise ValueError(f"{where}: tree_metadata must have up to {MOST_ARRAYS} arrays")
+    version = ZARR_3 if metadata.get("use_zarr3") is True else ZARR_2
     names = []
     for entry in tree.values():
         try:
@@ -120,7 +133,7 @@ def _array_names(folder: Path) -> list[str]:
             raise ValueError(f"{where}: {shown(keys)} is the name of no array")
         if kind in ("np.ndarray", "jax.Array"):
             names.append(name)
-    return names
+    return names, version
 
 
 def _database(folder: Path) -> Any:
@@ -132,32 +145,52 @@ def _database(folder: Path) -> Any:
     return opened.result(MOST_SECONDS)
 
 
-def _described(folder: Path, name: str, description: Any) -> StoredTensor:
-    """Returns an array, unread, of its description (zarr, version 2).
+def _description(
+    description: Any, version: tuple[str, str]
+) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns shape and dtype of an array's description.
 
     Raises:
         ValueError: for a description that makes no sense.
     """
     if not isinstance(description, dict):
         raise ValueError("its description is no object")
-    dtype = DTYPES.get(str(description.get("dtype")))
+    found = description.get("dtype")
+    dtype = DTYPES.get(str(found))
+    parts = description
+    key = "chunks"
+
+    # Version 3 has other names, and the parts of a regular grid in another place.
+    if version == ZARR_3:
+        found = description.get("data_type")
+        dtype = DTYPES_3.get(str(found))
+        grid = description.get("chunk_grid")
+        parts = grid.get("configuration") if isinstance(grid, dict) else None
+        key = "chunk_shape"
+        if not isinstance(parts, dict):
+            raise ValueError(f"its chunk_grid is {shown(grid)}")
     if dtype is None:
-        raise ValueError(f"its dtype is {shown(description.get('dtype'))}")
+        raise ValueError(f"its dtype is {shown(found)}")
     shape = _sizes("shape", description)
-    chunks = _sizes("chunks", description)
+    chunks = _sizes(key, parts)
 
     # A part is read whole: one larger than its array could take any memory.
     if len(chunks) != len(shape) or math.prod(chunks) > max(math.prod(shape), 1):
         raise ValueError(
             f"its parts of {shown(chunks)} do not fit its shape {shown(shape)}"
         )
+    return shape, dtype
+
+
+def _unread(folder, name, driver, shape, dtype):
+    """Returns an array that TensorStore reads when it is asked for."""
 
     def read():
         import tensorstore
 
         base = {"driver": "file", "path": f"{folder.resolve()}/"}
         store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-        spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
+        spec = {"driver": driver, "kvstore": store, "fill_missing_data_reads": False}
         try:
             array = tensorstore.open(spec, open=True).result(MOST_SECONDS)
             values = np.asarray(array.read().result(MOST_SECONDS))

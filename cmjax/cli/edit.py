@@ -320,7 +320,7 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
     fractions = jnp.linspace(0.0, 1.0, num)
     run = jax.jit(functools.partial(interpolate, model.apply_fn))
     results = run(model.params, model.scheduler, *ends, fractions, cond=task.cond)
-    results = model.decode(results, batch_size=edit_task.DECODED_AT_ONCE)
+    results = edit_task.decoded(task, results)
 
     # Only the ends are samples with a number.
     captions = [first, *[""] * (num - 2), second]
@@ -377,7 +377,7 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
         results = run(
             task.key, params=model.params, image=copies, sigmas=levels, cond=task.cond
         )
-        results = model.decode(results, batch_size=edit_task.DECODED_AT_ONCE)
+        results = edit_task.decoded(task, results)
         captions = range(1, task.num + 1)
         edit_task.write(task, given.path.stem, {"given": sketch}, results, captions)
     edit_task.report(task, ["given", *range(1, task.num + 1)])

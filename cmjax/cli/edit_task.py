@@ -307,6 +307,13 @@ def edit_under(task: Task, cases: Iterable[Case]) -> None:
     report(task, ["given", "known", *range(1, task.num + 1)])
 
 
+def decoded(task: Task, results: Any) -> Any:
+    """Returns the pictures of a model's samples, decoded a few at a time, with progress."""
+    # Of many given pictures the bar of `pictures` says how far they are.
+    shown = not task.quiet and len(task.paths) <= 1
+    return task.model.decode(results, batch_size=DECODED_AT_ONCE, progress=shown)
+
+
 def write(
     task: Task,
     stem: str,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cmjax.generation.decoding import Decoder
 from cmjax.generation.request import Request
 from cmjax.images import to_uint8
 from cmjax.model import Model
@@ -18,14 +19,14 @@ from cmjax.sampling import sample
 
 AXIS = "batch"  # name of the only mesh axis; samples are divided along it
 Result = TypeVar("Result")
-DECODED_AT_ONCE = 8  # samples of a latent model that a device decodes at a time, at most
 
 
 class BatchSampler:
     """Makes any samples of a request, a batch at a time, with one compiled program.
 
-    The program runs on several devices of this process. They communicate only if the parameters
-    are divided among them, or, one bit a call, if guidance is limited to an interval.
+    The latents of a latent model are decoded by a second one, a few at a time. Both run on several
+    devices of this process. They communicate only if the parameters are divided among them, or, one
+    bit a call, if guidance is limited to an interval.
 
     Args:
         model: from `cmjax.load`.
@@ -38,7 +39,7 @@ class BatchSampler:
 
     Attributes:
         size: number of samples that all devices together make at a time.
-        compiled: the compiled program.
+        compiled: the compiled program, which draws the samples.
 
     Raises:
         ValueError: for labels that the model does not have, or if a device has too little memory.
@@ -72,24 +73,31 @@ class BatchSampler:
             self._constants = (
                 jax.device_put(key, replicated),
                 jax.device_put(model.params, jax.tree.map(param_sharding, model.params)),
-                jax.device_put(model.autoencoder, replicated),
                 jax.device_put(request.set_timesteps(model.scheduler), replicated),
             )
 
             # Compiled for full batches only, ahead of time: `compiled` then never retraces.
-            draw = _draw_function(
-                model, (self.size, *model.sample_shape), request, mesh.size
-            )
+            draw = _draw_function(model, (self.size, *model.sample_shape), request)
             jitted = jax.jit(draw, out_shardings=self._batch_sharding)
-            batch = self._inputs(np.zeros(1, np.uint32))
-            self.compiled = jitted.lower(*self._constants, *batch).compile()
+            lowered = jitted.lower(*self._constants, *self._inputs(np.zeros(1, np.uint32)))
+            self.compiled = lowered.compile()
+            self._decoder = None
+            if model.autoencoder is not None:
+                autoencoder = jax.device_put(model.autoencoder, replicated)
+                self._decoder = Decoder(autoencoder, lowered.out_info, mesh)
 
-    def batches(self, indices: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def batches(
+        self,
+        indices: Iterable[np.ndarray],
+        made: Callable[[int], None] | None = None,
+    ) -> Iterator[np.ndarray]:
         """Yields the images of each batch, u8[n, H, W, C], while the next batch is computed.
 
         Args:
             indices: the sample numbers of each batch, u32[n] with n of at most `size`. A smaller
                 batch is padded, so that nothing is compiled again.
+            made: called with a number of images when so many more are there, which for a latent
+                model is before the whole batch is.
 
         Raises:
             ValueError: if a sample is not finite, or a device has too little memory.
@@ -102,7 +110,46 @@ class BatchSampler:
                     outputs = self.compiled(*self._constants, *self._inputs(batch))
                 yield batch, outputs
 
-        yield from one_ahead(dispatched(), _fetch)
+        def fetch(work):
+            return self._fetch(work, made)
+
+        yield from one_ahead(dispatched(), fetch)
+
+    def _fetch(self, work, made):
+        """Waits for a batch and returns its images, u8[n, H, W, C], without the padding."""
+        indices, outputs = work
+        count = len(indices)
+        if self._decoder is None:
+            images, finite = jax.device_get(outputs)
+            if made is not None:
+                made(count)
+        else:
+            images, finite = self._decoded(outputs, count, made)
+
+        finite = finite[:count]
+        if not finite.all():
+            raise ValueError(
+                f"sample number {indices[finite.argmin()]} is not finite; "
+                "the model or its dtype is broken"
+            )
+        return images[:count]
+
+    def _decoded(self, latents, count, made):
+        """Returns pixels u8[B, H, W, C] of latents, and whether each is finite, bool[B]."""
+        assert self._decoder is not None
+        pieces = []
+        done = 0
+
+        # Each piece is fetched while the next one is computed. The padding at the end of a batch of
+        # `count` does not count.
+        for piece in one_ahead(self._decoder.pieces(latents), jax.device_get):
+            pieces.append(piece)
+            new = min(len(piece[0]), count - done)
+            done += new
+            if made is not None and new:
+                made(new)
+        images, finite = zip(*pieces, strict=True)
+        return self._decoder.joined(images), self._decoder.joined(finite)
 
     def _inputs(self, indices: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
         """Returns a full batch of sample numbers and classes, u32[size] and i32[size] or None."""
@@ -112,14 +159,11 @@ class BatchSampler:
         return jax.device_put((filled, labels), self._batch_sharding)
 
 
-def _draw_function(
-    model: Model, shape: tuple[int, ...], request: Request, num_devices: int
-):
-    """Returns the function that the devices run, from sample numbers to pixels."""
+def _draw_function(model: Model, shape: tuple[int, ...], request: Request):
+    """Returns the function that the devices run, from sample numbers to pixels or to latents."""
     apply_fn = model.guided(request.guidance, request.guidance_interval)
-    decode = _decode_function(model, shape[0] // num_devices)
 
-    def draw(key, params, autoencoder, state, indices, labels):
+    def draw(key, params, state, indices, labels):
         # key_i = fold_in(key, i): the noise of a sample depends on the seed and its number alone,
         # so that samples can be made in any batches.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
@@ -135,37 +179,14 @@ def _draw_function(
             dtype=request.dtype,
         )
 
-        x = decode(x, autoencoder)
+        if model.autoencoder is not None:
+            return x
 
         # Pixels u8[B, H, W, C], a quarter of the bytes to fetch, and whether each sample is
         # finite, bool[B]: a NaN would not show in the pixels.
         return to_uint8(x), jnp.isfinite(x).all(axis=range(1, x.ndim))
 
     return draw
-
-
-def _decode_function(model: Model, num: int):
-    """Returns the function from samples and the autoencoder to pictures, both on the devices.
-
-    Args:
-        model: from `cmjax.load`.
-        num: number of samples of each device.
-    """
-    if model.autoencoder is None:
-        return lambda samples, autoencoder: samples
-
-    # Pictures are much larger than latents, so few are decoded at a time: the memory of a batch
-    # is that of sampling it. In pieces of one size, of which one program is compiled.
-    at_once = max(n for n in range(1, DECODED_AT_ONCE + 1) if num % n == 0)
-
-    # Each device decodes its own samples: the pieces are no matter of all of them.
-    def decode(samples, autoencoder):
-        return autoencoder.decode(samples, batch_size=at_once)
-
-    along_batch = PartitionSpec(AXIS)
-    return jax.shard_map(
-        decode, in_specs=(along_batch, PartitionSpec()), out_specs=along_batch
-    )
 
 
 def _param_sharding(leaf: Any, mesh: Mesh) -> NamedSharding:
@@ -176,19 +197,6 @@ def _param_sharding(leaf: Any, mesh: Mesh) -> NamedSharding:
     largest = max(axes, key=lambda axis: leaf.shape[axis], default=None)
     spec = [AXIS if axis == largest else None for axis in range(leaf.ndim)]
     return NamedSharding(mesh, PartitionSpec(*spec))
-
-
-def _fetch(work: tuple[np.ndarray, tuple[jax.Array, jax.Array]]) -> np.ndarray:
-    """Waits for a batch and returns its images, u8[n, H, W, C], without the padding."""
-    indices, outputs = work
-    images = np.asarray(outputs[0])[: len(indices)]
-    finite = np.asarray(outputs[1])[: len(indices)]
-    if not finite.all():
-        raise ValueError(
-            f"sample number {indices[finite.argmin()]} is not finite; "
-            "the model or its dtype is broken"
-        )
-    return images
 
 
 def one_ahead(

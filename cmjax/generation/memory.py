@@ -71,10 +71,22 @@ def generate(
     starts = range(0, num, size)
     batches = [np.arange(i, min(i + size, num), dtype=np.uint32) for i in starts]
 
-    # A single batch needs no bar in a log file; at a terminal it shows that something is going on.
-    several = len(batches) > 1
+    # Few samples at a time are decoded, if they are latents: then pictures are counted.
+    total = len(batches)
+    unit = "batch"
+    if model.autoencoder is not None:
+        total = num
+        unit = "picture"
+
+    # What is done at once needs no bar in a log file; at a terminal it shows that something is
+    # going on.
+    several = total > 1
     shown = progress and (several or sys.stderr.isatty())
-    bar = Bar(len(batches), unit="batch", doing="compiling", shown=shown, keep=several)
+    bar = Bar(total, unit=unit, doing="compiling", shown=shown, keep=several)
+
+    def made(count):
+        bar.advance_to(bar.done + (count if unit == "picture" else 1))
+
     with bar:
         # `BatchSampler` compiles when it is built: timed apart from sampling.
         begin = time.perf_counter()
@@ -84,9 +96,8 @@ def generate(
 
         # The clock starts over, so that the rate is that of sampling alone.
         bar.begin("sampling")
-        for batch, made in zip(batches, sampler.batches(batches), strict=True):
-            images[batch] = made
-            bar.advance_to(bar.done + 1)
+        for batch, pixels in zip(batches, sampler.batches(batches, made), strict=True):
+            images[batch] = pixels
 
     labels = request.labels_of(range(num))
     return Generated(images, labels, compiled - begin, time.perf_counter() - compiled)

@@ -5,6 +5,7 @@ import shutil
 import tracemalloc
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +14,12 @@ from hypothesis import strategies as st
 from cmjax.checkpoints import open_checkpoint
 from cmjax.checkpoints.archives import Unpacked
 from cmjax.checkpoints.flax_names import used_parameters
-from cmjax.checkpoints.orbax_folder import find_checkpoint, open_orbax
+from cmjax.checkpoints.orbax_folder import (
+    ZARR_3,
+    _description,
+    find_checkpoint,
+    open_orbax,
+)
 from tests.support.flax_files import write_orbax
 from tests.support.flax_networks import GOLDEN
 from tests.support.mutations import fuzz, mutations
@@ -67,6 +73,59 @@ def test_the_folder_of_today_and_of_the_last_step(tmp_path):
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoint_12" / "default"
     tensors = open_orbax(tmp_path / "checkpoint_3")
     np.testing.assert_array_equal(tensors["params.w"].read(), np.ones((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def zarr_3(tmp_path_factory):
+    """A folder of today's Orbax with arrays in zarr 3."""
+    params = {
+        "w": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "half": np.arange(3).astype(ml_dtypes.bfloat16),
+        "is_on": np.array([True, False]),
+    }
+    path = tmp_path_factory.mktemp("zarr_3")
+    write_orbax(path, {"params": params, "step": 3}, use_zarr3=True)
+    return path / "checkpoint_3", params
+
+
+def test_arrays_in_zarr_3(zarr_3):
+    folder, params = zarr_3
+    tensors = open_orbax(folder)
+    for name, expected in params.items():
+        tensor = tensors[f"params.{name}"]
+        found = tensor.read()
+        assert found.dtype == tensor.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def _changed(**changes):
+    description = {
+        "data_type": "float32",
+        "shape": [2, 3],
+        "chunk_grid": {"configuration": {"chunk_shape": [2, 3]}},
+    }
+    return description | changes
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ([], "its description is no object"),
+        (_changed(data_type="complex64"), "its dtype is 'complex64'"),
+        (_changed(data_type="<f4"), "its dtype is '<f4'"),
+        (_changed(chunk_grid=None), "its chunk_grid is None"),
+        (_changed(chunk_grid={}), "its chunk_grid is {}"),
+        (_changed(chunk_grid={"configuration": {}}), "its chunk_shape is None"),
+        (
+            _changed(chunk_grid={"configuration": {"chunk_shape": [2, 2**30]}}),
+            "do not fit its shape",
+        ),
+        (_changed(shape=[2, -3]), "its shape is"),
+    ],
+)
+def test_descriptions_in_zarr_3_that_make_no_sense(description, message):
+    with pytest.raises(ValueError, match=message):
+        _description(description, ZARR_3)
 
 
 def test_folders_that_are_none(tmp_path):
@@ -163,12 +222,15 @@ def read_all(path, open_it):
 
 @fuzz(100)
 @given(data=st.data())
-def test_mutated_folders_are_read_or_refused(tmp_path, data):
+def test_mutated_folders_are_read_or_refused(tmp_path, zarr_3, data):
     copy = tmp_path / "copy"
     shutil.rmtree(copy, ignore_errors=True)
-    with zipfile.ZipFile(GOLDEN / "orbax_0_6.zip") as archive:
-        archive.extractall(copy)
     folder = copy / "checkpoint_3"
+    if data.draw(st.booleans()):
+        shutil.copytree(zarr_3[0], folder)
+    else:
+        with zipfile.ZipFile(GOLDEN / "orbax_0_6.zip") as archive:
+            archive.extractall(copy)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     for _ in range(data.draw(st.integers(1, 2))):
         file = data.draw(st.sampled_from(files))

@@ -33,11 +33,11 @@ def write_orbax_0_4(path, tree):
     return path
 
 
-def write_orbax(path, tree):
-    """A folder of today's Orbax."""
+def write_orbax(path, tree, **options):
+    """A folder of today's Orbax; with `use_zarr3=True` of arrays in zarr 3."""
     import orbax.checkpoint
 
-    with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
+    with orbax.checkpoint.PyTreeCheckpointer(**options) as checkpointer:
         checkpointer.save(path / "checkpoint_3", tree)
     return path
 
