@@ -112,7 +112,7 @@ def row(samples):
 
 @click.command()
 def main() -> None:
-    """Prints the table of docs/howto/guidance.md: share far away, mean, standard deviation."""
+    """Prints docs/howto/guided_consistency.md: share far away, mean, standard deviation."""
     with jax.enable_x64(True):
         _table()
 
