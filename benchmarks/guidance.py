@@ -112,7 +112,7 @@ def row(samples):
 
 @click.command()
 def main() -> None:
-    """Prints the tables of docs/howto/guidance.md: share far away, mean, standard deviation."""
+    """Prints the tables of docs/howto/guided_consistency.md: share far away, mean, deviation."""
     with jax.enable_x64(True):
         _table()
         _table_of_narrower_classes()

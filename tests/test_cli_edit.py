@@ -248,7 +248,11 @@ def test_classes_repeat_in_turn(run):
         ),
         (
             "inpaint picture.png --mask small-mask.png",
-            "small-mask.png is 8x6, but picture.png is 8x8",
+            "small-mask.png is 8x6, but picture.png is 8x8; draw it on a copy",
+        ),
+        (
+            "inpaint photo.jpg --mask-box 0,0,4,16",
+            "--mask-box: nothing in the middle 16x16 pixels of photo.jpg",
         ),
         ("inpaint picture.png --mask black.png", "black all over"),
         ("inpaint picture.png --mask text.png", "text.png"),

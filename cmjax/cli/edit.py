@@ -164,12 +164,12 @@ def inpaint(
 
     def cases():
         for given in task.pictures():
-            hole = read_hole(mask, mask_box, given)
+            hole = read_hole(mask, mask_box, given, size)
             picture = from_uint8(center_crop_resize(given.pixels, size))
 
             # 1 where a pixel is kept; in between at the edges of a resized mask, where both are
             # blended.
-            known = 1 - center_crop_resize(hole, size).astype(np.float32) / 255
+            known = 1 - hole.astype(np.float32) / 255
             yield Case(given, inpaint(picture, known), picture)
 
     edit_under(task, cases())

@@ -9,27 +9,53 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def read_hole(mask: Path | None, box: list[int] | None, given: Given) -> "np.ndarray":
-    """Returns what is to be repainted, u8[H, W, 1]: a mask, a box, or else the lower half.
+def read_hole(
+    mask: Path | None, box: list[int] | None, given: Given, size: int
+) -> "np.ndarray":
+    """Returns what is to be repainted: a mask, a box, or else the lower half.
 
     Args:
         mask: file of a picture, white (255) where it is to be repainted, or None.
         box: `[x0, y0, x1, y1]`, or None.
         given: the picture that the mask is for.
+        size: height and width of the model's pictures.
+
+    Returns:
+        The mask u8[size, size, 1], cropped and resized as the picture is for the model.
 
     Raises:
-        ValueError: if the mask has another size or is black, or the box is not in the picture.
+        ValueError: if the mask has another size or is black, the box is not in the picture, or
+            either leaves nothing to repaint in the middle square, which is what the model sees.
     """
-    from cmjax.images import read_image
+    from cmjax.images import center_crop_resize
 
     height, width = given.pixels.shape[:2]
     if mask is None:
-        return _box(box or [0, height // 2, width, height], height, width)
+        hole = _box(box or [0, height // 2, width, height], height, width)
+    else:
+        hole = _read(mask, given)
+
+    resized = center_crop_resize(hole, size)
+    if not resized.any():
+        name = "--mask" if mask else "--mask-box"
+        side = min(height, width)
+        raise ValueError(
+            f"{name}: nothing in the middle {side}x{side} pixels of {given.path} is to be "
+            "repainted, and only they are edited; crop the picture, or move the mask"
+        )
+    return resized
+
+
+def _read(mask: Path, given: Given) -> "np.ndarray":
+    """Returns the mask in a file, which must be as large as the picture."""
+    from cmjax.images import read_image
+
+    height, width = given.pixels.shape[:2]
     hole = read_image(mask, 1)
     if hole.shape[:2] != (height, width):
         raise ValueError(
             f"--mask: {mask} is {hole.shape[1]}x{hole.shape[0]}, "
-            f"but {given.path} is {width}x{height}"
+            f"but {given.path} is {width}x{height}; draw it on a copy of the picture"
         )
     if not hole.any():
         raise ValueError("--mask: it is black all over; white is what is repainted")
