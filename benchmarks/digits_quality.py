@@ -1,6 +1,6 @@
 """How good are the digits? Accuracy of the class asked for, and Fréchet distance.
 
-    python benchmarks/digits_quality.py mnist.npz [--model FOLDER]
+    python benchmarks/digits_quality.py mnist.npz [--model FOLDER] [--guidance SCALE]
 
 Trains a small convolutional classifier on the training set (it has never seen a generated digit,
 and shares nothing with the generator), then prints for each number of steps
@@ -101,14 +101,15 @@ def has_speck(image, brightness=60, size=6):
     return count > 1 and sizes.min() <= size < sizes.max()
 
 
-def generate(model, labels, steps, batch_size=100, seed=0):
-    """Returns u8 images of the labels, made in `steps` network calls each."""
+def generate(model, labels, steps, guidance=None, batch_size=100, seed=0):
+    """Returns u8 images of the labels, made in `steps` steps each."""
+    apply_fn = model.guided(guidance)
 
     @jax.jit
     def batch(params, labels, first):
         return cmjax.sample(
             jax.random.key(seed),
-            model.apply_fn,
+            apply_fn,
             params,
             model.scheduler,
             (batch_size, *model.sample_shape),
@@ -128,7 +129,8 @@ def generate(model, labels, steps, batch_size=100, seed=0):
 @click.option("--model", help="Folder or hub id; the bundled digits if left out.")
 @click.option("--num", default=10_000, show_default=True)
 @click.option("--steps", default="1,2,4", show_default=True)
-def main(data, model, num, steps):
+@click.option("--guidance", type=float, help="Scale of guidance; the model's if left out.")
+def main(data, model, num, steps, guidance):
     """Measure a digits model against the MNIST file DATA."""
     with np.load(data) as arrays:
         train, train_labels = (
@@ -162,7 +164,8 @@ def main(data, model, num, steps):
     row("training images", train[pick], train_labels[pick])
     labels = jnp.arange(num, dtype=jnp.int32) % model.num_classes
     for n in map(int, steps.split(",")):
-        row(f"{n} step{'s' * (n > 1)}", generate(model, labels, n), np.asarray(labels))
+        images = generate(model, labels, n, guidance)
+        row(f"{n} step{'s' * (n > 1)}", images, np.asarray(labels))
 
 
 if __name__ == "__main__":

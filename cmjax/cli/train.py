@@ -78,10 +78,10 @@ def train(
     resumes, and the losses are those of an uninterrupted run. Paths in a file are relative to its
     folder. docs/training.md describes the sections and keys.
 
-    Small presets are digits (then digits_distilled), pictures, and pictures_diffusers, which
-    diffusers can open. The others are the papers', for many accelerators: cifar10_cd, cifar10_ct,
-    cifar10_ict, cifar10_mean_flow, imagenet64_cd, imagenet64_ct, imagenet64_ict, lsun256_cd,
-    lsun256_ct, celebahq256_shortcut.
+    Small presets are digits (then digits_distilled), digits_mean_flow, digits_pixel_mean_flow,
+    pictures, and pictures_diffusers, which diffusers can open. The others are the papers', for many
+    accelerators: cifar10_cd, cifar10_ct, cifar10_ict, cifar10_mean_flow, imagenet64_cd,
+    imagenet64_ct, imagenet64_ict, lsun256_cd, lsun256_ct, celebahq256_shortcut.
 
     \b
     Examples:

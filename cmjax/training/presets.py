@@ -31,6 +31,8 @@ _DIGITS = (
 SMALL = {
     "digits": _DIGITS,
     "digits_distilled": _DIGITS,
+    "digits_mean_flow": _DIGITS,
+    "digits_pixel_mean_flow": _DIGITS,
     "pictures": "a folder of pictures, or an .npz of them",
     "pictures_diffusers": "a folder of pictures, or an .npz of them",
 }

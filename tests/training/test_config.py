@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,7 +68,7 @@ def toml(tmp_path):
             "network: .* no option 'num_layer'; did you mean 'num_layers'?",
         ),
         ("optimizer.name", "adma", "optimizer.name is 'adma'; did you mean 'adam'?"),
-        ("optimizer.options", {"beta": 1.0}, "optimizer.options has no key 'beta'"),
+        ("optimizer.options", {"beta_1": 1.0}, "optimizer.options has no key 'beta_1'"),
         ("optimizer.options", {"momentum": 0.9}, "optimizer.options: .*momentum"),
         (
             "optimizer.options",
@@ -201,6 +203,14 @@ def test_the_small_presets_are_whole():
         config = read_config(name)
         assert config.network_config() is not None or config.run.init, name
     assert read_config("pictures").data.source == "pictures"
+
+    # That of Pixel MeanFlow: Muon for matrices, and Adam with its own options for the others.
+    optimizer = read_config("digits_pixel_mean_flow").make_optimizer()
+    params = {"matrix": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):  # as in a training step
+        updates, _ = optimizer.update(params, state, params)
+    assert all(jnp.all(leaf < 0) for leaf in jax.tree.leaves(updates))
 
 
 @pytest.mark.parametrize("name", preset_names())
