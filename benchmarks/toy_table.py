@@ -46,6 +46,11 @@ STUDENTS = {  # what differs from the papers' settings, which are for 800,000 st
     },
     "ict": {"initial_intervals": 10, "final_intervals": 160},
     "ect": {},
+    "ect, authors' code": {
+        "whole_stages": True,
+        "least_sigma": 0.0,
+        "edm_scalings": True,
+    },
     "scd": SIMPLIFIED,
     "sct": SIMPLIFIED,
     "ctm": {"num_levels": 40, "target_decay": 0.95, "metric": "l2"},
@@ -121,7 +126,7 @@ def train(
         return {"data": draw(key, batch_size)}
 
     draw_batch = fresh if draw_batch is None else draw_batch
-    loss = losses.make(name, scheduler, total_steps=steps, **options)
+    loss = losses.make(name.split(",")[0], scheduler, total_steps=steps, **options)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     )
