@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import sys
+from importlib import metadata
 
 import jax
 import numpy as np
@@ -101,3 +103,14 @@ def test_no_program_is_left_unmarked():
         kinds = set(re.findall(r"^```(\S.*)$", page.read_text(), re.M))
         found = {kind for kind in kinds if not kind.startswith("{")}
         assert found <= {"python", "python before"}, name_of(page)
+
+
+def test_the_tutorials_say_what_to_install():
+    # What their programs import is installed with cmjax, or named where the tutorials begin.
+    index = (ROOT / "docs/tutorials/index.md").read_text().lower()
+    requirements = [line for line in metadata.requires("cmjax") if "extra ==" not in line]
+    named = index + " ".join(requirements)
+    for page in ROOT.glob("docs/tutorials/*.md"):
+        found = re.findall(r"^(?:import|from) (\w+)", page.read_text(), re.M)
+        for name in set(found) - sys.stdlib_module_names - {"cmjax", "PIL"}:
+            assert name in named, f"{page.name} imports {name}"

@@ -65,6 +65,11 @@ def check_folder(folder: Path, kind: type[Contents] = RunSettings) -> None:
     # A run that ended before its manifest was written leaves a lock or a temporary file.
     names = sorted(file.name for file in folder.iterdir())
     others = [name for name in names if name != LOCK and not re.fullmatch(TEMPORARY, name)]
+    if "shards" in others:
+        raise ValueError(
+            f"{folder} holds shards without the {MANIFEST} of their run; copy it from the folder "
+            "that they were made in, or choose another folder"
+        )
     if others:
         raise ValueError(
             f"{folder} must be new or empty, or of the same run, but holds {others[0]}; "

@@ -56,7 +56,7 @@ def batches(
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
     _check_arguments(source, batch_size, seed, start, index, count)
-    grain = _import_grain()
+    grain = import_grain()
     share = batch_size // count
 
     def read(rows, rng):
@@ -107,8 +107,12 @@ def _check_arguments(source, batch_size, seed, start, index, count):
         )
 
 
-def _import_grain():
-    """Returns the module grain, an optional dependency: sampling does not need it."""
+def import_grain() -> Any:
+    """Returns the module grain, an optional dependency: sampling does not need it.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
     try:
         import grain
     except ImportError:

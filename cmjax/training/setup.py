@@ -118,8 +118,11 @@ def make_run(config: TrainConfig) -> Run:
     """Loads or makes all that a run starts from.
 
     Raises:
-        ValueError: if a model or the data cannot be used.
+        ValueError: if a model or the data cannot be used, or a package is missing.
     """
+    # Without it the run would end at its first batch, long after it began.
+    data.import_grain()
+
     # In the order of what each depends on: the data must have the shape of the model's samples, and
     # the teacher the scheduler of the model.
     model = first_model(config)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cmjax.images import from_uint8
-from cmjax.training import array_files, data, sources
+from cmjax.training import array_files, config, data, setup, sources
 
 IMAGES, LABELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.array([7, 1], np.uint8)
 
@@ -266,6 +266,10 @@ def test_without_grain_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(ValueError, match="pip install grain"):
         data.batches(Numbers(4), 2, seed=0)
+
+    # A run says so before it looks at the data, which may take a while.
+    with pytest.raises(ValueError, match="pip install grain"):
+        setup.make_run(config.read_config("digits", [("data.source", "nowhere.npz")]))
 
 
 def write_idx(path, array, opener=open):
