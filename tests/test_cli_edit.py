@@ -264,7 +264,10 @@ def test_classes_repeat_in_turn(run):
         ("inpaint empty --mask mask.png", "empty holds no pictures (.png"),
         ("inpaint . --mask mask.png", "pictures need a folder, not 'edited.png'"),
         ("superres picture.png --out . --num 1", "replace picture.png, which is to be"),
-        ("superres twice --out new", "two pictures would both become a_1.png; rename"),
+        (
+            "superres twice --out new",
+            "twice/a.jpg and twice/a.png would both become a_1.png; rename one",
+        ),
         ("superres . --out new", "cmyk.jpg is CMYK"),
         ("superres picture.png --out text", "--out: text is a file; give a folder"),
         ("superres picture.png --out no/new", "there is no folder no"),

@@ -13,6 +13,7 @@ from PIL import Image
 import cmjax
 from cmjax import cli
 from cmjax.generation import Request, exports, folder, verify
+from cmjax.generation.batches import BatchSampler
 from cmjax.generation.manifest import read_manifest
 from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
@@ -132,6 +133,20 @@ def test_more_samples_are_added(model, tmp_path):
     stranger.unlink()
     make(out, model, 90, shard_size=None, report=[].append)  # as the message says
     assert verify(out, model)[:2] == ([], 90)
+
+
+def test_devices_share_what_is_made_again(model, out, monkeypatch):
+    sizes = []
+
+    def sampler(*args, **kwargs):
+        made = BatchSampler(*args, **kwargs)
+        sizes.append(made.size)
+        return made
+
+    # 24 samples on eight devices, not 64 on each.
+    monkeypatch.setattr("cmjax.generation.verification.BatchSampler", sampler)
+    assert verify(out, model)[:2] == ([], 24)
+    assert sizes == [24]
 
 
 def test_other_formats_hold_the_same_samples(model, out):

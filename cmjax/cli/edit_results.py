@@ -58,8 +58,8 @@ def check_results(out: Path, given: Sequence[Path], stems: Sequence[str], num: i
         raise ValueError(f"--out: {out} is a file; give a folder, or a name with {PICTURE}")
     checks.check_out_folder(out if out.is_dir() else out.parent)
     originals = {path.resolve() for path in given}
-    made: dict[str, str] = {}
-    for stem in stems:
+    made: dict[str, Path | str] = {}
+    for source, stem in zip(given or stems, stems, strict=True):
         for name in result_names(stem, num):
             if (out / name).resolve() in originals:
                 raise ValueError(
@@ -68,10 +68,9 @@ def check_results(out: Path, given: Sequence[Path], stems: Sequence[str], num: i
                 )
             if name in made:
                 raise ValueError(
-                    f"--out: two pictures would both become {name}; rename one of those "
-                    f"that are called {stem} or {made[name]}"
+                    f"--out: {made[name]} and {source} would both become {name}; rename one"
                 )
-            made[name] = stem
+            made[name] = source
 
 
 def write_results(

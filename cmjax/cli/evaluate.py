@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PIXELS = "pixels"  # the name of features that need no function
 MOST_PIXELS = 4096  # numbers of a picture; the time of the distance grows with their cube
+LARGE = 20_000  # samples of a side from which on precision and recall take minutes
 
 
 @click.command()
@@ -161,6 +162,13 @@ def _by_features(
         "frechet_distance": frechet_distance(found[0], found[1]),
     }
     if len(samples) == 2:
+        most = max(map(len, samples))
+        if most > LARGE:
+            terminal.echo(
+                f"Precision and recall: each of {most:,} samples is compared with all others, "
+                "which takes minutes; --num takes fewer",
+                err=True,
+            )
         fidelity = precision_recall(samples[0], samples[1], k)
         measured |= {"precision": fidelity.precision, "recall": fidelity.recall}
     terminal.print_notes()

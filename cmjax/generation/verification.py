@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from cmjax.generation.batches import BatchSampler, regroup
@@ -46,7 +47,7 @@ def verify(
         folder: a folder of `generate_folder`.
         model: the model that its samples were made with.
         count: number of samples to make again, chosen at random.
-        batch_size: number of samples that each device makes at a time.
+        batch_size: number of samples that each device makes at a time, at most.
         shard_params: whether to divide the parameters among the devices; see `BatchSampler`.
 
     Returns:
@@ -76,9 +77,14 @@ def verify(
         return Verified(damaged, 0, 0, reproduced=True)
     chosen = _choose(sorted(longest.values(), key=lambda shard: shard.start), count)
 
-    # Make them again. Sample i depends on i alone, so that any of them can be put in a batch.
+    # Make them again. Sample i depends on i alone, so that any of them can be put in a batch. Full
+    # batches of all devices would be mostly padding.
+    share = -(-len(chosen) // jax.local_device_count())
     sampler = BatchSampler(
-        model, settings.request, batch_size=batch_size, shard_params=shard_params
+        model,
+        settings.request,
+        batch_size=min(batch_size, share),
+        shard_params=shard_params,
     )
     batches = regroup([chosen], itertools.repeat(sampler.size))
     again = np.concatenate(list(sampler.batches(batches)))

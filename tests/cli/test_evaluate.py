@@ -89,6 +89,14 @@ def test_options_reach_the_measures(sets):
     assert few.stderr.startswith("Note: 5 samples are few for 9 features")
 
 
+def test_what_takes_minutes_is_said_first(sets, monkeypatch):
+    monkeypatch.setattr("cmjax.cli.evaluate.LARGE", 59)
+    said = succeeded(evaluate("real.npz", "run", "--features", "pixels")).stderr
+    assert said.startswith("Precision and recall: each of 60 samples is compared with all")
+    few = succeeded(evaluate("real.npz", "run", "--features", "pixels", "--num", "50"))
+    assert "Precision" not in few.stderr
+
+
 def test_torch_fidelity_gets_folders_of_pictures(sets, monkeypatch):
     asked = {}
 
