@@ -68,6 +68,29 @@ def test_outputs_equal_those_of_diffusers(changes):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * theirs.std())
 
 
+@pytest.mark.slow
+def test_output_at_the_released_size_equals_that_of_diffusers():
+    """DiT-XL/2 at 256x256 pixels: 675 million parameters, with the weights that it starts from."""
+    config = DiTTransformer2DConfig(keep_variance=True)
+    options = dataclasses.asdict(config)
+    del options["keep_variance"]
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(**options).eval()
+    apply_fn, params = from_nnx(DiTTransformer2D(config, rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) > 6.7e8
+    del params
+    x = np.random.default_rng(1).standard_normal((2, 32, 32, 4), np.float32)
+    t = np.array([30.0, 900.0], np.float32)
+    labels = np.array([207, 1000], np.int32)  # the last is no class
+    with torch.no_grad():
+        images = torch.from_numpy(x.transpose(0, 3, 1, 2))
+        theirs = network(images, torch.from_numpy(t), torch.from_numpy(labels)).sample
+    theirs = theirs.numpy().transpose(0, 2, 3, 1)
+    assert theirs.std() > 0.1
+    ours = apply_fn(params_of(config, network), x, t, class_labels=jnp.asarray(labels))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * theirs.std())
+
+
 def test_a_variance_is_dropped_unless_it_is_asked_for():
     network = reference(CONFIG)
     params = params_of(CONFIG, network)
