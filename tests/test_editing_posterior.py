@@ -154,20 +154,22 @@ def linear_problem(rows=3, columns=6, batch=2):
     matrix = rng.standard_normal((rows, columns)).astype(np.float32)
     noise = rng.standard_normal((batch, columns)).astype(np.float32)
     residual = 3 * rng.standard_normal((batch, rows)).astype(np.float32)
-    move = partial(
-        least_move.least_move,
-        lambda d: d @ matrix.T,
-        lambda r: r @ matrix,
-        residual,
-        noise,
-    )
+
+    def move(iterations, **limits):
+        found = least_move.directions(
+            lambda d: d @ matrix.T, lambda r: r @ matrix, residual, noise, iterations
+        )
+        return least_move.least_move(found, noise, **limits)
+
     return matrix, residual, noise, move
 
 
 def test_without_a_bound_the_move_is_the_least_that_meets_the_constraint():
     matrix, residual, noise, move = linear_problem()
     expected = noise - residual @ np.linalg.pinv(matrix).T
-    np.testing.assert_allclose(move(allowance=1e6, iterations=3).noise, expected, atol=1e-4)
+    found = move(allowance=1e6, iterations=3)
+    np.testing.assert_allclose(found.noise, expected, atol=1e-4)
+    np.testing.assert_allclose(found.change, -residual, atol=1e-4)
 
     # With fewer products it is the best within the space that they span.
     shorter = move(allowance=1e6, iterations=1).noise - noise
@@ -191,9 +193,22 @@ def test_a_bound_on_the_noise_damps_the_move_just_enough():
         np.testing.assert_allclose(found.noise[i], expected, atol=1e-4)
 
 
+def test_a_bound_on_the_distance_damps_the_move_just_enough():
+    _, _, noise, move = linear_problem()
+    farthest = np.array([0.5, 1e6], np.float32)
+    found = move(allowance=1e6, iterations=3, farthest=farthest)
+    free = move(allowance=1e6, iterations=3)
+    distance = np.sum(np.square(found.noise - noise), 1)
+    np.testing.assert_allclose(distance, [0.5, free.distance[1]], rtol=1e-4)
+    np.testing.assert_allclose(found.distance, distance, rtol=1e-4)
+
+
 def test_noise_that_meets_the_constraint_stays():
     noise = jnp.ones((2, 3))
-    move = least_move.least_move(lambda d: d, lambda r: r, jnp.zeros((2, 3)), noise, 1.0, 4)
+    found = least_move.directions(
+        lambda d: d, lambda r: r, jnp.zeros((2, 3)), noise, iterations=4
+    )
+    move = least_move.least_move(found, noise, allowance=1.0)
     np.testing.assert_array_equal(move.noise, noise)
 
 

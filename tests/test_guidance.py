@@ -437,6 +437,31 @@ def test_a_null_that_its_place_cannot_hold_is_refused(dtype, value):
         with_null(cond, {"text": value})
 
 
+def test_editing_by_the_posterior_is_guided_as_sampling_is():
+    scheduler = cmjax.CMStochasticIterativeScheduler()
+    network = mixtures.network(scheduler.parametrization)
+    guided = classifier_free(network, 2.0, null=NULL)
+    known = cmjax.editing.inpaint(jnp.array([0.5, 0.0]), jnp.array([1.0, 0.0]))
+
+    def run(apply_fn, sigmas):
+        cond = {"class_labels": LABELS}
+        arguments = (KEY, apply_fn, None, scheduler, known, (B, 2))
+        return cmjax.editing.edit(*arguments, method="posterior", sigmas=sigmas, cond=cond)
+
+    def extrapolated(params, x, t, class_labels):
+        null = jnp.full_like(class_labels, NULL["class_labels"])
+        without = network(params, x, t, class_labels=null)
+        return 2.0 * network(params, x, t, class_labels=class_labels) - without
+
+    # Refused and warned of as in `cmjax.sample`, and otherwise the network that it says it is.
+    with pytest.raises(ValueError, match="single call throws samples far from the data"):
+        run(guided, [5.0])
+    with pytest.warns(UserWarning, match="only an approximation of guidance"):
+        made = run(guided, [5.0, 1.0])
+    np.testing.assert_allclose(made, run(extrapolated, [5.0, 1.0]), atol=1e-4)
+    assert np.all(made[:, 0] == 0.5)
+
+
 def test_times_that_are_integers_or_missing():
     guided = classifier_free(
         NETWORK, 3.0, null=NULL, interval=(0.5, 2.0), parametrization=PATH

@@ -28,57 +28,56 @@ class Move(NamedTuple):
     """A move of the noise.
 
     Attributes:
-        noise: the noise after the move.
+        noise: the noise after the move, z + d.
+        change: by how much the residual changes if it is linear, J d.
         damping: lambda of each sample, f32[B].
         square: the squared length of the noise after the move, f32[B], as predicted.
+        distance: the squared length of the move, f32[B].
     """
 
     noise: Any
+    change: Any
     damping: jax.Array
     square: jax.Array
+    distance: jax.Array
 
 
-class _Bidiagonal(NamedTuple):
-    """`J V = U B`, with orthonormal columns of U and V.
+class Directions(NamedTuple):
+    """The moves `d = V c` of a space of k directions, `J V = U B` with orthonormal U and V.
 
     Attributes:
         columns: of V, noise each; k of them.
+        images: the columns of J V, residuals each; k of them.
         diagonal: of B, f32[B] each; k of them.
         below: the entries below the diagonal, f32[B] each; k of them.
         first: the length of the residual, f32[B].
     """
 
     columns: Sequence[Any]
+    images: Sequence[Any]
     diagonal: Sequence[jax.Array]
     below: Sequence[jax.Array]
     first: jax.Array
 
 
 def least_move(
-    jacobian: Linear,
-    transpose: Linear,
-    residual: Any,
-    noise: Any,
-    allowance: float,
-    iterations: int,
+    found: Directions, noise: Any, allowance: float, farthest: jax.Array | float = jnp.inf
 ) -> Move:
     """Moves noise z by the d that minimises `|r + J d|^2 + lambda |d|^2`.
 
-    Lambda is the least one that keeps the noise typical, `|z + d|^2 <= |z|^2 + allowance`.
+    Lambda is the least one within both limits: `|z + d|^2 <= |z|^2 + allowance`, which keeps the
+    noise typical, and `|d|^2 <= farthest`.
 
     Args:
-        jacobian: `d -> J d`, from noise to residuals.
-        transpose: `r -> J^T r`.
-        residual: r, to be made 0.
+        found: the directions to move in.
         noise: z.
         allowance: by how much the squared length of the noise may grow, a number.
-        iterations: number k of products with J and with J^T.
+        farthest: the largest squared length of the move, a number or f32[B].
     """
     # In a space of k vectors d = V c: min |beta e_1 - B c|^2 + lambda |c|^2, with -r = beta U e_1
     # (Paige and Saunders 1982, LSQR). The normal equations are tridiagonal:
     #     (B^T B + lambda) c = beta alpha_1 e_1.
     # The products with J do not depend on lambda, so every lambda can be tried without the network.
-    found = _bidiagonalise(jacobian, transpose, residual, noise, iterations)
 
     # The diagonal of B^T B, alpha_i^2 + beta_{i+1}^2, its off-diagonal, alpha_{i+1} beta_{i+1}, and
     # the first entry of the right-hand side.
@@ -88,30 +87,38 @@ def least_move(
     ]
     right_side = found.first * found.diagonal[0]
 
-    # The squared length of the noise after the move for a lambda,
+    # The squared lengths of the noise after the move and of the move itself, for a lambda:
     #     |z + V c|^2 = |z|^2 + 2 (V^T z) . c + |c|^2.
     projections = [inner(column, noise) for column in found.columns]
     square = inner(noise, noise)
 
-    def length(damping):
+    def lengths(damping):
         coefficients = _solve_tridiagonal(diagonal, off_diagonal, right_side, damping)
         total = square
+        distance = jnp.zeros_like(square)
         for coefficient, part in zip(coefficients, projections, strict=True):
             total = total + coefficient * (2 * part + coefficient)
-        return total
+            distance = distance + jnp.square(coefficient)
+        return total, distance
 
-    # The least lambda within the limit, by bisection of log(lambda). The largest lambda always is:
+    # The least lambda within the limits, by bisection of log(lambda). The largest lambda always is:
     # it moves nothing.
-    limit = square + allowance
     least = _LEAST * diagonal[0] + jnp.finfo(square.dtype).tiny
-    damping = _bisect(lambda factor: length(least * factor) <= limit, square) * least
 
-    # The move itself: z + V c.
+    def within(factor):
+        total, distance = lengths(least * factor)
+        return (total <= square + allowance) & (distance <= farthest)
+
+    damping = _bisect(within, square) * least
+
+    # The move itself, z + V c, and J V c.
     coefficients = _solve_tridiagonal(diagonal, off_diagonal, right_side, damping)
     moved = noise
-    for coefficient, column in zip(coefficients, found.columns, strict=True):
-        moved = _plus(moved, coefficient, column)
-    return Move(moved, damping, length(damping))
+    change = jax.tree.map(jnp.zeros_like, found.images[0])
+    for i, coefficient in enumerate(coefficients):
+        moved = _plus(moved, coefficient, found.columns[i])
+        change = _plus(change, coefficient, found.images[i])
+    return Move(moved, change, damping, *lengths(damping))
 
 
 def inner(first: Any, second: Any) -> jax.Array:
@@ -124,8 +131,18 @@ def inner(first: Any, second: Any) -> jax.Array:
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(one, first, second)))
 
 
-def _bidiagonalise(jacobian, transpose, residual, noise, iterations):
-    """Golub and Kahan's bidiagonalisation of J, started at the negative residual."""
+def directions(
+    jacobian: Linear, transpose: Linear, residual: Any, noise: Any, iterations: int
+) -> Directions:
+    """Finds directions to move noise in: Golub and Kahan's bidiagonalisation of J, from -r.
+
+    Args:
+        jacobian: `d -> J d`, from noise to residuals.
+        transpose: `r -> J^T r`.
+        residual: r, to be made 0.
+        noise: an array or a pytree in the shape of noise.
+        iterations: number k of directions: of products with J and with J^T.
+    """
     first, left = _normalised(jax.tree.map(jnp.negative, residual))
 
     # The columns of V, `[k, B, ...]`; those that are not found yet are 0.
@@ -148,13 +165,20 @@ def _bidiagonalise(jacobian, transpose, residual, noise, iterations):
         )
 
         # beta_{i+1} u_{i+1} = J v_i - alpha_i u_i.
-        beta, left = _normalised(_plus(jacobian(right), -alpha, left))
-        return (left, columns), (alpha, beta)
+        image = jacobian(right)
+        beta, left = _normalised(_plus(image, -alpha, left))
+        return (left, columns), (image, alpha, beta)
 
-    (_, columns), (diagonal, below) = jax.lax.scan(
+    (_, columns), (images, diagonal, below) = jax.lax.scan(
         step, (left, columns), jnp.arange(iterations)
     )
-    return _Bidiagonal(_unstacked(columns, iterations), list(diagonal), list(below), first)
+    return Directions(
+        _unstacked(columns, iterations),
+        _unstacked(images, iterations),
+        list(diagonal),
+        list(below),
+        first,
+    )
 
 
 def _unstacked(stacks, count):

@@ -12,14 +12,19 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import combine
-from cmjax.editing.least_move import inner, least_move
+from cmjax.editing.least_move import Move, directions, inner, least_move
 from cmjax.schedulers.checks import apply_constraint
 
 # The squared length of D standard normal numbers has mean D and standard deviation sqrt(2 D). A
-# move keeps noise typical if the squared length grows by no more than this share of the latter. On
-# digits, where f is curved, more results are clear with a smaller share; on Gaussian fields whose
-# measurements have noise, more moves than needed are then damped.
-_TYPICAL = 0.35
+# move keeps noise typical if the squared length grows by no more than this share of the latter.
+_TYPICAL = 0.75
+
+# A move is as long as the residual follows it with at most this relative error. For linear f there
+# is no error, and no move is shortened.
+_CURVED = 0.1
+
+# The smallest normal float32, for divisions.
+_TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 class PosteriorStep(NamedTuple):
@@ -97,7 +102,11 @@ class Problem(NamedTuple):
 
 
 def project_noise(
-    problem: Problem, pair: Any, fresh: tuple[Any, Any], sigma: jax.Array
+    problem: Problem,
+    pair: Any,
+    fresh: tuple[Any, Any],
+    sigma: jax.Array,
+    forgets: jax.Array,
 ) -> tuple[Any, PosteriorStep]:
     """Adds noise of a level to a sample, and removes it by the network under the constraint.
 
@@ -107,6 +116,7 @@ def project_noise(
             arrays `[B, ...]`.
         fresh: two draws of standard normal noise, pytrees like `pair`.
         sigma: the level, f32[].
+        forgets: whether the level forgets what is known before it adds noise (step 1), bool[].
 
     Returns:
         The new pair, and what was found on the way.
@@ -119,31 +129,16 @@ def project_noise(
     # not of p(u | A u = y), as the last x0 is: the condition would count twice. For normal data
     # (u, x0') and (x0', u) have the same distribution, their covariance being C S = S C where
     # f(x) = S x. So u may be made of an x0 that meets the constraint as x0' is made of u.
-    x0, e = problem.made(pair, first, sigma)
-    before = problem.bound(x0), e
+    # Where a level does not forget, u = x0, and what is known counts twice until lower levels have
+    # forgotten it.
+    def forget(pair):
+        x0, e = problem.made(pair, first, sigma)
+        return problem.bound(x0), e
 
-    # 2. Project: move z2 least so that x0' meets the constraint. For linear f this draws z2 given
-    # the constraint (Matheron's rule; Hoffman and Ribak 1991), with r = y - A f(u + sigma z2):
-    #     z2 + J^T (J J^T)^-1 r,  J = d(A f) / d z2.
-    def of_noise(noise):
-        return problem.residual(problem.made(before, noise, sigma))
+    before = jax.lax.cond(forgets, forget, lambda pair: pair, pair)
 
-    residual, jacobian = jax.linearize(of_noise, noise)
-    transpose = jax.linear_transpose(jacobian, noise)
-
-    # The number of noise values of a sample, and by how much their squared length may grow.
-    size = 0
-    for leaf in jax.tree.leaves(noise):
-        size += math.prod(leaf.shape[1:])
-    allowance = _TYPICAL * math.sqrt(2 * size)
-    move = least_move(
-        jacobian,
-        lambda cotangent: transpose(cotangent)[0],
-        residual,
-        noise,
-        allowance,
-        problem.iterations,
-    )
+    # 2. Project: move z2 least so that x0' meets the constraint.
+    move = _move(problem, before, noise, sigma)
 
     # 3. The new pair. One Gauss-Newton step need not meet the constraint exactly. The constraint
     # itself corrects the rest, as in Algorithm 4; where measurements have noise, or are of what is
@@ -154,4 +149,47 @@ def project_noise(
     distance = jnp.sqrt(inner(left, left) / math.prod(left.shape[1:]))
     if problem.sigma_y is None and not problem.is_decoded:
         x0 = x0 + left
-    return (x0, e), PosteriorStep(x0, distance, move.square / size, move.damping)
+    return (x0, e), PosteriorStep(x0, distance, move.square / _size(noise), move.damping)
+
+
+def _move(problem: Problem, before: Any, noise: Any, sigma: jax.Array) -> Move:
+    """Moves noise least so that what is made of it meets the constraint, as far as that works."""
+
+    # For linear f this draws z given the constraint (Matheron's rule; Hoffman and Ribak 1991), with
+    # r(z) = y - A f(u + sigma z):
+    #     z - J^T (J J^T)^-1 r(z),  J = d r / d z.
+    def of_noise(noise):
+        return problem.residual(problem.made(before, noise, sigma))
+
+    residual, jacobian = jax.linearize(of_noise, noise)
+    transpose = jax.linear_transpose(jacobian, noise)
+    found = directions(
+        jacobian,
+        lambda cotangent: transpose(cotangent)[0],
+        residual,
+        noise,
+        problem.iterations,
+    )
+
+    # The longest move that leaves noise typical, whose squared length may grow by so much.
+    allowance = _TYPICAL * math.sqrt(2 * _size(noise))
+    longest = least_move(found, noise, allowance)
+
+    # It is tried, because where f is curved the residual comes out otherwise than predicted. The
+    # relative error
+    #     |r(z + d) - r(z) - J d| / |J d|
+    # grows in proportion to |d|, so that of a move shortened to |d| `_CURVED` / error is `_CURVED`.
+    change = longest.change
+    missed = combine((1.0, of_noise(longest.noise)), (-1.0, residual), (-1.0, change))
+    squared_error = inner(missed, missed)
+    bearable = _CURVED**2 * inner(change, change)
+    share = bearable / jnp.maximum(jnp.maximum(squared_error, bearable), _TINY)
+    return least_move(found, noise, allowance, share * longest.distance)
+
+
+def _size(noise: Any) -> int:
+    """The number of noise values of a sample."""
+    size = 0
+    for leaf in jax.tree.leaves(noise):
+        size += math.prod(leaf.shape[1:])
+    return size
