@@ -155,7 +155,7 @@ def parse_cond(cond: Any, batch: int, classes: int | None = None) -> dict[str, A
 
     Raises:
         ValueError: for what is no array, another leading axis, labels that are no classes, or a
-            scale of guidance that is not finite.
+            scale or an interval of guidance that is not finite.
     """
     if cond is None:
         return {}
@@ -166,17 +166,18 @@ def parse_cond(cond: Any, batch: int, classes: int | None = None) -> dict[str, A
     labels = cond.get("class_labels")
     if labels is not None and classes is not None:
         check_class_labels("cond['class_labels']", labels, classes)
-    _check_guidance_scale(cond.get("guidance_scale"))
+    for name in ("guidance_scale", "guidance_interval"):
+        _check_told(name, cond.get(name))
     return {name: _per_sample(name, value, batch) for name, value in cond.items()}
 
 
-def _check_guidance_scale(scale):
-    """Raises ValueError for a scale that networks would silently turn into NaN samples."""
-    if scale is None:
+def _check_told(name, value):
+    """Raises ValueError for guidance that networks would silently turn into NaN samples."""
+    if value is None:
         return
-    known = known_reals("cond['guidance_scale']", scale)
+    known = known_reals(f"cond[{name!r}]", value)
     if known is not None and not np.all(np.isfinite(known)):
-        raise ValueError(f"cond['guidance_scale'] must be finite, got {shown(scale)}")
+        raise ValueError(f"cond[{name!r}] must be finite, got {shown(value)}")
 
 
 def _per_sample(name, value, batch):

@@ -64,6 +64,7 @@ def test_the_same_scale_gives_the_same_function():
             "scale must be a number or one per sample: the network",
         ),
         (2.0, (0.5, 0.1), "interval must be noise levels"),
+        (2.0, (0.1, np.inf), r"interval must be times from 0 .* got \(0.1, inf\)"),
     ],
 )
 def test_misuse(scale, interval, message):

@@ -80,6 +80,10 @@ def test_networks_that_are_none(door, network, message):
             {"guidance_scale": [2.0, np.nan]},
             r"cond\['guidance_scale'\] must be finite, got \[2.0, nan\]",
         ),
+        (
+            {"guidance_interval": np.float32([[0, 1], [0, np.inf]])},
+            r"cond\['guidance_interval'\] must be finite",
+        ),
     ],
 )
 def test_conditioning_of_another_batch_or_network(door, cond, message):

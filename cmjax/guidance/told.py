@@ -60,6 +60,11 @@ def told_scale(
             raise ValueError(
                 "interval is for networks that are told one, and this one is told a scale only"
             )
+        if ends[1] > 1:
+            raise ValueError(
+                "interval must be times from 0 (data) to 1 (noise) for a network that is told "
+                f"one, got {shown(interval)}"
+            )
 
     return cached_unless_tracing(_told, apply_fn, scale, ends)
 

@@ -51,6 +51,11 @@ class ContextConfig:
                 raise ValueError(
                     f"{name} must have {length} entries, got {len(getattr(self, name))}"
                 )
+        low, high = self.guidance_interval
+        if low > high:
+            raise ValueError(
+                f"guidance_interval must have its lowest time first, got {low}, {high}"
+            )
 
     @property
     def width(self) -> int:

@@ -118,7 +118,8 @@ def make_run(config: TrainConfig) -> Run:
     """Loads or makes all that a run starts from.
 
     Raises:
-        ValueError: if a model or the data cannot be used, or a package is missing.
+        ValueError: if a model or the data cannot be used, the loss does not go with the network, or
+            a package is missing.
     """
     # Without it the run would end at its first batch, long after it began.
     data.import_grain()
@@ -130,6 +131,10 @@ def make_run(config: TrainConfig) -> Run:
     model = with_class_names(model, source)
     model = with_autoencoder(config, model, source)
     teacher, teacher_fn = load_teacher(config, model)
+
+    # What is learned, which has to be something that the network can.
+    loss = config.make_loss(model.scheduler, teacher_fn)
+    _check_loss(config, model, loss)
 
     # What the labels of some samples become.
     null = None
@@ -144,7 +149,7 @@ def make_run(config: TrainConfig) -> Run:
     # On one device no mesh is needed. `jax.device_count()` counts those of all processes.
     mesh = data_mesh() if jax.device_count() > 1 else None
     train_step = make_train_step(
-        config.make_loss(model.scheduler, teacher_fn),
+        loss,
         apply_fn,
         config.make_optimizer(),
         ema_decays=config.run.ema_decays,
@@ -186,3 +191,29 @@ def _open_data(config, model):
             "out, and encode the mirror images too: cmjax encode --flip"
         )
     return source
+
+
+def _check_loss(config, model, loss):
+    """Raises ValueError for a loss that would train without an error, but not this network."""
+    # Labels are left out by the network's null class, so guidance by another is by a real class.
+    null_class = getattr(loss, "null_class", None)
+    if None not in (null_class, model.null_class) and null_class != model.null_class:
+        raise ValueError(
+            f"loss.null_class {null_class} is not the null class of the network; set "
+            f"loss.null_class={model.null_class}"
+        )
+
+    # A second head that no loss trains keeps its random parameters. That of a trained model may be
+    # left as it is.
+    layers = getattr(model.config, "second_head_layers", 0)
+    trains = getattr(loss, "second_head", False)
+    if layers and not trains and not config.run.init:
+        raise ValueError(
+            f"network.second_head_layers {layers} makes a second head that this loss does not "
+            "train; set loss.second_head=true, of imf, or network.second_head_layers=0"
+        )
+    if layers == 0 and trains and hasattr(model.config, "second_head_layers"):
+        raise ValueError(
+            "loss.second_head trains a head that the network does not have; set "
+            "network.second_head_layers, or loss.second_head=false"
+        )

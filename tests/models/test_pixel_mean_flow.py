@@ -215,6 +215,7 @@ def test_inputs_that_do_not_fit(model, changes, message):
         ({"attention_head_dim": 6}, "must be a multiple of 4"),
         ({"context_tokens": (8, 4)}, "context_tokens must have 5 entries, got 2"),
         ({"guidance_interval": (0.1, 0.2, 0.3)}, "guidance_interval must have 2 entries"),
+        ({"guidance_interval": (0.9, 0.1)}, "lowest time first, got 0.9, 0.1"),
         ({"guidance_scale": 0.0}, "guidance_scale must be"),
         ({"noise_scale": float("nan")}, "noise_scale must be"),
         ({"second_head_layers": 4}, "second_head_layers 4 must be at most num_layers 3"),

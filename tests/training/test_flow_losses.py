@@ -408,6 +408,10 @@ def test_shortcuts_learn_from_batches_of_one():
             "tells_interval=True .* give largest_scale, above 1",
         ),
         (
+            lambda: ImprovedMeanFlow(second_head=True, velocity_weight=0.0),
+            "velocity_weight=0.0 leaves the second head untrained",
+        ),
+        (
             lambda: losses.ConsistencyTrajectory(EDM),
             "must be a CTMScheduler .* got CMStoch",
         ),

@@ -61,7 +61,7 @@ class ImprovedMeanFlow(Loss):
         instant_fraction: share of the batch with r = t, which is flow matching.
         norm_p: power of the adaptive weight; 0 for none.
         norm_eps: what the weight adds to the squared error.
-        velocity_weight: weight of the second term; 0 for none.
+        velocity_weight: weight of the second term; 0 for none, without a second head.
         second_head: whether the network has a second head, which v is the output of; the second
             term is the only one that trains it.
         largest_scale: the guidance scale w is drawn from 1 to this, uniform in its logarithm, as 8
@@ -76,7 +76,7 @@ class ImprovedMeanFlow(Loss):
 
     Raises:
         ValueError: for values outside their domain, another kind of scheduler, guidance without
-            `null_class`, or an interval without guidance.
+            `null_class`, an interval without guidance, or a second head without the second term.
     """
 
     scheduler: Any
@@ -112,6 +112,11 @@ class ImprovedMeanFlow(Loss):
         if self.tells_interval and self.largest_scale == 1:
             raise ValueError(
                 "tells_interval=True is of guidance as an input: give largest_scale, above 1"
+            )
+        if self.second_head and self.velocity_weight == 0:
+            raise ValueError(
+                f"velocity_weight={self.velocity_weight} leaves the second head untrained, which "
+                "u learns from: give one above 0, or second_head=False"
             )
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
