@@ -254,7 +254,10 @@ def with_arguments_of(network: Network, function: Callable[..., Any]) -> Network
 
 def takes(apply_fn: ApplyFn, name: str) -> bool:
     """Returns whether a network has a conditioning of this name, or any (`**cond`)."""
-    parameters = inspect.signature(apply_fn).parameters
+    try:
+        parameters = inspect.signature(apply_fn).parameters
+    except (TypeError, ValueError):
+        return True  # not written in Python: its arguments are not known, and the call will say
     kinds = {parameter.kind for parameter in parameters.values()}
     return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 

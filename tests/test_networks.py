@@ -11,7 +11,7 @@ from cmjax import editing, parametrization
 from cmjax.guidance import autoguidance, classifier_free
 from cmjax.labels import check_class_labels
 from cmjax.models import compute_in
-from cmjax.networks import num_classes, parse_cond
+from cmjax.networks import num_classes, parse_cond, takes
 from cmjax.schedulers import SCHEDULERS
 from tests.support import checkpoints
 
@@ -183,3 +183,8 @@ def test_values_of_a_trace_are_not_looked_at():
         lambda labels: check_class_labels("a", labels, 2), jnp.zeros(2, jnp.int32)
     )
     jax.eval_shape(lambda labels: parse_cond({"a": labels}, 2), jnp.zeros(2, jnp.int32))
+
+
+def test_arguments_that_are_not_known_are_left_to_the_call():
+    # Functions of C have no signature.
+    assert takes(max, "guidance_interval")

@@ -13,6 +13,7 @@ import cmjax
 from cmjax.networks import with_classes
 from cmjax.training import losses
 from cmjax.training.losses.flow_paths import mean_velocity
+from cmjax.training.losses.improved_mean_flow import guidance_at
 from cmjax.training.losses.mean_flow import time_derivative
 from tests.support.flow_maps import (
     CTM,
@@ -431,6 +432,24 @@ def test_a_second_head_is_asked_of_networks_that_have_one():
     with pytest.raises(ValueError, match="second_head is for networks that have one"):
         network = gaussian_flow_map
         value(ImprovedMeanFlow(second_head=True), network, STD, gaussian_batch(4))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (jax.jit(gaussian_heads), "second_head must be static for this network"),
+        (lambda std, x, t, r, **cond: std * x, "the network returns one velocity"),
+    ],
+)
+def test_networks_that_do_not_return_both_velocities(network, message):
+    with pytest.raises(ValueError, match=message):
+        value(ImprovedMeanFlow(second_head=True), network, STD, gaussian_batch(4))
+
+
+def test_intervals_of_guidance_are_of_each_sample():
+    t = jnp.ones(4)
+    with pytest.raises(ValueError, match=r"interval must have shape \(4, 2\), .* \(2,\)"):
+        guidance_at(t, t, jnp.zeros(2))
 
 
 @pytest.mark.parametrize(

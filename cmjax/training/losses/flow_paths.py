@@ -142,7 +142,8 @@ def both_velocities(
         velocity at t, `[B, ...]` each.
 
     Raises:
-        ValueError: if the network does not take `second_head`.
+        ValueError: if the network does not take `second_head`, does not return both outputs, or
+            is compiled for `second_head` as an array.
     """
     if not takes(apply_fn, "second_head"):
         raise ValueError(
@@ -152,7 +153,22 @@ def both_velocities(
 
     # With both outputs, which are checked here as one of twice the channels.
     def both(params, x, *times, **cond):
-        return apply_fn(params, x, *times, second_head=True, **cond)
+        try:
+            output = apply_fn(params, x, *times, second_head=True, **cond)
+        except jax.errors.TracerBoolConversionError:
+            # `jax.jit` around the network traces the argument, which decides what it returns.
+            raise ValueError(
+                "second_head must be static for this network: name it in static_argnames of "
+                "its jax.jit, or give the network without jit"
+            ) from None
+
+        # A network that takes anything may pass over what it does not know.
+        if jnp.shape(output) == x.shape:
+            raise ValueError(
+                "second_head: the network returns one velocity; with second_head=True it must "
+                "return both heads' along the last axis, as by second_head_layers of its config"
+            )
+        return output
 
     both = with_classes_of(apply_fn, both)
 

@@ -251,7 +251,15 @@ def guidance_at(
         t: times, f32[B].
         scale: f32[B], or None.
         interval: f32[B, 2], or None.
+
+    Raises:
+        ValueError: for an interval of another shape.
     """
+    if interval is not None and jnp.shape(interval) != (len(t), 2):
+        raise ValueError(
+            f"interval must have shape {(len(t), 2)}, lowest and highest time of each sample, "
+            f"got {jnp.shape(interval)}"
+        )
     if scale is None or interval is None:
         return scale, interval
     acts = (t >= interval[:, 0]) & (t <= interval[:, 1])
