@@ -21,8 +21,8 @@ time; then how many digits only one method gets right.
 
 `picture`: of three digits, each half erased, five results of each method side by side.
 
-Projection is Algorithm 4 at the paper's levels, 39 network calls. A level of the posterior is 3
-or 4 calls, and `iterations` products with the network's Jacobian and as many with its transpose.
+Projection is Algorithm 4 at the paper's levels, 39 network calls. A level of the posterior is 4
+calls, and `iterations` products with the network's Jacobian and as many with its transpose.
 """
 
 import time

@@ -81,8 +81,8 @@ def edit(
       first level. The constraint is applied to every x0 estimate after clipping, so it may move
       results out of [-1, 1]. The results do not have the distribution p(x0 | known).
     * `method="posterior"` samples from p(x0 | known), for a consistency model and a linear
-      constraint: almost exactly for normal data, approximately for others. It moves the noise as
-      little as is needed for the network to make what is known, by derivatives of the network.
+      constraint: exactly for normal data, approximately for others. It moves the noise as little as
+      is needed for the network to make what is known, by derivatives of the network.
 
     Example:
         >>> import cmjax, jax

@@ -102,11 +102,7 @@ class Problem(NamedTuple):
 
 
 def project_noise(
-    problem: Problem,
-    pair: Any,
-    fresh: tuple[Any, Any],
-    sigma: jax.Array,
-    forgets: jax.Array,
+    problem: Problem, pair: Any, fresh: tuple[Any, Any], sigma: jax.Array
 ) -> tuple[Any, PosteriorStep]:
     """Adds noise of a level to a sample, and removes it by the network under the constraint.
 
@@ -116,7 +112,6 @@ def project_noise(
             arrays `[B, ...]`.
         fresh: two draws of standard normal noise, pytrees like `pair`.
         sigma: the level, f32[].
-        forgets: whether the level forgets what is known before it adds noise (step 1), bool[].
 
     Returns:
         The new pair, and what was found on the way.
@@ -129,13 +124,8 @@ def project_noise(
     # not of p(u | A u = y), as the last x0 is: the condition would count twice. For normal data
     # (u, x0') and (x0', u) have the same distribution, their covariance being C S = S C where
     # f(x) = S x. So u may be made of an x0 that meets the constraint as x0' is made of u.
-    # Where a level does not forget, u = x0, and what is known counts twice until lower levels have
-    # forgotten it.
-    def forget(pair):
-        x0, e = problem.made(pair, first, sigma)
-        return problem.bound(x0), e
-
-    before = jax.lax.cond(forgets, forget, lambda pair: pair, pair)
+    x0, e = problem.made(pair, first, sigma)
+    before = problem.bound(x0), e
 
     # 2. Project: move z2 least so that x0' meets the constraint.
     move = _move(problem, before, noise, sigma)

@@ -1,6 +1,6 @@
 """Samples of p(x0 | known): projection of the noise at each of several falling levels.
 
-For normal data, where f is linear, the samples have nearly exactly the conditional distribution.
+For normal data, where f is linear, the samples have exactly the conditional distribution.
 `cmjax.editing.noise_projection` has the step of one level and its derivation.
 """
 
@@ -161,11 +161,7 @@ def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, call
             index, sigma = level
             first = _draw(keys, 2 * index, pair)
             second = _draw(keys, 2 * index + 1, pair)
-
-            # To forget takes a call. The low levels also forget what counts twice at the high ones:
-            # on Gaussian fields the divergence that remains is 0.001.
-            forgets = index >= sigmas.shape[0] // 2
-            pair, step = project_noise(problem, pair, (first, second), sigma, forgets)
+            pair, step = project_noise(problem, pair, (first, second), sigma)
             step = step._replace(denoised=step.denoised.astype(dtype))
             if callback is not None:
                 jax.debug.callback(callback, index, step)
