@@ -243,7 +243,7 @@ def test_known_values_are_exact_and_the_noise_stays_typical(dtype):
     np.testing.assert_array_equal(np.asarray(x0)[KNOWN], expected[KNOWN])
     assert np.isfinite(np.asarray(x0, np.float32)).all()
 
-    # |z|^2 of 16 numbers is beyond 50 once in 4e4 cases; moves add at most 0.35 sqrt(2 * 16).
+    # |z|^2 of 16 numbers is beyond 50 once in 4e4 cases; moves add at most 0.75 sqrt(2 * 16).
     assert np.max(steps.noise) < (50 + 5) / 16
 
 

@@ -1,4 +1,4 @@
-"""Consistency trajectory models, CTM (Kim et al. 2023, arXiv 2310.02279), without an adversary."""
+"""Consistency trajectory models, CTM (Kim et al. 2023, arXiv 2310.02279), without the adversary."""
 
 import dataclasses
 from collections.abc import Callable
