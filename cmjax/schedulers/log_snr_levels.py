@@ -79,7 +79,11 @@ def step_starts(scheduler: Any, n: int, last: int) -> np.ndarray:
 
     # At most n: rounding errors may add one more. They also decide where halves are rounded to.
     stride = scheduler.num_train_timesteps / n
-    return np.round(np.arange(last + 1, 0, -stride)[:n]) - 1
+    times = np.round(np.arange(last + 1, 0, -stride)[:n]) - 1
+
+    # Times above `last` may be left out such that the lowest is rounded to -1, which is none: it
+    # is 0 then, once.
+    return np.unique(np.maximum(times, 0))[::-1]
 
 
 def last_time(scheduler: Any) -> int:

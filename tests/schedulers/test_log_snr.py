@@ -143,3 +143,18 @@ def test_the_highest_exponential_level_is_told_as_the_last_training_time(name):
     scheduler = SCHEDULERS[name](beta_start=0.00085, beta_end=0.012, **options)
     times = np.asarray(scheduler.set_timesteps(20).timesteps)
     assert times.max() == 999
+
+
+def test_times_that_begin_lower_end_at_the_first_training_time():
+    # Of 20 times the highest are left out; 8 steps from the 18th end at the time 0.5 - 1.
+    scheduler = SCHEDULERS["DPMSolverMultistepScheduler"](
+        num_train_timesteps=20,
+        beta_start=0.02,
+        beta_end=0.06,
+        timestep_spacing="trailing",
+        lambda_min_clipped=-0.0323,
+    )
+    state = scheduler.set_timesteps(8)
+    assert state.timesteps[-1] == 0
+    assert np.all(np.diff(state.timesteps) < 0)
+    assert np.all(np.diff(state.sigmas) < 0)
