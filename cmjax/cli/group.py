@@ -1,6 +1,7 @@
 """How every command fails: in one line."""
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -30,10 +31,17 @@ class OneLineErrors(click.Group):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs as a program; `main` is for those who embed it and handle Ctrl-C themselves."""
         leave_at_interrupt()
-        # Orbax prepares to write all parts of a checkpoint at once. When one of them fails, Python
-        # would warn of those that never began, beside the one line that matters.
+        # Orbax writes all parts of a checkpoint at once. When one of them fails, Python would warn
+        # of those that never began, beside the one line that matters; and while the process ends,
+        # it would log the errors of the others.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        return self.main(*args, **kwargs)
+        try:
+            return self.main(*args, **kwargs)
+        except SystemExit as end:
+            if end.code == 2:
+                logging.disable()
+                sys.unraisablehook = lambda _: None
+            raise
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         # In its standalone mode, click handles errors itself, and spreads them over several lines.

@@ -67,12 +67,16 @@ class Checkpoints:
         Raises:
             OSError: if it could not be written, unless there is an error already.
         """
-        try:
-            with self._silence:
+        failure = None
+        with self._silence:
+            try:
                 self._manager.close()
-        except Exception as error:
-            if kind is None:
-                raise self._write_error(error) from None
+            except Exception as error:
+                failure = self._write_error(error)
+            if failure is not None or kind is not None:
+                _settle()
+        if failure is not None and kind is None:
+            raise failure
 
     def save(self, state: TrainState) -> None:
         """Writes a state in the background; older ones are deleted only once it is complete.
@@ -188,12 +192,17 @@ def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
         except Exception as error:
             why = _first_line(error)
 
-        # Each array has a task that complains when it is collected, which is now that the error and
-        # its traceback are gone; the threads that still read have a moment to end.
-        gc.collect()
-        time.sleep(SETTLING)
-        gc.collect()
+        _settle()
     return None, why
+
+
+def _settle() -> None:
+    """Lets what Orbax has left of a failure complain, while nothing of it is shown."""
+    # Each array has a task that complains when it is collected, which is now that the error and its
+    # traceback are gone; the threads that still read or write have a moment to end.
+    gc.collect()
+    time.sleep(SETTLING)
+    gc.collect()
 
 
 @contextlib.contextmanager

@@ -65,14 +65,22 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, platform):
 
 
 @pytest.mark.process
-def test_parts_of_a_checkpoint_that_were_never_begun_say_nothing():
+def test_parts_of_a_checkpoint_that_fail_with_another_say_nothing():
     code = """
+import asyncio
 from cmjax.cli import main
+
+kept = asyncio.new_event_loop()
 
 @main.command()
 def save():
     async def write(): pass
     parts = [write() for _ in range(2)]
+
+    # A part that failed, and that nobody has asked, is kept until the process ends.
+    future = kept.create_future()
+    future.set_exception(OSError("this part"))
+    kept.future = future
     raise OSError("the disk is full")
 
 main(["save"])
