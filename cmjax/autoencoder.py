@@ -13,7 +13,6 @@ from cmjax.configs import is_int, shown
 from cmjax.meshes import with_automatic_axes
 from cmjax.models.latent_scaling import deviation_to_samplers, to_network, to_samplers
 from cmjax.models.registry import autoencoder_name, network_parts
-from cmjax.progress import Bar
 from cmjax.random import level_noise, sample_keys
 from cmjax.tracing import is_tracing
 
@@ -188,6 +187,9 @@ def check_batch_size(batch_size: Any) -> None:
 
 def _one_after_the_other(decode, latents, batch_size):
     """Returns the images of latents, decoded in pieces that a progress bar counts."""
+    # tqdm, which bars are made of, is imported by those who show one.
+    from cmjax.progress import Bar
+
     num = len(latents)
     images = []
     with Bar(num, unit="picture", doing="decoding") as bar:
