@@ -20,7 +20,10 @@ def completed(*words):
         (["sample", "--scheduler", "EDMH"], ["EDMHeunScheduler"]),
         (["schedulers", "LC"], ["LCMScheduler"]),
         (["sample", "--dtype", "b"], ["bfloat16"]),
-        (["train", "digits_"], ["digits_distilled", "digits_"]),
+        (
+            ["train", "digits_"],
+            ["digits_distilled", "digits_mean_flow", "digits_pixel_mean_flow", "digits_"],
+        ),
     ],
 )
 def test_names_are_completed(words, values):
