@@ -1,12 +1,13 @@
 """Zip archives, read in bounded memory: a folder in one is unpacked where nobody else looks."""
 
+import contextlib
 import functools
 import io
 import shutil
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -45,6 +46,7 @@ class Unpacked:
     """The files of an archive in a temporary folder, which goes with the object.
 
     Attributes:
+        path: the archive.
         folder: the folder.
     """
 
@@ -55,6 +57,7 @@ class Unpacked:
             ValueError: if it is damaged, asks for files elsewhere, or grows to more than an archive
                 of numbers would.
         """
+        self.path = path
         self.folder = Path(tempfile.mkdtemp(prefix="cmjax-"))
         self._removed = weakref.finalize(
             self, shutil.rmtree, self.folder, ignore_errors=True
@@ -69,6 +72,15 @@ class Unpacked:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise ValueError(f"{path} is not a readable archive: {reason}") from None
 
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Names the archive in errors that name the temporary folder, of which no user knows."""
+        try:
+            yield
+        except ValueError as error:
+            message = str(error).replace(str(self.folder), str(self.path))
+            raise ValueError(message) from None
+
     def keep_for(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         """Returns tensors in these files, which keep the folder as long as they are there."""
 
@@ -81,9 +93,9 @@ class Unpacked:
 
 
 def _read(unpacked, tensor):
-    """Reads a tensor; `unpacked` is here to be kept."""
-    del unpacked
-    return tensor.read()
+    """Reads a tensor of an archive, which is kept by this, and named by the errors."""
+    with unpacked.named():
+        return tensor.read()
 
 
 def _unpack(archive: zipfile.ZipFile, folder: Path, largest: int) -> None:
