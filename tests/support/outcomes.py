@@ -8,7 +8,7 @@ from collections import Counter
 
 MEMORY = 64 * 2**20  # bytes that Python and NumPy may take; the models have some kB
 RESIDENT = 256 * 2**10  # KiB by which the process may grow, what TensorStore takes included
-LONGEST = 2000  # letters of an error
+LONGEST = 5000  # letters of an error
 
 
 def _most_resident():
@@ -36,7 +36,7 @@ def traced():
 
 
 @contextlib.contextmanager
-def loads_or_is_refused(path, counts=None, longest=LONGEST):
+def loads_or_is_refused(path, counts=None):
     """Runs what opens `path`; any error but one line of ours that names it fails the test.
 
     Memory has to be `traced`.
@@ -44,7 +44,6 @@ def loads_or_is_refused(path, counts=None, longest=LONGEST):
     Args:
         path: what is opened.
         counts: a Counter that is told "loaded" or "refused".
-        longest: letters of the error.
     """
     counts = Counter() if counts is None else counts
     resident = _most_resident()
@@ -57,7 +56,7 @@ def loads_or_is_refused(path, counts=None, longest=LONGEST):
         said = str(error)
         assert type(error) is ValueError, repr(error)  # no UnicodeDecodeError and its like
         assert str(path) in said, said
-        assert len(said) < longest and said.isprintable(), said
+        assert len(said) < LONGEST and said.isprintable(), said
         counts["refused"] += 1
     peak = tracemalloc.get_traced_memory()[1]
     assert peak - before < MEMORY
