@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.configs import one_line
 from cmjax.files import open_regular
 
 # Bytes of an archive's directory. That of the largest released model has under a tenth of one MiB.
@@ -69,7 +70,7 @@ class Unpacked:
         # `zipfile` raises errors of many kinds for damaged archives; nothing of them runs.
         except Exception as error:
             self._removed()
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            reason = one_line(str(error)) or type(error).__name__
             raise ValueError(f"{path} is not a readable archive: {reason}") from None
 
     @contextlib.contextmanager
@@ -107,11 +108,13 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, largest: int) -> None:
             f"it claims {len(entries)} files of {claimed} bytes, more than such numbers grow to"
         )
     for entry in entries:
-        parts = PurePosixPath(entry.filename).parts
-        odd = not parts or parts[0] == "/" or ".." in parts or "\\" in entry.filename
-        if odd or not entry.filename.isprintable() or ":" in entry.filename:
+        # "//x" is absolute too, and keeps both of its slashes as the first part.
+        path = PurePosixPath(entry.filename)
+        target = folder.joinpath(*path.parts)
+        odd = path.is_absolute() or not path.parts or ".." in path.parts
+        odd = odd or "\\" in entry.filename or ":" in entry.filename
+        if odd or not entry.filename.isprintable() or not target.is_relative_to(folder):
             raise ValueError(f"it has a file of the name {entry.filename[:200]!r}")
-        target = folder.joinpath(*parts)
         target.parent.mkdir(parents=True, exist_ok=True)
 
         # Written anew, so that two entries cannot share a name; `zipfile` stops at the size that

@@ -20,7 +20,7 @@ from cmjax.checkpoints.archives import MOST_GROWTH
 from cmjax.checkpoints.flax_msgpack import open_msgpack
 from cmjax.checkpoints.json_files import read_json
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.configs import shown
+from cmjax.configs import one_line, shown
 
 METADATA = "_METADATA"  # names of all arrays
 DATABASE = "manifest.ocdbt"
@@ -229,6 +229,5 @@ def _sizes(name: str, description: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _why(error: Exception) -> str:
-    """Returns the first line of an error, shortened."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    """Returns an error in one line, shortened."""
+    return one_line(str(error)) or type(error).__name__

@@ -169,7 +169,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="numpy") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+        reason = one_line(str(error), 1000)
+        raise ValueError(f"{path} is not a readable safetensors file: {reason}") from None
 
 
 def write_safetensors(

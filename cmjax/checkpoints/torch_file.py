@@ -121,8 +121,8 @@ def _why(path: Path, error: Exception) -> str:
     except OSError:
         pass
     if isinstance(error, zipfile.BadZipFile):
-        return f"{error}; give a whole one, or the folder of a model"
-    return str(error) or type(error).__name__
+        return f"{one_line(str(error))}; give a whole one, or the folder of a model"
+    return one_line(str(error), 1000) or type(error).__name__
 
 
 def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -267,7 +267,8 @@ def _stored(
         )
     if entry is None or entry.file_size != storage.size * storage.dtype.itemsize:
         raise ValueError(
-            f"{path}: the storage of tensor {one_line(name)} is missing or not of the size that it claims"
+            f"{path}: the storage of tensor {one_line(name)} is missing or not of the size that "
+            "it claims"
         )
 
     # The place of the last value: offset + sum of (n - 1) * stride over the axes. The stride of an

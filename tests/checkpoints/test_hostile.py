@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 import zlib
 
 import jax
@@ -619,3 +620,14 @@ def test_names_of_tensors_are_shown_in_one_short_printable_line(tmp_path, name):
     with pytest.raises(ValueError, match="1 tensors do not fit the network") as caught:
         open_checkpoint(path).load()
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_names_in_an_archive_are_shown_printable(tmp_path):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl\x1b[2J\u202e", b"N" * 100)
+    with pytest.raises(
+        ValueError, match=r"its entry x/data.pkl\?\[2J\? is compressed"
+    ) as caught:
+        open_checkpoint(path)
+    assert str(caught.value).isprintable()
