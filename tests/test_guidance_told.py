@@ -63,8 +63,10 @@ def test_the_same_scale_gives_the_same_function():
             None,
             "scale must be a number or one per sample: the network",
         ),
-        (2.0, (0.5, 0.1), "interval must be noise levels"),
-        (2.0, (0.1, np.inf), r"interval must be times from 0 .* got \(0.1, inf\)"),
+        (2.0, (0.5, 0.1), r"interval must be times .* lower one first.* got \(0.5, 0.1\)"),
+        (2.0, (0.1, np.inf), r"interval must be times \(low, high\) from 0 .*0.1, inf\)"),
+        (2.0, (-0.1, 0.5), r"interval must be times \(low, high\) from 0"),
+        (2.0, 0.5, r"interval must be times \(low, high\) from 0"),
     ],
 )
 def test_misuse(scale, interval, message):
@@ -125,3 +127,29 @@ def test_a_recommended_scale_is_left_to_the_network(model):
     with_default = dataclasses.replace(model, config=Config(**values))
     assert with_default.guided() is model.apply_fn
     assert with_default.guided(1) is not model.apply_fn
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_scales_of_no_meaning_are_refused_by_the_name_that_they_were_given_by(model, scale):
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="^guidance must be a positive number"):
+        model.sample(key, 2, guidance=scale)
+    cond = {"class_labels": jnp.array([0, 1]), "guidance_scale": jnp.array([1.0, scale])}
+    with pytest.raises(ValueError, match=r"cond\['guidance_scale'\] must be above 0"):
+        model.sample(key, 2, cond=cond)
+
+
+def test_intervals_are_named_as_they_were_given(model):
+    with pytest.raises(
+        ValueError, match="^guidance_interval is for networks that are told"
+    ):
+        model.sample(jax.random.key(0), 2, guidance=2.0, guidance_interval=(0.1, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("class_labels", "labels"), ("guidance_scale", "guidance"), ("scale", "guidance")],
+)
+def test_arguments_of_other_names_are_said(model, name, argument):
+    with pytest.raises(TypeError, match=f"no argument '{name}'; give {argument}="):
+        model.sample(jax.random.key(0), 2, **{name: 1})
