@@ -146,7 +146,5 @@ def _told(name, value, default, shape):
     # Where the values are known: under `jax.jit` a scale of 0 or less gives NaN.
     known = known_reals(name, value)
     if name == "guidance_scale" and known is not None and not np.all(known > 0):
-        raise ValueError(
-            f"{name} must be above 0, where 1 is no guidance, got {shown(value)}"
-        )
+        raise ValueError(f"{name} must be above 0 (1 is no guidance), got {shown(value)}")
     return jnp.asarray(value).astype(jnp.float32)

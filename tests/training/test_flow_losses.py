@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -465,7 +466,8 @@ def test_times_are_of_each_sample(time):
             with pytest.raises(
                 ValueError, match=r"must be one time per sample, of shape \(4,\)"
             ):
-                loss.at(apply_fn, 1.0, *targets, x, x, *times, {})
+                at: Any = loss.at
+                at(apply_fn, 1.0, *targets, x, x, *times, {})
 
 
 @pytest.mark.parametrize("scale", [0.0, -2.0, 2.0])

@@ -99,4 +99,4 @@ def test_guidance_that_is_not_trained_is_said(tmp_path, network, loss, dropout, 
     if message is None:
         assert said is None
     else:
-        assert message in said and said.isprintable()
+        assert said and message in said and said.isprintable()
