@@ -17,8 +17,10 @@ from cmjax.guidance import Scale
 from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
 from cmjax.model_sampling import (
     ModelSampleOptions,
+    check_names,
     class_conditioning,
     guided_network,
+    of_guidance,
 )
 from cmjax.models.registry import sample_shape
 from cmjax.networks import check_network
@@ -139,8 +141,9 @@ class Model:
         Args:
             scale: of the guidance; 1 is none. None is what the network recommends if it is told a
                 scale, and no guidance otherwise.
-            interval: the noise levels (low, high) to guide at; None for all, or for those that the
-                network recommends.
+            interval: the noise levels (low, high) to guide at, or for a network that is told a
+                scale the times, 0 (data) to 1 (noise); None for all, or for those that the network
+                recommends.
 
         Raises:
             ValueError: if the model has no null class, or for a wrong scale or interval.
@@ -213,7 +216,8 @@ class Model:
             guidance: scale of guidance, for a network with a null class or one that is told a
                 scale: a number, one per sample `[num]`, or a function of sigma. 1 is none, and None
                 what the network recommends, or none. See `guided`.
-            guidance_interval: the noise levels (low, high) to guide at; None for all.
+            guidance_interval: the noise levels (low, high) to guide at, or for a network that is
+                told a scale the times, 0 (data) to 1 (noise); None for all.
             latents: whether a latent model returns its samples as they are, and not the pictures
                 that its autoencoder makes of them.
             num_inference_steps: number of steps; None means one, unless `options` give the levels.
@@ -230,12 +234,18 @@ class Model:
         Raises:
             ValueError: for labels that the model does not have, and for whatever `cmjax.sample`
                 rejects.
+            TypeError: for an argument that there is none of.
         """
+        check_names(options)
         if not is_int(num, 1, LARGEST):
             raise ValueError(f"num must be a positive integer, got {shown(num)}")
         if not isinstance(latents, bool):
             raise ValueError(f"latents must be True or False, got {shown(latents)}")
-        apply_fn = self.guided(guidance, guidance_interval)
+        # Where `guided` says "scale" or "interval", there are other names here.
+        try:
+            apply_fn = self.guided(guidance, guidance_interval)
+        except ValueError as error:
+            raise ValueError(of_guidance(error)) from None
         cond = class_conditioning(
             options.pop("cond", None),
             labels,

@@ -26,6 +26,36 @@ class ModelSampleOptions(SampleOptions, total=False):
     latents: bool
 
 
+# What a network is told as conditioning, and the arguments of `Model.sample` that say it.
+_ARGUMENTS = {
+    "class_labels": "labels",
+    "label": "labels",
+    "guidance_scale": "guidance",
+    "scale": "guidance",
+    "interval": "guidance_interval",
+}
+
+
+def check_names(options: Mapping[str, Any]) -> None:
+    """Raises TypeError for arguments of `Model.sample` that have another name there."""
+    for name in options:
+        if name in _ARGUMENTS:
+            raise TypeError(
+                f"Model.sample has no argument {name!r}; give {_ARGUMENTS[name]}=, or one value "
+                "per sample in cond"
+            )
+
+
+def of_guidance(error: ValueError) -> str:
+    """Returns a message about the scale or interval of `Model.guided` by their names here."""
+    message = str(error)
+    if message.startswith("scale"):
+        return message.replace("scale", "guidance", 1)
+    if message.startswith("interval"):
+        return f"guidance_{message}"
+    return message
+
+
 def guided_network(
     apply_fn: ApplyFn,
     config: Any,

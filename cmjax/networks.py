@@ -155,7 +155,7 @@ def parse_cond(cond: Any, batch: int, classes: int | None = None) -> dict[str, A
 
     Raises:
         ValueError: for what is no array, another leading axis, labels that are no classes, or a
-            scale or an interval of guidance that is not finite.
+            scale or an interval of guidance that is not finite, or a scale of 0 or less.
     """
     if cond is None:
         return {}
@@ -178,6 +178,10 @@ def _check_told(name, value):
     known = known_reals(f"cond[{name!r}]", value)
     if known is not None and not np.all(np.isfinite(known)):
         raise ValueError(f"cond[{name!r}] must be finite, got {shown(value)}")
+    if known is not None and name == "guidance_scale" and not np.all(known > 0):
+        raise ValueError(
+            f"cond[{name!r}] must be above 0, where 1 is no guidance, got {shown(value)}"
+        )
 
 
 def _per_sample(name, value, batch):

@@ -488,7 +488,9 @@ def test_a_network_told_a_guidance_scale_trains(folder):
     settings = changes(
         "loss.name=imf",
         "loss.largest_scale=8",
-        "loss.null_class=2",
+        "loss.null_class=3",
+        "network.null_class=true",
+        "run.label_dropout=0.1",
         "scheduler.class=FlowMapEulerDiscreteScheduler",
         "network.second_time=span",
         "network.guidance_embeds=true",

@@ -63,8 +63,10 @@ def test_the_same_scale_gives_the_same_function():
             None,
             "scale must be a number or one per sample: the network",
         ),
-        (2.0, (0.5, 0.1), "interval must be noise levels"),
-        (2.0, (0.1, np.inf), r"interval must be times from 0 .* got \(0.1, inf\)"),
+        (2.0, (0.5, 0.1), r"interval must be times .* lower one first.* got \(0.5, 0.1\)"),
+        (2.0, (0.1, np.inf), r"interval must be times \(low, high\) from 0 .*0.1, inf\)"),
+        (2.0, (-0.1, 0.5), r"interval must be times \(low, high\) from 0"),
+        (2.0, 0.5, r"interval must be times \(low, high\) from 0"),
     ],
 )
 def test_misuse(scale, interval, message):
@@ -125,3 +127,78 @@ def test_a_recommended_scale_is_left_to_the_network(model):
     with_default = dataclasses.replace(model, config=Config(**values))
     assert with_default.guided() is model.apply_fn
     assert with_default.guided(1) is not model.apply_fn
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_scales_of_no_meaning_are_refused_by_the_name_that_they_were_given_by(model, scale):
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="^guidance must be a positive number"):
+        model.sample(key, 2, guidance=scale)
+    cond = {"class_labels": jnp.array([0, 1]), "guidance_scale": jnp.array([1.0, scale])}
+    with pytest.raises(ValueError, match=r"cond\['guidance_scale'\] must be above 0"):
+        model.sample(key, 2, cond=cond)
+
+
+def test_intervals_are_named_as_they_were_given(model):
+    with pytest.raises(
+        ValueError, match="^guidance_interval is for networks that are told"
+    ):
+        model.sample(jax.random.key(0), 2, guidance=2.0, guidance_interval=(0.1, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("class_labels", "labels"), ("guidance_scale", "guidance"), ("scale", "guidance")],
+)
+def test_arguments_of_other_names_are_said(model, name, argument):
+    with pytest.raises(TypeError, match=f"no argument '{name}'; give {argument}="):
+        model.sample(jax.random.key(0), 2, **{name: 1})
+
+
+STD = 0.5  # of the data below
+MEANS = jnp.array([1.0, -2.0])  # one for each class
+
+
+def flow_map_of_classes(params, x, t, r, class_labels, guidance_scale, guidance_interval):
+    """The exact flow map of Gaussian data, whose mean the guidance moves for its share of time."""
+    t = t[:, None] / 1000
+    r = r[:, None] / 1000
+    share = guidance_interval[:, 1] - guidance_interval[:, 0]
+    mean = MEANS[class_labels] * (1 + (guidance_scale - 1) * share)
+    mean = mean[:, None]
+
+    # x_t = (1 - t) x0 + t z is normal, and the flow keeps its quantiles.
+    def std(time):
+        return jnp.sqrt((1 - time) ** 2 * STD**2 + time**2)
+
+    end = (1 - r) * mean + std(r) / std(t) * (x - (1 - t) * mean)
+    return params * (x - end) / jnp.maximum(t - r, 1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("scale", "interval", "factor"),
+    [
+        (1.0, (0.0, 1.0), 1.0),  # scale 1 is no guidance,
+        (3.0, (0.5, 0.5), 1.0),  # and neither is an empty interval
+        (3.0, (0.0, 1.0), 3.0),
+        (3.0, (0.25, 0.75), 2.0),
+    ],
+)
+def test_guided_samples_have_the_moments_that_they_should(steps, scale, interval, factor):
+    count = 4096
+    labels = jnp.arange(count) % 2
+    samples = cmjax.sample(
+        jax.random.key(0),
+        told_scale(flow_map_of_classes, scale, interval),
+        jnp.float32(1),
+        FlowMapEulerDiscreteScheduler(),
+        (count, 1),
+        num_inference_steps=steps,
+        cond={"class_labels": labels},
+    )
+    for label, mean in enumerate(MEANS):
+        # Within five standard errors, of 2,048 samples.
+        found = samples[labels == label]
+        assert found.mean() == pytest.approx(float(mean) * factor, abs=5 * STD / 45)
+        assert found.std() == pytest.approx(STD, abs=5 * STD / 64)

@@ -1,16 +1,18 @@
 """Zip archives, read in bounded memory: a folder in one is unpacked where nobody else looks."""
 
+import contextlib
 import functools
 import io
 import shutil
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.configs import one_line
 from cmjax.files import open_regular
 
 # Bytes of an archive's directory. That of the largest released model has under a tenth of one MiB.
@@ -45,6 +47,7 @@ class Unpacked:
     """The files of an archive in a temporary folder, which goes with the object.
 
     Attributes:
+        path: the archive.
         folder: the folder.
     """
 
@@ -55,6 +58,7 @@ class Unpacked:
             ValueError: if it is damaged, asks for files elsewhere, or grows to more than an archive
                 of numbers would.
         """
+        self.path = path
         self.folder = Path(tempfile.mkdtemp(prefix="cmjax-"))
         self._removed = weakref.finalize(
             self, shutil.rmtree, self.folder, ignore_errors=True
@@ -66,8 +70,17 @@ class Unpacked:
         # `zipfile` raises errors of many kinds for damaged archives; nothing of them runs.
         except Exception as error:
             self._removed()
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            reason = one_line(str(error)) or type(error).__name__
             raise ValueError(f"{path} is not a readable archive: {reason}") from None
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Names the archive in errors that name the temporary folder, of which no user knows."""
+        try:
+            yield
+        except ValueError as error:
+            message = str(error).replace(str(self.folder), str(self.path))
+            raise ValueError(message) from None
 
     def keep_for(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         """Returns tensors in these files, which keep the folder as long as they are there."""
@@ -81,9 +94,9 @@ class Unpacked:
 
 
 def _read(unpacked, tensor):
-    """Reads a tensor; `unpacked` is here to be kept."""
-    del unpacked
-    return tensor.read()
+    """Reads a tensor of an archive, which is kept by this, and named by the errors."""
+    with unpacked.named():
+        return tensor.read()
 
 
 def _unpack(archive: zipfile.ZipFile, folder: Path, largest: int) -> None:
@@ -95,11 +108,13 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, largest: int) -> None:
             f"it claims {len(entries)} files of {claimed} bytes, more than such numbers grow to"
         )
     for entry in entries:
-        parts = PurePosixPath(entry.filename).parts
-        odd = not parts or parts[0] == "/" or ".." in parts or "\\" in entry.filename
-        if odd or not entry.filename.isprintable() or ":" in entry.filename:
+        # "//x" is absolute too, and keeps both of its slashes as the first part.
+        path = PurePosixPath(entry.filename)
+        target = folder.joinpath(*path.parts)
+        odd = path.is_absolute() or not path.parts or ".." in path.parts
+        odd = odd or "\\" in entry.filename or ":" in entry.filename
+        if odd or not entry.filename.isprintable() or not target.is_relative_to(folder):
             raise ValueError(f"it has a file of the name {entry.filename[:200]!r}")
-        target = folder.joinpath(*parts)
         target.parent.mkdir(parents=True, exist_ok=True)
 
         # Written anew, so that two entries cannot share a name; `zipfile` stops at the size that

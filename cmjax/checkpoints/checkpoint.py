@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from cmjax.arrays import ApplyFn, floating_dtype
 from cmjax.autoencoder import Autoencoder
 from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.configs import one_line
 from cmjax.model import Model, check_latents
 from cmjax.models import from_nnx
 from cmjax.models.registry import abstract_network, network_name
@@ -147,14 +148,12 @@ class StoredNetwork:
             wanted[stored_name] = tuple(leaf.shape[axis] for axis in axes)
         problems = _problems(wanted, self.tensors)
         if problems:
-            # In one line, whatever the names in a file are.
-            problems = [" ".join(problem.split()) for problem in problems]
             more = ""
             if len(problems) > 10:
                 more = f"; and {len(problems) - 10} more"
             raise ValueError(
                 f"{self.files[0]}: {len(problems)} tensors do not fit the network: "
-                f"{'; '.join(problems[:10])}{more}"
+                f"{'; '.join(map(one_line, problems[:10]))}{more}"
             )
         return apply_fn, abstract
 

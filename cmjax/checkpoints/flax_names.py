@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 
 from cmjax.checkpoints.tensors import StoredTensor, by_name
+from cmjax.configs import one_line
 
 # Parts of a training state: moving averages of the parameters first, since they are what is
 # sampled.
@@ -49,7 +50,7 @@ def used_parameters(
     others = sorted(parts - {chosen})
     if others:
         count = len(tensors) - len(used)
-        note = f"{note}; ignored: {', '.join(others)[:200]} ({count} arrays)"
+        note = f"{note}; ignored: {one_line(', '.join(others), 200)} ({count} arrays)"
     return used, note
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from cmjax.checkpoints.pickle_machine import Machine, Name, RefusedError, brief
 from cmjax.checkpoints.tensors import StoredTensor, check_file
+from cmjax.configs import one_line
 from cmjax.files import open_regular
 
 # NumPy's short names of dtypes, as pickles have them.
@@ -66,7 +67,8 @@ def open_pickle(path: Path) -> dict[str, StoredTensor]:
             tree = _Machine().run(_instructions(file, path.stat().st_size))
         found = _flattened(path, tree)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable pickle of arrays: {error}") from None
+        reason = one_line(str(error), 1000)
+        raise ValueError(f"{path} is not a readable pickle of arrays: {reason}") from None
     claimed = sum(math.prod(array.shape) * array.dtype.itemsize for array in found.values())
     if claimed > MOST_SHARING * path.stat().st_size + 2**20:
         raise ValueError(f"{path}: its arrays claim {claimed} bytes by repeating values")

@@ -16,10 +16,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from cmjax.checkpoints.archives import MOST_GROWTH
 from cmjax.checkpoints.flax_msgpack import open_msgpack
 from cmjax.checkpoints.json_files import read_json
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.configs import shown
+from cmjax.configs import one_line, shown
 
 METADATA = "_METADATA"  # names of all arrays
 DATABASE = "manifest.ocdbt"
@@ -107,7 +108,19 @@ def open_orbax(folder: Path) -> dict[str, StoredTensor]:
             found[name] = _unread(folder, name, driver, *description)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{folder}: the array {name}: {_why(error)}") from None
+    _check_claims(folder, found)
     return found
+
+
+def _check_claims(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raises ValueError if arrays claim more memory than the files of a folder can hold."""
+    claimed = sum(math.prod(x.shape) * x.dtype.itemsize for x in tensors.values())
+    held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if claimed > MOST_GROWTH * held + 2**20:
+        raise ValueError(
+            f"{folder} claims arrays of {claimed} bytes in files of {held}, more than such "
+            "numbers grow to"
+        )
 
 
 def _arrays(folder: Path) -> tuple[list[str], tuple[str, str]]:
@@ -216,6 +229,5 @@ def _sizes(name: str, description: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _why(error: Exception) -> str:
-    """Returns the first line of an error, shortened."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    """Returns an error in one line, shortened."""
+    return one_line(str(error)) or type(error).__name__

@@ -69,11 +69,8 @@ def open_file(path: Path, config: Config = None) -> Checkpoint:
         folder = find_checkpoint(unpacked.folder)
         if folder is None:
             raise ValueError(f"{path} holds no checkpoint of PyTorch or Orbax")
-        try:
+        with unpacked.named():
             tensors = unpacked.keep_for(open_orbax(folder))
-        except ValueError as error:
-            message = str(error).replace(str(folder), str(path))
-            raise ValueError(message) from None
         return _of_flax(path, tensors, config)
 
     # Maps of MessagePack, as Flax writes them, begin with one of these bytes.

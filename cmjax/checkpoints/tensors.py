@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cmjax.configs import one_line
 from cmjax.files import check_regular, give_usual_mode, open_regular
 
 # Bytes of a safetensors file's header, which holds some 100 for each tensor: 4 MiB are 40,000
@@ -100,7 +101,7 @@ def by_name(
     found: dict[str, StoredTensor] = {}
     for name, tensor in tensors:
         if name in found:
-            raise ValueError(f"{where} has two tensors for {name}")
+            raise ValueError(f"{where} has two tensors for {one_line(name)}")
         found[name] = tensor
     return found
 
@@ -123,7 +124,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     for name, (_, dtype) in headers.items():
         if dtype not in SAFETENSORS_DTYPES:
             raise ValueError(
-                f"{path}: tensor {name} has dtype {dtype}; known are "
+                f"{path}: tensor {one_line(name)} has dtype {dtype}; known are "
                 f"{', '.join(SAFETENSORS_DTYPES)}"
             )
 
@@ -168,7 +169,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="numpy") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+        reason = one_line(str(error), 1000)
+        raise ValueError(f"{path} is not a readable safetensors file: {reason}") from None
 
 
 def write_safetensors(

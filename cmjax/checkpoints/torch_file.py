@@ -20,6 +20,7 @@ import numpy as np
 from cmjax.checkpoints.archives import BoundedReads
 from cmjax.checkpoints.pickle_machine import Machine, Name, RefusedError, brief
 from cmjax.checkpoints.tensors import StoredTensor, check_file
+from cmjax.configs import one_line
 from cmjax.files import open_regular
 
 # Kinds of storages in torch -> dtypes in NumPy.
@@ -120,8 +121,8 @@ def _why(path: Path, error: Exception) -> str:
     except OSError:
         pass
     if isinstance(error, zipfile.BadZipFile):
-        return f"{error}; give a whole one, or the folder of a model"
-    return str(error) or type(error).__name__
+        return f"{one_line(str(error))}; give a whole one, or the folder of a model"
+    return one_line(str(error), 1000) or type(error).__name__
 
 
 def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -262,11 +263,12 @@ def _stored(
         type(n) is int and 0 <= n < 2**63 for n in numbers
     ):
         raise ValueError(
-            f"{path}: tensor {name} has a shape, strides or offset that makes no sense"
+            f"{path}: tensor {one_line(name)} has a shape, strides or offset that makes no sense"
         )
     if entry is None or entry.file_size != storage.size * storage.dtype.itemsize:
         raise ValueError(
-            f"{path}: the storage of tensor {name} is missing or not of the size that it claims"
+            f"{path}: the storage of tensor {one_line(name)} is missing or not of the size that "
+            "it claims"
         )
 
     # The place of the last value: offset + sum of (n - 1) * stride over the axes. The stride of an
@@ -279,7 +281,7 @@ def _stored(
         (n - 1) * step for n, step in zip(tensor.shape, steps, strict=True)
     )
     if math.prod(tensor.shape) and last >= storage.size:
-        raise ValueError(f"{path}: tensor {name} reaches beyond its storage")
+        raise ValueError(f"{path}: tensor {one_line(name)} reaches beyond its storage")
 
     def read():
         with open_regular(path) as file:
@@ -292,7 +294,7 @@ def _stored(
             start = entry.header_offset + 30 + name_length + extra_length
             if header[:4] != ZIP_MAGIC or start + entry.file_size > path.stat().st_size:
                 raise ValueError(
-                    f"{path}: the storage of tensor {name} is not where the archive says"
+                    f"{path}: the storage of tensor {one_line(name)} is not where the archive says"
                 )
 
         # An empty file cannot be mapped.

@@ -69,7 +69,8 @@ guiding = group_of(
     click.option(
         "--guidance-interval",
         type=Numbers(float, "0.2,1.6"),
-        help="The noise levels, lowest and highest, to guide at.  [default: all]",
+        help="The noise levels, lowest and highest, to guide at; for a network that is told a "
+        "scale, the times, 0 (data) to 1 (noise).  [default: all]",
     ),
 )
 

@@ -129,19 +129,28 @@ def _numbers(name: str, value: Any) -> Any:
     return known if known.ndim else float(known)
 
 
-def interval_ends(name: str, interval: Any) -> tuple[float, float]:
-    """Returns the ends of an interval of noise levels as numbers of Python.
+def interval_ends(
+    name: str, interval: Any, *, of_times: bool = False
+) -> tuple[float, float]:
+    """Returns the ends of an interval of noise levels, or of times, as numbers of Python.
 
     Args:
         name: the argument's name, for the error.
-        interval: (low, high); high may be infinite.
+        interval: (low, high); the high one of levels may be infinite.
+        of_times: whether they are times, 0 (data) to 1 (noise).
 
     Raises:
-        ValueError: unless they are numbers, 0 or more, the lower one first.
+        ValueError: unless they are numbers, 0 or more, the lower one first; of times, up to 1.
     """
     ends = as_numpy(name, interval)
     is_pair = ends.shape == (2,) and not np.iscomplexobj(ends) and ends.dtype != bool
-    if not is_pair or not 0 <= ends[0] <= ends[1] or ends[0] == np.inf:
+    is_ascending = is_pair and 0 <= ends[0] <= ends[1] and ends[0] < np.inf
+    if of_times and not (is_ascending and ends[1] <= 1):
+        raise ValueError(
+            f"{name} must be times (low, high) from 0 (data) to 1 (noise), the lower one first, "
+            f"for a network that is told one, got {shown(interval)}"
+        )
+    if not is_ascending:
         raise ValueError(
             f"{name} must be noise levels (low, high) with 0 <= low <= high, "
             f"got {shown(interval)}"

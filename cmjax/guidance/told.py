@@ -55,16 +55,11 @@ def told_scale(
     # The interval, which only some of these networks take.
     ends = None
     if interval is not None:
-        ends = interval_ends("interval", interval)
         if not takes(apply_fn, "guidance_interval"):
             raise ValueError(
                 "interval is for networks that are told one, and this one is told a scale only"
             )
-        if ends[1] > 1:
-            raise ValueError(
-                "interval must be times from 0 (data) to 1 (noise) for a network that is told "
-                f"one, got {shown(interval)}"
-            )
+        ends = interval_ends("interval", interval, of_times=True)
 
     return cached_unless_tracing(_told, apply_fn, scale, ends)
 

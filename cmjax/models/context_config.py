@@ -78,6 +78,11 @@ class ContextConfig:
         return self.in_channels
 
     @property
+    def shortest_time(self) -> float:
+        """The time below which velocities are divided by this one; 0 for those as they are."""
+        return 0.0
+
+    @property
     def guidance_embeds(self) -> bool:
         """Whether the network is told a guidance scale: it is."""
         return True

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cmjax.arrays import known_reals
+from cmjax.configs import shown
 from cmjax.models import embeddings, second_head
 from cmjax.models.token_layers import ContextTokens, RMSNorm
 
@@ -73,8 +75,8 @@ class ContextTransformer(nnx.Module):
             `[B, num_tokens, width]`, in the dtype of `image`.
 
         Raises:
-            ValueError: if labels are missing or none of the model's, or the scale or interval has
-                another shape.
+            ValueError: if labels are missing or none of the model's, the scale or interval has
+                another shape, or a scale is known to be 0 or less.
         """
         config = self.config
         batch = len(image)
@@ -140,4 +142,9 @@ def _told(name, value, default, shape):
         return jnp.broadcast_to(jnp.asarray(default, jnp.float32)[None], shape)
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
+
+    # Where the values are known: under `jax.jit` a scale of 0 or less gives NaN.
+    known = known_reals(name, value)
+    if name == "guidance_scale" and known is not None and not np.all(known > 0):
+        raise ValueError(f"{name} must be above 0 (1 is no guidance), got {shown(value)}")
     return jnp.asarray(value).astype(jnp.float32)

@@ -10,8 +10,6 @@ from cmjax.models.on_meshes import on_any_mesh
 from cmjax.models.pixel_mean_flow_config import PixelMeanFlowConfig
 from cmjax.models.token_layers import drawn, rotary_angles
 
-SHORTEST_TIME = 0.05  # below it the velocity is that of this time
-
 
 class PixelMeanFlow(ContextTransformer):
     """A transformer `(x, t, r, class_labels, guidance_scale, guidance_interval) -> velocity`.
@@ -85,7 +83,7 @@ class PixelMeanFlow(ContextTransformer):
         x0 = self.output(h, angles, second_head)
 
         # u = (x - x0) / t, in float32 since it is a difference.
-        time = jnp.clip(t, SHORTEST_TIME, 1.0)[:, None, None, None]
+        time = jnp.clip(t, config.shortest_time, 1.0)[:, None, None, None]
         start = x.astype(jnp.float32)
         if second_head:
             start = jnp.concatenate([start, start], axis=-1)

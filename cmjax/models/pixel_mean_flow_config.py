@@ -57,6 +57,11 @@ class PixelMeanFlowConfig(ContextConfig):
         "noise_scale": (1e-3, 1e3),
     }
 
+    @property
+    def shortest_time(self) -> float:
+        """The time below which x - x0 is divided by this one; the loss must do the same."""
+        return 0.05
+
     def __post_init__(self):
         check_options(self)
         if self.attention_head_dim % 4:

@@ -193,6 +193,34 @@ def _open_data(config, model):
     return source
 
 
+def untrained(config: TrainConfig, model: Model, loss: Any) -> str:
+    """Says in one sentence which part of guidance a run leaves untrained, or returns "".
+
+    A run may mean to: one that goes on with a model of which that part is trained.
+    """
+    drops = "set run.label_dropout=0.1"
+    guided_by = getattr(loss, "guided_by", "")
+    leaves_out = config.run.label_dropout > 0
+    if guided_by and not leaves_out:
+        return (
+            f"loss.{guided_by} guides by samples without a class, of which this run has none: "
+            f"{drops}"
+        )
+
+    # A network that is told a scale which never differs does not learn what it means.
+    if getattr(model.config, "guidance_embeds", False) and not guided_by:
+        return (
+            "the network is told a scale of guidance, and this loss trains it at one scale only: "
+            "set loss.largest_scale, of imf"
+        )
+    if getattr(model.config, "null_class", False) and not leaves_out:
+        return (
+            "the null class of the network is never trained, so that its samples cannot be "
+            f"guided: {drops}"
+        )
+    return ""
+
+
 def _check_loss(config, model, loss):
     """Raises ValueError for a loss that would train without an error, but not this network."""
     # Labels are left out by the network's null class, so guidance by another is by a real class.
@@ -201,6 +229,15 @@ def _check_loss(config, model, loss):
         raise ValueError(
             f"loss.null_class {null_class} is not the null class of the network; set "
             f"loss.null_class={model.null_class}"
+        )
+
+    # Without a null class no label can be left out, and the guidance would be by a real class.
+    guided_by = getattr(loss, "guided_by", "")
+    if guided_by and (model.null_class is None or model.num_classes is None):
+        raise ValueError(
+            f"loss.{guided_by} guides by samples without a class, and the network has no null "
+            f"class; set network.null_class=true and run.label_dropout=0.1, or leave out "
+            f"loss.{guided_by}"
         )
 
     # A second head that no loss trains keeps its random parameters. That of a trained model may be
@@ -216,4 +253,13 @@ def _check_loss(config, model, loss):
         raise ValueError(
             "loss.second_head trains a head that the network does not have; set "
             "network.second_head_layers, or loss.second_head=false"
+        )
+
+    # Velocities near the data are those that the network can return.
+    shortest = getattr(model.config, "shortest_time", None)
+    trained = getattr(loss, "shortest_time", None)
+    if None not in (shortest, trained) and shortest != trained:
+        raise ValueError(
+            f"loss.shortest_time {trained} is not that of the network, which divides x - x0 by at "
+            f"least {shortest}; set loss.shortest_time={shortest}"
         )

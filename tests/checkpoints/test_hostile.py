@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 import zlib
 
 import jax
@@ -609,3 +610,24 @@ def test_not_finite_values_are_not_converted(weights, tmp_path, monkeypatch):
         and str(weights) in result.stderr
     )
     assert [path.name for path in tmp_path.iterdir()] == ["cmjax"]
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "\u202e", "x\ny", "x" * 5000])
+def test_names_of_tensors_are_shown_in_one_short_printable_line(tmp_path, name):
+    path, weights = tiny.write(tmp_path, "cmjax")
+    tensors = load_file(weights)
+    save_file({**tensors, name: np.zeros(2)}, weights)
+    with pytest.raises(ValueError, match="1 tensors do not fit the network") as caught:
+        open_checkpoint(path).load()
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_names_in_an_archive_are_shown_printable(tmp_path):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl\x1b[2J\u202e", b"N" * 100)
+    with pytest.raises(
+        ValueError, match=r"its entry x/data.pkl\?\[2J\? is compressed"
+    ) as caught:
+        open_checkpoint(path)
+    assert str(caught.value).isprintable()

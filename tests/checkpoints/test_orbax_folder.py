@@ -204,6 +204,19 @@ def test_archives_that_are_none(tmp_path, entries, message):
     assert [file.name for file in tmp_path.iterdir()] == ["x.zip"]
 
 
+@pytest.mark.parametrize("slashes", ["/", "//", "///"])
+def test_no_file_is_written_elsewhere(tmp_path, slashes):
+    """A path of two slashes is absolute, and not of the same parts as that of one."""
+    outside = tmp_path / "outside" / "x"
+    name = slashes + str(outside).removeprefix("/")
+    path = zipped(
+        tmp_path / "x.zip", [(name, b"x"), ("checkpoint", b""), ("_METADATA", b"")]
+    )
+    with pytest.raises(ValueError, match="it has a file of the name"):
+        open_checkpoint(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.zip"]
+
+
 def read_all(path, open_it):
     """Reads all tensors or is refused, in bounded memory."""
     tracemalloc.start()

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import cmjax
-from cmjax.models import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
+from cmjax.models import PIXEL_MEAN_FLOWS, PixelMeanFlow, PixelMeanFlowConfig
 from cmjax.models.registry import network_parts
 from cmjax.models.token_layers import rotary_angles, rotated
 from tests.support import pixel_mean_flow as reference
@@ -256,3 +256,21 @@ def test_output_of_the_reference_at_the_smallest_released_size(tmp_path):
     np.testing.assert_allclose(
         u[:, 5::32, 9::32], expected, atol=1e-4 * float(GOLDEN["B_16/std"])
     )
+
+
+def test_a_scale_of_0_is_refused_where_it_is_known():
+    config = PixelMeanFlowConfig(
+        sample_size=4,
+        patch_size=2,
+        num_layers=1,
+        num_attention_heads=1,
+        attention_head_dim=4,
+        mlp_channels=4,
+        num_class_embeds=2,
+    )
+    module = PixelMeanFlow(config, rngs=nnx.Rngs(0))
+    x = jnp.zeros((2, 4, 4, 3))
+    t = jnp.full(2, 500.0)
+    told = (jnp.array([0, 1]), jnp.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match="guidance_scale must be above 0"):
+        module(x, t, t, *told)

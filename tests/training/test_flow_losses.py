@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -444,6 +445,41 @@ def test_a_second_head_is_asked_of_networks_that_have_one():
 def test_networks_that_do_not_return_both_velocities(network, message):
     with pytest.raises(ValueError, match=message):
         value(ImprovedMeanFlow(second_head=True), network, STD, gaussian_batch(4))
+
+
+@pytest.mark.parametrize("time", [0.5, jnp.full(1, 0.5), jnp.full((4, 1), 0.5)])
+def test_times_are_of_each_sample(time):
+    x = jnp.ones((4, 2))
+    right = jnp.full(4, 0.5)
+    flow_map = cmjax.FlowMapEulerDiscreteScheduler()
+
+    def apply_fn(params, x, t, r):
+        return params * x
+
+    for loss, targets in (
+        (losses.MeanFlow(flow_map), ()),
+        (losses.ImprovedMeanFlow(flow_map), ()),
+        (losses.Shortcut(flow_map), (1.0,)),
+        (losses.InductiveMomentMatching(flow_map), (1.0,)),
+    ):
+        for times in ((time, right), (right, time)):
+            with pytest.raises(
+                ValueError, match=r"must be one time per sample, of shape \(4,\)"
+            ):
+                at: Any = loss.at
+                at(apply_fn, 1.0, *targets, x, x, *times, {})
+
+
+@pytest.mark.parametrize("scale", [0.0, -2.0, 2.0])
+def test_scales_of_guidance_are_of_each_sample_and_above_0(scale):
+    x = jnp.ones((4, 2))
+    t = jnp.full(4, 0.5)
+    loss = losses.ImprovedMeanFlow(
+        cmjax.FlowMapEulerDiscreteScheduler(), largest_scale=8.0, null_class=2
+    )
+    scales = jnp.full(4, scale) if scale <= 0 else scale
+    with pytest.raises(ValueError, match=r"scale must be one number per sample.*above 0"):
+        loss.at(lambda params, x, t, r, **cond: x, 1.0, x, x, t, t, {}, scale=scales)
 
 
 def test_intervals_of_guidance_are_of_each_sample():

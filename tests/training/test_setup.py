@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cmjax.training import config, setup
+from cmjax.training import config, reports, setup
 
 NETWORK = {
     "class": "PixelMeanFlow",
@@ -20,24 +20,83 @@ NETWORK = {
 }
 
 
+def sections(tmp_path, network=None, loss=None, run=None, layers=0):
+    """A configuration of a run on a few images of three classes."""
+    file = tmp_path / "d.npz"
+    images = np.zeros((8, 4, 4, 1), np.uint8)
+    np.savez(file, images=images, labels=np.arange(8) % 3)
+    return {
+        "network": network or {**NETWORK, "second_head_layers": layers},
+        "scheduler": {"class": "FlowMapEulerDiscreteScheduler"},
+        "loss": {"name": "imf", **(loss or {})},
+        "data": {"source": str(file)},
+        "run": {"batch_size": 4, **(run or {})},
+    }
+
+
 @pytest.mark.parametrize(
     ("layers", "loss", "message"),
     [
         (0, {"null_class": 1}, "loss.null_class 1 .* set loss.null_class=3"),
         (1, {}, "second_head_layers 1 .* set loss.second_head=true"),
         (0, {"second_head": True}, "loss.second_head .* set network.second_head_layers"),
+        (0, {}, r"loss.shortest_time 0.0 is not that .* set loss.shortest_time=0.05"),
+        (0, {"shortest_time": 0.1}, "loss.shortest_time 0.1 is not that of the network"),
     ],
 )
 def test_a_loss_that_does_not_go_with_the_network(tmp_path, layers, loss, message):
-    file = tmp_path / "d.npz"
-    images = np.zeros((8, 4, 4, 1), np.uint8)
-    np.savez(file, images=images, labels=np.arange(8) % 3)
-    sections = {
-        "network": {**NETWORK, "second_head_layers": layers},
-        "scheduler": {"class": "FlowMapEulerDiscreteScheduler"},
-        "loss": {"name": "imf", **loss},
-        "data": {"source": str(file)},
-        "run": {"batch_size": 4},
-    }
+    values = sections(tmp_path, loss=loss, layers=layers)
     with pytest.raises(ValueError, match=message):
-        setup.make_run(config.from_values(sections))
+        setup.make_run(config.from_values(values))
+
+
+DIT = {
+    "class": "DiT",
+    "sample_size": 4,
+    "in_channels": 1,
+    "out_channels": 1,
+    "num_layers": 1,
+    "num_attention_heads": 1,
+    "num_class_embeds": 3,
+    "second_time": "span",
+    "time_scale": 0.01,
+}
+GUIDED = {"name": "mean_flow", "kappa": 0.5, "null_class": 3}
+
+
+@pytest.mark.parametrize("loss", [GUIDED, {"largest_scale": 8.0, "null_class": 2}])
+@pytest.mark.parametrize("changes", [{}, {"num_class_embeds": None}])
+def test_guidance_inside_needs_a_null_class(tmp_path, loss, changes):
+    network = {name: x for name, x in (DIT | changes).items() if x is not None}
+    values = sections(tmp_path, network=network, loss=loss)
+    with pytest.raises(
+        ValueError, match="set network.null_class=true and run.label_dropout"
+    ):
+        setup.make_run(config.from_values(values))
+
+
+TOLD = {"largest_scale": 8.0, "null_class": 3, "shortest_time": 0.05}
+WITH_NULL = {**DIT, "null_class": True}
+
+
+@pytest.mark.parametrize(
+    ("network", "loss", "dropout", "message"),
+    [
+        (WITH_NULL, GUIDED, 0.0, "loss.kappa guides by samples without a class"),
+        (WITH_NULL, GUIDED, 0.1, None),
+        (NETWORK, TOLD, 0.0, "loss.largest_scale guides by samples without a class"),
+        (NETWORK, TOLD, 0.1, None),
+        (NETWORK, {"shortest_time": 0.05}, 0.1, "this loss trains it at one scale only"),
+        (WITH_NULL, {"name": "mean_flow"}, 0.0, "the null class of the network is never"),
+        (WITH_NULL, {"name": "mean_flow"}, 0.1, None),
+        (DIT, {"name": "mean_flow"}, 0.0, None),
+    ],
+)
+def test_guidance_that_is_not_trained_is_said(tmp_path, network, loss, dropout, message):
+    values = sections(tmp_path, network, loss, {"label_dropout": dropout})
+    run = setup.make_run(config.from_values(values))
+    said = reports.summarize(run, next(run.batches())).get("guidance")
+    if message is None:
+        assert said is None
+    else:
+        assert said and message in said and said.isprintable()

@@ -94,6 +94,11 @@ class Loss(abc.ABC):
             step: training step, i32[].
         """
 
+    @property
+    def guided_by(self) -> str:
+        """The option that makes the loss guide by samples without a class; "" for no guidance."""
+        return ""
+
     def target_decay_at(self, step: jax.Array) -> jax.Array | None:
         """Returns the decay of the target's moving average at a training step, f32[].
 

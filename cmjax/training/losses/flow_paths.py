@@ -83,6 +83,24 @@ def draw_times(
     return jnp.where(is_uniform, uniform, t)
 
 
+def check_times(data: jax.Array, **times: Any) -> None:
+    """Checks that times are given for each sample, f32[B].
+
+    Args:
+        data: `[B, ...]`.
+        **times: the times by the names of their arguments.
+
+    Raises:
+        ValueError: naming the one that has another shape.
+    """
+    for name, values in times.items():
+        if jnp.shape(values) != data.shape[:1]:
+            raise ValueError(
+                f"{name} must be one time per sample, of shape {data.shape[:1]}, got shape "
+                f"{jnp.shape(values)}; repeat what is the same for all by jnp.full"
+            )
+
+
 def draw_noise(key: jax.Array, data: jax.Array, scheduler: Any) -> jax.Array:
     """Returns the noise that the paths of a scheduler end at, f32[B, ...] in the shape of the data.
 

@@ -6,14 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, combine
-from cmjax.configs import LARGEST
+from cmjax.arrays import ApplyFn, combine, known_reals
+from cmjax.configs import LARGEST, shown
 from cmjax.training.losses.base import Loss, split_batch
 from cmjax.training.losses.flow_paths import (
     both_velocities,
     check_flow_scheduler,
+    check_times,
     draw_noise,
     mean_velocity,
     on_path,
@@ -119,6 +121,11 @@ class ImprovedMeanFlow(Loss):
                 "u learns from: give one above 0, or second_head=False"
             )
 
+    @property
+    def guided_by(self) -> str:
+        """The option that guides; see `Loss`."""
+        return "largest_scale" if self.largest_scale > 1 else ""
+
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `frozen` and `step` are not used."""
         del frozen, step
@@ -170,7 +177,12 @@ class ImprovedMeanFlow(Loss):
             scale: guidance scales, f32[B]; None for a network that is not told them.
             interval: times that guidance acts at, f32[B, 2], lowest and highest; None for a network
                 that is not told them.
+
+        Raises:
+            ValueError: for times or guidance of another shape, or a scale that is known to be 0
+                or less.
         """
+        check_times(data, t=t, r=r)
         network = mean_velocity(apply_fn, self.scheduler)
         told = with_guidance(cond, scale, interval)
 
@@ -253,8 +265,14 @@ def guidance_at(
         interval: f32[B, 2], or None.
 
     Raises:
-        ValueError: for an interval of another shape.
+        ValueError: for an interval of another shape, or a scale that is known to be 0 or less.
     """
+    known = None if scale is None else known_reals("scale", scale)
+    if known is not None and (known.shape != t.shape or not np.all(known > 0)):
+        raise ValueError(
+            f"scale must be one number per sample, of shape {t.shape}, above 0, where 1 is no "
+            f"guidance, got {shown(scale)}"
+        )
     if interval is not None and jnp.shape(interval) != (len(t), 2):
         raise ValueError(
             f"interval must have shape {(len(t), 2)}, lowest and highest time of each sample, "

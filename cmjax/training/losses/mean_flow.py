@@ -14,6 +14,7 @@ from cmjax.training.losses.base import Loss, split_batch
 from cmjax.training.losses.flow_paths import (
     TIME_DOMAINS,
     check_flow_scheduler,
+    check_times,
     draw_noise,
     draw_times,
     mean_velocity,
@@ -109,8 +110,15 @@ class MeanFlow(Loss):
             )
 
     @property
+    def guided_by(self) -> str:
+        """The option that guides; see `Loss`."""
+        if self.omega != 1:
+            return "omega"
+        return "kappa" if self.kappa != 0 else ""
+
+    @property
     def _guides(self):
-        return self.omega != 1 or self.kappa != 0
+        return bool(self.guided_by)
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `frozen` and `step` are not used."""
@@ -141,7 +149,11 @@ class MeanFlow(Loss):
             t: times, f32[B], from 0 (data) to 1.
             r: where the mean ends, f32[B], from 0 to t.
             cond: per-sample conditioning.
+
+        Raises:
+            ValueError: for times of another shape.
         """
+        check_times(data, t=t, r=r)
         network = mean_velocity(apply_fn, self.scheduler)
 
         # The samples (1 - t) x0 + t z, their velocity z - x0, and the velocity that is learned.

@@ -13,6 +13,7 @@ from cmjax.meshes import with_automatic_axes
 from cmjax.training.losses.base import Loss, split_batch
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
+    check_times,
     draw_noise,
     mean_velocity,
     on_path,
@@ -112,7 +113,11 @@ class InductiveMomentMatching(Loss):
             t: where steps begin, f32[B], the same for all samples of a group.
             s: where they end, f32[B], likewise.
             cond: per-sample conditioning.
+
+        Raises:
+            ValueError: for times of another shape.
         """
+        check_times(data, t=t, s=s)
         network = mean_velocity(apply_fn, self.scheduler)
         r = self._lower_time(t, s)
 

@@ -13,6 +13,7 @@ from cmjax.meshes import with_automatic_axes
 from cmjax.training.losses.base import Loss, split_batch
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
+    check_times,
     draw_noise,
     mean_velocity,
     on_path,
@@ -106,7 +107,11 @@ class Shortcut(Loss):
             length: of the steps, f32[B]: 1 / num_steps for all but the first samples of the batch,
                 as many as `consistency_fraction` says, which compare steps.
             cond: per-sample conditioning.
+
+        Raises:
+            ValueError: for times of another shape.
         """
+        check_times(data, t=t, length=length)
         network = mean_velocity(apply_fn, self.scheduler)
 
         # The samples (1 - t) x0 + t z, and their velocity z - x0.
