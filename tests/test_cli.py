@@ -97,12 +97,12 @@ def test_by_default_a_labelled_grid_and_a_line(folders, tmp_path, monkeypatch):
     result = CliRunner().invoke(cli.main, ["sample", "--model", str(folders / "classes")])
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""  # one batch, and nobody at a terminal: no bar
-    pattern = r"60 samples in samples\.png: 1 network call on cpu, "
+    pattern = r"64 samples in samples\.png: 1 network call on cpu, "
     pattern += r"compile \d+\.\d s, run \d+\.\d s\n"
     assert re.fullmatch(pattern, result.stdout), result.stdout
     assert os.listdir(tmp_path) == ["samples.png"]
     with Image.open("samples.png") as picture:  # ten columns of 8 pixels, eightfold
-        assert (picture.mode, picture.size) == ("L", (4 + 10 * 68, 4 + 6 * 84))
+        assert (picture.mode, picture.size) == ("L", (4 + 10 * 68, 4 + 7 * 84))
 
 
 def test_the_bundled_model_needs_no_arguments(tmp_path, monkeypatch):
@@ -110,9 +110,9 @@ def test_the_bundled_model_needs_no_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.main, ["sample"])
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith("60 samples in samples.png: 1 network call on cpu, ")
+    assert result.stdout.startswith("64 samples in samples.png: 1 network call on cpu, ")
     with Image.open("samples.png") as picture:  # ten columns of 28 pixels, doubled
-        assert (picture.mode, picture.size) == ("L", (4 + 10 * 60, 4 + 6 * 76))
+        assert (picture.mode, picture.size) == ("L", (4 + 10 * 60, 4 + 7 * 76))
 
 
 def test_a_model_without_classes(run, arrays, folders):

@@ -30,7 +30,7 @@ def main(ctx: click.Context) -> None:
 
     \b
     Examples:
-      cmjax sample                              60 digits in samples.png, one network call each
+      cmjax sample                              64 digits in samples.png, one network call each
       cmjax sample --labels 3,1,4 --steps 2     threes, ones and fours, in two steps
       cmjax edit inpaint                        the lower half of a digit, repainted
       cmjax info cd_imagenet64_lpips.pt         describes a model of OpenAI, diffusers or cmjax

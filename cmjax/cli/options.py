@@ -146,14 +146,13 @@ sampling = group_of(
 )
 
 
-def num(default: int | None, help: str, least: int = 1, shown: str = "") -> Decorator:
+def num(default: int, help: str, least: int = 1) -> Decorator:
     """Returns the option `--num`, the number of samples.
 
     Args:
-        default: if it is not given; None for one that depends on the model.
+        default: if it is not given.
         help: what these samples are.
         least: the smallest number that makes sense.
-        shown: what the help says of the default, in place of the number.
     """
     # A sample's key is made of 32 bits of its number.
     return click.option(
@@ -162,7 +161,7 @@ def num(default: int | None, help: str, least: int = 1, shown: str = "") -> Deco
         type=click.IntRange(least, 2**32),
         metavar="N",
         default=default,
-        show_default=shown or True,
+        show_default=True,
         help=help,
     )
 

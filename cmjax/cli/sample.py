@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 PICTURE = ".png"
 TILE = 64  # pixels that a sample's side is enlarged to, at least
-NUM = 64  # number of samples, unless a grid's last row would not be full
 
 
 @click.command()
 @options.sampling
-@options.num(None, "Number of samples.", shown=f"{NUM}, or what fills rows of classes")
+@options.num(64, "Number of samples.")
 @options.batch_size()
 @click.option(
     "--out",
@@ -36,7 +35,7 @@ def sample(
     model: str | None,
     scheduler: str | None,
     settings: tuple[tuple[str, object], ...],
-    num: int | None,
+    num: int,
     steps: int | None,
     timesteps: list[float] | None,
     sigmas: list[float] | None,
@@ -57,7 +56,7 @@ def sample(
 
     \b
     Examples:
-      cmjax sample                                   60 digits in samples.png, in one step
+      cmjax sample                                   64 digits in samples.png, in one step
       cmjax sample --steps 2                         in two steps
       cmjax sample --timesteps 22,0                  two steps, at levels you choose from the
                                                      training grid (0 is the noisiest)
@@ -99,8 +98,6 @@ def sample(
         guidance=guidance,
         guidance_interval=guidance_interval,
     )
-    period = len(classes) if classes else 1
-    num = num or _full_rows(out, period)
     terminal.print_notes()
     generated = generate(loaded, request, num, batch_size=batch_size, progress=not quiet)
 
@@ -109,6 +106,7 @@ def sample(
     if signal.getsignal(signal.SIGINT) is interrupts.leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        period = len(classes) if classes else 1
         _write(out, generated, loaded, period)
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}") from None
@@ -119,20 +117,6 @@ def sample(
             f"{wording.counted(num, 'sample')} in {out}: {calls} on {device}, "
             f"compile {generated.compile_seconds:.1f} s, run {generated.run_seconds:.1f} s"
         )
-
-
-def _full_rows(path: Path, period: int) -> int:
-    """Returns how many samples are drawn by default: all rows of a grid are full.
-
-    Args:
-        path: the file that they are for; its suffix says whether there is a grid.
-        period: number of samples after which the labels repeat.
-    """
-    from cmjax.images import tidy_columns
-
-    if path.suffix.lower() != PICTURE:
-        return NUM
-    return NUM - NUM % tidy_columns(NUM, period)
 
 
 def _write(path: Path, generated: "Generated", model: "Model", period: int) -> None:
