@@ -36,6 +36,7 @@ _SUBMODULES = (
     "models",
     "networks",
     "parametrization",
+    "printing",
     "processes",
     "progress",
     "random",

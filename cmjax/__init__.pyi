@@ -25,6 +25,7 @@ from cmjax import model_sampling as model_sampling
 from cmjax import models as models
 from cmjax import networks as networks
 from cmjax import parametrization as parametrization
+from cmjax import printing as printing
 from cmjax import processes as processes
 from cmjax import progress as progress
 from cmjax import random as random

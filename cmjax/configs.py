@@ -139,14 +139,6 @@ def shown(value: Any, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]} ..."
 
 
-def one_line(text: str, most: int = 300) -> str:
-    """Returns a text from a file as errors show it: printable, in one line, of `most` letters."""
-    # Control letters and halves of surrogate pairs would move a cursor, or could not be printed.
-    text = " ".join(text[: most + 1].split())
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= most else f"{text[:most]} ..."
-
-
 def is_int(value: Any, low: float | None = None, high: float | None = None) -> bool:
     """Returns whether `value` is an integer from `low` to `high`; None means no bound."""
     # A boolean is an `int` in Python, but num_steps=True is a mistake.

@@ -53,6 +53,7 @@ GROUPS = {
         "progress",
         "interrupts",
         "spelling",
+        "printing",
         "former_names",
         "system",
         "cli",

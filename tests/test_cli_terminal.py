@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import cmjax
 from cmjax import cli
-from cmjax.cli import terminal
+from cmjax.printing import one_line, printable
 from tests.support import checkpoints as tiny
 from tests.support.cli import assert_one_line, program, succeeded
 
@@ -28,13 +28,11 @@ def assert_harmless(text):
 
 
 def test_only_visible_characters_are_printed():
-    assert terminal.printable("café 漢字 ok") == "café 漢字 ok"
-    assert terminal.printable(EVIL).startswith(
-        "a\\x1b[2J\\x1b]0;owned\\x07\\r\\x08\\x9b31m\\n"
-    )
-    assert terminal.printable("a\nb", keep="\n") == "a\nb"
-    assert terminal.printable("\udce9\u202e") == "\\udce9\\u202e"
-    assert terminal.one_line("a\n\x1b b  " + "c" * 9000) == f"a \\x1b b {'c' * 3991} ..."
+    assert printable("café 漢字 ok") == "café 漢字 ok"
+    assert printable(EVIL).startswith("a\\x1b[2J\\x1b]0;owned\\x07\\r\\x08\\x9b31m\\n")
+    assert printable("a\nb", keep="\n") == "a\nb"
+    assert printable("\udce9\u202e") == "\\udce9\\u202e"
+    assert one_line("a\n\x1b b  " + "c" * 9000, 4000) == f"a \\x1b b {'c' * 3991} ..."
 
 
 def test_names_of_tensors(tmp_path):

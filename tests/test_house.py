@@ -21,7 +21,7 @@ DATACLASSES = [
 # From what everything stands on to what stands on everything; modules of one line may import each
 # other. docs/design.md has the same list with what each is for.
 LAYERS = [
-    {"version", "configs", "spelling", "former_names", "system"}
+    {"version", "configs", "spelling", "printing", "former_names", "system"}
     | {"files", "interrupts", "image_files"},
     {"processes", "progress"},
     {"arrays", "tracing", "meshes", "random", "labels", "networks", "conditioning"},

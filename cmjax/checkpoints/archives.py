@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.configs import one_line
 from cmjax.files import open_regular
+from cmjax.printing import one_line
 
 # Bytes of an archive's directory. That of the largest released model has under a tenth of one MiB.
 LARGEST_DIRECTORY = 4 * 2**20

@@ -15,10 +15,10 @@ from jax.typing import DTypeLike
 from cmjax.arrays import ApplyFn, floating_dtype
 from cmjax.autoencoder import Autoencoder
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.configs import one_line
 from cmjax.model import Model, check_latents
 from cmjax.models import from_nnx
 from cmjax.models.registry import abstract_network, network_name
+from cmjax.printing import one_line
 from cmjax.schedulers.base import Scheduler
 
 # (name, number of axes) in the network -> (name, order of axes) in the file.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 from cmjax.checkpoints.tensors import StoredTensor, by_name
-from cmjax.configs import one_line
+from cmjax.printing import one_line
 
 # Parts of a training state: moving averages of the parameters first, since they are what is
 # sampled.

@@ -16,8 +16,8 @@ import numpy as np
 
 from cmjax.checkpoints.pickle_machine import Machine, Name, RefusedError, brief
 from cmjax.checkpoints.tensors import StoredTensor, check_file
-from cmjax.configs import one_line
 from cmjax.files import open_regular
+from cmjax.printing import one_line
 
 # NumPy's short names of dtypes, as pickles have them.
 DTYPES = {

@@ -20,7 +20,8 @@ from cmjax.checkpoints.archives import MOST_GROWTH
 from cmjax.checkpoints.flax_msgpack import open_msgpack
 from cmjax.checkpoints.json_files import read_json
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.configs import one_line, shown
+from cmjax.configs import shown
+from cmjax.printing import one_line
 
 METADATA = "_METADATA"  # names of all arrays
 DATABASE = "manifest.ocdbt"

@@ -13,8 +13,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from cmjax.configs import one_line
 from cmjax.files import check_regular, give_usual_mode, open_regular
+from cmjax.printing import one_line
 
 # Bytes of a safetensors file's header, which holds some 100 for each tensor: 4 MiB are 40,000
 # tensors. Parsing takes long, and hundreds of times the memory.

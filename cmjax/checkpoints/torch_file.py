@@ -20,8 +20,8 @@ import numpy as np
 from cmjax.checkpoints.archives import BoundedReads
 from cmjax.checkpoints.pickle_machine import Machine, Name, RefusedError, brief
 from cmjax.checkpoints.tensors import StoredTensor, check_file
-from cmjax.configs import one_line
 from cmjax.files import open_regular
+from cmjax.printing import one_line
 
 # Kinds of storages in torch -> dtypes in NumPy.
 STORAGES = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cmjax.cli import opening, option_types, options, terminal
+from cmjax.printing import printable
 
 if TYPE_CHECKING:
     from cmjax.checkpoints import Checkpoint
@@ -121,7 +122,7 @@ def info(source: str | None, config: str | None, as_json: bool) -> None:
             value = ", ".join(map(str, value))
 
         # Escaped here too, so that a name with line breaks cannot pass for further rows.
-        terminal.echo(terminal.printable(f"{name:{width}}  {value}"))
+        terminal.echo(printable(f"{name:{width}}  {value}"))
 
 
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:

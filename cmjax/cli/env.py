@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from cmjax.cli import options, terminal
+from cmjax.printing import LONGEST_LINE, one_line, printable
 from cmjax.version import __version__
 
 # Distributions that what cmjax does may depend on. The last ones are shown only where installed.
@@ -94,7 +95,7 @@ def env(as_json: bool) -> None:
         terminal.echo(name)
         width = max((len(key) for key in values), default=0)
         for key, value in values.items():
-            terminal.echo(terminal.printable(f"  {key:{width}}  {value}"))
+            terminal.echo(printable(f"  {key:{width}}  {value}"))
 
 
 def _system() -> dict[str, Any]:
@@ -140,7 +141,9 @@ def _of_jax() -> dict[str, dict[str, Any]]:
 
         settings = {name: getattr(jax.config, name, "unknown") for name in SETTINGS}
     except Exception as error:
-        return {"devices": {"none": terminal.one_line(f"{type(error).__name__}: {error}")}}
+        return {
+            "devices": {"none": one_line(f"{type(error).__name__}: {error}", LONGEST_LINE)}
+        }
     try:
         devices = {
             "used": device_names(jax.local_devices()),
@@ -149,7 +152,7 @@ def _of_jax() -> dict[str, dict[str, Any]]:
             "memory": _memory(jax.local_devices()[0]),
         }
     except Exception as error:
-        devices = {"none": terminal.one_line(f"{type(error).__name__}: {error}")}
+        devices = {"none": one_line(f"{type(error).__name__}: {error}", LONGEST_LINE)}
     return {"devices": devices, "settings": settings}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cmjax.cli import options, terminal
+from cmjax.printing import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +115,7 @@ def evaluate(
     width = max(map(len, described))
     for name, value in described.items():
         words = f"{value:.6g}" if isinstance(value, float) else value
-        terminal.echo(terminal.printable(f"{name.replace('_', ' '):{width}}  {words}"))
+        terminal.echo(printable(f"{name.replace('_', ' '):{width}}  {words}"))
 
 
 def _check_no_pictures(features: str | None, size: int | None) -> None:

@@ -12,6 +12,7 @@ import click
 from cmjax.cli import terminal
 from cmjax.cli.wording import in_options, in_plain_words
 from cmjax.interrupts import INTERRUPTED, leave_at_interrupt
+from cmjax.printing import LONGEST_LINE, one_line
 from cmjax.spelling import close_spelling
 
 # Environment variable: if it is set, unexpected errors are shown whole.
@@ -91,14 +92,14 @@ class OneLineErrors(click.Group):
     def _fail(message: str) -> None:
         """Prints the error and ends the process with exit code 2."""
         # Messages of other libraries may have several lines.
-        terminal.echo(terminal.one_line(f"Error: {message}"), err=True)
+        terminal.echo(one_line(f"Error: {message}", LONGEST_LINE), err=True)
         sys.exit(2)
 
 
 def give_up(message: str) -> None:
     """Ends the process at once as a failure does, where compiled code keeps it from ending."""
     sys.stdout.flush()
-    line = terminal.one_line(f"Error: {message}")
+    line = one_line(f"Error: {message}", LONGEST_LINE)
     os.write(2, f"{line}\n".encode())
     os._exit(2)
 

@@ -4,6 +4,8 @@ import sys
 
 import click
 
+from cmjax.printing import printable
+
 
 def echo(text: object, err: bool = False) -> None:
     """Prints a text, all of whose characters are harmless, on stdout or stderr."""
@@ -13,33 +15,6 @@ def echo(text: object, err: bool = False) -> None:
     stream = sys.stderr if err else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     click.echo(shown.encode(encoding, "backslashreplace").decode(encoding), err=err)
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Returns the text with everything escaped that is no visible character.
-
-    Names of tensors and classes, strings in configs, file names and answers of servers may hold
-    sequences that move the cursor, hide lines or set the title, or reverse the order of letters.
-
-    Args:
-        text: any text.
-        keep: characters that stay as they are, whatever they do.
-    """
-    # `isprintable` is False for control and format characters, such as the marks of direction, for
-    # line separators, and for surrogates, which cannot be encoded.
-    parts = []
-    for character in text:
-        if character.isprintable() or character in keep:
-            parts.append(character)
-        else:
-            parts.append(character.encode("unicode_escape").decode())
-    return "".join(parts)
-
-
-def one_line(text: str, longest: int = 4000) -> str:
-    """Returns the text as one printable line, its end left out if it is very long."""
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= longest else f"{line[:longest]} ..."
 
 
 def note(text: str) -> None:

@@ -627,7 +627,7 @@ def test_names_in_an_archive_are_shown_printable(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl\x1b[2J\u202e", b"N" * 100)
     with pytest.raises(
-        ValueError, match=r"its entry x/data.pkl\?\[2J\? is compressed"
+        ValueError, match=r"its entry x/data.pkl\\x1b\[2J\\u202e is compressed"
     ) as caught:
         open_checkpoint(path)
     assert str(caught.value).isprintable()
