@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cmjax.checkpoints import checkpoint, open_checkpoint
+from cmjax.checkpoints import open_checkpoint
 from cmjax.checkpoints.orbax_folder import METADATA
 from tests.support import flax_files
 from tests.support.mutations import changed_bytes, seeds
-from tests.support.outcomes import loads_or_is_refused, traced
+from tests.support.outcomes import loads_or_is_refused, networks_made_once, traced
 
 COUNTS = {}  # what became of the models, for whoever wants to know: pytest -s
 WRITERS = {
@@ -42,12 +42,8 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_network_and_traced_memory():
-    """Making the network takes most of the time of a load, so it is made once a config."""
-    with pytest.MonkeyPatch.context() as patch:
-        made_once = functools.lru_cache(64)(checkpoint._abstract_network)
-        patch.setattr(checkpoint, "_abstract_network", made_once)
-        with traced():
-            yield
+    with networks_made_once(), traced():
+        yield
 
 
 @pytest.fixture

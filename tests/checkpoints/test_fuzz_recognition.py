@@ -9,12 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cmjax.checkpoints import checkpoint, released
+from cmjax.checkpoints import released
 from cmjax.checkpoints.tensors import StoredTensor
 from tests.support import flax_networks, ncsnpp, pixel_mean_flow
 from tests.support.flax_networks import GOLDEN
 from tests.support.mutations import seeds
-from tests.support.outcomes import loads_or_is_refused, traced
+from tests.support.outcomes import loads_or_is_refused, networks_made_once, traced
 
 COUNTS = {}  # what became of the networks, for whoever wants to know: pytest -s
 OPENAI = json.loads((GOLDEN / "openai_names.json").read_text())
@@ -43,12 +43,8 @@ ADDED = ["x", "a\nb", "\0", "\u202e", "", ".", "..", "y" * 5000, "\ud800", "para
 
 @pytest.fixture(scope="module", autouse=True)
 def one_network_and_traced_memory():
-    """Making the network takes most of the time of a load, so it is made once a config."""
-    with pytest.MonkeyPatch.context() as patch:
-        made_once = functools.lru_cache(64)(checkpoint._abstract_network)
-        patch.setattr(checkpoint, "_abstract_network", made_once)
-        with traced():
-            yield
+    with networks_made_once(), traced():
+        yield
     for what, counts in sorted(COUNTS.items()):
         print(f"\n{what}: {dict(counts)}", end="")
 

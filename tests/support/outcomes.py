@@ -1,10 +1,15 @@
 """What becomes of a damaged model: it loads, or the error is ours, in bounded memory."""
 
 import contextlib
+import functools
 import sys
 import time
 import tracemalloc
 from collections import Counter
+
+import pytest
+
+from cmjax.checkpoints import checkpoint
 
 MEMORY = 64 * 2**20  # bytes that Python and NumPy may take; the models have some kB
 RESIDENT = 256 * 2**10  # KiB by which the process may grow, what TensorStore takes included
@@ -33,6 +38,15 @@ def traced():
     finally:
         time.sleep(0.5)
         tracemalloc.stop()
+
+
+@contextlib.contextmanager
+def networks_made_once():
+    """Keeps the network of each config: making it takes most of the time of a load."""
+    with pytest.MonkeyPatch.context() as patch:
+        made_once = functools.lru_cache(64)(checkpoint._abstract_network)
+        patch.setattr(checkpoint, "_abstract_network", made_once)
+        yield
 
 
 @contextlib.contextmanager
