@@ -200,3 +200,13 @@ repeats_option = click.option(
     help="Turns; medians of fewer than 7 are for trying the script.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print lines of JSON.")
+
+
+def keep_memory_option(default):
+    """An option for both sides of a comparison, since they share the process."""
+    return click.option(
+        "--keep-memory/--no-keep-memory",
+        default=default,
+        show_default=True,
+        help="Whether the process keeps what it frees (cmjax.system.keep_memory).",
+    )

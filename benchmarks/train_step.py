@@ -1,12 +1,16 @@
 """A training step in cmjax against PyTorch: the same networks and loss, in turn, in one process.
 
-    python benchmarks/train_step.py [--batch 64] [--repeats 7]          (needs the parity extra)
+    python benchmarks/train_step.py [--batch 64] [--repeats 7] [--no-keep-memory]
+
+It needs the parity extra.
 
 EDM denoising with Adam on 28x28 images: forward, the gradients of inputs and weights, and update;
 and the forward pass alone. The networks are the UNet of the bundled digits (against diffusers'
 `UNet2DModel` of the same config and weights on the same 2x2 patches, channels last) and a DiT of
 width 128 and 6 blocks on 4x4 patches (against the same made of `TransformerEncoderLayer`s, whose
-normalisations have some more parameters). A ratio above 1 means that cmjax is faster.
+normalisations have some more parameters). Both sides keep the memory that they free, as in `cmjax
+train`, or with `--no-keep-memory` return it to the system, as processes do by default. A ratio
+above 1 means that cmjax is faster.
 """
 
 import dataclasses
@@ -19,7 +23,14 @@ import numpy as np
 import optax
 from flax import nnx
 from pairs import channels_last, in_deviations, write_pipeline
-from timing import Report, compare, comparison, json_option, repeats_option
+from timing import (
+    Report,
+    compare,
+    comparison,
+    json_option,
+    keep_memory_option,
+    repeats_option,
+)
 
 import cmjax
 from cmjax.models import DiT, DiTConfig, UNet2D, UNet2DConfig, from_nnx
@@ -99,11 +110,14 @@ def forward(apply_fn, params, network, images):
     show_default=True,
 )
 @click.option("--batch", default=64, show_default=True)
+@keep_memory_option(default=True)
 @repeats_option
 @json_option
-def main(names, batch, repeats, as_json):
+def main(names, batch, keep_memory, repeats, as_json):
     from torch_networks import torch_step
 
+    if keep_memory:
+        cmjax.system.keep_memory()
     report = Report(as_json)
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (batch, 28, 28, 1)).astype(np.float32)

@@ -32,7 +32,15 @@ from pairs import (
     in_pixels,
     write_pipeline,
 )
-from timing import Report, compare, comparison, in_child, json_option, repeats_option
+from timing import (
+    Report,
+    compare,
+    comparison,
+    in_child,
+    json_option,
+    keep_memory_option,
+    repeats_option,
+)
 
 import cmjax
 
@@ -161,9 +169,12 @@ def cache_in(folder):
     show_default=True,
     help="Whether to measure compilation and memory, in processes of their own.",
 )
+@keep_memory_option(default=False)
 @repeats_option
 @json_option
-def main(presets, batches, dtypes, children, repeats, as_json):
+def main(presets, batches, dtypes, children, keep_memory, repeats, as_json):
+    if keep_memory:
+        cmjax.system.keep_memory()
     report = Report(as_json)
     for name in presets:
         config = CONFIGS[name]

@@ -25,6 +25,33 @@ def flush(path: Path) -> None:
             raise
 
 
+def keep_memory() -> bool:
+    """Keeps memory that the process frees, for its own later use.
+
+    A program of JAX asks the C library for its temporary arrays in every call. glibc returns blocks
+    of this size to the system at once, so that every call gets them anew, page by page, which can
+    take a fifth of a training step (docs/performance.md). After this call, which holds for the
+    whole process, it keeps them; memory in use then stays at the most that was ever needed.
+
+    Call it before JAX starts its threads, so before the first computation.
+
+    Returns:
+        Whether the C library does so; only glibc has the settings.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        return False
+
+    # Names and numbers are those of malloc.h. Only the main heap can grow beyond 64 MB, so all
+    # threads share it, and no block is mapped on its own, nor the end of the heap returned.
+    m_arena_max = -8
+    m_mmap_max = -4
+    m_trim_threshold = -1
+    settings = {m_arena_max: 1, m_mmap_max: 0, m_trim_threshold: -1}
+    done = [libc.mallopt(name, value) for name, value in settings.items()]
+    return all(done)
+
+
 def exchange(one: Path, other: Path) -> None:
     """Exchanges the names of two folders, atomically on Linux and macOS.
 

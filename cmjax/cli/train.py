@@ -103,8 +103,10 @@ def train(
     if not dry_run:
         distributed.initialize(**processes)
     # Imported late: `cmjax --help` must not wait for JAX.
+    from cmjax import system
     from cmjax.training import reports, run
 
+    system.keep_memory()
     train_config = _read(config, data, settings)
     if dry_run:
         terminal.echo(reports.describe(train_config))

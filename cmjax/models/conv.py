@@ -44,7 +44,7 @@ def convolution(
     28 * 28 pixels take Winograd's F(4x4, 3x3), and those of at least 12 * 12 pixels F(2x2, 3x3).
     Smaller ones, with at least 256 channels, are one product over the neighbourhoods of all pixels
     (im2col). The output differs by about 3e-6 of its standard deviation from XLA's in float32.
-    Derivatives, of any order and in both modes, are those of XLA's convolution.
+    Where it is differentiated, it and its derivatives, of any order and in both modes, are XLA's.
 
     Args:
         x: `[B, H, W, C]`.
@@ -93,7 +93,10 @@ def _conv3x3_jvp(primals, tangents):
     x, kernel = primals
     x_tangent, kernel_tangent = tangents
     tangent = _by_xla(x_tangent, kernel) + _by_xla(x, kernel_tangent)
-    return conv3x3(x, kernel), tangent
+
+    # So is what is differentiated: with the option that training steps give to the compiler, XLA's
+    # convolutions are as fast as the other forms (docs/performance.md).
+    return _by_xla(x, kernel), tangent
 
 
 def _by_xla(x, kernel):
