@@ -74,21 +74,18 @@ def way_of_package(name: str, known: Iterable[str]) -> str:
     if plain in ("AutoencoderKL", "AutoencoderTiny"):
         return (
             "use vae = cmjax.load_autoencoder(source), vae.encode(images, key) and "
-            "vae.decode(latents); docs/migration.md shows them before and after"
+            "vae.decode(latents)"
         )
     if plain != name and plain in known:
-        return (
-            f"use cmjax.{plain}, or cmjax.scheduler_from_config for its file; "
-            "docs/migration.md shows its loop before and after"
-        )
+        return f"use cmjax.{plain}, or cmjax.scheduler_from_config for its file"
     if name.endswith("Pipeline"):
         return (
             "cmjax has no pipelines: cmjax.load(path).sample(key, n) for models that it "
-            "loads, cmjax.sample for a network of yours (docs/migration.md)"
+            "loads, cmjax.sample for a network of yours"
         )
     if plain != name:
         return (
             "cmjax has no such class of diffusers: keep your module, and pass what "
-            "cmjax.from_linen(module, variables) returns to cmjax.sample (docs/migration.md)"
+            "cmjax.from_linen(module, variables) returns to cmjax.sample"
         )
     return ""

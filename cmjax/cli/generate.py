@@ -96,7 +96,7 @@ def generate(
     Run the same command again after any interruption: it resumes. The samples are those that cmjax
     sample makes with the same options, up to rounding. In the end the folder holds
     samples_NxHxWxC.npz, with arr_0 and arr_1 as the evaluator of guided-diffusion reads them.
-    docs/scaling.md describes runs on several machines.
+    The documentation's page "Many samples" describes runs on several machines.
 
     \b
     Examples:
