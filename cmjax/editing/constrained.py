@@ -24,7 +24,7 @@ METHODS = ("projection", "posterior")
 
 # Options besides the arguments that are written out: of both methods, and of "posterior" alone.
 _OPTIONS = ("cond", "return_trajectory", "callback")
-_POSTERIOR_OPTIONS = ("sigma_y", "iterations")
+_POSTERIOR_OPTIONS = ("sigma_y", "iterations", "candidates")
 
 # The default levels of "posterior": the highest, then nine in equal ratios, from 10 to 0.2 times
 # the data's standard deviation. At higher levels f decides little of a sample, and at lower ones it

@@ -55,6 +55,7 @@ def sample_posterior(
     first_index: int | jax.Array = 0,
     sigma_y: ArrayLike = 0.0,
     iterations: int = 3,
+    candidates: int = 1,
     cond: Any = None,
     return_trajectory: bool = False,
     callback: Callable[[Any, PosteriorStep], None] | None = None,
@@ -103,7 +104,7 @@ def sample_posterior(
     }
 
     # What the program is compiled for.
-    options = (shape, dtype, int(iterations), return_trajectory, callback)
+    options = (shape, dtype, int(iterations), int(candidates), return_trajectory, callback)
     structure = jax.tree.structure(constraint)
     program = cached_unless_tracing(_compiled, apply_fn, scheduler, *options, structure)
     try:
@@ -120,6 +121,7 @@ def _compiled(
     shape,
     dtype,
     iterations,
+    candidates,
     return_trajectory,
     callback,
     structure,
@@ -127,11 +129,11 @@ def _compiled(
     """The jitted loop; inlined, so that under the caller's own `jit` it is part of that program."""
     # The constraint's tree structure holds its function: see `cmjax.sampling`.
     del structure
-    loop = _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, callback)
+    loop = _loop(apply_fn, scheduler, shape, dtype, iterations, candidates, return_trajectory, callback)
     return jax.jit(loop, inline=True)
 
 
-def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, callback):
+def _loop(apply_fn, scheduler, shape, dtype, iterations, candidates, return_trajectory, callback):
     """Returns the loop over the levels, a function of arrays."""
     # Everything except the network is computed in at least float32.
     working = jnp.float64 if dtype == jnp.float64 else jnp.float32
@@ -148,7 +150,7 @@ def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, call
             )
             return x0.astype(working)
 
-        problem = Problem(consistency, scheduler.bound, constraint, sigma_y, iterations)
+        problem = Problem(consistency, scheduler.bound, constraint, sigma_y, iterations, candidates)
 
         # The pair of x0 and the noise of the measurements. Before the first level both are 0: the
         # noise of that level hides them.
@@ -159,9 +161,10 @@ def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, call
         # One level. It uses two draws of noise, which depend on the keys and the level alone.
         def project(pair, level):
             index, sigma = level
-            first = _draw(keys, 2 * index, pair)
-            second = _draw(keys, 2 * index + 1, pair)
-            pair, step = project_noise(problem, pair, (first, second), sigma)
+            def draw(number):
+                return _draw(keys, (1 + candidates) * index + number, pair)
+
+            pair, step = project_noise(problem, pair, draw, sigma)
             step = step._replace(denoised=step.denoised.astype(dtype))
             if callback is not None:
                 jax.debug.callback(callback, index, step)
