@@ -4,6 +4,7 @@ A consistency model turns noise into a sample, `x0 = f(x, sigma)`. So a conditio
 by choosing the noise: of all noise that leads to what is known, the nearest to what was drawn.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -58,7 +59,8 @@ class Problem(NamedTuple):
         constraint: x0 -> x0, or one on what is decoded of x0 (`cmjax.editing.latents.Decoded`).
         sigma_y: standard deviation of the noise of the measurement, f32[] or f32[B]; None for none.
         iterations: number of products with the Jacobian and its transpose in a level.
-        candidates: number of draws of noise, of which a level takes the best.
+        candidates: number of draws of noise in a level, of which the nearest to the constraint is
+            moved.
     """
 
     consistency: Callable[[jax.Array, jax.Array], jax.Array]
@@ -147,9 +149,14 @@ def project_noise(
 
 
 def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
-    """Of the draws 1 to `problem.candidates`, returns that which misses the constraint by least."""
+    """Returns the draw of noise whose x0' is nearest to the constraint, of all candidates."""
+    # Where several distinct pictures are possible, the least move leads to the one that the noise
+    # happens to be near, whatever is known. A draw that comes near what is known by itself leads
+    # to each picture about as often as it should (rejection sampling, in the limit of many draws).
+    # For normal data the choice makes no difference: it depends on r alone, so on the part of z
+    # that the move replaces.
 
-    # The residual is |y - A x0'|, with x0' = f(u + sigma z).
+    # |r| for r(z) = y - A f(u + sigma z).
     def distance(noise):
         left = problem.residual(problem.made(before, noise, sigma))
         return inner(left, left)
@@ -159,7 +166,7 @@ def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
         other = draw(number)
         found = distance(other)
         nearer = found < least
-        noise = jax.tree.map(lambda a, b: _where(nearer, b, a), noise, other)
+        noise = jax.tree.map(functools.partial(_where, nearer), other, noise)
         return (noise, jnp.where(nearer, found, least)), None
 
     noise = draw(1)
