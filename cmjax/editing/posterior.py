@@ -58,7 +58,7 @@ def sample_posterior(
     first_index: int | jax.Array = 0,
     sigma_y: ArrayLike = 0.0,
     iterations: int = 3,
-    candidates: int = 1,
+    candidates: int = 16,
     cond: Any = None,
     return_trajectory: bool = False,
     callback: Callable[[Any, PosteriorStep], None] | None = None,
