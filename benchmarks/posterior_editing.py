@@ -12,7 +12,7 @@ that of as many true samples.
 
 `modes`: a mixture of two normal distributions in the plane, one coordinate of which is known. Its
 consistency function is the probability-flow ODE, solved finely. Printed is the share of samples in
-the first mode, beside the truth.
+the first mode, beside the truth: of projection, and of the posterior by its number of candidates.
 
 `digits`: the first test digits lose their lower half, their left half, or all but 7x7 pixels; the
 bundled model is told the class. Printed is the share that the classifier of `digits_quality.py`
@@ -22,7 +22,8 @@ time; then how many digits only one method gets right.
 `picture`: of three digits, each half erased, five results of each method side by side.
 
 Projection is Algorithm 4 at the paper's levels, 39 network calls. A level of the posterior is 4
-calls, and `iterations` products with the network's Jacobian and as many with its transpose.
+calls, another for each candidate, and `iterations` products with the network's Jacobian and as many
+with its transpose.
 """
 
 import time
@@ -171,30 +172,30 @@ def mixture_consistency(params, x, sigma):
 def modes(num):
     """Measure both methods on a mixture of two modes."""
     network = testing.network_of(SCHEDULER.parametrization, mixture_consistency)
-    click.echo(f"{'known':>6}{'truth':>8}" + "".join(f"{m:>12}" for m in METHODS))
-    run = jax.jit(
-        lambda image, method: edit(
-            jax.random.key(0),
-            network,
-            None,
-            SCHEDULER,
-            inpaint(image, jnp.array([[1.0, 0.0]])),
-            (num, 2),
-            method=method,
-        ),
-        static_argnums=1,
-    )
+    sides = {"projection": {"method": "projection"}}
+    for candidates in (1, 4, 16, 64):
+        sides[f"posterior {candidates}"] = {"method": "posterior", "candidates": candidates}
+
+    def run(image, options):
+        known = jnp.array([[1.0, 0.0]])
+        constraint = inpaint(image, known)
+        shape = (num, 2)
+        key = jax.random.key(0)
+        return edit(key, network, None, SCHEDULER, constraint, shape, **options)
+
+    runs = {name: jax.jit(partial(run, options=side)) for name, side in sides.items()}
+    click.echo(f"{'known':>6}{'truth':>8}" + "".join(f"{name:>14}" for name in runs))
     for known in (-0.3, -0.1, 0.0, 0.1, 0.3):
         # Given the first coordinate, by Bayes.
         likelihood = np.exp(-((known - MEANS[:, 0]) ** 2) / (2 * STD**2))
         truth = SHARES * likelihood / np.sum(SHARES * likelihood)
         row = f"{known:>6}{truth[0]:>8.3f}"
-        for method in METHODS:
+        for made in runs.values():
             # A sample is in the mode that it more likely comes from.
-            made = np.asarray(run(jnp.array([[known, 0.0]]), method))
-            squares = np.sum((made[:, None] - MEANS) ** 2, -1) / (2 * STD**2)
+            x0 = np.asarray(made(jnp.array([[known, 0.0]])))
+            squares = np.sum((x0[:, None] - MEANS) ** 2, -1) / (2 * STD**2)
             first = np.log(SHARES[0]) - squares[:, 0] > np.log(SHARES[1]) - squares[:, 1]
-            row += f"{np.mean(first):>12.3f}"
+            row += f"{np.mean(first):>14.3f}"
         click.echo(row)
 
 

@@ -1,5 +1,6 @@
 """Editing by `method="posterior"`: exact on Gaussian data, typical noise, known values kept."""
 
+import math
 from functools import partial
 
 import chex
@@ -16,6 +17,7 @@ from cmjax.editing import (
     edit,
     inpaint,
     least_move,
+    noise_projection,
     observe,
     super_resolve,
 )
@@ -307,6 +309,77 @@ def test_conditioning_and_callbacks_work_as_in_sample():
     assert np.abs(x0[2] - x0[1]).max() > 0.1
 
 
+# Two modes: what is known says which of them it is, and f alone does not.
+
+
+def mixture_consistency(params, x, sigma):
+    """Of two normal distributions in the plane, by Heun's method in 20 steps of equal ratios."""
+    del params
+    ratio = jnp.log(SCHEDULER.sigma_min / sigma) / 20
+
+    def slope(x, level):
+        variance = MODE_STD**2 + level**2
+        logits = -jnp.sum(jnp.square(x[None] - MODES), -1) / (2 * variance)
+        means = MODES + MODE_STD**2 / variance * (x[None] - MODES)
+        return x - jax.nn.softmax(logits) @ means
+
+    def step(i, x):
+        first = slope(x, sigma * jnp.exp(i * ratio))
+        second = slope(x + ratio * first, sigma * jnp.exp((i + 1) * ratio))
+        return x + ratio * (first + second) / 2
+
+    return jax.lax.fori_loop(0, 20, step, x)
+
+
+MODES = np.array([[-0.6, -0.4], [0.6, 0.4]], np.float32)
+MODE_STD = 0.25
+
+
+def test_of_more_candidates_each_mode_comes_up_as_often_as_it_should():
+    network = testing.network_of(SCHEDULER.parametrization, mixture_consistency)
+    known = -0.2
+    constraint = inpaint(jnp.array([known, 0.0]), jnp.array([1.0, 0.0]))
+    share = {}
+    for candidates in (1, 32):
+        x0 = edit(
+            KEY,
+            network,
+            None,
+            SCHEDULER,
+            constraint,
+            (1000, 2),
+            method="posterior",
+            candidates=candidates,
+        )
+        assert (np.asarray(x0)[:, 0] == np.float32(known)).all()
+        share[candidates] = np.mean(np.asarray(x0)[:, 1] < 0)
+
+    # Given the first coordinate, by Bayes: the share of the first mode, and of its samples that are
+    # below 0, and so for the second.
+    squares = (known - MODES[:, 0]) ** 2 / (2 * MODE_STD**2)
+    weights = np.exp(-squares) / np.exp(-squares).sum()
+    below = 0.5 + 0.5 * math.erf(0.4 / (MODE_STD * math.sqrt(2)))
+    truth = weights @ [below, 1 - below]
+    assert abs(share[32] - truth) < 0.03
+    assert abs(share[1] - truth) > 0.1
+
+
+def test_the_candidate_nearest_to_what_is_known_is_taken():
+    draws = np.random.default_rng(3).standard_normal((5, *SHAPE)).astype(np.float32)
+    constraint = inpaint(IMAGE, KNOWN)
+    problem = noise_projection.Problem(
+        lambda x, sigma: x, lambda x: x, constraint, None, 3, candidates=4
+    )
+    zeros = jnp.zeros(SHAPE), ()
+    taken, _ = noise_projection._nearest(
+        problem, zeros, lambda i: (jnp.asarray(draws)[i], ()), jnp.float32(2.0)
+    )
+    missed = np.where(KNOWN, IMAGE - 2 * draws[1:], 0)
+    nearest = 1 + np.argmin(np.sum(missed**2, (2, 3, 4)), 0)
+    assert len(set(nearest)) > 1
+    np.testing.assert_array_equal(taken, draws[nearest, np.arange(len(nearest))])
+
+
 def top(x0):
     return x0[:, :1]
 
@@ -347,6 +420,10 @@ MISUSE = {
     "no iterations": (
         lambda: run(inpaint(IMAGE, KNOWN), iterations=0),
         "iterations must be an integer from 1 to 100, got 0",
+    ),
+    "no candidates": (
+        lambda: run(inpaint(IMAGE, KNOWN), candidates=0),
+        "candidates must be an integer from 1 to 10000, got 0",
     ),
     "two times": (
         lambda: edit(

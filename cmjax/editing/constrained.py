@@ -24,7 +24,7 @@ METHODS = ("projection", "posterior")
 
 # Options besides the arguments that are written out: of both methods, and of "posterior" alone.
 _OPTIONS = ("cond", "return_trajectory", "callback")
-_POSTERIOR_OPTIONS = ("sigma_y", "iterations")
+_POSTERIOR_OPTIONS = ("sigma_y", "iterations", "candidates")
 
 # The default levels of "posterior": the highest, then nine in equal ratios, from 10 to 0.2 times
 # the data's standard deviation. At higher levels f decides little of a sample, and at lower ones it
@@ -121,8 +121,10 @@ def edit(
         **options: `cond`, `return_trajectory` and `callback` of `cmjax.sample`. With
             `method="posterior"` the steps are `cmjax.editing.PosteriorStep`, and there are also
             `sigma_y`, the standard deviation of normal noise in the known values, a number or one
-            per sample `[B]` (0: they are exact), and `iterations`, the number of products with the
-            network's Jacobian and with its transpose in each step.
+            per sample `[B]` (0: they are exact), `iterations`, the number of products with the
+            network's Jacobian and with its transpose in each step, and `candidates`, the number of
+            draws of noise in each step, of which the one nearest to what is known is moved. With
+            more of them, each a network call, distinct results come up as often as they should.
 
     Returns:
         The samples, `dtype[shape]`; with `return_trajectory` the pair (samples, trajectory), of

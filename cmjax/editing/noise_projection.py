@@ -4,6 +4,7 @@ A consistency model turns noise into a sample, `x0 = f(x, sigma)`. So a conditio
 by choosing the noise: of all noise that leads to what is known, the nearest to what was drawn.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ class Problem(NamedTuple):
         constraint: x0 -> x0, or one on what is decoded of x0 (`cmjax.editing.latents.Decoded`).
         sigma_y: standard deviation of the noise of the measurement, f32[] or f32[B]; None for none.
         iterations: number of products with the Jacobian and its transpose in a level.
+        candidates: number of draws of noise in a level, of which the nearest to the constraint is
+            moved.
     """
 
     consistency: Callable[[jax.Array, jax.Array], jax.Array]
@@ -65,6 +68,7 @@ class Problem(NamedTuple):
     constraint: Any
     sigma_y: Any
     iterations: int
+    candidates: int
 
     def made(self, start: Any, noise: Any, sigma: jax.Array) -> Any:
         """Returns what the network makes of the pair `start` with noise: a pair like it."""
@@ -102,7 +106,7 @@ class Problem(NamedTuple):
 
 
 def project_noise(
-    problem: Problem, pair: Any, fresh: tuple[Any, Any], sigma: jax.Array
+    problem: Problem, pair: Any, draw: Callable[[int | jax.Array], Any], sigma: jax.Array
 ) -> tuple[Any, PosteriorStep]:
     """Adds noise of a level to a sample, and removes it by the network under the constraint.
 
@@ -110,27 +114,29 @@ def project_noise(
         problem: the network and the constraint.
         pair: the estimate so far: x0 `[B, ...]`, and the noise of the measurements, a pytree of
             arrays `[B, ...]`.
-        fresh: two draws of standard normal noise, pytrees like `pair`.
+        draw: `number -> noise`, standard normal noise, a pytree like `pair`; the numbers are 0 to
+            `problem.candidates`.
         sigma: the level, f32[].
 
     Returns:
         The new pair, and what was found on the way.
     """
-    first, noise = fresh
-
     # 1. Forget: u = f(x0 + sigma z1), without the constraint. Step 2 makes x0' = f(u + sigma z2)
     # meet A x0' = y, and for that u must be a draw of
     #     p(u | A x0' = y),
     # not of p(u | A u = y), as the last x0 is: the condition would count twice. For normal data
     # (u, x0') and (x0', u) have the same distribution, their covariance being C S = S C where
     # f(x) = S x. So u may be made of an x0 that meets the constraint as x0' is made of u.
-    x0, e = problem.made(pair, first, sigma)
+    x0, e = problem.made(pair, draw(0), sigma)
     before = problem.bound(x0), e
 
-    # 2. Project: move z2 least so that x0' meets the constraint.
+    # 2. Choose: of several draws of z2, the one that comes nearest to the constraint by itself.
+    noise = _nearest(problem, before, draw, sigma)
+
+    # 3. Project: move z2 least so that x0' meets the constraint.
     move = _move(problem, before, noise, sigma)
 
-    # 3. The new pair. One Gauss-Newton step need not meet the constraint exactly. The constraint
+    # 4. The new pair. One Gauss-Newton step need not meet the constraint exactly. The constraint
     # itself corrects the rest, as in Algorithm 4; where measurements have noise, or are of what is
     # decoded, the rest stays.
     x0, e = problem.made(before, move.noise, sigma)
@@ -140,6 +146,40 @@ def project_noise(
     if problem.sigma_y is None and not problem.is_decoded:
         x0 = x0 + left
     return (x0, e), PosteriorStep(x0, distance, move.square / _size(noise), move.damping)
+
+
+def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
+    """Returns the draw of noise whose x0' is nearest to the constraint, of all candidates."""
+    # Where several distinct pictures are possible, the least move leads to the one that the noise
+    # happens to be near, whatever is known. A draw that comes near what is known by itself leads
+    # to each picture about as often as it should (rejection sampling, in the limit of many draws).
+    # For normal data the choice makes no difference: it depends on r alone, so on the part of z
+    # that the move replaces.
+
+    # |r| for r(z) = y - A f(u + sigma z).
+    def distance(noise):
+        left = problem.residual(problem.made(before, noise, sigma))
+        return inner(left, left)
+
+    def compare(best, number):
+        noise, least = best
+        other = draw(number)
+        found = distance(other)
+        nearer = found < least
+        noise = jax.tree.map(functools.partial(_where, nearer), other, noise)
+        return (noise, jnp.where(nearer, found, least)), None
+
+    noise = draw(1)
+    if problem.candidates == 1:
+        return noise
+    best = noise, distance(noise)
+    (noise, _), _ = jax.lax.scan(compare, best, jnp.arange(2, problem.candidates + 1))
+    return noise
+
+
+def _where(choose: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    """`first` for the samples of which `choose`, bool[B], is true, `second` for the others."""
+    return jnp.where(choose.reshape(-1, *[1] * (first.ndim - 1)), first, second)
 
 
 def _move(problem: Problem, before: Any, noise: Any, sigma: jax.Array) -> Move:

@@ -34,6 +34,9 @@ _PROGRAMS = 64
 # Each iteration takes the memory of one more array like the samples.
 _MOST_ITERATIONS = 100
 
+# Each candidate takes a network call in each step, but no memory.
+_MOST_CANDIDATES = 10_000
+
 # The first level of paths that begin with noise alone, whose ratio of noise to signal is infinite.
 _HIGHEST = 1e3
 
@@ -55,6 +58,7 @@ def sample_posterior(
     first_index: int | jax.Array = 0,
     sigma_y: ArrayLike = 0.0,
     iterations: int = 3,
+    candidates: int = 16,
     cond: Any = None,
     return_trajectory: bool = False,
     callback: Callable[[Any, PosteriorStep], None] | None = None,
@@ -75,6 +79,7 @@ def sample_posterior(
         first_index: global index of the first sample.
         sigma_y: standard deviation of the noise of the known values.
         iterations: number of products with the Jacobian and with its transpose, in each step.
+        candidates: number of draws of noise in each step, of which one is moved.
         cond: per-sample conditioning.
         return_trajectory: also return what each step found.
         callback: called on the host as `callback(step_index, PosteriorStep)`.
@@ -85,10 +90,14 @@ def sample_posterior(
     warning = check_guided(apply_fn, scheduler, state.num_steps)
     if warning:
         warnings.warn(warning, stacklevel=3)
-    if not is_int(iterations, 1, _MOST_ITERATIONS):
-        raise ValueError(
-            f"iterations must be an integer from 1 to {_MOST_ITERATIONS}, got {shown(iterations)}"
-        )
+    for name, value, most in (
+        ("iterations", iterations, _MOST_ITERATIONS),
+        ("candidates", candidates, _MOST_CANDIDATES),
+    ):
+        if not is_int(value, 1, most):
+            raise ValueError(
+                f"{name} must be an integer from 1 to {most}, got {shown(value)}"
+            )
 
     # The data of the program: it is not compiled again for other values.
     constraint = as_pytree(constraint)
@@ -103,7 +112,7 @@ def sample_posterior(
     }
 
     # What the program is compiled for.
-    options = (shape, dtype, int(iterations), return_trajectory, callback)
+    options = (shape, dtype, int(iterations), int(candidates), return_trajectory, callback)
     structure = jax.tree.structure(constraint)
     program = cached_unless_tracing(_compiled, apply_fn, scheduler, *options, structure)
     try:
@@ -120,6 +129,7 @@ def _compiled(
     shape,
     dtype,
     iterations,
+    candidates,
     return_trajectory,
     callback,
     structure,
@@ -127,11 +137,22 @@ def _compiled(
     """The jitted loop; inlined, so that under the caller's own `jit` it is part of that program."""
     # The constraint's tree structure holds its function: see `cmjax.sampling`.
     del structure
-    loop = _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, callback)
+    loop = _loop(
+        apply_fn,
+        scheduler,
+        shape,
+        dtype,
+        iterations,
+        candidates,
+        return_trajectory,
+        callback,
+    )
     return jax.jit(loop, inline=True)
 
 
-def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, callback):
+def _loop(
+    apply_fn, scheduler, shape, dtype, iterations, candidates, return_trajectory, callback
+):
     """Returns the loop over the levels, a function of arrays."""
     # Everything except the network is computed in at least float32.
     working = jnp.float64 if dtype == jnp.float64 else jnp.float32
@@ -148,7 +169,9 @@ def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, call
             )
             return x0.astype(working)
 
-        problem = Problem(consistency, scheduler.bound, constraint, sigma_y, iterations)
+        problem = Problem(
+            consistency, scheduler.bound, constraint, sigma_y, iterations, candidates
+        )
 
         # The pair of x0 and the noise of the measurements. Before the first level both are 0: the
         # noise of that level hides them.
@@ -156,12 +179,14 @@ def _loop(apply_fn, scheduler, shape, dtype, iterations, return_trajectory, call
         measured = () if sigma_y is None else constraint.measure(samples)
         start = divided_alike((samples, jax.tree.map(jnp.zeros_like, measured)))
 
-        # One level. It uses two draws of noise, which depend on the keys and the level alone.
+        # One level. Its draws of noise depend on the keys and the level alone.
         def project(pair, level):
             index, sigma = level
-            first = _draw(keys, 2 * index, pair)
-            second = _draw(keys, 2 * index + 1, pair)
-            pair, step = project_noise(problem, pair, (first, second), sigma)
+
+            def draw(number):
+                return _draw(keys, (1 + candidates) * index + number, pair)
+
+            pair, step = project_noise(problem, pair, draw, sigma)
             step = step._replace(denoised=step.denoised.astype(dtype))
             if callback is not None:
                 jax.debug.callback(callback, index, step)
