@@ -309,7 +309,7 @@ def picture(out, num):
     """Draw NUM results of each method side by side into the file OUT."""
     model = cmjax.load()
     classes = np.array([7, 3, 8])
-    given = np.asarray(model.sample(jax.random.key(3), len(classes), labels=classes))
+    given = np.asarray(model.sample(jax.random.key(6), len(classes), labels=classes))
 
     # Known are an upper half, a right half and an upper half.
     known = np.zeros((len(classes), 28, 28, 1), np.float32)
