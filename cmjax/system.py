@@ -28,22 +28,25 @@ def flush(path: Path) -> None:
 def keep_memory() -> bool:
     """Keeps memory that the process frees, for its own later use.
 
-    A program of JAX asks the C library for its temporary arrays in every call. glibc returns blocks
-    of this size to the system at once, so that every call gets them anew, page by page, which can
-    take a fifth of a training step (docs/performance.md). After this call, which holds for the
-    whole process, it keeps them; memory in use then stays at the most that was ever needed.
+    In every call a program of JAX asks the C library for its temporary arrays. Once they are freed,
+    glibc returns large blocks to the system at once, so that every call gets them anew, page by
+    page, which can take a fifth of a training step (docs/performance.md). After this call, which
+    holds for the whole process, it keeps them: memory in use stays at the most that was ever
+    needed, and somewhat more where new blocks do not fit into the gaps between old ones.
 
-    Call it before JAX starts its threads, so before the first computation.
+    Call it before JAX starts its threads, so before the first computation: a thread that has a heap
+    of its own keeps that. A second call changes nothing.
 
     Returns:
-        Whether the C library does so; only glibc has the settings.
+        Whether the C library took all settings; only glibc has them.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
         return False
 
-    # Names and numbers are those of malloc.h. Only the main heap can grow beyond 64 MB, so all
-    # threads share it, and no block is mapped on its own, nor the end of the heap returned.
+    # Names and numbers are those of malloc.h. The heaps of threads are limited to 64 MB, and larger
+    # blocks would still be mapped, so all threads share the main heap. No block is mapped on its
+    # own, and the end of the heap is never returned (-1 as a size is the largest threshold).
     m_arena_max = -8
     m_mmap_max = -4
     m_trim_threshold = -1

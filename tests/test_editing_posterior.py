@@ -364,8 +364,11 @@ def test_of_more_candidates_each_mode_comes_up_as_often_as_it_should():
     assert abs(share[1] - truth) > 0.1
 
 
-def test_the_candidate_nearest_to_what_is_known_is_taken():
+def drawn_and_taken(failing):
+    """Draws of noise, of which `failing` make NaN; which are nearest; and which are taken."""
     draws = np.random.default_rng(3).standard_normal((5, *SHAPE)).astype(np.float32)
+    for draw, sample in failing:
+        draws[draw, sample] = np.nan
     constraint = inpaint(IMAGE, KNOWN)
     problem = noise_projection.Problem(
         lambda x, sigma: x, lambda x: x, constraint, None, 3, candidates=4
@@ -375,7 +378,13 @@ def test_the_candidate_nearest_to_what_is_known_is_taken():
         problem, zeros, lambda i: (jnp.asarray(draws)[i], ()), jnp.float32(2.0)
     )
     missed = np.where(KNOWN, IMAGE - 2 * draws[1:], 0)
-    nearest = 1 + np.argmin(np.sum(missed**2, (2, 3, 4)), 0)
+    return draws, 1 + np.nanargmin(np.sum(missed**2, (2, 3, 4)), 0), taken
+
+
+# Draws and samples of which the network makes NaN: none; the first draw; the nearest of a sample.
+@pytest.mark.parametrize("failing", [(), ((1, 0), (1, 1), (1, 2)), ((2, 0), (4, 1))])
+def test_the_candidate_nearest_to_what_is_known_is_taken(failing):
+    draws, nearest, taken = drawn_and_taken(failing)
     assert len(set(nearest)) > 1
     np.testing.assert_array_equal(taken, draws[nearest, np.arange(len(nearest))])
 

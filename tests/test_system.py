@@ -1,5 +1,7 @@
 """System calls: memory that the process keeps."""
 
+import ctypes
+import platform
 import subprocess
 import sys
 
@@ -33,7 +35,7 @@ def pages(mode):
     return int(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has the settings")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it has the settings")
 def test_kept_memory_is_used_again():
     # Huge pages would be 256 at least, small ones 131,072.
     returned = pages("return")
@@ -42,6 +44,13 @@ def test_kept_memory_is_used_again():
     assert kept < returned / 4
 
 
-def test_elsewhere_nothing_is_set(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
+@pytest.mark.parametrize("name", ["darwin", "win32"])
+def test_on_other_systems_nothing_is_set(monkeypatch, name):
+    monkeypatch.setattr(sys, "platform", name)
+    assert system.keep_memory() is False
+
+
+def test_of_another_c_library_nothing_is_asked(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert system.keep_memory() is False

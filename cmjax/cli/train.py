@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from cmjax import system
 from cmjax.cli import distributed, option_types, terminal
 
 if TYPE_CHECKING:
@@ -99,14 +100,14 @@ def train(
             "give a CONFIG, a .toml file or a preset; cmjax train --init > my.toml writes a file"
         )
 
-    # Processes join before anything asks JAX for its devices; a dry run needs no others.
+    # Before JAX starts threads. Processes join before anything asks JAX for its devices. A dry run
+    # needs neither.
     if not dry_run:
+        system.keep_memory()
         distributed.initialize(**processes)
     # Imported late: `cmjax --help` must not wait for JAX.
-    from cmjax import system
     from cmjax.training import reports, run
 
-    system.keep_memory()
     train_config = _read(config, data, settings)
     if dry_run:
         terminal.echo(reports.describe(train_config))

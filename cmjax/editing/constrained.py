@@ -122,9 +122,10 @@ def edit(
             `method="posterior"` the steps are `cmjax.editing.PosteriorStep`, and there are also
             `sigma_y`, the standard deviation of normal noise in the known values, a number or one
             per sample `[B]` (0: they are exact), `iterations`, the number of products with the
-            network's Jacobian and with its transpose in each step, and `candidates`, the number of
-            draws of noise in each step, of which the one nearest to what is known is moved. With
-            more of them, each a network call, distinct results come up as often as they should.
+            network's Jacobian and with its transpose in each step (1 to 100, by default 3), and
+            `candidates`, the number of draws of noise in each step, of which the one nearest to
+            what is known is moved (1 to 10,000, by default 16). With more of them, each a network
+            call, distinct results come up more nearly as often as they should.
 
     Returns:
         The samples, `dtype[shape]`; with `return_trajectory` the pair (samples, trajectory), of

@@ -66,7 +66,8 @@ def least_move(
     """Moves noise z by the d that minimises `|r + J d|^2 + lambda |d|^2`.
 
     Lambda is the least one within both limits: `|z + d|^2 <= |z|^2 + allowance`, which keeps the
-    noise typical, and `|d|^2 <= farthest`.
+    noise typical, and `|d|^2 <= farthest`. Derivatives of the move take lambda for a constant,
+    since it is found by bisection.
 
     Args:
         found: the directions to move in.

@@ -114,8 +114,8 @@ def project_noise(
         problem: the network and the constraint.
         pair: the estimate so far: x0 `[B, ...]`, and the noise of the measurements, a pytree of
             arrays `[B, ...]`.
-        draw: `number -> noise`, standard normal noise, a pytree like `pair`; the numbers are 0 to
-            `problem.candidates`.
+        draw: `number -> noise`, standard normal noise, a pytree like `pair`: number 0 for step 1,
+            and 1 to `problem.candidates` for the draws of step 2.
         sigma: the level, f32[].
 
     Returns:
@@ -153,10 +153,12 @@ def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
     # Where several distinct pictures are possible, the least move leads to the one that the noise
     # happens to be near, whatever is known. A draw that comes near what is known by itself leads
     # to each picture about as often as it should (rejection sampling, in the limit of many draws).
-    # For normal data the choice makes no difference: it depends on r alone, so on the part of z
-    # that the move replaces.
+    # For normal data the choice makes no difference to a move that makes r zero: r(z) is linear, so
+    # the choice depends only on the part of z in the rows of J, all of which the move replaces. A
+    # move that is damped, or has too few iterations, leaves some of r, and less of it after a
+    # choice.
 
-    # |r| for r(z) = y - A f(u + sigma z).
+    # |r|^2 for r(z) = y - A f(u + sigma z).
     def distance(noise):
         left = problem.residual(problem.made(before, noise, sigma))
         return inner(left, left)
@@ -165,7 +167,8 @@ def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
         noise, least = best
         other = draw(number)
         found = distance(other)
-        nearer = found < least
+        # A draw of which the network makes NaN is farther than any other.
+        nearer = (found < least) | jnp.isnan(least)
         noise = jax.tree.map(functools.partial(_where, nearer), other, noise)
         return (noise, jnp.where(nearer, found, least)), None
 

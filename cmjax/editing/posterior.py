@@ -34,14 +34,14 @@ _PROGRAMS = 64
 # Each iteration takes the memory of one more array like the samples.
 _MOST_ITERATIONS = 100
 
-# Each candidate takes a network call in each step, but no memory.
+# Candidates are tried one after the other: each takes a network call in each step, but no memory.
 _MOST_CANDIDATES = 10_000
 
 # The first level of paths that begin with noise alone, whose ratio of noise to signal is infinite.
 _HIGHEST = 1e3
 
 # Measurements have keys of their own: those of the sample, folded with numbers counted down from
-# here, which no level reaches.
+# here, which no draw of a level reaches.
 _MEASUREMENTS = np.uint32(2**32 - 1)
 
 

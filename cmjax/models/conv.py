@@ -94,8 +94,8 @@ def _conv3x3_jvp(primals, tangents):
     x_tangent, kernel_tangent = tangents
     tangent = _by_xla(x_tangent, kernel) + _by_xla(x, kernel_tangent)
 
-    # So is what is differentiated: with the option that training steps give to the compiler, XLA's
-    # convolutions are as fast as the other forms (docs/performance.md).
+    # The output itself is XLA's as well, on CPUs too: training steps give the compiler an option
+    # with which its convolutions are as fast as the other forms (docs/performance.md).
     return _by_xla(x, kernel), tangent
 
 

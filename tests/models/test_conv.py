@@ -102,6 +102,17 @@ def test_derivatives_of_both_modes_are_those_of_xla(size, channels, dtype):
             assert error < tolerance * np.std(theirs)
 
 
+def test_what_is_differentiated_is_xlas():
+    x, kernel = drawn((2, 13, 13, 32), 32)
+
+    def both(x):
+        return jax.jvp(lambda x: conv.conv3x3(x, kernel), (x,), (x,))
+
+    # The choice by platform holds the other forms.
+    assert "platform_index" in str(jax.make_jaxpr(conv.conv3x3)(x, kernel))
+    assert "platform_index" not in str(jax.make_jaxpr(both)(x))
+
+
 def test_derivative_of_a_derivative():
     x, kernel = drawn((1, 13, 13, 32), 32)
 
