@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -53,6 +54,18 @@ def keep_memory() -> bool:
     settings = {m_arena_max: 1, m_mmap_max: 0, m_trim_threshold: -1}
     done = [libc.mallopt(name, value) for name, value in settings.items()]
     return all(done)
+
+
+def computes_on_cpu() -> bool:
+    """Returns whether JAX will compute on CPUs, without starting it.
+
+    It does if `JAX_PLATFORMS` says so, or if nothing for another device is installed.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms:
+        return platforms == "cpu"
+    plugins = ("jax_plugins", "libtpu")  # those of GPUs share a package
+    return not any(importlib.util.find_spec(name) for name in plugins)
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -54,3 +54,21 @@ def test_of_another_c_library_nothing_is_asked(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert system.keep_memory() is False
+
+
+@pytest.mark.parametrize(
+    ("platforms", "installed", "expected"),
+    [
+        ("cpu", ["jax_plugins"], True),
+        ("cuda,cpu", [], False),
+        ("", [], True),
+        ("", ["jax_plugins"], False),
+        ("", ["libtpu"], False),
+    ],
+)
+def test_the_device_is_told_without_jax(monkeypatch, platforms, installed, expected):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: name if name in installed else None
+    )
+    assert system.computes_on_cpu() is expected

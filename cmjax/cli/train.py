@@ -103,7 +103,8 @@ def train(
     # Before JAX starts threads. Processes join before anything asks JAX for its devices. A dry run
     # needs neither.
     if not dry_run:
-        system.keep_memory()
+        if system.computes_on_cpu():
+            system.keep_memory()
         distributed.initialize(**processes)
     # Imported late: `cmjax --help` must not wait for JAX.
     from cmjax.training import reports, run
