@@ -56,6 +56,21 @@ def test_frechet_distance_is_scipys(seed, width):
     assert frechet_distance(a, b) == pytest.approx(by_scipy(a, b), rel=1e-9)
 
 
+def test_few_samples_of_many_features_need_no_covariance_matrix():
+    # One of [D, D] would take 80 GB.
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((5, 100_000))
+    b = rng.standard_normal((7, 100_000))
+    kept = [0, 1, 2, 70, 9_999]
+    assert frechet_distance(a, a + 1) == pytest.approx(100_000)
+    assert frechet_distance(a, b) > 0
+
+    # The same number as by the matrices.
+    a, b = a[:, kept], b[:, kept]
+    expected = frechet_distance(fit_gaussian([a]), fit_gaussian([b]))
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
+
+
 def test_frechet_distance_of_diagonal_gaussians():
     means, deviations = normal(0, 2, 6), np.abs(normal(1, 2, 6))
     a, b = (Gaussian(m, np.diag(s**2)) for m, s in zip(means, deviations, strict=True))

@@ -77,7 +77,7 @@ def tune(
 
     from cmjax.cli.evaluate import features_of
     from cmjax.cli.evaluate_inputs import Compared, read
-    from cmjax.evaluation import as_gaussian, frechet_distance, search_sigmas
+    from cmjax.evaluation import Gaussian, as_gaussian, frechet_distance, search_sigmas
     from cmjax.level_search import Trial
 
     # What only the model and the data can tell of the options is checked before anything compiles.
@@ -86,7 +86,11 @@ def tune(
     state = checks.set_timesteps(loaded.scheduler, schedule)
     checks.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
     start = _starting_levels(loaded, state)
-    reference = as_gaussian(features_of(read(real, None, None), features, 64), str(real))
+
+    # The Gaussian of many samples is fitted once. Few of them are compared faster as they are.
+    reference = features_of(read(real, None, None), features, 64)
+    if isinstance(reference, Gaussian) or len(reference) > reference.shape[1]:
+        reference = as_gaussian(reference, str(real))
 
     # What the scores depend on: trials of another search are of no use here.
     sampling = {

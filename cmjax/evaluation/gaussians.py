@@ -91,8 +91,8 @@ def frechet_distance(a: ArrayLike | Gaussian, b: ArrayLike | Gaussian) -> float:
         ValueError: for other shapes, numbers that are not finite, fewer than 2 samples, or no
             covariance.
     """
-    mean_a, cov_a = as_gaussian(a, "a")
-    mean_b, cov_b = as_gaussian(b, "b")
+    mean_a, root_a = _mean_and_root(a, "a")
+    mean_b, root_b = _mean_and_root(b, "b")
     if mean_a.shape != mean_b.shape:
         raise ValueError(
             f"a and b must have as many features, got {len(mean_a)} and {len(mean_b)}"
@@ -100,7 +100,7 @@ def frechet_distance(a: ArrayLike | Gaussian, b: ArrayLike | Gaussian) -> float:
 
     # Differences and products of numbers that float64 holds may be too large for it.
     with np.errstate(over="ignore", invalid="ignore"):
-        distance = _distance(mean_a, cov_a, mean_b, cov_b)
+        distance = _distance(mean_a, root_a, mean_b, root_b)
     if not np.isfinite(distance):
         raise ValueError("a and b are so large that float64 does not hold their distance")
 
@@ -108,15 +108,33 @@ def frechet_distance(a: ArrayLike | Gaussian, b: ArrayLike | Gaussian) -> float:
     return max(float(distance), 0.0)
 
 
-def _distance(mean_a, cov_a, mean_b, cov_b):
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2), up to rounding errors."""
-    # With C = R R^T, tr (C1 C2)^1/2 is the sum of the singular values of R1^T R2. The eigenvalues
+def _distance(mean_a, root_a, mean_b, root_b):
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2), up to rounding errors, of C = R R^T."""
+    # tr C = |R|^2, and tr (C1 C2)^1/2 is the sum of the singular values of R1^T R2. The eigenvalues
     # of C1 C2 would give it, too, but roots turn their rounding errors e into e^1/2.
-    product = _root(cov_a).T @ _root(cov_b)
+    product = root_a.T @ root_b
     if not np.isfinite(product).all():
         return np.inf
     cross = np.linalg.svd(product, compute_uv=False).sum()
-    return np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    return (
+        np.sum((mean_a - mean_b) ** 2) + np.sum(root_a**2) + np.sum(root_b**2) - 2 * cross
+    )
+
+
+def _mean_and_root(
+    values: ArrayLike | Gaussian, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean [D] and an R [D, r] with R R^T the covariance; errors as `as_gaussian`."""
+    # Of no more samples than features the centred samples are a root themselves, and no matrix
+    # [D, D] is needed.
+    if not isinstance(values, Gaussian):
+        values = as_features(values, name)
+        samples, features = values.shape
+        if 2 <= samples <= features:
+            mean = values.mean(0)
+            return mean, (values - mean).T / np.sqrt(samples - 1)
+    gaussian = as_gaussian(values, name)
+    return gaussian.mean, _root(gaussian.cov)
 
 
 def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:
