@@ -114,7 +114,7 @@ def sample_posterior(
     # What the program is compiled for.
     options = (shape, dtype, int(iterations), int(candidates), return_trajectory, callback)
     structure = jax.tree.structure(constraint)
-    program = cached_unless_tracing(_compiled, apply_fn, scheduler, *options, structure)
+    program = cached_unless_tracing(_compiled, structure, apply_fn, scheduler, *options)
     try:
         return program(**inputs)
     except (TypeError, ValueError, OverflowError):
@@ -123,31 +123,11 @@ def sample_posterior(
 
 
 @functools.lru_cache(_PROGRAMS, typed=True)
-def _compiled(
-    apply_fn: ApplyFn,
-    scheduler: Any,
-    shape,
-    dtype,
-    iterations,
-    candidates,
-    return_trajectory,
-    callback,
-    structure,
-):
+def _compiled(structure, *arguments):
     """The jitted loop; inlined, so that under the caller's own `jit` it is part of that program."""
     # The constraint's tree structure holds its function: see `cmjax.sampling`.
     del structure
-    loop = _loop(
-        apply_fn,
-        scheduler,
-        shape,
-        dtype,
-        iterations,
-        candidates,
-        return_trajectory,
-        callback,
-    )
-    return jax.jit(loop, inline=True)
+    return jax.jit(_loop(*arguments), inline=True)
 
 
 def _loop(
