@@ -114,9 +114,14 @@ def check_writable(path: str | Path) -> None:
     Raises:
         ValueError: if it is a symbolic link, which could lead to a file of somebody else's, or a
             folder, a pipe, a device or a socket.
+        OSError: if no file can have that name, as when it is too long.
     """
     check_no_link(path)
-    if os.path.lexists(path) and not os.path.isfile(path):
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is there and is not a regular file; give another name")
 
 

@@ -354,3 +354,15 @@ def test_a_file_system_that_cannot_flush_folders_is_written_all_the_same(
     with replacing_folder(tmp_path / "b") as folder:
         fill(folder, "two")
     assert (tmp_path / "a").read_bytes() == b"one" and content(tmp_path / "b")["a"] == "two"
+
+
+def test_a_name_that_is_too_long_is_not_writable(tmp_path):
+    # From Python 3.14 on, no question about such a path raises an error.
+    with pytest.raises(OSError, match="too long"):
+        files.check_writable(tmp_path / ("x" * 300))
+
+
+def test_a_name_in_no_folder_is_left_to_those_who_write_it(tmp_path):
+    (tmp_path / "file").touch()
+    files.check_writable(tmp_path / "missing" / "new")
+    files.check_writable(tmp_path / "file" / "new")
