@@ -31,11 +31,22 @@ def check_out(path: Path, kinds: Mapping[str, str]) -> None:
         kinds: what a file of each suffix holds, such as `{".png": "a picture"}`.
 
     Raises:
-        ValueError: if the suffix is not one of these, or the folder is missing or read-only.
+        ValueError: if the suffix is not one of these, or as `check_out_file`.
+        OSError: as `check_out_file`.
     """
     if path.suffix.lower() not in kinds:
         wanted = " or ".join(f"{suffix} ({what})" for suffix, what in kinds.items())
         raise ValueError(f"--out must end in {wanted}, got {str(path)!r}")
+    check_out_file(path)
+
+
+def check_out_file(path: Path) -> None:
+    """Checks that `path`, whatever its suffix, can be written as a file.
+
+    Raises:
+        ValueError: if it is a folder or a link, or its folder is missing or read-only.
+        OSError: if no file can have that name.
+    """
     if path.is_dir():
         raise ValueError(f"--out: {path} is a folder; give the name of a file")
 

@@ -74,6 +74,8 @@ def tune(
       cmjax tune photos --model runs/mine --steps 3 --features mypkg.clip:embed --out tuned.json
     """  # noqa: D301
     schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 2}
+    if out is not None:
+        checks.check_out_file(out)
 
     from cmjax.cli.evaluate import features_of
     from cmjax.cli.evaluate_inputs import Compared, read

@@ -57,6 +57,10 @@ def test_a_search_is_kept_and_goes_on(folder):
         (["--features", "no.such:name"], "no.such"),
         (["--guidance", "2"], "--guidance: guidance needs a network with a null class"),
         (["--scheduler", "DDIMScheduler"], "its noise levels cannot be chosen"),
+        # Before the first trial, which would be lost.
+        (["--out", "missing/t.json"], "--out: there is no folder missing; make it first"),
+        (["--out", "."], "--out: . is a folder; give the name of a file"),
+        (["--out", "x" * 300], "File name too long"),
     ],
 )
 def test_misuse(folder, args, message):
