@@ -33,19 +33,30 @@ def seconds_in_turn(*functions, repeats):
 
     Each waits until its work is done, and is called once before that, to compile and to warm up.
     Every other turn goes backwards, so that none always comes after the same other one.
+
+    A function of less than 0.1 s is called twice in each turn, and timed the second time: PyTorch's
+    threads spin for some milliseconds after a call, and would take them from what comes next.
     """
     for function in functions:
         function()
+    is_short = [_seconds(function) < 0.1 for function in functions]
     order = list(enumerate(functions))
     taken = np.empty((repeats, len(functions)))
     for row in taken:
         for i, function in order:
-            start = time.perf_counter()
-            result = function()
-            seconds = time.perf_counter() - start
-            row[i] = result if isinstance(result, Seconds) else seconds
+            if is_short[i]:
+                function()
+            row[i] = _seconds(function)
         order.reverse()
     return taken
+
+
+def _seconds(function):
+    """Seconds of one call, as measured here or by the function itself."""
+    start = time.perf_counter()
+    result = function()
+    seconds = time.perf_counter() - start
+    return result if isinstance(result, Seconds) else seconds
 
 
 def in_turn(*functions, repeats):
