@@ -44,6 +44,7 @@ _SUBMODULES = (
     "sampling",
     "sampling_inputs",
     "schedulers",
+    "serialization",
     "spelling",
     "system",
     "testing",

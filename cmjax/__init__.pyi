@@ -33,6 +33,7 @@ from cmjax import registry as registry
 from cmjax import sampling as sampling
 from cmjax import sampling_inputs as sampling_inputs
 from cmjax import schedulers as schedulers
+from cmjax import serialization as serialization
 from cmjax import spelling as spelling
 from cmjax import system as system
 from cmjax import testing as testing

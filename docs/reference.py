@@ -43,6 +43,7 @@ GROUPS = {
     "Inside": (
         "arrays",
         "tracing",
+        "serialization",
         "conditioning",
         "sampling_inputs",
         "model_sampling",

@@ -24,7 +24,16 @@ LAYERS = [
     {"version", "configs", "spelling", "printing", "former_names", "system"}
     | {"files", "interrupts", "image_files"},
     {"processes", "progress"},
-    {"arrays", "tracing", "meshes", "random", "labels", "networks", "conditioning"},
+    {
+        "arrays",
+        "tracing",
+        "serialization",
+        "meshes",
+        "random",
+        "labels",
+        "networks",
+        "conditioning",
+    },
     {"parametrization"},
     {"guidance"},
     {"schedulers"},

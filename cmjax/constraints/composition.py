@@ -8,6 +8,7 @@ import jax
 
 from cmjax.configs import shown
 from cmjax.constraints.checks import Constraint, check_callable
+from cmjax.serialization import serializable
 from cmjax.tracing import as_pytree
 
 
@@ -34,6 +35,9 @@ class Compose:
         """Returns the constraints for their own data plus `shift`, a pytree for each."""
         pairs = zip(self.constraints, shift, strict=True)
         return Compose(tuple(measurable(each).shifted(own) for each, own in pairs))
+
+
+serializable(Compose)
 
 
 def compose(*constraints: Constraint) -> Compose:

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from cmjax.arrays import as_array, as_floats, at_least_float32, concrete, known_reals
 from cmjax.constraints.checks import as_image, broadcast_to_samples
 from cmjax.meshes import with_automatic_axes
+from cmjax.serialization import serializable
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +45,9 @@ class Inpaint:
         """Returns the constraint for the image plus `shift`, `[B, ...]`."""
         image = broadcast_to_samples("image", self.image, shift)
         return dataclasses.replace(self, image=image + shift)
+
+
+serializable(Inpaint)
 
 
 def inpaint(image: ArrayLike, mask: ArrayLike) -> Inpaint:

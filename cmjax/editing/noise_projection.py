@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from cmjax.arrays import combine
 from cmjax.editing.least_move import Move, directions, inner, least_move
 from cmjax.schedulers.checks import apply_constraint
+from cmjax.serialization import serializable
 
 # The squared length of D standard normal numbers has mean D and standard deviation sqrt(2 D). A
 # move keeps noise typical if the squared length grows by no more than this share of the latter.
@@ -43,6 +44,9 @@ class PosteriorStep(NamedTuple):
     residual: jax.Array
     noise: jax.Array
     damping: jax.Array
+
+
+serializable(PosteriorStep)
 
 
 class Problem(NamedTuple):

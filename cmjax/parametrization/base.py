@@ -12,6 +12,7 @@ from cmjax.arrays import ApplyFn, as_array, as_floats, check_shapes, combine, co
 from cmjax.configs import shown
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network
+from cmjax.serialization import serializable
 
 
 class Scalings(NamedTuple):
@@ -41,6 +42,9 @@ class NoiseLevel(NamedTuple):
     time: jax.Array
     alpha: jax.Array
     sigma: jax.Array
+
+
+serializable(Scalings, NoiseLevel)
 
 
 class Parametrization(abc.ABC):

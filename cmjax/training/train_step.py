@@ -17,6 +17,7 @@ from cmjax.conditioning import without_some
 from cmjax.labels import check_class_labels
 from cmjax.networks import num_classes
 from cmjax.random import as_key, same_numbers
+from cmjax.serialization import serializable
 from cmjax.tracing import is_tracing
 from cmjax.training.averages import mean_over_parts, moved_towards
 from cmjax.training.checks import check_params, check_result
@@ -59,6 +60,9 @@ class TrainState:
     target: Any
     opt_state: Any
     key: jax.Array
+
+
+serializable(TrainState)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from cmjax.arrays import combine
 from cmjax.configs import is_finite, shown
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
+from cmjax.serialization import serializable
 from cmjax.training.losses.base import Frozen, Loss, Preview, add_noise, split_batch
 from cmjax.training.losses.checks import check_function, check_sigma_data, karras_range
 from cmjax.training.losses.metrics import per_sample
@@ -28,6 +29,9 @@ class AdversarialParams(NamedTuple):
 
     network: Any
     discriminator: Any
+
+
+serializable(AdversarialParams)
 
 
 @dataclasses.dataclass(frozen=True)

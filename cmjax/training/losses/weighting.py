@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cmjax.serialization import serializable
+
 NUM_FREQUENCIES = 8  # of w as a function of log sigma: enough for a smooth curve
 
 
@@ -31,6 +33,9 @@ class WeightedParams(NamedTuple):
 
     network: Any
     level_weight: jax.Array
+
+
+serializable(WeightedParams)
 
 
 def with_level_weight(params: Any) -> WeightedParams:

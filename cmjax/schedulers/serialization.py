@@ -1,0 +1,37 @@
+"""Lets `jax.export` serialize functions of states, such as the step of a scheduler."""
+
+from typing import Any
+
+from cmjax.schedulers.base import SchedulerState, StepOutput
+from cmjax.schedulers.categories import CategoryState
+from cmjax.schedulers.registry import SCHEDULERS, scheduler_from_config
+from cmjax.schedulers.table import TableState
+from cmjax.schedulers.transitions import Transitions
+from cmjax.schedulers.vq_diffusion import VQDiffusionScheduler
+from cmjax.schedulers.weights import Memory, Weights
+from cmjax.serialization import serializable
+
+
+def _to_config(scheduler: Any) -> dict[str, Any]:
+    """The config of the scheduler that made a state, with the name of its class."""
+    # The exact class: a subclass may sample differently.
+    names = {cls: name for name, cls in SCHEDULERS.items()}
+    names[VQDiffusionScheduler] = VQDiffusionScheduler.__name__
+    cls = type(scheduler)
+    if cls not in names:
+        raise ValueError(
+            f"a state of {cls.__name__} cannot be serialized, because the file could not name its "
+            "class: register it by cmjax.register, here and where the file is read"
+        )
+    return {**scheduler.to_config(), "_class_name": names[cls]}
+
+
+def _from_config(config: dict[str, Any]) -> Any:
+    """The scheduler of a config."""
+    if config["_class_name"] == VQDiffusionScheduler.__name__:
+        return VQDiffusionScheduler.from_config(config)
+    return scheduler_from_config(config)
+
+
+serializable(SchedulerState, StepOutput, Memory, Weights, Transitions)
+serializable(TableState, CategoryState, to_json=_to_config, from_json=_from_config)

@@ -1,0 +1,39 @@
+"""Lets `jax.export` serialize functions that take or return pytrees of cmjax."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax.export
+
+
+def serializable(
+    *classes: type,
+    to_json: Callable[[Any], Any] = lambda value: value,
+    from_json: Callable[[Any], Any] = lambda value: value,
+) -> None:
+    """Registers pytrees with `jax.export`, each under the name "cmjax." and that of its class.
+
+    A serialized function holds the structure of its arguments and results, with all that is static
+    in them. To read it, the same classes must have been registered before.
+
+    Args:
+        classes: named tuples, or dataclasses that are pytrees.
+        to_json: what JSON can hold of the value of a static field.
+        from_json: the value again.
+    """
+    for cls in classes:
+        name = f"cmjax.{cls.__name__}"
+        if issubclass(cls, tuple):
+            jax.export.register_namedtuple_serialization(cls, serialized_name=name)
+        else:
+            jax.export.register_pytree_node_serialization(
+                cls,
+                serialized_name=name,
+                serialize_auxdata=lambda static: json.dumps(
+                    [to_json(value) for value in static]
+                ).encode(),
+                deserialize_auxdata=lambda text: tuple(
+                    from_json(value) for value in json.loads(text)
+                ),
+            )
