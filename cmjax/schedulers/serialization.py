@@ -15,7 +15,7 @@ from cmjax.serialization import serializable
 def _to_config(scheduler: Any) -> dict[str, Any]:
     """The config of the scheduler that made a state, with the name of its class."""
     # The exact class: a subclass may sample differently.
-    names = {cls: name for name, cls in SCHEDULERS.items()}
+    names: dict[type, str] = {cls: name for name, cls in SCHEDULERS.items()}
     names[VQDiffusionScheduler] = VQDiffusionScheduler.__name__
     cls = type(scheduler)
     if cls not in names:
