@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -54,6 +55,11 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 def concrete(value: Any) -> np.ndarray | None:
     """Returns `value` as a NumPy array, or None if it is traced: its value is not known yet."""
     return None if isinstance(value, Tracer) else np.asarray(value)
+
+
+def is_symbolic(size: Any) -> bool:
+    """Whether the size of an axis is a symbol: `jax.export` then traces for any size."""
+    return jax.export.is_symbolic_dim(size)
 
 
 def is_floating(dtype: Any) -> bool:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.arrays import as_samples, at_least_float32, check_pixels
+from cmjax.arrays import as_samples, at_least_float32, check_pixels, is_symbolic
 from cmjax.configs import is_int, shown
 from cmjax.meshes import with_automatic_axes
 from cmjax.models.latent_scaling import deviation_to_samplers, to_network, to_samplers
@@ -219,9 +219,16 @@ def _computed(method, config, params, x, batch_size):
         return getattr(network, method)(x)
 
     def compute_in_pieces(x, params):
-        if batch_size is None or batch_size >= len(x):
+        size = x.shape[0]
+        if batch_size is None:
             return compute(x, params)
+
+        # `map` takes no batch size where the number of samples is a symbol.
         one = functools.partial(compute, params=params)
+        if is_symbolic(size):
+            return jax.lax.map(lambda x: one(x[None])[0], x)
+        if batch_size >= size:
+            return compute(x, params)
         return jax.lax.map(lambda x: one(x[None])[0], x, batch_size=batch_size)
 
     return with_automatic_axes(compute_in_pieces, x, params).astype(dtype)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from cmjax.arrays import ApplyFn, as_samples
+from cmjax.arrays import ApplyFn, as_samples, is_symbolic
 from cmjax.autoencoder import Autoencoder, check_batch_size
 from cmjax.configs import LARGEST, is_int, shown
 from cmjax.guidance import Scale
@@ -237,7 +237,7 @@ class Model:
             TypeError: for an argument that there is none of.
         """
         check_names(options)
-        if not is_int(num, 1, LARGEST):
+        if not is_int(num, 1, LARGEST) and not is_symbolic(num):
             raise ValueError(f"num must be a positive integer, got {shown(num)}")
         if not isinstance(latents, bool):
             raise ValueError(f"latents must be True or False, got {shown(latents)}")

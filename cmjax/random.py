@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from cmjax.arrays import as_array, concrete
+from cmjax.arrays import as_array, concrete, is_symbolic
 from cmjax.configs import is_int, shown
 
 GENERATOR = "threefry2x32"  # JAX's default, unless jax_default_prng_impl is set
@@ -126,7 +126,8 @@ def sample_index(index: int | jax.Array, batch: int = 1) -> jax.Array | np.uint3
         ValueError: unless it is an integer from 0 to 2^32 - 1.
     """
     # The default, first: looking at arrays takes as long as a small network.
-    if type(index) is int and 0 <= index <= 2**32 - batch:
+    fewest = 1 if is_symbolic(batch) else batch
+    if type(index) is int and 0 <= index <= 2**32 - fewest:
         return np.uint32(index)
 
     # Under jit only the dtype and the shape are known.
@@ -141,7 +142,7 @@ def sample_index(index: int | jax.Array, batch: int = 1) -> jax.Array | np.uint3
         return jnp.asarray(array).astype(jnp.uint32)
 
     # fold_in takes 32 bits: a larger index would repeat the noise of a smaller one.
-    if int(known) + batch > 2**32:
+    if int(known) + fewest > 2**32:
         raise ValueError(
             f"first_index {int(known)} leaves {2**32 - int(known)} of 2^32 samples, "
             f"for a batch of {batch}"

@@ -35,7 +35,7 @@ def classifier_free_network(apply_fn, strength, null, rule, doubled):
 
     # The output for the conditioning, and the output for its null.
     def outputs(params, x, times, cond, any_guided):
-        cond = parse_cond(cond, len(x), num_classes(apply_fn))
+        cond = parse_cond(cond, x.shape[0], num_classes(apply_fn))
         without = with_null(cond, null)
 
         def call(x, times, cond):
@@ -51,7 +51,7 @@ def classifier_free_network(apply_fn, strength, null, rule, doubled):
         def both():
             pairs = jax.tree.map(_interleaved, (x, times, cond), (x, times, without))
             made = call(*pairs)
-            made = made.reshape(len(x), 2, *made.shape[1:])
+            made = made.reshape(x.shape[0], 2, *made.shape[1:])
             return made[:, 0], made[:, 1]
 
         def alone():

@@ -78,7 +78,7 @@ class Projected:
         change = combine((c_out, output), (-c_out, other))
 
         # min(1, r / |d|) for each sample, [B].
-        share = jnp.ones(len(x), jnp.float32)
+        share = jnp.ones(x.shape[0], jnp.float32)
         if self.norm_threshold:
             norm = jnp.sqrt(jnp.maximum(_dot(change, change), 1e-30))
             share = jnp.minimum(1, self.norm_threshold / norm)

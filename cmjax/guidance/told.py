@@ -72,7 +72,7 @@ def _told(apply_fn, scale, ends):
         # One scale and one interval per sample, f32[B] and f32[B, 2].
         told = {"guidance_scale": jnp.broadcast_to(_float32(scale), x.shape[:1])}
         if ends is not None:
-            told["guidance_interval"] = jnp.broadcast_to(_float32(ends), (len(x), 2))
+            told["guidance_interval"] = jnp.broadcast_to(_float32(ends), (x.shape[0], 2))
         return apply_fn(params, x, *times, **{**told, **cond})
 
     return with_classes_of(apply_fn, guided)

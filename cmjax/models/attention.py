@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cmjax.arrays import is_symbolic
 from cmjax.models.layers import GroupNorm, add_residual, linear
 
 # 32 MB in float32, about what CPUs keep near.
@@ -69,7 +70,10 @@ def _attend(q, k, v):
 def _attend_in_cache(q, k, v):
     """Attends within as many heads at a time as have scores that a CPU's cache holds."""
     at_once = max(1, SCORES_IN_CACHE // q.shape[1] ** 2)
-    if at_once >= len(q):
+    heads = q.shape[0]
+
+    # All at once also where the number of samples is a symbol, which `map` does not take.
+    if is_symbolic(heads) or at_once >= heads:
         return _attend(q, k, v)
     return jax.lax.map(lambda head: _attend(*head), (q, k, v), batch_size=at_once)
 

@@ -79,7 +79,7 @@ class ContextTransformer(nnx.Module):
                 another shape, or a scale is known to be 0 or less.
         """
         config = self.config
-        batch = len(image)
+        batch = image.shape[0]
         scale = _told("guidance_scale", guidance_scale, config.guidance_scale, (batch,))
         interval = _told(
             "guidance_interval", guidance_interval, config.guidance_interval, (batch, 2)

@@ -85,7 +85,7 @@ class DiT(nnx.Module):
         # Patches are the tokens: h is [B, side * side, width].
         side = config.sample_size // config.patch_size
         h = self.patch_embed(resampling.space_to_depth(x, config.patch_size)).reshape(
-            len(x), side * side, config.width
+            x.shape[0], side * side, config.width
         )
         h = h + jnp.asarray(position_embedding(side, config.width), x.dtype)[None]
 
@@ -104,7 +104,7 @@ class DiT(nnx.Module):
 
         # Back from tokens to patches, and from patches to pixels.
         shift, scale = jnp.split(self.modulation(condition)[:, None], 2, axis=-1)
-        h = self.proj_out(modulated(h, shift, scale)).reshape(len(x), side, side, -1)
+        h = self.proj_out(modulated(h, shift, scale)).reshape(x.shape[0], side, side, -1)
         return resampling.depth_to_space(h, config.patch_size)
 
     def _embed(self, t, r, class_labels, guidance_scale):

@@ -63,7 +63,7 @@ class DiTTransformer2D(nnx.Module):
         # And from patches to pixels.
         side = config.sample_size // config.patch_size
         output = resampling.depth_to_space(
-            h.reshape(len(x), side, side, -1), config.patch_size
+            h.reshape(x.shape[0], side, side, -1), config.patch_size
         )
         if config.keep_variance:
             return output

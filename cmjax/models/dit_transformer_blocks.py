@@ -39,7 +39,7 @@ class PatchEmbedding(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, in_channels]` to tokens `[B, T, width]`."""
         h = self.proj(x)
-        h = h.reshape(len(x), self.side**2, -1)
+        h = h.reshape(x.shape[0], self.side**2, -1)
         return h + jnp.asarray(position_embedding(self.side, h.shape[-1]), x.dtype)[None]
 
 

@@ -95,7 +95,7 @@ def add_class_embedding(
         if class_labels is not None:
             raise ValueError("class_labels given to an unconditional model; leave them out")
         return embedding
-    return embedding + class_features(table, class_labels, len(embedding))
+    return embedding + class_features(table, class_labels, embedding.shape[0])
 
 
 def class_features(

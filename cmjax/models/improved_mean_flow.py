@@ -65,7 +65,7 @@ class ImprovedMeanFlow(ContextTransformer):
         # The sequence is [B, num_tokens, width]: what the network is told, then the image.
         side = config.sample_size // config.patch_size
         patches = resampling.space_to_depth(x, config.patch_size).reshape(
-            len(x), side**2, -1
+            x.shape[0], side**2, -1
         )
         h = self.with_context(
             self.patch_embed(patches),

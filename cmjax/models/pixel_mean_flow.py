@@ -72,7 +72,7 @@ class PixelMeanFlow(ContextTransformer):
         # The sequence is [B, num_tokens, width]: what the network is told, then the image.
         side = config.sample_size // config.patch_size
         patches = resampling.space_to_depth(x, config.patch_size).reshape(
-            len(x), side**2, -1
+            x.shape[0], side**2, -1
         )
         image = self.patch_embed(self.patch_bottleneck(patches))
         h = self.with_context(image, t - r, class_labels, guidance_scale, guidance_interval)

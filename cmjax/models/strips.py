@@ -6,6 +6,7 @@ approximated: each strip has the rows beside it, and normalisations have the sta
 map.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -31,8 +32,8 @@ def in_strips(
         factor: 2 for a function that doubles the resolution.
     """
     out = jax.eval_shape(function, *maps)
-    batch, height = maps[0].shape[:2]
-    per_sample = max(x.size for x in (*maps, out)) // max(batch, 1)
+    height = maps[0].shape[1]
+    per_sample = max(math.prod(x.shape[1:]) for x in (*maps, out))
     rows = max(1, LARGEST_STRIP * height // max(per_sample, 1))
     if per_sample <= LARGEST_MAP or height <= rows + 2:
         return function(*maps)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cmjax.arrays import as_floats, check_shapes, concrete
+from cmjax.arrays import as_floats, check_shapes, concrete, is_symbolic
 from cmjax.configs import LARGEST, is_finite, is_int, shown
 
 
@@ -43,12 +43,14 @@ def check_sample_shape(shape: Any) -> tuple[int, ...]:
         sizes = tuple(shape)
     except TypeError:
         sizes = ()
-    if not sizes or not all(is_int(size, 1, LARGEST) for size in sizes):
+    if not sizes or not all(
+        is_int(size, 1, LARGEST) or is_symbolic(size) for size in sizes
+    ):
         raise ValueError(
             f"shape must be (B, ...) with sizes of at least 1, got {shown(shape)}; "
             "a single sample is (1, ...)"
         )
-    return tuple(int(size) for size in sizes)
+    return tuple(size if is_symbolic(size) else int(size) for size in sizes)
 
 
 def check_constraint(constrain: Any) -> None:
