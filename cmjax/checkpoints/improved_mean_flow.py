@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cmjax.checkpoints import pixel_mean_flow
 from cmjax.checkpoints.checkpoint import Checkpoint, Latents
-from cmjax.checkpoints.pixel_mean_flow import CONTEXT, SECOND_HEAD, depth_of
-from cmjax.checkpoints.released_sizes import preset_of
+from cmjax.checkpoints.pixel_mean_flow import CONTEXT, SECOND_HEAD
+from cmjax.checkpoints.released_sizes import num_blocks, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.models import IMPROVED_MEAN_FLOWS, ImprovedMeanFlowConfig
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler
@@ -76,15 +76,14 @@ def from_tensors(
         notes.append(
             f"no released model has this size: it is sampled with guidance of scale {scale}"
         )
+    shared_depth = num_blocks(tensors, f"{prefix}shared_blocks.")
     return Checkpoint(
         kind="improved MeanFlow checkpoint",
         files=(path,),
         config=config,
         scheduler=FlowMapEulerDiscreteScheduler(),
         tensors=used,
-        layout=functools.partial(
-            layout, prefix, depth_of(tensors, prefix, "shared_blocks")
-        ),
+        layout=functools.partial(layout, prefix, shared_depth),
         note="; ".join(filter(None, notes)),
         latents=LATENTS,
     )
@@ -102,8 +101,9 @@ def infer_config(
     def shape(name):
         return tensors[prefix + name].shape
 
-    depths = [depth_of(tensors, prefix, part) for part in ("shared_blocks", "u_heads")]
-    block = "shared_blocks.0" if depths[0] else "u_heads.0"
+    shared_depth = num_blocks(tensors, f"{prefix}shared_blocks.")
+    head_depth = num_blocks(tensors, f"{prefix}u_heads.")
+    block = "shared_blocks.0" if shared_depth else "u_heads.0"
     try:
         width, channels, patch, _ = shape(FIRST)
         (head_dim,) = shape(f"{block}.attn.q_norm.weight")
@@ -121,7 +121,7 @@ def infer_config(
         sample_size=SIDE,
         in_channels=channels,
         patch_size=patch,
-        num_layers=sum(depths),
+        num_layers=shared_depth + head_depth,
         num_attention_heads=heads,
         attention_head_dim=head_dim,
         mlp_channels=hidden,

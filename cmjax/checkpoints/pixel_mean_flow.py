@@ -7,14 +7,13 @@ guidance by default, is that of the released model of this size.
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from cmjax.checkpoints.checkpoint import Checkpoint
-from cmjax.checkpoints.released_sizes import preset_of
+from cmjax.checkpoints.released_sizes import num_blocks, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.models import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.token_layers import rotary_angles
@@ -97,15 +96,14 @@ def from_tensors(
             "no released model has this size: it is sampled with noise of scale "
             f"{config.noise_scale:g} and guidance of scale {config.guidance_scale:g}"
         )
+    shared_depth = num_blocks(tensors, f"{prefix}shared_blocks.")
     return Checkpoint(
         kind="Pixel MeanFlow checkpoint",
         files=(path,),
         config=config,
         scheduler=FlowMapEulerDiscreteScheduler(noise_scale=config.noise_scale),
         tensors=used,
-        layout=functools.partial(
-            layout, prefix, depth_of(tensors, prefix, "shared_blocks")
-        ),
+        layout=functools.partial(layout, prefix, shared_depth),
         note="; ".join(filter(None, notes)),
     )
 
@@ -122,8 +120,9 @@ def infer_config(
     def shape(name):
         return tensors[prefix + name].shape
 
-    depths = [depth_of(tensors, prefix, part) for part in ("shared_blocks", "u_heads")]
-    block = "shared_blocks.0" if depths[0] else "u_heads.0"
+    shared_depth = num_blocks(tensors, f"{prefix}shared_blocks.")
+    head_depth = num_blocks(tensors, f"{prefix}u_heads.")
+    block = "shared_blocks.0" if shared_depth else "u_heads.0"
     try:
         bottleneck, channels, patch, _ = shape(FIRST)
         width = shape("x_embedder.proj2.weight")[0]
@@ -144,7 +143,7 @@ def infer_config(
         in_channels=channels,
         patch_size=patch,
         bottleneck_channels=bottleneck,
-        num_layers=sum(depths),
+        num_layers=shared_depth + head_depth,
         num_attention_heads=heads,
         attention_head_dim=head_dim,
         mlp_channels=hidden,
@@ -209,13 +208,6 @@ def _their_name(name: str, shared_depth: int) -> str:
     module, _, leaf = name.rpartition(".")
     theirs = "bias" if leaf == "bias" else "weight"
     return f"{block}{names[module]}.{theirs}"
-
-
-def depth_of(tensors: Mapping[str, StoredTensor], prefix: str, part: str) -> int:
-    """Returns the number of blocks in a list of blocks, "shared_blocks" or "u_heads"."""
-    pattern = re.compile(rf"{re.escape(prefix + part)}\.([0-9]{{1,4}})\.")
-    found = (pattern.match(name) for name in tensors)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _used(

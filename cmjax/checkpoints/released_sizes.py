@@ -1,6 +1,7 @@
-"""What the readers of released models share: presets by name, and heads by width."""
+"""What the readers of released models share: presets by name, blocks and heads."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from cmjax.configs import shown
@@ -30,6 +31,20 @@ def preset_of(
             f"{', '.join(presets)}"
         )
     return presets[config]
+
+
+def num_blocks(names: Iterable[str], beginning: str) -> int:
+    """Returns the number of blocks of a network, the last of which has the highest number.
+
+    Args:
+        names: of all tensors.
+        beginning: what the names of tensors of blocks begin with, ahead of the block's number and a
+            dot, such as "blocks.".
+    """
+    pattern = re.compile(rf"{re.escape(beginning)}([0-9]{{1,4}})\.")
+    found = (pattern.match(name) for name in names)
+    numbers = [int(match[1]) for match in found if match]
+    return max(numbers, default=-1) + 1
 
 
 def heads_of(width: int) -> tuple[int, int]:

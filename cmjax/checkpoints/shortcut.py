@@ -13,7 +13,6 @@ Names and shapes tell the rest, but for the size of the latents and the number o
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.checkpoints.checkpoint import Checkpoint, Latents
-from cmjax.checkpoints.released_sizes import heads_of, preset_of
+from cmjax.checkpoints.released_sizes import heads_of, num_blocks, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.models import SHORTCUTS, DiTConfig
 from cmjax.models.dit import TIME_FEATURES
@@ -34,7 +33,6 @@ TIME = "TimestepEmbedder_0.Dense_0.kernel"
 TIME_BIAS = "TimestepEmbedder_0.Dense_1.bias"
 OUTPUT = "FinalLayer_0.Dense_1"
 LOGVARS = "Embed_0.embedding"  # of a loss that the authors do not use
-BLOCK = re.compile(r"DiTBlock_([0-9]{1,4})\.")
 LATENTS = Latents("stabilityai/sd-vae-ft-mse")  # by the scale in its config
 
 # Names of our modules -> theirs, where they are stored alike.
@@ -103,8 +101,7 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> DiTConfig:
         ValueError: if they are not those of a shortcut model, or of one whose number of heads is
             not known.
     """
-    blocks = (BLOCK.match(name) for name in tensors)
-    depth = max((int(match[1]) + 1 for match in blocks if match), default=0)
+    depth = num_blocks(tensors, "DiTBlock_")
     try:
         patch, _, channels, width = tensors[FIRST].shape
         _, hidden = tensors["DiTBlock_0.MlpBlock_0.Dense_0.kernel"].shape
