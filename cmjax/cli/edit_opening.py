@@ -57,8 +57,8 @@ def open_task(
     Raises:
         ValueError: naming the option that is wrong, or the file that cannot be read.
     """
+    from cmjax.autoencoder import picture_shape
     from cmjax.images.checks import MODES
-    from cmjax.model import picture_shape
 
     # What costs least is checked first: the tensors are read last.
     paths = _pictures_of(image, example)
