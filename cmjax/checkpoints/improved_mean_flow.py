@@ -5,7 +5,6 @@ modules have the names of Pixel MeanFlow's. What these leave open, the guidance 
 of the released model of this size.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from cmjax.checkpoints import pixel_mean_flow
 from cmjax.checkpoints.checkpoint import Checkpoint, Latents
 from cmjax.checkpoints.pixel_mean_flow import CONTEXT, SECOND_HEAD
-from cmjax.checkpoints.released_sizes import num_blocks, preset_of
+from cmjax.checkpoints.released_sizes import name_of_size, num_blocks, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.models import IMPROVED_MEAN_FLOWS, ImprovedMeanFlowConfig
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler
@@ -35,6 +34,9 @@ LATENTS = Latents(
         "latents_std": (4.85503674, 5.31922414, 3.93725398, 3.9870003),
     },
 )
+
+# What tensors do not tell of a network; without a released model of its size, these values.
+_UNKNOWN = {"guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
 
 
 def prefix_of(tensors: Mapping[str, StoredTensor]) -> str | None:
@@ -71,7 +73,7 @@ def from_tensors(
         raise ValueError(f"{path}: {error}") from None
 
     notes = [note, ignored]
-    if not released_name(config):
+    if not name_of_size(config, IMPROVED_MEAN_FLOWS, _UNKNOWN):
         scale = f"{config.guidance_scale:g}"
         notes.append(
             f"no released model has this size: it is sampled with guidance of scale {scale}"
@@ -129,20 +131,8 @@ def infer_config(
         context_tokens=context,
         **_UNKNOWN,
     )
-    name = released_name(config)
+    name = name_of_size(config, IMPROVED_MEAN_FLOWS, _UNKNOWN)
     return IMPROVED_MEAN_FLOWS[name] if name else config
-
-
-_UNKNOWN = {"guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
-
-
-def released_name(config: ImprovedMeanFlowConfig) -> str:
-    """Returns the name of the released model that has this size, or ""."""
-    size = dataclasses.replace(config, **_UNKNOWN)
-    for name, preset in IMPROVED_MEAN_FLOWS.items():
-        if dataclasses.replace(preset, **_UNKNOWN) == size:
-            return name
-    return ""
 
 
 def layout(

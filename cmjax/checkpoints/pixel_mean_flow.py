@@ -4,7 +4,6 @@ The network is told from names and shapes. What these leave open, the scale of t
 guidance by default, is that of the released model of this size.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cmjax.checkpoints.checkpoint import Checkpoint
-from cmjax.checkpoints.released_sizes import num_blocks, preset_of
+from cmjax.checkpoints.released_sizes import name_of_size, num_blocks, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.models import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.token_layers import rotary_angles
@@ -59,6 +58,9 @@ FREQUENCIES = "rope_freqs"
 # The second head, which training alone has.
 SECOND_HEAD = ("v_heads.", "v_final_layer.")
 
+# What tensors do not tell of a network; without a released model of its size, these values.
+_UNKNOWN = {"noise_scale": 1.0, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
+
 
 def prefix_of(tensors: Mapping[str, StoredTensor]) -> str | None:
     """Returns what all names of such a file begin with; None if it is another file."""
@@ -91,7 +93,7 @@ def from_tensors(
         raise ValueError(f"{path}: {error}") from None
 
     notes = [note, ignored]
-    if not released_name(config):
+    if not name_of_size(config, PIXEL_MEAN_FLOWS, _UNKNOWN):
         notes.append(
             "no released model has this size: it is sampled with noise of scale "
             f"{config.noise_scale:g} and guidance of scale {config.guidance_scale:g}"
@@ -151,20 +153,8 @@ def infer_config(
         context_tokens=context,
         **_UNKNOWN,
     )
-    name = released_name(config)
+    name = name_of_size(config, PIXEL_MEAN_FLOWS, _UNKNOWN)
     return PIXEL_MEAN_FLOWS[name] if name else config
-
-
-_UNKNOWN = {"noise_scale": 1.0, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
-
-
-def released_name(config: PixelMeanFlowConfig) -> str:
-    """Returns the name of the released model that has this size, or ""."""
-    size = dataclasses.replace(config, **_UNKNOWN)
-    for name, preset in PIXEL_MEAN_FLOWS.items():
-        if dataclasses.replace(preset, **_UNKNOWN) == size:
-            return name
-    return ""
 
 
 def layout(

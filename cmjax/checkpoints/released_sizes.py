@@ -1,8 +1,9 @@
 """What the readers of released models share: presets by name, blocks and heads."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cmjax.configs import shown
 from cmjax.models.dit_config import DIT_SIZES
@@ -31,6 +32,23 @@ def preset_of(
             f"{', '.join(presets)}"
         )
     return presets[config]
+
+
+def name_of_size(
+    config: Any, presets: Mapping[str, Any], unknown: Mapping[str, Any]
+) -> str:
+    """Returns the name of the released model that has the size of a network, or "".
+
+    Args:
+        config: of the network.
+        presets: the configs of released models by name.
+        unknown: options that its tensors do not tell, with values to set in both configs.
+    """
+    size = dataclasses.replace(config, **unknown)
+    for name, preset in presets.items():
+        if dataclasses.replace(preset, **unknown) == size:
+            return name
+    return ""
 
 
 def num_blocks(names: Iterable[str], beginning: str) -> int:

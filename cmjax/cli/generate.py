@@ -173,22 +173,11 @@ def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
         )
         click.get_current_context().exit(130)
 
-    import jax
-
-    from cmjax.processes import device_names
-
     # Only the process that writes the results has paths.
     if outcome.paths and not quiet:
-        message = (
-            f"{wording.counted(num, 'sample')} in {', '.join(map(str, outcome.paths))}"
-        )
-
-        # A run that found all its samples in the folder has no rate.
-        if outcome.num_made:
-            rate = outcome.num_made / outcome.seconds
-            devices = device_names(jax.local_devices())
-            message += f", {rate:,.1f} a second by this process on {devices}"
-        terminal.echo(message)
+        paths = ", ".join(map(str, outcome.paths))
+        samples = wording.counted(num, "sample")
+        terminal.echo(f"{samples} in {paths}{wording.rate(outcome)}")
 
 
 def _verify(
