@@ -37,7 +37,6 @@ LATENTS = Latents("stabilityai/sd-vae-ft-mse")  # by the scale in its config
 
 # Names of our modules -> theirs, where they are stored alike.
 MODULES = {
-    "patch_embed": "PatchEmbed_0.Conv_0",
     "time_embedding.linear_1": "TimestepEmbedder_0.Dense_0",
     "time_embedding.linear_2": "TimestepEmbedder_0.Dense_1",
     "further.second_time.linear_1": "TimestepEmbedder_1.Dense_0",
@@ -150,21 +149,24 @@ def rewritten(
             raise ValueError(f"{name} has the shape {tensor.shape}, not {ndim} axes")
         return tensor
 
-    # A convolution [p, p, in, out] is a dense layer over the pixels of a patch.
+    # Dense layers that are stored alike.
+    modules = dict(MODULES)
+    for i in range(config.num_layers):
+        for ours, theirs in IN_BLOCKS.items():
+            modules[f"blocks.{i}.{ours}"] = f"DiTBlock_{i}.{theirs}"
     used: dict[str, StoredTensor] = {}
+    for ours, theirs in modules.items():
+        used[f"{ours}.kernel"] = take(f"{theirs}.kernel", 2)
+        used[f"{ours}.bias"] = take(f"{theirs}.bias", 1)
+
+    # A convolution [p, p, in, out] is a dense layer over the pixels of a patch.
     kernel = take(FIRST, 4)
     folded = (math.prod(kernel.shape[:3]), kernel.shape[3])
     used["patch_embed.kernel"] = kernel.reshaped(folded)
     used["patch_embed.bias"] = take(FIRST.replace("kernel", "bias"), 1)
 
-    for ours, theirs in MODULES.items():
-        if ours != "patch_embed":
-            used[f"{ours}.kernel"] = take(f"{theirs}.kernel", 2)
-            used[f"{ours}.bias"] = take(f"{theirs}.bias", 1)
+    # Queries, keys and values are one layer.
     for i in range(config.num_layers):
-        for ours, theirs in IN_BLOCKS.items():
-            used[f"blocks.{i}.{ours}.kernel"] = take(f"DiTBlock_{i}.{theirs}.kernel", 2)
-            used[f"blocks.{i}.{ours}.bias"] = take(f"DiTBlock_{i}.{theirs}.bias", 1)
         for leaf, ndim in (("kernel", 2), ("bias", 1)):
             parts = [
                 take(f"DiTBlock_{i}.{part}.{leaf}", ndim) for part in (QUERY, KEY, VALUE)
