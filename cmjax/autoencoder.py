@@ -12,7 +12,7 @@ from cmjax.arrays import as_samples, at_least_float32, check_pixels, is_symbolic
 from cmjax.configs import is_int, shown
 from cmjax.meshes import with_automatic_axes
 from cmjax.models.latent_scaling import deviation_to_samplers, to_network, to_samplers
-from cmjax.models.registry import autoencoder_name, network_parts
+from cmjax.models.registry import autoencoder_name, network_parts, sample_shape
 from cmjax.random import level_noise, sample_keys
 from cmjax.tracing import is_tracing
 
@@ -174,6 +174,39 @@ class Autoencoder:
         return (
             f"Autoencoder({autoencoder_name(self.config)}, {count:,} parameters, {dtypes}, "
             f"{self.config.latent_channels} latent channels, stride {self.stride})"
+        )
+
+
+def picture_shape(config: Any, autoencoder: Any) -> tuple[int, ...]:
+    """Returns the shape of a picture: a sample's, or that of what it is decoded to.
+
+    Args:
+        config: the config of the network.
+        autoencoder: the config of its autoencoder, or None.
+
+    Raises:
+        ValueError: if the config does not say the shape of a sample.
+    """
+    shape = sample_shape(config)
+    if autoencoder is None:
+        return shape
+    height, width, _ = shape
+    stride = autoencoder.stride
+    return (height * stride, width * stride, autoencoder.out_channels)
+
+
+def check_latents(config: Any, autoencoder: Any) -> None:
+    """Checks that an autoencoder decodes the samples of a network, by the configs of both.
+
+    Raises:
+        ValueError: if its latents have another number of channels, or the samples are no images.
+    """
+    shape = sample_shape(config)
+    channels = autoencoder.latent_channels
+    if len(shape) != 3 or shape[-1] != channels:
+        raise ValueError(
+            f"autoencoder has latents of {channels} channels, but the network's samples have the "
+            f"shape {shape}; give the autoencoder that the network was trained with, or None"
         )
 
 

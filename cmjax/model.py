@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cmjax.arrays import ApplyFn, as_samples, is_symbolic
-from cmjax.autoencoder import Autoencoder, check_batch_size
+from cmjax.autoencoder import Autoencoder, check_batch_size, check_latents, picture_shape
 from cmjax.configs import LARGEST, is_int, shown
 from cmjax.guidance import Scale
 from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
@@ -425,36 +425,3 @@ class Model:
         dtypes = Counter(str(leaf.dtype) for leaf in leaves)
         kinds = " and ".join(name for name, _ in dtypes.most_common())
         return f"{count:,} parameters, {kinds or 'no arrays'}"
-
-
-def picture_shape(config: Any, autoencoder: Any) -> tuple[int, ...]:
-    """Returns the shape of a picture: a sample's, or that of what it is decoded to.
-
-    Args:
-        config: the config of the network.
-        autoencoder: the config of its autoencoder, or None.
-
-    Raises:
-        ValueError: if the config does not say the shape of a sample.
-    """
-    shape = sample_shape(config)
-    if autoencoder is None:
-        return shape
-    height, width, _ = shape
-    stride = autoencoder.stride
-    return (height * stride, width * stride, autoencoder.out_channels)
-
-
-def check_latents(config: Any, autoencoder: Any) -> None:
-    """Checks that an autoencoder decodes the samples of a network, by the configs of both.
-
-    Raises:
-        ValueError: if its latents have another number of channels, or the samples are no images.
-    """
-    shape = sample_shape(config)
-    channels = autoencoder.latent_channels
-    if len(shape) != 3 or shape[-1] != channels:
-        raise ValueError(
-            f"autoencoder has latents of {channels} channels, but the network's samples have the "
-            f"shape {shape}; give the autoencoder that the network was trained with, or None"
-        )

@@ -45,16 +45,18 @@ def _letters(name: Any) -> str:
 
 def _edits(first: str, second: str) -> int:
     """Returns how many letters must be added, removed, replaced or swapped (Damerau)."""
-    # rows[i][j]: the edits from the first i letters to the first j.
-    rows = [list(range(len(second) + 1))]
+    # edits[i][j]: from the first i letters of `first` to the first j of `second`.
+    edits = [list(range(len(second) + 1))]
     for i, letter in enumerate(first, 1):
-        row = [i]
+        edits.append([i])
         for j, other in enumerate(second, 1):
-            cost = min(
-                rows[i - 1][j] + 1, row[j - 1] + 1, rows[i - 1][j - 1] + (letter != other)
-            )
+            removed = edits[i - 1][j] + 1
+            added = edits[i][j - 1] + 1
+            replaced = edits[i - 1][j - 1] + (letter != other)
+            fewest = min(removed, added, replaced)
+
+            # Two neighbours that are swapped.
             if i > 1 and j > 1 and letter == second[j - 2] and first[i - 2] == other:
-                cost = min(cost, rows[i - 2][j - 2] + 1)
-            row.append(cost)
-        rows.append(row)
-    return rows[-1][-1]
+                fewest = min(fewest, edits[i - 2][j - 2] + 1)
+            edits[i].append(fewest)
+    return edits[-1][-1]

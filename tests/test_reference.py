@@ -46,6 +46,7 @@ INTERNAL = {
     "cmjax.training.first_model",
     "cmjax.training.folder",
     "cmjax.training.named_models",
+    "cmjax.training.outputs",
     "cmjax.training.teachers",
 }
 

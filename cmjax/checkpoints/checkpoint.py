@@ -13,9 +13,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from cmjax.arrays import ApplyFn, floating_dtype
-from cmjax.autoencoder import Autoencoder
+from cmjax.autoencoder import Autoencoder, check_latents
 from cmjax.checkpoints.tensors import StoredTensor
-from cmjax.model import Model, check_latents
+from cmjax.model import Model
 from cmjax.models import from_nnx
 from cmjax.models.registry import abstract_network, network_name
 from cmjax.printing import one_line

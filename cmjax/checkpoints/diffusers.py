@@ -1,6 +1,7 @@
 """Folders of diffusers: a `ConsistencyModelPipeline`, or its `UNet2DModel` alone."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -250,9 +251,8 @@ def _weights(path: Path, variant: str) -> tuple[tuple[Path, ...], dict[str, Stor
         if not shards:
             raise ValueError(f"{index}: weight_map must name at least one tensor")
         files = tuple(path / name for name in sorted(set(shards.values())))
-        return files, by_name(
-            path, (item for file in files for item in open_weights(file).items())
-        )
+        opened = (open_weights(file).items() for file in files)
+        return files, by_name(path, itertools.chain.from_iterable(opened))
 
     # A pickle comes last: the files of many repositories hold the same weights twice.
     pickled = path / names.torch

@@ -14,7 +14,12 @@ from typing import IO
 
 import numpy as np
 
-from cmjax.checkpoints.tensors import SAFETENSORS_DTYPES, StoredTensor, check_file
+from cmjax.checkpoints.tensors import (
+    SAFETENSORS_DTYPES,
+    StoredTensor,
+    check_file,
+    stored_in,
+)
 from cmjax.files import open_regular
 
 # An array, or a scalar of NumPy, is an extension of MessagePack of these types. What it holds is
@@ -170,9 +175,7 @@ class _Reader:
         if math.prod(shape) * dtype.itemsize != count:
             raise ValueError(f"{name} has {count} bytes, not those of {dtype}{list(shape)}")
         self.file.seek(end)
-        return StoredTensor(
-            shape, dtype, _read_later(self.path, start, count, shape, dtype)
-        )
+        return stored_in(self.path, start, shape, dtype)
 
     def _text(self) -> str:
         """Reads a short text."""
@@ -224,17 +227,3 @@ class _Reader:
         if len(content) != count:
             raise ValueError("it ends too early")
         return content
-
-
-def _read_later(path, start, count, shape, dtype):
-    """Returns a function that reads the array."""
-
-    def read():
-        with open_regular(path) as file:
-            file.seek(start)
-            content = file.read(count)
-        if len(content) != count:
-            raise ValueError(f"{path} has become shorter while it was read")
-        return np.frombuffer(content, dtype).reshape(shape)
-
-    return read

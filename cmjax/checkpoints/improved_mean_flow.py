@@ -5,7 +5,6 @@ modules have the names of Pixel MeanFlow's. What these leave open, the guidance 
 of the released model of this size.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -13,8 +12,8 @@ from pathlib import Path
 
 from cmjax.checkpoints import pixel_mean_flow
 from cmjax.checkpoints.checkpoint import Checkpoint, Latents
-from cmjax.checkpoints.pixel_mean_flow import CONTEXT, SECOND_HEAD, depth_of
-from cmjax.checkpoints.released_sizes import preset_of
+from cmjax.checkpoints.pixel_mean_flow import CONTEXT, SECOND_HEAD
+from cmjax.checkpoints.released_sizes import name_of_size, num_blocks, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.models import IMPROVED_MEAN_FLOWS, ImprovedMeanFlowConfig
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler
@@ -35,6 +34,9 @@ LATENTS = Latents(
         "latents_std": (4.85503674, 5.31922414, 3.93725398, 3.9870003),
     },
 )
+
+# What tensors do not tell of a network; without a released model of its size, these values.
+_UNKNOWN = {"guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
 
 
 def prefix_of(tensors: Mapping[str, StoredTensor]) -> str | None:
@@ -71,20 +73,19 @@ def from_tensors(
         raise ValueError(f"{path}: {error}") from None
 
     notes = [note, ignored]
-    if not released_name(config):
+    if not name_of_size(config, IMPROVED_MEAN_FLOWS, _UNKNOWN):
         scale = f"{config.guidance_scale:g}"
         notes.append(
             f"no released model has this size: it is sampled with guidance of scale {scale}"
         )
+    shared_depth = num_blocks(tensors, f"{prefix}shared_blocks.")
     return Checkpoint(
         kind="improved MeanFlow checkpoint",
         files=(path,),
         config=config,
         scheduler=FlowMapEulerDiscreteScheduler(),
         tensors=used,
-        layout=functools.partial(
-            layout, prefix, depth_of(tensors, prefix, "shared_blocks")
-        ),
+        layout=functools.partial(layout, prefix, shared_depth),
         note="; ".join(filter(None, notes)),
         latents=LATENTS,
     )
@@ -102,8 +103,9 @@ def infer_config(
     def shape(name):
         return tensors[prefix + name].shape
 
-    depths = [depth_of(tensors, prefix, part) for part in ("shared_blocks", "u_heads")]
-    block = "shared_blocks.0" if depths[0] else "u_heads.0"
+    shared_depth = num_blocks(tensors, f"{prefix}shared_blocks.")
+    head_depth = num_blocks(tensors, f"{prefix}u_heads.")
+    block = "shared_blocks.0" if shared_depth else "u_heads.0"
     try:
         width, channels, patch, _ = shape(FIRST)
         (head_dim,) = shape(f"{block}.attn.q_norm.weight")
@@ -121,7 +123,7 @@ def infer_config(
         sample_size=SIDE,
         in_channels=channels,
         patch_size=patch,
-        num_layers=sum(depths),
+        num_layers=shared_depth + head_depth,
         num_attention_heads=heads,
         attention_head_dim=head_dim,
         mlp_channels=hidden,
@@ -129,20 +131,8 @@ def infer_config(
         context_tokens=context,
         **_UNKNOWN,
     )
-    name = released_name(config)
+    name = name_of_size(config, IMPROVED_MEAN_FLOWS, _UNKNOWN)
     return IMPROVED_MEAN_FLOWS[name] if name else config
-
-
-_UNKNOWN = {"guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
-
-
-def released_name(config: ImprovedMeanFlowConfig) -> str:
-    """Returns the name of the released model that has this size, or ""."""
-    size = dataclasses.replace(config, **_UNKNOWN)
-    for name, preset in IMPROVED_MEAN_FLOWS.items():
-        if dataclasses.replace(preset, **_UNKNOWN) == size:
-            return name
-    return ""
 
 
 def layout(

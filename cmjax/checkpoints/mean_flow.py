@@ -5,12 +5,11 @@ Names and shapes tell the network but for two things: the latents are those of 2
 """
 
 import functools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from cmjax.checkpoints.checkpoint import Checkpoint, Latents
-from cmjax.checkpoints.released_sizes import heads_of, preset_of
+from cmjax.checkpoints.released_sizes import heads_of, num_blocks, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.models import MEAN_FLOWS, DiTConfig
 from cmjax.models.registry import preset_name
@@ -18,7 +17,6 @@ from cmjax.schedulers import FlowMapEulerDiscreteScheduler
 
 FIRST = "x_embedder.proj.weight"
 SECOND_TIME = "h_embedder.mlp.0._flax_linear.weight"
-BLOCK = re.compile(r"blocks\.([0-9]{1,4})\.")
 
 # Names of our modules -> theirs, without those of the blocks.
 MODULES = {
@@ -100,8 +98,7 @@ def infer_config(tensors: Mapping[str, StoredTensor], prefix: str = "net.") -> D
         ValueError: if they are not those of a network of MeanFlow, or of one whose number of heads
             is not known.
     """
-    blocks = (BLOCK.match(name.removeprefix(prefix)) for name in tensors)
-    depth = max((int(match[1]) + 1 for match in blocks if match), default=0)
+    depth = num_blocks(tensors, f"{prefix}blocks.")
     try:
         width, channels, patch, _ = tensors[prefix + FIRST].shape
         hidden, _ = tensors[f"{prefix}blocks.0.mlp.fc1._flax_linear.weight"].shape

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, cast
 import numpy as np
 
 from cmjax.checkpoints.pickle_machine import Machine, Name, RefusedError, brief
-from cmjax.checkpoints.tensors import StoredTensor, check_file
+from cmjax.checkpoints.tensors import StoredTensor, check_file, stored_in
 from cmjax.files import open_regular
 from cmjax.printing import one_line
 
@@ -238,26 +238,20 @@ def _flattened(path: Path, tree: Any) -> dict[str, StoredTensor]:
                 raise ValueError("it has a name that is not printable text")
             if isinstance(value, dict):
                 waiting.append((f"{name}.", value, depth + 1))
-            elif isinstance(value, _Array) and value.shape is not None:
-                if name in found:
-                    raise ValueError(f"it has two arrays for {name[:200]}")
-                found[name] = _stored(path, value)
+                continue
+
+            # Whatever is no array is passed over.
+            if not isinstance(value, _Array) or value.shape is None:
+                continue
+            if name in found:
+                raise ValueError(f"it has two arrays for {name[:200]}")
+            found[name] = _stored(path, value)
     return found
 
 
 def _stored(path: Path, array: _Array) -> StoredTensor:
     """Returns an array, unread."""
-    shape = array.shape
-    dtype = array.dtype
-    values = array.values
-    assert shape is not None and dtype is not None and values is not None
-
-    def read():
-        with open_regular(path) as file:
-            file.seek(values.start)
-            content = file.read(values.count)
-        if len(content) != values.count:
-            raise ValueError(f"{path} has become shorter while it was read")
-        return np.frombuffer(content, dtype).reshape(shape, order=array.order)
-
-    return StoredTensor(shape, dtype, read)
+    assert array.shape is not None
+    assert array.dtype is not None
+    assert array.values is not None
+    return stored_in(path, array.values.start, array.shape, array.dtype, array.order)

@@ -38,22 +38,23 @@ HEAD_DIM = 64
 GROUPS = 32
 LARGEST_ATTENTION = 32  # pixels, height and width
 
-# cmjax's and diffusers' names of the layers in a block -> OpenAI's
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
+# OpenAI's names of the layers in a block -> cmjax's and diffusers'.
+LAYERS = {
+    # Of a residual block.
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+    # Of an attention, besides "qkv", which has three names here.
+    "norm": "group_norm",
+    "proj_out": "to_out.0",
+    # Of a resampling, going down and up.
+    "op": "conv",
+    "conv": "conv",
 }
-ATTENTION = {
-    "group_norm": "norm",
-    "to_q": "qkv",
-    "to_k": "qkv",
-    "to_v": "qkv",
-    "to_out.0": "proj_out",
-}
+QUERY_KEY_VALUE = ("to_q", "to_k", "to_v")
 
 
 def from_tensors(
@@ -113,18 +114,7 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         ValueError: if they are not those of a network that `UNet2D` can be.
     """
     try:
-        # Output blocks: layers + 1 for each resolution, from the lowest one up.
-        blocks = {
-            int(name.split(".")[1]) for name in tensors if name.startswith("output_blocks.")
-        }
-
-        # The first one that is followed by a resampling module ends its resolution. Without any
-        # there is a single resolution.
-        ends = [i for i in sorted(blocks) if _ends_resolution(tensors, i)]
-        layers = ends[0] if ends else len(blocks) - 1
-        if layers < 1:
-            raise ValueError("no residual blocks")
-        levels = len(blocks) // (layers + 1)
+        levels, layers = _count_blocks(tensors)
 
         # Input block 0 is a convolution; each resolution then has `layers` blocks and a
         # downsampling. Of the first block of each: its channels, and whether it has attention.
@@ -132,19 +122,15 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         widths = [tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0] for i in first]
         attention = [f"input_blocks.{i}.1.qkv.weight" in tensors for i in first]
 
-        # How resolution changes, and how the network is conditioned on time and class: a block that
-        # is scaled and shifted by the embedding needs two numbers per channel.
-        resample = (
-            "conv" if f"input_blocks.{layers + 1}.0.op.weight" in tensors else "resnet"
-        )
-        scale_shift = (
-            tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * widths[0]
-        )
-        classes = (
-            tensors["label_emb.weight"].shape[0] if "label_emb.weight" in tensors else None
-        )
+        # A block that is scaled and shifted by the embedding of time and class needs two numbers
+        # per channel of it.
+        embedding = tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0]
+        scale_shift = embedding == 2 * widths[0]
         in_channels = tensors[FIRST].shape[1]
         out_channels = tensors["out.2.weight"].shape[0]
+        classes = None
+        if "label_emb.weight" in tensors:
+            classes = tensors["label_emb.weight"].shape[0]
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
             f"the tensors are not those of OpenAI's network ({error}); name a preset as config"
@@ -158,17 +144,19 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         )
 
     # diffusers names a block by its attention or, without any, by its way of resampling.
-    plain = {"conv": "{}Block2D", "resnet": "Resnet{}sampleBlock2D"}[resample]
+    resample = "resnet"
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    if f"input_blocks.{layers + 1}.0.op.weight" in tensors:
+        resample = "conv"
+        plain = ("DownBlock2D", "UpBlock2D")
+    down = ["AttnDownBlock2D" if has else plain[0] for has in attention]
+    up = ["AttnUpBlock2D" if has else plain[1] for has in reversed(attention)]
     return UNet2DConfig(
         sample_size=LARGEST_ATTENTION * 2 ** attention.index(True),
         in_channels=in_channels,
         out_channels=out_channels,
-        down_block_types=tuple(
-            "AttnDownBlock2D" if a else plain.format("Down") for a in attention
-        ),
-        up_block_types=tuple(
-            "AttnUpBlock2D" if a else plain.format("Up") for a in attention[::-1]
-        ),
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
         block_out_channels=tuple(widths),
         layers_per_block=layers,
         downsample_type=resample,
@@ -179,6 +167,35 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> UNet2DConfig:
         resnet_time_scale_shift="scale_shift" if scale_shift else "default",
         num_class_embeds=classes,
     )
+
+
+def _count_blocks(tensors: Mapping[str, StoredTensor]) -> tuple[int, int]:
+    """Returns the number of resolutions, and of residual blocks in each on the way down.
+
+    Raises:
+        IndexError: for a name of an output block without a number.
+        ValueError: if there are no blocks.
+    """
+    # Output blocks: one more than on the way down for each resolution, from the lowest one up.
+    names = [name for name in tensors if name.startswith("output_blocks.")]
+    blocks = {int(name.split(".")[1]) for name in names}
+
+    # The first one that is followed by a resampling module ends its resolution. Without any there
+    # is a single resolution.
+    ends = [i for i in sorted(blocks) if _ends_resolution(tensors, i)]
+    layers = ends[0] if ends else len(blocks) - 1
+    if layers < 1:
+        raise ValueError("no residual blocks")
+    return len(blocks) // (layers + 1), layers
+
+
+def _ends_resolution(tensors: Mapping[str, StoredTensor], block: int) -> bool:
+    """Whether an output block has a resampling module, after its attention or without one."""
+    for place in (1, 2):
+        module = f"output_blocks.{block}.{place}"
+        if f"{module}.in_layers.0.weight" in tensors or f"{module}.conv.weight" in tensors:
+            return True
+    return False
 
 
 def module_names(config: UNet2DConfig) -> dict[str, str]:
@@ -250,38 +267,17 @@ def _renamed(
             block = ".".join(parts[:-2])
             layer = ".".join(parts[-2:])
 
-        # OpenAI stacks queries, keys and values along the output channels, in this order.
         ours = modules.get(block)
         rows = tensor.shape[0] if tensor.shape else 0
-        if ours is not None and layer == "qkv" and rows and rows % 3 == 0:
-            width = rows // 3
-            for i, part in enumerate(("to_q", "to_k", "to_v")):
-                yield f"{ours}.{part}.{leaf}", tensor.rows(i * width, (i + 1) * width)
-        elif ours is not None and (part := _part(layer)) is not None:
+        if ours is not None and layer in LAYERS:
             # Attention has 1x1 convolutions there and dense layers here: `rows` drops their axes.
             if "attentions" in ours and len(tensor.shape) > 1:
                 tensor = tensor.rows(0, rows)
-            yield f"{ours}.{part}.{leaf}", tensor
+            yield f"{ours}.{LAYERS[layer]}.{leaf}", tensor
+        elif ours is not None and layer == "qkv" and rows and rows % 3 == 0:
+            # OpenAI stacks queries, keys and values along the output channels, in this order.
+            width = rows // 3
+            for i, part in enumerate(QUERY_KEY_VALUE):
+                yield f"{ours}.{part}.{leaf}", tensor.rows(i * width, (i + 1) * width)
         else:
             yield name, tensor
-
-
-def _part(layer: str) -> str | None:
-    """Returns our name of a layer within a residual block, an attention or a resampling.
-
-    None if there is no such layer.
-    """
-    # "qkv" has three names here. The convolution of a resampling is "op" going down, "conv" up.
-    table = {
-        theirs: ours for ours, theirs in {**RESNET, **ATTENTION}.items() if theirs != "qkv"
-    }
-    return {**table, "op": "conv", "conv": "conv"}.get(layer)
-
-
-def _ends_resolution(tensors: Mapping[str, StoredTensor], block: int) -> bool:
-    """Whether an output block has a resampling module, after its attention or without one."""
-    for place in (1, 2):
-        module = f"output_blocks.{block}.{place}"
-        if f"{module}.in_layers.0.weight" in tensors or f"{module}.conv.weight" in tensors:
-            return True
-    return False

@@ -12,6 +12,10 @@ from typing import Any
 
 _MARK = object()  # where a group of values begins on the stack
 
+# Instructions that put a value on the stack: what it is, or what makes an empty one.
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+
 
 class RefusedError(Exception):
     """A pickle that asks for more than arrays."""
@@ -104,7 +108,7 @@ class Machine:
             case "MARK":
                 stack.append(_MARK)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
+                stack.append(CONSTANTS[opcode])
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 stack.append(argument)
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
@@ -114,9 +118,7 @@ class Machine:
             ):
                 stack.append(argument)
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                stack.append(
-                    {"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[opcode]
-                )
+                stack.append(CONTAINERS[opcode]())
 
             # The memo, for a value that occurs several times, such as the kind of a storage.
             case "BINPUT" | "LONG_BINPUT":

@@ -4,17 +4,15 @@ The network is told from names and shapes. What these leave open, the scale of t
 guidance by default, is that of the released model of this size.
 """
 
-import dataclasses
 import functools
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from cmjax.checkpoints.checkpoint import Checkpoint
-from cmjax.checkpoints.released_sizes import preset_of
+from cmjax.checkpoints.released_sizes import name_of_size, num_blocks, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.models import PIXEL_MEAN_FLOWS, PixelMeanFlowConfig
 from cmjax.models.token_layers import rotary_angles
@@ -60,6 +58,9 @@ FREQUENCIES = "rope_freqs"
 # The second head, which training alone has.
 SECOND_HEAD = ("v_heads.", "v_final_layer.")
 
+# What tensors do not tell of a network; without a released model of its size, these values.
+_UNKNOWN = {"noise_scale": 1.0, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
+
 
 def prefix_of(tensors: Mapping[str, StoredTensor]) -> str | None:
     """Returns what all names of such a file begin with; None if it is another file."""
@@ -92,20 +93,19 @@ def from_tensors(
         raise ValueError(f"{path}: {error}") from None
 
     notes = [note, ignored]
-    if not released_name(config):
+    if not name_of_size(config, PIXEL_MEAN_FLOWS, _UNKNOWN):
         notes.append(
             "no released model has this size: it is sampled with noise of scale "
             f"{config.noise_scale:g} and guidance of scale {config.guidance_scale:g}"
         )
+    shared_depth = num_blocks(tensors, f"{prefix}shared_blocks.")
     return Checkpoint(
         kind="Pixel MeanFlow checkpoint",
         files=(path,),
         config=config,
         scheduler=FlowMapEulerDiscreteScheduler(noise_scale=config.noise_scale),
         tensors=used,
-        layout=functools.partial(
-            layout, prefix, depth_of(tensors, prefix, "shared_blocks")
-        ),
+        layout=functools.partial(layout, prefix, shared_depth),
         note="; ".join(filter(None, notes)),
     )
 
@@ -122,8 +122,9 @@ def infer_config(
     def shape(name):
         return tensors[prefix + name].shape
 
-    depths = [depth_of(tensors, prefix, part) for part in ("shared_blocks", "u_heads")]
-    block = "shared_blocks.0" if depths[0] else "u_heads.0"
+    shared_depth = num_blocks(tensors, f"{prefix}shared_blocks.")
+    head_depth = num_blocks(tensors, f"{prefix}u_heads.")
+    block = "shared_blocks.0" if shared_depth else "u_heads.0"
     try:
         bottleneck, channels, patch, _ = shape(FIRST)
         width = shape("x_embedder.proj2.weight")[0]
@@ -144,7 +145,7 @@ def infer_config(
         in_channels=channels,
         patch_size=patch,
         bottleneck_channels=bottleneck,
-        num_layers=sum(depths),
+        num_layers=shared_depth + head_depth,
         num_attention_heads=heads,
         attention_head_dim=head_dim,
         mlp_channels=hidden,
@@ -152,20 +153,8 @@ def infer_config(
         context_tokens=context,
         **_UNKNOWN,
     )
-    name = released_name(config)
+    name = name_of_size(config, PIXEL_MEAN_FLOWS, _UNKNOWN)
     return PIXEL_MEAN_FLOWS[name] if name else config
-
-
-_UNKNOWN = {"noise_scale": 1.0, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
-
-
-def released_name(config: PixelMeanFlowConfig) -> str:
-    """Returns the name of the released model that has this size, or ""."""
-    size = dataclasses.replace(config, **_UNKNOWN)
-    for name, preset in PIXEL_MEAN_FLOWS.items():
-        if dataclasses.replace(preset, **_UNKNOWN) == size:
-            return name
-    return ""
 
 
 def layout(
@@ -209,13 +198,6 @@ def _their_name(name: str, shared_depth: int) -> str:
     module, _, leaf = name.rpartition(".")
     theirs = "bias" if leaf == "bias" else "weight"
     return f"{block}{names[module]}.{theirs}"
-
-
-def depth_of(tensors: Mapping[str, StoredTensor], prefix: str, part: str) -> int:
-    """Returns the number of blocks in a list of blocks, "shared_blocks" or "u_heads"."""
-    pattern = re.compile(rf"{re.escape(prefix + part)}\.([0-9]{{1,4}})\.")
-    found = (pattern.match(name) for name in tensors)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _used(

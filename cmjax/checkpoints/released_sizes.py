@@ -1,7 +1,9 @@
-"""What the readers of released models share: presets by name, and heads by width."""
+"""What the readers of released models share: presets by name, blocks and heads."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from cmjax.configs import shown
 from cmjax.models.dit_config import DIT_SIZES
@@ -30,6 +32,37 @@ def preset_of(
             f"{', '.join(presets)}"
         )
     return presets[config]
+
+
+def name_of_size(
+    config: Any, presets: Mapping[str, Any], unknown: Mapping[str, Any]
+) -> str:
+    """Returns the name of the released model that has the size of a network, or "".
+
+    Args:
+        config: of the network.
+        presets: the configs of released models by name.
+        unknown: options that its tensors do not tell, with values to set in both configs.
+    """
+    size = dataclasses.replace(config, **unknown)
+    for name, preset in presets.items():
+        if dataclasses.replace(preset, **unknown) == size:
+            return name
+    return ""
+
+
+def num_blocks(names: Iterable[str], beginning: str) -> int:
+    """Returns the number of blocks of a network, the last of which has the highest number.
+
+    Args:
+        names: of all tensors.
+        beginning: what the names of tensors of blocks begin with, ahead of the block's number and a
+            dot, such as "blocks.".
+    """
+    pattern = re.compile(rf"{re.escape(beginning)}([0-9]{{1,4}})\.")
+    found = (pattern.match(name) for name in names)
+    numbers = [int(match[1]) for match in found if match]
+    return max(numbers, default=-1) + 1
 
 
 def heads_of(width: int) -> tuple[int, int]:

@@ -13,7 +13,6 @@ Names and shapes tell the rest, but for the size of the latents and the number o
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.checkpoints.checkpoint import Checkpoint, Latents
-from cmjax.checkpoints.released_sizes import heads_of, preset_of
+from cmjax.checkpoints.released_sizes import heads_of, num_blocks, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.models import SHORTCUTS, DiTConfig
 from cmjax.models.dit import TIME_FEATURES
@@ -34,12 +33,10 @@ TIME = "TimestepEmbedder_0.Dense_0.kernel"
 TIME_BIAS = "TimestepEmbedder_0.Dense_1.bias"
 OUTPUT = "FinalLayer_0.Dense_1"
 LOGVARS = "Embed_0.embedding"  # of a loss that the authors do not use
-BLOCK = re.compile(r"DiTBlock_([0-9]{1,4})\.")
 LATENTS = Latents("stabilityai/sd-vae-ft-mse")  # by the scale in its config
 
 # Names of our modules -> theirs, where they are stored alike.
 MODULES = {
-    "patch_embed": "PatchEmbed_0.Conv_0",
     "time_embedding.linear_1": "TimestepEmbedder_0.Dense_0",
     "time_embedding.linear_2": "TimestepEmbedder_0.Dense_1",
     "further.second_time.linear_1": "TimestepEmbedder_1.Dense_0",
@@ -103,8 +100,7 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> DiTConfig:
         ValueError: if they are not those of a shortcut model, or of one whose number of heads is
             not known.
     """
-    blocks = (BLOCK.match(name) for name in tensors)
-    depth = max((int(match[1]) + 1 for match in blocks if match), default=0)
+    depth = num_blocks(tensors, "DiTBlock_")
     try:
         patch, _, channels, width = tensors[FIRST].shape
         _, hidden = tensors["DiTBlock_0.MlpBlock_0.Dense_0.kernel"].shape
@@ -153,21 +149,24 @@ def rewritten(
             raise ValueError(f"{name} has the shape {tensor.shape}, not {ndim} axes")
         return tensor
 
-    # A convolution [p, p, in, out] is a dense layer over the pixels of a patch.
+    # Dense layers that are stored alike.
+    modules = dict(MODULES)
+    for i in range(config.num_layers):
+        for ours, theirs in IN_BLOCKS.items():
+            modules[f"blocks.{i}.{ours}"] = f"DiTBlock_{i}.{theirs}"
     used: dict[str, StoredTensor] = {}
+    for ours, theirs in modules.items():
+        used[f"{ours}.kernel"] = take(f"{theirs}.kernel", 2)
+        used[f"{ours}.bias"] = take(f"{theirs}.bias", 1)
+
+    # A convolution [p, p, in, out] is a dense layer over the pixels of a patch.
     kernel = take(FIRST, 4)
     folded = (math.prod(kernel.shape[:3]), kernel.shape[3])
     used["patch_embed.kernel"] = kernel.reshaped(folded)
     used["patch_embed.bias"] = take(FIRST.replace("kernel", "bias"), 1)
 
-    for ours, theirs in MODULES.items():
-        if ours != "patch_embed":
-            used[f"{ours}.kernel"] = take(f"{theirs}.kernel", 2)
-            used[f"{ours}.bias"] = take(f"{theirs}.bias", 1)
+    # Queries, keys and values are one layer.
     for i in range(config.num_layers):
-        for ours, theirs in IN_BLOCKS.items():
-            used[f"blocks.{i}.{ours}.kernel"] = take(f"DiTBlock_{i}.{theirs}.kernel", 2)
-            used[f"blocks.{i}.{ours}.bias"] = take(f"DiTBlock_{i}.{theirs}.bias", 1)
         for leaf, ndim in (("kernel", 2), ("bias", 1)):
             parts = [
                 take(f"DiTBlock_{i}.{part}.{leaf}", ndim) for part in (QUERY, KEY, VALUE)

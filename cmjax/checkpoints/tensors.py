@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -84,6 +84,35 @@ def check_file(path: Path) -> None:
     if not os.path.exists(path):
         raise ValueError(f"{path.parent} has no {path.name}")
     check_regular(path)
+
+
+def stored_in(
+    path: Path,
+    start: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    order: Literal["C", "F"] = "C",
+) -> StoredTensor:
+    """Returns an array whose values follow one another in a file, unread.
+
+    Args:
+        path: the file.
+        start: the place of the first byte.
+        shape: of the array.
+        dtype: of the array.
+        order: which axis of neighbours in the file is the same: "C" (the last) or "F" (the first).
+    """
+    count = math.prod(shape) * dtype.itemsize
+
+    def read():
+        with open_regular(path) as file:
+            file.seek(start)
+            content = file.read(count)
+        if len(content) != count:
+            raise ValueError(f"{path} has become shorter while it was read")
+        return np.frombuffer(content, dtype).reshape(shape, order=order)
+
+    return StoredTensor(shape, dtype, read)
 
 
 def by_name(

@@ -54,24 +54,12 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
             but tensors.
     """
     check_file(path)
-
-    # The pickle, which says what the tensors are. Its size is checked first: a damaged file could
-    # claim more than there is memory.
     try:
         with open_regular(path) as file, zipfile.ZipFile(BoundedReads(file)) as archive:
             entries = _entries(path, archive)
             (pickle,) = [name for name in entries if name.endswith("/data.pkl")]
             folder = pickle.removesuffix("data.pkl")
-            if entries[pickle].file_size > LARGEST_PICKLE:
-                raise ValueError(f"its pickle claims {entries[pickle].file_size} bytes")
-
-            # Newer versions of PyTorch store the byte order; without it, little-endian is assumed.
-            order = entries.get(f"{folder}byteorder")
-            if order is not None and (
-                order.file_size != len(b"little") or archive.read(order) != b"little"
-            ):
-                raise ValueError("it was written on a big-endian machine")
-            found = _Machine().run(_instructions(archive.read(pickle)))
+            found = _run_pickle(archive, entries, folder)
     except (
         OSError,
         zipfile.BadZipFile,
@@ -106,6 +94,34 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
             "tensors"
         )
     return stored
+
+
+def _run_pickle(
+    archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folder: str
+) -> Any:
+    """Returns what the pickle of an archive builds, which says what the tensors are.
+
+    Args:
+        archive: the archive.
+        entries: its files by name.
+        folder: the folder in it that all its files are in.
+
+    Raises:
+        ValueError: if the pickle is too large, asks for anything but tensors, or if the values are
+            big-endian.
+    """
+    # Checked first: a damaged file could claim more than there is memory.
+    pickle = entries[f"{folder}data.pkl"]
+    if pickle.file_size > LARGEST_PICKLE:
+        raise ValueError(f"its pickle claims {pickle.file_size} bytes")
+
+    # Newer versions of PyTorch store the byte order; without it, little-endian is assumed.
+    order = entries.get(f"{folder}byteorder")
+    if order is not None:
+        is_little = order.file_size == len(b"little") and archive.read(order) == b"little"
+        if not is_little:
+            raise ValueError("it was written on a big-endian machine")
+    return _Machine().run(_instructions(archive.read(pickle)))
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -254,57 +270,77 @@ def _stored(
     Raises:
         ValueError: if it does not lie there.
     """
-    storage = tensor.storage
-    entry = entries.get(f"{folder}data/{storage.key}")
-
     # `type(n) is int` because True is an instance of int; 2**63 is where NumPy's sizes end.
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-    if not len(tensor.shape) == len(tensor.strides) <= MOST_AXES or not all(
-        type(n) is int and 0 <= n < 2**63 for n in numbers
-    ):
+    are_sizes = all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+    if not are_sizes or not len(tensor.shape) == len(tensor.strides) <= MOST_AXES:
         raise ValueError(
             f"{path}: tensor {one_line(name)} has a shape, strides or offset that makes no sense"
         )
+    storage = tensor.storage
+    entry = entries.get(f"{folder}data/{storage.key}")
     if entry is None or entry.file_size != storage.size * storage.dtype.itemsize:
         raise ValueError(
             f"{path}: the storage of tensor {one_line(name)} is missing or not of the size that "
             "it claims"
         )
 
-    # The place of the last value: offset + sum of (n - 1) * stride over the axes. The stride of an
-    # axis of length 1 is never used, and PyTorch may store any number there.
-    steps = [
+    # The stride of an axis of length 1 is never used, and PyTorch may store any number there.
+    strides = [
         stride if n > 1 else 0
         for n, stride in zip(tensor.shape, tensor.strides, strict=True)
     ]
-    last = tensor.offset + sum(
-        (n - 1) * step for n, step in zip(tensor.shape, steps, strict=True)
-    )
+    tensor = dataclasses.replace(tensor, strides=tuple(strides))
+
+    # The place of the last value: offset + sum of (n - 1) * stride over the axes.
+    last = tensor.offset
+    for n, stride in zip(tensor.shape, strides, strict=True):
+        last += (n - 1) * stride
     if math.prod(tensor.shape) and last >= storage.size:
         raise ValueError(f"{path}: tensor {one_line(name)} reaches beyond its storage")
 
     def read():
-        with open_regular(path) as file:
-            file.seek(entry.header_offset)
-            # The entry's own header within the archive: 30 bytes, followed by its name and an extra
-            # field, whose lengths differ from those in the archive's directory.
-            header = file.read(30)
-            name_length = int.from_bytes(header[26:28], "little")
-            extra_length = int.from_bytes(header[28:30], "little")
-            start = entry.header_offset + 30 + name_length + extra_length
-            if header[:4] != ZIP_MAGIC or start + entry.file_size > path.stat().st_size:
-                raise ValueError(
-                    f"{path}: the storage of tensor {one_line(name)} is not where the archive says"
-                )
-
-        # An empty file cannot be mapped.
-        if not math.prod(tensor.shape):
-            return np.empty(tensor.shape, storage.dtype)
-
-        # A view of the mapped file, as the strides (in bytes here) say.
-        flat = np.memmap(path, storage.dtype, "r", start, (storage.size,))
-        strides = tuple(step * storage.dtype.itemsize for step in steps)
-        view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
-        return np.array(view)  # a copy: the file may change, and its pages leave memory
+        start = _start_of(path, name, entry)
+        return _values(path, tensor, start)
 
     return StoredTensor(tensor.shape, storage.dtype, read)
+
+
+def _start_of(path: Path, name: str, entry: zipfile.ZipInfo) -> int:
+    """Returns where in the file the bytes of a storage begin.
+
+    Args:
+        path: the file.
+        name: of the tensor that views the storage, for the error.
+        entry: the storage's entry in the archive's directory.
+
+    Raises:
+        ValueError: if they are not there.
+    """
+    # The entry's own header within the archive: 30 bytes, followed by its name and an extra field,
+    # whose lengths differ from those in the archive's directory.
+    with open_regular(path) as file:
+        file.seek(entry.header_offset)
+        header = file.read(30)
+    name_length = int.from_bytes(header[26:28], "little")
+    extra_length = int.from_bytes(header[28:30], "little")
+    start = entry.header_offset + 30 + name_length + extra_length
+    if header[:4] != ZIP_MAGIC or start + entry.file_size > path.stat().st_size:
+        raise ValueError(
+            f"{path}: the storage of tensor {one_line(name)} is not where the archive says"
+        )
+    return start
+
+
+def _values(path: Path, tensor: _Tensor, start: int) -> np.ndarray:
+    """Returns the values of a tensor whose storage begins at `start` in the file."""
+    # An empty file cannot be mapped.
+    storage = tensor.storage
+    if not math.prod(tensor.shape):
+        return np.empty(tensor.shape, storage.dtype)
+
+    # A view of the mapped file, as the strides (in bytes here) say.
+    flat = np.memmap(path, storage.dtype, "r", start, (storage.size,))
+    strides = tuple(stride * storage.dtype.itemsize for stride in tensor.strides)
+    view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
+    return np.array(view)  # a copy: the file may change, and its pages leave memory

@@ -127,8 +127,8 @@ def info(source: str | None, config: str | None, as_json: bool) -> None:
 
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
     """Returns names and values in the order in which they are printed; options are indented."""
+    from cmjax.autoencoder import picture_shape
     from cmjax.labels import describe_classes
-    from cmjax.model import picture_shape
     from cmjax.models.registry import (
         autoencoder_name,
         network_name,
@@ -206,7 +206,7 @@ def _last_rows(files: list[Path], note: str) -> list[tuple[str, Any]]:
 
 def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Returns what `_rows` says, as values of JSON."""
-    from cmjax.model import picture_shape
+    from cmjax.autoencoder import picture_shape
     from cmjax.models.registry import network_name, preset_name, sample_shape
     from cmjax.registry import scheduler_to_config
 

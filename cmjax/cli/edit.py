@@ -1,6 +1,7 @@
 """`cmjax edit`: one command per task.
 
-Each prepares what its constraint needs, and leaves opening, sampling and writing to `edit_task`.
+Each prepares what its constraint needs; `edit_opening` opens the model and the pictures, and
+`edit_task` samples.
 """
 
 import functools
@@ -11,89 +12,12 @@ import click
 
 from cmjax.cli import checks, edit_task, option_types, options
 from cmjax.cli.edit_masks import read_hole
-from cmjax.cli.edit_task import Case, edit_under, open_task
+from cmjax.cli.edit_opening import INTERPOLATED, open_task
+from cmjax.cli.edit_options import IMAGE, NUM, common, constrained
+from cmjax.cli.edit_results import write_results
+from cmjax.cli.edit_task import Case, edit_under
 
 ALIASES = {"label": "labels"}  # earlier names of options
-
-# Options that several tasks have. They are not `options.sampling`: the number of steps and the
-# classes have other defaults here, and there is no choice of scheduler.
-IMAGE = click.argument(
-    "image", metavar="[IMAGE]", required=False, type=click.Path(path_type=Path)
-)
-MODEL = click.option(
-    "--model",
-    "-m",
-    metavar="MODEL",
-    shell_complete=option_types.complete_path,
-    help="A model, as for cmjax sample.  [default: bundled digits]",
-)
-LABELS = click.option(
-    "--labels",
-    "-l",
-    type=option_types.Labels(),
-    help="Classes of the results, by number, name or range, repeated in turn, for a model with "
-    "classes.",
-)
-SEED = click.option(
-    "--seed",
-    type=option_types.SEED,
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Seed of the noise; another one makes other results.",
-)
-OUT = click.option(
-    "--out",
-    "-o",
-    type=click.Path(path_type=Path),
-    default="edited.png",
-    show_default=True,
-    metavar="FILE|DIR",
-    help="A .png, which shows what was given and the results side by side; or a folder, for the "
-    "results alone, at the model's size.",
-)
-QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-STEPS = click.option(
-    "--steps",
-    "-s",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Number of steps.  [default: one per training level; 10 with --method posterior]",
-)
-TIMESTEPS = click.option(
-    "--timesteps",
-    type=option_types.Numbers(int, "22,0"),
-    help="Indices of training levels to step through, descending, in place of --steps.",
-)
-SIGMAS = click.option(
-    "--sigmas",
-    type=option_types.Numbers(float, "80,0.8"),
-    help="Noise levels to step through, descending, in place of --steps.",
-)
-NUM = click.option(
-    "--num",
-    "-n",
-    type=click.IntRange(1),
-    metavar="N",
-    default=3,
-    show_default=True,
-    help="Number of results of each picture.",
-)
-
-METHOD = click.option(
-    "--method",
-    type=click.Choice(["projection", "posterior"]),
-    default="projection",
-    show_default=True,
-    help="projection: put back what is known after every call (quick). posterior: sample what is "
-    "likely given the known part, for consistency models (slower).",
-)
-
-# All tasks take the first group; those that sample under a constraint take the second.
-common = options.group_of(MODEL, options.trust, LABELS, SEED, OUT, QUIET)
-constrained = options.group_of(
-    METHOD, STEPS, TIMESTEPS, SIGMAS, options.guiding, NUM, common
-)
 
 
 @click.group(
@@ -149,7 +73,6 @@ def inpaint(
     import numpy as np
 
     from cmjax.constraints import inpaint
-    from cmjax.images import center_crop_resize, from_uint8
 
     # Both are too many, and with a picture of the user's none is too few; the package's own picture
     # has a part that is repainted by default.
@@ -165,7 +88,7 @@ def inpaint(
     def cases():
         for given in task.pictures():
             hole = read_hole(mask, mask_box, given, size)
-            picture = from_uint8(center_crop_resize(given.pixels, size))
+            picture = given.resized(size)
 
             # 1 where a pixel is kept; in between at the edges of a resized mask, where both are
             # blended.
@@ -190,7 +113,6 @@ def colorize(image: Path | None, **common: Any) -> None:
     import numpy as np
 
     from cmjax.constraints import REC601, colorize
-    from cmjax.images import center_crop_resize, from_uint8
 
     # The bundled model is gray, so there is neither a model nor a picture to begin with.
     if image is None:
@@ -206,7 +128,7 @@ def colorize(image: Path | None, **common: Any) -> None:
 
     def cases():
         for given in task.pictures():
-            picture = from_uint8(center_crop_resize(given.pixels, size))
+            picture = given.resized(size)
             gray = (picture @ np.asarray(REC601, np.float32))[..., None]
             yield Case(given, colorize(gray), picture, gray.repeat(3, -1))
 
@@ -236,7 +158,6 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
       cmjax edit superres thumbnail.png --model MODEL --factor 8
     """
     from cmjax.constraints import super_resolve
-    from cmjax.images import center_crop_resize, from_uint8
 
     task = open_task(image, "seven.png", factor, in_latents=False, **common)
     size = task.size
@@ -249,10 +170,9 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
     # kept is shown as large as the results, every pixel as a square.
     def cases():
         for given in task.pictures():
-            low = from_uint8(center_crop_resize(given.pixels, size // factor))
-            picture = from_uint8(center_crop_resize(given.pixels, size))
+            low = given.resized(size // factor)
             known = low.repeat(factor, 0).repeat(factor, 1)
-            yield Case(given, super_resolve(low, factor), picture, known)
+            yield Case(given, super_resolve(low, factor), given.resized(size), known)
 
     edit_under(task, cases())
 
@@ -324,7 +244,7 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
 
     # Only the ends are samples with a number.
     captions = [first, *[""] * (num - 2), second]
-    edit_task.write(task, edit_task.INTERPOLATED, {}, results, captions)
+    write_results(task.out, INTERPOLATED, {}, results, captions)
     edit_task.report(task, captions)
 
 
@@ -351,11 +271,9 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
     import numpy as np
 
     from cmjax.editing import STROKE_SIGMAS, stroke_to_image
-    from cmjax.images import center_crop_resize, from_uint8
 
     task = open_task(image, "strokes.png", **common)
     model = task.model
-
     levels = np.asarray(sigmas or STROKE_SIGMAS, np.float32)
 
     # Errors before anything compiles.
@@ -367,9 +285,8 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
     )
 
     # The sketch, or its latents, with noise of the first level is where sampling starts.
-    size = task.size
     for given in task.pictures():
-        sketch = from_uint8(center_crop_resize(given.pixels, size))
+        sketch = given.resized(task.size)
         start = sketch[None]
         if model.autoencoder is not None:
             start = np.asarray(model.autoencoder.encode(start))
@@ -379,5 +296,5 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
         )
         results = edit_task.decoded(task, results)
         captions = range(1, task.num + 1)
-        edit_task.write(task, given.path.stem, {"given": sketch}, results, captions)
+        write_results(task.out, given.path.stem, {"given": sketch}, results, captions)
     edit_task.report(task, ["given", *range(1, task.num + 1)])

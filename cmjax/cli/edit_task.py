@@ -1,10 +1,11 @@
-"""What the tasks of `cmjax edit` have in common: opening, and sampling under a constraint."""
+"""What the tasks of `cmjax edit` have in common: their inputs, sampling, and the report."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cmjax.cli import checks, edit_results, opening, terminal, wording
+from cmjax.cli import checks, terminal, wording
+from cmjax.cli.edit_results import is_folder, write_results
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,10 +13,7 @@ if TYPE_CHECKING:
     from cmjax.constraints import Constraint
     from cmjax.model import Model
 
-EXAMPLES = Path(__file__).parent.parent / "assets" / "examples"
-EXAMPLE_LABEL = 7  # class of the pictures there
 DECODED_AT_ONCE = 8  # samples of a latent model
-INTERPOLATED = "interpolated"  # names the results of the task without a picture
 
 
 class Given(NamedTuple):
@@ -28,6 +26,12 @@ class Given(NamedTuple):
 
     path: Path
     pixels: "np.ndarray"
+
+    def resized(self, size: int) -> "np.ndarray":
+        """Returns its middle square at another size, f32[size, size, C] in [-1, 1]."""
+        from cmjax.images import center_crop_resize, from_uint8
+
+        return from_uint8(center_crop_resize(self.pixels, size))
 
 
 class Case(NamedTuple):
@@ -122,139 +126,6 @@ class Task(NamedTuple):
                 bar.advance_to(number + 1, now=number + 1 == total)
 
 
-def open_task(
-    image: Path | None,
-    example: str,
-    factor: int = 1,
-    *,
-    in_latents: bool = True,
-    model: str | None,
-    labels: list[str] | None,
-    num: int,
-    seed: int,
-    out: Path,
-    quiet: bool,
-    method: str = "projection",
-    steps: int | None = None,
-    timesteps: list[float] | None = None,
-    sigmas: list[float] | None = None,
-    guidance: float | None = None,
-    guidance_interval: list[float] | None = None,
-) -> Task:
-    """Loads the model, and the picture or the package's example for the task.
-
-    Args:
-        image: file of the picture, or folder of pictures, or None.
-        example: name of the package's picture for the task; "" if it has none.
-        factor: pictures of 1/factor of the model's size are taken without a note on their scaling.
-        in_latents: whether a projection of latents can do the task.
-        model: as for `cmjax.load`; None is the bundled one, which has the class of the examples.
-        labels: classes of the results, by number or name.
-        num: number of results of each picture.
-        seed: seed of all randomness.
-        out: the file or folder to write.
-        quiet: whether to print nothing but errors.
-        method: of editing under a constraint.
-        steps: number of steps; at most one of this and the next two is given.
-        timesteps: indices of training levels.
-        sigmas: noise levels.
-        guidance: scale of the guidance; 1 for none, None for what the model recommends.
-        guidance_interval: the noise levels to guide at; None for all.
-
-    Raises:
-        ValueError: naming the option that is wrong, or the file that cannot be read.
-    """
-    from cmjax.images.checks import MODES
-    from cmjax.model import picture_shape
-
-    # What costs least is checked first: the tensors are read last.
-    paths = _pictures_of(image, example)
-    stems = [path.stem for path in paths] or [INTERPOLATED]
-    edit_results.check_results(out, paths, stems, num)
-    schedule = checks.schedule(steps, timesteps, sigmas)
-    checkpoint = opening.open_checkpoint(model)
-    decoder = None if checkpoint.autoencoder is None else checkpoint.autoencoder.config
-    size, _, channels = picture_shape(checkpoint.config, decoder)
-    if channels not in MODES:
-        raise ValueError(
-            f"--model: its samples have {channels} channels, which is no picture"
-        )
-
-    # A projection keeps what is known of the latents, and these measurements are of pixels.
-    if decoder is not None and method == "projection" and not in_latents:
-        raise ValueError(
-            "--method projection cannot do this with a model that samples latents; give "
-            "--method posterior, for a consistency model"
-        )
-
-    # The class of the package's pictures is known. That of a user's picture is not, and a model
-    # conditioned on another class would repaint a cat as something else.
-    classes = getattr(checkpoint.config, "num_class_embeds", None)
-    if classes is not None and labels is None:
-        if model is not None or image is not None:
-            raise ValueError(
-                f"--labels: the model has classes 0..{classes - 1}; say which to make"
-            )
-        labels = [str(EXAMPLE_LABEL)]
-    indices = checks.check_labels(labels, classes, checkpoint.class_names)
-
-    # A picture that cannot be edited should not end a run halfway.
-    note = _check_pictures(paths, size, factor, channels)
-    if note and not quiet:
-        terminal.note(note)
-    return Task(
-        checkpoint.load(),
-        paths,
-        indices,
-        num,
-        schedule,
-        method,
-        seed,
-        out,
-        quiet,
-        guidance,
-        guidance_interval,
-    )
-
-
-def _pictures_of(image: Path | None, example: str) -> list[Path]:
-    """Returns the files to edit: one, all of a folder, the package's example, or none.
-
-    Raises:
-        ValueError: if there is no picture in the folder.
-    """
-    from cmjax.training.sources import PICTURES, find_pictures
-
-    if image is None:
-        return [EXAMPLES / example] if example else []
-    if not image.is_dir():
-        return [image]
-    found = find_pictures(image)
-    if not found:
-        raise ValueError(f"{image} holds no pictures ({', '.join(PICTURES)})")
-    return [Path(path) for path in found]
-
-
-def _check_pictures(paths: Sequence[Path], size: int, factor: int, channels: int) -> str:
-    """Checks that pictures can be read; returns what is to be said of their sizes, or ""."""
-    from cmjax.images import read_image
-
-    # super-resolution takes its picture at the smaller size, so that one is no surprise either.
-    usual = ((size, size), (size // factor, size // factor))
-    notes = []
-    for path in paths:
-        height, width = read_image(path, channels).shape[:2]
-        if (height, width) not in usual:
-            what = f"its middle square scaled to {size}x{size}"
-            notes.append(f"{path}: {width}x{height} pixels, {what}")
-    if len(notes) > 1:
-        return (
-            f"{len(notes)} of {len(paths)} pictures have another size: "
-            f"their middle squares scaled to {size}x{size}"
-        )
-    return "".join(notes)
-
-
 def edit_under(task: Task, cases: Iterable[Case]) -> None:
     """Samples under constraints; writes what was given, what is kept of it, and the results.
 
@@ -303,7 +174,8 @@ def edit_under(task: Task, cases: Iterable[Case]) -> None:
         if known is None:
             known = np.asarray(kept)
         shown = {"given": picture, "known": known}
-        write(task, given.path.stem, shown, results, range(1, task.num + 1))
+        captions = range(1, task.num + 1)
+        write_results(task.out, given.path.stem, shown, results, captions)
     report(task, ["given", "known", *range(1, task.num + 1)])
 
 
@@ -312,17 +184,6 @@ def decoded(task: Task, results: Any) -> Any:
     # Of many given pictures the bar of `pictures` says how far they are.
     shown = not task.quiet and len(task.paths) <= 1
     return task.model.decode(results, batch_size=DECODED_AT_ONCE, progress=shown)
-
-
-def write(
-    task: Task,
-    stem: str,
-    shown: "dict[str, np.ndarray]",
-    results: Any,
-    captions: Sequence[object],
-) -> None:
-    """Writes the results of one picture; see `edit_results.write_results`."""
-    edit_results.write_results(task.out, stem, shown, results, captions)
 
 
 def report(task: Task, captions: Sequence[object]) -> None:
@@ -337,7 +198,7 @@ def report(task: Task, captions: Sequence[object]) -> None:
     # Where JAX puts an array, it computes.
     device = device_names(jax.numpy.zeros(()).devices())
     what = ", ".join(map(str, filter(str, captions)))
-    if edit_results.is_folder(task.out):
+    if is_folder(task.out):
         num_given = max(1, len(task.paths))
         what = wording.counted(num_given * task.num, "result")
         if task.paths:

@@ -144,13 +144,5 @@ def _report(outcome: "Outcome", out: Path, quiet: bool) -> None:
     if not outcome.paths or quiet:
         return
 
-    import jax
-
-    from cmjax.processes import device_names
-
-    message = f"{done} in {out}"
-    if outcome.num_made:
-        rate = outcome.num_made / outcome.seconds
-        devices = device_names(jax.local_devices())
-        message += f", {rate:,.1f} a second by this process on {devices}"
-    terminal.echo(f"{message}; cmjax train takes it as --data {out}")
+    rate = wording.rate(outcome)
+    terminal.echo(f"{done} in {out}{rate}; cmjax train takes it as --data {out}")

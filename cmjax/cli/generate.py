@@ -122,28 +122,25 @@ def generate(
     assert out is not None
     distributed.initialize(coordinator, num_processes, process_id, coordinator_timeout)
 
-    from cmjax.generation import Request, generate_until_stopped
+    from cmjax.generation import generate_until_stopped
     from cmjax.processes import run_on_all_processes
 
     # If one process failed to load the model, the others would wait for it in vain; here all of
     # them fail together.
     def prepare():
         loaded = _load(model, scheduler, settings, dtype, quiet)
-        # An error names the option.
-        state = checks.set_timesteps(loaded.scheduler, schedule)
-        classes = checks.check_labels(labels, loaded.num_classes, loaded.class_names)
-        checks.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
-        return loaded, Request(
-            **schedule,
-            labels=classes,
-            seed=seed,
-            dtype=dtype,
+        request, _ = opening.request_of(
+            loaded,
+            schedule,
+            labels=labels,
             guidance=guidance,
             guidance_interval=guidance_interval,
+            seed=seed,
+            dtype=dtype,
         )
+        return loaded, request
 
     loaded, request = run_on_all_processes(prepare)
-
     terminal.print_notes()
 
     # With --quiet too: files that were moved out of the way are no matter of progress.
@@ -176,22 +173,11 @@ def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:
         )
         click.get_current_context().exit(130)
 
-    import jax
-
-    from cmjax.processes import device_names
-
     # Only the process that writes the results has paths.
     if outcome.paths and not quiet:
-        message = (
-            f"{wording.counted(num, 'sample')} in {', '.join(map(str, outcome.paths))}"
-        )
-
-        # A run that found all its samples in the folder has no rate.
-        if outcome.num_made:
-            rate = outcome.num_made / outcome.seconds
-            devices = device_names(jax.local_devices())
-            message += f", {rate:,.1f} a second by this process on {devices}"
-        terminal.echo(message)
+        paths = ", ".join(map(str, outcome.paths))
+        samples = wording.counted(num, "sample")
+        terminal.echo(f"{samples} in {paths}{wording.rate(outcome)}")
 
 
 def _verify(

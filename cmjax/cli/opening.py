@@ -1,16 +1,17 @@
-"""Opens the model that `--model`, `--scheduler` and `--set` ask for."""
+"""Opens the model that the options of a command ask for, and says what to sample of it."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import terminal
+from cmjax.cli import checks, terminal
 
 if TYPE_CHECKING:
     from cmjax.checkpoints import Checkpoint
+    from cmjax.generation import Request
     from cmjax.model import Model
-    from cmjax.schedulers import Scheduler
+    from cmjax.schedulers import Scheduler, SchedulerState
 
 
 def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoint":
@@ -79,6 +80,48 @@ def open_model(
     if scheduler or settings:
         loaded = loaded.with_scheduler(_scheduler(loaded.scheduler, scheduler, settings))
     return loaded
+
+
+def request_of(
+    model: "Model",
+    schedule: dict[str, Any],
+    *,
+    labels: list[str] | None,
+    guidance: float | None,
+    guidance_interval: list[float] | None,
+    seed: int,
+    dtype: str,
+) -> tuple["Request", "SchedulerState"]:
+    """Returns which samples to make, and the levels of their run.
+
+    What only the model can tell of the options is checked here, before anything compiles.
+
+    Args:
+        model: the model that is sampled.
+        schedule: from `checks.schedule`, of one item.
+        labels: classes by number, name or range; None for all.
+        guidance: scale of the guidance; 1 for none, None for what the model recommends.
+        guidance_interval: the noise levels to guide at; None for all.
+        seed: seed of all randomness.
+        dtype: dtype of the samples.
+
+    Raises:
+        ValueError: naming the option that does not go with the model.
+    """
+    from cmjax.generation import Request
+
+    state = checks.set_timesteps(model.scheduler, schedule)
+    classes = checks.check_labels(labels, model.num_classes, model.class_names)
+    checks.check_guidance(model, guidance, guidance_interval, state.num_steps)
+    request = Request(
+        **schedule,
+        labels=classes,
+        seed=seed,
+        dtype=dtype,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+    )
+    return request, state
 
 
 def _scheduler(

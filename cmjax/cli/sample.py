@@ -74,12 +74,10 @@ def sample(
 
     import jax
 
-    from cmjax.generation import Request, generate
+    from cmjax.generation import generate
     from cmjax.processes import device_names
 
-    # What only the model can tell of the options is checked before anything compiles.
     loaded = opening.open_model(model, scheduler, dict(settings), dtype, quiet)
-    classes = checks.check_labels(labels, loaded.num_classes, loaded.class_names)
     channels = loaded.picture_shape[-1]
     if out.suffix.lower() == PICTURE and channels not in (1, 3):
         raise ValueError(
@@ -87,16 +85,15 @@ def sample(
             "use .npz, or give the autoencoder of a model of latents by --vae"
         )
 
-    # The state also knows how many network calls the schedule takes, for the report at the end.
-    state = checks.set_timesteps(loaded.scheduler, schedule)
-    checks.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
-    request = Request(
-        **schedule,
-        labels=classes,
-        seed=seed,
-        dtype=dtype,
+    # The state knows how many network calls the schedule takes, for the report at the end.
+    request, state = opening.request_of(
+        loaded,
+        schedule,
+        labels=labels,
         guidance=guidance,
         guidance_interval=guidance_interval,
+        seed=seed,
+        dtype=dtype,
     )
     terminal.print_notes()
     generated = generate(loaded, request, num, batch_size=batch_size, progress=not quiet)
@@ -106,7 +103,7 @@ def sample(
     if signal.getsignal(signal.SIGINT) is interrupts.leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        period = len(classes) if classes else 1
+        period = len(request.labels or ()) or 1
         _write(out, generated, loaded, period)
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}") from None

@@ -9,11 +9,12 @@ import click
 from cmjax.cli import checks, opening, options, terminal
 
 if TYPE_CHECKING:
+    from cmjax.level_search import Trial
     from cmjax.model import Model
     from cmjax.schedulers import SchedulerState
 
-# Bytes of a file of trials.
-LARGEST = 2**24
+LARGEST = 2**24  # bytes of a file of trials
+BATCH = 64  # pictures whose features are computed at a time
 
 
 @click.command()
@@ -78,9 +79,8 @@ def tune(
         checks.check_out_file(out)
 
     from cmjax.cli.evaluate import features_of
-    from cmjax.cli.evaluate_inputs import Compared, read
-    from cmjax.evaluation import Gaussian, as_gaussian, frechet_distance, search_sigmas
-    from cmjax.level_search import Trial
+    from cmjax.cli.evaluate_inputs import Compared
+    from cmjax.evaluation import frechet_distance, search_sigmas
 
     # What only the model and the data can tell of the options is checked before anything compiles.
     loaded = opening.open_model(model, scheduler, dict(settings), dtype, quiet=False)
@@ -88,11 +88,7 @@ def tune(
     state = checks.set_timesteps(loaded.scheduler, schedule)
     checks.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
     start = _starting_levels(loaded, state)
-
-    # The Gaussian of many samples is fitted once. Few of them are compared faster as they are.
-    reference = features_of(read(real, None, None), features, 64)
-    if isinstance(reference, Gaussian) or len(reference) > reference.shape[1]:
-        reference = as_gaussian(reference, str(real))
+    reference = _reference(real, features)
 
     # What the scores depend on: trials of another search are of no use here.
     sampling = {
@@ -111,28 +107,73 @@ def tune(
         **sampling,
         "sigmas": start,
     }
-    made = [] if out is None else _read(out, search)
+    kept = _Trials(out, search, trials)
     terminal.print_notes()
 
-    # The distance of the samples at some levels. Every trial is printed, and kept at once.
+    # The distance of the samples at some levels.
     def objective(levels):
         pictures = _pictures(loaded, levels, batch_size, **sampling)
         samples = Compared(Path("the samples"), pictures=pictures)
-        distance = frechet_distance(features_of(samples, features, 64), reference)
-        made.append([list(levels), distance])
-        terminal.echo(f"{len(made):4}/{trials}  {_shown(levels):20}  {distance:.6g}")
-        if out is not None:
-            _write(out, search, made)
+        distance = frechet_distance(features_of(samples, features, BATCH), reference)
+        kept.add(levels, distance)
         return distance
 
     sampler: Any = loaded.scheduler  # a TableScheduler, as it takes noise levels
     lowest = float(sampler.sigma_range[0])
-    known = [Trial(tuple(levels), score) for levels, score in made]
-    found = search_sigmas(objective, start, num_trials=trials, lowest=lowest, trials=known)
+    found = search_sigmas(
+        objective, start, num_trials=trials, lowest=lowest, trials=kept.known()
+    )
     terminal.echo(
         f"distance {found.score:.6g}, and {found.trials[0].score:.6g} where the search began; "
         f"the levels: --sigmas {_shown(found.sigmas)}"
     )
+
+
+def _reference(real: Path, features: str) -> Any:
+    """Returns what samples are compared with: features f[N, D], or the Gaussian of them."""
+    from cmjax.cli.evaluate import features_of
+    from cmjax.cli.evaluate_inputs import read
+    from cmjax.evaluation import Gaussian, as_gaussian
+
+    # The Gaussian of many samples is fitted once. Few of them are compared faster as they are.
+    found = features_of(read(real, None, None), features, BATCH)
+    if isinstance(found, Gaussian) or len(found) > found.shape[1]:
+        return as_gaussian(found, str(real))
+    return found
+
+
+class _Trials:
+    """The trials of a search, printed and kept in a file as they are made."""
+
+    def __init__(self, out: Path | None, search: dict[str, Any], total: int):
+        """Reads the trials that an earlier call left.
+
+        Args:
+            out: the file, or None to keep none.
+            search: what the scores depend on.
+            total: number of trials there will be.
+
+        Raises:
+            ValueError: if the file is of another search.
+        """
+        self._out = out
+        self._search = search
+        self._total = total
+        self._made = [] if out is None else _read(out, search)
+
+    def add(self, levels: Any, score: float) -> None:
+        """Prints a trial, and keeps it at once."""
+        self._made.append([list(levels), score])
+        number = len(self._made)
+        terminal.echo(f"{number:4}/{self._total}  {_shown(levels):20}  {score:.6g}")
+        if self._out is not None:
+            _write(self._out, self._search, self._made)
+
+    def known(self) -> "list[Trial]":
+        """Returns the trials so far."""
+        from cmjax.level_search import Trial
+
+        return [Trial(tuple(levels), score) for levels, score in self._made]
 
 
 def _pictures(

@@ -114,7 +114,7 @@ def sample_posterior(
     # What the program is compiled for.
     options = (shape, dtype, int(iterations), int(candidates), return_trajectory, callback)
     structure = jax.tree.structure(constraint)
-    program = cached_unless_tracing(_compiled, structure, apply_fn, scheduler, *options)
+    program = cached_unless_tracing(_compiled, apply_fn, scheduler, *options, structure)
     try:
         return program(**inputs)
     except (TypeError, ValueError, OverflowError):
@@ -123,17 +123,21 @@ def sample_posterior(
 
 
 @functools.lru_cache(_PROGRAMS, typed=True)
-def _compiled(structure, *arguments):
+def _compiled(
+    apply_fn,
+    scheduler,
+    shape,
+    dtype,
+    iterations,
+    candidates,
+    return_trajectory,
+    callback,
+    structure,
+):
     """The jitted loop; inlined, so that under the caller's own `jit` it is part of that program."""
     # The constraint's tree structure holds its function: see `cmjax.sampling`.
     del structure
-    return jax.jit(_loop(*arguments), inline=True)
 
-
-def _loop(
-    apply_fn, scheduler, shape, dtype, iterations, candidates, return_trajectory, callback
-):
-    """Returns the loop over the levels, a function of arrays."""
     # Everything except the network is computed in at least float32.
     working = jnp.float64 if dtype == jnp.float64 else jnp.float32
 
@@ -184,7 +188,7 @@ def _loop(
             x0 = apply_constraint(constraint, x0)
         return (x0, trajectory) if return_trajectory else x0
 
-    return loop
+    return jax.jit(loop, inline=True)
 
 
 def _ratios(state: Any) -> jax.Array:

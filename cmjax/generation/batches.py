@@ -226,15 +226,17 @@ def one_ahead(
 
 
 @contextlib.contextmanager
-def out_of_memory() -> Iterator[None]:
-    """Turns a device's error into a ValueError of one line, with a hint if memory ran out."""
+def out_of_memory(
+    way_out: str = "a smaller batch_size needs less memory",
+) -> Iterator[None]:
+    """Turns a device's error into a ValueError of one line, with `way_out` if memory ran out."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         # The lines after the first are XLA's allocation report.
         message = str(error).splitlines()[0]
         if "RESOURCE_EXHAUSTED" in str(error):
-            message += "; a smaller batch_size needs less memory"
+            message += f"; {way_out}"
         raise ValueError(message) from None
 
 

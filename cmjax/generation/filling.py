@@ -118,7 +118,15 @@ def fill_folder(
         mine = local_shards(missing)
 
         # From here on, a signal to any process stops all, after the batches in progress.
-        shown = Progress(shards, num, num_resumed, mine, progress, work.doing, work.unit)
+        shown = Progress(
+            shards,
+            num=num,
+            num_resumed=num_resumed,
+            mine=mine,
+            shown=progress,
+            doing=work.doing,
+            unit=work.unit,
+        )
         together = stopping_together(markers.stop, shown.stopping)
         with shown as run, together as stopping:
             devices = [device.device_kind for device in jax.local_devices()]
@@ -140,9 +148,15 @@ def fill_folder(
                 paths = _finish(shards, work, markers, stopping)
             stopped = paths is None
             run.log("stopped" if stopped else "done", done=num_done, seconds=seconds)
-    made = run.num_made
-    number = stopping.signal
-    return Outcome(paths or [], num_done, num_resumed, made, seconds, stopped, number)
+    return Outcome(
+        paths=paths or [],
+        num_done=num_done,
+        num_resumed=num_resumed,
+        num_made=run.num_made,
+        seconds=seconds,
+        stopped=stopped,
+        signal=stopping.signal,
+    )
 
 
 def _find_shards(

@@ -1,6 +1,7 @@
 """Networks with further inputs that start as the network they are made from."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -49,7 +50,37 @@ def extend(
     name = network_name(config)
     if rngs is not None and not isinstance(rngs, nnx.Rngs):
         raise ValueError(f"rngs must be flax.nnx.Rngs(...) or None, got {shown(rngs)}")
-    for field in changes:
+    _check_changes(config, changes)
+    trained = _by_name(params)
+    _, needed = network_parts(config)
+    missing = sorted(_by_name(needed).keys() - trained.keys())
+    if missing:
+        raise ValueError(f"params has no {missing[0]}, which config needs")
+
+    # The new network, whose further parts are drawn, or zero.
+    extended = dataclasses.replace(config, **changes)
+    module_class, _ = network_class(name)
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    apply_fn, fresh = from_nnx(module_class(extended, rngs=rngs))
+
+    # All that was trained takes the place of the parameter of that name.
+    def kept(path, leaf):
+        name = jax.tree_util.keystr(path)
+        if name not in trained:
+            return leaf
+        found = trained.pop(name)
+        _check_like(name, found, leaf)
+        return found
+
+    params = jax.tree_util.tree_map_with_path(kept, fresh)
+    if trained:
+        raise ValueError(f"params has {shown(sorted(trained)[0])}, and config has not")
+    return apply_fn, params, extended
+
+
+def _check_changes(config: Any, changes: Mapping[str, Any]) -> None:
+    """Raises ValueError unless a trained network can get these fields of its config."""
+    for field, value in changes.items():
         if field not in EXTENSIONS or not hasattr(config, field):
             raise ValueError(
                 f"{field} cannot be changed with the parameters kept; only "
@@ -58,43 +89,22 @@ def extend(
 
         # What is trained for one meaning of an input says nothing of another.
         has = getattr(config, field)
-        if has not in (EXTENSIONS[field], changes[field]):
+        if has not in (EXTENSIONS[field], value):
             raise ValueError(
-                f"{field}={shown(changes[field])} cannot take the place of {shown(has)}, which "
+                f"{field}={shown(value)} cannot take the place of {shown(has)}, which "
                 "the parameters are trained for; leave it out"
             )
-    extended = dataclasses.replace(config, **changes)
-    module_class, _ = network_class(name)
-    rngs = nnx.Rngs(0) if rngs is None else rngs
-    apply_fn, fresh = from_nnx(module_class(extended, rngs=rngs))
 
-    # Parameters are found by their names; those that are new are drawn, or zero.
-    trained = _by_name(params)
-    _, needed = network_parts(config)
-    missing = sorted(_by_name(needed).keys() - trained.keys())
-    if missing:
-        raise ValueError(f"params has no {missing[0]}, which config needs")
 
-    def kept(path, leaf):
-        found = trained.pop(jax.tree_util.keystr(path), None)
-        if found is None:
-            return leaf
-        if jnp.shape(found) != leaf.shape:
-            raise ValueError(
-                f"params{jax.tree_util.keystr(path)} has shape {jnp.shape(found)}, and config "
-                f"needs {leaf.shape}"
-            )
-        if not jnp.issubdtype(jnp.result_type(found), jnp.floating):
-            raise ValueError(
-                f"params{jax.tree_util.keystr(path)} must be an array of floats, got "
-                f"{jnp.result_type(found)}"
-            )
-        return found
-
-    params = jax.tree_util.tree_map_with_path(kept, fresh)
-    if trained:
-        raise ValueError(f"params has {shown(sorted(trained)[0])}, and config has not")
-    return apply_fn, params, extended
+def _check_like(name: str, found: Any, leaf: jax.Array) -> None:
+    """Raises ValueError unless a parameter has the shape of the network's, and holds floats."""
+    if jnp.shape(found) != leaf.shape:
+        raise ValueError(
+            f"params{name} has shape {jnp.shape(found)}, and config needs {leaf.shape}"
+        )
+    dtype = jnp.result_type(found)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"params{name} must be an array of floats, got {dtype}")
 
 
 def is_extension(config: Any, other: Any) -> bool:

@@ -63,15 +63,15 @@ class ImprovedMeanFlowConfig(ContextConfig):
 _LARGE = {"num_attention_heads": 16, "mlp_channels": 2730}
 
 
-def _preset(scale, interval, num_layers, **sizes):
+def _preset(*, scale, interval, num_layers, **sizes):
     return ImprovedMeanFlowConfig(
         guidance_scale=scale, guidance_interval=interval, num_layers=num_layers, **sizes
     )
 
 
 IMPROVED_MEAN_FLOWS = {
-    "iMF-B/2": _preset(8.0, (0.4, 0.65), 12),
-    "iMF-M/2": _preset(10.5, (0.4, 0.6), 24),
-    "iMF-L/2": _preset(10.5, (0.4, 0.6), 32, **_LARGE),
-    "iMF-XL/2": _preset(8.0, (0.42, 0.62), 48, **_LARGE),
+    "iMF-B/2": _preset(scale=8.0, interval=(0.4, 0.65), num_layers=12),
+    "iMF-M/2": _preset(scale=10.5, interval=(0.4, 0.6), num_layers=24),
+    "iMF-L/2": _preset(scale=10.5, interval=(0.4, 0.6), num_layers=32, **_LARGE),
+    "iMF-XL/2": _preset(scale=8.0, interval=(0.42, 0.62), num_layers=48, **_LARGE),
 }

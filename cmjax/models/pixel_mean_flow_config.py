@@ -90,17 +90,21 @@ _HUGE = {
 _PIXELS_512 = {"sample_size": 512, "patch_size": 32}
 
 
-def _preset(scale, interval, noise_scale, **sizes):
+def _preset(*, scale, interval, noise_scale, **sizes):
     return PixelMeanFlowConfig(
         guidance_scale=scale, guidance_interval=interval, noise_scale=noise_scale, **sizes
     )
 
 
 PIXEL_MEAN_FLOWS = {
-    "pMF-B/16": _preset(8.5, (0.1, 0.7), 1.0),
-    "pMF-L/16": _preset(7.0, (0.2, 0.7), 1.0, **_LARGE),
-    "pMF-H/16": _preset(7.0, (0.2, 0.6), 2.0, **_HUGE),
-    "pMF-B/32": _preset(6.5, (0.1, 0.7), 2.0, **_PIXELS_512),
-    "pMF-L/32": _preset(7.5, (0.2, 0.6), 4.0, **_LARGE, **_PIXELS_512),
-    "pMF-H/32": _preset(5.5, (0.1, 0.6), 4.0, **_HUGE, **_PIXELS_512),
+    "pMF-B/16": _preset(scale=8.5, interval=(0.1, 0.7), noise_scale=1.0),
+    "pMF-L/16": _preset(scale=7.0, interval=(0.2, 0.7), noise_scale=1.0, **_LARGE),
+    "pMF-H/16": _preset(scale=7.0, interval=(0.2, 0.6), noise_scale=2.0, **_HUGE),
+    "pMF-B/32": _preset(scale=6.5, interval=(0.1, 0.7), noise_scale=2.0, **_PIXELS_512),
+    "pMF-L/32": _preset(
+        scale=7.5, interval=(0.2, 0.6), noise_scale=4.0, **_LARGE, **_PIXELS_512
+    ),
+    "pMF-H/32": _preset(
+        scale=5.5, interval=(0.1, 0.6), noise_scale=4.0, **_HUGE, **_PIXELS_512
+    ),
 }

@@ -116,5 +116,8 @@ class IPNDMScheduler(TableScheduler):
         # At pure noise alpha is 0. Only a first step starts there, and its weights do not need it.
         alpha = jnp.maximum(levels.alphas[:-1], math.cos(MAX_ANGLE))
         sigma = levels.sigmas[:-1]
-        alphas = (alpha, alpha, levels.alphas[1:])
-        return pseudo_weights(calls, alphas, (sigma, sigma, levels.sigmas[1:]))
+        return pseudo_weights(
+            calls,
+            alphas=(alpha, alpha, levels.alphas[1:]),
+            sigmas=(sigma, sigma, levels.sigmas[1:]),
+        )

@@ -66,15 +66,20 @@ class PNDMScheduler(SpacedScheduler):
 
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at starts, middles and ends of steps."""
-        along = self._along(levels)
-        alphas = jnp.append(along.alphas[1], levels.alphas[-1:])
-        sigmas = jnp.append(along.sigmas[1], levels.sigmas[-1:])
-        return Levels(along.times[1], alphas, sigmas)
+        _, here, _ = self._levels_of_calls(levels)
+        alphas = jnp.append(here.alphas, levels.alphas[-1:])
+        sigmas = jnp.append(here.sigmas, levels.sigmas[-1:])
+        return Levels(here.times, alphas, sigmas)
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of equations 9 (the step), 12 and 13 (the means of eps)."""
-        along = self._along(levels)
-        return pseudo_weights(self._plan(len(levels.times)), along.alphas, along.sigmas)
+        plan = self._plan(len(levels.times))
+        start, here, target = self._levels_of_calls(levels)
+        return pseudo_weights(
+            plan,
+            alphas=(start.alphas, here.alphas, target.alphas),
+            sigmas=(start.sigmas, here.sigmas, target.sigmas),
+        )
 
     def _with_signal(self, alphas: jax.Array) -> jax.Array:
         """Returns signal levels to divide by, as B does: at least that of the last time, not 0."""
@@ -95,21 +100,32 @@ class PNDMScheduler(SpacedScheduler):
                 calls.append(adams_bashforth(firsts))
         return calls
 
-    def _along(self, levels: Levels) -> Levels:
-        """Of each call its step's start, the call itself, and where it goes, f32[3, N] each."""
+    def _levels_of_calls(self, levels: Levels) -> tuple[Levels, Levels, Levels]:
+        """Where the step of each call starts, where the call itself is, and where it goes.
+
+        Times, alphas and sigmas are f32[N] each, an entry for each of the N calls.
+        """
         # The network is not called in the middle or at the end of the last step: its own time
         # stands in there.
         next_times = jnp.append(levels.times[1:], levels.times[-1:])
-        middle = jnp.floor((levels.times + next_times) / 2)
-        alphas, sigmas = self.parametrization.path(middle)
-        alphas = self._with_signal(alphas)
+        middle_times = jnp.floor((levels.times + next_times) / 2)
+        middle_alphas, middle_sigmas = self.parametrization.path(middle_times)
+        middle_alphas = self._with_signal(middle_alphas)
 
-        # Of all steps' starts, middles and ends, f32[3, n], those of the calls.
+        # All steps' starts, middles and ends, f32[3, n] each: START, MIDDLE and END are the rows.
+        times = jnp.stack([levels.times, middle_times, next_times])
+        alphas = jnp.stack([levels.alphas[:-1], middle_alphas, levels.alphas[1:]])
+        sigmas = jnp.stack([levels.sigmas[:-1], middle_sigmas, levels.sigmas[1:]])
+
+        # Of these, the entry of each call's step in the row of the place that is asked for.
         plan = self._plan(len(levels.times))
         steps = np.array([call.step for call in plan])
-        places = np.array([(START, call.at, call.to) for call in plan]).T
-        return Levels(
-            jnp.stack([levels.times, middle, next_times])[places, steps],
-            jnp.stack([levels.alphas[:-1], alphas, levels.alphas[1:]])[places, steps],
-            jnp.stack([levels.sigmas[:-1], sigmas, levels.sigmas[1:]])[places, steps],
-        )
+
+        def at(places):
+            rows = np.array(places)
+            return Levels(times[rows, steps], alphas[rows, steps], sigmas[rows, steps])
+
+        start = at([START] * len(plan))
+        here = at([call.at for call in plan])
+        target = at([call.to for call in plan])
+        return start, here, target

@@ -11,7 +11,7 @@ whatever the order of the classical method, the error falls with the square of t
 paper says (section 1).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -85,7 +85,9 @@ def slope_columns(calls: Sequence[Call]) -> np.ndarray:
 
 
 def pseudo_weights(
-    calls: Sequence[Call], alphas: Iterable[jax.Array], sigmas: Iterable[jax.Array]
+    calls: Sequence[Call],
+    alphas: tuple[jax.Array, jax.Array, jax.Array],
+    sigmas: tuple[jax.Array, jax.Array, jax.Array],
 ) -> Weights:
     """Returns the table of a pseudo numerical method, a row for each call.
 
@@ -98,18 +100,22 @@ def pseudo_weights(
     alpha_start, alpha, next_alpha = alphas
     sigma_start, sigma, next_sigma = sigmas
 
-    # B of the way from the step's start to where the call goes, and of the way to where it is; the
-    # latter is 0 for the first call of a step.
-    whole = next_sigma - next_alpha / alpha_start * sigma_start
-    come = sigma - alpha / alpha_start * sigma_start
+    # B (see above) of the way from the step's start to where the call goes, and of the way to where
+    # the call is. The latter is 0 for the first call of a step.
+    b_target = next_sigma - next_alpha / alpha_start * sigma_start
+    b_here = sigma - alpha / alpha_start * sigma_start
 
-    # The call before went from x_start to x, so `x_start = (alpha_start / alpha) (x - come eps_1)`,
-    # where eps_1 is its eps. With x = alpha x0 + sigma eps:
-    # x' = alpha' x0 + sigma' eps + whole (mean - eps) + (alpha' / alpha) come (eps - eps_1).
-    # Of `whole mean`, the weights of this call's eps, and of the eps of the calls before.
-    own, *earlier = [whole * column for column in slope_columns(calls)]
-    back = next_alpha / alpha * come
-    eps = next_sigma + (own - whole) + back
+    # The step goes from x_start to x', and the call before went from x_start to x by its own eps:
+    #     x' = (alpha' / alpha_start) x_start + B_target mean
+    #     x = (alpha / alpha_start) x_start + B_here eps_1
+    # Without x_start, and with x = alpha x0 + sigma eps:
+    #     x' = alpha' x0 + (alpha' / alpha) (sigma eps - B_here eps_1) + B_target mean
+    # where (alpha' / alpha) sigma = sigma' - B_target + (alpha' / alpha) B_here.
+    back = next_alpha / alpha * b_here
+
+    # Of `B_target mean`, the weights of this call's eps, and of the eps of the calls before.
+    own, *earlier = [b_target * column for column in slope_columns(calls)]
+    eps = next_sigma + (own - b_target) + back
     if earlier:
         earlier[0] = earlier[0] - back
     return Weights(x0=next_alpha, eps=eps, earlier_eps=tuple(earlier))

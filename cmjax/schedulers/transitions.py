@@ -57,26 +57,31 @@ def transitions_of(scheduler: Any, times: jax.Array) -> tuple[Transitions, Trans
     total = scheduler.num_train_timesteps
     places = jnp.append(times, jnp.full(1, total, times.dtype))
 
-    def chosen(log):
+    def at_places(log):
         return jnp.asarray(log, jnp.float32)[places]
 
-    # A step's logarithm is a difference of two. What float32 rounds off of each would be missing in
-    # it, and is subtracted as well.
-    def between(log):
+    from_data = Transitions(
+        keep=at_places(logs["keep"]),
+        replace=at_places(logs["replace"]),
+        mask=at_places(logs["mask"]),
+    )
+
+    # The logarithm of a ratio, from each time to the next place, f32[N], is a difference of two.
+    # What float32 rounds off of each would be missing in it, and is subtracted as well.
+    def ratio(log):
         rounded = np.float32(log)
         rest = np.subtract(log, rounded, where=np.isfinite(log), out=np.zeros_like(log))
-        return -jnp.diff(chosen(rounded)) - jnp.diff(chosen(rest))
+        return -jnp.diff(at_places(rounded)) - jnp.diff(at_places(rest))
 
     # From a lower time, alpha and 1 - gamma are ratios, and what is replaced is (1 - gamma) -
-    # alpha, as a product without cancellation.
-    stay = between(logs["stay"])
-    share = jnp.maximum(-jnp.expm1(-between(logs["excess"])), 0)
+    # alpha, as a product without cancellation: (1 - gamma) (1 - alpha / (1 - gamma)).
+    stay = ratio(logs["stay"])
+    replaced_of_stay = jnp.maximum(-jnp.expm1(-ratio(logs["excess"])), 0)
     from_next = Transitions(
-        keep=between(logs["keep"]),
-        replace=stay + jnp.log(share / classes),
+        keep=ratio(logs["keep"]),
+        replace=stay + jnp.log(replaced_of_stay / classes),
         mask=jnp.log(-jnp.expm1(stay)),
     )
-    from_data = Transitions(*(chosen(logs[name]) for name in Transitions._fields))
     return from_data, from_next
 
 
@@ -143,11 +148,14 @@ def log_posterior(
     weights = jnp.where(possible, log_x0 - jnp.where(possible, evidence, 0), -jnp.inf)
     total = jax.nn.logsumexp(weights, axis=-1, keepdims=True)
 
-    # Times q(x_s | x0), summed over x0; then times q(x_t | x_s). Only a masked entry has been
-    # masked before.
-    unmasked = _log_add(weights + below.keep, total + below.replace) + arrives(between)
-    before = jnp.where(masked, total + below.mask, -jnp.inf)
-    return jnp.concatenate([unmasked, before], axis=-1)
+    # Times q(x_s | x0), summed over x0: of an x_s that is a class, and of one that is masked.
+    to_class = _log_add(weights + below.keep, total + below.replace)
+    to_mask = total + below.mask
+
+    # Times q(x_t | x_s). A mask stays one, so that only a masked x_t can have been masked before.
+    to_class = to_class + arrives(between)
+    to_mask = jnp.where(masked, to_mask, -jnp.inf)
+    return jnp.concatenate([to_class, to_mask], axis=-1)
 
 
 def _log_add(first: jax.Array, second: jax.Array) -> jax.Array:

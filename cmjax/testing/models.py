@@ -107,13 +107,14 @@ def assert_gaussian_moments(
     )
     shape = (num_samples, *mean.shape)
 
-    # The moments are computed in float64: float32 sums of many samples round too much.
-    x = jax.jit(
-        lambda key: sample(
+    @jax.jit
+    def draw(key):
+        return sample(
             key, apply_fn, params, scheduler, shape, num_inference_steps=num_inference_steps
         )
-    )(key_of_seed(0))
-    x = np.asarray(x, np.float64)
+
+    # The moments are computed in float64: float32 sums of many samples round too much.
+    x = np.asarray(draw(key_of_seed(0)), np.float64)
 
     # Samples end at sigma_min, with this variance. `start` is about the factor of f at sigma_max,
     # by which the first step shrinks the error of the start.

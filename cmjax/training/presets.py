@@ -70,8 +70,13 @@ def _network(name: str) -> dict[str, Any]:
     return {"class": network_name(config), **dataclasses.asdict(config)}
 
 
-def _preset(network, loss, learning_rate, batch_size, steps, ema_decay, dtype="float32"):
-    """Returns a configuration; both papers use RAdam without schedule, warm-up or clipping."""
+def _consistency(
+    network, loss, *, learning_rate, batch_size, steps, ema_decay, dtype="float32"
+):
+    """Returns a configuration of a consistency model.
+
+    Both papers use RAdam without schedule, warm-up or clipping.
+    """
     return {
         "network": network,
         "loss": loss,
@@ -86,7 +91,7 @@ def _preset(network, loss, learning_rate, batch_size, steps, ema_decay, dtype="f
     }
 
 
-def _flow_map(network, loss, steps, run, optimizer):
+def _flow_map(network, loss, *, steps, run, optimizer):
     """Returns a configuration of a flow map, which is told both ends of a step."""
     return {
         "network": {**network, "second_time": "span", "time_scale": 0.01},
@@ -97,7 +102,7 @@ def _flow_map(network, loss, steps, run, optimizer):
     }
 
 
-def _distillation(num_levels, target_decay):
+def _distillation(*, num_levels, target_decay):
     """Returns the section [loss] of consistency distillation."""
     return {
         "name": "cd",
@@ -107,7 +112,7 @@ def _distillation(num_levels, target_decay):
     }
 
 
-def _training(final_levels, initial_target_decay):
+def _training(*, final_levels, initial_target_decay):
     """Returns the section [loss] of consistency training."""
     return {
         "name": "ct",
@@ -118,56 +123,77 @@ def _training(final_levels, initial_target_decay):
     }
 
 
-# Each of consistency models: network, loss, learning rate, batch size, steps, decay of the moving
-# average, dtype.
 PRESETS: dict[str, dict[str, Any]] = {
     # Song et al. 2023, appendix C, table 3. CD has a fixed grid, CT one that grows.
-    "cifar10_cd": _preset(
-        _network("cifar10"), _distillation(18, 0.0), 4e-4, 512, 800_000, 0.9999
+    "cifar10_cd": _consistency(
+        _network("cifar10"),
+        _distillation(num_levels=18, target_decay=0.0),
+        learning_rate=4e-4,
+        batch_size=512,
+        steps=800_000,
+        ema_decay=0.9999,
     ),
-    "cifar10_ct": _preset(
-        _network("cifar10"), _training(150, 0.9), 4e-4, 512, 800_000, 0.9999
+    "cifar10_ct": _consistency(
+        _network("cifar10"),
+        _training(final_levels=150, initial_target_decay=0.9),
+        learning_rate=4e-4,
+        batch_size=512,
+        steps=800_000,
+        ema_decay=0.9999,
     ),
-    "imagenet64_cd": _preset(
+    "imagenet64_cd": _consistency(
         _network("imagenet64"),
-        _distillation(40, 0.95),
-        8e-6,
-        2048,
-        600_000,
-        _EMA_LARGE,
-        "bfloat16",
+        _distillation(num_levels=40, target_decay=0.95),
+        learning_rate=8e-6,
+        batch_size=2048,
+        steps=600_000,
+        ema_decay=_EMA_LARGE,
+        dtype="bfloat16",
     ),
-    "imagenet64_ct": _preset(
+    "imagenet64_ct": _consistency(
         _network("imagenet64"),
-        _training(200, 0.95),
-        8e-6,
-        2048,
-        800_000,
-        _EMA_LARGE,
-        "bfloat16",
+        _training(final_levels=200, initial_target_decay=0.95),
+        learning_rate=8e-6,
+        batch_size=2048,
+        steps=800_000,
+        ema_decay=_EMA_LARGE,
+        dtype="bfloat16",
     ),
-    "lsun256_cd": _preset(
+    "lsun256_cd": _consistency(
         _network("lsun256"),
-        _distillation(40, 0.95),
-        1e-5,
-        2048,
-        600_000,
-        _EMA_LARGE,
-        "bfloat16",
+        _distillation(num_levels=40, target_decay=0.95),
+        learning_rate=1e-5,
+        batch_size=2048,
+        steps=600_000,
+        ema_decay=_EMA_LARGE,
+        dtype="bfloat16",
     ),
-    "lsun256_ct": _preset(
+    "lsun256_ct": _consistency(
         _network("lsun256"),
-        _training(150, 0.95),
-        1e-5,
-        2048,
-        1_000_000,
-        _EMA_LARGE,
-        "bfloat16",
+        _training(final_levels=150, initial_target_decay=0.95),
+        learning_rate=1e-5,
+        batch_size=2048,
+        steps=1_000_000,
+        ema_decay=_EMA_LARGE,
+        dtype="bfloat16",
     ),
     # Song and Dhariwal 2023, appendix A. The loss has the paper's settings as its defaults.
-    "cifar10_ict": _preset(_CIFAR10_NETWORK, {"name": "ict"}, 1e-4, 1024, 400_000, 0.99993),
-    "imagenet64_ict": _preset(
-        _network("imagenet64"), {"name": "ict"}, 1e-4, 4096, 800_000, 0.99997, "bfloat16"
+    "cifar10_ict": _consistency(
+        _CIFAR10_NETWORK,
+        {"name": "ict"},
+        learning_rate=1e-4,
+        batch_size=1024,
+        steps=400_000,
+        ema_decay=0.99993,
+    ),
+    "imagenet64_ict": _consistency(
+        _network("imagenet64"),
+        {"name": "ict"},
+        learning_rate=1e-4,
+        batch_size=4096,
+        steps=800_000,
+        ema_decay=0.99997,
+        dtype="bfloat16",
     ),
     # Geng et al. 2025, arXiv 2505.13447, appendix A: CIFAR-10, unconditional.
     "cifar10_mean_flow": _flow_map(
@@ -179,17 +205,21 @@ PRESETS: dict[str, dict[str, Any]] = {
             "instant_fraction": 0.25,
             "norm_p": 0.75,
         },
-        800_000,
-        {"batch_size": 1024, "ema_decays": [0.99995]},
-        {"learning_rate": 6e-4, "warmup_steps": 10_000},
+        steps=800_000,
+        run={"batch_size": 1024, "ema_decays": [0.99995]},
+        optimizer={"learning_rate": 6e-4, "warmup_steps": 10_000},
     ),
     # Frans et al. 2024, kvfrans/shortcut-models: CelebA-HQ, on latents of 32x32x4 in an .npz.
     "celebahq256_shortcut": _flow_map(
         _LATENTS_NETWORK,
         {"name": "shortcut"},
-        410_000,
-        {"batch_size": 64, "ema_decays": [0.999]},
-        {"name": "adamw", "learning_rate": 1e-4, "options": {"weight_decay": 0.1}},
+        steps=410_000,
+        run={"batch_size": 64, "ema_decays": [0.999]},
+        optimizer={
+            "name": "adamw",
+            "learning_rate": 1e-4,
+            "options": {"weight_decay": 0.1},
+        },
     ),
 }
 

@@ -132,46 +132,52 @@ def save_samples(run: Run, state: TrainState, path: Path) -> bool:
         model = model.with_scheduler(solver)
 
     # One row of samples for each number of steps, with the classes in turn along the row.
-    cond = {}
-    captions = None
-    if model.num_classes:
-        labels = np.arange(_COLUMNS) % model.num_classes
-        cond["class_labels"] = jnp.asarray(labels)
-        captions = [model.class_name(int(label)) for label in labels]
-    if getattr(model.config, "guidance_embeds", False):
-        cond["guidance_scale"] = jnp.ones(_COLUMNS)
-    shape = (_COLUMNS, *model.sample_shape)
     rows = []
     calls = []
     for num_steps in preview.num_inference_steps:
         levels = model.scheduler.set_timesteps(num_inference_steps=num_steps)
         calls.append(str(levels.num_steps))
-        samples: Any = sample(
-            key_of_seed(0),
-            model.apply_fn,
-            model.params,
-            model.scheduler,
-            shape,
-            num_inference_steps=num_steps,
-            cond=cond,
-        )
-
-        # A row at a time, since decoding takes more memory than sampling.
-        rows.append(model.decode(samples, batch_size=1))
+        rows.append(_row_of_samples(model, num_steps))
+    captions = None
+    if model.num_classes:
+        labels = _labels_of_row(model.num_classes)
+        captions = [model.class_name(int(label)) for label in labels] * len(rows)
 
     # By a whole factor, so that pixels stay square and sharp.
-    save_grid(
-        path,
-        to_uint8(_in_range(rows)),
-        columns=_COLUMNS,
-        labels=None if captions is None else captions * len(rows),
-        title=(
-            f"step {int(state.step):,}, EMA {run.config.run.ema_decays[0]:g}, "
-            f"network calls by row: {', '.join(calls)}"
-        ),
-        scale=max(1, _LEAST_SIZE // model.picture_shape[0]),
+    scale = max(1, _LEAST_SIZE // model.picture_shape[0])
+    title = (
+        f"step {int(state.step):,}, EMA {run.config.run.ema_decays[0]:g}, "
+        f"network calls by row: {', '.join(calls)}"
     )
+    pixels = to_uint8(_in_range(rows))
+    save_grid(path, pixels, columns=_COLUMNS, labels=captions, title=title, scale=scale)
     return True
+
+
+def _labels_of_row(num_classes: int) -> np.ndarray:
+    """Returns the classes of a row of samples: all of the model's in turn, i64[_COLUMNS]."""
+    return np.arange(_COLUMNS) % num_classes
+
+
+def _row_of_samples(model: Model, num_steps: int) -> jax.Array:
+    """Returns `_COLUMNS` samples of a model, decoded if they are latents, `[_COLUMNS, H, W, C]`."""
+    cond = {}
+    if model.num_classes:
+        cond["class_labels"] = jnp.asarray(_labels_of_row(model.num_classes))
+    if getattr(model.config, "guidance_embeds", False):
+        cond["guidance_scale"] = jnp.ones(_COLUMNS)  # no guidance
+    samples = sample(
+        key_of_seed(0),
+        model.apply_fn,
+        model.params,
+        model.scheduler,
+        (_COLUMNS, *model.sample_shape),
+        num_inference_steps=num_steps,
+        cond=cond,
+    )
+
+    # One at a time, since decoding takes more memory than sampling.
+    return model.decode(samples, batch_size=1)
 
 
 def _has_pictures(model: Model) -> bool:

@@ -1,21 +1,20 @@
 """The training loop: resumable, and writing metrics, sample pictures and models as it goes."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
-from cmjax.checkpoints.loading import save
+from cmjax.generation.batches import out_of_memory
 from cmjax.interrupts import delivering, interruptible
 from cmjax.processes import gather, locked, run_on_all_processes
 from cmjax.progress import Bar
 from cmjax.training.checkpointing import Checkpoints
 from cmjax.training.config import TrainConfig
-from cmjax.training.folder import model_folders, open_folder
-from cmjax.training.reports import MetricsFile, in_lines, save_samples, summarize
+from cmjax.training.folder import open_folder
+from cmjax.training.outputs import Outputs, save_models
+from cmjax.training.reports import MetricsFile, in_lines, summarize
 from cmjax.training.sections import RunSection
 from cmjax.training.setup import Run, make_run
 from cmjax.training.train_step import TrainState
@@ -68,32 +67,33 @@ def train_until_stopped(
     out = Path(out)
     run = make_run(config)
     settings = config.run
-    is_first = jax.process_index() == 0
-    shown = is_first and not quiet
+    is_process_0 = jax.process_index() == 0
+    shown = is_process_0 and not quiet
     with locked(out), Checkpoints(out, settings.keep) as checkpoints:
         latest = checkpoints.latest()
         # The first process writes files and looks at the data for all; checkpoints are written by
         # all, which Orbax coordinates.
         run_on_all_processes(
-            lambda: _prepare(run, out, latest, shown) if is_first else None
+            lambda: _prepare(run, out, latest, shown) if is_process_0 else None
         )
         state = checkpoints.restore(run.init())
-        first = int(state.step)
-        if first > settings.steps:
+        done = int(state.step)
+        if done > settings.steps:
             raise ValueError(
-                f"the checkpoint {checkpoints.folder / str(first)} is beyond "
+                f"the checkpoint {checkpoints.folder / str(done)} is beyond "
                 f"run.steps={settings.steps}; remove it, or choose another folder"
             )
-        if first == settings.steps:
+        if done == settings.steps:
             # The process may have ended between the last checkpoint and the model.
-            _save_models(run, state, out)
-            return Trained(first, is_finished=True)
+            save_models(run, state, out)
+            return Trained(done, is_finished=True)
 
         # Batches from here on. The first one is read at once, so that errors in it show early.
-        metrics_file = MetricsFile(out, first, settings.tensorboard, is_first)
-        bar = Bar(settings.steps, done=first, unit="step", doing="compiling", shown=shown)
-        with metrics_file, bar, _in_one_line():
-            trained = _take_steps(run, state, out, checkpoints, metrics_file, bar)
+        metrics_file = MetricsFile(out, done, settings.tensorboard, is_process_0)
+        bar = Bar(settings.steps, done=done, unit="step", doing="compiling", shown=shown)
+        outputs = Outputs(run, out, checkpoints, metrics_file, bar)
+        with metrics_file, bar, out_of_memory("a larger run.accumulate needs less memory"):
+            trained = _take_steps(state, outputs)
         checkpoints.wait()
 
     # Not reported before the checkpoint is on disk.
@@ -118,26 +118,20 @@ def _prepare(run: Run, out: Path, latest: int | None, shown: bool) -> None:
         run.inspect_data(shown=shown)
 
 
-def _take_steps(
-    run: Run,
-    state: TrainState,
-    out: Path,
-    checkpoints: Checkpoints,
-    metrics_file: MetricsFile,
-    bar: Bar,
-) -> Trained:
+def _take_steps(state: TrainState, outputs: Outputs) -> Trained:
     """Takes steps until the last one or a signal, and saves the state in between and at the end."""
+    run = outputs.run
     settings = run.config.run
-    first = int(state.step)
-    batches = run.batches(first)
+    bar = outputs.bar
+    done = int(state.step)
+    batches = run.batches(done)
     upcoming = next(batches)
     bar.say(in_lines(summarize(run, upcoming)))
     bar.say("compiling the training step ...")
 
-    step = first
+    step = done
     number = 0
     metrics = None
-    has_drawn = False
     with interruptible(lambda: bar.say(STOPPING)) as caught:
         while step < settings.steps and not number:
             step += 1
@@ -155,36 +149,21 @@ def _take_steps(
 
             # Asked once per step, as a signal may come between two uses of the answer.
             number = _signal(caught, step, settings.log_every)
+            is_first = step == done + 1
             is_last = step == settings.steps
             saves = step % settings.save_every == 0 or is_last or bool(number)
-            logs = saves or step % settings.log_every == 0
+            writes = saves or step % settings.log_every == 0
 
             # Metrics are fetched only when needed, as that waits for the device. Before every
             # checkpoint they are checked: one with NaN must not replace a good one.
-            if logs or step == first + 1:
-                values = {name: float(value) for name, value in metrics.items()}
-                _check_finite(step, values, checkpoints, settings.dtype)
-                note = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
-                if step == first + 1:
-                    bar.begin("training", step, note)
-                bar.advance_to(step, note, now=is_last)
-                if logs:
-                    metrics_file.write(step, values)
-
+            if writes or is_first:
+                outputs.log(step, metrics, is_first=is_first, writes=writes)
             if saves:
-                checkpoints.save(state)
-                _save_models(run, state, out)
-            if _draws(step, settings) and jax.process_index() == 0:
-                picture = out / f"samples_{step:06d}.png"
-                if save_samples(run, state, picture):
-                    metrics_file.show(step, picture)
+                outputs.save(state)
+            if _draws(step, settings):
+                outputs.draw(step, state)
 
-                    # The first one, for a look whether all is well, was compiled for.
-                    if not has_drawn:
-                        bar.say(f"samples of step {step:,} in {picture}")
-                        bar.restart()
-                    has_drawn = True
-        # One that comes while the last step is saved is delivered all the same.
+        # A signal that comes while the last step is saved is delivered all the same.
         number = number or (caught[0] if caught else 0)
     return Trained(step, step == settings.steps, number)
 
@@ -195,28 +174,6 @@ def _draws(step: int, settings: RunSection) -> bool:
         return False
     is_early = step == min(settings.log_every, settings.sample_every)
     return is_early or step % settings.sample_every == 0 or step == settings.steps
-
-
-def _check_finite(step, values, checkpoints, dtype):
-    """Raises ValueError, with the way out, if a metric is NaN or infinite."""
-    broken = [name for name, value in values.items() if not np.isfinite(value)]
-    if not broken:
-        return
-
-    # What the user can resume from, and what may help.
-    checkpoints.wait()
-    latest = checkpoints.latest()
-    if latest is None:
-        state = "there is no checkpoint"
-    else:
-        state = f"the last checkpoint is of step {latest}"
-    hint = ""
-    if dtype != "float32":
-        hint = f", or compute in float32, not {dtype}"
-    raise ValueError(
-        f"{broken[0]} is {values[broken[0]]} at step {step}; {state}. In another folder, "
-        f"lower optimizer.learning_rate or clip with optimizer.clip_norm{hint}"
-    )
 
 
 def _signal(caught, step, log_every):
@@ -232,25 +189,3 @@ def _signal(caught, step, log_every):
     if step % log_every:
         return 0
     return int(gather(mine).max())
-
-
-def _save_models(run, state, out):
-    """Saves every moving average as a model for `cmjax.load`; the first is `model`."""
-    # Parameters are on every device, so one process has them all.
-    if jax.process_index() != 0:
-        return
-    for folder, ema in zip(model_folders(out, run.config), state.ema, strict=True):
-        save(folder, run.model_of(ema))
-
-
-@contextlib.contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Turns a device's error into a ValueError of one line, with a hint if memory ran out."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        # The lines after the first are XLA's allocation report.
-        message = str(error).splitlines()[0]
-        if "RESOURCE_EXHAUSTED" in str(error):
-            message += "; a larger run.accumulate needs less memory"
-        raise ValueError(message) from None

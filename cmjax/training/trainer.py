@@ -87,16 +87,16 @@ def make_train_step(
     check_step_arguments(apply_fn, optimizer, ema_decays, accumulate, mesh)
     check_label_dropout(label_dropout, null, num_classes(apply_fn))
     return TrainStep(
-        loss,
-        apply_fn,
-        optimizer,
-        tuple(ema_decays),
-        accumulate,
-        mesh,
-        teacher,
-        dropout,
-        label_dropout,
-        null if label_dropout else None,
+        loss=loss,
+        apply_fn=apply_fn,
+        optimizer=optimizer,
+        ema_decays=tuple(ema_decays),
+        accumulate=accumulate,
+        mesh=mesh,
+        teacher=teacher,
+        dropout=dropout,
+        label_dropout=label_dropout,
+        null=null if label_dropout else None,
     )
 
 

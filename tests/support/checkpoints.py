@@ -66,7 +66,8 @@ def write(root, kind):
 def openai_names(tensors):
     """The tensors under the names, and in the shapes, of OpenAI's network."""
     modules = openai.module_names(CONFIG)
-    parts = {**openai.RESNET, **openai.ATTENTION}
+    parts = {ours: theirs for theirs, ours in openai.LAYERS.items()}
+    parts |= dict.fromkeys(openai.QUERY_KEY_VALUE, "qkv")
     renamed = {}
     order = {"to_q": 0, "to_k": 1, "to_v": 2}  # of the rows of OpenAI's qkv
     for name, tensor in sorted(

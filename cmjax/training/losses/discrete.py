@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from cmjax import random
 from cmjax.arrays import ApplyFn, combine
-from cmjax.parametrization import consistency_function
+from cmjax.parametrization import Denoiser, consistency_function
 from cmjax.training.discretization import (
     adjacent_levels,
     growing_num_levels,
     growing_target_decay,
 )
-from cmjax.training.losses.base import Loss, add_noise, split_batch, teacher_slope
+from cmjax.training.losses.base import Batch, Loss, add_noise, split_batch, teacher_slope
 from cmjax.training.losses.checks import (
     check_metric,
     check_sigma_data,
@@ -37,6 +37,48 @@ class DiscreteLoss(Loss):
         check_sigma_data(self.scheduler)
         karras_range(self.scheduler)
         check_metric(self.metric)
+
+    def distances(
+        self,
+        key: jax.Array,
+        apply_fn: ApplyFn,
+        params: Any,
+        target_params: Any,
+        batch: Batch,
+        higher: jax.Array,
+        lower: jax.Array,
+        estimate: Denoiser = consistency_function,
+    ) -> jax.Array:
+        """Returns d(f(x0 + higher z), f_target(x0 + lower z)), f32[B], with the same noise z.
+
+        Args:
+            key: draws z.
+            apply_fn: the network.
+            params: of f, which the gradient is taken with respect to.
+            target_params: of f_target.
+            batch: the data x0 and their conditioning.
+            higher: noise levels, f32[B].
+            lower: noise levels, f32[B]. Where one is 0, the target is x0 itself, which a
+                consistency function does not change.
+            estimate: how f reads the network: with the boundary condition of a consistency
+                function, or by `edm_denoiser` with EDM's scalings alone.
+        """
+        data, cond = split_batch(batch)
+        noise = random.normal(key, data.shape)
+
+        # The same noise at both levels, so that the two points lie on one path.
+        def f(params, sigma):
+            noisy = add_noise(data, sigma, noise)
+            return estimate(apply_fn, params, self.scheduler, noisy, sigma, **cond)
+
+        # Networks are not told a level of 0, whose logarithm is not finite.
+        is_noisy = lower > 0
+        target = f(target_params, jnp.where(is_noisy, lower, higher))
+        is_noisy_sample = is_noisy.reshape(-1, *(1,) * (data.ndim - 1))
+        target = jnp.where(is_noisy_sample, jax.lax.stop_gradient(target), data)
+
+        distances = self.metric(f(params, higher), target)
+        return per_sample("metric", distances, data.shape[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,15 +211,14 @@ class ConsistencyTraining(DiscreteLoss):
         # The grid gets finer in the course of training: comparisons of distant levels have little
         # variance but a large bias, those of close levels the reverse.
         num_levels = self.num_levels_at(step)
-        higher, lower = _uniform_pair(
-            level_key, split_batch(batch)[0].shape[0], num_levels, self.scheduler
-        )
+        data, _ = split_batch(batch)
+        higher, lower = _uniform_pair(level_key, data.shape[0], num_levels, self.scheduler)
 
         # Without a teacher, x0 + lower z with the same z stands in for the ODE step (theorem 2).
-        distance = distance_between(
-            self, noise_key, apply_fn, params, frozen.target, batch, higher, lower
+        distances = self.distances(
+            noise_key, apply_fn, params, frozen.target, batch, higher, lower
         )
-        loss = jnp.mean(distance)
+        loss = jnp.mean(distances)
         return loss, {"loss": loss, "num_levels": num_levels}
 
 
@@ -219,35 +260,3 @@ def _uniform_pair(key, count, num_levels, scheduler):
     # N levels have N - 1 neighbouring pairs; index 0 is the pair with sigma_max.
     index = random.randint(key, (count,), 0, num_levels - 1)
     return adjacent_levels(index, num_levels, *karras_range(scheduler))
-
-
-def distance_between(
-    loss,
-    key,
-    apply_fn,
-    params,
-    target_params,
-    batch,
-    higher,
-    lower,
-    estimate=consistency_function,
-):
-    """Returns d(f(x + higher z), f_target(x + lower z)), f32[B], with the same noise z.
-
-    Where `lower` is 0, the target is x itself, which a consistency function does not change. With
-    `edm_denoiser` for `estimate`, f has EDM's scalings, without a boundary.
-    """
-    data, cond = split_batch(batch)
-    noise = random.normal(key, data.shape)
-
-    # The same noise at both levels, so that the two points lie on one path.
-    def f(params, sigma):
-        noisy = add_noise(data, sigma, noise)
-        return estimate(apply_fn, params, loss.scheduler, noisy, sigma, **cond)
-
-    # Networks are not told a level of 0, whose logarithm is not finite.
-    is_noisy = lower > 0
-    target = jax.lax.stop_gradient(f(target_params, jnp.where(is_noisy, lower, higher)))
-    noisy_samples = is_noisy.reshape(-1, *(1,) * (data.ndim - 1))
-    target = jnp.where(noisy_samples, target, data)
-    return per_sample("metric", loss.metric(f(params, higher), target), data.shape[0])

@@ -15,12 +15,7 @@ from cmjax.training.discretization import (
 )
 from cmjax.training.losses.base import draw_sigmas, split_batch
 from cmjax.training.losses.checks import check_total_steps, karras_range
-from cmjax.training.losses.discrete import (
-    LEVELS,
-    DiscreteLoss,
-    check_growth,
-    distance_between,
-)
+from cmjax.training.losses.discrete import LEVELS, DiscreteLoss, check_growth
 from cmjax.training.losses.metrics import Metric, PseudoHuber
 
 
@@ -78,9 +73,10 @@ class ImprovedConsistencyTraining(DiscreteLoss):
         # highest levels than with uniform indices, since errors at low levels add up in the high
         # ones.
         sigma_range = karras_range(self.scheduler)
+        data, _ = split_batch(batch)
         index = lognormal_index(
             level_key,
-            split_batch(batch)[0].shape[0],
+            data.shape[0],
             self.p_mean,
             self.p_std,
             num_levels,
@@ -91,10 +87,10 @@ class ImprovedConsistencyTraining(DiscreteLoss):
         # Weighted by lambda(sigma) = 1 / (higher - lower) (section 3.1): the lower the noise, the
         # closer the levels, and the more their distance counts. `frozen.target` holds the trained
         # parameters, since the decay of the target is None.
-        distance = distance_between(
-            self, noise_key, apply_fn, params, frozen.target, batch, higher, lower
+        distances = self.distances(
+            noise_key, apply_fn, params, frozen.target, batch, higher, lower
         )
-        loss = jnp.mean(distance / (higher - lower))
+        loss = jnp.mean(distances / (higher - lower))
         return loss, {"loss": loss, "num_levels": num_levels}
 
 
@@ -163,9 +159,10 @@ class EasyConsistencyTuning(DiscreteLoss):
         level_key, noise_key = random.split(key)
 
         # The higher levels, f32[B]. ECT has no grid: levels are any numbers in the range.
+        data, _ = split_batch(batch)
         t = draw_sigmas(
             level_key,
-            split_batch(batch)[0].shape[0],
+            data.shape[0],
             self.scheduler,
             self.p_mean,
             self.p_std,
@@ -186,8 +183,8 @@ class EasyConsistencyTuning(DiscreteLoss):
 
         # Weighted by 1 / (t - r): the gradient keeps its size while the gap shrinks.
         estimate = edm_denoiser if self.edm_scalings else consistency_function
-        distance = distance_between(
-            self, noise_key, apply_fn, params, frozen.target, batch, t, r, estimate
+        distances = self.distances(
+            noise_key, apply_fn, params, frozen.target, batch, t, r, estimate
         )
-        loss = jnp.mean(distance / (t - r))
+        loss = jnp.mean(distances / (t - r))
         return loss, {"loss": loss, "ratio": jnp.mean(r / t)}
