@@ -7,6 +7,7 @@ known.
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -27,6 +28,12 @@ from cmjax.configs import shown
 from cmjax.labels import check_class_labels
 
 Network = TypeVar("Network", bound=Callable[..., Any])
+
+# What splits Flax's modules into functions and parameters.
+_SPLIT_BY = {
+    "flax.linen": "from_linen(module, variables)",
+    "flax.nnx": "from_nnx(module)",
+}
 
 
 def call_network(
@@ -136,12 +143,23 @@ def check_output(
 
 
 def check_network(apply_fn: Any) -> None:
-    """Raises ValueError unless `apply_fn` can be called, as a network must be."""
+    """Raises ValueError unless `apply_fn` is a function, as a network must be."""
     if not callable(apply_fn):
         raise ValueError(
             "apply_fn must be a function (params, x, t, **cond) -> model_output, "
             f"got {shown(apply_fn)}"
         )
+
+    # A Linen module has no parameters of its own. Those of an NNX module would be constants of
+    # compiled programs, which would not see them change. Flax is not imported for this: without it
+    # there are no modules either.
+    for package, way in _SPLIT_BY.items():
+        module = getattr(sys.modules.get(package), "Module", ())
+        if isinstance(apply_fn, module):
+            raise ValueError(
+                f"apply_fn is a {type(apply_fn).__name__}, a module of {package}; split it into a "
+                f"function and its parameters: apply_fn, params = cmjax.{way}"
+            )
 
 
 def parse_cond(cond: Any, batch: int, classes: int | None = None) -> dict[str, Any]:

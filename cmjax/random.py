@@ -94,8 +94,9 @@ def as_key(key: Any) -> jax.Array:
     if isinstance(key, jax.Array) and key.dtype == _dtype_of_keys() and key.ndim <= 1:
         return key
     key = _typed(key)
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+
+    # What holds keys, such as Flax's `Rngs`, and tensors of PyTorch have a dtype, too.
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(
             f"key must be a JAX PRNG key, got {shown(key)}; make one with jax.random.key(0)"
         )

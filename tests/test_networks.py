@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 import cmjax
 from cmjax import editing, parametrization
@@ -54,6 +54,8 @@ DOORS = {
         (lambda p, x: x, r"apply_fn must take \(params, x, t\).* too many"),
         (lambda p, x, t, r: x, r"apply_fn must take \(params, x, t\).* missing.*'r'"),
         ("text", "apply_fn must be a function"),
+        (linen.Dense(3), r"apply_fn is a Dense.*from_linen\(module, variables\)"),
+        (nnx.Linear(3, 3, rngs=nnx.Rngs(0)), r"apply_fn is a Linear.*from_nnx\(module\)"),
     ],
 )
 def test_networks_that_are_none(door, network, message):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -323,6 +324,8 @@ def test_misuse(name, wrap):
         (jax.random.split(KEY, 3), "3 keys for a batch of 2"),
         (jax.random.split(KEY, (2, 2)), "one per sample"),
         (jax.random.key(0, impl="rbg"), "rbg.*threefry"),
+        (nnx.Rngs(0), r"key must be.*jax.random.key\(0\)"),
+        (nnx.Rngs(0).default.key, r"key must be.*jax.random.key\(0\)"),
     ],
 )
 def test_wrong_keys(key, message):
