@@ -77,10 +77,10 @@ def cell(figure, calls):
 def tables(figures):
     """Returns both tables in Markdown, with what their cells hold."""
     return (
-        "Errors and Fréchet distance, in percent; in brackets the calls, where they are fewer "
-        "than the\ncolumn's:\n\n"
+        "Errors and Fréchet distance, both in percent. In brackets is the number of calls, if it "
+        "is less\nthan the column's:\n\n"
         f"{quality_table(figures)}\n"
-        "The distance as a multiple of that of Euler's method on the same levels:\n\n"
+        "The distance divided by that of Euler's method on the same levels:\n\n"
         f"{euler_table(figures)}"
     )
 
