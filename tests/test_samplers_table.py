@@ -1,4 +1,4 @@
-"""The tables of samplers in docs: the facts in the classes, and what each network is told."""
+"""The tables of samplers in docs: the facts in the classes, and the times of each network."""
 
 import fnmatch
 import importlib.util
@@ -31,9 +31,9 @@ def test_the_table_in_the_docs_is_the_one_that_the_tool_makes():
     assert page == tool().with_table(page), "run python docs/samplers_table.py"
 
 
-def test_each_sampler_has_one_row_of_what_its_network_is_told():
+def test_each_sampler_has_one_row_of_the_times_of_its_network():
     page = (TOOL.parent / "protocol.md").read_text()
-    _, _, table = page.partition("| scheduler | the network is told |")
+    _, _, table = page.partition("| scheduler | time input of the network |")
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
     for name in SCHEDULERS:
