@@ -1,6 +1,6 @@
 """Schedulers: one sampling algorithm per file."""
 
-import cmjax.schedulers.serialization  # noqa: F401  (registers the states)
+from cmjax.schedulers import serialization  # noqa: F401  (registers the states)
 from cmjax.schedulers.ancestral import (
     EDMEulerAncestralScheduler,
     EulerAncestralDiscreteScheduler,
