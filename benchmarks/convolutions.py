@@ -26,7 +26,7 @@ import numpy as np
 from timing import Report, in_turn, json_option, keep_memory_option
 
 import cmjax
-from cmjax.models import conv, winograd
+from cmjax.models import conv
 from cmjax.training.compiling import options_for_gradients
 
 # Size of the map, channels in and out.
@@ -40,39 +40,15 @@ IMAGENET_64 = [
 SMALL_UNET = [(14, 64, 64), (14, 128, 64), (14, 160, 64), (7, 96, 96), (7, 192, 96)]
 
 
-def by_xla(x, kernel):
-    """The direct form, whatever the platform."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def form_taken(size, channels_in, channels_out):
-    """Name of the form that `cmjax.models.conv` takes on CPUs for a map of size x size pixels."""
-    fewest = min(channels_in, channels_out)
-    if size**2 >= conv.PIXELS_OF_LARGE_TILES and fewest >= conv.CHANNELS_OF_TILES:
-        return "F4"
-    if size**2 >= conv.PIXELS_OF_SMALL_TILES and fewest >= conv.CHANNELS_OF_TILES:
-        return "F2"
-    return "im2col" if fewest >= conv.CHANNELS_OF_COLUMNS else "XLA"
-
-
 def forward_forms(x, kernel, option):
     """The forms of the forward pass, by name; each waits for its result."""
-    forms = {
-        "XLA": (by_xla, None),
-        "option": (by_xla, option),
-        "F2": (partial(winograd.convolve, 2), None),
-        "F4": (partial(winograd.convolve, 4), None),
-        "im2col": (conv.im2col, None),
-    }
-    return {
-        name: compiled(form, options, x, kernel) for name, (form, options) in forms.items()
-    }
+    forms = {name: compiled(form, None, x, kernel) for name, form in conv.FORMS.items()}
+    return {**forms, "option": compiled(conv.FORMS["XLA"], option, x, kernel)}
 
 
 def gradient_forms(x, kernel, g, option):
     """XLA's convolution and its gradients, as a training step compiles them, by name."""
+    by_xla = conv.FORMS["XLA"]
 
     def by_input(x, kernel, g):
         return jax.linear_transpose(lambda x: by_xla(x, kernel), x)(g)[0]
@@ -166,7 +142,7 @@ def main(batches, gradients, keep_memory, repeats, as_json):
         seconds = in_turn(*ours.values(), peers["forward"], repeats=repeats)
         speeds = [gflop / taken for taken in seconds]
         mine = dict(zip(ours, speeds, strict=False))
-        taken = form_taken(size, channels_in, channels_out)
+        taken = conv.form_on_cpus(size**2, min(channels_in, channels_out))
         text = ", ".join(
             f"{name}{'*' if name == taken else ''} {speed:.0f}"
             for name, speed in mine.items()

@@ -252,16 +252,12 @@ def _computed(method, config, params, x, batch_size):
         return getattr(network, method)(x)
 
     def compute_in_pieces(x, params):
+        # `map` takes no batch size where the number of samples is a symbol: one at a time then.
         size = x.shape[0]
-        if batch_size is None:
+        at_once = None if is_symbolic(size) else batch_size
+        if batch_size is None or (at_once is not None and at_once >= size):
             return compute(x, params)
-
-        # `map` takes no batch size where the number of samples is a symbol.
         one = functools.partial(compute, params=params)
-        if is_symbolic(size):
-            return jax.lax.map(lambda x: one(x[None])[0], x)
-        if batch_size >= size:
-            return compute(x, params)
-        return jax.lax.map(lambda x: one(x[None])[0], x, batch_size=batch_size)
+        return jax.lax.map(lambda x: one(x[None])[0], x, batch_size=at_once)
 
     return with_automatic_axes(compute_in_pieces, x, params).astype(dtype)

@@ -121,14 +121,15 @@ def sample_index(index: int | jax.Array, batch: int = 1) -> jax.Array | np.uint3
 
     Args:
         index: the index.
-        batch: number of samples, the last of which must have an index, too.
+        batch: number of samples, the last of which must have an index, too. It is not checked if
+            it is a symbol of `jax.export`.
 
     Raises:
         ValueError: unless it is an integer from 0 to 2^32 - 1.
     """
     # The default, first: looking at arrays takes as long as a small network.
-    fewest = 1 if is_symbolic(batch) else batch
-    if type(index) is int and 0 <= index <= 2**32 - fewest:
+    known_batch = 1 if is_symbolic(batch) else batch
+    if type(index) is int and 0 <= index <= 2**32 - known_batch:
         return np.uint32(index)
 
     # Under jit only the dtype and the shape are known.
@@ -143,7 +144,7 @@ def sample_index(index: int | jax.Array, batch: int = 1) -> jax.Array | np.uint3
         return jnp.asarray(array).astype(jnp.uint32)
 
     # fold_in takes 32 bits: a larger index would repeat the noise of a smaller one.
-    if int(known) + fewest > 2**32:
+    if int(known) + known_batch > 2**32:
         raise ValueError(
             f"first_index {int(known)} leaves {2**32 - int(known)} of 2^32 samples, "
             f"for a batch of {batch}"

@@ -10,7 +10,7 @@ from cmjax.configs import import_by_name, shown
 from cmjax.models.registry import check_registration, register_network
 from cmjax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
 from cmjax.schedulers.checks import check_config
-from cmjax.schedulers.registry import registered_name
+from cmjax.schedulers.registry import name_of_class, registered_name
 
 Class = TypeVar("Class", bound=type)
 
@@ -80,11 +80,8 @@ def scheduler_class(name: Any, *, trust: bool = True) -> type[Scheduler]:
 
 def scheduler_name(scheduler: Scheduler) -> str:
     """Returns the name by which `scheduler_class` finds the class of a scheduler."""
-    # The exact class: a subclass may sample differently.
-    for name, cls in SCHEDULERS.items():
-        if type(scheduler) is cls:
-            return name
-    return _importable_name(type(scheduler))
+    cls = type(scheduler)
+    return name_of_class(cls) or _importable_name(cls)
 
 
 def scheduler_to_config(scheduler: Scheduler) -> dict[str, Any]:

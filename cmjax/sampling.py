@@ -133,7 +133,8 @@ def sample(
         apply_fn: `(params, x, t, **cond) -> model_output`, with x `[B, ...]` and t f32[B].
         params: of the network.
         scheduler: the sampler.
-        shape: of the result, `(B, ...)`; images are `(B, H, W, C)`.
+        shape: of the result, `(B, ...)`; images are `(B, H, W, C)`. Sizes may be symbols of
+            `jax.export`.
         num_inference_steps: number of steps. Give at most one of this and the next three arguments;
             without any of them one step is taken.
         timesteps: the noise levels as the scheduler's own timesteps: training indices, times or

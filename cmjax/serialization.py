@@ -1,5 +1,6 @@
 """Lets `jax.export` serialize functions that take or return pytrees of cmjax."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -22,18 +23,25 @@ def serializable(
         to_json: what JSON can hold of the value of a static field.
         from_json: the value again.
     """
+
+    # What is static in a dataclass is a tuple of the values of its static fields.
+    def written(static: Any) -> bytes:
+        return json.dumps([to_json(value) for value in static]).encode()
+
+    def read(text: bytes) -> tuple[Any, ...]:
+        return tuple(from_json(value) for value in json.loads(text))
+
     for cls in classes:
         name = f"cmjax.{cls.__name__}"
-        if issubclass(cls, tuple):
-            jax.export.register_namedtuple_serialization(cls, serialized_name=name)
-        else:
-            jax.export.register_pytree_node_serialization(
-                cls,
-                serialized_name=name,
-                serialize_auxdata=lambda static: json.dumps(
-                    [to_json(value) for value in static]
-                ).encode(),
-                deserialize_auxdata=lambda text: tuple(
-                    from_json(value) for value in json.loads(text)
-                ),
-            )
+
+        # A module that is reloaded makes its classes anew, and JAX registers no name twice.
+        with contextlib.suppress(ValueError):
+            if issubclass(cls, tuple):
+                jax.export.register_namedtuple_serialization(cls, serialized_name=name)
+            else:
+                jax.export.register_pytree_node_serialization(
+                    cls,
+                    serialized_name=name,
+                    serialize_auxdata=written,
+                    deserialize_auxdata=read,
+                )

@@ -1,6 +1,8 @@
 """`jax.export` serializes functions that take and return pytrees of cmjax."""
 
 import dataclasses
+import subprocess
+import sys
 from typing import ClassVar
 
 import chex
@@ -99,3 +101,13 @@ def test_a_scheduler_that_the_file_could_not_name():
     exported = jax.export.export(jax.jit(lambda state: state.sigma))(state)
     with pytest.raises(ValueError, match=r"Mine cannot be serialized.*cmjax\.register"):
         exported.serialize()
+
+
+def test_modules_can_be_imported_again():
+    # In a process of its own: the new classes are others than those that have been imported here.
+    program = (
+        "import importlib, cmjax.constraints.inpainting, cmjax.schedulers.weights\n"
+        "importlib.reload(cmjax.constraints.inpainting)\n"
+        "importlib.reload(cmjax.schedulers.weights)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

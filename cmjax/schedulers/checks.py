@@ -38,7 +38,10 @@ def check_noise_levels(name: str, levels: Any) -> None:
 
 
 def check_sample_shape(shape: Any) -> tuple[int, ...]:
-    """Returns a shape as a tuple; raises ValueError unless it is `(B, ...)`, sizes at least 1."""
+    """Returns a shape as a tuple; raises ValueError unless it is `(B, ...)`, sizes at least 1.
+
+    Sizes may also be symbols of `jax.export`.
+    """
     try:
         sizes = tuple(shape)
     except TypeError:

@@ -137,6 +137,15 @@ def scheduler_like(
     return cls.from_config({**known, **options})
 
 
+def name_of_class(cls: type) -> str | None:
+    """Returns the name in `SCHEDULERS` of a class; None if it is not there."""
+    # The exact class: a subclass may sample differently.
+    for name, registered in SCHEDULERS.items():
+        if cls is registered:
+            return name
+    return None
+
+
 def registered_name(name: Any) -> str:
     """Returns the name in `SCHEDULERS` of a class that a file or a user names.
 
