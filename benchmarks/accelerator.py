@@ -12,8 +12,8 @@ training: an EDM denoising step with Adam, forward, gradients and update.
 generate: `cmjax.generation.generate`, end to end, over the bare sampler.
 compiled: forward passes against diffusers under `torch.compile`, which takes minutes to compile.
 
-Where torch and diffusers are installed, diffusers in eager mode is timed beside the network and the
-training step, in turn, with TF32 as JAX has it; a ratio above 1 means that cmjax is faster.
+Where torch and diffusers are installed, diffusers in eager mode is timed next to the network and
+the training step, in turn, with TF32 as JAX has it; a ratio above 1 means that cmjax is faster.
 
 Each result is printed at once, and written to `--out` as a line of JSON. Each section has a share
 of the time that is left, and leaves out the rows that would take longer. What goes wrong in a
@@ -139,7 +139,7 @@ def parity(bench):
 
 
 def network(bench):
-    """Forward passes, beside diffusers where it is installed, and compile times."""
+    """Forward passes, next to diffusers where it is installed, and compile times."""
     for batch, dtype in bench.rows(bench.sizes):
         model, apply_fn = bench.models[dtype]
         step = FirstStep(model, batch)
@@ -205,7 +205,7 @@ def sampling(bench):
 
 
 def training(bench):
-    """A training step, beside PyTorch where it is installed; parameters stay in float32."""
+    """A training step, next to PyTorch where it is installed; parameters stay in float32."""
     model, _ = bench.models["float32"]
     batch = bench.batches[len(bench.batches) // 2]
     step = FirstStep(model, batch)
@@ -319,19 +319,19 @@ def both_sides(name):
 
 
 def prepared(name, batches, repeats, report):
-    """What the sections use, told in one line."""
+    """What the sections use, in one line."""
     model, peer = both_sides(name)
     models = {dtype: in_dtype(model, jnp.dtype(dtype)) for dtype in DTYPES}
     models = {dtype: (each, jax.jit(each.apply_fn)) for dtype, each in models.items()}
     peers = dict.fromkeys(DTYPES)
-    beside = "torch or diffusers is not installed: cmjax alone"
+    peer_line = "torch or diffusers is not installed: cmjax alone"
     if peer is not None:
         import torch
 
         peers = {dtype: copy.deepcopy(peer).to(getattr(torch, dtype)) for dtype in DTYPES}
-        beside = f"diffusers beside it on {next(peer.parameters()).device}"
+        peer_line = f"diffusers next to it on {next(peer.parameters()).device}"
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    report(f"{name}: {parameters:,} parameters; {beside}", preset=name, beside=beside)
+    report(f"{name}: {parameters:,} parameters; {peer_line}", preset=name, peer=peer_line)
     return Bench(models, peers, batches, repeats, report)
 
 

@@ -8,7 +8,7 @@ Both sides have the same random weights of the size of Stable Diffusion's autoen
 the same latents in one process, in turn; diffusers as it is fastest on a CPU, in PyTorch's
 channels-last layout. A ratio above 1 means that cmjax is faster.
 
-Before that, each side decodes once in a process of its own, whose highest use of memory is told:
+Before that, each side decodes once in a process of its own, whose highest use of memory is printed:
 interpreter, libraries and parameters included.
 """
 

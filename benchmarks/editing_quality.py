@@ -2,7 +2,7 @@
 
     python benchmarks/editing_quality.py mnist.npz [--model FOLDER]
 
-For each task the first 500 test digits lose most of their pixels, and the model, told the class,
+For each task the first 500 test digits lose most of their pixels, and the model, given the class,
 fills them in. The accuracy of the classifier of `digits_quality.py` is printed for the digits as
 they were, for what was left, for the results, and for as many plain samples of the same classes,
 since an edited picture can be no better than what the model samples.

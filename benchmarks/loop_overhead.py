@@ -1,4 +1,4 @@
-"""What the loop and the scheduler cost beside the network.
+"""What the loop and the scheduler cost on top of the network.
 
     python benchmarks/loop_overhead.py          (the second part needs torch and diffusers)
 

@@ -1,4 +1,4 @@
-"""Pixel MeanFlow in one call: seconds per picture beside its authors' code in PyTorch.
+"""Pixel MeanFlow in one call: seconds per picture next to its authors' code in PyTorch.
 
     pip install -e ".[parity]"
     git clone --branch torch https://github.com/Lyy-iiis/pMF
@@ -73,10 +73,14 @@ def pictures(report, sampler, model, preset, batch, repeats):
         return jax.block_until_ready(x)
 
     given = Noise(torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()))
-    told = (config.guidance_scale, *config.guidance_interval, torch.from_numpy(labels))
+    conditions = (
+        config.guidance_scale,
+        *config.guidance_interval,
+        torch.from_numpy(labels),
+    )
 
     def theirs():
-        return sampler.generate(batch, given, 1, *told)
+        return sampler.generate(batch, given, 1, *conditions)
 
     row = {
         "preset": preset,

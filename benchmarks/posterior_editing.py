@@ -7,15 +7,15 @@
 
 `fields`: Gaussian fields of 4x4 and 8x8 pixels, whose consistency function and conditional
 distribution are closed forms. Printed is the divergence of the samples' mean and covariance from
-the true ones (Kullback-Leibler, of normal distributions, where the constraint sees nothing), beside
-that of as many true samples.
+the true ones (Kullback-Leibler, of normal distributions, where the constraint sees nothing), next
+to that of as many true samples.
 
 `modes`: a mixture of two normal distributions in the plane, one coordinate of which is known. Its
 consistency function is the probability-flow ODE, solved finely. Printed is the share of samples in
-the first mode, beside the truth: of projection, and of the posterior by its number of candidates.
+the first mode, next to the truth: of projection, and of the posterior by its number of candidates.
 
 `digits`: the first test digits lose their lower half, their left half, or all but 7x7 pixels; the
-bundled model is told the class. Printed is the share that the classifier of `digits_quality.py`
+bundled model is given the class. Printed is the share that the classifier of `digits_quality.py`
 recognises, the root mean square distance from the original, the mean square of the noise, and the
 time; then how many digits only one method gets right.
 

@@ -15,7 +15,7 @@ above 1 means that cmjax is faster.
 the Fréchet distance of its features as a share of that of noise (see digits_quality.py), against
 network calls. Few-step samplers run the bundled consistency model, the others the denoiser it was
 distilled from. Multistep solvers have a row for each order. Every figure is written to a file,
-samplers_quality.csv beside this script, as soon as it is there; `table` and `plot` read this file.
+samplers_quality.csv next to this script, as soon as it is there; `table` and `plot` read this file.
 
 `picture`: samplers as rows, network calls as columns, one seed.
 
@@ -57,7 +57,7 @@ figures_option = click.option(
     "--figures",
     type=click.Path(path_type=Path),
     default=FIGURES,
-    show_default="beside this script",
+    show_default="next to this script",
     help="The file of figures.",
 )
 

@@ -55,7 +55,7 @@ def draw_plot(figures, path):
 
 
 def draw_group(figures, group, left, right):
-    """Draws the curves of one group into its two panels, with their names beside them."""
+    """Draws the curves of one group into its two panels, with their names next to them."""
     labels = [row.label for row in rows() if row.group == group]
     if group == GROUPS[3]:
         labels.insert(0, "EulerDiscrete")

@@ -63,7 +63,7 @@ class Row:
 def can_sample_digits(name):
     """Whether a sampler is part of the comparison, in which one network serves all.
 
-    A network that is told two times is one of its own (CTM, flow maps), as is one of categories;
+    A network that takes two times is one of its own (CTM, flow maps), as is one of categories;
     steps upwards make noise of images, and RePaint's jumps are for filling in.
     """
     cls = SCHEDULERS[name]

@@ -5,7 +5,7 @@
 `cmjax.evaluation.search_sigmas` by the Fréchet distance between the features of samples and of
 the MNIST test images (the classifier of benchmarks/digits_quality.py). The search uses one set of
 noise; the levels of the scheduler and those that were found are then compared by other noise, on
-five sets of as many samples. With `--state FILE` an interrupted search goes on where it stopped.
+five sets of as many samples. With `--state FILE` an interrupted search continues where it stopped.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the benchmarks share: clocks, memory, the machine's description, and how results are told.
+"""What the benchmarks share: clocks, memory, the machine's description, and printed results.
 
 Two sides are timed in turn, in one process, since the speed of a machine drifts over minutes. The
 ratio is the peer's seconds over cmjax's: above 1, cmjax is faster.

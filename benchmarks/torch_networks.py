@@ -62,7 +62,7 @@ class TorchUNet(torch.nn.Module):
 
 
 class WithLabels(torch.nn.Module):
-    """A `UNet2DModel` with the classes that it is told."""
+    """A `UNet2DModel` with the classes that it takes."""
 
     def __init__(self, unet, labels):
         super().__init__()

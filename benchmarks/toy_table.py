@@ -57,7 +57,7 @@ STUDENTS = {  # what differs from the papers' settings, which are for 800,000 st
 }
 CTM = cmjax.CTMScheduler(clip_denoised=False, sigma_max=20.0)
 
-# Networks told two times. In two dimensions an adaptive weight of samples would learn where
+# Networks that take two times. In two dimensions an adaptive weight of samples would learn where
 # velocities are most frequent, in place of their mean.
 FLOW = cmjax.FlowMatchEulerDiscreteScheduler()
 FLOW_MAP = cmjax.FlowMapEulerDiscreteScheduler()

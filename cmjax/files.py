@@ -162,7 +162,7 @@ def check_content(folder: str | Path, is_ours: Callable[[str], bool]) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Moves a file or folder into the folder `.removed` beside it, and returns its new path.
+    """Moves a file or folder into the folder `.removed` next to it, and returns its new path.
 
     Nothing that is there already is overwritten. A link is moved, not what it leads to.
 
@@ -273,7 +273,7 @@ def replacing_folder(
 
 
 def temporary_name(path: Path, suffix: str = "") -> Path:
-    """Returns a new name beside `path`, of the kind that `clear_unfinished` removes."""
+    """Returns a new name next to `path`, of the kind that `clear_unfinished` removes."""
     # In the same folder: a rename is atomic only within one file system.
     return path.with_name(f".cmjax-{secrets.token_hex(4)}{suffix}")
 

@@ -61,7 +61,7 @@ def search_sigmas(
     levels that it began with.
 
     It is a pure function: from the same arguments it tries the same levels. One that was cut short
-    goes on where it stopped, if it is given the `trials` made so far.
+    continues where it stopped, if it is given the `trials` made so far.
 
     Example:
         >>> from cmjax.evaluation import search_sigmas

@@ -135,13 +135,13 @@ class Model:
     ) -> ApplyFn:
         """Returns the model's network, guided.
 
-        A network that is told a guidance scale is told this one. Any other is called twice, with
+        A network that takes a guidance scale gets this one. Any other is called twice, with
         and without its class; see `cmjax.guidance.classifier_free`.
 
         Args:
-            scale: of the guidance; 1 is none. None is what the network recommends if it is told a
+            scale: of the guidance; 1 is none. None is what the network recommends if it takes a
                 scale, and no guidance otherwise.
-            interval: the noise levels (low, high) to guide at, or for a network that is told a
+            interval: the noise levels (low, high) to guide at, or for a network that takes a
                 scale the times, 0 (data) to 1 (noise); None for all, or for those that the network
                 recommends.
 
@@ -213,11 +213,11 @@ class Model:
             labels: the classes to sample, for a conditional model: a number, a name of
                 `class_names`, or several of these, repeated in turn. None samples all classes in
                 turn, unless `cond` has `class_labels`.
-            guidance: scale of guidance, for a network with a null class or one that is told a
+            guidance: scale of guidance, for a network with a null class or one that takes a
                 scale: a number, one per sample `[num]`, or a function of sigma. 1 is none, and None
                 what the network recommends, or none. See `guided`.
             guidance_interval: the noise levels (low, high) to guide at, or for a network that is
-                told a scale the times, 0 (data) to 1 (noise); None for all.
+                takes a scale the times, 0 (data) to 1 (noise); None for all.
             latents: whether a latent model returns its samples as they are, and not the pictures
                 that its autoencoder makes of them.
             num_inference_steps: number of steps; None means one, unless `options` give the levels.

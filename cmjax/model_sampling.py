@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.arrays import ApplyFn
-from cmjax.guidance import Scale, classifier_free, told_scale
+from cmjax.guidance import Scale, classifier_free, embedded_scale
 from cmjax.labels import Labels, class_indices
 from cmjax.networks import parse_cond
 from cmjax.parametrization.conversion import one_time_parametrization
@@ -26,7 +26,7 @@ class ModelSampleOptions(SampleOptions, total=False):
     latents: bool
 
 
-# What a network is told as conditioning, and the arguments of `Model.sample` that say it.
+# What a network takes as conditioning, and the arguments of `Model.sample` that say it.
 _ARGUMENTS = {
     "class_labels": "labels",
     "label": "labels",
@@ -86,7 +86,7 @@ def guided_network(
     if takes_scale and scale is None:
         return _with_recommended_scale(apply_fn, config)
     if takes_scale:
-        return told_scale(apply_fn, scale, interval)
+        return embedded_scale(apply_fn, scale, interval)
 
     # Any other network is called twice, with and without the class. Without guidance once, which
     # does not need a null class.
@@ -111,7 +111,7 @@ def _with_recommended_scale(apply_fn, config):
     # A config with a scale says which one its network takes if it is given none.
     if getattr(config, "guidance_scale", None) is not None:
         return apply_fn
-    return told_scale(apply_fn, 1.0)
+    return embedded_scale(apply_fn, 1.0)
 
 
 def _is_one(scale):

@@ -33,7 +33,7 @@ class Bar:
             total: number of steps, samples or the like that are to be done.
             done: how many were done before; the rate is that of the others.
             unit: what is counted, in the singular.
-            doing: what is going on, such as "compiling".
+            doing: what is being done, such as "compiling".
             shown: whether to show anything at all.
             keep: whether the finished bar stays on the screen.
         """
@@ -67,10 +67,10 @@ class Bar:
             tqdm.write(text, file=sys.stderr)
 
     def begin(self, doing: str, done: int | None = None, note: str = "") -> None:
-        """Says what is going on from here on, where the clock of the rate starts.
+        """Says what is done from here on, where the clock of the rate starts.
 
         Args:
-            doing: what is going on.
+            doing: what is being done.
             done: how many are done by now, if that has changed.
             note: text to show with it.
         """
@@ -84,7 +84,7 @@ class Bar:
         self.advance_to(done, note, now=True)
 
     def describe(self, doing: str) -> None:
-        """Says what is going on; the clock goes on."""
+        """Says what is being done; the clock continues."""
         self._doing = doing
         self._bar.set_description(doing)
 

@@ -34,7 +34,7 @@ def serializable(
     for cls in classes:
         name = f"cmjax.{cls.__name__}"
 
-        # A module that is reloaded makes its classes anew, and JAX registers no name twice.
+        # A module that is reloaded makes its classes again, and JAX registers no name twice.
         with contextlib.suppress(ValueError):
             if issubclass(cls, tuple):
                 jax.export.register_namedtuple_serialization(cls, serialized_name=name)

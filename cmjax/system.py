@@ -30,7 +30,7 @@ def keep_memory() -> bool:
     """Keeps memory that the process frees, for its own later use.
 
     In every call a program of JAX asks the C library for its temporary arrays. Once they are freed,
-    glibc returns large blocks to the system at once, so that every call gets them anew, page by
+    glibc returns large blocks to the system at once, so that every call gets them again, page by
     page, which can take a fifth of a training step (docs/performance.md). After this call, which
     holds for the whole process, it keeps them: memory in use stays at the most that was ever
     needed, and somewhat more where new blocks do not fit into the gaps between old ones.

@@ -59,10 +59,10 @@ def test_every_student_of_the_digits_starts_as_the_denoiser(importable):
     for name in students.STUDENTS:
         network = students.network_of(name, teacher)
         is_flow = name == "flow_matching" or name in students.FLOW_MAPS
-        told = (times if is_flow else levels,)
+        given = (times if is_flow else levels,)
         if network.scheduler.num_times == 2:
-            told = (*told, told[0] / 2)
-        found = jax.jit(network.apply_fn)(network.params, x, *told, **cond)
+            given = (*given, given[0] / 2)
+        found = jax.jit(network.apply_fn)(network.params, x, *given, **cond)
         np.testing.assert_allclose(found, velocity if is_flow else output, atol=1e-4)
 
 

@@ -279,7 +279,7 @@ def test_a_damaged_newest_checkpoint_is_one_line(folder):
     newest = out / "checkpoints" / "6"
     (newest / "default" / "_METADATA").write_text("{")
     result = invoke(folder, "--out", out)
-    assert_one_line(result, "remove it, and the run goes on from step 3")
+    assert_one_line(result, "remove it, and the run continues from step 3")
     assert str(newest) in result.stderr
     shutil.rmtree(newest)
     ok(folder, "--out", out)

@@ -132,8 +132,8 @@ def test_every_public_class_explains_each_of_its_fields_itself(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_sampler_says_what_its_network_is_told(name):
-    assert "told" in SCHEDULERS[name].__doc__
+def test_every_sampler_says_what_its_networks_time_input_is(name):
+    assert "time input" in SCHEDULERS[name].__doc__
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -117,7 +117,7 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, largest: int) -> None:
             raise ValueError(f"it has a file of the name {entry.filename[:200]!r}")
         target.parent.mkdir(parents=True, exist_ok=True)
 
-        # Written anew, so that two entries cannot share a name; `zipfile` stops at the size that
+        # Written again, so that two entries cannot share a name; `zipfile` stops at the size that
         # the entry claims, and compares its checksum.
         with archive.open(entry) as source, target.open("xb") as copy:
             shutil.copyfileobj(source, copy, 2**20)

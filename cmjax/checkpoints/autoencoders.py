@@ -54,7 +54,7 @@ def load_autoencoder(source: str | Path, *, dtype: DTypeLike | None = None) -> A
         source: the folder of an autoencoder (`config.json` and its weights: safetensors, whole, in
             shards or a variant such as fp16; `.bin`; or the `diffusion_flax_model.msgpack` of
             diffusers' Flax classes); the folder of a pipeline, with the autoencoder in `vae/`; one
-            of these files of weights, with the config beside it; or the id of such a folder on the
+            of these files of weights, with the config next to it; or the id of such a folder on the
             Hugging Face hub, `owner/name` or `owner/name@revision`.
         dtype: dtype of the parameters; None is float32. The network computes in the dtype of its
             input, whatever this is.
@@ -106,14 +106,14 @@ def open_folder(path: Path) -> StoredNetwork:
 
 
 def _open_file(path: Path) -> StoredNetwork:
-    """Opens a file of weights, with the config that lies beside it."""
-    beside = path.parent / diffusers.CONFIG
-    if not beside.exists():
+    """Opens a file of weights, with the config that lies next to it."""
+    config_path = path.parent / diffusers.CONFIG
+    if not config_path.exists():
         raise ValueError(
-            f"{path} has no {diffusers.CONFIG} beside it, which says what network it is for; put "
+            f"{path} has no {diffusers.CONFIG} next to it, which says what network it is for; put "
             "the one of its autoencoder there"
         )
-    config = read_config(beside, config_from_diffusers)
+    config = read_config(config_path, config_from_diffusers)
     if path.suffix == ".msgpack":
         return _open_flax(path, config)
     tensors = diffusers.open_weights(path)

@@ -30,7 +30,7 @@ from cmjax.schedulers import DDIMScheduler
 PART = "transformer"
 PIPELINE = "DiTPipeline"
 NETWORKS = (NETWORK, OLD_NETWORK)
-PARTS = (  # what `write` makes beside the parts of other pipelines
+PARTS = (  # what `write` makes besides the parts of other pipelines
     PART,
     f"{PART}/{diffusers.CONFIG}",
     f"{PART}/{diffusers.SAFETENSORS}",

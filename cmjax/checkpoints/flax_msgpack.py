@@ -4,7 +4,7 @@ MessagePack (https://github.com/msgpack/msgpack/blob/master/spec.md) holds data 
 such a file can run. Flax's own `msgpack_restore` runs nothing either, but it reads the whole file
 into memory, builds whatever nesting the file claims, and raises errors of many kinds. The reader
 here walks through the file once, notes where the bytes of each array are, and skips them. Training
-states have numbers and None beside the arrays, which are passed over.
+states have numbers and None besides the arrays, which are passed over.
 """
 
 import dataclasses

@@ -28,7 +28,7 @@ def used_parameters(
     These are a moving average if there is one. Tensors that are no training state are all
     parameters.
     """
-    # Pickles of training states may hold other things beside the state.
+    # Pickles of training states may hold other things besides the state.
     state = {name: x for name, x in tensors.items() if name.startswith(STATE)}
     if state:
         tensors = {name.removeprefix(STATE): tensor for name, tensor in state.items()}

@@ -16,7 +16,7 @@ from cmjax.checkpoints.weight_files import (
     weight_names,
 )
 
-# Configs beside the network's own: those of a pipeline, and of a cmjax folder.
+# Configs besides the network's own: those of a pipeline, and of a cmjax folder.
 CONFIGS = [
     CLASS_NAMES,
     diffusers.INDEX,
@@ -33,7 +33,7 @@ def download(
     parts: Sequence[str] = ("unet", dit_pipelines.PART),
     networks: Collection[str] = (diffusers.NETWORK, *dit_pipelines.NETWORKS),
     last: Sequence[str] = (),
-    beside: Sequence[str] = (AUTOENCODER,),
+    further: Sequence[str] = (AUTOENCODER,),
 ) -> Path:
     """Downloads a model's files into huggingface_hub's cache, unless they are there already.
 
@@ -43,7 +43,7 @@ def download(
         parts: the folders that the network may be in, in a pipeline.
         networks: the classes of diffusers that it may be of.
         last: files of weights to ask for if there are no others.
-        beside: folders of further networks, which a pipeline or a cmjax folder may have besides.
+        further: folders of further networks, which a pipeline or a cmjax folder may have besides.
 
     Returns:
         The folder in the cache.
@@ -62,10 +62,10 @@ def download(
     # network alone) or in the folder of a pipeline's network. Large ones are divided into shards,
     # which an index lists.
     weights = [native.WEIGHTS]
-    for folder in ("", *(f"{part}/" for part in (*parts, *beside))):
+    for folder in ("", *(f"{part}/" for part in (*parts, *further))):
         single = f"{folder}{diffusers.SAFETENSORS}"
         weights += [single, f"{single}.index.json", f"{folder}{STEM}-*.safetensors"]
-    configs = [f"{part}/{diffusers.CONFIG}" for part in (*parts, *beside)]
+    configs = [f"{part}/{diffusers.CONFIG}" for part in (*parts, *further)]
     found = _fetch(source, [*CONFIGS, *configs, *weights])
 
     # Then what is missing, whatever other files the cache holds: .bin files hold the same weights
@@ -76,7 +76,7 @@ def download(
         inside = f"{(there or parts)[0]}/"
     if inside or _is_network(found, networks):
         found = _fetch_missing(source, found, inside, last)
-    for part in beside:
+    for part in further:
         if (found / part / diffusers.CONFIG).exists():
             found = _fetch_missing(source, found, f"{part}/", [FLAX])
     return found

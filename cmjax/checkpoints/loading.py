@@ -226,12 +226,12 @@ def _autoencoder_alone(path: Path) -> AutoencoderAlone:
 
 def _check_whole_model(path: Path) -> None:
     """Raises ValueError for a file out of a folder, naming the folder to give."""
-    beside = (path.parent / diffusers.CONFIG).exists()
-    if beside and path.suffix in (".safetensors", ".bin", ".msgpack"):
+    has_config = (path.parent / diffusers.CONFIG).exists()
+    if has_config and path.suffix in (".safetensors", ".bin", ".msgpack"):
         content = read_json(path.parent / diffusers.CONFIG)
         if content.get("_class_name") in autoencoders.NETWORKS:
             raise _autoencoder_alone(path)
-    if path.suffix in (".safetensors", ".json") or (path.suffix == ".bin" and beside):
+    if path.suffix in (".safetensors", ".json") or (path.suffix == ".bin" and has_config):
         # The network of a pipeline is in a folder of the pipeline's.
         folder = path.parent
         if (folder.parent / diffusers.INDEX).exists():

@@ -1,6 +1,6 @@
 """OpenAI's models of CIFAR-10 (openai/consistency_models_cifar10): training states of Flax.
 
-The network is told from names and shapes. What these leave open, the size of the images and the
+The network is recognised by names and shapes. What these leave open, the size of the images and the
 resolution of attention, is that of the released models. So is the scheduler.
 """
 
@@ -122,9 +122,9 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> NCSNppConfig:
             "are not read"
         )
 
-    # One resolution has attention, after each block on the way down and once on the way up, beside
-    # the attention in the middle. Of maps of equal width it is not told which; released ones halve
-    # once before it.
+    # One resolution has attention, after each block on the way down and once on the way up,
+    # besides the attention in the middle. A file does not say which of several
+    # resolutions of equal width it is; released ones halve once before it.
     if _count(tensors, ATTENTION) != layers + 2 or levels < 2:
         raise ValueError(
             "attention is at other resolutions than in the released models, where tensors do not "

@@ -2,8 +2,8 @@
 
 Orbax up to 0.4 writes all arrays to one MessagePack file, `checkpoint`. Later versions write a
 database, OCDBT, with an entry for the description of every array, of zarr in version 2 or 3, and
-one for its values. TensorStore, which Orbax writes by, reads it; what it is told to read is checked
-here first.
+one for its values. TensorStore, which Orbax writes by, reads it; what it is asked to read is
+checked here first.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Pixel MeanFlow's checkpoints (Lyy-iiis/pMF): a state dict or a training state without a config.
 
-The network is told from names and shapes. What these leave open, the scale of the noise and the
+The network is recognised by names and shapes. What these leave open, the scale of the noise and the
 guidance by default, is that of the released model of this size.
 """
 

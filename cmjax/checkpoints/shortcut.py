@@ -7,7 +7,7 @@ is rewritten here, and the network is the same for any caller:
 * the velocity is that towards the data, not towards the noise;
 * queries and keys are multiplied without the usual square root, (q / C) k for heads of C channels;
 * queries, keys and values are three layers, where ours is one;
-* a model without classes is told the same row of a table always.
+* a model without classes always takes the same row of a table.
 
 Names and shapes tell the rest, but for the size of the latents and the number of heads.
 """

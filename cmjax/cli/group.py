@@ -33,7 +33,7 @@ class OneLineErrors(click.Group):
         """Runs as a program; `main` is for those who embed it and handle Ctrl-C themselves."""
         leave_at_interrupt()
         # Orbax writes all parts of a checkpoint at once. When one of them fails, Python would warn
-        # of those that never began, beside the one line that matters; and while the process ends,
+        # of those that never began, next to the one line that matters; and while the process ends,
         # it would log the errors of the others.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         try:

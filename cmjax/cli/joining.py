@@ -91,7 +91,7 @@ def join(
         if process_id == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
             _check_can_listen(host, port)
 
-    # JAX's service has no passwords: it is to listen where it was told to, not on all interfaces.
+    # JAX's service has no passwords: it is to listen at the given address, not on all interfaces.
     bind = address if process_id == 0 else None
     if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
         bind = None

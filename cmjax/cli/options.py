@@ -53,7 +53,7 @@ vae = click.option(
     expose_value=False,
     callback=lambda ctx, param, value: ctx.meta.update({"cmjax.vae": value}),
     shell_complete=complete_path,
-    help="Autoencoder of a model of latents: a folder, a file of weights beside its config, or a "
+    help="Autoencoder of a model of latents: a folder, a file of weights next to its config, or a "
     "hub id.  [default: the one that comes with the model]",
 )
 
@@ -63,13 +63,13 @@ guiding = group_of(
         "--guidance",
         type=float,
         metavar="W",
-        help="Scale of guidance, for a network with a null class or one that is told a scale; 1 is "
+        help="Scale of guidance, for a network with a null class or one that takes a scale; 1 is "
         "none.  [default: what the model recommends, or none]",
     ),
     click.option(
         "--guidance-interval",
         type=Numbers(float, "0.2,1.6"),
-        help="The noise levels, lowest and highest, to guide at; for a network that is told a "
+        help="The noise levels, lowest and highest, to guide at; for a network that takes a "
         "scale, the times, 0 (data) to 1 (noise).  [default: all]",
     ),
 )

@@ -42,7 +42,7 @@ BATCH = 64  # pictures whose features are computed at a time
     "-o",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where to keep the trials, as JSON. The same command goes on from them.",
+    help="Where to keep the trials, as JSON. The same command continues from them.",
 )
 def tune(
     real: Path,

@@ -110,7 +110,7 @@ def export(
             f"{folder}: the shard of samples {missing[0].start} to {missing[0][-1]} is missing"
         )
 
-    # Written beside its place. The digests come before the name, so that whatever has the name is
+    # Written next to its place. The digests come before the name, so that whatever has the name is
     # recorded, and what is not was written by somebody else.
     images = ImageSet(num, shape, _read(shards, num, stopping), _labels(shards, num))
     with _written(path, FORMATS[format_name].write, images) as written:

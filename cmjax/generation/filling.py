@@ -65,7 +65,7 @@ class Work(NamedTuple):
     """What a run does, apart from being resumable.
 
     Attributes:
-        doing: what goes on, such as "sampling".
+        doing: what is being done, such as "sampling".
         unit: what is counted, in the singular.
         check: called on process 0 before anything is written; raises ValueError.
         make: compiles and returns what makes the records.

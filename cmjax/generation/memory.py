@@ -79,7 +79,7 @@ def generate(
         unit = "picture"
 
     # What is done at once needs no bar in a log file; at a terminal it shows that something is
-    # going on.
+    # running on.
     several = total > 1
     shown = progress and (several or sys.stderr.isatty())
     bar = Bar(total, unit=unit, doing="compiling", shown=shown, keep=several)

@@ -56,7 +56,7 @@ class Progress:
         num_resumed: number of records that were in the folder before.
         mine: the shards that this process is to make.
         shown: whether to show the bar. Only process 0 has one.
-        doing: what goes on, such as "sampling".
+        doing: what is being done, such as "sampling".
         unit: what is counted, in the singular.
 
     Attributes:

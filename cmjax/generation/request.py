@@ -37,7 +37,7 @@ class Request:
             without classes.
         seed: the seed of all randomness, 0 to 2**32 - 1.
         dtype: the floating dtype of the samples, or its name; stored as the name.
-        guidance: scale of guidance, for a model with a null class or one that is told a scale; 1
+        guidance: scale of guidance, for a model with a null class or one that takes a scale; 1
             is none, None what the model recommends, or none.
         guidance_interval: the noise levels (low, high) to guide at; None for all.
 

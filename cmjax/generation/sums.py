@@ -31,8 +31,8 @@ def read_sums(folder: Path) -> dict[str, str]:
             # 64 hex digits, two spaces, the name.
             if not re.fullmatch(rb"[0-9a-f]{64}  [ -~]+\n", line):
                 raise ValueError(
-                    f"{path} is damaged; remove it and the samples_* beside it, and run the same "
-                    "generate_folder again to make them anew"
+                    f"{path} is damaged; remove it and the samples_* next to it, and run the same "
+                    "generate_folder again to make them again"
                 )
             digest, name = line.decode().rstrip("\n").split("  ", 1)
             sums[name] = digest

@@ -9,11 +9,17 @@ It acts on denoisers and velocities. A consistency function says where an ODE en
 ends is not to follow the guided ODE, and throws samples far from the data. `cmjax.sample` refuses
 it in one call, and warns in several.
 
-Networks that learned to be guided are told the scale, an input like the class: `told_scale`.
+Networks that learned to be guided take the scale as an input, like the class: `embedded_scale`.
 """
 
+from cmjax.guidance.embedded import embedded_scale
 from cmjax.guidance.guided import adaptive_projection, autoguidance, classifier_free
 from cmjax.guidance.strength import Scale
-from cmjax.guidance.told import told_scale
 
-__all__ = ["Scale", "adaptive_projection", "autoguidance", "classifier_free", "told_scale"]
+__all__ = [
+    "Scale",
+    "adaptive_projection",
+    "autoguidance",
+    "classifier_free",
+    "embedded_scale",
+]

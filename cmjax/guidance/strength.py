@@ -148,7 +148,7 @@ def interval_ends(
     if of_times and not (is_ascending and ends[1] <= 1):
         raise ValueError(
             f"{name} must be times (low, high) from 0 (data) to 1 (noise), the lower one first, "
-            f"for a network that is told one, got {shown(interval)}"
+            f"for a network that takes one, got {shown(interval)}"
         )
     if not is_ascending:
         raise ValueError(

@@ -54,7 +54,7 @@ class Block(nnx.Module):
 
 
 class _Resnet(nnx.Module):
-    """Two normalised convolutions and a residual, which are not told any time."""
+    """Two normalised convolutions and a residual, which take no time."""
 
     def __init__(self, config, channels_in, channels_out, *, rngs):
         groups = config.norm_num_groups

@@ -1,4 +1,4 @@
-"""Transformers that are told what they are told by tokens in front of those of the image.
+"""Transformers whose conditioning is tokens in front of those of the image.
 
 The part that Pixel MeanFlow (Lu et al. 2026, arXiv 2601.22158) and improved mean flows (Geng et al.
 2025, arXiv 2512.02012) have in common.
@@ -16,7 +16,7 @@ from cmjax.configs import shown
 from cmjax.models import embeddings, second_head
 from cmjax.models.token_layers import ContextTokens, RMSNorm
 
-FEATURES = 256  # sines and cosines of every number that the network is told
+FEATURES = 256  # sines and cosines of every number that the network takes
 
 
 class ContextTransformer(nnx.Module):
@@ -62,7 +62,7 @@ class ContextTransformer(nnx.Module):
         guidance_scale: jax.Array | None,
         guidance_interval: jax.Array | None,
     ) -> jax.Array:
-        """Returns the tokens of what the network is told, then those of the image.
+        """Returns the tokens of the conditions, then those of the image.
 
         Args:
             image: tokens of the image, `[B, side * side, width]`.
@@ -85,7 +85,7 @@ class ContextTransformer(nnx.Module):
             "guidance_interval", guidance_interval, config.guidance_interval, (batch, 2)
         )
 
-        # One embedding per kind of tokens, f32[B, width]; a scale w is told as 1 - 1 / w.
+        # One embedding per kind of tokens, f32[B, width]; a scale w enters as 1 - 1 / w.
         embedded = (
             embeddings.class_features(self.class_embedding, class_labels, batch),
             _embedded(self.scale_embedding, 1 - 1 / jnp.where(scale > 0, scale, jnp.nan)),
@@ -93,11 +93,11 @@ class ContextTransformer(nnx.Module):
             _embedded(self.end_embedding, interval[:, 1]),
             _embedded(self.time_embedding, span),
         )
-        told = [
+        conditions = [
             tokens(embedding.astype(image.dtype))
             for tokens, embedding in zip(self.context, embedded, strict=True)
         ]
-        return jnp.concatenate([*told, image], axis=1)
+        return jnp.concatenate([*conditions, image], axis=1)
 
     def output(self, h: jax.Array, angles: np.ndarray, both: bool = False) -> jax.Array:
         """Returns the output of the blocks and the last layer, `[B, H, W, in_channels]`.
@@ -137,7 +137,7 @@ def _embedded(embedding, values):
 
 
 def _told(name, value, default, shape):
-    """Returns what the network is told as f32[shape], or the config's for all samples."""
+    """Returns a condition as f32[shape], or the config's for all samples."""
     if value is None:
         return jnp.broadcast_to(jnp.asarray(default, jnp.float32)[None], shape)
     if value.shape != shape:

@@ -2,7 +2,7 @@
 
 from cmjax.models.dit_config import DIT_SIZES, DiTConfig
 
-# Networks on the latents of 256x256 images, told times from 0 to 1.
+# Networks on the latents of 256x256 images, with times from 0 to 1.
 _LATENTS = {
     "sample_size": 32,
     "in_channels": 4,

@@ -54,7 +54,7 @@ class Block(nnx.Module):
         self.ff = _Perceptron(config.width, rngs=rngs)
 
     def __call__(self, h: jax.Array, t: jax.Array, class_labels: jax.Array) -> jax.Array:
-        """Maps tokens `[B, T, width]` to the same shape, told times f32[B] and classes i32[B]."""
+        """Maps tokens `[B, T, width]` to the same shape, given times f32[B] and classes i32[B]."""
         condition = self.norm1(t, class_labels, h.dtype)[:, None]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
             condition, 6, axis=-1

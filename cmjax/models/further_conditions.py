@@ -86,7 +86,7 @@ class FurtherConditions(nnx.Module):
         if self.config.second_time == "span":
             return span
 
-        # The whole part of log2(1 / span), with which steps of a third are told as halves. It is
+        # The whole part of log2(1 / span), with which steps of a third count as halves. It is
         # constant almost everywhere, and rounding must not make 1.9999 of 2.
         shortest = 2.0**-MOST_LOG_STEPS
         log_steps = -jnp.log2(jnp.maximum(jax.lax.stop_gradient(span), shortest))

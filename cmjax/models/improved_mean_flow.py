@@ -15,8 +15,8 @@ class ImprovedMeanFlow(ContextTransformer):
     """A transformer `(x, t, r, class_labels, guidance_scale, guidance_interval) -> velocity`.
 
     It takes latents `[B, H, W, C]`, and returns the mean velocity from t to r, for
-    `FlowMapEulerDiscreteScheduler`. It is told things as `PixelMeanFlow` is, by tokens in front of
-    the image's, and returns the velocity itself. Positions are those in the sequence.
+    `FlowMapEulerDiscreteScheduler`. It takes its conditions as `PixelMeanFlow` does, as tokens in
+    front of the image's, and returns the velocity itself. Positions are those in the sequence.
     """
 
     def __init__(self, config: ImprovedMeanFlowConfig, *, rngs: nnx.Rngs):
@@ -62,7 +62,7 @@ class ImprovedMeanFlow(ContextTransformer):
         t = t.astype(jnp.float32) * config.time_scale
         r = r.astype(jnp.float32) * config.time_scale
 
-        # The sequence is [B, num_tokens, width]: what the network is told, then the image.
+        # The sequence is [B, num_tokens, width]: the conditions, then the image.
         side = config.sample_size // config.patch_size
         patches = resampling.space_to_depth(x, config.patch_size).reshape(
             x.shape[0], side**2, -1

@@ -24,7 +24,7 @@ class ImprovedMeanFlowConfig(ContextConfig):
         num_class_embeds: number of classes; the label of that number stands for none.
         context_tokens: numbers of tokens for the class, the guidance scale, the start and the end
             of its interval, and the time.
-        guidance_scale: what the network is told where it is told none.
+        guidance_scale: what the network takes where none is given.
         guidance_interval: likewise, the lowest and highest time that guidance acts at, 0 to 1.
         time_scale: factor on the times; they were 0 to 1 in training, and are 0 to 1000 for the
             schedulers.

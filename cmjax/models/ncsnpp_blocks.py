@@ -127,7 +127,7 @@ def _groups(channels):
 
 
 def _resnet(config, channels_in, channels_out, rngs, resample=None):
-    """Returns a residual block; one that resamples has a convolution beside it in any case."""
+    """Returns a residual block; one that resamples has a convolution on its shortcut."""
     return ResnetBlock(
         channels_in,
         channels_out,

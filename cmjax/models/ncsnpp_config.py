@@ -39,8 +39,8 @@ class NCSNppConfig:
         time_scale: factor on the time before its embedding. The models were trained with
             `log(sigma) / 4`, and the consistency sampler tells `250 log(sigma)`.
         second_time: what a flow map embeds of its second time r: "end" is r itself, "span" the
-            length t - r; null for a network that is told one time.
-        guidance_embeds: whether the network is told a guidance scale as well.
+            length t - r; null for a network that takes one time.
+        guidance_embeds: whether the network takes a guidance scale as well.
     """
 
     sample_size: int = 32

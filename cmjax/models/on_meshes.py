@@ -19,14 +19,14 @@ def on_any_mesh(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
 
     @functools.wraps(call)
-    def called(self: Any, *told: Any, **cond: Any) -> jax.Array:
+    def called(self: Any, *times: Any, **cond: Any) -> jax.Array:
         # The parameters have to be arguments, as they may be divided too.
         graph, state = nnx.split(self)
 
         def function(samples, state):
-            told, cond = samples
-            return call(nnx.merge(graph, state), *told, **cond)
+            times, cond = samples
+            return call(nnx.merge(graph, state), *times, **cond)
 
-        return with_automatic_axes(function, (told, cond), state)
+        return with_automatic_axes(function, (times, cond), state)
 
     return called

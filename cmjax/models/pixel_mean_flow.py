@@ -15,7 +15,7 @@ class PixelMeanFlow(ContextTransformer):
     """A transformer `(x, t, r, class_labels, guidance_scale, guidance_interval) -> velocity`.
 
     It takes images `[B, H, W, C]`, and returns the mean velocity from t to r, for
-    `FlowMapEulerDiscreteScheduler`. What it is told besides the image are tokens in front of the
+    `FlowMapEulerDiscreteScheduler`. What it takes besides the image are tokens in front of the
     image's: those of the class, of the guidance scale, of both ends of its interval, and of the
     time t - r. A last layer of zeros makes the x0 of an untrained network zero.
     """
@@ -69,7 +69,7 @@ class PixelMeanFlow(ContextTransformer):
         t = t.astype(jnp.float32) * config.time_scale
         r = r.astype(jnp.float32) * config.time_scale
 
-        # The sequence is [B, num_tokens, width]: what the network is told, then the image.
+        # The sequence is [B, num_tokens, width]: the conditions, then the image.
         side = config.sample_size // config.patch_size
         patches = resampling.space_to_depth(x, config.patch_size).reshape(
             x.shape[0], side**2, -1

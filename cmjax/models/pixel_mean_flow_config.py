@@ -27,7 +27,7 @@ class PixelMeanFlowConfig(ContextConfig):
             of its interval, and the time.
         noise_scale: standard deviation of the noise that the model was trained to start from, which
             its scheduler has too.
-        guidance_scale: what the network is told where it is told none.
+        guidance_scale: what the network takes where none is given.
         guidance_interval: likewise, the lowest and highest time that guidance acts at, 0 to 1.
         time_scale: factor on the times; they were 0 to 1 in training, and are 0 to 1000 for the
             schedulers.

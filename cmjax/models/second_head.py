@@ -1,4 +1,4 @@
-"""The second head of transformers that are told what they are told by tokens: a velocity at t."""
+"""The second head of transformers whose conditioning is tokens: a velocity at t."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from cmjax.models.token_layers import GatedBlock, RMSNorm
 
 
 class SecondHead(nnx.Module):
-    """Blocks and a last layer of their own, which train beside the last blocks of a network.
+    """Blocks and a last layer of their own, trained in parallel to a network's last blocks.
 
     Those of Pixel MeanFlow (Lu et al. 2026, arXiv 2601.22158) and of improved mean flows (Geng et
     al. 2025, arXiv 2512.02012, section 4.1) return the velocity at t, where the first head returns

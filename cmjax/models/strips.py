@@ -2,8 +2,8 @@
 
 A 3x3 convolution of a map takes several times the map's memory on CPUs, and so do the steps before
 it: a normalisation, an activation, a doubling. Of a strip they take little. Nothing is
-approximated: each strip has the rows beside it, and normalisations have the statistics of the whole
-map.
+approximated: each strip has the rows next to it, and normalisations have the statistics of the
+whole map.
 """
 
 import math
@@ -26,7 +26,7 @@ def in_strips(
 
     Args:
         function: from maps to one map `[B, factor * H, factor * W, O]`, each row of which depends
-            on its row of the maps and the two beside it: a 3x3 convolution that is padded by one
+            on its row of the maps and the two next to it: a 3x3 convolution that is padded by one
             pixel, with any functions of single pixels before and after. It may close over arrays.
         maps: `[B, H, W, C]`, of the same height and width.
         factor: 2 for a function that doubles the resolution.

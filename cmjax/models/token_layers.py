@@ -1,4 +1,4 @@
-"""Layers of transformers that are told what they are told by tokens of the sequence.
+"""Layers of transformers whose conditioning is tokens of the sequence.
 
 Those of Pixel MeanFlow (Lu et al. 2026, arXiv 2601.22158) and of improved mean flows (Geng et al.
 2025, arXiv 2512.02012). As all layers here they compute in the dtype of their input.
@@ -95,7 +95,7 @@ class GatedBlock(nnx.Module):
 
 
 class ContextTokens(nnx.Module):
-    """Learned tokens, to each of which the embedding of what the network is told is added."""
+    """Learned tokens, to each of which the embedding of a condition is added."""
 
     def __init__(self, count: int, width: int, *, rngs: nnx.Rngs):
         """Makes `count` tokens of `width` channels."""

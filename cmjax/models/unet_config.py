@@ -104,9 +104,9 @@ class UNet2DConfig:
             convolution. diffusers has no such option, which is 1.
         second_time: what a flow map embeds of its second time r: "end" is r itself, "span" the
             length t - r, and "log_steps", of shortcut models, the whole part of log2(1 / (t - r)),
-            0 to 7, of times up to 1; null for a network that is told one time. Both times are
+            0 to 7, of times up to 1; null for a network that takes one time. Both times are
             scaled by `time_scale`. diffusers has no such option.
-        guidance_embeds: whether the network is told a guidance scale as well. diffusers' UNet has
+        guidance_embeds: whether the network takes a guidance scale as well. diffusers' UNet has
             no such option.
     """
 

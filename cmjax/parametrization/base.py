@@ -94,7 +94,7 @@ class Parametrization(abc.ABC):
 
     @property
     def time_range(self) -> tuple[float, float]:
-        """The lowest and highest time that the network may be told."""
+        """The lowest and highest time that the network may be given."""
         return -math.inf, math.inf
 
     def training_inputs(

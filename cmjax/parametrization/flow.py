@@ -18,8 +18,8 @@ class FlowMatching(Parametrization):
         num_train_timesteps: number N; the network's time is `N sigma`.
         prediction_type: what the network returns: "flow_prediction" (the velocity), or, of networks
             that are run on this path all the same, "epsilon" (the noise z) or "sample" (x0).
-        inverted: whether the network's time grows with the signal instead: it is told
-            `N (1 - sigma)` and returns `x0 - z`, the velocity along that time.
+        inverted: whether the network's time grows with the signal instead: it is
+            `N (1 - sigma)`, and the network returns `x0 - z`, the velocity along that time.
         noise_scale: standard deviation s of the noise at the path's end.
     """
 
@@ -45,7 +45,7 @@ class FlowMatching(Parametrization):
 
     @property
     def time_range(self) -> tuple[float, float]:
-        """The lowest and highest time that the network may be told."""
+        """The lowest and highest time that the network may be given."""
         return 0.0, float(self.num_train_timesteps)
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:

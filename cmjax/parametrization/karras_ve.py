@@ -14,9 +14,9 @@ from cmjax.parametrization.base import NoiseLevel, Parametrization, Scalings
 class KarrasVe(Parametrization):
     """The path `x = x0 + sigma z`; the network sees x as it is, and returns the negative noise.
 
-    `x0 = x + sigma F` (Karras et al. 2022, table 1, column VE). The network is told `sigma / 2`,
-    the noise level of the same images in [0, 1], on which these networks were trained (Song et al.
-    2021, arXiv 2011.13456).
+    `x0 = x + sigma F` (Karras et al. 2022, table 1, column VE). The network's time input is
+    `sigma / 2`, the noise level of the same images in [0, 1], on which these networks were trained
+    (Song et al. 2021, arXiv 2011.13456).
     """
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
@@ -25,7 +25,7 @@ class KarrasVe(Parametrization):
 
     @property
     def time_range(self) -> tuple[float, float]:
-        """The lowest and highest time that the network may be told."""
+        """The lowest and highest time that the network may be given."""
         return 0.0, math.inf
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,8 +16,8 @@ VP_TIME_FACTOR = 999.0  # the time embedding of continuously trained models in s
 class VESDE(Parametrization):
     """The variance-exploding path `x = x0 + sigma z`; the network returns the score.
 
-    The network is told sigma itself, and sees the sample as it is. The score of the noised data is
-    `(E[x0 | x] - x) / sigma^2`, so that `x0 = x + sigma^2 F`.
+    The network's time input is sigma itself, and it sees the sample as it is. The score of the
+    noised data is `(E[x0 | x] - x) / sigma^2`, so that `x0 = x + sigma^2 F`.
     """
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
@@ -26,7 +26,7 @@ class VESDE(Parametrization):
 
     @property
     def time_range(self) -> tuple[float, float]:
-        """The lowest and highest time that the network may be told."""
+        """The lowest and highest time that the network may be given."""
         return 0.0, math.inf
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -44,8 +44,8 @@ class VPSDE(Parametrization):
     """The variance-preserving path in continuous time; the network predicts the noise.
 
     `x = alpha x0 + sigma z` with `alpha^2 = exp(-int_0^t beta)` and `alpha^2 + sigma^2 = 1`, where
-    `beta(t) = beta_min + t (beta_max - beta_min)` and t is in (0, 1]. The network is told 999 t,
-    and sees the sample as it is. The score is `-F / sigma`.
+    `beta(t) = beta_min + t (beta_max - beta_min)` and t is in (0, 1]. The network's time input is
+    999 t, and it sees the sample as it is. The score is `-F / sigma`.
 
     Attributes:
         beta_min: beta at t = 0.
@@ -78,7 +78,7 @@ class VPSDE(Parametrization):
 
     @property
     def time_range(self) -> tuple[float, float]:
-        """The lowest and highest time that the network may be told."""
+        """The lowest and highest time that the network may be given."""
         return 0.0, VP_TIME_FACTOR
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:

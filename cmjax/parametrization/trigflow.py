@@ -34,7 +34,7 @@ class TrigFlow(Parametrization):
 
     @property
     def time_range(self) -> tuple[float, float]:
-        """The lowest and highest time that the network may be told."""
+        """The lowest and highest time that the network may be given."""
         return 0.0, math.pi / 2
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -48,7 +48,7 @@ class TrigFlow(Parametrization):
 
 @dataclasses.dataclass(frozen=True)
 class VDiffusion(TrigFlow):
-    """TrigFlow's path for data of scale 1, with networks that are told the share of a right angle.
+    """TrigFlow's path for data of scale 1, with networks that take the share of a right angle.
 
     So t goes from 0 (data) to 1 (noise), and the network predicts `v = cos z - sin x0` (Salimans
     and Ho 2022). v-diffusion's and Dance Diffusion's networks are of this kind.
@@ -61,7 +61,7 @@ class VDiffusion(TrigFlow):
 
     @property
     def time_range(self) -> tuple[float, float]:
-        """The lowest and highest time that the network may be told."""
+        """The lowest and highest time that the network may be given."""
         return 0.0, 1.0
 
     def level(self, ratio: jax.Array) -> NoiseLevel:

@@ -46,8 +46,8 @@ def ancestral_weights(sigmas: jax.Array, eta: float = 1.0) -> Weights:
 class EDMEulerAncestralScheduler(EDMScheduler):
     """Ancestral sampling on EDM noise levels.
 
-    The network is told `log(sigma) / 4`. `set_timesteps` takes what `EDMScheduler.set_timesteps`
-    takes.
+    The network's time input is `log(sigma) / 4`. `set_timesteps` takes what
+    `EDMScheduler.set_timesteps` takes.
 
     Attributes:
         eta: share of fresh noise, in [0, 1].
@@ -69,8 +69,8 @@ class EDMEulerAncestralScheduler(EDMScheduler):
 class EulerAncestralDiscreteScheduler(DiscreteSigmasScheduler):
     """Ancestral sampling for models with discrete times.
 
-    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what
-    `DiscreteSigmasScheduler.set_timesteps` takes.
+    The network's time input is a training time, 0..N-1, also between two. `set_timesteps` takes
+    what `DiscreteSigmasScheduler.set_timesteps` takes.
     """
 
     facts = DiscreteSigmasScheduler.facts.replace(

@@ -25,7 +25,7 @@ class FileOption(NamedTuple):
     Attributes:
         default: the value that `to_config` writes.
         values: further values that `from_config` accepts.
-        numbers: or the range (low, high) of numbers that it accepts beside the default.
+        numbers: or the range (low, high) of numbers that it accepts besides the default.
         hint: what to do instead; ends the error for a value that is not accepted.
     """
 

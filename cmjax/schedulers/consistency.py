@@ -33,10 +33,10 @@ class CMStochasticIterativeScheduler(ExplodingScheduler):
     `x' = f(x, sigma) + sqrt(sigma'^2 - sigma_min^2) z` ("Consistency Models", Song, Dhariwal, Chen
     and Sutskever 2023, Algorithm 1). Levels lie on the grid of Karras et al. 2022, equation 5.
 
-    The network is told `250 log(sigma)`. `set_timesteps` takes as `num_inference_steps` a number of
-    equally spaced indices into the training grid; as `timesteps` indices into that grid counted
-    from the noisy end, in descending order as in diffusers (`[22, 0]` is sigma_max, then level 22);
-    as `sigmas` any levels in [sigma_min, sigma_max]. Sampling ends at sigma_min.
+    The network's time input is `250 log(sigma)`. `set_timesteps` takes as `num_inference_steps` a
+    number of equally spaced indices into the training grid; as `timesteps` indices into that grid
+    counted from the noisy end, in descending order as in diffusers (`[22, 0]` is sigma_max, then
+    level 22); as `sigmas` any levels in [sigma_min, sigma_max]. Sampling ends at sigma_min.
 
     Example:
         >>> import cmjax

@@ -29,7 +29,7 @@ class CTMScheduler(CMStochasticIterativeScheduler):
     sigma_min = 0 this is the paper's `s = sqrt(1 - gamma^2) t'`. Measured from sigma_min, where
     sampling ends, gamma = 1 is exactly consistency sampling.
 
-    The network is told two times, `250 log(t)` and `250 log(s)`. `set_timesteps` takes what
+    The network has two time inputs, `250 log(t)` and `250 log(s)`. `set_timesteps` takes what
     `CMStochasticIterativeScheduler.set_timesteps` takes.
 
     Attributes:

@@ -22,8 +22,9 @@ class DDIMScheduler(BoundOptions, SpacedScheduler):
     By default, as in diffusers, only x0 is bounded and the direction eps comes from the unbounded
     estimate: `denoise` returns the estimate as it is, and `advance` bounds it.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
-    number of times spaced by `timestep_spacing`, or as `timesteps` whole training times.
+    The network's time input is a training time, 0..N-1. `set_timesteps` takes as
+    `num_inference_steps` a number of times spaced by `timestep_spacing`, or as `timesteps` whole
+    training times.
 
     Attributes:
         set_alpha_to_one: end without noise, rather than at training time 0.

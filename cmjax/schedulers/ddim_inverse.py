@@ -25,8 +25,8 @@ class DDIMInverseScheduler(SpacedScheduler):
     sample that it has instead, and tells the network the level that it goes to. So `state.sigmas`
     are those upper levels, and `denoised` is the x0 estimate as if the sample were there.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes what that of the DDIM run
-    took: a number of times, or as `timesteps` the run's times, descending.
+    The network's time input is a training time, 0..N-1. `set_timesteps` takes what that of the DDIM
+    run took: a number of times, or as `timesteps` the run's times, descending.
 
     Attributes:
         prediction_type: what the network returns: "epsilon" or "v_prediction"; "sample" only
@@ -62,7 +62,7 @@ class DDIMInverseScheduler(SpacedScheduler):
         return Levels(down.times[::-1], down.alphas[::-1], down.sigmas[::-1])
 
     def calls(self, levels: Levels) -> Levels:
-        """Returns the levels that the network is told: where each step arrives."""
+        """Returns the levels that the network is called at: where each step arrives."""
         alphas = jnp.append(levels.alphas[1:], levels.alphas[-1:])
         sigmas = jnp.append(levels.sigmas[1:], levels.sigmas[-1:])
         return Levels(levels.times, alphas, sigmas)
@@ -86,7 +86,7 @@ class DDIMInverseScheduler(SpacedScheduler):
             skip = up_sigma / sigma
             out = up_alpha - alpha * up_sigma / sigma
 
-        # The table weighs what is read at the level that the network is told:
+        # The table weighs what is read at the level that the network is called at:
         # x0 = c_skip x + c_out F, and eps with x = alpha' x0 + sigma' eps.
         _, c_skip, c_out = self.parametrization.scalings(up_alpha, up_sigma)
         share = out / c_out
@@ -107,9 +107,9 @@ class DDIMInverseScheduler(SpacedScheduler):
         alpha = jnp.append(start.alphas, state.alphas)[index]
         sigma = jnp.append(start.sigmas, state.sigmas)[index]
         _, c_skip, c_out = self.parametrization.scalings(alpha, sigma)
-        told = jax.tree.map(lambda column: column[index], state.scalings)
-        share = c_out / told.c_out
-        x0 = combine((c_skip - share * told.c_skip, sample), (share, denoised))
+        scalings = jax.tree.map(lambda column: column[index], state.scalings)
+        share = c_out / scalings.c_out
+        x0 = combine((c_skip - share * scalings.c_skip, sample), (share, denoised))
 
         # What clipping changes of x0 moves the sample by alpha' times as much.
         clipped = jnp.clip(x0, -self.clip_sample_range, self.clip_sample_range)

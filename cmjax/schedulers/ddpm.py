@@ -28,8 +28,9 @@ class DDPMScheduler(BoundOptions, SpacedScheduler):
     `beta sigma'^2 / sigma^2` ("small") and `beta` ("large"). If it is learned, the network returns
     twice the channels of the sample (the last axis): its prediction, then the variance.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
-    number of times spaced by `timestep_spacing`, or as `timesteps` whole training times.
+    The network's time input is a training time, 0..N-1. `set_timesteps` takes as
+    `num_inference_steps` a number of times spaced by `timestep_spacing`, or as `timesteps` whole
+    training times.
 
     Attributes:
         variance_type: "fixed_small", "fixed_large" (each also with "_log", which computes the

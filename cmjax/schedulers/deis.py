@@ -21,7 +21,7 @@ class DEISMultistepScheduler(LogSNRScheduler):
 
     Each step integrates the polynomial through this and earlier eps exactly (equation 15).
 
-    The network is told a whole training time, 0..N-1. `set_timesteps` takes what
+    The network's time input is a whole training time, 0..N-1. `set_timesteps` takes what
     `LogSNRScheduler.set_timesteps` takes.
     """
 

@@ -68,8 +68,8 @@ class NetworkOptions:
 class DiscreteScheduler(NetworkOptions, TableScheduler):
     """A sampler of a model trained at times 0..N-1 of a beta schedule, variance-preserving.
 
-    The sample is `alpha x0 + sigma z` with `alpha^2 + sigma^2 = 1`; the network is told a training
-    time, 0..N-1.
+    The sample is `alpha x0 + sigma z` with `alpha^2 + sigma^2 = 1`; the network's time input is a
+    training time, 0..N-1.
 
     Attributes:
         rescale_betas_zero_snr: make the last time pure noise (Lin et al. 2023).
@@ -109,8 +109,9 @@ class DiscreteScheduler(NetworkOptions, TableScheduler):
 class SpacedScheduler(DiscreteScheduler):
     """A sampler of a model with discrete times that takes its steps at some of these times.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
-    number of times spaced by `timestep_spacing`, or as `timesteps` whole training times.
+    The network's time input is a training time, 0..N-1. `set_timesteps` takes as
+    `num_inference_steps` a number of times spaced by `timestep_spacing`, or as `timesteps` whole
+    training times.
 
     Attributes:
         timestep_spacing: "linspace" (first and last time included), "leading" (integer stride) or

@@ -35,7 +35,7 @@ class DiscreteSigmasScheduler(NetworkOptions, TableScheduler):
     """A solver for a model with discrete times, on samples `x0 + sigma z`: variance-exploding.
 
     The level of a training time is `sqrt(1 - alpha^2) / alpha`; levels between two of them have
-    fractional times. The network is told such a time, from 0 to N-1.
+    fractional times. The network's time input is such a time, from 0 to N-1.
 
     `set_timesteps` takes as `num_inference_steps` a number of solver steps, spaced by
     `timestep_spacing`; as `timesteps` whole training times; as `sigmas` any levels between those of
@@ -80,7 +80,7 @@ class DiscreteSigmasScheduler(NetworkOptions, TableScheduler):
 
     @property
     def parametrization(self) -> Parametrization:
-        """What the network means: by default it is told training times."""
+        """What the network means: by default it takes training times."""
         return self.training
 
     @property

@@ -20,9 +20,9 @@ from cmjax.schedulers.table import TableState
 class DistilledScheduler(BoundOptions, DiscreteScheduler):
     """A sampler of a model that was distilled on a grid of training times (Luo et al. 2023).
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
-    number of times from the grid of `original_inference_steps`, or as `timesteps` whole training
-    times; its additional argument `strength` starts lower on that grid.
+    The network's time input is a training time, 0..N-1. `set_timesteps` takes as
+    `num_inference_steps` a number of times from the grid of `original_inference_steps`, or as
+    `timesteps` whole training times; its additional argument `strength` starts lower on that grid.
 
     Attributes:
         original_inference_steps: number of times on the grid that the model was distilled on; the

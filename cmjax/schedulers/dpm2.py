@@ -88,8 +88,8 @@ def midpoint_calls_between_times(
 class EDMDPM2Scheduler(ChurnOptions, EDMScheduler):
     """DPM-Solver-2 on EDM noise levels (Lu et al. 2022): n steps take 2n - 1 network calls.
 
-    The network is told `log(sigma) / 4`. `set_timesteps` takes what `EDMScheduler.set_timesteps`
-    takes.
+    The network's time input is `log(sigma) / 4`. `set_timesteps` takes what
+    `EDMScheduler.set_timesteps` takes.
     """
 
     facts = EDMScheduler.facts.replace(
@@ -113,8 +113,8 @@ class EDMDPM2Scheduler(ChurnOptions, EDMScheduler):
 class KDPM2DiscreteScheduler(DiscreteSigmasScheduler):
     """DPM-Solver-2 for models with discrete times (Lu et al. 2022): n steps take 2n - 1 calls.
 
-    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what
-    `DiscreteSigmasScheduler.set_timesteps` takes.
+    The network's time input is a training time, 0..N-1, also between two. `set_timesteps` takes
+    what `DiscreteSigmasScheduler.set_timesteps` takes.
     """
 
     # As diffusers' default for this solver.

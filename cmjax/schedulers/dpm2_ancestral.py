@@ -21,8 +21,8 @@ class KDPM2AncestralDiscreteScheduler(DiscreteSigmasScheduler):
 
     The step of DPM-Solver-2 (Lu et al. 2022) in place of the Euler step of ancestral sampling.
 
-    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what
-    `DiscreteSigmasScheduler.set_timesteps` takes.
+    The network's time input is a training time, 0..N-1, also between two. `set_timesteps` takes
+    what `DiscreteSigmasScheduler.set_timesteps` takes.
     """
 
     facts = DiscreteSigmasScheduler.facts.replace(

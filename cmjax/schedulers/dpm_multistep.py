@@ -58,8 +58,8 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
     is of first order. At order 3, diffusers takes half of the second derivative that it means to:
     its steps are of second order, and these of third.
 
-    The network is told `log(sigma) / 4`. `set_timesteps` takes what `EDMScheduler.set_timesteps`
-    takes.
+    The network's time input is `log(sigma) / 4`. `set_timesteps` takes what
+    `EDMScheduler.set_timesteps` takes.
 
     Attributes:
         solver_order: order of the solver, 1 to 3.

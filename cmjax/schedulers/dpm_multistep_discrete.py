@@ -21,7 +21,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
     Higher orders come from the estimates of the steps before. At order 3, diffusers takes half of
     the second derivative that it means to: its steps are of second order, and these of third.
 
-    The network is told a whole training time, 0..N-1. `set_timesteps` takes what
+    The network's time input is a whole training time, 0..N-1. `set_timesteps` takes what
     `LogSNRScheduler.set_timesteps` takes.
 
     Attributes:

@@ -25,7 +25,7 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
 
     Give the data as `init` of `cmjax.sample`. The run ends at the noisiest training time.
 
-    The network is told a whole training time, 0..N-1. `set_timesteps` takes what
+    The network's time input is a whole training time, 0..N-1. `set_timesteps` takes what
     `LogSNRScheduler.set_timesteps` takes; explicit times are listed in descending order all the
     same. Flow levels rise too, where those of diffusers fall.
 

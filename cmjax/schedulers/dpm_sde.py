@@ -29,8 +29,8 @@ class DPMSolverSDEScheduler(DiscreteSigmasScheduler):
     goes to its end with the x0 of the middle. The noises of both lie on one Brownian path over the
     noise levels, so the second contains the first; diffusers draws that path with torchsde.
 
-    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what
-    `DiscreteSigmasScheduler.set_timesteps` takes.
+    The network's time input is a training time, 0..N-1, also between two. `set_timesteps` takes
+    what `DiscreteSigmasScheduler.set_timesteps` takes.
 
     Attributes:
         s_noise: factor on the noise; in diffusers an argument of `step`.

@@ -25,7 +25,7 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
     step of first order, the second starts again from the step's sample with second order, and the
     third with third order. `num_inference_steps` counts calls.
 
-    The network is told a whole training time, 0..N-1. `set_timesteps` takes what
+    The network's time input is a whole training time, 0..N-1. `set_timesteps` takes what
     `LogSNRScheduler.set_timesteps` takes.
 
     Attributes:

@@ -28,9 +28,9 @@ from cmjax.schedulers.table import TableState
 class EDMScheduler(ExplodingScheduler):
     """A solver of the probability-flow ODE on samples `x0 + sigma z`; the network denoises.
 
-    The network is told `log(sigma) / 4`. `set_timesteps` takes as `num_inference_steps` a number of
-    solver steps, on a grid from sigma_max to sigma_min; as `timesteps` the network's times,
-    `log(sigma) / 4`; as `sigmas` any levels in [sigma_min, sigma_max].
+    The network's time input is `log(sigma) / 4`. `set_timesteps` takes as `num_inference_steps` a
+    number of solver steps, on a grid from sigma_max to sigma_min; as `timesteps` the network's
+    times, `log(sigma) / 4`; as `sigmas` any levels in [sigma_min, sigma_max].
 
     Attributes:
         sigma_min: lowest noise level at which the network is called.

@@ -43,8 +43,8 @@ class EDMEulerScheduler(ChurnOptions, EDMScheduler):
     Algorithms 1 and 2 of Karras et al. 2022 without the second-order correction. With `s_churn`,
     noise is added before the network is called, as in the paper; diffusers calls the network first.
 
-    The network is told `log(sigma) / 4`. `set_timesteps` takes what `EDMScheduler.set_timesteps`
-    takes.
+    The network's time input is `log(sigma) / 4`. `set_timesteps` takes what
+    `EDMScheduler.set_timesteps` takes.
     """
 
     facts = EDMScheduler.facts.replace(

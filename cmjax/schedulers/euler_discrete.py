@@ -23,9 +23,9 @@ from cmjax.schedulers.weights import Weights
 class EulerDiscreteScheduler(ChurnOptions, DiscreteSigmasScheduler):
     """Euler's method for models with discrete times: `x' = x + (sigma' - sigma) (x - x0) / sigma`.
 
-    The network is told a training time, 0..N-1, also between two; or, with continuous times,
-    `log(sigma) / 4`. `set_timesteps` takes what `DiscreteSigmasScheduler.set_timesteps` takes; as
-    `timesteps` always training times.
+    The network's time input is a training time, 0..N-1, also between two; or, with continuous
+    times, `log(sigma) / 4`. `set_timesteps` takes what `DiscreteSigmasScheduler.set_timesteps`
+    takes; as `timesteps` always training times.
 
     Attributes:
         use_karras_sigmas: replace the levels by those of Karras et al. 2022, equation 5.
@@ -34,7 +34,7 @@ class EulerDiscreteScheduler(ChurnOptions, DiscreteSigmasScheduler):
         sigma_min: lowest level of Karras, exponential and beta levels; None for that of the levels
             that they replace.
         sigma_max: highest level of these three, likewise.
-        timestep_type: "continuous" for networks of "v_prediction" that are told `log(sigma) / 4`
+        timestep_type: "continuous" for networks of "v_prediction" that take `log(sigma) / 4`
             (Stable Video Diffusion); of no effect for other predictions.
         final_sigmas_type: sampling ends at "zero", or at "sigma_min", the lowest training level.
     """

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """The facts about a sampler that its docs list, kept beside its code.
+    """The facts about a sampler that its docs list, kept next to its code.
 
     Attributes:
         predicts: what the network predicts.

@@ -40,8 +40,8 @@ def stretched(sigmas: jax.Array, terminal: float) -> jax.Array:
 class FlowScheduler(TableScheduler):
     """A sampler of flow matching: `x = (1 - sigma) x0 + sigma z`; the network returns `z - x0`.
 
-    The network is told `N sigma`. `set_timesteps` takes as `num_inference_steps` a number of
-    levels, equally spaced before they are shifted; as `timesteps` N times the levels before the
+    The network's time input is `N sigma`. `set_timesteps` takes as `num_inference_steps` a number
+    of levels, equally spaced before they are shifted; as `timesteps` N times the levels before the
     shift; as `sigmas` the levels before the shift, in (0, 1]. Sampling ends at 0.
 
     Attributes:

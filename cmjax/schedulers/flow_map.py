@@ -20,7 +20,7 @@ class FlowMapEulerDiscreteScheduler(FlowScheduler):
 
     A single step suffices. `denoised` is `x - t u`, where the straight line along u reaches t = 0.
 
-    The network is told two times, t and the next one r, each times N. `set_timesteps` takes as
+    The network has two time inputs, t and the next one r, each times N. `set_timesteps` takes as
     `num_inference_steps` a number n of steps, from the levels 1, 1 - 1/n, ..., 1/n before they are
     shifted; as `timesteps` N times the levels before the shift; as `sigmas` the levels before the
     shift, in (0, 1]: shares of `noise_scale`.

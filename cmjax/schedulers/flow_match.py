@@ -26,7 +26,8 @@ from cmjax.schedulers.table import TableState
 class FlowMatchScheduler(FlowScheduler):
     """A sampler of flow matching, `x = (1 - sigma) x0 + sigma z`, with options for its levels.
 
-    The network is told `N sigma` and returns `z - x0`; inverted, `N (1 - sigma)` and `x0 - z`.
+    The network's time input is `N sigma`, and it returns `z - x0`; inverted, these are
+    `N (1 - sigma)` and `x0 - z`.
 
     Attributes:
         shift: how far the levels are moved towards noise (Esser et al. 2024, equation 23); 1 is not
@@ -94,7 +95,7 @@ class FlowMatchScheduler(FlowScheduler):
     def mu_of(self, image_seq_len: int) -> float:
         """Returns the `mu` of images of so many tokens, as the pipelines of FLUX compute it.
 
-        It is linear between `base_shift` and `max_shift`, and goes on so beyond them.
+        It is linear between `base_shift` and `max_shift`, and continues so beyond them.
         """
         # The ends are different numbers of tokens: `__post_init__` checks it.
         tokens = self.max_image_seq_len - self.base_image_seq_len
@@ -122,7 +123,7 @@ class FlowMatchScheduler(FlowScheduler):
         Args:
             num_inference_steps: number of levels, equally spaced before the shift.
             timesteps: or N times the noise levels, in strictly descending order, also where
-                `invert_sigmas` has the network told N minus these.
+                `invert_sigmas` passes N minus these to the network.
             sigmas: or the noise levels, in (0, 1], in strictly descending order.
             mu: with `use_dynamic_shifting`, the amount of the shift, such as `mu_of(tokens)`; it
                 may be traced, so that other sizes of images compile nothing.

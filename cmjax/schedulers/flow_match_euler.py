@@ -16,7 +16,7 @@ from cmjax.schedulers.weights import Weights
 class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
     """Euler steps along the velocity of flow matching: `x' = x + (sigma' - sigma) v`.
 
-    The network is told `N sigma`, or inverted `N (1 - sigma)`. `set_timesteps` takes as
+    The network's time input is `N sigma`, or inverted `N (1 - sigma)`. `set_timesteps` takes as
     `num_inference_steps` a number of levels, equally spaced before they are shifted; as `timesteps`
     N times the levels before the shift; as `sigmas` the levels before the shift, in (0, 1].
 

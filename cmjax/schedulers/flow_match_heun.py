@@ -21,8 +21,8 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
     diffusers' arguments `s_churn` and its kin are left out: the noise that they add takes the
     sample off the path `(1 - sigma) x0 + sigma z`, whose signal they do not lower.
 
-    The network is told `N sigma`. `set_timesteps` takes as `num_inference_steps` a number of
-    steps, from levels equally spaced before they are shifted; as `timesteps` N times the levels
+    The network's time input is `N sigma`. `set_timesteps` takes as `num_inference_steps` a number
+    of steps, from levels equally spaced before they are shifted; as `timesteps` N times the levels
     before the shift; as `sigmas` the levels before the shift, in (0, 1].
     """
 

@@ -19,7 +19,7 @@ _UPSCALE_MODES = ("nearest", "linear", "bilinear", "trilinear", "area", "nearest
 class FlowMatchLCMScheduler(FlowMatchScheduler):
     """Consistency sampling of flow-matching models: `x' = (1 - sigma') x0 + sigma' z`.
 
-    The network is told `N sigma`, or inverted `N (1 - sigma)`. `set_timesteps` takes as
+    The network's time input is `N sigma`, or inverted `N (1 - sigma)`. `set_timesteps` takes as
     `num_inference_steps` a number of levels, equally spaced before they are shifted; as `timesteps`
     N times the levels before the shift; as `sigmas` the levels before the shift, in (0, 1].
 

@@ -68,8 +68,8 @@ def heun_weights(
 class EDMHeunScheduler(ChurnOptions, EDMScheduler):
     """EDM's own sampler (Karras et al. 2022, Algorithms 1 and 2): n steps take 2n - 1 calls.
 
-    The network is told `log(sigma) / 4`. `set_timesteps` takes what `EDMScheduler.set_timesteps`
-    takes.
+    The network's time input is `log(sigma) / 4`. `set_timesteps` takes what
+    `EDMScheduler.set_timesteps` takes.
     """
 
     facts = EDMScheduler.facts.replace(
@@ -93,8 +93,8 @@ class EDMHeunScheduler(ChurnOptions, EDMScheduler):
 class HeunDiscreteScheduler(DiscreteSigmasScheduler):
     """Heun's method for models with discrete times: n steps take 2n - 1 network calls.
 
-    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what
-    `DiscreteSigmasScheduler.set_timesteps` takes.
+    The network's time input is a training time, 0..N-1, also between two. `set_timesteps` takes
+    what `DiscreteSigmasScheduler.set_timesteps` takes.
 
     Attributes:
         clip_sample: clip x0 estimates.

@@ -36,10 +36,10 @@ class IPNDMScheduler(TableScheduler):
     square of the step, as in PNDM (Liu et al. 2022, section 1), and with the fourth power only if
     steps are equal in sigma / alpha.
 
-    The network predicts v on the path `x = cos(a) x0 + sin(a) z`, and is told `t = a / (pi / 2)`,
-    from 0 to 1. `set_timesteps` takes as `num_inference_steps` a number of steps, at sigmas
-    `sin(pi s / 2)^2` of equally spaced s (v-diffusion's "crash" schedule); as `timesteps` times t
-    in (0, 1]; as `sigmas` noise levels sin(a) in (0, 1]. Sampling ends at 0.
+    The network predicts v on the path `x = cos(a) x0 + sin(a) z`. Its time input is
+    `t = a / (pi / 2)`, from 0 to 1. `set_timesteps` takes as `num_inference_steps` a number of
+    steps, at sigmas `sin(pi s / 2)^2` of equally spaced s (v-diffusion's "crash" schedule); as
+    `timesteps` times t in (0, 1]; as `sigmas` noise levels sin(a) in (0, 1]. Sampling ends at 0.
 
     Attributes:
         trained_betas: noise levels sin(a) in (0, 1] for every run, the last being that of the end,

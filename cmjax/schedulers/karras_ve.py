@@ -28,8 +28,8 @@ class KarrasVeScheduler(ExplodingScheduler):
     """Heun's method with churn (Karras et al. 2022, Algorithm 2): n steps take 2n - 1 calls.
 
     Its networks are those of Song et al. 2021: they return the negative noise, so that
-    `x0 = x + sigma F`, and see the sample as it is. The network is told `sigma / 2`. That is the
-    noise level of images in [0, 1]; the `UNet2DModel` of such a model, which takes these and
+    `x0 = x + sigma F`, and see the sample as it is. The network's time input is `sigma / 2`. That
+    is the noise level of images in [0, 1]; the `UNet2DModel` of such a model, which takes these and
     returns a score, becomes `apply_fn` by
 
         lambda params, x, t: t[:, None, None, None] * unet(params, (x + 1) / 2, t)

@@ -25,9 +25,9 @@ class LCMScheduler(DistilledScheduler):
     `x' = alpha' f(x, t) + sigma' z`, where `f = c_skip(t) x + c_out(t) x0` satisfies the boundary
     condition f(x, 0) = x. Sampling ends at f(x, t).
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
-    number of times from the grid of `original_inference_steps`, or as `timesteps` whole training
-    times; its additional argument `strength` starts lower on that grid.
+    The network's time input is a training time, 0..N-1. `set_timesteps` takes as
+    `num_inference_steps` a number of times from the grid of `original_inference_steps`, or as
+    `timesteps` whole training times; its additional argument `strength` starts lower on that grid.
 
     Attributes:
         timestep_scaling: factor on t in the boundary condition.

@@ -61,8 +61,8 @@ def standard_deviation(kind: str, variance: jax.Array, state: TableState) -> jax
     """Returns the learned standard deviation as a factor of the table's, `[B, ...]`.
 
     Args:
-        kind: "learned", for a variance itself beside 1 in the table, or "learned_range", for a
-            number from -1 to 1 beside the large standard deviation of a step.
+        kind: "learned", for a variance itself, with 1 in the table, or "learned_range", for a
+            number from -1 to 1, with the large standard deviation of a step in the table.
         variance: what the network says, `[B, ...]`.
         state: of the run, at this step.
     """

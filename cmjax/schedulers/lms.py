@@ -23,8 +23,8 @@ class LMSDiscreteScheduler(DiscreteSigmasScheduler):
     and earlier slopes, which is integrated exactly; diffusers integrates it numerically. As in
     diffusers the last step, to 0, has the full order: it does not end at x0 as it is.
 
-    The network is told a training time, 0..N-1, also between two. `set_timesteps` takes what
-    `DiscreteSigmasScheduler.set_timesteps` takes.
+    The network's time input is a training time, 0..N-1, also between two. `set_timesteps` takes
+    what `DiscreteSigmasScheduler.set_timesteps` takes.
 
     Attributes:
         order: highest order of a step, 1 to 4; in diffusers an argument of `step`.

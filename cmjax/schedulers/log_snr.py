@@ -47,10 +47,10 @@ from cmjax.schedulers.table import TableScheduler, TableState
 class LogSNRScheduler(NetworkOptions, TableScheduler):
     """A solver in the half log-SNR `lambda = log(alpha / sigma)`, for models with training times.
 
-    The network is told a training time, 0..N-1; for a level between two of them, a whole number
-    near it, as in diffusers. `set_timesteps` takes `num_inference_steps`, a number of steps, or
-    `timesteps`, whole training times. With `use_flow_sigmas` the network is told N times the level,
-    rounded down, and `set_timesteps` takes levels before the shift: `sigmas` in (0, 1], or
+    The network's time input is a training time, 0..N-1; for a level between two of them, a whole
+    number near it, as in diffusers. `set_timesteps` takes `num_inference_steps`, a number of steps,
+    or `timesteps`, whole training times. With `use_flow_sigmas` the network takes N times the
+    level, rounded down, and `set_timesteps` takes levels before the shift: `sigmas` in (0, 1], or
     `timesteps`, which are N times these.
 
     Attributes:

@@ -118,7 +118,7 @@ def grid_levels(scheduler: Any, value: Any, grid: str) -> Levels:
     ratios = respaced(scheduler, exponential_sigmas(places, low, high))
     level = scheduler.parametrization.level(ratios)
 
-    # The network is told whole times, rounded or rounded down as in diffusers.
+    # The network takes whole times, rounded or rounded down as in diffusers.
     rounds = grid in scheduler.rounded_grids() and not scheduler.use_flow_sigmas
     times = jnp.round(level.time) if rounds else cut_off(level.time)
     levels = Levels(times, level.alpha, level.sigma)

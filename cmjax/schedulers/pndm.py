@@ -34,9 +34,10 @@ class PNDMScheduler(SpacedScheduler):
     the square of the step, as the paper says (section 1); with the fourth power only if steps are
     equal in sigma / alpha.
 
-    The network is told a whole training time, 0..N-1; halfway through a step, the middle between
-    its two times, rounded down. `set_timesteps` takes as `num_inference_steps` a number of steps,
-    whose times are spaced by `timestep_spacing`, or as `timesteps` the steps' whole training times.
+    The network's time input is a whole training time, 0..N-1; halfway through a step, the middle
+    between its two times, rounded down. `set_timesteps` takes as `num_inference_steps` a number of
+    steps, whose times are spaced by `timestep_spacing`, or as `timesteps` the steps' whole training
+    times.
 
     Attributes:
         prediction_type: what the network returns: "epsilon", "sample" or "v_prediction". Means are

@@ -32,8 +32,9 @@ class RePaintScheduler(SpacedScheduler):
     way, so a jump is part of the step before it, whose noise and that of the jump are one normal
     noise. A run of n steps makes more than n calls: `state.num_steps` of them.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` the
-    number n of levels without the jumps, or as `timesteps` these levels, whole training times.
+    The network's time input is a training time, 0..N-1. `set_timesteps` takes as
+    `num_inference_steps` the number n of levels without the jumps, or as `timesteps` these levels,
+    whole training times.
 
     Attributes:
         clip_sample: clip x0 estimates to [-1, 1].

@@ -35,8 +35,8 @@ class SCMScheduler(TableScheduler):
     noise level is `sigma_data tan(t)`. Samples have the scale of the data; in diffusers the caller
     divides them by sigma_data.
 
-    The network is told the angle t. `set_timesteps` takes as `num_inference_steps` a number of
-    steps: two steps are at pi/2 and 1.3, any other number is equally spaced from pi/2 to 0; as
+    The network's time input is the angle t. `set_timesteps` takes as `num_inference_steps` a number
+    of steps: two steps are at pi/2 and 1.3, any other number is equally spaced from pi/2 to 0; as
     `timesteps` angles in (0, pi/2]; as `sigmas` EDM's noise levels. Sampling ends at angle 0, where
     the network is not called.
 

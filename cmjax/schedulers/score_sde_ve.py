@@ -35,17 +35,17 @@ class ScoreSdeVeScheduler(ExplodingScheduler):
     and agrees for a batch of one. A score of 0 leaves a sample as it is. For data of few dimensions
     set `correct_steps=0`: there |s| is small at many samples, and the corrector's steps too large.
 
-    The network is told sigma, and returns the score, `(x0 - x) / sigma^2`. `set_timesteps` takes as
-    `num_inference_steps` a number of times t from 1 to sampling_eps, as `timesteps` such times, and
-    as `sigmas` levels in [sigma_min, sigma_max]. At time t it is told `sigma_min (sigma_max /
-    sigma_min)^t`, while steps go from sigma_max to sigma_min, a little lower, and then to 0; with
-    explicit sigmas it is told the levels of the steps.
+    The network's time input is sigma, and it returns the score, `(x0 - x) / sigma^2`.
+    `set_timesteps` takes as `num_inference_steps` a number of times t from 1 to sampling_eps, as
+    `timesteps` such times, and as `sigmas` levels in [sigma_min, sigma_max]. At time t its input is
+    `sigma_min (sigma_max / sigma_min)^t`, while steps go from sigma_max to sigma_min, a little
+    lower, and then to 0; with explicit sigmas its inputs are the levels of the steps.
 
     Attributes:
         snr: signal-to-noise ratio of the corrector, which sets the size of its steps.
         sigma_min: lowest noise level.
         sigma_max: highest noise level, where sampling starts.
-        sampling_eps: the last time that the network is told of, below 1.
+        sampling_eps: the last time that the network is called at, below 1.
         correct_steps: number of corrector's calls at each level; 0 for the predictor alone.
     """
 
@@ -77,34 +77,34 @@ class ScoreSdeVeScheduler(ExplodingScheduler):
         return VESDE()
 
     def levels(self, name: str, value: Any) -> Levels:
-        """Returns the levels between which steps go; their times are what the network is told."""
+        """Returns the levels between which steps go; their times are the network's inputs."""
         if name == "sigmas":
             sigmas = parse_levels(name, value, *self.sigma_range)
             return exploding_levels(self.parametrization, append_zero(sigmas))
 
-        # The levels that the network is told, and those between which steps go, f32[n] each.
+        # The levels that the network is called at, and those between which steps go, f32[n] each.
         # diffusers calls the former `sigmas` and the latter `discrete_sigmas`.
         away = 1 - sde_times(name, value, self.sampling_eps)
-        told = self.exponential_sigmas(away)
+        time_inputs = self.exponential_sigmas(away)
         sigmas = self.exponential_sigmas(away / (1 - self.sampling_eps))
-        return exploding_levels(self.parametrization, append_zero(sigmas), told)
+        return exploding_levels(self.parametrization, append_zero(sigmas), time_inputs)
 
     def calls(self, levels: Levels) -> Levels:
         """Returns the level of each call: at every level the corrector's, then the predictor's."""
-        told = jnp.repeat(levels.times, self.correct_steps + 1)
-        return exploding_levels(self.parametrization, append_zero(told))
+        time_inputs = jnp.repeat(levels.times, self.correct_steps + 1)
+        return exploding_levels(self.parametrization, append_zero(time_inputs))
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x + G^2 s + G z`, after the rows of the corrector at each level."""
-        told = levels.times
+        time_inputs = levels.times
         high = levels.sigmas[:-1]
         low = levels.sigmas[1:]
 
-        # With x = x0 + told eps and s = -eps / told; the last step adds no noise.
-        eps = ((told - high) * (told + high) + jnp.square(low)) / told
+        # With x = x0 + time_inputs eps and s = -eps / time_inputs; the last step adds no noise.
+        eps = ((time_inputs - high) * (time_inputs + high) + jnp.square(low)) / time_inputs
         noise = root_of_difference(high, low).at[-1].set(0)
-        tables = [langevin_columns(told, self.snr)] * self.correct_steps
-        tables.append(Weights(jnp.ones_like(told), eps, noise))
+        tables = [langevin_columns(time_inputs, self.snr)] * self.correct_steps
+        tables.append(Weights(jnp.ones_like(time_inputs), eps, noise))
 
         # [n, correct_steps + 1] -> f32[N].
         return jax.tree.map(lambda *rows: jnp.stack(rows, axis=1).reshape(-1), *tables)

@@ -27,9 +27,9 @@ class TCDScheduler(DistilledScheduler):
     time 0. Three things differ from diffusers: there eta is an argument of `step`, `denoised` is
     the sample at s instead of the x0 estimate, and the options that bound x0 have no effect.
 
-    The network is told a training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a
-    number of times from the grid of `original_inference_steps`, or as `timesteps` whole training
-    times; its additional argument `strength` starts lower on that grid.
+    The network's time input is a training time, 0..N-1. `set_timesteps` takes as
+    `num_inference_steps` a number of times from the grid of `original_inference_steps`, or as
+    `timesteps` whole training times; its additional argument `strength` starts lower on that grid.
 
     Attributes:
         eta: share of fresh noise, in [0, 1] (gamma in the paper): a number, or a tuple of one per

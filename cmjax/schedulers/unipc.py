@@ -30,7 +30,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
     A step of order p predicts by the polynomial through p estimates, and is corrected by the one
     through the next call's estimate, too. The network is called at predicted samples only.
 
-    The network is told a whole training time, 0..N-1. `set_timesteps` takes what
+    The network's time input is a whole training time, 0..N-1. `set_timesteps` takes what
     `LogSNRScheduler.set_timesteps` takes.
 
     Attributes:

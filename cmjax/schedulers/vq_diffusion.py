@@ -26,11 +26,11 @@ class VQDiffusionScheduler(CategoricalScheduler):
     probabilities, until the last step draws x0. Samples are integers: the loop is
     `cmjax.categorical.sample`; `cmjax.sample` does not take this scheduler.
 
-    The network gets the sample, integers `[B, ...]` of which `num_vec_classes - 1` is the mask, is
-    told a training time, 0..N-1, and returns logits `[B, ..., num_vec_classes - 1]` of the classes
-    of x0. `set_timesteps` takes as `num_inference_steps` a number of times, from the last one
-    down, or as `timesteps` whole training times. Times may be left out: a step draws from the
-    posterior of the time that it goes to (section 3.3).
+    The network takes the sample, integers `[B, ...]` of which `num_vec_classes - 1` is the mask,
+    and returns logits `[B, ..., num_vec_classes - 1]` of the classes of x0. Its time input is a
+    training time, 0..N-1. `set_timesteps` takes as `num_inference_steps` a number of times, from
+    the last one down, or as `timesteps` whole training times. Times may be left out: a step draws
+    from the posterior of the time that it goes to (section 3.3).
 
     Attributes:
         num_vec_classes: number of classes, the mask included.

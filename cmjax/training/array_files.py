@@ -14,7 +14,7 @@ from cmjax.files import as_path, open_regular
 # Names of (data, labels) in an .npz: Keras's MNIST, this package's, and the guided-diffusion
 # evaluator's.
 NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))
-NOISE = "noise"  # name of the noise that samples were made from, beside any of these
+NOISE = "noise"  # name of the noise that samples were made from, next to any of these
 _GZIP = b"\x1f\x8b"
 _LARGEST_RATIO = 1100  # of sizes before and after gzip, whose format allows about 1,030
 

@@ -119,7 +119,7 @@ class Checkpoints:
 
         Raises:
             ValueError: if the newest checkpoint is damaged, or of another network, optimizer or
-                loss. The message names it, and says which one the run goes on from without it.
+                loss. The message names it, and says which one the run continues from without it.
         """
         step = self.latest()
         if step is None:
@@ -161,18 +161,18 @@ class Checkpoints:
             raise ValueError(
                 f"the checkpoint {self.folder / str(step)} is of another run, or damaged: {name} "
                 f"{has} there, and {needs} in this one; use the configuration it was made with, or "
-                f"remove it, and the run goes on from {self._before(step)}"
+                f"remove it, and the run continues from {self._before(step)}"
             )
 
     def _damaged(self, step, why):
         """Returns the error for a checkpoint that cannot be used, with the way out."""
         return ValueError(
             f"the checkpoint {self.folder / str(step)} is damaged or no checkpoint: {why}; "
-            f"remove it, and the run goes on from {self._before(step)}"
+            f"remove it, and the run continues from {self._before(step)}"
         )
 
     def _before(self, step):
-        """Returns in words what the run goes on from without the checkpoint of a step."""
+        """Returns in words what the run continues from without the checkpoint of a step."""
         earlier = [known for known in self._manager.all_steps() if known < step]
         return f"step {max(earlier)}" if earlier else "its beginning"
 

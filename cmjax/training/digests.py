@@ -1,4 +1,4 @@
-"""Digests of trees of arrays, by which one is told from another."""
+"""Digests of trees of arrays, by which one is distinguished from another."""
 
 import hashlib
 from typing import Any

@@ -52,7 +52,7 @@ class Encoder:
         self._batch_sharding = NamedSharding(mesh, along_batch)
         dtype = np.dtype(settings.dtype)
 
-        # Each device encodes its own pictures. A NaN is told by the batch that it is in.
+        # Each device encodes its own pictures. An error about a NaN names the batch that it is in.
         def encode(autoencoder, images):
             mean, std = autoencoder.moments(images.astype(dtype))
             moments = (mean,) if std is None else (mean, std)

@@ -12,7 +12,9 @@ from cmjax.files import clear_unfinished, read_regular, replacing
 from cmjax.training.config import TrainConfig
 
 CONFIG = "config.json"
-FINGERPRINT = "fingerprint"  # its key for data and models, beside those of the sections
+FINGERPRINT = (
+    "fingerprint"  # its key for data and models, in addition to those of the sections
+)
 _LARGEST = 2**24  # bytes of a configuration
 
 # Values of keys that files of earlier versions do not have, as JSON.
@@ -149,7 +151,7 @@ def _what_depends_on_steps(config: TrainConfig) -> str | None:
     if config.optimizer.schedule != "constant":
         return f"optimizer.schedule={config.optimizer.schedule!r}"
 
-    # Losses with a curriculum are told the length of the run.
+    # Losses with a curriculum need the length of the run.
     loss: Any = config.make_loss(config.make_scheduler())  # a dataclass
     if any(field.name == "total_steps" for field in dataclasses.fields(loss)):
         return f"the loss {config.loss_name!r}"

@@ -1,4 +1,4 @@
-"""Latents that are drawn anew at every step, of means and standard deviations that are stored."""
+"""Latents that are drawn again at every step, from stored means and standard deviations."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -92,7 +92,7 @@ def _consistency(
 
 
 def _flow_map(network, loss, *, steps, run, optimizer):
-    """Returns a configuration of a flow map, which is told both ends of a step."""
+    """Returns a configuration of a flow map, which takes both ends of a step."""
     return {
         "network": {**network, "second_time": "span", "time_scale": 0.01},
         "scheduler": {"class": "FlowMapEulerDiscreteScheduler"},

@@ -196,7 +196,7 @@ def _open_data(config, model):
 def untrained(config: TrainConfig, model: Model, loss: Any) -> str:
     """Says in one sentence which part of guidance a run leaves untrained, or returns "".
 
-    A run may mean to: one that goes on with a model of which that part is trained.
+    A run may mean to: one that continues with a model of which that part is trained.
     """
     drops = "set run.label_dropout=0.1"
     guided_by = getattr(loss, "guided_by", "")
@@ -207,10 +207,10 @@ def untrained(config: TrainConfig, model: Model, loss: Any) -> str:
             f"{drops}"
         )
 
-    # A network that is told a scale which never differs does not learn what it means.
+    # A network that takes a scale which never differs does not learn what it means.
     if getattr(model.config, "guidance_embeds", False) and not guided_by:
         return (
-            "the network is told a scale of guidance, and this loss trains it at one scale only: "
+            "the network takes a scale of guidance, and this loss trains it at one scale only: "
             "set loss.largest_scale, of imf"
         )
     if getattr(model.config, "null_class", False) and not leaves_out:

@@ -169,7 +169,7 @@ def open_source(
 
             * an `.npz` with `x_train` and `y_train`, `images` and `labels`, or `arr_0` and `arr_1`,
               where labels may be absent; data are u8[N, H, W(, C)], or floats `[N, ...]` that are
-              scaled already, and beside them `noise`, if they are `pairs.reflow_pairs`;
+              scaled already, and also `noise`, if they are `pairs.reflow_pairs`;
             * an IDX image file such as `train-images-idx3-ubyte.gz`; its labels are read from
               `train-labels-idx1-ubyte.gz` in the same folder, if that exists;
             * a folder of pictures, whose subfolders, if it has any, are the classes in order of

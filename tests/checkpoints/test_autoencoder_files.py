@@ -163,7 +163,7 @@ def test_what_is_no_autoencoder_is_said_with_the_way_out(folder, tmp_path):
         cmjax.save_autoencoder(None, autoencoder(KL))
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((folder / diffusers.SAFETENSORS).read_bytes())
-    with pytest.raises(ValueError, match="has no config.json beside it"):
+    with pytest.raises(ValueError, match="has no config.json next to it"):
         cmjax.load_autoencoder(alone)
     with pytest.raises(ValueError, match="source must be a folder, a file or a hub id"):
         cmjax.load_autoencoder(None)

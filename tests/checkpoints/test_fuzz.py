@@ -238,7 +238,7 @@ def test_header_of_safetensors(sources, data):
 
 @fuzz(200)
 @given(data=st.data())
-def test_networks_told_from_names_and_shapes(data):
+def test_networks_recognised_by_names_and_shapes(data):
     """OpenAI's files do not name their network: mutated names and shapes, then inference."""
     counts = COUNTS.setdefault("inferred networks", {"loaded": 0, "refused": 0})
     shapes = dict(data.draw(st.sampled_from(list(OPENAI.values()))))

@@ -1,4 +1,4 @@
-"""Mutated names, shapes and dtypes of the networks that are told from them."""
+"""Mutated names, shapes and dtypes of the networks that are recognised by them."""
 
 import functools
 import json
@@ -131,7 +131,7 @@ def mutated(rng, tensors):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mutated_networks_are_told_or_refused(tmp_path, family):
+def test_mutated_networks_are_recognised_or_refused(tmp_path, family):
     path = tmp_path / "x"
     whole = tensors_of(family)
     counts = COUNTS.setdefault(family, Counter())
@@ -150,7 +150,7 @@ def test_mutated_networks_are_told_or_refused(tmp_path, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_was_not_changed_is_told(tmp_path, family):
+def test_what_was_not_changed_is_recognised(tmp_path, family):
     """Or all of the above could be refusals of something else."""
     tensors = tensors_of(family)
     if family in FLAX:

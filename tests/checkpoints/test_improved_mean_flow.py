@@ -1,4 +1,4 @@
-"""Improved MeanFlow's checkpoints: told from names and shapes, of the JAX and PyTorch code."""
+"""Improved MeanFlow's checkpoints: recognised by names and shapes, of the JAX and PyTorch code."""
 
 import re
 

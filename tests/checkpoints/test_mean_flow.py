@@ -1,4 +1,4 @@
-"""MeanFlow's checkpoints: told from names and shapes, and whole or not read at all."""
+"""MeanFlow's checkpoints: recognised by names and shapes, and whole or not read at all."""
 
 import json
 import re
@@ -28,7 +28,7 @@ SMALL = {
 
 
 def small_shapes():
-    """The shapes of a network that can be told from names: one block of width 384."""
+    """The shapes of a network that can be recognised by names: one block of width 384."""
     shapes = {}
     for name, shape in flax_networks.shapes("mean_flow", "MF-B/4").items():
         if ".layers_" not in name or re.search(r"blocks\.layers_[1-9]", name) is None:

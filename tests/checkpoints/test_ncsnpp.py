@@ -1,4 +1,4 @@
-"""OpenAI's files of CIFAR-10: told from names and shapes, and whole or not read at all."""
+"""OpenAI's files of CIFAR-10: recognised by names and shapes, and whole or not read at all."""
 
 import json
 import re

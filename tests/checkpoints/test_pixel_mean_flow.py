@@ -1,4 +1,4 @@
-"""Pixel MeanFlow's files: told from names and shapes, and whole or not read at all."""
+"""Pixel MeanFlow's files: recognised by names and shapes, and whole or not read at all."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Shortcut models' training states: told from names and shapes, and rewritten for a `DiT`."""
+"""Shortcut models' training states: recognised by names and shapes, and rewritten for a `DiT`."""
 
 import dataclasses
 import re
@@ -54,17 +54,17 @@ def drawn(**changes):
     return {n: StoredTensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
 
 
-def test_a_model_without_classes_is_told_none():
+def test_a_model_without_classes_takes_none():
     # As one of a single class that is asked for none: the last row is added to all embeddings.
     tensors = drawn(**{shortcut.TABLE: (2, 32)})
     plain = shortcut.rewritten(tensors, TOY)
     one_class = dataclasses.replace(TOY, num_class_embeds=1, null_class=True)
-    told = shortcut.rewritten(tensors, one_class)
-    assert told.keys() - plain.keys() == {"class_embedding.embedding"}
+    given = shortcut.rewritten(tensors, one_class)
+    assert given.keys() - plain.keys() == {"class_embedding.embedding"}
     for name, tensor in plain.items():
-        expected = told[name].read()
+        expected = given[name].read()
         if name == "time_embedding.linear_2.bias":
-            expected = expected + told["class_embedding.embedding"].read()[1]
+            expected = expected + given["class_embedding.embedding"].read()[1]
         np.testing.assert_allclose(tensor.read(), expected, rtol=1e-6)
 
 

@@ -30,10 +30,10 @@ ORDER = ("x", "t", "h", "w", "t_min", "t_max", "y")
 
 
 def inputs(size, channels, classes, batch):
-    """What a network is told, every part of it another in every sample."""
+    """What a network is given, every part of it another in every sample."""
     rng = np.random.RandomState(0)
     t = np.linspace(1, 0.03, batch)
-    told = {
+    given = {
         "x": 1.5 * rng.standard_normal((batch, size, size, channels)),
         "t": t,
         "h": t * np.linspace(1, 0, batch),  # t - r, from all the way to none
@@ -41,11 +41,11 @@ def inputs(size, channels, classes, batch):
         "t_min": 0.5 * rng.uniform(size=batch),
         "t_max": 0.5 + 0.5 * rng.uniform(size=batch),
     }
-    told = {name: value.astype(np.float32) for name, value in told.items()}
+    given = {name: value.astype(np.float32) for name, value in given.items()}
     # The last sample has the class that stands for none.
     labels = rng.randint(0, classes, batch)
     labels[-1] = classes
-    return told | {"y": labels.astype(np.int32)}
+    return given | {"y": labels.astype(np.int32)}
 
 
 def shapes_of(network, *args, **options):
@@ -77,13 +77,13 @@ def mean_flow():
         return meanflow.MeanFlow(model_str=name, model_config={}, num_classes=classes)
 
     # The toy's output for inputs of which every part varies.
-    told = inputs(size, channels, classes, batch=6)
+    given = inputs(size, channels, classes, batch=6)
     one = (jnp.ones((1, size, size, channels)), jnp.ones(1), jnp.ones(1, int))
     shapes = shapes_of(model("toy", classes), *one)
     params = drawn(shapes)
     net = models_dit.toy()
-    args = [told[name] for name in ("x", "t", "h", "y")]
-    arrays = {f"toy/{name}": told[name] for name in ("x", "t", "h", "y")}
+    args = [given[name] for name in ("x", "t", "h", "y")]
+    arrays = {f"toy/{name}": given[name] for name in ("x", "t", "h", "y")}
     arrays["toy/u"] = net.apply({"params": params["params"]["net"]}, *args)
 
     # Samples in one, two and four calls; the repository lists the times by hand.
@@ -100,14 +100,14 @@ def mean_flow():
         arrays[f"samples/{calls}"] = x
 
     # The released size.
-    told = inputs(32, 4, 1000, batch=2)
-    told |= {"t": np.float32([1.0, 0.6]), "h": np.float32([1.0, 0.35])}
+    given = inputs(32, 4, 1000, batch=2)
+    given |= {"t": np.float32([1.0, 0.6]), "h": np.float32([1.0, 0.35])}
     one = (jnp.ones((1, 32, 32, 4)), jnp.ones(1), jnp.ones(1, int))
     released = shapes_of(model("DiT_B_4", 1000), *one)
-    args = [told[name] for name in ("x", "t", "h", "y")]
+    args = [given[name] for name in ("x", "t", "h", "y")]
     params = drawn(released)["params"]["net"]
     u = models_dit.DiT_B_4().apply({"params": params}, *args)
-    arrays |= {f"released/{name}": told[name] for name in ("t", "h", "y")}
+    arrays |= {f"released/{name}": given[name] for name in ("t", "h", "y")}
     arrays |= {"released/u": u[:, 3::8, 5::8], "released/std": u.std()}
     return arrays, {"toy": support.packed(shapes), "MF-B/4": support.packed(released)}
 
@@ -128,9 +128,9 @@ def improved_mean_flow():
     imfDiT.toy = lambda **options: imfDiT.imfDiT(**toy | options)
     sampler, shapes = model("toy", classes, size)
     params = drawn(shapes)
-    told = inputs(size, channels, classes, batch=6)
-    args = [told[name] for name in ORDER]
-    arrays = {f"toy/{name}": value for name, value in told.items()}
+    given = inputs(size, channels, classes, batch=6)
+    args = [given[name] for name in ORDER]
+    arrays = {f"toy/{name}": value for name, value in given.items()}
     arrays["toy/u"], _ = imfDiT.toy().apply({"params": params["params"]["net"]}, *args)
 
     # Samples in one, two and four calls.
@@ -148,12 +148,12 @@ def improved_mean_flow():
     # The smallest released size.
     names = {"toy": support.packed(shapes)}
     _, shapes = model("imfDiT_B_2", 1000, 32)
-    told = inputs(32, 4, 1000, batch=2)
-    told |= {"t": np.float32([1.0, 0.6]), "h": np.float32([1.0, 0.35])}
-    args = [told[name] for name in ORDER]
+    given = inputs(32, 4, 1000, batch=2)
+    given |= {"t": np.float32([1.0, 0.6]), "h": np.float32([1.0, 0.35])}
+    args = [given[name] for name in ORDER]
     params = drawn(shapes)["params"]["net"]
     u, _ = imfDiT.imfDiT_B_2().apply({"params": params}, *args)
-    arrays |= {f"released/{name}": told[name] for name in ORDER[1:]}
+    arrays |= {f"released/{name}": given[name] for name in ORDER[1:]}
     arrays |= {"released/u": u[:, 3::8, 5::8], "released/std": u.std()}
 
     for size in ("B", "M", "L", "XL"):
@@ -177,12 +177,12 @@ def shortcut():
     net = network()
     shapes = shapes_for(net, size)
     params = drawn(shapes)
-    told = inputs(size, 4, classes, batch=6)
+    given = inputs(size, 4, classes, batch=6)
     k = np.int32([0, 1, 2, 3, 5, 7])
     t = np.float32([0, 1, 1, 7, 11, 100]) / 2**k
     t = t.astype(np.float32)
-    arrays = {"toy/x": told["x"], "toy/t": t, "toy/k": k, "toy/y": told["y"]}
-    arrays["toy/v"] = net.apply(params, told["x"], t, k, told["y"])
+    arrays = {"toy/x": given["x"], "toy/t": t, "toy/k": k, "toy/y": given["y"]}
+    arrays["toy/v"] = net.apply(params, given["x"], t, k, given["y"])
 
     # Samples in one, two and four calls, as helper_inference.py takes them.
     labels = np.int32([0, 3, 5])

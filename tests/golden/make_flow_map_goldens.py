@@ -184,8 +184,8 @@ def main(mean_flow, improved, shortcut, pixel):
 
     def improved_net(params, x, t, h, omega, t_min, t_max, y):
         # The second output, the velocity, in place of which cmjax takes u from t to t.
-        told = {"class_labels": y, "guidance_scale": omega}
-        return tiny(params, x, t, t - h, **told), tiny(params, x, t, t, **told)
+        given = {"class_labels": y, "guidance_scale": omega}
+        return tiny(params, x, t, t - h, **given), tiny(params, x, t, t, **given)
 
     module = module_of(Path(mean_flow, "meanflow.py"), "meanflow")
     at = flax_loss(module.MeanFlow, net, given, dropped=2)
@@ -207,8 +207,8 @@ def main(mean_flow, improved, shortcut, pixel):
 
     def heads(params, x, t, h, omega, t_min, t_max, y):
         interval = jnp.stack([t_min, t_max], axis=-1)
-        told = {"guidance_scale": omega, "guidance_interval": interval}
-        both = tiny_heads(params, x, t, t - h, class_labels=y, second_head=True, **told)
+        given = {"guidance_scale": omega, "guidance_interval": interval}
+        both = tiny_heads(params, x, t, t - h, class_labels=y, second_head=True, **given)
         return jnp.split(both, 2, axis=-1)
 
     # With a second head and drawn intervals; Pixel MeanFlow's with larger noise, too.

@@ -38,10 +38,10 @@ def module(checkout, name):
 
 
 def inputs(size, classes, batch):
-    """What a network is told, every part of it another in every sample."""
+    """What a network is given, every part of it another in every sample."""
     rng = np.random.RandomState(0)
     t = np.linspace(1, 0.03, batch)
-    told = {
+    given = {
         "x": 1.5 * rng.standard_normal((batch, 3, size, size)),
         "t": t,
         "h": t * np.linspace(1, 0, batch),  # t - r, from all the way to none
@@ -49,11 +49,11 @@ def inputs(size, classes, batch):
         "t_min": 0.5 * rng.uniform(size=batch),
         "t_max": 0.5 + 0.5 * rng.uniform(size=batch),
     }
-    told = {name: value.astype(np.float32) for name, value in told.items()}
+    given = {name: value.astype(np.float32) for name, value in given.items()}
     # The last sample has the class that stands for none.
     labels = rng.randint(0, classes, batch)
     labels[-1] = classes
-    return told | {"y": labels.astype(np.int32)}
+    return given | {"y": labels.astype(np.int32)}
 
 
 def with_weights(network, prefix="net."):
@@ -79,11 +79,11 @@ def names(network):
     return {"blocks": blocks, "tensors": tensors}
 
 
-def in_jax(checkout, told):
+def in_jax(checkout, given):
     """The same network in the JAX code, with the same weights."""
     network = module(checkout, "models.pmfDiT").pmfDiT(**support.TOY)
-    x = told["x"].transpose(0, 2, 3, 1)
-    rest = [told[name] for name in ("t", "h", "w", "t_min", "t_max", "y")]
+    x = given["x"].transpose(0, 2, 3, 1)
+    rest = [given[name] for name in ("t", "h", "w", "t_min", "t_max", "y")]
     shapes = jax.eval_shape(network.init, jax.random.key(0), x, *rest)["params"]
 
     def drawn(path, leaf):
@@ -133,12 +133,12 @@ def main(torch_checkout, jax_checkout):
     # A toy network: its output for inputs of which every part varies.
     toy = with_weights(reference.pmfDiT(**support.TOY))
     stored["toy"] = names(toy)
-    told = inputs(support.TOY["input_size"], support.TOY["num_classes"], batch=6)
+    given = inputs(support.TOY["input_size"], support.TOY["num_classes"], batch=6)
     order = ("x", "t", "h", "w", "t_min", "t_max", "y")
     with torch.no_grad():
-        u, _ = toy(*(torch.from_numpy(told[name]) for name in order))
-    arrays |= {f"toy/{name}": value for name, value in told.items()} | {"toy/u": u.numpy()}
-    off = np.abs(in_jax(jax_checkout, told) - u.numpy()).max()
+        u, _ = toy(*(torch.from_numpy(given[name]) for name in order))
+    arrays |= {f"toy/{name}": value for name, value in given.items()} | {"toy/u": u.numpy()}
+    off = np.abs(in_jax(jax_checkout, given) - u.numpy()).max()
     print(
         f"toy: the JAX code differs by {off / u.numpy().std():.1e} of the standard deviation"
     )
@@ -161,12 +161,12 @@ def main(torch_checkout, jax_checkout):
 
     # The smallest released size, for two samples; every 32nd pixel is stored.
     b_16 = with_weights(reference.pmfDiT_B_16(eval_mode=True))
-    told = inputs(256, 1000, batch=2)
-    told["t"] = np.float32([1.0, 0.6])
-    told["h"] = np.float32([1.0, 0.35])
+    given = inputs(256, 1000, batch=2)
+    given["t"] = np.float32([1.0, 0.6])
+    given["h"] = np.float32([1.0, 0.35])
     with torch.no_grad():
-        u, _ = b_16(*(torch.from_numpy(told[name]) for name in order))
-    arrays |= {f"B_16/{name}": value for name, value in told.items() if name != "x"}
+        u, _ = b_16(*(torch.from_numpy(given[name]) for name in order))
+    arrays |= {f"B_16/{name}": value for name, value in given.items() if name != "x"}
     arrays["B_16/u"] = u.numpy()[:, :, 5::32, 9::32]
     arrays["B_16/std"] = u.numpy().std()
 

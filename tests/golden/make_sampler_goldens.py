@@ -165,7 +165,7 @@ def _set_timesteps(scheduler, levels, ours):
 
 
 def _times(scheduler):
-    """What the network is told at each call."""
+    """What the network is given at each call."""
     name = type(scheduler).__name__
     if name == "SCMScheduler":
         return scheduler.timesteps[:-1]  # the end is listed too
@@ -334,7 +334,7 @@ def _denoised(scheduler, result):
     if hasattr(scheduler, "model_outputs"):
         return scheduler.model_outputs[-1]  # that have been made x0 estimates
     if type(scheduler).__name__ == "DDIMInverseScheduler":
-        return None  # cmjax has the estimate at the level that the network is told
+        return None  # cmjax has the estimate at the level that the network is given
     return result.get("denoised", result.get("pred_original_sample"))
 
 

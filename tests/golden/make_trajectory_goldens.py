@@ -66,7 +66,7 @@ def karras_diffusion(folder):
 
 
 def tiny(params, x, t, r, labels):
-    """`tests.support.flow_maps.tiny` in PyTorch, told a 250th of the times."""
+    """`tests.support.flow_maps.tiny` in PyTorch, given a 250th of the times."""
     t = t[:, None, None, None] / 250
     r = r[:, None, None, None] / 250
     gain = params["gain"][labels][:, None, None, None]
@@ -75,7 +75,7 @@ def tiny(params, x, t, r, labels):
 
 
 def network(params):
-    """A network of the authors' kind; one that is told no second time takes the first twice."""
+    """A network of the authors' kind; one that takes no second time takes the first twice."""
 
     def call(x, t, s=None, teacher=False, y=None):
         return tiny(params, x, t, t if s is None else s, y)

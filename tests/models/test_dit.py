@@ -41,7 +41,7 @@ def test_an_untrained_network_returns_zero():
         thorough({"patch_size": 4, "out_channels": 6}),
     ],
 )
-def test_everything_it_is_told_matters(changes):
+def test_every_input_matters(changes):
     config, apply_fn, params = drawn(**changes)
     output = apply_fn(params, X, T, class_labels=LABELS)
     assert output.shape == (2, 8, 8, config.out_channels) and output.dtype == jnp.float32

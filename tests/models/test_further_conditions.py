@@ -1,4 +1,4 @@
-"""Networks told a second time or a guidance scale: what matters, and how they begin."""
+"""Networks given a second time or a guidance scale: what matters, and how they begin."""
 
 import dataclasses
 

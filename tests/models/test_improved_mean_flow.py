@@ -1,4 +1,4 @@
-"""Improved mean flows: as the authors' code computes, told everything in another way."""
+"""Improved mean flows: as the authors' code computes, given everything in another way."""
 
 import dataclasses
 
@@ -34,8 +34,8 @@ def model(tmp_path_factory):
     return dataclasses.replace(loaded, apply_fn=jax.jit(loaded.apply_fn))
 
 
-def told(name):
-    """What the authors' network was told, as cmjax's takes it."""
+def reference_inputs(name):
+    """What the authors' network was given, as cmjax's takes it."""
     stored = {
         key: GOLDEN[f"{name}/{key}"] for key in ("t", "h", "w", "t_min", "t_max", "y")
     }
@@ -49,14 +49,14 @@ def told(name):
 
 
 def test_output_of_the_authors_code(model):
-    times, cond = told("toy")
+    times, cond = reference_inputs("toy")
     x = jnp.asarray(GOLDEN["toy/x"])
     assert 5 in cond["class_labels"]  # the class that stands for none
     u = model.apply_fn(model.params, x, *times, **cond)
     expected = GOLDEN["toy/u"]
     np.testing.assert_allclose(u, expected, atol=1e-4 * expected.std())
 
-    # Everything that it is told matters.
+    # Everything that it is given matters.
     def difference(times=times, **changes):
         other = model.apply_fn(model.params, x, *times, **(cond | changes))
         return np.abs(other - u).max(axis=(1, 2, 3)).min()
@@ -87,7 +87,7 @@ def test_samples_of_the_authors_code(model, calls):
 
 
 def test_an_untrained_network_has_no_velocity(model):
-    times, cond = told("toy")
+    times, cond = reference_inputs("toy")
     zeros = jax.tree.map(jnp.zeros_like, model.params)
     x = jnp.asarray(GOLDEN["toy/x"]).astype(jnp.bfloat16)
     u = model.apply_fn(zeros, x, *times, **cond)
@@ -124,7 +124,7 @@ def test_the_released_sizes():
 def test_output_of_the_authors_code_at_the_smallest_released_size(tmp_path):
     state = flax_files.state("improved_mean_flow", "iMF-B/2", parts=("ema_params",))
     model = cmjax.load(flax_files.write_msgpack(tmp_path / "checkpoint", state))
-    times, cond = told("released")
+    times, cond = reference_inputs("released")
     x = 1.5 * np.random.RandomState(0).standard_normal((2, 32, 32, 4))
     x = jnp.asarray(x.astype(np.float32))
     u = jax.jit(model.apply_fn)(model.params, x, *times, **cond)

@@ -33,22 +33,22 @@ def model(tmp_path_factory):
     return cmjax.load(path, config=CONFIG)
 
 
-def told(name):
-    """What the authors' network was told, as cmjax's takes it."""
+def reference_inputs(name):
+    """What the authors' network was given, as cmjax's takes it."""
     t = GOLDEN[f"{name}/t"]
     times = (1000 * t, 1000 * (t - GOLDEN[f"{name}/h"]))
     return [jnp.asarray(time) for time in times], jnp.asarray(GOLDEN[f"{name}/y"])
 
 
 def test_output_of_the_authors_code(model):
-    times, labels = told("toy")
+    times, labels = reference_inputs("toy")
     assert 5 in labels  # the class that stands for none
     apply_fn = jax.jit(model.apply_fn)
     u = apply_fn(model.params, jnp.asarray(GOLDEN["toy/x"]), *times, class_labels=labels)
     expected = GOLDEN["toy/u"]
     np.testing.assert_allclose(u, expected, atol=1e-4 * expected.std())
 
-    # Everything that it is told matters.
+    # Everything that it is given matters.
     def difference(times=times, labels=labels):
         other = apply_fn(model.params, GOLDEN["toy/x"], *times, class_labels=labels)
         return np.abs(other - u).max(axis=(1, 2, 3)).min()
@@ -78,7 +78,7 @@ def test_samples_of_the_authors_code(model, calls):
 def test_output_of_the_authors_code_at_the_released_size(tmp_path):
     state = flax_files.state("mean_flow", "MF-B/4", parts=("ema_params",))
     model = cmjax.load(flax_files.write_msgpack(tmp_path / "checkpoint", state))
-    times, labels = told("released")
+    times, labels = reference_inputs("released")
     x = 1.5 * np.random.RandomState(0).standard_normal((2, 32, 32, 4))
     x = jnp.asarray(x.astype(np.float32))
     u = jax.jit(model.apply_fn)(model.params, x, *times, class_labels=labels)

@@ -1,4 +1,4 @@
-"""Pixel MeanFlow: as its reference computes, told everything in another way."""
+"""Pixel MeanFlow: as its reference computes, given everything in another way."""
 
 import dataclasses
 
@@ -37,8 +37,8 @@ def model(tmp_path_factory):
     return dataclasses.replace(loaded, apply_fn=jax.jit(loaded.apply_fn))
 
 
-def told(name):
-    """What the reference was told, as cmjax's network takes it."""
+def reference_inputs(name):
+    """What the reference was given, as cmjax's network takes it."""
     stored = {
         key: GOLDEN[f"{name}/{key}"] for key in ("t", "h", "w", "t_min", "t_max", "y")
     }
@@ -52,15 +52,15 @@ def told(name):
 
 
 def test_output_of_the_reference(model):
-    times, cond = told("toy")
+    times, cond = reference_inputs("toy")
     assert 5 in cond["class_labels"]  # the class that stands for none
     u = model.apply_fn(model.params, GOLDEN["toy/x"].transpose(0, 2, 3, 1), *times, **cond)
     expected = GOLDEN["toy/u"].transpose(0, 2, 3, 1)
     np.testing.assert_allclose(u, expected, atol=1e-4 * expected.std())
 
 
-def test_everything_it_is_told_matters(model):
-    times, cond = told("toy")
+def test_every_input_matters(model):
+    times, cond = reference_inputs("toy")
     x = jnp.asarray(GOLDEN["toy/x"].transpose(0, 2, 3, 1))
     u = model.apply_fn(model.params, x, *times, **cond)
 
@@ -94,8 +94,8 @@ def test_samples_of_the_reference(model, steps):
     np.testing.assert_allclose(x, expected, atol=1e-4 * expected.std())
 
 
-def test_labels_alone_are_told_what_the_config_says(model):
-    times, cond = told("toy")
+def test_labels_alone_get_what_the_config_says(model):
+    times, cond = reference_inputs("toy")
     x = jnp.asarray(GOLDEN["toy/x"].transpose(0, 2, 3, 1))
     alone = {"class_labels": cond["class_labels"]}
     scale = jnp.full(6, 3.0)
@@ -123,7 +123,7 @@ def test_a_model_may_be_asked_for_no_class(model):
         model.sample(jax.random.key(1), 2, labels=5)
 
 
-def test_guidance_is_told(model):
+def test_guidance_is_an_input(model):
     cond = {
         "class_labels": jnp.array([1, 2]),
         "guidance_scale": jnp.full(2, 2.0),
@@ -137,7 +137,7 @@ def test_guidance_is_told(model):
 
 def test_the_velocity_is_that_towards_x0(model):
     # With parameters of zero x0 is zero, as in an untrained network.
-    times, cond = told("toy")
+    times, cond = reference_inputs("toy")
     x = jnp.asarray(GOLDEN["toy/x"].transpose(0, 2, 3, 1))
     u = model.apply_fn(jax.tree.map(jnp.zeros_like, model.params), x, *times, **cond)
     t = np.maximum(GOLDEN["toy/t"], 0.05)  # no velocity of a shorter time
@@ -157,7 +157,7 @@ def test_the_second_head_branches_off_before_the_last_blocks(model):
     nnx.replace_by_pure_dict(state, {**first, "second_head": head})
     apply_fn, params = cmjax.from_nnx(nnx.merge(graph, state))
 
-    times, cond = told("toy")
+    times, cond = reference_inputs("toy")
     x = jnp.asarray(GOLDEN["toy/x"].transpose(0, 2, 3, 1))
 
     @jax.jit
@@ -173,7 +173,7 @@ def test_the_second_head_branches_off_before_the_last_blocks(model):
 
 
 def test_both_heads_of_a_network_with_one(model):
-    times, cond = told("toy")
+    times, cond = reference_inputs("toy")
     x = jnp.asarray(GOLDEN["toy/x"].transpose(0, 2, 3, 1))
     with pytest.raises(ValueError, match="without one; set second_head_layers"):
         network = model.apply_fn.__wrapped__  # not compiled
@@ -181,7 +181,7 @@ def test_both_heads_of_a_network_with_one(model):
 
 
 def test_bfloat16_in_bfloat16_out(model):
-    times, cond = told("toy")
+    times, cond = reference_inputs("toy")
     x = jnp.asarray(GOLDEN["toy/x"].transpose(0, 2, 3, 1))
     exact = model.apply_fn(model.params, x, *times, **cond)
     u = model.apply_fn(model.params, x.astype(jnp.bfloat16), *times, **cond)
@@ -202,7 +202,7 @@ def test_bfloat16_in_bfloat16_out(model):
     ],
 )
 def test_inputs_that_do_not_fit(model, changes, message):
-    times, cond = told("toy")
+    times, cond = reference_inputs("toy")
     x = jnp.asarray(GOLDEN["toy/x"].transpose(0, 2, 3, 1))
     with pytest.raises(ValueError, match=message):
         model.apply_fn(model.params, x, *times, **(cond | changes))
@@ -248,7 +248,7 @@ def test_the_released_sizes():
 @pytest.mark.thorough
 def test_output_of_the_reference_at_the_smallest_released_size(tmp_path):
     loaded = cmjax.load(reference.save(tmp_path / "pMF-B-16.pt", "B_16"))
-    times, cond = told("B_16")
+    times, cond = reference_inputs("B_16")
     x = 1.5 * np.random.RandomState(0).standard_normal((2, 3, 256, 256))
     x = jnp.asarray(x.astype(np.float32).transpose(0, 2, 3, 1))
     u = jax.jit(loaded.apply_fn)(loaded.params, x, *times, **cond)
@@ -271,6 +271,6 @@ def test_a_scale_of_0_is_refused_where_it_is_known():
     module = PixelMeanFlow(config, rngs=nnx.Rngs(0))
     x = jnp.zeros((2, 4, 4, 3))
     t = jnp.full(2, 500.0)
-    told = (jnp.array([0, 1]), jnp.array([1.0, 0.0]))
+    conditions = (jnp.array([0, 1]), jnp.array([1.0, 0.0]))
     with pytest.raises(ValueError, match="guidance_scale must be above 0"):
-        module(x, t, t, *told)
+        module(x, t, t, *conditions)

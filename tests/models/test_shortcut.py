@@ -32,7 +32,7 @@ def model(tmp_path_factory):
     return cmjax.load(flax_files.write_pickle(path, "shortcut"), config=CONFIG)
 
 
-def told(name):
+def reference_inputs(name):
     """The times that steps of length 2**-k begin and end at, from 1000 (noise) to 0."""
     t = 1 - GOLDEN[f"{name}/t"]
     r = t - 0.5 ** GOLDEN[f"{name}/k"]
@@ -40,7 +40,7 @@ def told(name):
 
 
 def test_output_of_the_authors_code(model):
-    times = told("toy")
+    times = reference_inputs("toy")
     x = jnp.asarray(GOLDEN["toy/x"])
     labels = jnp.asarray(GOLDEN["toy/y"])
     assert 5 in labels  # the class that stands for none
@@ -50,7 +50,7 @@ def test_output_of_the_authors_code(model):
     expected = -GOLDEN["toy/v"]  # towards the noise
     np.testing.assert_allclose(u, expected, atol=1e-4 * expected.std())
 
-    # Everything that it is told matters; of a step's length the logarithm, rounded down.
+    # Everything that it is given matters; of a step's length the logarithm, rounded down.
     def difference(t, r, labels):
         other = apply_fn(model.params, x, t, r, class_labels=labels)
         return np.abs(other - u).max(axis=(1, 2, 3))
@@ -88,7 +88,9 @@ def test_output_of_the_authors_code_at_the_smallest_released_size(tmp_path):
     x = 1.5 * np.random.RandomState(0).standard_normal((2, 32, 32, 4))
     x = jnp.asarray(x.astype(np.float32))
     labels = jnp.asarray(GOLDEN["released/y"])
-    u = jax.jit(model.apply_fn)(model.params, x, *told("released"), class_labels=labels)
+    u = jax.jit(model.apply_fn)(
+        model.params, x, *reference_inputs("released"), class_labels=labels
+    )
     expected = -GOLDEN["released/v"]
     atol = 1e-4 * float(GOLDEN["released/std"])
     np.testing.assert_allclose(u[:, 3::8, 5::8], expected, atol=atol)

@@ -26,7 +26,7 @@ def test_starts_at_zero_so_that_samples_are_the_skip_connection():
     assert np.any(unet.conv_in.kernel[...])
 
 
-def test_output_depends_on_everything_it_is_told():
+def test_output_depends_on_everything_it_takes():
     apply_fn, params = network()
     base = np.asarray(apply_fn(params, X, T, class_labels=LABELS))
     assert base.shape == X.shape and np.all(np.isfinite(base))

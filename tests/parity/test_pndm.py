@@ -54,13 +54,13 @@ def test_pndm_of_a_network_that_knows_the_noise_stays_on_the_path_where_diffuser
     sample = torch.from_numpy(alphas[0] * x0 + sigmas[0] * noise)
     for t in theirs.timesteps:
         variance = float(theirs.alphas_cumprod[t])
-        told = torch.from_numpy(np.float32(output(variance**0.5, (1 - variance) ** 0.5)))
-        sample = theirs.step(told, t, sample).prev_sample
+        given = torch.from_numpy(np.float32(output(variance**0.5, (1 - variance) ** 0.5)))
+        sample = theirs.step(given, t, sample).prev_sample
     assert np.allclose(sample, end, atol=1e-3) == arrives
 
 
 def test_pndm_rounds_the_middle_of_an_odd_step_once_where_diffusers_is_one_off():
-    # Of a step from 888 to 777, the network is told 832; diffusers goes to 833.
+    # Of a step from 888 to 777, the network is given 832; diffusers goes to 833.
     theirs = diffusers.PNDMScheduler()
     theirs.set_timesteps(9)
     state = PNDMScheduler().set_timesteps(9)

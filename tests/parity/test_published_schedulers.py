@@ -11,7 +11,7 @@ from tests.support import published
 # diffusers hands tensors to NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
-# Of these diffusers' timesteps are not what the network is told, or there is no noise at all.
+# Of these diffusers' timesteps are not what the network is given, or there is no noise at all.
 OTHER_TIMES = ("ScoreSdeVeScheduler", "VQDiffusionScheduler")
 
 

@@ -179,10 +179,10 @@ def test_exponential_levels_begin_at_the_last_time_where_diffusers_cuts_a_roundi
     state = ours.set_timesteps(20)
     theirs.set_timesteps(20)
     right = np.array(state.timesteps, int)
-    told = theirs.timesteps.numpy()
+    their_times = theirs.timesteps.numpy()
     assert right[0] == 999
-    assert told[0] == 998  # of 998.99999
-    np.testing.assert_array_equal(told[1:], right[1:])
+    assert their_times[0] == 998  # of 998.99999
+    np.testing.assert_array_equal(their_times[1:], right[1:])
 
     # With the right time the whole loop agrees, without it does not.
     first = np.random.default_rng(0).standard_normal((2, 3), np.float32)
@@ -196,7 +196,7 @@ def test_exponential_levels_begin_at_the_last_time_where_diffusers_cuts_a_roundi
         init=first,
     )
     ends = []
-    for times in (right, told):
+    for times in (right, their_times):
         theirs.set_timesteps(20)
         x = torch.from_numpy(first)
         for call, time in zip(theirs.timesteps, times, strict=True):
@@ -501,9 +501,9 @@ def test_ve_steps_end_at_zero_where_diffusers_repeats_a_level_with_a_large_sampl
     state = ours.set_timesteps(3)
     np.testing.assert_allclose(state.weights.noise[:2] ** 2, repeated[:2], rtol=1e-5)
 
-    # x' = x + sigma^2 s, the last from the lowest level, whatever the network is told.
-    told = np.float64(state.sigmas[2])
-    np.testing.assert_allclose(told - state.weights.eps[2], low / told, atol=1e-5 * told)
+    # x' = x + sigma^2 s, the last from the lowest level, whatever the network is given.
+    level = np.float64(state.sigmas[2])
+    np.testing.assert_allclose(level - state.weights.eps[2], low / level, atol=1e-5 * level)
 
 
 def test_a_langevin_step_is_of_each_sample_where_diffusers_takes_the_mean_of_the_batch():

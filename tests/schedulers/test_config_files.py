@@ -130,7 +130,7 @@ def test_the_kept_options_follow_a_scheduler_that_is_changed():
     assert changed.to_config()["snr"] == 0.1
 
 
-# Schedulers of networks that are told training times: each can sample the network of another.
+# Schedulers of networks that take training times: each can sample the network of another.
 OF_TRAINING_TIMES = [
     name for name, cls in SCHEDULERS.items() if "beta_start" in cls.__dataclass_fields__
 ]

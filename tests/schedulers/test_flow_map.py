@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cmjax
-from cmjax.guidance import told_scale
+from cmjax.guidance import embedded_scale
 
 SCALED = cmjax.FlowMapEulerDiscreteScheduler(noise_scale=4.0)
 
@@ -18,7 +18,7 @@ def test_levels_are_those_of_the_scaled_noise():
     np.testing.assert_array_equal(state.timesteps, [1000, 500])
     assert SCALED.init_noise_sigma == 4.0
 
-    # The network is told times, which the scale does not change.
+    # The network is given times, which the scale does not change.
     assert [float(time) for time in SCALED.time_inputs(state)] == [1000, 500]
     given = SCALED.set_timesteps(sigmas=[1.0, 0.5])
     np.testing.assert_array_equal(given.sigmas, state.sigmas)
@@ -85,9 +85,9 @@ def guided_mean_velocity(params, x, t, r, guidance_scale, guidance_interval):
 
 
 def of_shortcut(network):
-    """A network that is told what shortcut models are, 1 - t and log2 of the number of steps."""
+    """A network that takes what shortcut models are, 1 - t and log2 of the number of steps."""
 
-    def told(params, x, t, r, **cond):
+    def given(params, x, t, r, **cond):
         s = 1 - t / 1000
         k = -jnp.log2((t - r) / 1000)
 
@@ -98,7 +98,7 @@ def of_shortcut(network):
 
         return -towards_data(s, k)
 
-    return told
+    return given
 
 
 def moments(network, calls, scale, interval):
@@ -107,7 +107,7 @@ def moments(network, calls, scale, interval):
     # Every velocity is linear in x, so that the samples of two noises tell both.
     ends = cmjax.sample(
         jax.random.key(0),
-        told_scale(network, scale, interval),
+        embedded_scale(network, scale, interval),
         None,
         cmjax.FlowMapEulerDiscreteScheduler(),
         (2,),

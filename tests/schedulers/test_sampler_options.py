@@ -456,7 +456,7 @@ def test_runs_start_at_the_highest_level_and_have_the_network_calls_documented(n
     for n in (1, 4):
         state = start(scheduler, num_inference_steps=n)
         if name == "DDIMInverseScheduler":
-            # Upwards; where the last call is told to be, the run ends.
+            # Upwards; where the last call is given to be, the run ends.
             assert state.num_steps == n
             assert state.timesteps[-1] == HIGHEST[name]
             assert np.all(np.diff(state.sigmas[:-1]) > 0)

@@ -41,12 +41,12 @@ def run(scheduler, n, shape):
 def ve_moments(scheduler, n, mean, variance):
     """Mean and variance after the predictor's n steps, from those at sigma_max."""
     low, high = scheduler.sigma_min, scheduler.sigma_max
-    told = low * (high / low) ** np.linspace(1, scheduler.sampling_eps, n)
+    given = low * (high / low) ** np.linspace(1, scheduler.sampling_eps, n)
     levels = np.append(np.geomspace(high, low, n), 0)
     for i in range(n):
         # x' = x + G^2 s + G z with s = -(x - MEAN) / (STD^2 + sigma^2).
         square = levels[i] ** 2 - levels[i + 1] ** 2
-        kept = 1 - square / (STD**2 + told[i] ** 2)
+        kept = 1 - square / (STD**2 + given[i] ** 2)
         mean = MEAN + kept * (mean - MEAN)
         variance = kept**2 * variance + (square if i < n - 1 else 0)
     return mean, variance
@@ -169,8 +169,8 @@ def test_a_score_or_noise_of_zero_leaves_the_sample_with_finite_gradients(zero):
 def test_the_network_is_told_sigma_at_each_call_of_corrector_and_predictor():
     scheduler = ScoreSdeVeScheduler(correct_steps=2, sampling_eps=0.1)
     state = scheduler.set_timesteps(3)
-    told = 0.01 * 134800 ** np.array([1, 0.55, 0.1])
-    np.testing.assert_allclose(state.timesteps, np.repeat(told, 3), rtol=1e-5)
+    given = 0.01 * 134800 ** np.array([1, 0.55, 0.1])
+    np.testing.assert_allclose(state.timesteps, np.repeat(given, 3), rtol=1e-5)
     np.testing.assert_array_equal(state.sigmas[:-1], state.timesteps)
 
     # The same times written down are the same run; x0 = x + sigma^2 s.
@@ -179,7 +179,7 @@ def test_the_network_is_told_sigma_at_each_call_of_corrector_and_predictor():
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
     x = jnp.ones((1, 2))
     denoised = scheduler.denoise(state, 3 * x, x)
-    np.testing.assert_allclose(denoised, 1 + 3 * told[0] ** 2 * np.ones((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(denoised, 1 + 3 * given[0] ** 2 * np.ones((1, 2)), rtol=1e-5)
 
 
 def test_vp_times_and_levels_are_inverse_to_each_other():

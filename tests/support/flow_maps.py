@@ -1,4 +1,4 @@
-"""Flow maps in closed form, and a small network told two times, for JAX and for NumPy."""
+"""Flow maps in closed form, and a small network that takes two times, for JAX and for NumPy."""
 
 import jax.numpy as jnp
 
@@ -67,7 +67,7 @@ def tiny(
     guidance_interval=None,
     xp=jnp,
 ):
-    """A network of pictures `[B, H, W, C]` that everything it is told matters to."""
+    """A network of pictures `[B, H, W, C]` that everything it is given matters to."""
     t, r = t[:, None, None, None], r[:, None, None, None]
     gain = params["gain"][class_labels][:, None, None, None]
     if guidance_scale is not None:
@@ -79,12 +79,12 @@ def tiny(
     return xp.tanh(inner) + params["span"] * (t - r) * xp.cos(x + r)
 
 
-def tiny_heads(params, x, t, r, *, second_head=False, **told):
-    """The same with a second head, which is another function of all that it is told."""
-    u = tiny(params, x, t, r, **told)
+def tiny_heads(params, x, t, r, *, second_head=False, **given):
+    """The same with a second head, which is another function of all that it is given."""
+    u = tiny(params, x, t, r, **given)
     if not second_head:
         return u
-    v = tiny(params, x, t, r / 2, **told) + 0.3 * x
+    v = tiny(params, x, t, r / 2, **given) + 0.3 * x
     return jnp.concatenate([u, v], axis=-1)
 
 

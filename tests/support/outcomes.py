@@ -57,7 +57,7 @@ def loads_or_is_refused(path, counts=None):
 
     Args:
         path: what is opened.
-        counts: a Counter that is told "loaded" or "refused".
+        counts: a Counter that is given "loaded" or "refused".
     """
     counts = Counter() if counts is None else counts
     resident = _most_resident()

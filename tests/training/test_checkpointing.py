@@ -67,7 +67,7 @@ def test_a_flipped_bit_is_never_another_state(copy, capfd):
             except ValueError as error:
                 refused += 1
                 assert f"checkpoint {copy / 'checkpoints' / '6'} is" in str(error)
-                assert str(error).endswith("remove it, and the run goes on from step 3")
+                assert str(error).endswith("remove it, and the run continues from step 3")
                 assert "\n" not in str(error)
         path.write_bytes(content)
     assert refused > 4
@@ -105,7 +105,7 @@ def test_a_checkpoint_in_parts_is_refused(copy, damage):
 def test_a_folder_that_is_no_checkpoint_is_refused(copy):
     newest = copy / "checkpoints" / "900"
     newest.mkdir()
-    with pytest.raises(ValueError, match="900 is damaged or no .* goes on from step 6"):
+    with pytest.raises(ValueError, match="900 is damaged or no .* continues from step 6"):
         restore(copy)
 
     # A copy of another one has another step's state.
@@ -118,5 +118,5 @@ def test_a_folder_that_is_no_checkpoint_is_refused(copy):
 def test_the_only_checkpoint_has_none_before_it(copy):
     shutil.rmtree(copy / "checkpoints" / "3")
     cut("default/_METADATA")(copy / "checkpoints" / "6")
-    with pytest.raises(ValueError, match="remove it, and the run goes on from its begin"):
+    with pytest.raises(ValueError, match="remove it, and the run continues from its begin"):
         restore(copy)

@@ -364,7 +364,7 @@ def test_mistakes_on_the_command_line(files, monkeypatch):
         (("d.npz", "latents"), "Missing option '--vae'"),
         (
             ("d.npz", "latents", "--vae", "d.npz"),
-            "--vae: d.npz has no config.json beside it",
+            "--vae: d.npz has no config.json next to it",
         ),
         (("d.npz", "latents", "--vae", "vae", "--size", 16), "8x8, but 16x16 are wanted"),
         (

@@ -142,13 +142,13 @@ CASES = {
     "mean_flow_omega": MeanFlow(omega=2.0, guidance_end=0.8, norm_p=0.5, **GUIDED),
     "imf_guided": ImprovedMeanFlow(largest_scale=8.0, **GUIDED),
     "imf_heads": ImprovedMeanFlow(
-        second_head=True, largest_scale=8.0, tells_interval=True, **GUIDED
+        second_head=True, largest_scale=8.0, trains_interval=True, **GUIDED
     ),
     "pmf": losses.ImprovedMeanFlow(
         cmjax.FlowMapEulerDiscreteScheduler(num_train_timesteps=1, noise_scale=2.0),
         second_head=True,
         largest_scale=8.0,
-        tells_interval=True,
+        trains_interval=True,
         shortest_time=0.05,
         **GUIDED,
     ),
@@ -205,7 +205,7 @@ def test_the_time_derivative_equals_finite_differences():
     network = mean_velocity(tiny, cmjax.FlowMapEulerDiscreteScheduler())
     found = time_derivative(network, tiny_params(), x, t / 100, r / 100, velocity, cond)
 
-    # The network is told 1,000 times the times.
+    # The network is given 1,000 times the times.
     wide = partial(np.asarray, dtype=np.float64)
     params = jax.tree.map(wide, tiny_params())
 
@@ -406,8 +406,8 @@ def test_shortcuts_learn_from_batches_of_one():
             "largest_scale=8.0 .* give null_class",
         ),
         (
-            lambda: ImprovedMeanFlow(tells_interval=True),
-            "tells_interval=True .* give largest_scale, above 1",
+            lambda: ImprovedMeanFlow(trains_interval=True),
+            "trains_interval=True .* give largest_scale, above 1",
         ),
         (
             lambda: ImprovedMeanFlow(second_head=True, velocity_weight=0.0),
@@ -515,21 +515,21 @@ def test_noise_has_the_scale_of_the_scheduler(loss):
 def test_what_an_improved_mean_flow_is_told_of_guidance():
     seen = []
 
-    def network(params, x, t, r, second_head=False, **told):
-        seen.append({"t": t, "r": r, **told})
+    def network(params, x, t, r, second_head=False, **given):
+        seen.append({"t": t, "r": r, **given})
         return params * jnp.concatenate([x, x], -1) if second_head else params * x
 
     loss = ImprovedMeanFlow(
-        second_head=True, largest_scale=8.0, tells_interval=True, **GUIDED
+        second_head=True, largest_scale=8.0, trains_interval=True, **GUIDED
     )
     labels = jnp.arange(4096) % 4
     batch = {"data": jnp.zeros((4096, 1)), "class_labels": labels}
     value(loss, network, jnp.float32(1), batch)
-    told, own, without = (jax.tree.map(np.asarray, call) for call in seen[:3])
+    given, own, without = (jax.tree.map(np.asarray, call) for call in seen[:3])
 
-    # An instant is told all times; else each end is uniform in its half.
-    low, high = told["guidance_interval"].T
-    instant = told["t"] == told["r"]
+    # An instant is given all times; else each end is uniform in its half.
+    low, high = given["guidance_interval"].T
+    instant = given["t"] == given["r"]
     assert instant.sum() == 2048
     assert np.all(low[instant] == 0) and np.all(high[instant] == 1)
     assert low[~instant].mean() == pytest.approx(0.25, abs=0.02)
@@ -537,8 +537,8 @@ def test_what_an_improved_mean_flow_is_told_of_guidance():
     assert low.max() <= 0.5 and high[~instant].min() >= 0.5
 
     # The network's own velocities are of one time: the scale acts there, or is 1.
-    acts = (low <= told["t"]) & (told["t"] <= high)
-    expected = np.where(acts, told["guidance_scale"], 1)
+    acts = (low <= given["t"]) & (given["t"] <= high)
+    expected = np.where(acts, given["guidance_scale"], 1)
     np.testing.assert_array_equal(own["guidance_scale"], expected)
     np.testing.assert_array_equal(own["guidance_interval"], [[0, 1]] * 4096)
     assert 0.6 < acts.mean() < 0.99 and np.all(own["t"] == own["r"])

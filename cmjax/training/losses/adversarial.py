@@ -180,7 +180,7 @@ class Adversarial(Loss):
                 apply_fn, params, self.scheduler, noisy, sigma, **cond
             )
 
-        # A trajectory model is told the end of its jump as well.
+        # A trajectory model also takes the end of its jump.
         last = jnp.full_like(sigma, karras_range(self.scheduler).sigma_min)
         jump = trajectory_function(apply_fn, self.scheduler)
         return jump(params, noisy, sigma, last, cond)

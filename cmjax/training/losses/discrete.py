@@ -71,7 +71,7 @@ class DiscreteLoss(Loss):
             noisy = add_noise(data, sigma, noise)
             return estimate(apply_fn, params, self.scheduler, noisy, sigma, **cond)
 
-        # Networks are not told a level of 0, whose logarithm is not finite.
+        # Networks are not called at a level of 0, whose logarithm is not finite.
         is_noisy = lower > 0
         target = f(target_params, jnp.where(is_noisy, lower, higher))
         is_noisy_sample = is_noisy.reshape(-1, *(1,) * (data.ndim - 1))

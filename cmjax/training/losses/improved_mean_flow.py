@@ -45,7 +45,7 @@ class ImprovedMeanFlow(Loss):
     scale w, `guidance_scale`, and the velocity becomes `z - x0 + (1 - 1/w) (v1 - v0)`, where v0 and
     v1 are its own velocities without and with the class. It needs samples without their class: some
     of the batch's `class_labels` have to be `null_class`. These are not guided. With
-    `tells_interval` it takes an interval of times too, `guidance_interval`, outside of which the
+    `trains_interval` it takes an interval of times too, `guidance_interval`, outside of which the
     velocity is not guided.
 
     **Pixel MeanFlow** (Lu et al. 2026, arXiv 2601.22158) is this loss with a network that divides
@@ -68,7 +68,7 @@ class ImprovedMeanFlow(Loss):
             term is the only one that trains it.
         largest_scale: the guidance scale w is drawn from 1 to this, uniform in its logarithm, as 8
             in the authors' code; 1 for networks without a scale.
-        tells_interval: whether the network is told the interval of its guidance. It is drawn with
+        trains_interval: whether the network takes the interval of its guidance. It is drawn with
             its lower end uniform in 0 to 1/2 and its upper end in 1/2 to 1, and is 0 to 1 where
             r = t.
         shortest_time: below this t the velocity is not (x - x0) / t, but divided by this, as 0.05
@@ -91,7 +91,7 @@ class ImprovedMeanFlow(Loss):
     velocity_weight: float = 1.0
     second_head: bool = False
     largest_scale: float = 1.0
-    tells_interval: bool = False
+    trains_interval: bool = False
     shortest_time: float = 0.0
     null_class: int | None = None
 
@@ -111,9 +111,9 @@ class ImprovedMeanFlow(Loss):
                 f"largest_scale={self.largest_scale} guides by samples without a class: give "
                 "null_class, their label"
             )
-        if self.tells_interval and self.largest_scale == 1:
+        if self.trains_interval and self.largest_scale == 1:
             raise ValueError(
-                "tells_interval=True is of guidance as an input: give largest_scale, above 1"
+                "trains_interval=True is of guidance as an input: give largest_scale, above 1"
             )
         if self.second_head and self.velocity_weight == 0:
             raise ValueError(
@@ -145,7 +145,7 @@ class ImprovedMeanFlow(Loss):
             scale = jnp.exp(ramp * math.log(self.largest_scale))
 
         # Their intervals. Where r = t the guidance acts at t, so that it is of all times.
-        if self.tells_interval:
+        if self.trains_interval:
             halves = random.uniform(interval_key, (count, 2)) / 2
             interval = halves + jnp.array([[0.0, 0.5]], jnp.float32)
             interval = jnp.where((r == t)[:, None], _always(count), interval)
@@ -174,9 +174,9 @@ class ImprovedMeanFlow(Loss):
             t: times, f32[B], from 0 (data) to 1.
             r: where the mean ends, f32[B], from 0 to t.
             cond: per-sample conditioning.
-            scale: guidance scales, f32[B]; None for a network that is not told them.
+            scale: guidance scales, f32[B]; None for a network that does not take them.
             interval: times that guidance acts at, f32[B, 2], lowest and highest; None for a network
-                that is not told them.
+                that does not take them.
 
         Raises:
             ValueError: for times or guidance of another shape, or a scale that is known to be 0
@@ -184,7 +184,7 @@ class ImprovedMeanFlow(Loss):
         """
         check_times(data, t=t, r=r)
         network = mean_velocity(apply_fn, self.scheduler)
-        told = with_guidance(cond, scale, interval)
+        guided_cond = with_guidance(cond, scale, interval)
 
         # The samples (1 - t) x0 + t z, and their velocity (x - x0) / t, which is z - x0.
         x = on_path(data, noise, t)
@@ -194,37 +194,37 @@ class ImprovedMeanFlow(Loss):
 
         # Mean velocity and velocity, which are trained, and the velocity to differentiate along.
         acting, always = guidance_at(t, scale, interval)
-        told_at_t = with_guidance(cond, acting, always)
+        cond_at_t = with_guidance(cond, acting, always)
         if self.second_head:
-            u, v = both_velocities(apply_fn, self.scheduler)(params, x, t, r, told)
-            own = self._velocity_at(apply_fn, params, x, t, told_at_t)
+            u, v = both_velocities(apply_fn, self.scheduler)(params, x, t, r, guided_cond)
+            own = self._velocity_at(apply_fn, params, x, t, cond_at_t)
         else:
-            u = network(params, x, t, r, told)
-            v = network(params, x, t, t, told_at_t)
+            u = network(params, x, t, r, guided_cond)
+            v = network(params, x, t, t, cond_at_t)
             own = v
 
         # The velocity that both learn.
         target = velocity
         if scale is not None:
-            target = self._guided(apply_fn, params, x, t, velocity, own, told_at_t)
+            target = self._guided(apply_fn, params, x, t, velocity, own, cond_at_t)
         target = jax.lax.stop_gradient(target)
 
         # The error of V = u + (t - r) du/dt, where only u has a gradient, and that of v.
-        slope = time_derivative(network, params, x, t, r, own, told)
+        slope = time_derivative(network, params, x, t, r, own, guided_cond)
         error = combine((1, u), (t - r, slope)) - target
         return self._weighted(error, v - target)
 
-    def _guided(self, apply_fn, params, x, t, velocity, own, told):
+    def _guided(self, apply_fn, params, x, t, velocity, own, guided_cond):
         """Returns the guided velocity, `[B, ...]`; that of samples without a class is their own."""
-        scale = told["guidance_scale"]
+        scale = guided_cond["guidance_scale"]
 
         # The velocity without the class, v0, at the scale 1. It has no gradient.
-        without = without_class(apply_fn, told, self.null_class)
+        without = without_class(apply_fn, guided_cond, self.null_class)
         without["guidance_scale"] = jnp.ones_like(scale)
         v0 = self._velocity_at(apply_fn, params, x, t, without)
 
         # z - x0 + (1 - 1/w) (v1 - v0), where `own` is v1.
-        is_null = told["class_labels"] == self.null_class
+        is_null = guided_cond["class_labels"] == self.null_class
         weight = jnp.where(is_null, 0, 1 - 1 / scale)
         return combine((1, velocity), (weight, own), (-weight, v0))
 
@@ -288,12 +288,12 @@ def with_guidance(
     cond: dict[str, Any], scale: jax.Array | None, interval: jax.Array | None
 ) -> dict[str, Any]:
     """Returns conditioning with a guidance scale f32[B] and interval f32[B, 2], if given."""
-    told = dict(cond)
+    guided_cond = dict(cond)
     if scale is not None:
-        told["guidance_scale"] = scale
+        guided_cond["guidance_scale"] = scale
     if interval is not None:
-        told["guidance_interval"] = interval
-    return told
+        guided_cond["guidance_interval"] = interval
+    return guided_cond
 
 
 def _always(count):

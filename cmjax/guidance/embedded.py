@@ -17,7 +17,7 @@ from cmjax.tracing import cached_unless_tracing
 _NETWORKS = 64
 
 
-def told_scale(
+def embedded_scale(
     apply_fn: ApplyFn, scale: Any, interval: Sequence[float] | None = None
 ) -> ApplyFn:
     """Returns a network that is called with a fixed guidance scale.
@@ -38,12 +38,12 @@ def told_scale(
 
     Raises:
         ValueError: for a scale that is not positive, an interval that is none, or one for a network
-            that is told none.
+            that takes none.
     """
     check_network(apply_fn)
     if callable(scale):
         raise ValueError(
-            "scale must be a number or one per sample: the network is told the same at all levels"
+            "scale must be a number or one per sample: the network takes the same at all levels"
         )
     known = known_reals("scale", scale)
     is_right = known is None or np.all(np.isfinite(known) & (known > 0))
@@ -57,23 +57,25 @@ def told_scale(
     if interval is not None:
         if not takes(apply_fn, "guidance_interval"):
             raise ValueError(
-                "interval is for networks that are told one, and this one is told a scale only"
+                "interval is for networks that take one, and this one takes a scale only"
             )
         ends = interval_ends("interval", interval, of_times=True)
 
-    return cached_unless_tracing(_told, apply_fn, scale, ends)
+    return cached_unless_tracing(_embedded, apply_fn, scale, ends)
 
 
 @functools.lru_cache(_NETWORKS)
-def _told(apply_fn, scale, ends):
-    """The network of `told_scale`, whose arguments are checked."""
+def _embedded(apply_fn, scale, ends):
+    """The network of `embedded_scale`, whose arguments are checked."""
 
     def guided(params, x, *times, **cond):
         # One scale and one interval per sample, f32[B] and f32[B, 2].
-        told = {"guidance_scale": jnp.broadcast_to(_float32(scale), x.shape[:1])}
+        guidance = {"guidance_scale": jnp.broadcast_to(_float32(scale), x.shape[:1])}
         if ends is not None:
-            told["guidance_interval"] = jnp.broadcast_to(_float32(ends), (x.shape[0], 2))
-        return apply_fn(params, x, *times, **{**told, **cond})
+            guidance["guidance_interval"] = jnp.broadcast_to(
+                _float32(ends), (x.shape[0], 2)
+            )
+        return apply_fn(params, x, *times, **{**guidance, **cond})
 
     return with_classes_of(apply_fn, guided)
 

@@ -1,4 +1,4 @@
-"""Networks that learned guidance are told its scale, by the library and the command line."""
+"""Networks that learned guidance are given its scale, by the library and the command line."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from flax import nnx
 
 import cmjax
 from cmjax.generation import Request, generate
-from cmjax.guidance import told_scale
+from cmjax.guidance import embedded_scale
 from cmjax.models import DiT, DiTConfig
 from cmjax.schedulers import FlowMapEulerDiscreteScheduler
 
@@ -19,16 +19,16 @@ T = jnp.zeros(3)
 
 
 def network(params, x, t, class_labels=None, guidance_scale=None, guidance_interval=None):
-    """Returns what it was told: the scale, and the ends of the interval."""
+    """Returns what it was given: the scale, and the ends of the interval."""
     scale = jnp.zeros(len(x)) if guidance_scale is None else guidance_scale
     ends = jnp.zeros((len(x), 2)) if guidance_interval is None else guidance_interval
     return params * jnp.concatenate([scale[:, None], ends], axis=-1)
 
 
 def test_a_network_is_told_a_number_or_one_per_sample():
-    by_number = told_scale(network, 3)(1.0, X, T)
+    by_number = embedded_scale(network, 3)(1.0, X, T)
     np.testing.assert_array_equal(by_number, [[3, 0, 0]] * 3)
-    per_sample = told_scale(network, np.array([1.0, 2.0, 3.0]), (0.25, 0.5))(1.0, X, T)
+    per_sample = embedded_scale(network, np.array([1.0, 2.0, 3.0]), (0.25, 0.5))(1.0, X, T)
     np.testing.assert_array_equal(
         per_sample, [[1, 0.25, 0.5], [2, 0.25, 0.5], [3, 0.25, 0.5]]
     )
@@ -37,19 +37,19 @@ def test_a_network_is_told_a_number_or_one_per_sample():
     def wrapped(params, x, *times, **cond):
         return network(params, x, *times, **cond)
 
-    through = told_scale(wrapped, 2.0, (0.25, 0.5))(1.0, X, T)
+    through = embedded_scale(wrapped, 2.0, (0.25, 0.5))(1.0, X, T)
     np.testing.assert_array_equal(through, [[2, 0.25, 0.5]] * 3)
 
     # Conditioning that is given counts more, and a scale may be traced.
-    given = told_scale(network, 3)(1.0, X, T, guidance_scale=jnp.full(3, 5.0))
+    given = embedded_scale(network, 3)(1.0, X, T, guidance_scale=jnp.full(3, 5.0))
     np.testing.assert_array_equal(given[:, 0], [5, 5, 5])
-    traced = jax.jit(lambda w: told_scale(network, w)(1.0, X, T))(2.0)
+    traced = jax.jit(lambda w: embedded_scale(network, w)(1.0, X, T))(2.0)
     np.testing.assert_array_equal(traced[:, 0], [2, 2, 2])
 
 
 def test_the_same_scale_gives_the_same_function():
     # `cmjax.sample` keeps its program by the network.
-    assert told_scale(network, 3.0) is told_scale(network, 3.0)
+    assert embedded_scale(network, 3.0) is embedded_scale(network, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_the_same_scale_gives_the_same_function():
 )
 def test_misuse(scale, interval, message):
     with pytest.raises(ValueError, match=message):
-        told_scale(network, scale, interval)
+        embedded_scale(network, scale, interval)
 
 
 @pytest.fixture(scope="module")
 def model():
-    """A flow map that is told a scale, with all parameters drawn so that it matters."""
+    """A flow map that is given a scale, with all parameters drawn so that it matters."""
     config = DiTConfig(
         sample_size=4,
         num_layers=1,
@@ -104,7 +104,7 @@ def test_models_tell_their_networks(model):
     expected = cmjax.sample(key, *network, cond=cond)
     np.testing.assert_array_equal(model.sample(key, 2, guidance=4.0), expected)
 
-    # Without guidance it is told 1.
+    # Without guidance it is given 1.
     alone = cmjax.sample(key, *network, cond={**cond, "guidance_scale": jnp.ones(2)})
     np.testing.assert_array_equal(model.sample(key, 2), alone)
     np.testing.assert_array_equal(model.sample(key, 2, guidance=1), alone)
@@ -114,7 +114,7 @@ def test_models_tell_their_networks(model):
     request = Request(labels=[0, 1], guidance=4.0)
     images = generate(model, request, 2).images
     np.testing.assert_array_equal(images, cmjax.images.to_uint8(expected))
-    with pytest.raises(ValueError, match="this one is told a scale only"):
+    with pytest.raises(ValueError, match="this one takes a scale only"):
         model.sample(key, 2, guidance=4.0, guidance_interval=(0.1, 0.7))
 
 
@@ -140,9 +140,7 @@ def test_scales_of_no_meaning_are_refused_by_the_name_that_they_were_given_by(mo
 
 
 def test_intervals_are_named_as_they_were_given(model):
-    with pytest.raises(
-        ValueError, match="^guidance_interval is for networks that are told"
-    ):
+    with pytest.raises(ValueError, match="^guidance_interval is for networks that take"):
         model.sample(jax.random.key(0), 2, guidance=2.0, guidance_interval=(0.1, 0.7))
 
 
@@ -190,7 +188,7 @@ def test_guided_samples_have_the_moments_that_they_should(steps, scale, interval
     labels = jnp.arange(count) % 2
     samples = cmjax.sample(
         jax.random.key(0),
-        told_scale(flow_map_of_classes, scale, interval),
+        embedded_scale(flow_map_of_classes, scale, interval),
         jnp.float32(1),
         FlowMapEulerDiscreteScheduler(),
         (count, 1),
