@@ -226,6 +226,16 @@ def test_raw_keys_are_of_one_generator_whatever_the_default():
     np.testing.assert_array_equal(found, expected)
 
 
+def test_samples_take_no_transfer_that_is_not_explicit():
+    model = tiny_model(num_classes=3)
+    key = key_of_seed(0)
+    options = {"labels": [2, 0], "first_index": 5, "sigmas": [80.0, 1.0]}
+    expected = model.sample(key, 3, **options)
+    with jax.transfer_guard("disallow"):
+        found = model.sample(key, 3, **options)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_model_loads_where_reused_keys_are_found():
     with jax.debug_key_reuse(True):
         assert cmjax.load().sample_shape == (28, 28, 1)
