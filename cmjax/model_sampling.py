@@ -15,7 +15,6 @@ from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import sample_index
 from cmjax.sampling import SampleOptions
 from cmjax.schedulers import Scheduler
-from cmjax.tracing import as_input
 
 
 class ModelSampleOptions(SampleOptions, total=False):
@@ -167,7 +166,7 @@ def class_conditioning(
     # depend on how many samples are made at a time.
     if isinstance(start, np.integer) and not is_symbolic(num):
         turn = (int(start) + np.arange(num)) % len(classes)
-        conditioning["class_labels"] = as_input(np.asarray(classes, np.int32)[turn])
+        conditioning["class_labels"] = np.asarray(classes, np.int32)[turn]
         return conditioning
 
     # The same where one of them is traced.
