@@ -5,10 +5,11 @@ import functools
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Container, Iterator
 from typing import Any, ParamSpec, Protocol, TypeVar
+
+from cmjax.system import at_terminal, write_message
 
 INTERRUPTED = "Interrupted; nothing unfinished was written."
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -112,10 +113,10 @@ def leave(number: int = signal.SIGINT, _: Any = None) -> None:
     back into Python, as XLA does while it compiles.
     """
     # A progress bar leaves the cursor at the end of its line.
-    below_the_bar = "\n" if sys.stderr.isatty() else ""
+    below_the_bar = "\n" if at_terminal() else ""
 
     # Not by `print`: the signal may have interrupted one, and a stream cannot be entered twice.
-    os.write(2, f"{below_the_bar}{INTERRUPTED}\n".encode())
+    write_message(f"{below_the_bar}{INTERRUPTED}")
     os._exit(128 + number)
 
 

@@ -394,6 +394,11 @@ class Model:
             )
         return super().__reduce_ex__(protocol)
 
+    def __copy__(self) -> Self:
+        """Returns a model with the same parameters."""
+        # By default `copy` goes the way of pickle, which not every model can.
+        return dataclasses.replace(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a model with copies of the parameters; all else is immutable."""
         return jax.tree.map(lambda leaf: copy.deepcopy(leaf, memo), self)

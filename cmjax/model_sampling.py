@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import ApplyFn
+from cmjax.arrays import ApplyFn, is_symbolic
 from cmjax.guidance import Scale, classifier_free, embedded_scale
 from cmjax.labels import Labels, class_indices
 from cmjax.networks import parse_cond
@@ -163,7 +163,13 @@ def class_conditioning(
         return conditioning
 
     # Sample i has class classes[i mod len], i32[num], where i is its global index: so it does not
-    # depend on how many samples are made at a time. `first_index` may be traced.
+    # depend on how many samples are made at a time.
+    if isinstance(start, np.integer) and not is_symbolic(num):
+        turn = (int(start) + np.arange(num)) % len(classes)
+        conditioning["class_labels"] = np.asarray(classes, np.int32)[turn]
+        return conditioning
+
+    # The same where one of them is traced.
     indices = start + jnp.arange(num, dtype=jnp.uint32)
     turn = indices % jnp.uint32(len(classes))
     conditioning["class_labels"] = jnp.asarray(classes, jnp.int32)[turn]

@@ -26,6 +26,7 @@ from cmjax.arrays import (
 )
 from cmjax.configs import shown
 from cmjax.labels import check_class_labels
+from cmjax.tracing import as_input
 
 Network = TypeVar("Network", bound=Callable[..., Any])
 
@@ -236,7 +237,7 @@ def _array_of_32_bits(name, value):
         limits = np.iinfo(cut)
         if array.min() < limits.min or array.max() > limits.max:
             raise ValueError(f"{name} has numbers beyond {cut}, up to {array.max()}")
-    return jnp.asarray(array)
+    return jnp.asarray(as_input(array))
 
 
 def _check_arguments(apply_fn, num_times, cond, error):

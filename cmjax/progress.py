@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from cmjax.system import at_terminal
+
 PERIOD = 30.0  # seconds between two lines where there is no terminal
 
 
@@ -42,7 +44,7 @@ class Bar:
         self._units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
         self._doing = doing
         self._shown = shown
-        self._at_terminal = sys.stderr.isatty()
+        self._at_terminal = at_terminal()
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -63,7 +65,7 @@ class Bar:
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar; any thread may call it."""
-        if self._shown:
+        if self._shown and sys.stderr is not None:
             tqdm.write(text, file=sys.stderr)
 
     def begin(self, doing: str, done: int | None = None, note: str = "") -> None:

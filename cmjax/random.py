@@ -63,8 +63,9 @@ def gumbel(key: jax.Array, shape: Sequence[int]) -> jax.Array:
 
     With them added to log-probabilities, the largest is at a class drawn by these.
     """
+    # Without a mode jax_high_dynamic_range_gumbel decides.
     with same_numbers():
-        return jax.random.gumbel(_typed(key), shape, jnp.float32)
+        return jax.random.gumbel(_typed(key), shape, jnp.float32, mode="low")
 
 
 def truncated_normal(

@@ -28,7 +28,7 @@ from cmjax.schedulers.base import (
     StepOutput,
 )
 from cmjax.schedulers.checks import check_constraint, check_sample_shape
-from cmjax.tracing import as_pytree, cached_unless_tracing
+from cmjax.tracing import as_input, as_pytree, cached_unless_tracing
 
 # Number of compiled loops to keep, for calls outside of `jax.jit`; each holds its executable.
 _PROGRAMS = 64
@@ -184,7 +184,7 @@ def sample(
         "cond": parse_cond(cond, shape[0], num_classes(apply_fn)),
         "init": parse_init(init, shape, dtype),
         "constrain": None if constrain is None else as_pytree(constrain),
-        "first_index": sample_index(first_index, shape[0]),
+        "first_index": as_input(sample_index(first_index, shape[0])),
     }
 
     # What the program is compiled for.

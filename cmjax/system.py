@@ -8,6 +8,19 @@ import sys
 from pathlib import Path
 
 
+def at_terminal() -> bool:
+    """Returns whether messages, which go to stderr, are read at a terminal."""
+    # A service, or Python without a console, may have no stderr at all.
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def write_message(line: str) -> None:
+    """Writes a line to stderr, if there is one, where Python's streams cannot be used."""
+    # The number of a stderr that was closed may be that of any file by now.
+    if sys.stderr is not None:
+        os.write(2, f"{line}\n".encode())
+
+
 def flush(path: Path) -> None:
     """Flushes a file or folder to the disk, so that it survives a crash of the machine."""
     folder = path.is_dir()

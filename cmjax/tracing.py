@@ -16,6 +16,14 @@ def is_tracing() -> bool:
     return get_opaque_trace_state(convention="flax") != _EAGER
 
 
+def as_input(value: Any) -> Any:
+    """Returns a number or an array of NumPy as an argument of a compiled program.
+
+    It is put on JAX's default device explicitly, as `jax.transfer_guard("disallow")` demands.
+    """
+    return value if is_tracing() else jax.device_put(value)
+
+
 def hashable(*values: Any) -> bool:
     """Whether all values can be part of a cache's key."""
     try:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import cmjax
 from cmjax import cli
+from cmjax.cli import compilation
 from cmjax.printing import one_line, printable
 from tests.support import checkpoints as tiny
 from tests.support.cli import assert_one_line, program, succeeded
@@ -85,3 +87,40 @@ def test_file_names_that_are_no_text():
         _, stderr = process.communicate()
     assert process.returncode == 2
     assert stderr.startswith(b"Error: ") and b"caf\\udce9" in stderr
+
+
+def test_nothing_needs_a_terminal_s_streams(monkeypatch, tmp_path):
+    # Python has none of them in a service, or where a shell closed them.
+    cmjax.save(tmp_path / "m", tiny.model())
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    out = tmp_path / "s.npz"
+    arguments = [
+        "sample",
+        "--model",
+        str(tmp_path / "m"),
+        "--num",
+        "2",
+        "--batch-size",
+        "1",
+    ]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*arguments, "--out", str(out)])
+    assert not end.value.code and out.exists()
+
+
+@pytest.mark.parametrize("cache", ["a file", "relative"])
+def test_no_program_is_kept_where_there_is_no_folder_for_it(monkeypatch, tmp_path, cache):
+    (tmp_path / "a file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(
+        "XDG_CACHE_HOME", str(tmp_path / cache) if cache == "a file" else cache
+    )
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        compilation.keep_compiled(None)
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert not (tmp_path / "relative").exists()

@@ -50,6 +50,7 @@ def test_a_network_is_told_a_number_or_one_per_sample():
 def test_the_same_scale_gives_the_same_function():
     # `cmjax.sample` keeps its program by the network.
     assert embedded_scale(network, 3.0) is embedded_scale(network, 3.0)
+    assert embedded_scale(network, [3, 2.5]) is embedded_scale(network, jnp.array([3, 2.5]))
 
 
 @pytest.mark.parametrize(

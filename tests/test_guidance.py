@@ -406,6 +406,9 @@ def test_equal_guidance_is_one_function_and_compiles_once():
     one = classifier_free(NETWORK, 3, null={"class_labels": 2})
     assert one is classifier_free(NETWORK, jnp.float32(3), null=NULL)
     assert one is not classifier_free(NETWORK, 4, null=NULL)
+    per_sample = classifier_free(NETWORK, [3, 2.5], null=NULL)
+    assert per_sample is classifier_free(NETWORK, jnp.array([3, 2.5]), null=NULL)
+    assert per_sample is not classifier_free(NETWORK, [3, 2.25], null=NULL)
 
 
 def test_equal_numbers_of_other_types_are_other_guidance():

@@ -223,3 +223,12 @@ def test_pickles_and_copies():
     assert copied.apply_fn is model().apply_fn and copied.config == model().config
     chex.assert_trees_all_equal(copied.params, model().params)
     assert copy.deepcopy(named).params is not named.params
+    assert copy.copy(named).params is named.params
+
+
+def test_equal_configs_share_a_network_and_its_compiled_programs(tmp_path):
+    # The next checkpoint of a run, or the same model in a cell that runs again.
+    for name in ("a", "b"):
+        cmjax.save(tmp_path / name, model())
+    one = cmjax.load(tmp_path / "a")
+    assert one.apply_fn is cmjax.load(tmp_path / "b", dtype=jnp.bfloat16).apply_fn

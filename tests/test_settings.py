@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import cmjax
 from cmjax import editing, testing
 from cmjax.cli import main
-from cmjax.random import key_of_seed
+from cmjax.random import gumbel, key_of_seed
 from cmjax.training import losses, setup, trainer
 from cmjax.training.config import read_config
 from tests.support.cli import succeeded
@@ -224,6 +224,22 @@ def test_raw_keys_are_of_one_generator_whatever_the_default():
         with pytest.raises(ValueError, match="generator 'rbg'"):
             cmjax.sample(jax.random.PRNGKey(0), network, PARAMS, CM, SHAPE)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_samples_take_no_transfer_that_is_not_explicit():
+    model = tiny_model(num_classes=3)
+    key = key_of_seed(0)
+    options = {"labels": [2, 0], "first_index": 5, "sigmas": [80.0, 1.0]}
+    expected = model.sample(key, 3, **options)
+    with jax.transfer_guard("disallow"):
+        found = model.sample(key, 3, **options)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_gumbel_noise_has_one_mode():
+    expected = gumbel(key_of_seed(0), (4,))
+    with updated("jax_high_dynamic_range_gumbel", True):
+        np.testing.assert_array_equal(gumbel(key_of_seed(0), (4,)), expected)
 
 
 def test_a_model_loads_where_reused_keys_are_found():

@@ -1,6 +1,7 @@
 """A model on disk, whose tensors are compared with those of its network before they are read."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +18,16 @@ from cmjax.autoencoder import Autoencoder, check_latents
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.model import Model
 from cmjax.models import from_nnx
-from cmjax.models.registry import abstract_network, network_name
+from cmjax.models.registry import abstract_network, class_of_network, network_name
 from cmjax.printing import one_line
 from cmjax.schedulers.base import Scheduler
+from cmjax.tracing import cached_unless_tracing
 
 # (name, number of axes) in the network -> (name, order of axes) in the file.
 Layout = Callable[[str, int], tuple[str, tuple[int, ...]]]
+
+# Number of networks without parameters to keep.
+_NETWORKS = 16
 
 
 class AutoencoderAlone(ValueError):
@@ -256,6 +261,17 @@ def _abstract_network(config: Any) -> tuple[ApplyFn, Any]:
     Raises:
         ValueError: if the network has variables other than parameters, which files do not store.
     """
+    # Equal configs have one function, so that a model that is loaded again, or the next checkpoint
+    # of a run, finds the programs that are compiled for it. Dtypes may depend on the widest one.
+    cls = class_of_network(config)
+    widest = jax.dtypes.canonicalize_dtype(float)
+    return cached_unless_tracing(_network_of, cls, config, widest)
+
+
+@functools.lru_cache(_NETWORKS)
+def _network_of(cls, config, widest):
+    """The network of a config; `cls` and `widest` only tell cached networks apart."""
+    del cls, widest
     module = abstract_network(config)
 
     # Statistics of a batch normalisation, for instance, would silently be lost. Random streams are

@@ -14,6 +14,7 @@ from cmjax.cli.wording import in_options, in_plain_words
 from cmjax.interrupts import INTERRUPTED, leave_at_interrupt
 from cmjax.printing import LONGEST_LINE, one_line
 from cmjax.spelling import close_spelling
+from cmjax.system import write_message
 
 # Environment variable: if it is set, unexpected errors are shown whole.
 TRACEBACK = "CMJAX_TRACEBACK"
@@ -98,9 +99,9 @@ class OneLineErrors(click.Group):
 
 def give_up(message: str) -> None:
     """Ends the process at once as a failure does, where compiled code keeps it from ending."""
-    sys.stdout.flush()
-    line = one_line(f"Error: {message}", LONGEST_LINE)
-    os.write(2, f"{line}\n".encode())
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    write_message(one_line(f"Error: {message}", LONGEST_LINE))
     os._exit(2)
 
 

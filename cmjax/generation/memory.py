@@ -1,6 +1,5 @@
 """Samples in memory, on one device."""
 
-import sys
 import time
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from cmjax.generation.contents import MAX_NUM
 from cmjax.generation.request import Request, as_integer
 from cmjax.model import Model
 from cmjax.progress import Bar
+from cmjax.system import at_terminal
 
 
 class Generated(NamedTuple):
@@ -81,7 +81,7 @@ def generate(
     # What is done at once needs no bar in a log file; at a terminal it shows that something is
     # running on.
     several = total > 1
-    shown = progress and (several or sys.stderr.isatty())
+    shown = progress and (several or at_terminal())
     bar = Bar(total, unit=unit, doing="compiling", shown=shown, keep=several)
 
     def made(count):

@@ -82,7 +82,7 @@ class Progress:
         self._doing = doing
 
         # A run that finds all of its records has no bar.
-        is_shown = shown and jax.process_index() == 0
+        is_shown = shown and sys.stderr is not None and jax.process_index() == 0
         if is_shown and num_resumed:
             there = f"{num_resumed:,} of {num:,} {unit}s were there already."
             print(there, file=sys.stderr)

@@ -52,6 +52,10 @@ def embedded_scale(
             f"scale must be a positive number, or one per sample [B], got {shown(scale)}"
         )
 
+    # What can be part of a cache's key, so that the same scales compile once.
+    if known is not None:
+        scale = tuple(map(float, known)) if known.ndim else float(known)
+
     # The interval, which only some of these networks take.
     ends = None
     if interval is not None:

@@ -41,7 +41,12 @@ class Strength:
 
     def __post_init__(self):
         if not callable(self.scale):
-            object.__setattr__(self, "scale", _numbers("scale", self.scale))
+            scale = _numbers("scale", self.scale)
+
+            # A tuple can be part of a cache's key, so that the same scales compile once.
+            if isinstance(scale, np.ndarray):
+                scale = tuple(map(float, scale))
+            object.__setattr__(self, "scale", scale)
         if self.interval is not None:
             object.__setattr__(self, "interval", interval_ends("interval", self.interval))
 
@@ -57,7 +62,8 @@ class Strength:
     @property
     def is_one(self) -> bool:
         """Whether the scale is known to be 1 for all samples at all levels."""
-        return isinstance(self.scale, float | np.ndarray) and bool(np.all(self.scale == 1))
+        is_known = isinstance(self.scale, float | tuple)
+        return is_known and bool(np.all(np.equal(self.scale, 1)))
 
     def weights(self, x: jax.Array, time: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Returns the scale of each sample, f32[B] or f32[], and whether any sample is guided.

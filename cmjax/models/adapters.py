@@ -5,6 +5,7 @@ its results, and a call changes nothing. Without a key dropout is off; with `dro
 and the same key drops out the same units.
 """
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,10 @@ from cmjax.networks import (
     with_classes,
     with_classes_of,
 )
+from cmjax.tracing import cached_unless_tracing
+
+# Number of networks of `compute_in` to keep, so that programs compiled for them are found again.
+_NETWORKS = 64
 
 
 def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
@@ -76,7 +81,7 @@ def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
         seeded = _reseed(streams, dropout_key) if trains else streams
 
         # A module may write to its variables, as counters do: only to those of this copy.
-        called = nnx.merge(graph, params, seeded, rest, copy=True)
+        called = _merged(graph, params, seeded, rest)
         if trains:
             called.set_attributes(deterministic=False, raise_if_not_found=False)
         return called(*args, **cond)
@@ -179,7 +184,12 @@ def compute_in(apply_fn: ApplyFn, dtype: Any) -> ApplyFn:
         ValueError: if `apply_fn` is no function, or `dtype` no floating-point dtype.
     """
     check_network(apply_fn)
-    dtype = floating_dtype("dtype", dtype)
+    return cached_unless_tracing(_computing_in, apply_fn, floating_dtype("dtype", dtype))
+
+
+@functools.lru_cache(_NETWORKS)
+def _computing_in(apply_fn, dtype):
+    """The network of `compute_in`, from checked arguments."""
 
     # Times stay float32: bfloat16 has 8 bits of precision, and would merge neighbouring levels.
     def cast(params, x, *times, **cond):
@@ -192,6 +202,17 @@ def _copy(leaf: Any) -> Any:
     """A copy of an array, so that neither writing to it nor donating it affects the original."""
     # Modules made by `nnx.eval_shape` hold shapes in place of arrays.
     return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.array(leaf, copy=True)
+
+
+def _merged(graph: Any, params: Any, *others: nnx.State) -> nnx.Module:
+    """The module with these parameters; raises ValueError if they are another module's."""
+    try:
+        return nnx.merge(graph, params, *others, copy=True)
+    except ValueError as error:
+        raise ValueError(
+            "params must be the parameters that came with apply_fn, or a pytree like them, "
+            f"got {shown(params)}: {error}"
+        ) from error
 
 
 def _reseed(streams: nnx.State, key: jax.Array) -> nnx.State:

@@ -215,18 +215,30 @@ def autoencoder_name(config: Any) -> str:
     raise ValueError(f"config must be an {kinds}, got {shown(config)}")
 
 
+def class_of_network(config: Any) -> Callable[..., nnx.Module]:
+    """Returns the class of the network or autoencoder that `config` describes.
+
+    Raises:
+        ValueError: if it is not the config of a network or an autoencoder.
+    """
+    for network, kind in AUTOENCODERS.values():
+        if type(config) is kind:
+            return network
+    network, _ = ARCHITECTURES[network_name(config)]
+    return network
+
+
 def abstract_network(config: Any) -> nnx.Module:
     """Returns the network that `config` describes, with shapes in place of its parameters.
 
     Raises:
         ValueError: if it is not the config of a network or an autoencoder.
     """
-    is_autoencoder = any(type(config) is kind for _, kind in AUTOENCODERS.values())
-    name = autoencoder_name(config) if is_autoencoder else network_name(config)
-    network, _ = (AUTOENCODERS if is_autoencoder else ARCHITECTURES)[name]
+    network = class_of_network(config)
+    of_users = [cls for name, (cls, _) in ARCHITECTURES.items() if name not in BUILT_IN]
 
     def make():
-        if name in ARCHITECTURES and name not in BUILT_IN:
+        if network in of_users:
             return network(config, rngs=nnx.Rngs(0))
         # Only shapes matter here, so that one key can serve all layers. nnx.Rngs counts its keys
         # in traced variables, with which the network of ImageNet 64x64 takes 5 seconds, not 0.3.

@@ -18,6 +18,7 @@ from cmjax.random import level_noise, sample_keys
 from cmjax.schedulers.checks import (
     apply_constraint,
     check_constraint,
+    check_levels,
     check_not_finished,
     check_sample_shape,
 )
@@ -192,6 +193,7 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
                 "state must be what set_timesteps returns, "
                 f"got {shown(state)}; begin with scheduler.set_timesteps(...)"
             )
+        check_levels(state, "sigmas", state.sigmas)
 
     def prepare(self, state: State, sample: jax.Array) -> State:
         """Allocates `state.memory` for samples of this shape, before the first step."""
@@ -265,7 +267,7 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
         # Networks take one time per sample, f32[B], divided over devices like the samples.
         times = []
         for time in self.time_inputs(state):
-            per_sample = jnp.broadcast_to(time, sample.shape[:1])
+            per_sample = jnp.broadcast_to(time, sample.shape[:1]).astype(jnp.float32)
             times.append(divided_like(per_sample, sample))
         expected = self.output_shape(sample.shape)
         return call_network(

@@ -14,7 +14,12 @@ from cmjax.meshes import divided_like
 from cmjax.networks import call_classifier, check_output
 from cmjax.random import gumbel, level_noise, sample_keys
 from cmjax.schedulers.base import StepOutput
-from cmjax.schedulers.checks import check_maker, check_not_finished, check_sample_shape
+from cmjax.schedulers.checks import (
+    check_levels,
+    check_maker,
+    check_not_finished,
+    check_sample_shape,
+)
 from cmjax.schedulers.config_files import Configured
 from cmjax.schedulers.transitions import Transitions
 
@@ -86,6 +91,7 @@ class CategoricalScheduler(Configured, abc.ABC):
             raise ValueError(
                 f"state must be what set_timesteps returns, a CategoryState, got {shown(state)}"
             )
+        check_levels(state, "from_data", jax.tree.leaves(state.from_data)[0])
         check_maker(state, self)
 
     def init(self, state: CategoryState, shape: Any) -> jax.Array:
@@ -112,7 +118,7 @@ class CategoricalScheduler(Configured, abc.ABC):
         check_not_finished(state)
         sample = as_categories("sample", sample)
         time = jnp.broadcast_to(state.timesteps[state.step_index], sample.shape[:1])
-        times = (divided_like(time, sample),)
+        times = (divided_like(time.astype(jnp.float32), sample),)
         return call_classifier(apply_fn, params, sample, times, cond, self.mask_class)
 
     def denoise(

@@ -89,6 +89,34 @@ def check_not_finished(state: Any) -> None:
         )
 
 
+def check_levels(state: Any, name: str, levels: Any) -> None:
+    """Raises ValueError for levels or a step that cannot be those of a run.
+
+    Args:
+        state: whose `timesteps`, `[N]`, and `step_index` are checked.
+        name: the field that has one level more, where the run ends.
+        levels: its value, `[N+1]`.
+    """
+    # The shapes say how many steps there are: with others a run would end early, without an error.
+    ends = _length(levels)
+    times = _length(state.timesteps)
+    if ends is None or times is None or ends != times + 1:
+        raise ValueError(
+            f"state.{name} and state.timesteps must be arrays [N+1] and [N], as set_timesteps "
+            f"makes them, got {shown(levels)} and {shown(state.timesteps)}"
+        )
+    index = state.step_index
+    is_scalar = isinstance(index, jax.Array | np.ndarray) and index.ndim == 0
+    if not is_int(index) and not (is_scalar and np.issubdtype(index.dtype, np.integer)):
+        raise ValueError(f"state.step_index must be one integer, got {shown(index)}")
+
+
+def _length(array: Any) -> Any:
+    """The length of an array of one axis; None for anything else."""
+    is_array = isinstance(array, jax.Array | np.ndarray)
+    return array.shape[0] if is_array and array.ndim == 1 else None
+
+
 def check_maker(state: Any, scheduler: Any) -> None:
     """Raises ValueError unless a state was made by a scheduler of this class and these options."""
     if state.scheduler != scheduler:

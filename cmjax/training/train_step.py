@@ -223,7 +223,11 @@ class TrainStep:
         # Arguments keep the shardings that they have; XLA adds the reductions over devices.
         if self.mesh is not None:
             options["out_shardings"] = NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(self._step, donate_argnums=0, **options)
+
+        # The function of a copy: with its own, which it would keep in itself, only the garbage
+        # collector would free this object, and the teacher's parameters on the devices with it.
+        pure = dataclasses.replace(self, teacher=None)
+        return jax.jit(pure._step, donate_argnums=0, **options)
 
     def _step(
         self, state: TrainState, batch: Batch, teacher: Any

@@ -11,6 +11,7 @@ import pytest
 from flax import linen, nnx
 
 import cmjax
+from cmjax.models import compute_in
 from cmjax.models.registry import ARCHITECTURES
 from cmjax.training import losses, trainer
 
@@ -49,6 +50,22 @@ LAYERS = {
     "batch norm": lambda: nnx.BatchNorm(3, rngs=nnx.Rngs(0)),
     "counting": Counting,
 }
+
+
+def test_parameters_of_another_module_are_named():
+    apply_fn, _ = cmjax.from_nnx(Net())
+    with pytest.raises(
+        ValueError, match="params must be the parameters that came with apply_fn"
+    ):
+        apply_fn(None, X, T)
+
+
+def test_a_network_in_a_dtype_is_one_function():
+    # `cmjax.sample` keeps its program by the network.
+    one = compute_in(jnp.add, jnp.bfloat16)
+    assert one is compute_in(jnp.add, "bfloat16") and one is not compute_in(
+        jnp.add, "float32"
+    )
 
 
 def values(module):

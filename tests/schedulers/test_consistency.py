@@ -224,6 +224,35 @@ def test_misuse_of_steps():
         SCHEDULER.step(0, state, x, x)
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"timesteps": jnp.ones(2)},
+            r"state.sigmas and state.timesteps .* \[N\+1\] and \[N\]",
+        ),
+        ({"timesteps": [900, 500, 10]}, r"arrays .*, got .* and \[900, 500, 10\]"),
+        ({"sigmas": None}, "arrays .* got None"),
+        ({"step_index": jnp.zeros(2, jnp.int32)}, "state.step_index must be one integer"),
+        ({"step_index": 0.0}, "state.step_index must be one integer, got 0.0"),
+    ],
+)
+def test_states_whose_fields_were_replaced_by_what_is_none(changes, message):
+    state = SCHEDULER.set_timesteps(3).replace(**changes)
+    with pytest.raises(ValueError, match=message):
+        SCHEDULER.init(jax.random.key(0), state, (2, 3))
+
+
+def test_a_network_gets_its_times_in_float32_whatever_they_were_replaced_by():
+    state = SCHEDULER.set_timesteps(3).replace(timesteps=np.array([900, 500, 10]))
+
+    def apply_fn(params, x, t):
+        assert t.dtype == jnp.float32 and t.shape == (2,)
+        return x
+
+    SCHEDULER.predict(apply_fn, None, state, jnp.ones((2, 3)))
+
+
 def test_scheduler_and_state_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         SCHEDULER.sigma_min = 1.0

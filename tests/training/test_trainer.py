@@ -1,6 +1,8 @@
 """The training step and its checkpoints, on a network of two numbers."""
 
+import gc
 import shutil
+import weakref
 
 import chex
 import jax
@@ -72,6 +74,19 @@ def test_a_step_is_compiled_once():
 
     run(*make(counting), 3)
     assert len(traces) == 1
+
+
+def test_a_step_is_freed_with_its_last_reference():
+    # Not only by the garbage collector: it holds the teacher's parameters on the devices.
+    train_step, state = make()
+    run(train_step, state, 1)
+    freed = weakref.ref(train_step)
+    gc.disable()
+    try:
+        del train_step
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_strict_promotion_is_not_asked_of_the_optimizer():
