@@ -99,11 +99,18 @@ def check_regular(path: str | Path) -> None:
     """Checks that `path`, or what a link there leads to, is a regular file.
 
     Raises:
-        ValueError: if it is a folder, a pipe, a device or a socket.
+        ValueError: if it is a folder, a pipe, a device or a socket, or a link that leads nowhere.
         OSError: if it is missing.
     """
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder, not a file")
+
+    # Such links are what a cache of a hub leaves if its folder of links alone is copied.
+    if os.path.islink(path) and not os.path.exists(path):
+        raise ValueError(
+            f"{path} is a link to {os.readlink(path)}, which is not there; copy the files "
+            "themselves (cp -rL), or download them again"
+        )
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} is a pipe, a device or a socket, not a regular file")
 

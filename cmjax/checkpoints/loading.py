@@ -122,7 +122,8 @@ def _with_given_autoencoder(checkpoint: Checkpoint, source: str | Path) -> Check
 
 def _names_its_network(folder: Path) -> bool:
     """Whether a folder has one of the configs by which a model says what it is."""
-    return any((folder / name).exists() for name in (diffusers.INDEX, native.CONFIG))
+    names = (diffusers.INDEX, native.CONFIG)
+    return any(os.path.lexists(folder / name) for name in names)
 
 
 def _open(source: str | Path | None, config: released.Config, trust: bool) -> Checkpoint:
@@ -147,7 +148,7 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
     # What is not on disk may be on the hub, of which only folders are read.
     if not os.path.exists(path):
         path = hub.download(str(source))
-    if (path / diffusers.INDEX).exists():
+    if os.path.lexists(path / diffusers.INDEX):
         return _open_pipeline(path)
 
     # A cmjax folder, a diffusers UNet and a training run all have a `config.json`; the first two
@@ -199,7 +200,7 @@ def _open_pipeline(path: Path) -> Checkpoint:
 
 def _with_autoencoder(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Adds the autoencoder in a model's folder, if there is one."""
-    if not (path / autoencoders.PART / diffusers.CONFIG).exists():
+    if not os.path.lexists(path / autoencoders.PART / diffusers.CONFIG):
         return checkpoint
     return _attached(checkpoint, path)
 
