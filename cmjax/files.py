@@ -222,7 +222,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         flush(path.parent)
     except OSError as error:
-        raise _named(error, path) from None
+        raise _named(error, path, temporary) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -255,8 +255,8 @@ def replacing_folder(
         check_content(path, is_ours)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
 
         # As for files: first the content, then the name.
@@ -274,7 +274,7 @@ def replacing_folder(
             temporary.rename(path)
         flush(path.parent)
     except OSError as error:
-        raise _named(error, path) from None
+        raise _named(error, path, temporary) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -343,8 +343,12 @@ def append(path: Path, line: str) -> None:
         raise _named(error, path) from None
 
 
-def _named(error: OSError, path: Path) -> OSError:
-    """Adds the path to an error: that of a failed write says what is wrong, but not where."""
-    if error.errno and not error.filename:
+def _named(error: OSError, path: Path, temporary: Path | None = None) -> OSError:
+    """Names the path in an error: that of a failed write says what is wrong, but not where.
+
+    Nor does a temporary name, which nobody gave.
+    """
+    unnamed = not error.filename or str(error.filename) == str(temporary)
+    if error.errno and unnamed:
         error.filename = os.fspath(path)
     return error
