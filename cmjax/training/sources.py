@@ -199,6 +199,11 @@ def open_source(
             raise ValueError(
                 f"{path} is a folder of pictures, and needs a size to scale them to"
             )
+        if channels not in MODES:
+            raise ValueError(
+                f"{path} is a folder of pictures, which have 1 or 3 channels, but {channels} are "
+                "wanted; if these are latents, cmjax encode makes them of pictures"
+            )
         return Pictures(path, size, channels)
 
     # A file: everything is read into memory and checked once.
@@ -211,6 +216,27 @@ def open_source(
     if noise is not None:
         noise = _checked_noise(path, noise, data.shape)
     return Arrays(data, labels, noise)
+
+
+def check_outside(source: Source, out: str | Path) -> None:
+    """Checks that a folder to write is not inside the pictures that are read.
+
+    Raises:
+        ValueError: if what is written there would become pictures, or a class of them.
+    """
+    if not isinstance(source, Pictures):
+        return
+    written = Path(os.path.realpath(out))
+    folder = os.path.realpath(source.folder)
+    if not written.is_relative_to(folder):
+        return
+
+    # Hidden folders are not looked into.
+    if not any(part.startswith(".") for part in written.relative_to(folder).parts):
+        raise ValueError(
+            f"{out} is inside {source.folder}, where its files would become data; choose a folder "
+            "outside"
+        )
 
 
 def first_not_finite(data: np.ndarray) -> int | None:
