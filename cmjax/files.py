@@ -351,4 +351,6 @@ def _named(error: OSError, path: Path, temporary: Path | None = None) -> OSError
     unnamed = not error.filename or str(error.filename) == str(temporary)
     if error.errno and unnamed:
         error.filename = os.fspath(path)
+    elif temporary is not None and str(temporary) in str(error):
+        return OSError(str(error).replace(str(temporary), str(path)))
     return error

@@ -137,6 +137,7 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
         _check_whole_model(path)
         return released.open_file(path, config)
     if os.path.isdir(path) and not _names_its_network(path):
+        _check_no_state(path)
         found = released.open_folder(path, config)
         if found is not None:
             return found
@@ -172,6 +173,25 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
         raise _autoencoder_alone(path)
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
     raise ValueError(f"{path / native.CONFIG}: _class_name is {shown(name)}{hint}")
+
+
+def _check_no_state(path: Path) -> None:
+    """Raises ValueError for the checkpoints of a training run; its model lies beside them."""
+    for folder in (path, *path.parents[:2]):
+        run = folder.parent
+        if folder.name == "checkpoints" and _is_run(run):
+            raise ValueError(
+                f"{path} holds the state of a training, to resume it; give the folder of the run, "
+                f"{run}"
+            )
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is that of a training run, by its configuration."""
+    try:
+        return {"run", "loss"} <= read_json(folder / native.CONFIG).keys()
+    except ValueError:
+        return False
 
 
 def _open_pipeline(path: Path) -> Checkpoint:
