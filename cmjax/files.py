@@ -99,11 +99,18 @@ def check_regular(path: str | Path) -> None:
     """Checks that `path`, or what a link there leads to, is a regular file.
 
     Raises:
-        ValueError: if it is a folder, a pipe, a device or a socket.
+        ValueError: if it is a folder, a pipe, a device or a socket, or a link that leads nowhere.
         OSError: if it is missing.
     """
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder, not a file")
+
+    # Such links are what a cache of a hub leaves if its folder of links alone is copied.
+    if os.path.islink(path) and not os.path.exists(path):
+        raise ValueError(
+            f"{path} is a link to {os.readlink(path)}, which is not there; copy the files "
+            "themselves (cp -rL), or download them again"
+        )
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} is a pipe, a device or a socket, not a regular file")
 
@@ -215,7 +222,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         flush(path.parent)
     except OSError as error:
-        raise _named(error, path) from None
+        raise _named(error, path, temporary) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -248,8 +255,8 @@ def replacing_folder(
         check_content(path, is_ours)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
 
         # As for files: first the content, then the name.
@@ -267,7 +274,7 @@ def replacing_folder(
             temporary.rename(path)
         flush(path.parent)
     except OSError as error:
-        raise _named(error, path) from None
+        raise _named(error, path, temporary) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -336,8 +343,14 @@ def append(path: Path, line: str) -> None:
         raise _named(error, path) from None
 
 
-def _named(error: OSError, path: Path) -> OSError:
-    """Adds the path to an error: that of a failed write says what is wrong, but not where."""
-    if error.errno and not error.filename:
+def _named(error: OSError, path: Path, temporary: Path | None = None) -> OSError:
+    """Names the path in an error: that of a failed write says what is wrong, but not where.
+
+    Nor does a temporary name, which nobody gave.
+    """
+    unnamed = not error.filename or str(error.filename) == str(temporary)
+    if error.errno and unnamed:
         error.filename = os.fspath(path)
+    elif temporary is not None and str(temporary) in str(error):
+        return OSError(str(error).replace(str(temporary), str(path)))
     return error

@@ -281,7 +281,7 @@ MISUSES = [
     # where to
     ("--out samples.jpg", ".png (a grid) or .npz (arrays), got 'samples.jpg'"),
     ("--out samples", ".png (a grid) or .npz (arrays)"),
-    ("--out=", ".png (a grid) or .npz (arrays)"),
+    ("--out=", "must be a path, got ''"),
     ("--out nowhere/samples.png", "there is no folder nowhere; make it first"),
     ("--out {models}/file/samples.png", "make it first"),
     ("--out {models}/folder.png", "is a folder; give the name of a file"),
@@ -316,6 +316,25 @@ def test_misuse_is_one_line_and_exit_code_2(run, folders, tmp_path, args, fragme
 
 def test_an_unknown_command_is_one_line():
     assert_one_line(CliRunner().invoke(cli.main, ["smaple"]), "No such command 'smaple'.")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "sample -o",
+        "convert a",
+        "generate --verify",
+        "evaluate",
+        "tune",
+        "encode a",
+        "edit inpaint",
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(args):
+    """It is what a variable that is not set leaves, as in --out "$OUT"."""
+    more = ["b"] if args == "evaluate" else []
+    result = CliRunner().invoke(cli.main, [*args.split(), "", *more])
+    assert_one_line(result, "must be a path, got ''")
 
 
 def test_without_permission_nothing_is_sampled(run, monkeypatch):

@@ -324,6 +324,12 @@ def test_a_failed_write_says_where_and_other_errors_are_as_they_were(tmp_path):
     with pytest.raises(OSError) as caught, replacing(tmp_path / "a"):
         raise OSError(28, "No space left on device")
     assert caught.value.filename == str(tmp_path / "a")
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "no" / "a"):
+        pass
+    assert caught.value.filename == str(tmp_path / "no" / "a")  # and no temporary name
+    with pytest.raises(OSError, match=f"^cannot write {tmp_path}/b/c: full$"):
+        with replacing_folder(tmp_path / "b") as folder:
+            raise OSError(f"cannot write {folder / 'c'}: full")
     with pytest.raises(OSError, match="^cannot encode$"), replacing(tmp_path / "a"):
         raise OSError("cannot encode")
 

@@ -2,12 +2,14 @@
 
 import os
 import stat
+import struct
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cmjax import image_files, images
 from cmjax.files import replacing
@@ -101,6 +103,12 @@ def pictures(tmp_path):
     picture.save(tmp_path / "moving.gif", save_all=True, append_images=[picture.rotate(90)])
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "cut.png").write_bytes((tmp_path / "colour.png").read_bytes()[:100])
+    # For these two Pillow raises ValueErrors of its own, which name no file.
+    content = (tmp_path / "colour.png").read_bytes()
+    (tmp_path / "short.png").write_bytes(content[:11] + b"\5" + content[12:])
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("workflow", "a" * 2**21, zip=True)
+    picture.save(tmp_path / "wordy.png", pnginfo=notes)
     return tmp_path
 
 
@@ -109,6 +117,8 @@ def pictures(tmp_path):
     [
         ("text.png", "text.png is not a picture"),
         ("cut.png", "cannot read .*cut.png"),
+        ("short.png", "cannot read .*short.png: .*; give another"),
+        ("wordy.png", "cannot read .*wordy.png: Decompressed .*; give another"),
         ("alpha.png", "alpha.png has transparency"),
         ("see-through.png", "see-through.png has transparency"),
         ("cmyk.jpg", "cmyk.jpg is CMYK"),
@@ -127,6 +137,27 @@ def test_an_alpha_channel_that_is_opaque_everywhere_is_none(pictures):
     wanted = read_image(pictures / "colour.png", 3)
     np.testing.assert_array_equal(read_image(pictures / "opaque.png", 3), wanted)
     assert read_image(pictures / "opaque-gray.png", 1).shape == (8, 8, 1)
+
+
+def test_a_palette_of_opaque_colours_is_read_without_a_warning(tmp_path):
+    path = tmp_path / "opaque-palette.png"
+    picture = Image.new("P", (8, 8))
+    picture.putpalette([9, 8, 7])
+    picture.save(path, transparency=b"\xff")
+    with warnings.catch_warnings(action="error"):
+        assert (read_image(path, 3) == [9, 8, 7]).all()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError, struct.error])
+def test_errors_of_any_kind_name_the_picture(pictures, monkeypatch, kind):
+    """Pillow's readers of AVIF and TIFF raise these for damaged files."""
+
+    def fail(*_):
+        raise kind("no such frame")
+
+    monkeypatch.setattr("PIL.Image.Image.convert", fail)
+    with pytest.raises(ValueError, match="cannot read .*colour.png: no such frame"):
+        read_image(pictures / "colour.png", 3)
 
 
 def test_the_first_picture_of_a_phones_jpeg_is_read(tmp_path):

@@ -151,6 +151,13 @@ def test_the_folder_of_a_training_run(tmp_path):
     cmjax.save(tmp_path / "model", model())
     chex.assert_trees_all_equal(cmjax.load(tmp_path).params, model().params)
 
+    # Its checkpoints are no models, and lie beside one.
+    state = tmp_path / "checkpoints" / "500" / "default"
+    state.mkdir(parents=True)
+    for folder in (state, state.parent, state.parent.parent):
+        with pytest.raises(ValueError, match=f"give the folder of the run, {tmp_path}$"):
+            cmjax.load(folder)
+
 
 def test_info_names_the_classes(tmp_path):
     cmjax.save(tmp_path / "m", model(class_names=NAMES))

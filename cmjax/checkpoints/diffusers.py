@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -236,12 +237,13 @@ def _weights(path: Path, variant: str) -> tuple[tuple[Path, ...], dict[str, Stor
     """Lists the files and the tensors of a folder, as the files name them."""
     names = weight_names(variant)
     single = path / names.safetensors
-    if single.exists():
+    if os.path.lexists(single):
         return (single,), open_weights(single)
 
     # The index maps each tensor to its shard.
-    index = next((path / name for name in names.indices if (path / name).exists()), None)
-    if index is not None:
+    indices = [path / name for name in names.indices if os.path.lexists(path / name)]
+    if indices:
+        index = indices[0]
         shards = read_json(index).get("weight_map")
         # A name with a folder in it could lead to any file of the machine.
         if not isinstance(shards, dict) or not all(map(_is_file_name, shards.values())):
@@ -256,7 +258,7 @@ def _weights(path: Path, variant: str) -> tuple[tuple[Path, ...], dict[str, Stor
 
     # A pickle comes last: the files of many repositories hold the same weights twice.
     pickled = path / names.torch
-    if pickled.exists():
+    if os.path.lexists(pickled):
         return (pickled,), open_weights(pickled)
     raise ValueError(f"{path} has no {SAFETENSORS}, nor {TORCH}")
 

@@ -86,8 +86,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such file, or it holds something else.
     """
-    # For a name that is too long, os.path returns False where Path raises an error.
-    if not os.path.exists(path):
+    # For a name that is too long, os.path returns False where Path raises an error. A broken link
+    # is there, and an error that says where it leads.
+    if not os.path.lexists(path):
         raise ValueError(f"{path.parent} is not a whole model: it has no {path.name}")
     content = parse_json(path)
     if not isinstance(content, dict):
@@ -101,10 +102,17 @@ def parse_json(path: Path) -> Any:
     Raises:
         ValueError: naming the file, if it cannot be read, or is too large or too deep.
     """
-    # ValueError also covers text that is not UTF-8, and a number of thousands of digits.
+    # What is no file is a ValueError already, which names it.
     try:
-        content = json.loads(read_regular(path, LARGEST_JSON).decode())
-    except (OSError, ValueError, RecursionError) as error:
+        text = read_regular(path, LARGEST_JSON)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+
+    # ValueError also covers text that is not UTF-8, and a number of thousands of digits. Some
+    # editors put a byte order mark in front, which "utf-8-sig" takes away.
+    try:
+        content = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
     # Deep lists would exhaust Python's stack later, where a config is printed or compared.

@@ -122,7 +122,8 @@ def _with_given_autoencoder(checkpoint: Checkpoint, source: str | Path) -> Check
 
 def _names_its_network(folder: Path) -> bool:
     """Whether a folder has one of the configs by which a model says what it is."""
-    return any((folder / name).exists() for name in (diffusers.INDEX, native.CONFIG))
+    names = (diffusers.INDEX, native.CONFIG)
+    return any(os.path.lexists(folder / name) for name in names)
 
 
 def _open(source: str | Path | None, config: released.Config, trust: bool) -> Checkpoint:
@@ -136,6 +137,7 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
         _check_whole_model(path)
         return released.open_file(path, config)
     if os.path.isdir(path) and not _names_its_network(path):
+        _check_no_state(path)
         found = released.open_folder(path, config)
         if found is not None:
             return found
@@ -147,7 +149,7 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
     # What is not on disk may be on the hub, of which only folders are read.
     if not os.path.exists(path):
         path = hub.download(str(source))
-    if (path / diffusers.INDEX).exists():
+    if os.path.lexists(path / diffusers.INDEX):
         return _open_pipeline(path)
 
     # A cmjax folder, a diffusers UNet and a training run all have a `config.json`; the first two
@@ -171,6 +173,25 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
         raise _autoencoder_alone(path)
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
     raise ValueError(f"{path / native.CONFIG}: _class_name is {shown(name)}{hint}")
+
+
+def _check_no_state(path: Path) -> None:
+    """Raises ValueError for the checkpoints of a training run; its model lies beside them."""
+    for folder in (path, *path.parents[:2]):
+        run = folder.parent
+        if folder.name == "checkpoints" and _is_run(run):
+            raise ValueError(
+                f"{path} holds the state of a training, to resume it; give the folder of the run, "
+                f"{run}"
+            )
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is that of a training run, by its configuration."""
+    try:
+        return {"run", "loss"} <= read_json(folder / native.CONFIG).keys()
+    except ValueError:
+        return False
 
 
 def _open_pipeline(path: Path) -> Checkpoint:
@@ -199,7 +220,7 @@ def _open_pipeline(path: Path) -> Checkpoint:
 
 def _with_autoencoder(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Adds the autoencoder in a model's folder, if there is one."""
-    if not (path / autoencoders.PART / diffusers.CONFIG).exists():
+    if not os.path.lexists(path / autoencoders.PART / diffusers.CONFIG):
         return checkpoint
     return _attached(checkpoint, path)
 

@@ -35,6 +35,7 @@ from cmjax.models import (
     PixelMeanFlowConfig,
     UNet2DConfig,
 )
+from cmjax.printing import one_line
 
 # The config of a network that a caller may give, in place of what the tensors tell.
 Config = (
@@ -143,8 +144,22 @@ def _recognised(
         f"{path} is not a checkpoint of a network that cmjax reads: it has neither the tensor "
         f"{openai.FIRST} (OpenAI's consistency models) nor {ncsnpp.FIRST} (those of CIFAR-10) "
         f"nor {first} (Pixel MeanFlow) nor "
-        f"net.{mean_flow.FIRST} (MeanFlow and improved MeanFlow)"
+        f"net.{mean_flow.FIRST} (MeanFlow and improved MeanFlow); {_what_it_has(tensors)}"
     )
+
+
+def _what_it_has(tensors: Mapping[str, StoredTensor]) -> str:
+    """Says what the tensors of an unknown network are called."""
+    # DistributedDataParallel's "module." and torch.compile's "_orig_mod." are the usual ones.
+    for name in tensors:
+        prefix = name.removesuffix(openai.FIRST)
+        if prefix != name:
+            return (
+                f"its names begin with {shown(prefix)}, which a wrapper has put in front: save "
+                "the state_dict of the module inside"
+            )
+    first = next(iter(tensors), None)
+    return "it has none" if first is None else f"its first is {one_line(first)}"
 
 
 def _of_kind(kind: type[Kind], path: Path, config: Any) -> Kind | str | None:

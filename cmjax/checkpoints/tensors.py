@@ -81,7 +81,7 @@ def check_file(path: Path) -> None:
         ValueError: if it is not, or is missing.
     """
     # For a name that is too long, os.path returns False where Path raises an error.
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         raise ValueError(f"{path.parent} has no {path.name}")
     check_regular(path)
 

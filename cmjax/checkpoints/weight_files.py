@@ -1,5 +1,6 @@
 """The names of the files that hold the weights in a folder of diffusers."""
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -44,10 +45,13 @@ def weight_names(variant: str = "") -> WeightNames:
 
 
 def has_weights(folder: Path, variant: str = "") -> bool:
-    """Whether a folder holds the weights, or a variant of them, in any form."""
+    """Whether a folder holds the weights, or a variant of them, in any form.
+
+    A broken link counts: what it led to is what the folder is of, and no other file in its place.
+    """
     names = weight_names(variant)
     return any(
-        (folder / name).exists()
+        os.path.lexists(folder / name)
         for name in (names.safetensors, *names.indices, names.torch)
     )
 

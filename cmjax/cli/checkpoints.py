@@ -29,7 +29,7 @@ PRESET = click.option(
 
 @click.command()
 @click.argument("source", metavar="SRC", shell_complete=option_types.complete_path)
-@click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
+@click.argument("destination", metavar="DST", type=option_types.Location())
 @click.option(
     "--to",
     type=click.Choice(["cmjax", "diffusers"]),

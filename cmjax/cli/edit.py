@@ -49,7 +49,7 @@ def edit(ctx: click.Context) -> None:
 @IMAGE
 @click.option(
     "--mask",
-    type=click.Path(path_type=Path),
+    type=option_types.Location(),
     help="Picture of the same size, white where IMAGE is to be repainted.",
 )
 @click.option(

@@ -4,14 +4,12 @@ They are not those of `options.sampling`: the number of steps and the classes ha
 here, and there is no choice of scheduler.
 """
 
-from pathlib import Path
-
 import click
 
 from cmjax.cli import option_types, options
 
 IMAGE = click.argument(
-    "image", metavar="[IMAGE]", required=False, type=click.Path(path_type=Path)
+    "image", metavar="[IMAGE]", required=False, type=option_types.Location()
 )
 MODEL = click.option(
     "--model",
@@ -38,7 +36,7 @@ SEED = click.option(
 OUT = click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path),
+    type=option_types.Location(),
     default="edited.png",
     show_default=True,
     metavar="FILE|DIR",

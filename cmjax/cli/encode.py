@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("data", metavar="DATA", shell_complete=option_types.complete_path)
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=option_types.Location())
 @click.option(
     "--vae",
     metavar="SRC",

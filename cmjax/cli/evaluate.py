@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import options, terminal
+from cmjax.cli import option_types, options, terminal
 from cmjax.printing import printable
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ LARGE = 20_000  # samples of a side from which on precision and recall take minu
 
 
 @click.command()
-@click.argument("real", metavar="REAL", type=click.Path(path_type=Path))
-@click.argument("generated", metavar="GENERATED", type=click.Path(path_type=Path))
+@click.argument("real", metavar="REAL", type=option_types.Location())
+@click.argument("generated", metavar="GENERATED", type=option_types.Location())
 @click.option(
     "--features",
     metavar="NAME",

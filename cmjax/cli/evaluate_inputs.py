@@ -126,9 +126,10 @@ def _read_file(path: Path) -> Compared:
     from cmjax.evaluation import Gaussian
     from cmjax.training.array_files import read_arrays
 
-    if path.suffix == ".npy":
-        return Compared(path, features=_load(path, lambda found: np.asarray(found)))
-    if path.suffix == ".npz":
+    kind = path.suffix.lower()
+    if kind == ".npy":
+        return Compared(path, features=_load(path, _single))
+    if kind == ".npz":
         arrays = _load(path, lambda found: {name: found[name] for name in _wanted(found)})
         if all(name in arrays for name in STATISTICS):
             return Compared(path, statistics=Gaussian(*(arrays[n] for n in STATISTICS)))
@@ -145,6 +146,15 @@ def _read_file(path: Path) -> Compared:
         f"{path} must hold pictures u8[N, H, W(, C)] or features [N, D], "
         f"got {data.dtype}{list(data.shape)}"
     )
+
+
+def _single(found: Any) -> "np.ndarray":
+    """Returns the array of a `.npy`; raises ValueError for the arrays of an `.npz`."""
+    import numpy as np
+
+    if not isinstance(found, np.ndarray):
+        raise ValueError("it holds several arrays, as an .npz does")
+    return found
 
 
 def _wanted(found: Any) -> list[str]:

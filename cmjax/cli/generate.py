@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import checks, compilation, distributed, opening, options, terminal, wording
+from cmjax.cli import (
+    checks,
+    compilation,
+    distributed,
+    opening,
+    option_types,
+    options,
+    terminal,
+    wording,
+)
 
 if TYPE_CHECKING:
     from cmjax.generation import Outcome
@@ -25,7 +34,7 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
 @click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path),
+    type=option_types.Location(),
     metavar="DIR",
     help="Folder of the run, the same for all processes.",
 )
@@ -53,7 +62,7 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
 )
 @click.option(
     "--verify",
-    type=click.Path(path_type=Path),
+    type=option_types.Location(),
     metavar="DIR",
     help="Check the samples in a folder instead of making any. Only a model on this machine is "
     "found by itself; name others by --model.",

@@ -77,7 +77,7 @@ def open_model(
         terminal.note(f"Note: {checkpoint.note}")
 
     # Settings alone change the model's own scheduler.
-    if scheduler or settings:
+    if scheduler is not None or settings:
         loaded = loaded.with_scheduler(_scheduler(loaded.scheduler, scheduler, settings))
     return loaded
 
@@ -132,7 +132,8 @@ def _scheduler(
     from cmjax.schedulers import scheduler_like
 
     # Checked apart, so that each error names its option: a wrong name here, a wrong value below.
-    name = name or scheduler_name(trained_for)
+    if name is None:
+        name = scheduler_name(trained_for)
     try:
         scheduler_class(name)
     except ValueError as error:

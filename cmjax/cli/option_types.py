@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -77,6 +78,21 @@ class Labels(click.ParamType):
                 ctx,
             )
         return parts
+
+
+class Location(click.Path):
+    """A path of a file or folder, as `pathlib.Path`."""
+
+    def __init__(self):
+        super().__init__(path_type=Path)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        # That of a variable which is not set. For pathlib it is the current folder.
+        if value == "":
+            self.fail("must be a path, got ''.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Setting(click.ParamType):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cmjax import interrupts
-from cmjax.cli import checks, opening, options, terminal, wording
+from cmjax.cli import checks, opening, option_types, options, terminal, wording
 
 if TYPE_CHECKING:
     from cmjax.generation import Generated
@@ -24,7 +24,7 @@ TILE = 64  # pixels that a sample's side is enlarged to, at least
 @click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path),
+    type=option_types.Location(),
     default="samples.png",
     show_default=True,
     metavar="FILE",

@@ -44,7 +44,7 @@ def _complete_config(
 @click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path),
+    type=option_types.Location(),
     metavar="DIR",
     help="Folder of the run.  [default: runs/NAME, NAME being CONFIG's without .toml]",
 )

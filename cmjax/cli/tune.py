@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import checks, opening, options, terminal
+from cmjax.cli import checks, opening, option_types, options, terminal
 
 if TYPE_CHECKING:
     from cmjax.level_search import Trial
@@ -18,7 +18,7 @@ BATCH = 64  # pictures whose features are computed at a time
 
 
 @click.command()
-@click.argument("real", metavar="REAL", type=click.Path(path_type=Path))
+@click.argument("real", metavar="REAL", type=option_types.Location())
 @options.sampling
 @click.option(
     "--features",
@@ -40,7 +40,7 @@ BATCH = 64  # pictures whose features are computed at a time
 @click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path),
+    type=option_types.Location(),
     metavar="FILE",
     help="Where to keep the trials, as JSON. The same command continues from them.",
 )

@@ -66,6 +66,7 @@ class Records:
         self._num = num
         self._arrays = shards.settings.arrays
         self._size = shards.settings.shard_size
+        self._function = shards.settings.FUNCTION
         self._places: dict[Path, dict[str, _Place]] = {}
 
     def __len__(self) -> int:
@@ -102,7 +103,9 @@ class Records:
             try:
                 self._places[path] = _places(file, len(shard), self._arrays)
             except (ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile) as e:
-                raise ValueError(f"{path} is no shard: {e}") from None
+                raise ValueError(
+                    f"{path} is no shard: {e}; run the same {self._function} again"
+                ) from None
         return self._places[path]
 
 

@@ -5,7 +5,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def read_arrays(path: Path) -> StoredArrays:
         ValueError: if the file does not hold such arrays.
         OSError: if it cannot be read.
     """
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return _read_npz(path)
 
     # MNIST's names: train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz.
@@ -99,13 +99,13 @@ def _read_npz(path):
     # `np.load` refuses pickled objects by default, which could run code.
     file = open_regular(path)
     try:
-        with file, np.load(file) as arrays:
+        with file, _opened_npz(file) as arrays:
             for data, labels in NPZ_NAMES:
                 if data in arrays:
                     return StoredArrays(
-                        arrays[data],
-                        labels=arrays[labels] if labels in arrays else None,
-                        noise=arrays[NOISE] if NOISE in arrays else None,
+                        _array(arrays, data),
+                        labels=_array(arrays, labels) if labels in arrays else None,
+                        noise=_array(arrays, NOISE) if NOISE in arrays else None,
                     )
             found = sorted(arrays)
     except MemoryError:
@@ -117,3 +117,20 @@ def _read_npz(path):
         raise ValueError(f"{path} is not an .npz that can be read: {error}") from None
     names = " nor ".join(repr(data) for data, _ in NPZ_NAMES)
     raise ValueError(f"{path} has neither {names}, but {found}")
+
+
+def _opened_npz(file: IO[bytes]) -> np.lib.npyio.NpzFile:
+    """Opens the arrays of an `.npz`; raises ValueError for a single array."""
+    found = np.load(file)
+    if isinstance(found, np.ndarray):
+        raise ValueError("it holds a single array, as a .npy does")
+    return found
+
+
+def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """Returns an array of an `.npz`; raises ValueError for an entry that is none."""
+    # NumPy returns the bytes of an entry that is no array, which any archive may have.
+    found = arrays[name]
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"its entry {name!r} is no array")
+    return found

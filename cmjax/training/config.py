@@ -1,5 +1,6 @@
 """The configuration of a training run: read from TOML or a preset, with single keys changed."""
 
+import codecs
 import contextlib
 import dataclasses
 import json
@@ -135,10 +136,14 @@ class TrainConfig:
 
     def make_scheduler(self) -> Scheduler:
         """Returns the scheduler that the `scheduler` section describes."""
-        # Diffusers' scheduler_config.json has `_class_name` for `class`. Classes of the user's own
-        # may be imported (`trust`), as a configuration is the user's own file.
-        options = {"class": "CMStochasticIterativeScheduler", **self.scheduler}
-        options["_class_name"] = options.pop("class")
+        # Diffusers' scheduler_config.json, which may be copied here, has `_class_name` for `class`.
+        # Classes of the user's own may be imported (`trust`), as a configuration is the user's own
+        # file.
+        options = {"_class_name": "CMStochasticIterativeScheduler", **self.scheduler}
+        if {"class", "_class_name"} <= self.scheduler.keys():
+            raise ValueError("scheduler.class and scheduler._class_name exclude each other")
+        if "class" in options:
+            options["_class_name"] = options.pop("class")
         with _section("scheduler"):
             return read_scheduler_config(options, trust=True)
 
@@ -223,15 +228,16 @@ def _read_values(source: str | Path) -> dict[str, Any]:
     """Returns the nested dicts of a TOML file or a preset."""
     if str(source) in preset_names():
         return tomllib.loads(preset_text(str(source)))
-    if Path(source).suffix != ".toml":
+    if Path(source).suffix.lower() != ".toml":
         hint = did_you_mean(str(source), preset_names())
         raise ValueError(f"{source} is neither a .toml file nor a preset{hint}")
 
     # TOML is UTF-8 whatever the locale. Some editors put a byte order mark in front, which
-    # "utf-8-sig" takes away.
+    # "utf-8-sig" takes away. What PowerShell redirects to a file is UTF-16, with a mark.
     content = read_regular(source, LARGEST_TOML)
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        values = tomllib.loads(content.decode("utf-8-sig"))
+        values = tomllib.loads(content.decode("utf-16" if is_utf16 else "utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not TOML: {error}") from None
     _resolve_paths(values, Path(source).parent)
@@ -248,7 +254,8 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         path = found.get(key)
         if not isinstance(path, str) or not path:
             continue
-        resolved = folder / path
+        # No shell has replaced the ~ of a home folder.
+        resolved = folder / os.path.expanduser(path)
         if (section, key) == _DATA or os.path.exists(resolved):
             found[key] = str(resolved)
 

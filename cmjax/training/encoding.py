@@ -26,6 +26,7 @@ from cmjax.processes import run_on_all_processes
 from cmjax.training.data import collate
 from cmjax.training.encoder import Encoder
 from cmjax.training.moments import DECODER, MomentsSettings
+from cmjax.training.sources import check_outside
 
 
 def encode_until_stopped(
@@ -67,7 +68,7 @@ def encode_until_stopped(
 
     Raises:
         ValueError: for arguments out of range, pictures that the autoencoder does not take, if the
-            folder holds something else, or if moments are not finite.
+            folder holds something else or is inside the pictures, or if moments are not finite.
         OSError: if something cannot be written. What was written before remains.
     """
     folder = Path(folder)
@@ -77,6 +78,7 @@ def encode_until_stopped(
         if shard_size is not None:
             as_integer("shard_size", shard_size, 1, MAX_NUM)
         settings = _settings(autoencoder, source, floating_dtype("dtype", dtype), flip)
+        check_outside(source, folder)
         if jax.process_index() == 0:
             check_folder(folder, MomentsSettings)
         return settings

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.checkpoints.autoencoders import load_autoencoder
+from cmjax.generation.batches import out_of_memory
 from cmjax.model import Model
 from cmjax.models.adapters import from_nnx
 from cmjax.models.extension import EXTENSIONS, extend, is_extension
@@ -48,7 +49,7 @@ def first_model(config: TrainConfig) -> Model:
         # A new network, with random parameters from the seed.
         module_class, _ = network_class(config.network["class"])
         try:
-            with same_numbers():
+            with same_numbers(), out_of_memory("make [network] smaller"):
                 rngs = nnx.Rngs(key_of_seed(config.run.seed))
                 module = module_class(network_config, rngs=rngs)
         except ValueError as error:

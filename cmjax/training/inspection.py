@@ -61,11 +61,16 @@ def inspect(
 
 
 def _check_scale(data: np.ndarray, scheduler: Any) -> None:
-    """Raises ValueError for floats `[N, ...]` that are not scaled as the noise levels need them."""
-    if data.dtype == np.uint8:
-        return
+    """Raises ValueError for data `[N, ...]` that are not scaled as the noise levels need them."""
     low = float(data.min())
     high = float(data.max())
+    if data.dtype == np.uint8:
+        # Black and white as 0 and 1, or floats in [0, 1] that were cast: all but black.
+        if high == 1:
+            raise ValueError(
+                "the data are pixels of 0 and 1, of 255; multiply what they were by 255"
+            )
+        return
 
     # Images in [0, 1] or [0, 255] have no negative values; samples around 0 always have some.
     # Points `[N, D]` may lie anywhere.

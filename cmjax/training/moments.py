@@ -216,6 +216,12 @@ class Moments:
             ValueError: if it is not there, or is another one.
         """
         path = self.folder / DECODER
+
+        # Otherwise a relative path would be an id of the hub, of somebody else's autoencoder.
+        if not path.is_dir():
+            raise ValueError(
+                f"{path} is missing; put it back, or name the autoencoder by data.autoencoder"
+            )
         found = load_autoencoder(path)
         if autoencoder_digest(found) != self.settings.autoencoder:
             raise ValueError(
@@ -229,5 +235,8 @@ def holds_moments(folder: Path) -> bool:
     try:
         settings = parse_json(folder / MANIFEST)["settings"]
         return settings["kind"] == MomentsSettings.KIND
-    except (ValueError, KeyError, TypeError, OSError):
+    except (KeyError, TypeError, OSError):
         return False
+    except ValueError:
+        # A damaged one; opening the folder says so. Pictures may have a file of this name, too.
+        return (folder / MANIFEST).exists() and (folder / "shards").is_dir()

@@ -17,6 +17,7 @@ from cmjax.training.outputs import Outputs, save_models
 from cmjax.training.reports import MetricsFile, in_lines, summarize
 from cmjax.training.sections import RunSection
 from cmjax.training.setup import Run, make_run
+from cmjax.training.sources import check_outside
 from cmjax.training.train_step import TrainState
 
 STOPPING = "Stopping after this step, which is then saved; a second signal stops at once."
@@ -61,11 +62,13 @@ def train_until_stopped(
 
     Raises:
         ValueError: if the data cannot be trained on, if the folder holds another run or a damaged
-            checkpoint or another process is using it, or if a metric becomes NaN or infinite.
+            checkpoint, is inside the pictures or another process is using it, or if a metric
+            becomes NaN or infinite.
         OSError: if a file cannot be written.
     """
     out = Path(out)
     run = make_run(config)
+    check_outside(run.source, out)
     settings = config.run
     is_process_0 = jax.process_index() == 0
     shown = is_process_0 and not quiet

@@ -18,6 +18,9 @@ from cmjax.training.moments import Moments, holds_moments
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _SAMPLED = 64  # pictures, at least, whose content is part of a fingerprint
 _SAMPLED_BYTES = 2**20  # of each of them
+# Names of the folders of a data set that comes in parts, of which the first are to train on.
+_TRAIN = ("train", "training")
+_PARTS = (*_TRAIN, "val", "valid", "validation", "dev", "test", "testing")
 
 # "data": u8[H, W, C], or floats that are scaled already; "class_labels": an integer; "noise": what
 # the sample was made from, floats in the shape of "data".
@@ -92,7 +95,8 @@ class Pictures:
 
         Raises:
             ValueError: if the folder or one of its classes has no pictures, if both the folder and
-                its classes have some, or for another number of channels.
+                its classes have some, if these are the parts of a data set, such as train and test,
+                or for another number of channels.
         """
         if channels not in MODES:
             raise ValueError(f"channels must be 1 or 3, got {channels}")
@@ -195,6 +199,11 @@ def open_source(
             raise ValueError(
                 f"{path} is a folder of pictures, and needs a size to scale them to"
             )
+        if channels not in MODES:
+            raise ValueError(
+                f"{path} is a folder of pictures, which have 1 or 3 channels, but {channels} are "
+                "wanted; if these are latents, cmjax encode makes them of pictures"
+            )
         return Pictures(path, size, channels)
 
     # A file: everything is read into memory and checked once.
@@ -207,6 +216,27 @@ def open_source(
     if noise is not None:
         noise = _checked_noise(path, noise, data.shape)
     return Arrays(data, labels, noise)
+
+
+def check_outside(source: Source, out: str | Path) -> None:
+    """Checks that a folder to write is not inside the pictures that are read.
+
+    Raises:
+        ValueError: if what is written there would become pictures, or a class of them.
+    """
+    if not isinstance(source, Pictures):
+        return
+    written = Path(os.path.realpath(out))
+    folder = os.path.realpath(source.folder)
+    if not written.is_relative_to(folder):
+        return
+
+    # Hidden folders are not looked into.
+    if not any(part.startswith(".") for part in written.relative_to(folder).parts):
+        raise ValueError(
+            f"{out} is inside {source.folder}, where its files would become data; choose a folder "
+            "outside"
+        )
 
 
 def first_not_finite(data: np.ndarray) -> int | None:
@@ -299,6 +329,14 @@ def find_pictures(folder: Path, pattern: str = "*") -> list[str]:
 
 def _check_folder(folder, classes, loose):
     """Raises ValueError unless all pictures are in the folder itself, or each class has some."""
+    # The folders of a data set that comes in parts would silently become the labels.
+    train = next((name for name in classes if name.lower() in _TRAIN), None)
+    if train and all(name.lower() in _PARTS for name in classes):
+        raise ValueError(
+            f"{folder} holds {', '.join(classes)}: the parts of a data set, not classes; give "
+            f"{folder / train}"
+        )
+
     # Folders without pictures, such as one of notes, are fine next to loose pictures.
     empty = [name for name, files in classes.items() if not files]
     if loose and len(empty) < len(classes):

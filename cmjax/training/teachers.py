@@ -20,7 +20,7 @@ def load_teacher(config: TrainConfig, model: Model) -> tuple[Any, ApplyFn | None
 
     Raises:
         ValueError: if the loss needs a teacher that is not named, or has none, or the network of
-            the teacher means something else.
+            the teacher means something else or makes other samples.
     """
     section = config.teacher
     loss = config.make_loss(model.scheduler)
@@ -42,6 +42,7 @@ def load_teacher(config: TrainConfig, model: Model) -> tuple[Any, ApplyFn | None
     teacher = model
     if section.model:
         teacher = load_named("teacher.model", section.model)
+    _check_samples(section.model, teacher, model)
     check_interchangeable(
         "teacher.model", section.model, teacher.scheduler, model.scheduler
     )
@@ -67,6 +68,23 @@ def load_teacher(config: TrainConfig, model: Model) -> tuple[Any, ApplyFn | None
         parametrization=one_time_parametrization("teacher", teacher.scheduler),
     )
     return (teacher.params, weak.params), guided
+
+
+def _check_samples(name, teacher, model):
+    """Raises ValueError for a teacher of samples or classes that the student does not have."""
+    if teacher.sample_shape != model.sample_shape:
+        raise ValueError(
+            f"teacher.model {name} makes samples of shape {teacher.sample_shape}, the network "
+            f"{model.sample_shape}; name a teacher of the same shape"
+        )
+
+    # A label beyond its last class would be that class, without an error.
+    classes = (teacher.num_classes, model.num_classes)
+    if None not in classes and classes[0] < classes[1]:
+        raise ValueError(
+            f"teacher.model {name} has {classes[0]} classes, the network {classes[1]}; name a "
+            "teacher of all of them"
+        )
 
 
 def _guided_by_null_class(teacher, scale, interval):

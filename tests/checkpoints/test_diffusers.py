@@ -1,6 +1,7 @@
 """diffusers' folders without diffusers: their configs, what is refused, shards, the hub."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -206,6 +207,19 @@ def test_options_a_file_leaves_out_have_the_defaults_of_diffusers():
 def test_damaged_pipelines(folder, damage, message):
     damage(folder)
     with pytest.raises(ValueError, match=message):
+        cmjax.load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "unet/config.json", f"unet/{diffusers.SAFETENSORS}"]
+)
+def test_a_link_that_leads_nowhere_is_named(folder, name):
+    """As of a hub's cache whose links alone were copied; no other file takes its place."""
+    weights = folder / "unet" / diffusers.SAFETENSORS
+    shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
+    (folder / name).unlink()
+    (folder / name).symlink_to("../../blobs/a1")
+    with pytest.raises(ValueError, match=f"{name} is a link to .*a1, which is not there"):
         cmjax.load(folder)
 
 

@@ -1,5 +1,6 @@
 """cmjax's own folder: what goes in comes out, and nothing else gets in."""
 
+import codecs
 import dataclasses
 import json
 
@@ -179,6 +180,13 @@ def test_damaged_folders(folder, damage, message):
     damage(folder)
     with pytest.raises(ValueError, match=message):
         cmjax.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "scheduler_config.json"])
+def test_a_byte_order_mark_is_no_part_of_json(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(codecs.BOM_UTF8 + content)
+    cmjax.load(folder)
 
 
 def test_sources_that_are_not_there(tmp_path, monkeypatch):

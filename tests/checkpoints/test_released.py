@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cmjax.checkpoints import improved_mean_flow, mean_flow, open_checkpoint, shortcut
 from cmjax.checkpoints.flax_names import as_torch, used_parameters
 from cmjax.checkpoints.tensors import StoredTensor
-from tests.support import flax_files, flax_networks
+from tests.support import flax_files, flax_networks, torch_zip
 from tests.support.mutations import fuzz
 
 READERS = {
@@ -74,4 +74,21 @@ def test_states_of_no_known_network(tmp_path, make):
     with pytest.raises(
         ValueError, match="is not a checkpoint of a network that cmjax reads"
     ):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (
+            ["module.input_blocks.0.0.weight"],
+            "begin with 'module.', .*: save the state_dict",
+        ),
+        (["conv1.weight", "fc.bias"], "its first is conv1.weight"),
+        ([], "it has none"),
+    ],
+)
+def test_tensors_of_no_known_network_are_described(tmp_path, names, hint):
+    path = torch_zip.save(tmp_path / "a.pt", {name: np.zeros(2, "f4") for name in names})
+    with pytest.raises(ValueError, match=f"a.pt is not a checkpoint of .*{hint}"):
         open_checkpoint(path)

@@ -625,7 +625,7 @@ def test_what_is_not_a_file(tmp_path):
     with pytest.raises(ValueError, match="has no x.pt"):
         open_torch(tmp_path / "x.pt")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="has no link"):
+    with pytest.raises(ValueError, match="link is a link to .*nowhere, which is not there"):
         open_torch(tmp_path / "link")
     with pytest.raises(ValueError, match="is a folder, not a file"):
         open_torch(tmp_path)

@@ -129,12 +129,25 @@ def test_toml_is_utf8_whatever_the_locale_and_its_mark_is_no_part_of_it(toml):
     for content in (text, text.replace("\n", "\r\n"), f"\ufeff{text}"):
         toml.write_bytes(content.encode())
         assert Path(read_config(toml).data.source).name == "Bücher.npz"
+    toml.write_bytes(text.encode("utf-16"))  # with a mark, as of PowerShell
+    assert Path(read_config(toml).data.source).name == "Bücher.npz"
     toml.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match="a.toml is not TOML: 'utf-8' codec"):
         read_config(toml)
     toml.write_text(f"a = {'[' * 20_000}")
     with pytest.raises(ValueError, match="a.toml is not TOML: "):
         read_config(toml)
+
+
+def test_the_ending_may_be_in_capitals(toml):
+    assert read_config(toml.rename(toml.with_suffix(".TOML"))).run.steps == 6
+
+
+def test_a_scheduler_may_be_named_as_in_the_files_of_diffusers(toml):
+    config = read_config(toml, [("scheduler._class_name", "EDMEulerScheduler")])
+    assert type(config.make_scheduler()).__name__ == "EDMEulerScheduler"
+    with pytest.raises(ValueError, match="scheduler.class and .* exclude each other"):
+        read_config(toml, [("scheduler._class_name", "x"), ("scheduler.class", "y")])
 
 
 def test_what_is_no_file_is_no_configuration(tmp_path):
@@ -237,6 +250,9 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path, monkeypatch):
     assert config.run.init == "owner/name"
 
     # Those of the command line are relative to where it runs.
+    (folder / "b.toml").write_text(text.replace("d.npz", "~/d.npz"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert read_config("configs/b.toml").data.source == str(tmp_path / "home" / "d.npz")
     changed = read_config("configs/a.toml", [("data.source", "e.npz")])
     assert changed.data.source == "e.npz"
     monkeypatch.chdir(folder)

@@ -5,6 +5,7 @@ import itertools
 import struct
 import sys
 import threading
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -353,6 +354,25 @@ def test_bad_npz_files(tmp_path, arrays, message):
         sources.open_source(tmp_path / "a.npz", 8)
 
 
+def test_the_ending_of_a_name_may_be_in_capitals(tmp_path):
+    with (tmp_path / "A.NPZ").open("wb") as file:
+        np.savez(file, images=IMAGES)
+    assert len(sources.open_source(tmp_path / "A.NPZ")) == 2
+
+
+def test_an_archive_of_other_things_than_arrays(tmp_path):
+    """NumPy returns their bytes, or the array of a .npy, without an error."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", "no array")
+    with pytest.raises(ValueError, match="a.npz .* its entry 'images' is no array"):
+        sources.open_source(path)
+    with path.open("wb") as file:
+        np.save(file, IMAGES)
+    with pytest.raises(ValueError, match="a.npz .* it holds a single array"):
+        sources.open_source(path)
+
+
 def test_broken_files_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", images=IMAGES)
     whole = (tmp_path / "a.npz").read_bytes()
@@ -441,7 +461,7 @@ def test_bad_folders(tmp_path):
     picture(tmp_path / "cat" / "a.png", 0)
     with pytest.raises(ValueError, match="needs a size"):
         sources.open_source(tmp_path)
-    with pytest.raises(ValueError, match="channels must be 1 or 3, got 4"):
+    with pytest.raises(ValueError, match="1 or 3 channels, but 4 are wanted; .* encode"):
         sources.open_source(tmp_path, 4, channels=4)
     (tmp_path / "dog").mkdir()
     with pytest.raises(ValueError, match="dog is a class without pictures .*; remove it"):
@@ -450,6 +470,23 @@ def test_bad_folders(tmp_path):
     with pytest.raises(
         ValueError, match="pictures and also folders of pictures.*move .*b.png into one"
     ):
+        sources.open_source(tmp_path, 4)
+
+
+def test_parts_of_a_data_set_are_no_classes(tmp_path):
+    for level, name in enumerate(("Train/cat/a.png", "Train/dog/b.png", "test/cat/c.png")):
+        picture(tmp_path / name, level)
+    with pytest.raises(ValueError, match="Train, test: the parts .* give .*Train"):
+        sources.open_source(tmp_path, 4)
+    assert sources.open_source(tmp_path / "Train", 4).classes == ["cat", "dog"]
+    (tmp_path / "Train").rename(tmp_path / "truck")
+    assert sources.open_source(tmp_path, 4).classes == ["test", "truck"]
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    picture(tmp_path / "a.png", 0)
+    (tmp_path / "b.png").symlink_to("blobs/b")
+    with pytest.raises(ValueError, match="b.png is a link to blobs/b, which is not there"):
         sources.open_source(tmp_path, 4)
 
 

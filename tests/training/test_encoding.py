@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from cmjax.training.encoding import encode_folder
 from cmjax.training.inspection import inspect
 from cmjax.training.latents import draw_latents
 from cmjax.training.moments import Moments
-from cmjax.training.sources import Arrays, open_source
+from cmjax.training.run import train
+from cmjax.training.sources import Arrays, check_outside, open_source
 from tests.support.autoencoders import KL, TINY, autoencoder
 from tests.support.cli import assert_one_line, succeeded
 from tests.support.generation import launched_command, shards_of, wait_for
@@ -173,7 +175,9 @@ def test_what_is_missing_or_damaged_shows_before_a_training(out):
     ):
         inspect(moments, 2, scheduler)
     path.write_bytes(content[:900])
-    with pytest.raises(ValueError, match="is no shard: File is not a zip"):
+    with pytest.raises(
+        ValueError, match="no shard: File is not a zip .*; run the same encode"
+    ):
         Moments(out)[8]
     path.unlink()
     with pytest.raises(ValueError, match="holds 18 of 22 moments; run the same encode_fol"):
@@ -182,6 +186,30 @@ def test_what_is_missing_or_damaged_shows_before_a_training(out):
     shutil.copy(shards_of(out)[0], path)
     with pytest.raises(ValueError, match="vae is not the autoencoder that encoded"):
         moments.autoencoder()
+    shutil.rmtree(out / "vae")
+    with pytest.raises(ValueError, match="vae is missing; put it back, or name the"):
+        moments.autoencoder()
+    (out / "manifest.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        open_source(out, 4, 4)
+
+
+def test_nothing_is_written_into_the_pictures_that_are_read(tmp_path, monkeypatch):
+    """Samples and latents in there would become data, and the run could not be resumed."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    source = open_source(tmp_path, 8)
+    run = types.SimpleNamespace(source=source)
+    monkeypatch.setattr("cmjax.training.run.make_run", lambda _: run)
+    for out in (tmp_path, tmp_path / "runs" / "mine"):
+        with pytest.raises(ValueError, match=f"{out} is inside {tmp_path}, where its"):
+            encode_folder(out, autoencoder(TINY), source)
+        with pytest.raises(ValueError, match=f"{out} is inside {tmp_path}, where its"):
+            train(config.TrainConfig(run=config.RunSection(init="a")), out)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    check_outside(source, tmp_path / ".runs")
+    check_outside(source, tmp_path.parent / "runs")
+    with pytest.raises(ValueError, match="which have 1 or 3 channels, but 4 are wanted"):
+        open_source(tmp_path, 8, 4)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def inspect(source, num_classes=None):
         (abs(NOISE) % 1 * 255, "floats from .* to .*, none below 0"),
         (NOISE * 1000, "beyond the highest noise level, 80; scale them to .* about 0.5"),
         (abs(NOISE[:, :2, 0, 0]) * 1000, "beyond the highest noise level"),
+        ((NOISE > 0).astype(np.uint8), "pixels of 0 and 1, .*; multiply .* by 255"),
     ],
 )
 def test_floats_that_are_not_scaled(data, message):

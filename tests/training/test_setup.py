@@ -1,9 +1,13 @@
 """Runs whose loss does not go with their network: refused, where training would show nothing."""
 
+import jax
 import numpy as np
 import pytest
 
 from cmjax.training import config, reports, setup
+from cmjax.training.first_model import first_model
+from cmjax.training.teachers import load_teacher
+from tests.support import networks
 
 NETWORK = {
     "class": "PixelMeanFlow",
@@ -100,3 +104,31 @@ def test_guidance_that_is_not_trained_is_said(tmp_path, network, loss, dropout, 
         assert said is None
     else:
         assert said and message in said and said.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"channels": 3}, r"x makes samples of shape \(8, 8, 3\), the network \(8, 8, 1\)"),
+        ({"num_classes": 2}, "x has 2 classes, the network 10"),
+    ],
+)
+def test_a_teacher_of_other_samples(monkeypatch, teacher, message):
+    """A label beyond its classes would be the last of them, without an error."""
+    named = networks.tiny_model(**teacher)
+    monkeypatch.setattr("cmjax.training.teachers.load_named", lambda *_: named)
+    distilling = config.from_values(
+        {"loss": {"name": "cd"}, "teacher": {"model": "x"}, "run": {"init": "y"}}
+    )
+    with pytest.raises(ValueError, match=f"teacher.model {message}"):
+        load_teacher(distilling, networks.tiny_model())
+
+
+def test_a_network_larger_than_the_memory(monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("cmjax.training.first_model.key_of_seed", fail)
+    described = config.from_values({"network": NETWORK})
+    with pytest.raises(ValueError, match="Out of memory; make .network. smaller"):
+        first_model(described)
