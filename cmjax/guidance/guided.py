@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from cmjax.arrays import ApplyFn
 from cmjax.conditioning import check_null
 from cmjax.configs import is_finite, shown
@@ -13,7 +11,7 @@ from cmjax.guidance.rules import Extrapolated, Projected
 from cmjax.guidance.strength import Scale, Strength, check_parametrization
 from cmjax.networks import check_network, num_classes
 from cmjax.parametrization import Parametrization
-from cmjax.tracing import cached_unless_tracing
+from cmjax.tracing import ByValue, cached_unless_tracing
 
 
 def classifier_free(
@@ -79,7 +77,7 @@ def classifier_free(
         return apply_fn
     rule = Extrapolated(float(rescale))
     return cached_unless_tracing(
-        classifier_free_network, apply_fn, strength, _entries(null), rule, doubled
+        classifier_free_network, apply_fn, strength, ByValue(dict(null)), rule, doubled
     )
 
 
@@ -133,7 +131,7 @@ def adaptive_projection(
         return apply_fn
     rule = Projected(parametrization.without_boundary(), float(eta), float(norm_threshold))
     return cached_unless_tracing(
-        classifier_free_network, apply_fn, strength, _entries(null), rule, doubled
+        classifier_free_network, apply_fn, strength, ByValue(dict(null)), rule, doubled
     )
 
 
@@ -193,13 +191,3 @@ def _check_doubled(doubled: Any, null: Mapping[str, Any]) -> None:
         raise ValueError(
             "doubled=True needs the same conditioning for both; give null values, not None"
         )
-
-
-def _entries(null: Mapping[str, Any]) -> tuple[tuple[str, Any, str], ...]:
-    """The null as triples of a name, a value and its types: a key for the cache of networks."""
-    entries = []
-    for name in sorted(null):
-        # The types are part of the key: 1, 1.0 and True are equal, but only the first is a class.
-        types = str(jax.tree.map(type, null[name]))
-        entries.append((name, null[name], types))
-    return tuple(entries)

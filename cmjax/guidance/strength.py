@@ -57,7 +57,9 @@ class Strength:
     @property
     def is_one(self) -> bool:
         """Whether the scale is known to be 1 for all samples at all levels."""
-        return isinstance(self.scale, float | np.ndarray) and bool(np.all(self.scale == 1))
+        return isinstance(self.scale, float | tuple) and bool(
+            np.all(np.equal(self.scale, 1))
+        )
 
     def weights(self, x: jax.Array, time: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Returns the scale of each sample, f32[B] or f32[], and whether any sample is guided.
@@ -116,7 +118,7 @@ def check_parametrization(parametrization: Any) -> None:
 
 
 def _numbers(name: str, value: Any) -> Any:
-    """The scale as a `float`, which is part of a cache's key, or as an array of one axis."""
+    """The scale as a number or a tuple of Python, for a cache's key, or as an array if traced."""
     known = known_reals(name, value)
     if known is not None and not np.all(np.isfinite(known)):
         raise ValueError(f"{name} must be finite, got {shown(value)}")
@@ -126,7 +128,7 @@ def _numbers(name: str, value: Any) -> Any:
         )
     if known is None:
         return as_reals(name, value)
-    return known if known.ndim else float(known)
+    return tuple(known.tolist()) if known.ndim else float(known)
 
 
 def interval_ends(

@@ -10,8 +10,9 @@ import numpy as np
 from cmjax.arrays import ApplyFn, known_reals
 from cmjax.configs import shown
 from cmjax.guidance.strength import interval_ends
+from cmjax.meshes import divided_like
 from cmjax.networks import check_network, takes, with_classes_of
-from cmjax.tracing import cached_unless_tracing
+from cmjax.tracing import ByValue, cached_unless_tracing
 
 # Number of networks to keep, so that programs that are compiled for them are found again.
 _NETWORKS = 64
@@ -61,22 +62,26 @@ def told_scale(
             )
         ends = interval_ends("interval", interval, of_times=True)
 
-    return cached_unless_tracing(_told, apply_fn, scale, ends)
+    return cached_unless_tracing(_told, apply_fn, ByValue(scale), ends)
 
 
 @functools.lru_cache(_NETWORKS)
 def _told(apply_fn, scale, ends):
-    """The network of `told_scale`, whose arguments are checked."""
+    """The network of `told_scale`, whose arguments are checked; the scale is a `ByValue`."""
 
     def guided(params, x, *times, **cond):
-        # One scale and one interval per sample, f32[B] and f32[B, 2].
-        told = {"guidance_scale": jnp.broadcast_to(_float32(scale), x.shape[:1])}
+        scales = jnp.asarray(scale.tree, jnp.float32)
+        if scales.shape not in ((), x.shape[:1]):
+            raise ValueError(
+                f"scale must be a number or one per sample {x.shape[:1]}, got shape {scales.shape}"
+            )
+
+        # One scale and one interval per sample, f32[B] and f32[B, 2], divided over devices as the
+        # samples are.
+        told = {"guidance_scale": divided_like(jnp.broadcast_to(scales, x.shape[:1]), x)}
         if ends is not None:
-            told["guidance_interval"] = jnp.broadcast_to(_float32(ends), (x.shape[0], 2))
+            interval = jnp.broadcast_to(jnp.asarray(ends, jnp.float32), (x.shape[0], 2))
+            told["guidance_interval"] = divided_like(interval, x)
         return apply_fn(params, x, *times, **{**told, **cond})
 
     return with_classes_of(apply_fn, guided)
-
-
-def _float32(values):
-    return jnp.asarray(values, jnp.float32)
