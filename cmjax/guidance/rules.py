@@ -6,7 +6,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import combine
+from cmjax.arrays import combine, root
 from cmjax.parametrization import Parametrization
 
 # Numbers of float32 that differ by rounding have a standard deviation of less than this share of
@@ -112,9 +112,7 @@ def _spread(array: jax.Array) -> jax.Array:
     centred = centred - centred.mean(axes, keepdims=True)
     variance = jnp.square(centred).mean(axes)
     varies = variance > _ROUNDING**2 * jnp.square(array).mean(axes)
-
-    # The root is taken of positive numbers only: at 0 its gradient would be NaN.
-    return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
+    return root(jnp.where(varies, variance, 0))
 
 
 def _dot(one: jax.Array, other: jax.Array) -> jax.Array:
