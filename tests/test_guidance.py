@@ -174,6 +174,19 @@ def test_a_scale_per_sample_is_a_loop(make):
     np.testing.assert_allclose(mapped, together, atol=1e-5)
 
 
+def test_a_schedule_over_the_levels_of_a_flow():
+    # It begins with noise alone, of which sigma / (1 + sigma) was NaN.
+    path = cmjax.FlowMatchEulerDiscreteScheduler().parametrization
+    times = path.time(jnp.array([jnp.inf, 3.0, 1.0, 0.5, 0.25, 0.0]))
+    guided = autoguidance(
+        lambda params, x, t: params * x,
+        lambda sigma: sigma / (1 + sigma),
+        parametrization=path,
+    )
+    made = guided((1.0, 0.0), jnp.ones((B, 1)), times)
+    np.testing.assert_allclose(made[:, 0], [1, 3 / 4, 1 / 2, 1 / 3, 1 / 5, 0], atol=1e-5)
+
+
 def test_a_schedule_over_levels():
     def schedule(sigma):
         return jnp.where(sigma < 1.5, 2.0, 3.0)

@@ -43,8 +43,9 @@ def classifier_free(
     Args:
         apply_fn: the network, `(params, x, t, **cond) -> model_output`.
         scale: a number, one per sample `[B]`, or a function of the noise levels sigma f32[B] that
-            returns either. 1 is the network alone: a number or array of ones that is not traced
-            returns `apply_fn` itself. A traced scale always calls the network twice.
+            returns either; pure noise, such as that which flows begin with, is told as 1e6. 1 is
+            the network alone: a number or array of ones that is not traced returns `apply_fn`
+            itself. A traced scale always calls the network twice.
         null: what conditioning becomes, such as `{"class_labels": 10}`: of each name a number, an
             array `[...]` for all samples or `[B, ...]` for each, a pytree of these where the
             conditioning is one, or None to leave it out.

@@ -20,6 +20,10 @@ Scale = ArrayLike | Callable[[jax.Array], ArrayLike]
 # Levels are computed from times in float32: they reach the ends of an interval up to this share.
 ROUNDING = 1e-4
 
+# The level of pure noise, with which flows begin, as functions are told it. It is infinite, of
+# which `sigma / (1 + sigma)` is NaN.
+PURE_NOISE = 1e6
+
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
@@ -82,7 +86,7 @@ class Strength:
         # The scale of each sample at its level, f32[B], or of all samples, f32[].
         scale = self.scale
         if callable(scale):
-            scale = _numbers("scale", scale(sigma))
+            scale = _numbers("scale", scale(jnp.minimum(sigma, PURE_NOISE)))
         scale = as_reals("scale", scale).astype(jnp.float32)
         if scale.shape not in ((), x.shape[:1]):
             raise ValueError(
