@@ -117,6 +117,26 @@ def test_inside_of_shard_map(kind):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("edits", [False, True])
+def test_inside_of_shard_map_with_one_key_for_all_devices(edits):
+    # The noise is the same on all devices and what the network makes of it is not, which a scan
+    # refused as its carry.
+    def part(key, bias):
+        shape = (2, *SHAPE[1:])
+        options = {"sigmas": [20.0, 2.0], "cond": {"bias": bias}}
+        if not edits:
+            return cmjax.sample(key, toy, PARAMS, CM, shape, **options)
+        known = editing.inpaint(jnp.ones(shape[1:]), jnp.eye(shape[1])[..., None])
+        options |= {"method": "posterior", "candidates": 2, "iterations": 1}
+        return editing.edit(key, toy, PARAMS, CM, known, shape, **options)
+
+    mapped = jax.shard_map(
+        part, mesh=mesh_of("auto"), in_specs=(P(), P("data")), out_specs=P("data")
+    )
+    found = jax.jit(mapped)(KEY, BIAS)
+    np.testing.assert_allclose(found[2:4], jax.jit(part)(KEY, BIAS[2:4]), atol=1e-5)
+
+
 CONSTRAINTS = {
     "inpaint": lambda x: editing.inpaint(x, x > 0),
     "colorize": lambda x: editing.colorize(x, [1.0]),
