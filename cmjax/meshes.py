@@ -109,6 +109,45 @@ def as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
     return carry
 
 
+def varied_for(function: Callable[[Any], jax.Array], argument: Any) -> Any:
+    """Returns an argument that differs from device to device wherever the function's result does.
+
+    Inside of `jax.shard_map` the derivative by what all devices share is a sum over devices.
+
+    Args:
+        function: from the argument to an array.
+        argument: a pytree of arrays.
+    """
+    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return argument
+    axes = _varying(jax.eval_shape(function, argument))
+    return jax.tree.map(lambda leaf: _varied(leaf, axes), argument)
+
+
+def either(is_wanted: jax.Array, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
+    """Returns `one()` where `is_wanted`, bool[], and otherwise `other()`, by `jax.lax.cond`.
+
+    Inside of `jax.shard_map` one of them alone may differ from device to device.
+
+    Args:
+        is_wanted: which of them to compute.
+        one: returns a pytree of arrays.
+        other: returns arrays of the same shapes and dtypes.
+    """
+    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return jax.lax.cond(is_wanted, one, other)
+    ones = jax.eval_shape(one)
+    others = jax.eval_shape(other)
+
+    def alike(made):
+        def vary(leaf, first, second):
+            return _varied(leaf, _varying(first) | _varying(second))
+
+        return jax.tree.map(vary, made, ones, others)
+
+    return jax.lax.cond(is_wanted, lambda: alike(one()), lambda: alike(other()))
+
+
 def _varying(aval: Any) -> frozenset:
     """The axes of `jax.shard_map` along which arrays of a type differ from device to device."""
     # Some versions of JAX have them in `manual_axis_type`, others in `vma`.

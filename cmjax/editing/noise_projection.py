@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from cmjax.arrays import combine, root
 from cmjax.editing.least_move import Move, directions, inner, least_move
+from cmjax.meshes import varied_for
 from cmjax.schedulers.checks import apply_constraint
 from cmjax.serialization import serializable
 
@@ -176,7 +177,8 @@ def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
         noise = jax.tree.map(functools.partial(_where, nearer), other, noise)
         return (noise, jnp.where(nearer, found, least)), None
 
-    noise = draw(1)
+    # Inside of `jax.shard_map` devices may share the key, but not what is made of its noise.
+    noise = varied_for(distance, draw(1))
     if problem.candidates == 1:
         return noise
     best = noise, distance(noise)

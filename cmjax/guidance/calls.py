@@ -12,6 +12,7 @@ from cmjax.conditioning import with_null
 from cmjax.configs import shown
 from cmjax.guidance.rules import Rule
 from cmjax.guidance.strength import Strength
+from cmjax.meshes import either
 from cmjax.networks import (
     call_network,
     num_classes,
@@ -148,7 +149,7 @@ def _either(
     """Returns `one()` where `is_wanted`, bool[] or None for True; otherwise `other()`."""
     if is_wanted is None:
         return one()
-    return jax.lax.cond(is_wanted, one, other)
+    return either(is_wanted, one, other)
 
 
 def _interleaved(one: jax.Array, other: jax.Array) -> jax.Array:

@@ -79,7 +79,7 @@ class Strength:
         Raises:
             ValueError: for a scale that is neither a number nor one per sample.
         """
-        sigma = None
+        sigma: Any = None
         if self.parametrization is not None:
             sigma = level_of(self.parametrization, time)
 
