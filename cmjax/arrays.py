@@ -52,6 +52,15 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
+def root(square: jax.Array) -> jax.Array:
+    """Returns the square root of numbers, 0 where they are not positive.
+
+    Its gradient there is 0, too: that of `jnp.sqrt` at 0 is infinite, and times 0 it is NaN.
+    """
+    is_positive = square > 0
+    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, square, 1)), 0)
+
+
 def concrete(value: Any) -> np.ndarray | None:
     """Returns `value` as a NumPy array, or None if it is traced: its value is not known yet."""
     return None if isinstance(value, Tracer) else np.asarray(value)

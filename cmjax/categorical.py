@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cmjax.arrays import ApplyFn, as_categories, concrete
 from cmjax.configs import shown
-from cmjax.meshes import divided_alike
+from cmjax.meshes import as_returned, divided_alike
 from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.schedulers.checks import check_sample_shape
@@ -102,7 +102,8 @@ def _compiled(apply_fn, scheduler, shape, return_trajectory):
             state, output = scheduler.step(keys, state, model_output, x)
             return (state, output.prev_sample), output if return_trajectory else None
 
-        (_, x), trajectory = jax.lax.scan(step, (state, x), length=state.num_steps)
+        start = as_returned(lambda carry: step(carry, None)[0], (state, x))
+        (_, x), trajectory = jax.lax.scan(step, start, length=state.num_steps)
         return (x, trajectory) if return_trajectory else x
 
     return jax.jit(loop, inline=True)

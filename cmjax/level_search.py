@@ -153,7 +153,8 @@ def _evaluate(objective, levels):
     value = np.asarray(objective(levels))
     if value.size != 1 or not is_finite(value.item()):
         raise ValueError(
-            f"objective must return a finite number, got {shown(value)} at sigmas={levels}"
+            f"objective must return a finite number, got {shown(value)} at sigmas={levels}; "
+            "where samples fail return one that is larger than all others"
         )
     return float(value.item())
 

@@ -25,7 +25,13 @@ def divided_like(array: jax.Array, samples: jax.Array) -> jax.Array:
 
 
 def divided_alike(samples: Any) -> Any:
-    """Returns a pytree of arrays `[B, ...]`, with all first axes divided as the first that is."""
+    """Returns a pytree of arrays `[B, ...]`, with all first axes divided as the first that is.
+
+    Inside of `jax.shard_map` all differ from device to device where one of them does.
+    """
+    types = [_varying(jax.typeof(leaf)) for leaf in jax.tree.leaves(samples)]
+    varying = frozenset().union(*types)
+    samples = jax.tree.map(lambda leaf: _varied(leaf, varying), samples)
     batch = _batch_sharding(samples)
     if batch is None or batch.spec[0] is None:
         return samples
@@ -79,15 +85,19 @@ def looked_up(
 def as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
     """Returns the first carry of a scan, divided over devices as `body` returns it.
 
+    Inside of `jax.shard_map` it differs from device to device where what `body` returns does.
+
     Args:
         body: from carry to carry.
         carry: the first carry; a pytree of arrays.
     """
-    # Without explicit axes, and inside of `jax.shard_map`, scan needs no help.
-    if not _has_explicit_axes(jax.sharding.get_abstract_mesh()):
+    # On automatic axes scan needs no help.
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _has_explicit_axes(mesh) and AxisType.Manual not in mesh.axis_types:
         return carry
 
     def fit(leaf, returned):
+        leaf = _varied(leaf, _varying(returned))
         if returned.sharding is None:
             return leaf
         return jax.sharding.reshard(leaf, returned.sharding)
@@ -97,6 +107,59 @@ def as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
     for _ in range(2):
         carry = jax.tree.map(fit, carry, jax.eval_shape(body, carry))
     return carry
+
+
+def varied_for(function: Callable[[Any], jax.Array], argument: Any) -> Any:
+    """Returns an argument that differs from device to device wherever the function's result does.
+
+    Inside of `jax.shard_map` the derivative by what all devices share is a sum over devices.
+
+    Args:
+        function: from the argument to an array.
+        argument: a pytree of arrays.
+    """
+    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return argument
+    axes = _varying(jax.eval_shape(function, argument))
+    return jax.tree.map(lambda leaf: _varied(leaf, axes), argument)
+
+
+def either(is_wanted: jax.Array, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
+    """Returns `one()` where `is_wanted`, bool[], and otherwise `other()`, by `jax.lax.cond`.
+
+    Inside of `jax.shard_map` one of them alone may differ from device to device.
+
+    Args:
+        is_wanted: which of them to compute.
+        one: returns a pytree of arrays.
+        other: returns arrays of the same shapes and dtypes.
+    """
+    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return jax.lax.cond(is_wanted, one, other)
+    ones = jax.eval_shape(one)
+    others = jax.eval_shape(other)
+
+    def alike(made):
+        def vary(leaf, first, second):
+            return _varied(leaf, _varying(first) | _varying(second))
+
+        return jax.tree.map(vary, made, ones, others)
+
+    return jax.lax.cond(is_wanted, lambda: alike(one()), lambda: alike(other()))
+
+
+def _varying(aval: Any) -> frozenset:
+    """The axes of `jax.shard_map` along which arrays of a type differ from device to device."""
+    # Some versions of JAX have them in `manual_axis_type`, others in `vma`.
+    held = getattr(aval, "manual_axis_type", None)
+    axes = getattr(aval, "vma", None) if held is None else held.varying
+    return axes or frozenset()
+
+
+def _varied(leaf: Any, axes: frozenset) -> Any:
+    """An array as one that differs from device to device along these axes of `jax.shard_map`."""
+    missing = axes - _varying(jax.typeof(leaf))
+    return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
 
 
 def _explicit_sharding(array: Any) -> NamedSharding | None:

@@ -207,9 +207,10 @@ def _per_sample(name, value, batch):
     """One entry of the conditioning, as a pytree of arrays `[B, ...]`."""
     array = functools.partial(_array_of_32_bits, f"cond[{name!r}]")
 
-    # JAX takes a list of B numbers for a pytree of B scalars; here it is one array [B].
+    # JAX takes a list of B numbers for a pytree of B scalars; here it is one array [B], whatever
+    # holds the numbers. Under `jax.jit` they are traced scalars.
     leaves = jax.tree.leaves(value)
-    if leaves and all(isinstance(leaf, (bool, int, float)) for leaf in leaves):
+    if leaves and type(value) in (list, tuple) and all(map(_is_scalar, leaves)):
         value = array(value)
     value = jax.tree.map(array, value)
 
@@ -222,6 +223,15 @@ def _per_sample(name, value, batch):
                 "hold it"
             )
     return value
+
+
+def _is_scalar(leaf):
+    """Whether a leaf of the conditioning is one number: of Python, NumPy or JAX."""
+    is_array = isinstance(leaf, np.generic | np.ndarray | jax.Array)
+    is_key = is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, bool | int | float) or (
+        is_array and not leaf.ndim and not is_key
+    )
 
 
 def _array_of_32_bits(name, value):

@@ -1,9 +1,12 @@
 """Whether JAX is tracing, and functions that are kept from one call to the next."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 # The state in which nothing is traced, whatever is traced while this module is imported.
@@ -31,6 +34,42 @@ def hashable(*values: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ByValue:
+    """A pytree of numbers and arrays as part of a cache's key, equal where all its values are.
+
+    Numbers of other types are other values: 1, 1.0 and True are different labels. It cannot be
+    hashed if anything in it is traced.
+
+    Attributes:
+        tree: the pytree, with copies of NumPy's arrays, which their owner may change later.
+    """
+
+    tree: Any
+
+    def __post_init__(self):
+        def own(leaf):
+            return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+        object.__setattr__(self, "tree", jax.tree.map(own, self.tree))
+
+    def _key(self) -> Any:
+        leaves, structure = jax.tree.flatten(self.tree)
+        values = []
+        for leaf in leaves:
+            if isinstance(leaf, Tracer):
+                raise TypeError("traced values have no hash")
+            array = np.asarray(leaf)
+            values.append((array.dtype.name, array.shape, array.tobytes()))
+        return structure, tuple(values)
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ByValue) and self._key() == other._key()
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:

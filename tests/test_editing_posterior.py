@@ -482,3 +482,28 @@ def test_misuse(name):
     misuse, message = MISUSE[name]
     with pytest.raises(ValueError, match=message):
         misuse()
+
+
+def test_gradients_are_finite_where_nothing_is_known():
+    # The length of a residual of 0 had an infinite slope.
+    nothing = inpaint(jnp.ones(4), jnp.zeros(4))
+
+    def total(gain):
+        samples, steps = edit(
+            KEY,
+            lambda gain, x, t: gain * jnp.tanh(x),
+            gain,
+            cmjax.CMStochasticIterativeScheduler(),
+            nothing,
+            (2, 4),
+            method="posterior",
+            sigmas=[5.0, 1.0],
+            candidates=1,
+            iterations=1,
+            return_trajectory=True,
+        )
+        return samples.sum() + steps.residual.sum()
+
+    slope = jax.grad(total)(0.3)
+    difference = (total(0.3 + 1e-2) - total(0.3 - 1e-2)) / 2e-2
+    np.testing.assert_allclose(slope, difference, rtol=1e-2)

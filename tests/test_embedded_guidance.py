@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 import cmjax
 from cmjax.generation import Request, generate
@@ -51,6 +52,31 @@ def test_the_same_scale_gives_the_same_function():
     # `cmjax.sample` keeps its program by the network.
     assert embedded_scale(network, 3.0) is embedded_scale(network, 3.0)
     assert embedded_scale(network, [3, 2.5]) is embedded_scale(network, jnp.array([3, 2.5]))
+    assert embedded_scale(network, np.ones(3)) is not embedded_scale(
+        network, np.full(3, 2.0)
+    )
+
+
+def test_a_scale_of_another_batch_is_refused():
+    # One number in a list was taken for all samples.
+    for scale in ([2.0], [1.0, 2.0]):
+        with pytest.raises(ValueError, match=r"one per sample \(3,\), got shape"):
+            embedded_scale(network, scale)(1.0, X, T)
+
+
+def test_on_a_mesh_each_sample_gets_its_scale_on_its_device():
+    def each(params, x, t, guidance_scale, guidance_interval):
+        def one(x, scale, ends):
+            return params * x * scale + ends[0]
+
+        return jax.vmap(one)(x, guidance_scale, guidance_interval)
+
+    guided = embedded_scale(each, [1.0, 2.0], (0.25, 0.5))
+    mesh = jax.make_mesh((2,), ("data",))
+    x = jax.device_put(jnp.ones((2, 3)), NamedSharding(mesh, PartitionSpec("data")))
+    with jax.set_mesh(mesh):
+        made = guided(1.0, x, jnp.zeros(2))
+    np.testing.assert_array_equal(made, [[1.25] * 3, [2.25] * 3])
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,19 @@ def test_a_scale_per_sample_is_a_loop(make):
     np.testing.assert_allclose(mapped, together, atol=1e-5)
 
 
+def test_a_schedule_over_the_levels_of_a_flow():
+    # It begins with noise alone, of which sigma / (1 + sigma) was NaN.
+    path = cmjax.FlowMatchEulerDiscreteScheduler().parametrization
+    times = path.time(jnp.array([jnp.inf, 3.0, 1.0, 0.5, 0.25, 0.0]))
+    guided = autoguidance(
+        lambda params, x, t: params * x,
+        lambda sigma: sigma / (1 + sigma),
+        parametrization=path,
+    )
+    made = guided((1.0, 0.0), jnp.ones((B, 1)), times)
+    np.testing.assert_allclose(made[:, 0], [1, 3 / 4, 1 / 2, 1 / 3, 1 / 5, 0], atol=1e-5)
+
+
 def test_a_schedule_over_levels():
     def schedule(sigma):
         return jnp.where(sigma < 1.5, 2.0, 3.0)
@@ -411,6 +424,24 @@ def test_equal_guidance_is_one_function_and_compiles_once():
     assert per_sample is not classifier_free(NETWORK, [3, 2.25], null=NULL)
 
 
+def test_guidance_by_equal_arrays_is_one_function():
+    # It was another one for each call, so that `cmjax.sample` compiled each time.
+    def made(scale, null):
+        return classifier_free(NETWORK, scale, null={"class_labels": null})
+
+    one = made(np.arange(B), np.full(B, 2))
+    assert one is made(jnp.arange(B), np.full(B, 2))
+    assert one is not made(np.arange(B) + 1, np.full(B, 2))
+    assert one is not made(np.arange(B), np.full(B, 1))
+
+    # It keeps numbers of its own.
+    null = np.full(B, 2)
+    kept = made(3.0, null)
+    before = kept(None, NOISE, TIMES, class_labels=LABELS)
+    null[:] = 1
+    np.testing.assert_array_equal(kept(None, NOISE, TIMES, class_labels=LABELS), before)
+
+
 def test_equal_numbers_of_other_types_are_other_guidance():
     # One function was kept for 2.0 and 2, which then was no class either.
     with pytest.raises(ValueError, match=r"null\['class_labels'\] must be int32"):
@@ -463,6 +494,62 @@ def test_editing_by_the_posterior_is_guided_as_sampling_is():
         made = run(guided, [5.0, 1.0])
     np.testing.assert_allclose(made, run(extrapolated, [5.0, 1.0]), atol=1e-4)
     assert np.all(made[:, 0] == 0.5)
+
+
+def test_a_weaker_network_of_another_dtype_and_without_a_variance():
+    # With an interval both were errors of `jax.lax.cond`, or of broadcasting.
+    def network(params, x, t):
+        made = params * x.astype(params.dtype)
+        return jnp.concatenate([made, made], axis=-1) if params.dtype == "float32" else made
+
+    good = jnp.float32(0.5)
+    weak = jnp.asarray(0.25, jnp.bfloat16)
+    for interval in (None, (0.0, 100.0), (50.0, 100.0)):
+        guided = autoguidance(network, 3.0, interval=interval, parametrization=PATH)
+        made = guided((good, weak), NOISE, TIMES)
+        factor = 0.5 if interval == (50.0, 100.0) else 0.25 + 3 * 0.25
+        np.testing.assert_allclose(made[:, :2], factor * NOISE, rtol=0.02)
+        np.testing.assert_array_equal(made[:, 2:], 0.5 * NOISE)
+        np.testing.assert_allclose(
+            guided((weak, good), NOISE, TIMES).astype(jnp.float32),
+            (0.25 if interval == (50.0, 100.0) else 0.5 - 3 * 0.25) * NOISE,
+            rtol=0.02,
+        )
+
+
+def test_rescaling_leaves_what_does_not_vary_within_a_sample():
+    # The rounding of its mean was taken for a spread, and gradients were NaN.
+    def network(params, x, t, class_labels):
+        return params[class_labels][:, None] + 0 * x
+
+    guided = classifier_free(network, 3.0, null=NULL, rescale=0.7)
+    x = jnp.zeros((B, 784))
+
+    def first(params):
+        return guided(params, x, TIMES, class_labels=LABELS)[0, 0]
+
+    value, slope = jax.value_and_grad(first)(jnp.array([1.1, 0.7, 0.3]))
+    np.testing.assert_allclose(value, 2.7, rtol=1e-6)
+    np.testing.assert_allclose(slope, [3, 0, -2], rtol=1e-6)
+
+
+def test_guided_networks_are_exported_for_any_batch():
+    (batch,) = jax.export.symbolic_shape("b")
+    samples = jax.ShapeDtypeStruct((batch, 2), jnp.float32)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    for guided in (
+        classifier_free(NETWORK, 3.0, null=NULL, rescale=0.7, doubled=True),
+        adaptive_projection(
+            NETWORK, 3.0, null=NULL, parametrization=PATH, norm_threshold=1.0
+        ),
+    ):
+
+        def of_one_time(x, labels, guided=guided):
+            return guided(None, x, jnp.ones(x.shape[:1]), class_labels=labels)
+
+        exported = jax.export.export(jax.jit(of_one_time))(samples, labels)
+        wanted = of_one_time(NOISE, LABELS)
+        np.testing.assert_allclose(exported.call(NOISE, LABELS), wanted, rtol=1e-5)
 
 
 def test_times_that_are_integers_or_missing():

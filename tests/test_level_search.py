@@ -112,7 +112,7 @@ def test_levels_of_samples():
         ({"sigmas": (True, False)}, "sigmas must be real numbers, got bool"),
         ({"sigmas": (80.0, 0.001)}, "sigmas must descend and be at least lowest=0.002"),
         ({"objective": None}, "objective must be a function of levels, got None"),
-        ({"objective": lambda s: math.nan}, "objective must return a finite number, got"),
+        ({"objective": lambda s: math.nan}, "finite number, got .*; where samples fail"),
         ({"objective": lambda s: [1, 2]}, "objective must return a finite number, got"),
         ({"num_trials": 0}, "num_trials must be an integer of at least 1, got 0"),
         ({"num_trials": True}, "num_trials must be an integer of at least 1, got True"),

@@ -14,9 +14,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cmjax
-from cmjax import editing, testing
+from cmjax import categorical, editing, testing
 from cmjax.generation import Request
 from cmjax.generation.batches import BatchSampler
+from cmjax.guidance import autoguidance
 from cmjax.parametrization import adapt
 from cmjax.parametrization.conversion import edm_denoiser
 from cmjax.random import sample_keys
@@ -115,6 +116,56 @@ def test_inside_of_shard_map(kind):
     found = jax.jit(mapped)(KEY, divided(mesh, BIAS))
     expected = draw(KEY, BIAS, num_inference_steps=2, return_trajectory=False)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("edits", [False, True])
+def test_inside_of_shard_map_with_one_key_for_all_devices(edits):
+    # The noise is the same on all devices and what the network makes of it is not, which a scan
+    # refused as its carry.
+    def part(key, bias):
+        shape = (2, *SHAPE[1:])
+        options = {"sigmas": [20.0, 2.0], "cond": {"bias": bias}}
+        if not edits:
+            return cmjax.sample(key, toy, PARAMS, CM, shape, **options)
+        known = editing.inpaint(jnp.ones(shape[1:]), jnp.eye(shape[1])[..., None])
+        options |= {"method": "posterior", "candidates": 1, "iterations": 1}
+        return editing.edit(key, toy, PARAMS, CM, known, shape, **options)
+
+    mapped = jax.shard_map(
+        part, mesh=mesh_of("auto"), in_specs=(P(), P("data")), out_specs=P("data")
+    )
+    found = jax.jit(mapped)(KEY, BIAS)
+    np.testing.assert_allclose(found[2:4], jax.jit(part)(KEY, BIAS[2:4]), atol=1e-5)
+
+
+def test_inside_of_shard_map_with_parameters_of_each_device():
+    # A branch of the guidance and the categories differed from device to device, and the other
+    # branch and the first categories did not.
+    path = cmjax.EDMHeunScheduler().parametrization
+    guided = autoguidance(
+        lambda params, x, t: params * x, 2.0, interval=(0.1, 100.0), parametrization=path
+    )
+    categories = cmjax.VQDiffusionScheduler(num_vec_classes=5)
+
+    def logits(params, x, t):
+        return params * jax.nn.one_hot(x, 4)
+
+    def part(key, params):
+        own = params[0]
+        moved = guided((own, 0.3), jnp.ones((2, 3)), jnp.zeros(2))
+        drawn = categorical.sample(
+            key, logits, own, categories, (2, 3), num_inference_steps=2
+        )
+        return moved, drawn
+
+    mapped = jax.shard_map(
+        part, mesh=mesh_of("auto"), in_specs=(P(), P("data")), out_specs=P("data")
+    )
+    params = jnp.linspace(0.2, 2, 4)
+    moved, drawn = jax.jit(mapped)(KEY, params)
+    wanted, wanted_drawn = part(KEY, params[1:2])
+    np.testing.assert_allclose(moved[2:4], wanted, rtol=1e-6)
+    np.testing.assert_array_equal(drawn[2:4], wanted_drawn)
 
 
 CONSTRAINTS = {

@@ -372,6 +372,20 @@ def test_conditioning_is_any_tree_of_arrays():
     assert not np.array_equal(made[1], plain[1])
 
 
+def test_conditioning_in_a_list_is_an_array_whatever_holds_its_numbers():
+    # Under jit the numbers of a list are traced, and were taken for leaves without a batch.
+    def conditioned(params, x, t, weight):
+        return network(params, x, t) + weight[:, None]
+
+    def made(weight):
+        cond = {"weight": weight}
+        return cmjax.sample(KEY, conditioned, PARAMS, SCHEDULER, (2, 3), cond=cond)
+
+    wanted = made(jnp.array([0.5, 2.0]))
+    np.testing.assert_array_equal(made([jnp.float32(0.5), np.float32(2.0)]), wanted)
+    np.testing.assert_allclose(jax.jit(made)([0.5, 2.0]), wanted, rtol=1e-6)
+
+
 def test_a_pair_whose_length_is_the_batch_is_no_array():
     pair = (jnp.ones(3), jnp.ones(3))
     with pytest.raises(

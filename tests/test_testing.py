@@ -73,6 +73,16 @@ def ignores_key(self, key, *args, **options):
     return Base.step(self, jax.random.key(9), *args, **options)
 
 
+def ignores_the_constraint(self, *args, constrain=None):
+    del constrain
+    return Base.step(self, *args)
+
+
+def returns_another_x0(self, *args, **options):
+    state, output = Base.step(self, *args, **options)
+    return state, output._replace(denoised=output.prev_sample)
+
+
 def changes_a_dtype(self, state, sample, denoised, noise):
     state, x = Base.advance(self, state, sample, denoised, noise)
     return state.replace(step_index=state.step_index.astype(jnp.int16)), x
@@ -99,6 +109,8 @@ def nan_gradient(self, state, sample):
         (testing.assert_dtype_kept, {"denoise": upcasts}),
         (testing.assert_jit_equals_eager, {"denoise": looks_at_values}),
         (testing.assert_step_equals_sample, {"step": ignores_key}),
+        (testing.assert_step_equals_sample, {"step": ignores_the_constraint}),
+        (testing.assert_step_equals_sample, {"step": returns_another_x0}),
         (testing.assert_threads_agree, {"scale_input": remembers}),
         (testing.assert_differentiable, {"scale_input": nan_gradient}),
         (testing.assert_vmap_equals_loop, {"denoise": looks_at_values}),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import at_least_float32, combine
+from cmjax.arrays import at_least_float32, combine, root
 
 # The least damping, as a share of the first diagonal entry of B^T B: rounding of float32.
 _LEAST = 1e-6
@@ -110,7 +110,7 @@ def least_move(
         total, distance = lengths(least * factor)
         return (total <= square + allowance) & (distance <= farthest)
 
-    damping = _bisect(within, square) * least
+    damping = jax.lax.stop_gradient(_bisect(within, square) * least)
 
     # The move itself, z + V c, and J V c.
     coefficients = _solve_tridiagonal(diagonal, off_diagonal, right_side, damping)
@@ -189,7 +189,7 @@ def _unstacked(stacks, count):
 
 def _normalised(vector):
     """The length f32[B] of a vector and the vector of length 1; that of zeros is zeros."""
-    length = jnp.sqrt(inner(vector, vector))
+    length = root(inner(vector, vector))
     scale = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
     return length, jax.tree.map(lambda leaf: combine((scale, leaf)), vector)
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import combine
+from cmjax.arrays import combine, root
 from cmjax.editing.least_move import Move, directions, inner, least_move
+from cmjax.meshes import varied_for
 from cmjax.schedulers.checks import apply_constraint
 from cmjax.serialization import serializable
 
@@ -84,8 +85,8 @@ class Problem(NamedTuple):
         #     f(x, sigma) = sigma_y / sqrt(sigma_y^2 + sigma^2) x, x = sigma_y e + sigma z_e,
         # which is sigma_y times the new e.
         def mixed(e, z_e):
-            root = jnp.sqrt(jnp.square(self.sigma_y) + jnp.square(sigma))
-            return combine((self.sigma_y / root, e), (sigma / root, z_e))
+            total = jnp.sqrt(jnp.square(self.sigma_y) + jnp.square(sigma))
+            return combine((self.sigma_y / total, e), (sigma / total, z_e))
 
         return self.consistency(x, sigma), jax.tree.map(mixed, e, z_e)
 
@@ -146,7 +147,7 @@ def project_noise(
     x0, e = problem.made(before, move.noise, sigma)
     x0 = problem.bound(x0)
     left = problem.residual((x0, e))
-    distance = jnp.sqrt(inner(left, left) / math.prod(left.shape[1:]))
+    distance = root(inner(left, left) / math.prod(left.shape[1:]))
     if problem.sigma_y is None and not problem.is_decoded:
         x0 = x0 + left
     return (x0, e), PosteriorStep(x0, distance, move.square / _size(noise), move.damping)
@@ -176,7 +177,8 @@ def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
         noise = jax.tree.map(functools.partial(_where, nearer), other, noise)
         return (noise, jnp.where(nearer, found, least)), None
 
-    noise = draw(1)
+    # Inside of `jax.shard_map` devices may share the key, but not what is made of its noise.
+    noise = varied_for(distance, draw(1))
     if problem.candidates == 1:
         return noise
     best = noise, distance(noise)

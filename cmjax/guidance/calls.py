@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, as_reals, as_samples
+from cmjax.arrays import ApplyFn, as_reals, as_samples, at_least_float32
 from cmjax.conditioning import with_null
 from cmjax.configs import shown
 from cmjax.guidance.rules import Rule
 from cmjax.guidance.strength import Strength
+from cmjax.meshes import either
 from cmjax.networks import (
     call_network,
     num_classes,
@@ -27,16 +28,12 @@ _NETWORKS = 64
 
 @functools.lru_cache(_NETWORKS)
 def classifier_free_network(apply_fn, strength, null, rule, doubled):
-    """The network of `classifier_free`, from checked arguments.
-
-    `null` has triples of a name, a value and its types, which only tell cached networks apart.
-    """
-    null = {name: value for name, value, _ in null}
+    """The network of `classifier_free`, from checked arguments; the null is a `ByValue`."""
 
     # The output for the conditioning, and the output for its null.
     def outputs(params, x, times, cond, any_guided):
         cond = parse_cond(cond, x.shape[0], num_classes(apply_fn))
-        without = with_null(cond, null)
+        without = with_null(cond, null.tree)
 
         def call(x, times, cond):
             return _output(apply_fn, params, x, times, cond)
@@ -44,8 +41,7 @@ def classifier_free_network(apply_fn, strength, null, rule, doubled):
         # Two calls, the second of which is skipped at levels outside of the interval.
         if not doubled:
             output = call(x, times, cond)
-            other = _either(any_guided, lambda: call(x, times, without), lambda: output)
-            return output, other
+            return output, _other(any_guided, lambda: call(x, times, without), output, x)
 
         # One call of twice as many samples, or of the samples alone outside of the interval.
         def both():
@@ -80,7 +76,7 @@ def autoguided_network(apply_fn, strength, rule):
         def weaker():
             return _output(apply_fn, params[1], x, times, cond)
 
-        return output, _either(any_guided, weaker, lambda: output)
+        return output, _other(any_guided, weaker, output, x)
 
     return _guided(apply_fn, strength, rule, outputs)
 
@@ -127,17 +123,37 @@ def _output(apply_fn, params, x, times, cond):
     return call_network(apply_fn, params, x, times, cond, or_shape=with_variance)
 
 
+def _other(
+    any_guided: jax.Array | None,
+    call: Callable[[], jax.Array],
+    output: jax.Array,
+    x: jax.Array,
+) -> jax.Array:
+    """The prediction `[B, ..., C]` of the second call, or of the first where no sample is guided.
+
+    A weaker network may have parameters of another dtype, or no variance. The two branches of a
+    `cond` must have one type: both are in at least float32, in which outputs are extrapolated.
+    """
+    alike = at_least_float32(output)
+
+    def prediction(made):
+        without_variance = made if made.shape == x.shape else made[..., : x.shape[-1]]
+        return without_variance.astype(alike.dtype)
+
+    return _either(any_guided, lambda: prediction(call()), lambda: prediction(alike))
+
+
 def _either(
     is_wanted: jax.Array | None, one: Callable[[], Any], other: Callable[[], Any]
 ) -> Any:
     """Returns `one()` where `is_wanted`, bool[] or None for True; otherwise `other()`."""
     if is_wanted is None:
         return one()
-    return jax.lax.cond(is_wanted, one, other)
+    return either(is_wanted, one, other)
 
 
 def _interleaved(one: jax.Array, other: jax.Array) -> jax.Array:
     """Two arrays `[B, ...]` as one, `[2B, ...]`, with the rows of each sample side by side."""
     # Side by side, since a batch is divided over devices in order: both rows of a sample then stay
     # on its device.
-    return jnp.stack([one, other], axis=1).reshape(2 * len(one), *one.shape[1:])
+    return jnp.stack([one, other], axis=1).reshape(2 * one.shape[0], *one.shape[1:])

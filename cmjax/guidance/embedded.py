@@ -10,6 +10,7 @@ import numpy as np
 from cmjax.arrays import ApplyFn, known_reals
 from cmjax.configs import shown
 from cmjax.guidance.strength import interval_ends
+from cmjax.meshes import divided_like
 from cmjax.networks import check_network, takes, with_classes_of
 from cmjax.tracing import cached_unless_tracing
 
@@ -73,16 +74,19 @@ def _embedded(apply_fn, scale, ends):
     """The network of `embedded_scale`, whose arguments are checked."""
 
     def guided(params, x, *times, **cond):
-        # One scale and one interval per sample, f32[B] and f32[B, 2].
-        guidance = {"guidance_scale": jnp.broadcast_to(_float32(scale), x.shape[:1])}
-        if ends is not None:
-            guidance["guidance_interval"] = jnp.broadcast_to(
-                _float32(ends), (x.shape[0], 2)
+        scales = jnp.asarray(scale, jnp.float32)
+        if scales.shape not in ((), x.shape[:1]):
+            raise ValueError(
+                f"scale must be a number or one per sample {x.shape[:1]}, got shape {scales.shape}"
             )
+
+        # One scale and one interval per sample, f32[B] and f32[B, 2], divided over devices as the
+        # samples are.
+        scales = jnp.broadcast_to(scales, x.shape[:1])
+        guidance = {"guidance_scale": divided_like(scales, x)}
+        if ends is not None:
+            interval = jnp.broadcast_to(jnp.asarray(ends, jnp.float32), (x.shape[0], 2))
+            guidance["guidance_interval"] = divided_like(interval, x)
         return apply_fn(params, x, *times, **{**guidance, **cond})
 
     return with_classes_of(apply_fn, guided)
-
-
-def _float32(values):
-    return jnp.asarray(values, jnp.float32)

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from cmjax.arrays import ApplyFn
 from cmjax.conditioning import check_null
 from cmjax.configs import is_finite, shown
@@ -13,7 +11,7 @@ from cmjax.guidance.rules import Extrapolated, Projected
 from cmjax.guidance.strength import Scale, Strength, check_parametrization
 from cmjax.networks import check_network, num_classes
 from cmjax.parametrization import Parametrization
-from cmjax.tracing import cached_unless_tracing
+from cmjax.tracing import ByValue, cached_unless_tracing
 
 
 def classifier_free(
@@ -45,8 +43,9 @@ def classifier_free(
     Args:
         apply_fn: the network, `(params, x, t, **cond) -> model_output`.
         scale: a number, one per sample `[B]`, or a function of the noise levels sigma f32[B] that
-            returns either. 1 is the network alone: a number or array of ones that is not traced
-            returns `apply_fn` itself. A traced scale always calls the network twice.
+            returns either; pure noise, such as that which flows begin with, is passed as 1e6. 1 is
+            the network alone: a number or array of ones that is not traced returns `apply_fn`
+            itself. A traced scale always calls the network twice.
         null: what conditioning becomes, such as `{"class_labels": 10}`: of each name a number, an
             array `[...]` for all samples or `[B, ...]` for each, a pytree of these where the
             conditioning is one, or None to leave it out.
@@ -79,7 +78,7 @@ def classifier_free(
         return apply_fn
     rule = Extrapolated(float(rescale))
     return cached_unless_tracing(
-        classifier_free_network, apply_fn, strength, _entries(null), rule, doubled
+        classifier_free_network, apply_fn, strength, ByValue(dict(null)), rule, doubled
     )
 
 
@@ -133,7 +132,7 @@ def adaptive_projection(
         return apply_fn
     rule = Projected(parametrization.without_boundary(), float(eta), float(norm_threshold))
     return cached_unless_tracing(
-        classifier_free_network, apply_fn, strength, _entries(null), rule, doubled
+        classifier_free_network, apply_fn, strength, ByValue(dict(null)), rule, doubled
     )
 
 
@@ -193,13 +192,3 @@ def _check_doubled(doubled: Any, null: Mapping[str, Any]) -> None:
         raise ValueError(
             "doubled=True needs the same conditioning for both; give null values, not None"
         )
-
-
-def _entries(null: Mapping[str, Any]) -> tuple[tuple[str, Any, str], ...]:
-    """The null as triples of a name, a value and its types: a key for the cache of networks."""
-    entries = []
-    for name in sorted(null):
-        # The types are part of the key: 1, 1.0 and True are equal, but only the first is a class.
-        types = str(jax.tree.map(type, null[name]))
-        entries.append((name, null[name], types))
-    return tuple(entries)

@@ -6,8 +6,12 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import combine
+from cmjax.arrays import combine, root
 from cmjax.parametrization import Parametrization
+
+# Numbers of float32 that differ by rounding have a standard deviation of less than this share of
+# their size.
+_ROUNDING = 1e-6
 
 
 class Rule(Protocol):
@@ -46,10 +50,10 @@ class Extrapolated:
 
         # Lin et al. 2024, section 3.4, with the standard deviations of each sample:
         #     phi (std(output) / std(guided)) guided + (1 - phi) guided.
-        wanted = _variance(output)
-        found = _variance(guided)
+        wanted = _spread(output)
+        found = _spread(guided)
         varies = found > 0
-        ratio = jnp.sqrt(jnp.where(varies, wanted / jnp.where(varies, found, 1), 1))
+        ratio = jnp.where(varies, wanted / jnp.where(varies, found, 1), 1)
         return combine((1 + self.rescale * (ratio - 1), guided))
 
 
@@ -97,13 +101,21 @@ class Projected:
         return combine((1 + weight, output), (-weight, other), (-away, denoised))
 
 
-def _variance(array: jax.Array) -> jax.Array:
-    """The variance within each sample, f32[B]."""
-    flat = array.astype(jnp.float32).reshape(len(array), -1)
-    return flat.var(axis=1)
+def _spread(array: jax.Array) -> jax.Array:
+    """The standard deviation within each sample, f32[B]; 0 where it is only rounding."""
+    array = array.astype(jnp.float32)
+    axes = tuple(range(1, array.ndim))
+
+    # The mean is rounded, which would show where all numbers are equal. What is left of it in the
+    # differences from it is small, and so is its own rounding.
+    centred = array - array.mean(axes, keepdims=True)
+    centred = centred - centred.mean(axes, keepdims=True)
+    variance = jnp.square(centred).mean(axes)
+    varies = variance > _ROUNDING**2 * jnp.square(array).mean(axes)
+    return root(jnp.where(varies, variance, 0))
 
 
 def _dot(one: jax.Array, other: jax.Array) -> jax.Array:
     """The inner product of each pair of samples, f32[B]."""
     product = one.astype(jnp.float32) * other.astype(jnp.float32)
-    return product.reshape(len(product), -1).sum(axis=1)
+    return product.sum(tuple(range(1, product.ndim)))

@@ -20,6 +20,10 @@ Scale = ArrayLike | Callable[[jax.Array], ArrayLike]
 # Levels are computed from times in float32: they reach the ends of an interval up to this share.
 ROUNDING = 1e-4
 
+# The level of pure noise, with which flows begin, as it is passed to functions. It is infinite, of
+# which `sigma / (1 + sigma)` is NaN.
+PURE_NOISE = 1e6
+
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
@@ -79,14 +83,14 @@ class Strength:
         Raises:
             ValueError: for a scale that is neither a number nor one per sample.
         """
-        sigma = None
+        sigma: Any = None
         if self.parametrization is not None:
             sigma = level_of(self.parametrization, time)
 
         # The scale of each sample at its level, f32[B], or of all samples, f32[].
         scale = self.scale
         if callable(scale):
-            scale = _numbers("scale", scale(sigma))
+            scale = _numbers("scale", scale(jnp.minimum(sigma, PURE_NOISE)))
         scale = as_reals("scale", scale).astype(jnp.float32)
         if scale.shape not in ((), x.shape[:1]):
             raise ValueError(
@@ -122,7 +126,7 @@ def check_parametrization(parametrization: Any) -> None:
 
 
 def _numbers(name: str, value: Any) -> Any:
-    """The scale as a `float`, which is part of a cache's key, or as an array of one axis."""
+    """The scale as a number or a tuple of Python, for a cache's key, or as an array if traced."""
     known = known_reals(name, value)
     if known is not None and not np.all(np.isfinite(known)):
         raise ValueError(f"{name} must be finite, got {shown(value)}")
@@ -132,7 +136,7 @@ def _numbers(name: str, value: Any) -> Any:
         )
     if known is None:
         return as_reals(name, value)
-    return known if known.ndim else float(known)
+    return tuple(known.tolist()) if known.ndim else float(known)
 
 
 def interval_ends(

@@ -10,7 +10,7 @@ import numpy as np
 from cmjax.random import key_of_seed, level_noise, sample_keys, split
 from cmjax.sampling import sample
 from cmjax.schedulers import SCHEDULERS, scheduler_from_config
-from cmjax.schedulers.base import Scheduler
+from cmjax.schedulers.base import Scheduler, SchedulerState
 from cmjax.testing.comparisons import (
     assert_close,
     assert_dtypes,
@@ -208,22 +208,41 @@ def assert_threads_agree(
 
 
 def assert_step_equals_sample(scheduler: Scheduler, num_steps: int = 3) -> None:
-    """Checks that `cmjax.sample` equals a loop by hand, with the noise of each level."""
+    """Checks that `cmjax.sample` equals a loop by hand, with the noise of each level.
+
+    The x0 estimates must be those of the loop, too, and under a constraint what it returns.
+    """
     key = key_of_seed(3)
     network = network_for(scheduler)
-    expected = sample(key, network, None, scheduler, SHAPE, num_inference_steps=num_steps)
+    options = {"num_inference_steps": num_steps, "return_trajectory": True}
+    expected, steps = sample(key, network, None, scheduler, SHAPE, **options)
 
     # The loop over the scheduler's own methods: level i's noise brings samples to level i.
     keys = sample_keys(key, SHAPE[0])
     state = set_timesteps(scheduler, num_steps)
     x = scheduler.init_sample(state, level_noise(keys, 0, SHAPE))
     state = scheduler.prepare(state, x)
+    _check_constrained(scheduler, key, state, x)
     tolerance = 0.0
     for i in range(state.num_steps):
         tolerance = max(tolerance, rounding(state, x))
-        denoised = scheduler.denoise(state, scheduler.predict(network, None, state, x), x)
+        model_output = scheduler.predict(network, None, state, x)
+        denoised = scheduler.denoise(state, model_output, x)
+        assert_close(denoised, steps.denoised[i], rtol=1e-5, atol=tolerance)
         state, x = scheduler.advance(state, x, denoised, level_noise(keys, i + 1, SHAPE))
     assert_close(x, expected, rtol=1e-5, atol=tolerance)
+
+
+def _check_constrained(
+    scheduler: Scheduler, key: jax.Array, state: SchedulerState, x: jax.Array
+) -> None:
+    """Checks that the x0 estimate of a step is what a constraint returns."""
+    model_output = scheduler.predict(network_for(scheduler), None, state, x)
+    _, output = scheduler.step(
+        key, state, model_output, x, constrain=lambda x0: jnp.full_like(x0, 0.25)
+    )
+    kept = bool((output.denoised == 0.25).all())
+    check(kept, f"under a constraint of 0.25, x0 is {output.denoised}")
 
 
 def assert_bare_sample_compiles_once(scheduler: Scheduler, num_steps: int = 3) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cmjax.arrays import root
 from cmjax.configs import check_options, did_you_mean, shown
 
 Metric = Callable[[jax.Array, jax.Array], jax.Array]  # (a, b) [B, ...] -> f32[B]
@@ -59,11 +60,7 @@ class PseudoHuber:
         dimension = math.prod(error.shape[1:])
         offset = self.c * dimension**0.5
         square = mean_square(error) * dimension + offset**2
-
-        # The gradient of sqrt at 0 is infinite: the inner `where` keeps it out of the product.
-        is_positive = square > 0
-        root = jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, square, 1)), 0)
-        return root - offset
+        return root(square) - offset
 
 
 METRICS: dict[str, type] = {"l1": L1, "l2": L2, "pseudo_huber": PseudoHuber}
