@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import ApplyFn, as_reals, known_reals
+from cmjax.arrays import ApplyFn, known_reals
 from cmjax.configs import shown
-from cmjax.guidance.strength import hashable_reals, interval_ends
+from cmjax.guidance.strength import hashable_reals, interval_ends, scale_of_batch
 from cmjax.meshes import divided_like
 from cmjax.networks import check_network, takes, with_classes_of
 from cmjax.tracing import cached_unless_tracing
@@ -73,15 +73,9 @@ def _embedded(apply_fn, scale, ends):
     """The network of `embedded_scale`, whose arguments are checked."""
 
     def guided(params, x, *times, **cond):
-        scales = as_reals("scale", scale).astype(jnp.float32)
-        if scales.shape not in ((), x.shape[:1]):
-            raise ValueError(
-                f"scale must be a number or one per sample {x.shape[:1]}, got shape {scales.shape}"
-            )
-
         # One scale and one interval per sample, f32[B] and f32[B, 2], divided over devices as the
         # samples are.
-        scales = jnp.broadcast_to(scales, x.shape[:1])
+        scales = jnp.broadcast_to(scale_of_batch(scale, x), x.shape[:1])
         guidance = {"guidance_scale": divided_like(scales, x)}
         if ends is not None:
             interval = jnp.broadcast_to(jnp.asarray(ends, jnp.float32), (x.shape[0], 2))

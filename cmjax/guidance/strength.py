@@ -86,11 +86,7 @@ class Strength:
         scale = self.scale
         if callable(scale):
             scale = _numbers("scale", scale(jnp.minimum(sigma, PURE_NOISE)))
-        scale = as_reals("scale", scale).astype(jnp.float32)
-        if scale.shape not in ((), x.shape[:1]):
-            raise ValueError(
-                f"scale must be a number or one per sample {x.shape[:1]}, got shape {scale.shape}"
-            )
+        scale = scale_of_batch(scale, x)
         if scale.ndim:
             scale = divided_like(scale, x)
         if self.interval is None:
@@ -100,6 +96,20 @@ class Strength:
         low, high = self.interval
         inside = (sigma >= low * (1 - ROUNDING)) & (sigma <= high * (1 + ROUNDING))
         return jnp.where(inside, scale, 1.0), jnp.any(inside)
+
+
+def scale_of_batch(scale: Any, x: jax.Array) -> jax.Array:
+    """Returns the scale for samples `[B, ...]`, f32[] or f32[B].
+
+    Raises:
+        ValueError: if it is neither a number nor one per sample.
+    """
+    scale = as_reals("scale", scale).astype(jnp.float32)
+    if scale.shape not in ((), x.shape[:1]):
+        raise ValueError(
+            f"scale must be a number or one per sample {x.shape[:1]}, got shape {scale.shape}"
+        )
+    return scale
 
 
 def level_of(parametrization: Parametrization, time: jax.Array) -> jax.Array:
