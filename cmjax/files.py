@@ -344,13 +344,15 @@ def append(path: Path, line: str) -> None:
 
 
 def _named(error: OSError, path: Path, temporary: Path | None = None) -> OSError:
-    """Names the path in an error: that of a failed write says what is wrong, but not where.
+    """Returns an error of writing a path, which names that path.
 
-    Nor does a temporary name, which nobody gave.
+    A failed write says what is wrong, but not where; others name the temporary file in its place,
+    which nobody asked for.
     """
     unnamed = not error.filename or str(error.filename) == str(temporary)
     if error.errno and unnamed:
         error.filename = os.fspath(path)
     elif temporary is not None and str(temporary) in str(error):
+        # Some libraries have the name in their message only.
         return OSError(str(error).replace(str(temporary), str(path)))
     return error

@@ -216,7 +216,7 @@ class Model:
             guidance: scale of guidance, for a network with a null class or one that takes a
                 scale: a number, one per sample `[num]`, or a function of sigma. 1 is none, and None
                 what the network recommends, or none. See `guided`.
-            guidance_interval: the noise levels (low, high) to guide at, or for a network that is
+            guidance_interval: the noise levels (low, high) to guide at, or for a network that
                 takes a scale the times, 0 (data) to 1 (noise); None for all.
             latents: whether a latent model returns its samples as they are, and not the pictures
                 that its autoencoder makes of them.

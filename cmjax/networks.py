@@ -186,11 +186,11 @@ def parse_cond(cond: Any, batch: int, classes: int | None = None) -> dict[str, A
     if labels is not None and classes is not None:
         check_class_labels("cond['class_labels']", labels, classes)
     for name in ("guidance_scale", "guidance_interval"):
-        _check_told(name, cond.get(name))
+        _check_guidance(name, cond.get(name))
     return {name: _per_sample(name, value, batch) for name, value in cond.items()}
 
 
-def _check_told(name, value):
+def _check_guidance(name, value):
     """Raises ValueError for guidance that networks would silently turn into NaN samples."""
     if value is None:
         return

@@ -13,6 +13,9 @@ from jax.extend.core import get_opaque_trace_state
 with jax.ensure_compile_time_eval():
     _EAGER = get_opaque_trace_state(convention="flax")
 
+# Settings of JAX that may refuse transfers of arrays to a device.
+_GUARDS = ("jax_transfer_guard", "jax_transfer_guard_host_to_device")
+
 
 def is_tracing() -> bool:
     """Whether JAX is tracing the caller, under `jit`, `vmap`, `grad` and the like."""
@@ -22,9 +25,11 @@ def is_tracing() -> bool:
 def as_input(value: Any) -> Any:
     """Returns a number or an array of NumPy as an argument of a compiled program.
 
-    It is put on JAX's default device explicitly, as `jax.transfer_guard("disallow")` demands.
+    Where `jax.transfer_guard` is not "allow", it is put on JAX's default device explicitly.
     """
-    return value if is_tracing() else jax.device_put(value)
+    # Only there: putting a number takes as long as the program of a small network.
+    is_guarded = any(getattr(jax.config, name) not in (None, "allow") for name in _GUARDS)
+    return jax.device_put(value) if is_guarded and not is_tracing() else value
 
 
 def hashable(*values: Any) -> bool:

@@ -85,6 +85,46 @@ def test_a_registered_network_needs_no_trust(package, tmp_path):
     assert type(cmjax.load(tmp_path / "m").config) is nets.MyConfig
 
 
+def test_networks_that_differ_are_kept_apart_where_their_configs_are_equal(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        features: int = 2
+        factor: float = dataclasses.field(default=1.0, compare=False)
+
+    class Scaled(nnx.Module):
+        def __init__(self, config: Config, *, rngs: nnx.Rngs):
+            self.config = config
+            self.linear = nnx.Linear(2, 2, rngs=rngs)
+
+        def __call__(self, x, t):
+            return self.config.factor * self.linear(x)
+
+    class Rewritten(Scaled):
+        def __call__(self, x, t):
+            return -super().__call__(x, t)
+
+    # The class of a notebook's cell that is run again is another object of the same name.
+    Rewritten.__qualname__ = Scaled.__qualname__
+    x = np.ones((3, 2), np.float32)
+
+    def loaded(cls, factor):
+        cmjax.register(cls, Config, name="scaled")
+        apply_fn, params = cmjax.from_nnx(cls(Config(factor=factor), rngs=nnx.Rngs(0)))
+        scheduler = cmjax.CMStochasticIterativeScheduler()
+        model = cmjax.Model(apply_fn, params, scheduler, Config(factor=factor))
+        path = tmp_path / f"{cls.__name__}{factor}"
+        cmjax.save(path, model)
+        model = cmjax.load(path)
+        return model.apply_fn(model.params, x, np.ones(3, np.float32))
+
+    try:
+        once = loaded(Scaled, 1.0)
+        chex.assert_trees_all_close(loaded(Scaled, 2.0), 2 * once)
+        chex.assert_trees_all_close(loaded(Rewritten, 1.0), -once)
+    finally:
+        del ARCHITECTURES["scaled"]
+
+
 def test_names_and_config_classes_of_ones_own(package):
     nets = importlib.import_module("mypkg.nets")
 

@@ -226,14 +226,24 @@ def test_raw_keys_are_of_one_generator_whatever_the_default():
     np.testing.assert_array_equal(found, expected)
 
 
-def test_samples_take_no_transfer_that_is_not_explicit():
+@pytest.mark.parametrize("guard", [jax.transfer_guard, jax.transfer_guard_host_to_device])
+def test_samples_take_no_transfer_that_is_not_explicit(guard):
     model = tiny_model(num_classes=3)
     key = key_of_seed(0)
     options = {"labels": [2, 0], "first_index": 5, "sigmas": [80.0, 1.0]}
     expected = model.sample(key, 3, **options)
-    with jax.transfer_guard("disallow"):
+    with guard("disallow"):
         found = model.sample(key, 3, **options)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_samples_put_nothing_on_a_device_where_no_guard_asks_for_it(monkeypatch):
+    model = tiny_model(num_classes=3)
+    model.sample(key_of_seed(0), 3, sigmas=[80.0, 1.0])
+
+    # It takes as long as the program of a small network.
+    monkeypatch.setattr(jax, "device_put", None)
+    model.sample(key_of_seed(0), 3, sigmas=[80.0, 1.0])
 
 
 def test_gumbel_noise_has_one_mode():

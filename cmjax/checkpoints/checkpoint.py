@@ -262,16 +262,20 @@ def _abstract_network(config: Any) -> tuple[ApplyFn, Any]:
         ValueError: if the network has variables other than parameters, which files do not store.
     """
     # Equal configs have one function, so that a model that is loaded again, or the next checkpoint
-    # of a run, finds the programs that are compiled for it. Dtypes may depend on the widest one.
-    cls = class_of_network(config)
-    widest = jax.dtypes.canonicalize_dtype(float)
-    return cached_unless_tracing(_network_of, cls, config, widest)
+    # of a run, finds the programs that are compiled for it. The same name may get another class,
+    # fields with `compare=False` make no difference to `==`, and dtypes may depend on x64.
+    differences = (
+        class_of_network(config),
+        dataclasses.astuple(config),
+        jax.dtypes.canonicalize_dtype(float),
+    )
+    return cached_unless_tracing(_network_of, config, differences)
 
 
 @functools.lru_cache(_NETWORKS)
-def _network_of(cls, config, widest):
-    """The network of a config; `cls` and `widest` only tell cached networks apart."""
-    del cls, widest
+def _network_of(config, differences):
+    """The network of a config; `differences` only distinguish the networks that are kept."""
+    del differences
     module = abstract_network(config)
 
     # Statistics of a batch normalisation, for instance, would silently be lost. Random streams are

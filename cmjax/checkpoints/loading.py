@@ -176,7 +176,7 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
 
 
 def _check_no_state(path: Path) -> None:
-    """Raises ValueError for the checkpoints of a training run; its model lies beside them."""
+    """Raises ValueError for the checkpoints of a training run, whose model is not in them."""
     for folder in (path, *path.parents[:2]):
         run = folder.parent
         if folder.name == "checkpoints" and _is_run(run):

@@ -122,9 +122,9 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> NCSNppConfig:
             "are not read"
         )
 
-    # One resolution has attention, after each block on the way down and once on the way up,
-    # besides the attention in the middle. A file does not say which of several
-    # resolutions of equal width it is; released ones halve once before it.
+    # One resolution has attention, after each block on the way down and once on the way up, besides
+    # the attention in the middle. Where several resolutions have the same width, a file does not
+    # say which of them it is; released models halve once before it.
     if _count(tensors, ATTENTION) != layers + 2 or levels < 2:
         raise ValueError(
             "attention is at other resolutions than in the released models, where tensors do not "

@@ -79,7 +79,7 @@ def generate(
         unit = "picture"
 
     # What is done at once needs no bar in a log file; at a terminal it shows that something is
-    # running on.
+    # being done.
     several = total > 1
     shown = progress and (several or at_terminal())
     bar = Bar(total, unit=unit, doing="compiling", shown=shown, keep=several)

@@ -32,7 +32,7 @@ def read_sums(folder: Path) -> dict[str, str]:
             if not re.fullmatch(rb"[0-9a-f]{64}  [ -~]+\n", line):
                 raise ValueError(
                     f"{path} is damaged; remove it and the samples_* next to it, and run the same "
-                    "generate_folder again to make them again"
+                    "generate_folder again, which makes them again"
                 )
             digest, name = line.decode().rstrip("\n").split("  ", 1)
             sums[name] = digest

@@ -9,7 +9,7 @@ import numpy as np
 
 from cmjax.arrays import ApplyFn, known_reals
 from cmjax.configs import shown
-from cmjax.guidance.strength import interval_ends
+from cmjax.guidance.strength import hashable_reals, interval_ends, scale_of_batch
 from cmjax.meshes import divided_like
 from cmjax.networks import check_network, takes, with_classes_of
 from cmjax.tracing import cached_unless_tracing
@@ -53,9 +53,8 @@ def embedded_scale(
             f"scale must be a positive number, or one per sample [B], got {shown(scale)}"
         )
 
-    # What can be part of a cache's key, so that the same scales compile once.
     if known is not None:
-        scale = tuple(map(float, known)) if known.ndim else float(known)
+        scale = hashable_reals(known)
 
     # The interval, which only some of these networks take.
     ends = None
@@ -74,15 +73,9 @@ def _embedded(apply_fn, scale, ends):
     """The network of `embedded_scale`, whose arguments are checked."""
 
     def guided(params, x, *times, **cond):
-        scales = jnp.asarray(scale, jnp.float32)
-        if scales.shape not in ((), x.shape[:1]):
-            raise ValueError(
-                f"scale must be a number or one per sample {x.shape[:1]}, got shape {scales.shape}"
-            )
-
         # One scale and one interval per sample, f32[B] and f32[B, 2], divided over devices as the
         # samples are.
-        scales = jnp.broadcast_to(scales, x.shape[:1])
+        scales = jnp.broadcast_to(scale_of_batch(scale, x), x.shape[:1])
         guidance = {"guidance_scale": divided_like(scales, x)}
         if ends is not None:
             interval = jnp.broadcast_to(jnp.asarray(ends, jnp.float32), (x.shape[0], 2))

@@ -45,12 +45,7 @@ class Strength:
 
     def __post_init__(self):
         if not callable(self.scale):
-            scale = _numbers("scale", self.scale)
-
-            # A tuple can be part of a cache's key, so that the same scales compile once.
-            if isinstance(scale, np.ndarray):
-                scale = tuple(map(float, scale))
-            object.__setattr__(self, "scale", scale)
+            object.__setattr__(self, "scale", _numbers("scale", self.scale))
         if self.interval is not None:
             object.__setattr__(self, "interval", interval_ends("interval", self.interval))
 
@@ -91,11 +86,7 @@ class Strength:
         scale = self.scale
         if callable(scale):
             scale = _numbers("scale", scale(jnp.minimum(sigma, PURE_NOISE)))
-        scale = as_reals("scale", scale).astype(jnp.float32)
-        if scale.shape not in ((), x.shape[:1]):
-            raise ValueError(
-                f"scale must be a number or one per sample {x.shape[:1]}, got shape {scale.shape}"
-            )
+        scale = scale_of_batch(scale, x)
         if scale.ndim:
             scale = divided_like(scale, x)
         if self.interval is None:
@@ -105,6 +96,20 @@ class Strength:
         low, high = self.interval
         inside = (sigma >= low * (1 - ROUNDING)) & (sigma <= high * (1 + ROUNDING))
         return jnp.where(inside, scale, 1.0), jnp.any(inside)
+
+
+def scale_of_batch(scale: Any, x: jax.Array) -> jax.Array:
+    """Returns the scale for samples `[B, ...]`, f32[] or f32[B].
+
+    Raises:
+        ValueError: if it is neither a number nor one per sample.
+    """
+    scale = as_reals("scale", scale).astype(jnp.float32)
+    if scale.shape not in ((), x.shape[:1]):
+        raise ValueError(
+            f"scale must be a number or one per sample {x.shape[:1]}, got shape {scale.shape}"
+        )
+    return scale
 
 
 def level_of(parametrization: Parametrization, time: jax.Array) -> jax.Array:
@@ -126,7 +131,7 @@ def check_parametrization(parametrization: Any) -> None:
 
 
 def _numbers(name: str, value: Any) -> Any:
-    """The scale as a number or a tuple of Python, for a cache's key, or as an array if traced."""
+    """The scale as `hashable_reals`, or if it is traced as an array of at most one axis."""
     known = known_reals(name, value)
     if known is not None and not np.all(np.isfinite(known)):
         raise ValueError(f"{name} must be finite, got {shown(value)}")
@@ -136,7 +141,15 @@ def _numbers(name: str, value: Any) -> Any:
         )
     if known is None:
         return as_reals(name, value)
-    return tuple(known.tolist()) if known.ndim else float(known)
+    return hashable_reals(known)
+
+
+def hashable_reals(known: np.ndarray) -> float | tuple[float, ...]:
+    """Returns a number, or numbers `[B]`, as what can be part of a cache's key.
+
+    So equal scales, in whatever arrays they are, find the programs that are compiled for them.
+    """
+    return tuple(map(float, known)) if known.ndim else float(known)
 
 
 def interval_ends(

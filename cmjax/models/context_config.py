@@ -1,4 +1,4 @@
-"""What the configurations of networks that take by tokens have in common."""
+"""What the configurations of networks whose conditioning is tokens have in common."""
 
 from typing import Any
 
@@ -84,7 +84,7 @@ class ContextConfig:
 
     @property
     def guidance_embeds(self) -> bool:
-        """Whether the network takes a guidance scale: it is."""
+        """Whether the network takes a guidance scale: it does."""
         return True
 
     @property

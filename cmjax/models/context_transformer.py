@@ -80,8 +80,10 @@ class ContextTransformer(nnx.Module):
         """
         config = self.config
         batch = image.shape[0]
-        scale = _told("guidance_scale", guidance_scale, config.guidance_scale, (batch,))
-        interval = _told(
+        scale = _condition(
+            "guidance_scale", guidance_scale, config.guidance_scale, (batch,)
+        )
+        interval = _condition(
             "guidance_interval", guidance_interval, config.guidance_interval, (batch, 2)
         )
 
@@ -136,7 +138,7 @@ def _embedded(embedding, values):
     return embedding(embeddings.sinusoidal_embedding(values, FEATURES))
 
 
-def _told(name, value, default, shape):
+def _condition(name, value, default, shape):
     """Returns a condition as f32[shape], or the config's for all samples."""
     if value is None:
         return jnp.broadcast_to(jnp.asarray(default, jnp.float32)[None], shape)

@@ -37,7 +37,7 @@ class NCSNppConfig:
         num_class_embeds: number of classes; None for an unconditional model.
         null_class: whether there is one more class, the last, which stands for none of them.
         time_scale: factor on the time before its embedding. The models were trained with
-            `log(sigma) / 4`, and the consistency sampler tells `250 log(sigma)`.
+            `log(sigma) / 4`, and the consistency sampler passes `250 log(sigma)`.
         second_time: what a flow map embeds of its second time r: "end" is r itself, "span" the
             length t - r; null for a network that takes one time.
         guidance_embeds: whether the network takes a guidance scale as well.

@@ -29,7 +29,7 @@ LEAST_SIGNAL = 1e-30
 class Discrete(Parametrization):
     """The variance-preserving path: `x = alpha x0 + sigma z` with `alpha^2 + sigma^2 = 1`.
 
-    The network's time input is a training time, 0..N-1, and it sees the sample as it is.
+    The network's time input is a training time, 0..N-1. The network sees the sample as it is.
 
     Attributes:
         num_train_timesteps: number N of training times.

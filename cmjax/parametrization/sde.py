@@ -16,7 +16,7 @@ VP_TIME_FACTOR = 999.0  # the time embedding of continuously trained models in s
 class VESDE(Parametrization):
     """The variance-exploding path `x = x0 + sigma z`; the network returns the score.
 
-    The network's time input is sigma itself, and it sees the sample as it is. The score of the
+    The network's time input is sigma itself. The network sees the sample as it is. The score of the
     noised data is `(E[x0 | x] - x) / sigma^2`, so that `x0 = x + sigma^2 F`.
     """
 
@@ -45,7 +45,7 @@ class VPSDE(Parametrization):
 
     `x = alpha x0 + sigma z` with `alpha^2 = exp(-int_0^t beta)` and `alpha^2 + sigma^2 = 1`, where
     `beta(t) = beta_min + t (beta_max - beta_min)` and t is in (0, 1]. The network's time input is
-    999 t, and it sees the sample as it is. The score is `-F / sigma`.
+    999 t. The network sees the sample as it is. The score is `-F / sigma`.
 
     Attributes:
         beta_min: beta at t = 0.

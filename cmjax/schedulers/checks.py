@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cmjax.arrays import as_floats, check_shapes, concrete, is_symbolic
@@ -107,7 +108,7 @@ def check_levels(state: Any, name: str, levels: Any) -> None:
         )
     index = state.step_index
     is_scalar = isinstance(index, jax.Array | np.ndarray) and index.ndim == 0
-    if not is_int(index) and not (is_scalar and np.issubdtype(index.dtype, np.integer)):
+    if not is_int(index) and not (is_scalar and jnp.issubdtype(index.dtype, jnp.integer)):
         raise ValueError(f"state.step_index must be one integer, got {shown(index)}")
 
 

@@ -22,8 +22,8 @@ class DDIMInverseScheduler(SpacedScheduler):
 
     Give the sample to invert as `init=`. A step of DDIM calls the network at the level that it
     leaves. Its inverse would have to call it on the sample that it is looking for; it takes the
-    sample that it has instead, and tells the network the level that it goes to. So `state.sigmas`
-    are those upper levels, and `denoised` is the x0 estimate as if the sample were there.
+    sample that it has instead, at the level that it goes to. So `state.sigmas` are those upper
+    levels, and `denoised` is the x0 estimate as if the sample were there.
 
     The network's time input is a training time, 0..N-1. `set_timesteps` takes what that of the DDIM
     run took: a number of times, or as `timesteps` the run's times, descending.

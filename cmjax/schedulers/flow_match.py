@@ -26,7 +26,7 @@ from cmjax.schedulers.table import TableState
 class FlowMatchScheduler(FlowScheduler):
     """A sampler of flow matching, `x = (1 - sigma) x0 + sigma z`, with options for its levels.
 
-    The network's time input is `N sigma`, and it returns `z - x0`; inverted, these are
+    The network's time input is `N sigma`, and its output `z - x0`; inverted, these are
     `N (1 - sigma)` and `x0 - z`.
 
     Attributes:
@@ -117,8 +117,8 @@ class FlowMatchScheduler(FlowScheduler):
         of these. So levels that are shifted already, such as the `sigmas` of another state, are
         given to a scheduler without a shift: `dataclasses.replace(scheduler, shift=1.0,
         use_dynamic_shifting=False, shift_terminal=None)`. diffusers shifts the levels of explicit
-        `timesteps`, but tells the network the timesteps as they are; for a model that needs this,
-        `state.replace(timesteps=...)`.
+        `timesteps`, but passes the timesteps to the network as they are; for a model that needs
+        this, `state.replace(timesteps=...)`.
 
         Args:
             num_inference_steps: number of levels, equally spaced before the shift.

@@ -35,11 +35,11 @@ class ScoreSdeVeScheduler(ExplodingScheduler):
     and agrees for a batch of one. A score of 0 leaves a sample as it is. For data of few dimensions
     set `correct_steps=0`: there |s| is small at many samples, and the corrector's steps too large.
 
-    The network's time input is sigma, and it returns the score, `(x0 - x) / sigma^2`.
+    The network's time input is sigma, and its output the score, `(x0 - x) / sigma^2`.
     `set_timesteps` takes as `num_inference_steps` a number of times t from 1 to sampling_eps, as
-    `timesteps` such times, and as `sigmas` levels in [sigma_min, sigma_max]. At time t its input is
-    `sigma_min (sigma_max / sigma_min)^t`, while steps go from sigma_max to sigma_min, a little
-    lower, and then to 0; with explicit sigmas its inputs are the levels of the steps.
+    `timesteps` such times, and as `sigmas` levels in [sigma_min, sigma_max]. At time t the network
+    takes `sigma_min (sigma_max / sigma_min)^t`, while steps go from sigma_max to sigma_min, a
+    little lower, and then to 0; with explicit sigmas it takes the levels of the steps.
 
     Attributes:
         snr: signal-to-noise ratio of the corrector, which sets the size of its steps.
@@ -85,26 +85,27 @@ class ScoreSdeVeScheduler(ExplodingScheduler):
         # The levels that the network is called at, and those between which steps go, f32[n] each.
         # diffusers calls the former `sigmas` and the latter `discrete_sigmas`.
         away = 1 - sde_times(name, value, self.sampling_eps)
-        time_inputs = self.exponential_sigmas(away)
+        called = self.exponential_sigmas(away)
         sigmas = self.exponential_sigmas(away / (1 - self.sampling_eps))
-        return exploding_levels(self.parametrization, append_zero(sigmas), time_inputs)
+        return exploding_levels(self.parametrization, append_zero(sigmas), called)
 
     def calls(self, levels: Levels) -> Levels:
         """Returns the level of each call: at every level the corrector's, then the predictor's."""
-        time_inputs = jnp.repeat(levels.times, self.correct_steps + 1)
-        return exploding_levels(self.parametrization, append_zero(time_inputs))
+        called = jnp.repeat(levels.times, self.correct_steps + 1)
+        return exploding_levels(self.parametrization, append_zero(called))
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x + G^2 s + G z`, after the rows of the corrector at each level."""
-        time_inputs = levels.times
+        called = levels.times
         high = levels.sigmas[:-1]
         low = levels.sigmas[1:]
 
-        # With x = x0 + time_inputs eps and s = -eps / time_inputs; the last step adds no noise.
-        eps = ((time_inputs - high) * (time_inputs + high) + jnp.square(low)) / time_inputs
+        # With x = x0 + c eps and s = -eps / c, where the network is called at the levels c.
+        # The last step adds no noise.
+        eps = ((called - high) * (called + high) + jnp.square(low)) / called
         noise = root_of_difference(high, low).at[-1].set(0)
-        tables = [langevin_columns(time_inputs, self.snr)] * self.correct_steps
-        tables.append(Weights(jnp.ones_like(time_inputs), eps, noise))
+        tables = [langevin_columns(called, self.snr)] * self.correct_steps
+        tables.append(Weights(jnp.ones_like(called), eps, noise))
 
         # [n, correct_steps + 1] -> f32[N].
         return jax.tree.map(lambda *rows: jnp.stack(rows, axis=1).reshape(-1), *tables)

@@ -25,10 +25,10 @@ class ScoreSdeVpScheduler(TableScheduler):
     noise. It is the reverse SDE (Song et al. 2021, arXiv 2011.13456, equation 6) of the VP SDE
     (equation 32). The last step adds no noise.
 
-    The network's time input is 999 t, as in the authors' code, and it predicts the noise, `-sigma
-    s`. `set_timesteps` takes as `num_inference_steps` a number n of times t from 1 to sampling_eps,
-    with steps of length 1/n from each, as in diffusers; or as `timesteps` times t in [sampling_eps,
-    1], with steps from each to the next one, and from the last to 0.
+    The network's time input is 999 t, as in the authors' code. The network predicts the noise,
+    `-sigma s`. `set_timesteps` takes as `num_inference_steps` a number n of times t from 1 to
+    sampling_eps, with steps of length 1/n from each, as in diffusers; or as `timesteps` times t in
+    [sampling_eps, 1], with steps from each to the next one, and from the last to 0.
 
     Attributes:
         beta_min: beta at t = 0.

@@ -65,10 +65,11 @@ def _check_scale(data: np.ndarray, scheduler: Any) -> None:
     low = float(data.min())
     high = float(data.max())
     if data.dtype == np.uint8:
-        # Black and white as 0 and 1, or floats in [0, 1] that were cast: all but black.
+        # Black and white as 0 and 1, or floats in [0, 1] that were cast: of 255, all are black.
         if high == 1:
             raise ValueError(
-                "the data are pixels of 0 and 1, of 255; multiply what they were by 255"
+                "the data are uint8 pixels of 0 and 1, where white is 255; multiply them by 255, "
+                "and floats before they are converted to uint8"
             )
         return
 

@@ -34,6 +34,10 @@ def sets(tmp_path, monkeypatch):
     np.savez("large.npz", arr_0=np.zeros((3, 64, 64, 3), np.uint8))
     np.savez("odd.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
     np.save("flat.npy", np.zeros(3))
+    with open("several.npy", "wb") as file:
+        np.savez(file, features=features[0])
+    with open("single.npz", "wb") as file:
+        np.save(file, features[0])
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "empty").mkdir()
     (tmp_path / "own_features.py").write_text(
@@ -144,6 +148,8 @@ def test_torch_fidelity_that_is_missing_is_named(sets, monkeypatch):
         ("empty run --features pixels", "empty holds no pictures"),
         ("text.npz run --features pixels", "text.npz is not a file of NumPy"),
         ("flat.npy made.npz", "flat.npy must be features [N, D]"),
+        ("several.npy made.npz", "it holds several arrays, as an .npz does"),
+        ("single.npz made.npz", "it holds a single array, as a .npy does"),
         ("odd.npz made.npz", "odd.npz must have a mean [D] and a covariance [D, D]"),
         ("statistics.npz made.npz --num 3", "--num: statistics.npz holds statistics"),
         ("real.npz run --features own_features:broken", "broken: KeyError('weights')"),

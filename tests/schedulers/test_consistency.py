@@ -235,6 +235,7 @@ def test_misuse_of_steps():
         ({"sigmas": None}, "arrays .* got None"),
         ({"step_index": jnp.zeros(2, jnp.int32)}, "state.step_index must be one integer"),
         ({"step_index": 0.0}, "state.step_index must be one integer, got 0.0"),
+        ({"step_index": jax.random.key(0)}, "state.step_index must be one integer"),
     ],
 )
 def test_states_whose_fields_were_replaced_by_what_is_none(changes, message):

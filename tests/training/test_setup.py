@@ -79,7 +79,7 @@ def test_guidance_inside_needs_a_null_class(tmp_path, loss, changes):
         setup.make_run(config.from_values(values))
 
 
-TOLD = {"largest_scale": 8.0, "null_class": 3, "shortest_time": 0.05}
+SCALED = {"largest_scale": 8.0, "null_class": 3, "shortest_time": 0.05}
 WITH_NULL = {**DIT, "null_class": True}
 
 
@@ -88,8 +88,8 @@ WITH_NULL = {**DIT, "null_class": True}
     [
         (WITH_NULL, GUIDED, 0.0, "loss.kappa guides by samples without a class"),
         (WITH_NULL, GUIDED, 0.1, None),
-        (NETWORK, TOLD, 0.0, "loss.largest_scale guides by samples without a class"),
-        (NETWORK, TOLD, 0.1, None),
+        (NETWORK, SCALED, 0.0, "loss.largest_scale guides by samples without a class"),
+        (NETWORK, SCALED, 0.1, None),
         (NETWORK, {"shortest_time": 0.05}, 0.1, "this loss trains it at one scale only"),
         (WITH_NULL, {"name": "mean_flow"}, 0.0, "the null class of the network is never"),
         (WITH_NULL, {"name": "mean_flow"}, 0.1, None),
