@@ -222,7 +222,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         flush(path.parent)
     except OSError as error:
-        raise _named(error, path, temporary) from None
+        raise naming(error, path, temporary) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -274,7 +274,7 @@ def replacing_folder(
             temporary.rename(path)
         flush(path.parent)
     except OSError as error:
-        raise _named(error, path, temporary) from None
+        raise naming(error, path, temporary) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -340,10 +340,10 @@ def append(path: Path, line: str) -> None:
             if file.write(content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
-        raise _named(error, path) from None
+        raise naming(error, path) from None
 
 
-def _named(error: OSError, path: Path, temporary: Path | None = None) -> OSError:
+def naming(error: OSError, path: Path, temporary: Path | None = None) -> OSError:
     """Returns an error of writing a path, which names that path.
 
     A failed write says what is wrong, but not where; others name the temporary file in its place,

@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmjax.files import check_content, check_no_link, set_aside, temporary_name
+from cmjax.files import (
+    check_content,
+    check_no_link,
+    naming,
+    set_aside,
+    temporary_name,
+)
 from cmjax.generation.shards import Shards
 from cmjax.generation.sums import digests_of, read_sums, record_sums, sums_of_export
 from cmjax.image_files import ImageSet, write_array_record, write_npz, write_png_folder
@@ -173,10 +179,7 @@ def _written(
         write(temporary, images)
         yield temporary
     except OSError as error:
-        # The name that the user knows.
-        if error.filename is not None and os.fspath(temporary) in str(error.filename):
-            error.filename = os.fspath(path)
-        raise
+        raise naming(error, path, temporary) from None
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
