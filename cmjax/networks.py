@@ -260,8 +260,11 @@ def _check_arguments(apply_fn, num_times, cond, error):
         # A ValueError means that the function is not written in Python, so its arguments are not
         # known.
         call = ", ".join([*names, *(f"{name}=..." for name in cond)])
+        way_out = ""
+        if isinstance(cond.get("cond"), Mapping):
+            way_out = "; to pass what is in cond, write **cond"
         raise ValueError(
-            f"apply_fn must take ({call}), as this sampler and cond have it: {mismatch}"
+            f"apply_fn must take ({call}), as this sampler and cond have it: {mismatch}{way_out}"
         ) from error
 
 

@@ -596,6 +596,7 @@ def test_conditioning_reaches_every_function():
 _run = partial(edit, KEY, network, None, SCHEDULER)
 MISUSE = {
     "8-bit mask": (lambda: inpaint(IMAGE, np.full(SHAPE, 255)), "mask must be in.*255"),
+    "mask in [-1, 1]": (lambda: inpaint(IMAGE, 2.0 * KNOWN - 1), "got -1.0 to 1.0"),
     "NaN in what is known": (
         lambda: inpaint(np.full(SHAPE, np.nan, np.float32), KNOWN),
         "image must be finite, got NaN or infinity",

@@ -190,3 +190,9 @@ def test_values_of_a_trace_are_not_looked_at():
 def test_arguments_that_are_not_known_are_left_to_the_call():
     # Functions of C have no signature.
     assert takes(max, "guidance_interval")
+
+
+def test_cond_given_as_one_argument_says_how_to_give_it():
+    state, x = CM.init(jax.random.key(0), CM.set_timesteps(1), (2, 3))
+    with pytest.raises(ValueError, match=r"argument 'cond'; to pass .* write \*\*cond"):
+        CM.predict(lambda params, x, t: x, None, state, x, cond={"a": jnp.zeros(2)})

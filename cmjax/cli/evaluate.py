@@ -144,7 +144,8 @@ def _by_features(
     if counts[0] != counts[1]:
         raise ValueError(
             f"{sides[0].path} and {sides[1].path} must have as many features, "
-            f"got {counts[0]} and {counts[1]}"
+            f"got {counts[0]} and {counts[1]}; features of pixels need pictures of one size "
+            "(--size N), others the same function"
         )
     samples = [side for side in found if not _is_gaussian(side)]
     if len(samples) == 2 and k >= min(map(len, samples)):

@@ -82,7 +82,8 @@ def inpaint(image: ArrayLike, mask: ArrayLike) -> Inpaint:
     known = concrete(weights)
     if known is not None and not np.all((known >= 0) & (known <= 1)):
         raise ValueError(
-            f"mask must be in [0, 1], got up to {known.max()}; an 8-bit mask is mask / 255"
+            f"mask must be in [0, 1], got {known.min()} to {known.max()}; "
+            "an 8-bit mask is mask / 255"
         )
 
     # Of a traced mask it is not known which part of the image it keeps.

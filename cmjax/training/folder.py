@@ -82,9 +82,7 @@ def open_folder(
     # A start that failed early leaves a configuration, but nothing that could be lost.
     difference = None if found is None else _difference(found, wanted, config)
     if difference is not None and (latest is not None or made):
-        raise ValueError(
-            f"{out} holds a run with {difference}; resume with that, or choose another folder"
-        )
+        raise ValueError(f"{out} holds a run with {difference}, or choose another folder")
     if found == wanted:
         return
     with replacing(path) as file:
@@ -117,11 +115,11 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _difference(
     found: Mapping[str, Any], wanted: Mapping[str, Any], config: TrainConfig
 ) -> str | None:
-    """Returns in words the first key that differs, with both values; None if none does."""
+    """Returns in words the first key that differs, and what to do; None if none does."""
     for section, values in wanted.items():
         found_values = found.get(section)
         if not isinstance(found_values, Mapping):
-            return f"no {section}"
+            return f"no {section}; resume with that"
 
         # A run from before there was an option had its default.
         found_values = {**_DEFAULTS.get(section, {}), **found_values}
@@ -131,8 +129,10 @@ def _difference(
             if values.get(key) == found_values.get(key):
                 continue
             name = f"{section}.{key}"
+            way_out = "resume with that"
             if section == FINGERPRINT:
                 name = f"other files: {key}"
+                way_out = "put the files back as they were"
 
             # Steps may be added, unless those that were taken would have been others then.
             reason = ""
@@ -142,7 +142,7 @@ def _difference(
                     continue
                 reason = f", and {depends} depends on it"
             has = shown(found_values.get(key))
-            return f"{name}={has}, not {shown(values.get(key))}{reason}"
+            return f"{name}={has}, not {shown(values.get(key))}{reason}; {way_out}"
     return None
 
 

@@ -218,3 +218,12 @@ def test_what_cannot_be_loaded_again_does_not_replace_what_could(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path}/m/model.safetensors: .* not finite"):
         cmjax.save(tmp_path / "m", dataclasses.replace(model, params=broken))
     chex.assert_trees_all_equal(cmjax.load(tmp_path / "m").params, model.params)
+
+
+def test_a_prefix_of_all_names_is_named(folder):
+    path = folder / "model.safetensors"
+    save_file({f"module.{name}": value for name, value in load_file(path).items()}, path)
+    with pytest.raises(
+        ValueError, match="begin with 'module.', .* save the tensors without it"
+    ):
+        cmjax.load(folder)

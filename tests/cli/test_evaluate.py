@@ -163,6 +163,7 @@ def test_torch_fidelity_that_is_missing_is_named(sets, monkeypatch):
             "needs pictures, but real.npy is 60 samples",
         ),
         ("real.npz made.npz --features own_features:mean", "must have as many features"),
+        ("real.npz made.npz --features own_features:mean", "of one size (--size N)"),
     ],
 )
 def test_misuse_is_one_line(sets, args, fragment):

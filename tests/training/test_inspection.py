@@ -174,7 +174,10 @@ def test_the_same_run_is_recognized(begun):
 
 def test_other_data_under_the_same_name_are_refused(begun):
     other = {**FINGERPRINT, "digest": "xyz"}
-    with pytest.raises(ValueError, match="a run with other files: digest='abc', not 'xyz'"):
+    message = (
+        "other files: digest='abc', not 'xyz'; put the files back as they were, or choose"
+    )
+    with pytest.raises(ValueError, match=message):
         open_folder(begun, CONFIG, other, 500)
     # Nothing is lost where there is no checkpoint yet.
     open_folder(begun, CONFIG, other, None)
