@@ -10,7 +10,7 @@ from flax import nnx
 
 from cmjax.arrays import as_samples, at_least_float32, check_pixels, is_symbolic
 from cmjax.configs import is_int, shown
-from cmjax.meshes import with_automatic_axes
+from cmjax.meshes import divided_like, undivided, with_automatic_axes
 from cmjax.models.latent_scaling import deviation_to_samplers, to_network, to_samplers
 from cmjax.models.registry import autoencoder_name, network_parts, sample_shape
 from cmjax.random import level_noise, sample_keys
@@ -225,6 +225,10 @@ def _one_after_the_other(decode, latents, batch_size):
 
     num = len(latents)
     images = []
+
+    # A batch that is divided along an explicit axis of a mesh cannot be cut.
+    given = latents
+    latents = undivided(latents)
     with Bar(num, unit="picture", doing="decoding") as bar:
         for first in range(0, num, batch_size):
             # A smaller piece at the end would be compiled again: it repeats latents before it.
@@ -232,7 +236,7 @@ def _one_after_the_other(decode, latents, batch_size):
             made = decode(latents[start : start + batch_size], None)[first - start :]
             images.append(jax.block_until_ready(made))
             bar.advance_to(first + len(made))
-    return jnp.concatenate(images)
+    return divided_like(jnp.concatenate(images), given)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "config", "batch_size"))

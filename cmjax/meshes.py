@@ -24,6 +24,14 @@ def divided_like(array: jax.Array, samples: jax.Array) -> jax.Array:
     return jax.sharding.reshard(array, _along_batch(sharding, sharding.spec[0]))
 
 
+def undivided(array: jax.Array) -> jax.Array:
+    """Returns an array that is not divided along explicit axes, and so can be cut anywhere."""
+    sharding = _explicit_sharding(array)
+    if sharding is None:
+        return array
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
 def divided_alike(samples: Any) -> Any:
     """Returns a pytree of arrays `[B, ...]`, with all first axes divided as the first that is.
 

@@ -23,6 +23,7 @@ from cmjax.parametrization.conversion import edm_denoiser
 from cmjax.random import sample_keys
 from cmjax.schedulers import SCHEDULERS
 from cmjax.training import losses, trainer
+from tests.support.autoencoders import TINY, autoencoder
 from tests.support.draws import draws
 from tests.support.flow_maps import SCHEDULERS as FLOW_SCHEDULERS
 from tests.support.networks import DIT, UNET, network, tiny_model
@@ -369,3 +370,16 @@ def test_a_model_of_closed_form_on_an_explicit_mesh():
 
     found = jax.jit(run)(divided(mesh, keys, P("x")))
     np.testing.assert_allclose(found, run(keys), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["explicit", "auto"])
+def test_a_divided_batch_is_decoded_with_a_progress_bar(kind):
+    vae = autoencoder(TINY)
+    latents = jax.random.normal(KEY, (8, 4, 4, 4))
+    mesh = mesh_of(kind)
+    with jax.set_mesh(mesh):
+        given = divided(mesh, latents)
+        found = vae.decode(given, batch_size=3, progress=True)
+    np.testing.assert_allclose(found, vae.decode(latents), atol=1e-5)
+    if kind == "explicit":
+        assert jax.typeof(found).sharding.spec[0] == "data"
