@@ -77,7 +77,7 @@ class Autoencoder:
                 f"key is of no use: the latents of an {autoencoder_name(self.config)} are not "
                 "random; leave it out"
             )
-        keys = sample_keys(key, len(mean), first_index)
+        keys = sample_keys(key, mean.shape[0], first_index)
         return mean + std * level_noise(keys, 0, mean.shape, mean.dtype)
 
     def moments(
@@ -251,9 +251,7 @@ def _computed(method, config, params, x, batch_size):
         x = x.astype(jnp.float32)
 
     def compute(x, params):
-        graph, _ = network_parts(config)
-        network = nnx.merge(graph, params)
-        return getattr(network, method)(x)
+        return getattr(_network(config, params), method)(x)
 
     def compute_in_pieces(x, params):
         # `map` takes no batch size where the number of samples is a symbol: one at a time then.
@@ -265,3 +263,15 @@ def _computed(method, config, params, x, batch_size):
         return jax.lax.map(lambda x: one(x[None])[0], x, batch_size=at_once)
 
     return with_automatic_axes(compute_in_pieces, x, params).astype(dtype)
+
+
+def _network(config, params):
+    """Returns the network with these parameters; raises ValueError if they are another's."""
+    graph, _ = network_parts(config)
+    try:
+        return nnx.merge(graph, params)
+    except ValueError as error:
+        raise ValueError(
+            f"params must be those of the {autoencoder_name(config)} of this config, got "
+            f"{shown(params)}: {error}; load_autoencoder returns both"
+        ) from error

@@ -140,6 +140,34 @@ def test_what_cannot_be_encoded_or_decoded_is_said_in_a_line():
         cmjax.Autoencoder(None, vae.params)
 
 
+def test_parameters_of_another_network_are_named():
+    for params in (None, autoencoder(TINY).params):
+        vae = cmjax.Autoencoder(KL, params)
+        with pytest.raises(
+            ValueError, match="params must be those of the AutoencoderKL of"
+        ):
+            vae.encode(images())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [KL, pytest.param(TINY, marks=pytest.mark.thorough)],
+    ids=["kl", "tiny"],
+)
+def test_it_is_exported_for_any_number_and_size_of_pictures(config):
+    vae = autoencoder(config)
+    key = jax.random.key(0) if config is KL else None
+
+    def there_and_back(images):
+        return vae.decode(vae.encode(images, key, batch_size=2))
+
+    num, half = jax.export.symbolic_shape("num, half")
+    any_images = jax.ShapeDtypeStruct((num, 2 * half, 2 * half, 3), jnp.float32)
+    exported = jax.export.export(jax.jit(there_and_back))(any_images)
+    given = images(3, 12)
+    np.testing.assert_allclose(exported.call(given), there_and_back(given), atol=1e-4)
+
+
 def test_configs_that_make_no_network_are_refused():
     for options, words in [
         ({"norm_num_groups": 3}, "norm_num_groups 3 does not divide 128 channels"),

@@ -46,7 +46,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     k = heads_first(k)
     v = heads_first(v)
 
-    if tokens > TOKENS_AT_ONCE:
+    # All at once where the number of tokens is a symbol, of which nothing can be decided.
+    if is_symbolic(tokens):
+        mixed = _attend(q, k, v)
+    elif tokens > TOKENS_AT_ONCE:
         mixed = _attend_in_pieces(q, k, v)
     else:
         mixed = jax.lax.platform_dependent(q, k, v, cpu=_attend_in_cache, default=_attend)

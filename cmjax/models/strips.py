@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from cmjax.arrays import is_symbolic
+
 # Numbers of one sample's map, C * H * W, beyond which it is computed in strips, and those of a
 # strip. The number of samples must not decide: a sample would be rounded in other ways in other
 # batches.
@@ -31,6 +33,9 @@ def in_strips(
         maps: `[B, H, W, C]`, of the same height and width.
         factor: 2 for a function that doubles the resolution.
     """
+    # Whether a map is large is not known where its height or width is a symbol.
+    if any(is_symbolic(size) for size in maps[0].shape[1:]):
+        return function(*maps)
     out = jax.eval_shape(function, *maps)
     height = maps[0].shape[1]
     per_sample = max(math.prod(x.shape[1:]) for x in (*maps, out))
