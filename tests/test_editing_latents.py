@@ -208,6 +208,13 @@ def test_mistakes(change, message):
         edit(KEY, gaussian(0.25), None, SCHEDULER, **arguments)
 
 
+def test_a_plain_function_of_pictures_is_kept_by_the_posterior():
+    constraint = inpaint(picture(), np.tile([[1.0], [0.0]], (4, 8))[..., None])
+    options = {"method": "posterior", "sigmas": [80.0]}
+    expected = edited(constraint, **options)
+    np.testing.assert_array_equal(edited(lambda x: constraint(x), **options), expected)
+
+
 def test_constraints_on_latents_are_those_without_an_autoencoder():
     latents = np.zeros((4, 4, 4), np.float32)
     constraint = super_resolve(latents.reshape(2, 2, 2, 2, 4).mean((1, 3)), 2)

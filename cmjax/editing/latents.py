@@ -17,6 +17,7 @@ from cmjax.constraints import Constraint, Inpaint, inpaint
 from cmjax.constraints.checks import broadcast_to_samples
 from cmjax.constraints.composition import measurable
 from cmjax.meshes import with_automatic_axes
+from cmjax.tracing import as_pytree
 
 AT_ONCE = 8  # pictures that are encoded or decoded at a time, which bounds the memory
 
@@ -91,7 +92,8 @@ def on_latents(
         ValueError: if a projection of latents cannot keep it.
     """
     if method == "posterior":
-        return Decoded(autoencoder, constraint)
+        # A plain function is no pytree, which what is given to compiled steps must be.
+        return Decoded(autoencoder, as_pytree(constraint))
     if not isinstance(constraint, Inpaint):
         raise ValueError(
             "constraint must be what inpaint(image, mask) returns: of an autoencoder's pictures, "
