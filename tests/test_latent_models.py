@@ -120,6 +120,10 @@ def test_the_autoencoder_is_part_of_the_tree():
             lambda: dataclasses.replace(checkpoints.model(), autoencoder=autoencoder(TINY)),
             "latents of 4 channels, but the network's samples have the shape",
         ),
+        (
+            lambda: cmjax.save("unused", dataclasses.replace(model(), autoencoder="vae")),
+            "autoencoder must be a cmjax.Autoencoder, got 'vae'; open one by",
+        ),
     ],
 )
 def test_mistakes(call, message):
@@ -133,6 +137,7 @@ def test_folders_hold_the_autoencoder(tmp_path, to):
         written = dataclasses.replace(model(), autoencoder=autoencoder(decoder))
         cmjax.save(tmp_path / "model", written, to=to)  # the second replaces the first
         assert_same_leaves(cmjax.load(tmp_path / "model"), written)
+        assert cmjax.load_autoencoder(tmp_path / "model").config == decoder
     half = cmjax.load(tmp_path / "model", dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
 

@@ -53,9 +53,10 @@ def load_autoencoder(source: str | Path, *, dtype: DTypeLike | None = None) -> A
     Args:
         source: the folder of an autoencoder (`config.json` and its weights: safetensors, whole, in
             shards or a variant such as fp16; `.bin`; or the `diffusion_flax_model.msgpack` of
-            diffusers' Flax classes); the folder of a pipeline, with the autoencoder in `vae/`; one
-            of these files of weights, with the config next to it; or the id of such a folder on the
-            Hugging Face hub, `owner/name` or `owner/name@revision`.
+            diffusers' Flax classes); the folder of a pipeline, or of a latent model that
+            `cmjax.save` wrote, with the autoencoder in `vae/`; one of these files of weights, with
+            the config next to it; or the id of such a folder on the Hugging Face hub, `owner/name`
+            or `owner/name@revision`.
         dtype: dtype of the parameters; None is float32. The network computes in the dtype of its
             input, whatever this is.
 
@@ -80,9 +81,8 @@ def open_autoencoder(source: str | Path) -> StoredNetwork:
     # What is not on disk may be on the hub. A pipeline has the autoencoder in a folder of its own.
     if not os.path.exists(path):
         path = hub.download(str(source), (PART,), NETWORKS, (FLAX,), ())
-    if (path / diffusers.INDEX).exists() or (
-        not (path / diffusers.CONFIG).exists() and (path / PART).is_dir()
-    ):
+    # So has a model that `cmjax.save` wrote, next to the config of its network.
+    if (path / diffusers.INDEX).exists() or (path / PART).is_dir():
         path = path / PART
     return open_folder(path)
 
@@ -166,10 +166,7 @@ def save_autoencoder(path: str | Path, autoencoder: Autoencoder) -> None:
         ValueError: if `path` is a symbolic link or holds other files, or if what was written cannot
             be loaded again: the folder is then left as it was.
     """
-    if not isinstance(autoencoder, Autoencoder):
-        raise ValueError(
-            f"autoencoder must be a cmjax.Autoencoder, got {shown(autoencoder)}"
-        )
+    check_autoencoder(autoencoder)
 
     # Names alone prove little: diffusers writes files of the same names.
     path = as_path("path", path)
@@ -187,6 +184,15 @@ def save_autoencoder(path: str | Path, autoencoder: Autoencoder) -> None:
         except ValueError as error:
             message = str(error).replace(str(folder), str(path))
             raise ValueError(f"autoencoder could not be loaded again: {message}") from None
+
+
+def check_autoencoder(autoencoder: Any) -> None:
+    """Raises ValueError unless this is an autoencoder."""
+    if not isinstance(autoencoder, Autoencoder):
+        raise ValueError(
+            f"autoencoder must be a cmjax.Autoencoder, got {shown(autoencoder)}; open one by "
+            "cmjax.load_autoencoder"
+        )
 
 
 def write_autoencoder(folder: Path, autoencoder: Autoencoder) -> None:

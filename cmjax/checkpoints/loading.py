@@ -293,6 +293,9 @@ def save(
         raise ValueError(f"to must be one of {list(WRITERS)}, got {shown(to)}")
     if not isinstance(model, Model):
         raise ValueError(f"model must be a cmjax.Model, got {shown(model)}")
+    if model.autoencoder is not None:
+        autoencoders.check_autoencoder(model.autoencoder)
+
     # `apply_fn` translates between two schedulers then, of which a file could only name one.
     if model.trained_for is not None:
         adapted = type(model.scheduler).__name__
