@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -267,11 +268,15 @@ def _computed(method, config, params, x, batch_size):
 
 def _network(config, params):
     """Returns the network with these parameters; raises ValueError if they are another's."""
-    graph, _ = network_parts(config)
-    try:
-        return nnx.merge(graph, params)
-    except ValueError as error:
+    graph, like = network_parts(config)
+    expected = [leaf.shape for leaf in jax.tree.leaves(like)]
+    found = [leaf.shape for leaf in jax.tree.leaves(params)]
+    if found != expected:
+        pairs = itertools.zip_longest(found, expected)
+        own, wanted = next(pair for pair in pairs if pair[0] != pair[1])
         raise ValueError(
             f"params must be those of the {autoencoder_name(config)} of this config, got "
-            f"{shown(params)}: {error}; load_autoencoder returns both"
-        ) from error
+            f"{len(found)} arrays for {len(expected)}, and {own} for the shape {wanted}; "
+            "load_autoencoder returns both"
+        )
+    return nnx.merge(graph, params)
