@@ -81,6 +81,13 @@ def _export_of(folder: Path) -> Path | None:
     """Returns the `.npz` in a folder of `cmjax generate`; None for a folder of pictures."""
     if not (folder / MANIFEST).exists():
         return None
+
+    from cmjax.training.moments import holds_moments
+
+    if holds_moments(folder) and not any(folder.glob("samples_*.npz")):
+        raise ValueError(
+            f"{folder} holds the latents of cmjax encode; give the pictures that they are of"
+        )
     found = sorted(folder.glob("samples_*.npz"))
     if len(found) != 1:
         raise ValueError(

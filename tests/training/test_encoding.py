@@ -298,6 +298,11 @@ def test_every_step_draws_other_latents_and_any_mesh_the_same():
         np.testing.assert_allclose(run(mesh), [first, second], rtol=1e-6)
 
 
+def test_latents_are_not_compared_with_pictures(encoded):
+    result = CliRunner().invoke(cli.main, ["evaluate", str(encoded), str(encoded)])
+    assert_one_line(result, "holds the latents of cmjax encode; give the pictures")
+
+
 @pytest.fixture
 def files(tmp_path):
     """A data set, an autoencoder and a configuration on disk."""
