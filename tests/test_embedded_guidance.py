@@ -26,7 +26,7 @@ def network(params, x, t, class_labels=None, guidance_scale=None, guidance_inter
     return params * jnp.concatenate([scale[:, None], ends], axis=-1)
 
 
-def test_a_network_is_told_a_number_or_one_per_sample():
+def test_a_network_gets_a_number_or_one_per_sample():
     by_number = embedded_scale(network, 3)(1.0, X, T)
     np.testing.assert_array_equal(by_number, [[3, 0, 0]] * 3)
     per_sample = embedded_scale(network, np.array([1.0, 2.0, 3.0]), (0.25, 0.5))(1.0, X, T)

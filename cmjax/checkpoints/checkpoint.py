@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from cmjax.arrays import ApplyFn, floating_dtype
 from cmjax.autoencoder import Autoencoder, check_latents
-from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.checkpoints.tensors import StoredTensor, of_wrapper
 from cmjax.model import Model
 from cmjax.models import from_nnx
 from cmjax.models.registry import abstract_network, class_of_network, network_name
@@ -153,12 +153,9 @@ class StoredNetwork:
             wanted[stored_name] = tuple(leaf.shape[axis] for axis in axes)
         problems = _problems(wanted, self.tensors)
         if problems:
-            prefix = _prefix(wanted, self.tensors)
-            if prefix is not None:
-                raise ValueError(
-                    f"{self.files[0]}: the names of its tensors begin with {prefix!r}, which those "
-                    "of the network do not; save the tensors without it"
-                )
+            wrapped = of_wrapper(self.tensors, wanted)
+            if wrapped:
+                raise ValueError(f"{self.files[0]}: {wrapped}")
             more = ""
             if len(problems) > 10:
                 more = f"; and {len(problems) - 10} more"
@@ -167,18 +164,6 @@ class StoredNetwork:
                 f"{'; '.join(map(one_line, problems[:10]))}{more}"
             )
         return apply_fn, abstract
-
-
-def _prefix(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> str | None:
-    """Returns what stands before every wanted name in a file, such as "module.", or None."""
-    first = next(iter(wanted))
-    for name in stored:
-        prefix = name.removesuffix(first)
-        if prefix in ("", name):
-            continue
-        if all(prefix + other in stored for other in wanted):
-            return prefix
-    return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from cmjax.checkpoints.flax_msgpack import open_msgpack
 from cmjax.checkpoints.flax_names import as_torch, used_parameters
 from cmjax.checkpoints.numpy_pickle import open_pickle
 from cmjax.checkpoints.orbax_folder import find_checkpoint, open_orbax
-from cmjax.checkpoints.tensors import StoredTensor
+from cmjax.checkpoints.tensors import StoredTensor, of_wrapper
 from cmjax.checkpoints.torch_file import ZIP_MAGIC, open_torch
 from cmjax.configs import shown
 from cmjax.files import open_regular
@@ -150,14 +150,9 @@ def _recognised(
 
 def _what_it_has(tensors: Mapping[str, StoredTensor]) -> str:
     """Says what the tensors of an unknown network are called."""
-    # DistributedDataParallel's "module." and torch.compile's "_orig_mod." are the usual ones.
-    for name in tensors:
-        prefix = name.removesuffix(openai.FIRST)
-        if prefix != name:
-            return (
-                f"its names begin with {shown(prefix)}, which a wrapper has put in front: save "
-                "the state_dict of the module inside"
-            )
+    wrapped = of_wrapper(tensors, [openai.FIRST])
+    if wrapped:
+        return wrapped
     first = next(iter(tensors), None)
     return "it has none" if first is None else f"its first is {one_line(first)}"
 

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cmjax.configs import shown
 from cmjax.files import check_regular, give_usual_mode, open_regular
 from cmjax.printing import one_line
 
@@ -113,6 +114,29 @@ def stored_in(
         return np.frombuffer(content, dtype).reshape(shape, order=order)
 
     return StoredTensor(shape, dtype, read)
+
+
+def of_wrapper(stored: Iterable[str], wanted: Iterable[str]) -> str:
+    """Says that a wrapper has put a prefix in front of names, and what to do; "" if none has.
+
+    The usual ones are "module." of DistributedDataParallel and "_orig_mod." of torch.compile.
+
+    Args:
+        stored: names of the tensors in a file.
+        wanted: names of the network, all of which have the prefix in the file.
+    """
+    stored = dict.fromkeys(stored)
+    wanted = list(wanted)
+    for name in stored:
+        prefix = name.removesuffix(wanted[0])
+        if prefix in ("", name):
+            continue
+        if all(prefix + other in stored for other in wanted):
+            return (
+                f"the names of its tensors begin with {shown(prefix)}, which a wrapper has put in "
+                "front; save the tensors of the module inside, without it"
+            )
+    return ""
 
 
 def by_name(

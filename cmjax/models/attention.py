@@ -13,9 +13,9 @@ from flax import nnx
 from cmjax.arrays import is_symbolic
 from cmjax.models.layers import GroupNorm, add_residual, linear
 
-# 24 MiB in float32, about what CPUs keep near. XLA's products copy a factor of this size, and glibc
-# returns a freed block of 32 MiB and more to the system at once: in each call its pages would have
-# to be had again, which took a quarter of the time of ImageNet-64 networks at batch 4.
+# 24 MiB in float32, about what CPUs keep near. XLA's products copy a factor of this size. If that
+# copy took 32 MiB, glibc would return it to the system once it is freed, and every product would
+# get new pages: a quarter of the time of the ImageNet-64 network at batch 4.
 SCORES_IN_CACHE = 6 * 1024 * 1024
 
 # Tokens whose scores are computed for all queries at once: 64 MB for each head in float32.

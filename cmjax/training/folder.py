@@ -12,9 +12,7 @@ from cmjax.files import clear_unfinished, read_regular, replacing
 from cmjax.training.config import TrainConfig
 
 CONFIG = "config.json"
-FINGERPRINT = (
-    "fingerprint"  # its key for data and models, in addition to those of the sections
-)
+FINGERPRINT = "fingerprint"  # its key for data and models; the others are of the sections
 _LARGEST = 2**24  # bytes of a configuration
 
 # Values of keys that files of earlier versions do not have, as JSON.

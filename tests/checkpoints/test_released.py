@@ -82,7 +82,7 @@ def test_states_of_no_known_network(tmp_path, make):
     [
         (
             ["module.input_blocks.0.0.weight"],
-            "begin with 'module.', .*: save the state_dict",
+            "begin with 'module.', .* without it",
         ),
         (["conv1.weight", "fc.bias"], "its first is conv1.weight"),
         ([], "it has none"),
