@@ -20,6 +20,11 @@ def attention_of(q, k, v):
     return jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(scores, axis=-1), v)
 
 
+def test_what_products_copy_of_scores_is_smaller_than_what_glibc_returns_at_once():
+    # From 32 MiB on every product would get new pages: see `attention.SCORES_IN_CACHE`.
+    assert attention.SCORES_IN_CACHE * 4 < 32 * 2**20
+
+
 # Heads in one piece, in pieces of 4 of which the last is smaller, and one after the other.
 @pytest.mark.parametrize("scores_in_cache", [10**6, 4 * 7**2, 1])
 def test_attention_in_pieces(monkeypatch, scores_in_cache):
