@@ -271,6 +271,29 @@ def known_reals(name: str, value: Any) -> np.ndarray | None:
     return concrete(array)
 
 
+def other_shapes(params: Any, like: Any) -> str | None:
+    """Returns how the shapes of two pytrees differ, as text that begins with those of `params`.
+
+    A bias of one channel in place of many would be broadcast without an error.
+
+    Args:
+        params: a pytree of arrays.
+        like: a pytree of arrays, or of anything with a shape; its containers may be others.
+
+    Returns:
+        The text, or None if the leaves have the same shapes in the same order.
+    """
+    found = jax.tree.leaves_with_path(params)
+    expected = jax.tree.leaves(like)
+    if len(found) != len(expected):
+        return f"{len(found)} arrays for {len(expected)}"
+    for (path, leaf), wanted in zip(found, expected, strict=True):
+        shape = getattr(leaf, "shape", ())
+        if shape != wanted.shape:
+            return f"the shape {shape} for {wanted.shape} at {jax.tree_util.keystr(path)}"
+    return None
+
+
 def check_shapes(**arrays: jax.Array) -> None:
     """Raises ValueError, with names and shapes, unless all arrays have the same shape."""
     shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}

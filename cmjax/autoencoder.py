@@ -2,14 +2,19 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax.arrays import as_samples, at_least_float32, check_pixels, is_symbolic
+from cmjax.arrays import (
+    as_samples,
+    at_least_float32,
+    check_pixels,
+    is_symbolic,
+    other_shapes,
+)
 from cmjax.configs import is_int, shown
 from cmjax.meshes import divided_like, undivided, with_automatic_axes
 from cmjax.models.latent_scaling import deviation_to_samplers, to_network, to_samplers
@@ -269,14 +274,10 @@ def _computed(method, config, params, x, batch_size):
 def _network(config, params):
     """Returns the network with these parameters; raises ValueError if they are another's."""
     graph, like = network_parts(config)
-    expected = [leaf.shape for leaf in jax.tree.leaves(like)]
-    found = [leaf.shape for leaf in jax.tree.leaves(params)]
-    if found != expected:
-        pairs = itertools.zip_longest(found, expected)
-        own, wanted = next(pair for pair in pairs if pair[0] != pair[1])
+    difference = other_shapes(params, like)
+    if difference is not None:
         raise ValueError(
             f"params must be those of the {autoencoder_name(config)} of this config, got "
-            f"{len(found)} arrays for {len(expected)}, and {own} for the shape {wanted}; "
-            "load_autoencoder returns both"
+            f"{difference}; load_autoencoder returns both"
         )
     return nnx.merge(graph, params)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from cmjax.arrays import ApplyFn, floating_dtype
+from cmjax.arrays import ApplyFn, floating_dtype, other_shapes
 from cmjax.configs import shown
 from cmjax.networks import (
     check_network,
@@ -74,6 +74,7 @@ def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
     module.eval()
     graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
     params, streams, rest = jax.tree.map(_copy, states)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
 
     # Merging happens while JAX traces; a compiled program has nothing of it.
     def apply_fn(params, *args, dropout_key=None, **cond):
@@ -81,7 +82,7 @@ def from_nnx(module: nnx.Module) -> tuple[ApplyFn, nnx.State]:
         seeded = _reseed(streams, dropout_key) if trains else streams
 
         # A module may write to its variables, as counters do: only to those of this copy.
-        called = _merged(graph, params, seeded, rest)
+        called = _merged(graph, like, params, seeded, rest)
         if trains:
             called.set_attributes(deterministic=False, raise_if_not_found=False)
         return called(*args, **cond)
@@ -204,15 +205,19 @@ def _copy(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.array(leaf, copy=True)
 
 
-def _merged(graph: Any, params: Any, *others: nnx.State) -> nnx.Module:
-    """The module with these parameters; raises ValueError if they are another module's."""
+def _merged(graph: Any, like: Any, params: Any, *others: nnx.State) -> nnx.Module:
+    """The module with these parameters; raises ValueError unless their shapes are those of `like`."""
     try:
-        return nnx.merge(graph, params, *others, copy=True)
+        module = nnx.merge(graph, params, *others, copy=True)
+        difference = other_shapes(params, like)
     except ValueError as error:
+        difference = f"{shown(params)}: {error}"
+    if difference is not None:
         raise ValueError(
             "params must be the parameters that came with apply_fn, or a pytree like them, "
-            f"got {shown(params)}: {error}"
-        ) from error
+            f"got {difference}"
+        )
+    return module
 
 
 def _reseed(streams: nnx.State, key: jax.Array) -> nnx.State:

@@ -53,11 +53,14 @@ LAYERS = {
 
 
 def test_parameters_of_another_module_are_named():
-    apply_fn, _ = cmjax.from_nnx(Net())
-    with pytest.raises(
-        ValueError, match="params must be the parameters that came with apply_fn"
-    ):
-        apply_fn(None, X, T)
+    apply_fn, params = cmjax.from_nnx(Net())
+    # Of one channel, biases would be broadcast.
+    narrow = jax.tree.map(lambda leaf: leaf[..., :1], params)
+    for others in (None, narrow):
+        with pytest.raises(
+            ValueError, match="params must be the parameters that came with apply_fn"
+        ):
+            apply_fn(others, X, T)
 
 
 def test_a_network_in_a_dtype_is_one_function():
