@@ -9,6 +9,7 @@ import numpy as np
 
 from cmjax.arrays import ApplyFn, is_symbolic
 from cmjax.guidance import Scale, classifier_free, embedded_scale
+from cmjax.guidance.strength import Strength
 from cmjax.labels import Labels, class_indices
 from cmjax.networks import parse_cond
 from cmjax.parametrization.conversion import one_time_parametrization
@@ -90,7 +91,9 @@ def guided_network(
 
     # Any other network is called twice, with and without the class. Without guidance once, which
     # does not need a null class.
-    if scale is None or (interval is None and _is_one(scale)):
+    if scale is None:
+        return apply_fn
+    if interval is None and not callable(scale) and Strength(scale).is_one:
         return apply_fn
     if null_class is None:
         raise ValueError(
@@ -112,12 +115,6 @@ def _with_recommended_scale(apply_fn, config):
     if getattr(config, "guidance_scale", None) is not None:
         return apply_fn
     return embedded_scale(apply_fn, 1.0)
-
-
-def _is_one(scale):
-    """Whether a scale is the number 1, which is no guidance."""
-    is_number = isinstance(scale, int | float | np.number)
-    return is_number and not isinstance(scale, bool) and bool(scale == 1)
 
 
 def class_conditioning(

@@ -96,6 +96,9 @@ def test_guided_samples_of_a_model(model):
 def test_models_that_cannot_be_guided(model):
     with pytest.raises(ValueError, match="guidance needs a network with a null class"):
         cmjax.load().sample(KEY, 2, guidance=2.0)
+    # Scales of 1 are no guidance, as a number and per sample.
+    for scale in (1, np.ones(2), [1.0, 1.0]):
+        assert cmjax.load().sample(KEY, 2, guidance=scale).shape == (2, 28, 28, 1)
     consistent = model.with_scheduler(cmjax.CMStochasticIterativeScheduler())
     with pytest.raises(ValueError, match="a single call throws samples far"):
         consistent.sample(KEY, 2, guidance=2.0)
