@@ -206,7 +206,7 @@ def _copy(leaf: Any) -> Any:
 
 
 def _merged(graph: Any, like: Any, params: Any, *others: nnx.State) -> nnx.Module:
-    """The module with these parameters; raises ValueError unless their shapes are those of `like`."""
+    """The module with these parameters; raises ValueError for other shapes than those of `like`."""
     try:
         module = nnx.merge(graph, params, *others, copy=True)
         difference = other_shapes(params, like)
