@@ -15,7 +15,8 @@ from cmjax.images.checks import MODES
 from cmjax.training.array_files import read_arrays
 from cmjax.training.moments import Moments, holds_moments
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+# Endings of pictures' names; what a file holds is checked when it is opened.
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SAMPLED = 64  # pictures, at least, whose content is part of a fingerprint
 _SAMPLED_BYTES = 2**20  # of each of them
 # Names of the folders of a data set that comes in parts, of which the first are to train on.

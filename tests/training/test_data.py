@@ -420,6 +420,15 @@ def test_a_folder_of_pictures(tmp_path):
     assert contents(sources.open_source(tmp_path, 4, channels=1))[0].shape == (3, 4, 4, 1)
 
 
+def test_pictures_of_every_format_are_found(tmp_path):
+    """Those with another ending than .png would be left out, without a word."""
+    for name in ("a.png", "b.JPG", "c.bmp", "d.gif", "e.tif", "f.TIFF", "g.webp"):
+        Image.new("L", (8, 8), 100).save(tmp_path / name)
+    found = sources.open_source(tmp_path, 8, 1)
+    pixels = np.stack([found[i]["data"] for i in range(len(found))])
+    assert len(found) == 7 and abs(pixels.astype(int) - 100).max() <= 2
+
+
 def test_folders_of_pictures_are_classes(tmp_path):
     for level, name in enumerate(
         ("dog/2.png", "dog/1.png", "cat/old/3.png", ".trash/0.png", "cat/.trash/0.png")
