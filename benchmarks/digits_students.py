@@ -30,6 +30,7 @@ STUDENTS = {
     "scd": {"tangent_warmup_steps": 100},
     "sct": {"tangent_warmup_steps": 100},
     "ctm": {"num_levels": 12, "target_decay": 0.95, "huber_c": 0.03},
+    "dmd": {"fake_steps": 2},
     "flow_matching": {},
     "mean_flow": MEAN_FLOW,
     "imf": MEAN_FLOW,

@@ -54,6 +54,8 @@ STUDENTS = {  # what differs from the papers' settings, which are for 800,000 st
     "scd": SIMPLIFIED,
     "sct": SIMPLIFIED,
     "ctm": {"num_levels": 40, "target_decay": 0.95, "metric": "l2"},
+    "dmd": {},
+    "dmd, for two calls": {"sigmas": (20.0, 0.743), "fake_steps": 2},
 }
 CTM = cmjax.CTMScheduler(clip_denoised=False, sigma_max=20.0)
 

@@ -82,7 +82,8 @@ def train(
     Small presets are digits (then digits_distilled), digits_mean_flow, digits_pixel_mean_flow,
     pictures, and pictures_diffusers, which diffusers can open. The others are the papers', for many
     accelerators: cifar10_cd, cifar10_ct, cifar10_ict, cifar10_mean_flow, imagenet64_cd,
-    imagenet64_ct, imagenet64_ict, lsun256_cd, lsun256_ct, celebahq256_shortcut.
+    imagenet64_ct, imagenet64_ict, imagenet64_dmd, lsun256_cd, lsun256_ct,
+    celebahq256_shortcut.
 
     \b
     Examples:

@@ -9,7 +9,8 @@ needs many accelerators. They differ from the papers in three ways:
 * The metric is the l2 norm instead of LPIPS, the 2023 paper's, which is a network itself. In Python
   a loss takes LPIPS as `metric=function`.
 
-Give `data.source`, and for a distillation `teacher.model`, with `--set`.
+Give `data.source`, and for a distillation `teacher.model`, with `--set`; for DMD `run.init`, the
+model that it begins as, which is also its teacher.
 """
 
 import dataclasses
@@ -195,6 +196,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         ema_decay=0.99997,
         dtype="bfloat16",
     ),
+    # Yin et al. 2024, arXiv 2405.14867: the run without an adversary, whose FID is 2.61, by the
+    # script imagenet_lr2e-6_scratch.sh of tianweiy/DMD2. There is no moving average: one of decay 0
+    # is the parameters themselves.
+    "imagenet64_dmd": {
+        "network": _network("imagenet64"),
+        "loss": {"name": "dmd"},
+        "optimizer": {
+            "name": "adamw",
+            "learning_rate": 2e-6,
+            "warmup_steps": 500,
+            "clip_norm": 10.0,
+            "options": {"weight_decay": 0.01},
+        },
+        "run": {
+            "batch_size": 280,
+            "steps": 410_000,
+            "ema_decays": [0.0],
+            "save_every": 10_000,
+            "dtype": "bfloat16",
+        },
+    },
     # Geng et al. 2025, arXiv 2505.13447, appendix A: CIFAR-10, unconditional.
     "cifar10_mean_flow": _flow_map(
         _CIFAR10_NETWORK,

@@ -21,6 +21,7 @@ from cmjax.training.first_model import (
 )
 from cmjax.training.inspection import inspect
 from cmjax.training.latents import STD
+from cmjax.training.losses import DistributionMatching
 from cmjax.training.moments import Moments
 from cmjax.training.teachers import load_teacher
 from cmjax.training.train_step import TrainState, TrainStep
@@ -253,6 +254,13 @@ def _check_loss(config, model, loss):
         raise ValueError(
             "loss.second_head trains a head that the network does not have; set "
             "network.second_head_layers, or loss.second_head=false"
+        )
+
+    # From random parameters the fake denoiser, and with it the network, would have far to go.
+    if isinstance(loss, DistributionMatching) and not config.run.init:
+        raise ValueError(
+            "run.init is missing: the loss 'dmd' trains a network that begins as its teacher; set "
+            f"run.init={config.teacher.model or 'a denoiser'}"
         )
 
     # Velocities near the data are those that the network can return.

@@ -178,7 +178,7 @@ def test_what_is_no_configuration(tmp_path, toml):
 def test_the_presets_are_whole_and_print_the_papers_numbers():
     for name in PRESETS:
         settings = [("data.source", "x.npz")]
-        if name.endswith("_cd"):
+        if name.endswith(("_cd", "_dmd")):
             settings.append(("teacher.model", "t"))
         assert read_config(name, settings).network_config().sample_size in (32, 64, 256)
 

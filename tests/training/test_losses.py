@@ -222,7 +222,7 @@ def test_what_trains_and_what_is_previewed():
         return losses.make(name, scheduler, total_steps=100, **options)
 
     distillations = {name for name in losses.LOSSES if make(name).needs_teacher}
-    assert distillations == {"progressive", "cd", "scd", "continuous_cd", "ctm"}
+    assert distillations == {"progressive", "cd", "scd", "continuous_cd", "ctm", "dmd"}
     step = jnp.int32(0)
     averaged = {
         name for name in losses.LOSSES if make(name).target_decay_at(step) is not None

@@ -32,7 +32,14 @@ def network(params, x, *times):
 def loss_of(name, batch, apply_fn=network):
     """Returns the loss without computing it: its shapes say what is wrong."""
     return jax.eval_shape(
-        lambda params: value(LOSSES[name], apply_fn, params, batch, teacher=params), GAIN
+        lambda params: value(
+            LOSSES[name],
+            apply_fn,
+            LOSSES[name].prepare_params(params),
+            batch,
+            teacher=params,
+        ),
+        GAIN,
     )
 
 

@@ -1,5 +1,7 @@
 """Runs whose loss does not go with their network: refused, where training would show nothing."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -132,3 +134,18 @@ def test_a_network_larger_than_the_memory(monkeypatch):
     described = config.from_values({"network": NETWORK})
     with pytest.raises(ValueError, match="Out of memory; make .network. smaller"):
         first_model(described)
+
+
+def test_distribution_matching_begins_as_its_teacher(tmp_path, monkeypatch):
+    """From random parameters it would train without an error, and hardly learn."""
+    named = networks.tiny_model(num_classes=3)
+    monkeypatch.setattr("cmjax.training.teachers.load_named", lambda *_: named)
+    network = {"class": "DiT", **dataclasses.asdict(named.config)}
+    network = {name: value for name, value in network.items() if value is not None}
+    values = sections(tmp_path, network)
+    np.savez(tmp_path / "d.npz", images=np.zeros((8, 8, 8, 1), np.uint8), labels=[0] * 8)
+    values |= {"loss": {"name": "dmd"}, "teacher": {"model": "x"}, "scheduler": {}}
+    with pytest.raises(
+        ValueError, match="run.init is missing: the loss .dmd. .* set run.init=x"
+    ):
+        setup.make_run(config.from_values(values))

@@ -23,6 +23,10 @@ from cmjax.training.losses.discrete import (
     ConsistencyTraining,
     ode_step,
 )
+from cmjax.training.losses.distribution_matching import (
+    DistributionMatching,
+    DistributionMatchingParams,
+)
 from cmjax.training.losses.flow_matching import FlowMatching
 from cmjax.training.losses.improved import (
     EasyConsistencyTuning,
@@ -57,6 +61,8 @@ __all__ = [
     "ContinuousConsistencyDistillation",
     "ContinuousConsistencyTraining",
     "Denoising",
+    "DistributionMatching",
+    "DistributionMatchingParams",
     "EasyConsistencyTuning",
     "FlowMatching",
     "Frozen",

@@ -17,6 +17,7 @@ from cmjax.training.losses.discrete import (
     ConsistencyDistillation,
     ConsistencyTraining,
 )
+from cmjax.training.losses.distribution_matching import DistributionMatching
 from cmjax.training.losses.flow_matching import FlowMatching
 from cmjax.training.losses.improved import (
     EasyConsistencyTuning,
@@ -52,6 +53,7 @@ LOSSES: dict[str, type[Loss]] = {
     "shortcut": Shortcut,
     "imm": InductiveMomentMatching,
     "ctm": ConsistencyTrajectory,
+    "dmd": DistributionMatching,
 }
 # Fields that the run fills in, for the losses that have them.
 FROM_THE_RUN = ("scheduler", "total_steps", "teacher_fn")

@@ -1,0 +1,268 @@
+"""Distribution matching distillation, DMD (Yin et al. 2023, arXiv 2311.18828; 2024, 2405.14867)."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax import random
+from cmjax.arrays import ApplyFn, known_reals
+from cmjax.configs import is_finite, shown
+from cmjax.parametrization import consistency_function, edm_denoiser
+from cmjax.schedulers.levels import karras_sigmas
+from cmjax.serialization import serializable
+from cmjax.training.losses.base import Loss, add_noise, split_batch, without_dropout
+from cmjax.training.losses.checks import check_sigma_data, karras_range
+from cmjax.training.losses.metrics import mean_square
+from cmjax.training.losses.weighting import edm_weight
+
+
+class DistributionMatchingParams(NamedTuple):
+    """Parameters of the network and of the denoiser of its samples, which are trained together.
+
+    Attributes:
+        network: parameters of the network that is distilled.
+        fake: parameters of the denoiser that is trained on its samples.
+    """
+
+    network: Any
+    fake: Any
+
+
+serializable(DistributionMatchingParams)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributionMatching(Loss):
+    """Distils a teacher so that the samples, and not each single jump, are those of the teacher.
+
+    A sample of the network gets noise, and two denoisers say where it came from: the teacher, which
+    knows the data, and a second one, the fake denoiser, which is trained on the network's own
+    samples. Their difference is, up to a factor, the gradient of the Kullback-Leibler divergence
+    between both distributions, at that noise level. The network moves along it (2311.18828,
+    equations 7 and 8):
+
+        dx = (fake(x + sigma z, sigma) - teacher(x + sigma z, sigma)) / mean |x - teacher(...)|
+
+    The fake denoiser has the network's architecture and begins with its parameters: begin with
+    those of the teacher. It is trained at every step, the network only at the last of `fake_steps`
+    (the two time-scale rule of 2405.14867, section 4.2). At the other steps the network's gradient
+    is computed, and counts as 0; an optimizer with momentum still moves the network.
+
+    The network is sampled by its scheduler, as a consistency model. With several levels in `sigmas`
+    each sample of the batch takes one of the sampler's calls, and the calls before it make its
+    input, without a gradient (2405.14867, section 4.5, "backward simulation"). No data are needed:
+    of `batch["data"]` only the shape is used. The papers add a term that does need them, the
+    regression of 2311.18828 or the adversarial term of 2405.14867; `Adversarial` with this loss as
+    `inner` adds one of the latter kind. Defaults are those of 2405.14867 for ImageNet 64x64.
+
+    `params` are `DistributionMatchingParams`, as `prepare_params` returns them. Metrics are `loss`,
+    the network's, and `fake_loss`.
+
+    Attributes:
+        scheduler: gives the networks' parametrization and the range of noise levels.
+        sigmas: levels of the sampler's calls, descending; None for one call, at sigma_max.
+        fake_steps: number of steps of the fake denoiser for each of the network.
+        margin: the levels at which the distributions are compared are uniform along the Karras
+            grid, without this share at both of its ends.
+        teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`, such as a
+            guided one; None if it is the student's.
+
+    Raises:
+        ValueError: for values outside their domain.
+    """
+
+    scheduler: Any
+    sigmas: tuple[float, ...] | None = None
+    fake_steps: int = 5
+    margin: float = 0.02
+    teacher_fn: ApplyFn | None = None
+
+    needs_teacher: ClassVar[bool] = True
+    _domains = {"fake_steps": (1, 1_000_000), "margin": (0.0, 0.49)}
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sigma_data(self.scheduler)
+        karras_range(self.scheduler)
+        if self.sigmas is not None:
+            object.__setattr__(self, "sigmas", self._levels())
+
+    def _levels(self):
+        """The levels as numbers of Python; raises ValueError unless a sampler can take them."""
+        sigma_min, sigma_max, _ = karras_range(self.scheduler)
+        values = known_reals("sigmas", self.sigmas)
+        if values is None or values.ndim != 1 or not values.size:
+            raise ValueError(
+                f"sigmas must be noise levels, as in (80.0, 2.5), or None, got {shown(self.sigmas)}"
+            )
+        levels = tuple(float(value) for value in values.astype(np.float64))
+        descend = all(a > b for a, b in zip(levels, levels[1:], strict=False))
+        inside = all(is_finite(level) for level in levels)
+        if not inside or not descend or levels[-1] <= sigma_min or levels[0] > sigma_max:
+            raise ValueError(
+                f"sigmas must descend, from at most sigma_max={sigma_max} to above "
+                f"sigma_min={sigma_min}, got {shown(self.sigmas)}"
+            )
+        return levels
+
+    def prepare_params(self, params: Any) -> DistributionMatchingParams:
+        """Returns the network's parameters twice: the fake denoiser begins with them."""
+        return DistributionMatchingParams(params, params)
+
+    def network_params(self, params: DistributionMatchingParams) -> Any:
+        """Returns the network's parameters, without the fake denoiser's."""
+        return params.network
+
+    def __call__(self, key, apply_fn, params, frozen, batch, step):
+        """Returns the sum of both networks' losses."""
+        if not isinstance(params, DistributionMatchingParams):
+            raise ValueError(
+                "params must be DistributionMatchingParams: pass "
+                f"params=loss.prepare_params(params), got {type(params).__name__}"
+            )
+        data, cond = split_batch(batch)
+        call_key, level_key, noise_key, fake_level_key, fake_noise_key = random.split(
+            key, 5
+        )
+        x, sigma = self.call_inputs(call_key, apply_fn, params.network, data, cond)
+
+        generated = consistency_function(
+            apply_fn, params.network, self.scheduler, x, sigma, **cond
+        )
+
+        # The network's term, which trains it at the last of `fake_steps`. It is computed at every
+        # step: on CPUs, XLA computes the convolutions in a branch of `cond` nine times as slowly.
+        loss = self.matching_loss(
+            apply_fn,
+            params,
+            frozen.teacher,
+            generated,
+            random.normal(noise_key, data.shape),
+            self._draw_sigmas(level_key, data.shape[0], self.margin),
+            cond,
+        )
+        is_turn = step % self.fake_steps == self.fake_steps - 1
+        network_loss = jnp.where(is_turn, loss, 0)
+
+        # The fake denoiser's term, on the same samples.
+        fake_loss = self.fake_loss(
+            apply_fn,
+            params,
+            generated,
+            random.normal(fake_noise_key, data.shape),
+            self._draw_sigmas(fake_level_key, data.shape[0], 0.0),
+            cond,
+        )
+
+        # One sum for one gradient; the metrics tell the two parts from each other.
+        return network_loss + fake_loss, {"loss": loss, "fake_loss": fake_loss}
+
+    def call_inputs(
+        self,
+        key: jax.Array,
+        apply_fn: ApplyFn,
+        network: Any,
+        data: jax.Array,
+        cond: dict[str, Any],
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns what one of the sampler's calls sees for each sample: x `[B, ...]`, sigma f32[B].
+
+        The calls before it are made here, and get no gradient.
+
+        Args:
+            key: draws the sampler's noise, and which call.
+            apply_fn: the network, `(params, x, t, **cond) -> model_output`.
+            network: its parameters.
+            data: of which the shape `[B, ...]` and the dtype are used.
+            cond: per-sample conditioning.
+        """
+        sample_key, call_key = random.split(key)
+        network = jax.lax.stop_gradient(network)
+        sigmas = self.sigmas or (karras_range(self.scheduler).sigma_max,)
+
+        # Each sample takes one of the calls; all are as probable.
+        call = random.randint(call_key, (data.shape[0],), 0, len(sigmas))
+        state = self.scheduler.set_timesteps(sigmas=sigmas)
+        state, x = self.scheduler.init(sample_key, state, data.shape, data.dtype)
+        chosen = x
+        for number in range(1, len(sigmas)):
+            model_output = self.scheduler.predict(apply_fn, network, state, x, **cond)
+            state, (x, _) = self.scheduler.step(sample_key, state, model_output, x)
+            is_chosen = (call == number).reshape(-1, *(1,) * (x.ndim - 1))
+            chosen = jnp.where(is_chosen, x, chosen)
+        return chosen, jnp.asarray(sigmas, jnp.float32)[call]
+
+    def _draw_sigmas(self, key, count, margin):
+        """Returns noise levels f32[count], uniform along the Karras grid but for its ends."""
+        ramp = margin + (1 - 2 * margin) * random.uniform(key, (count,))
+        return karras_sigmas(ramp, *karras_range(self.scheduler))
+
+    def matching_loss(
+        self,
+        apply_fn: ApplyFn,
+        params: DistributionMatchingParams,
+        teacher: Any,
+        generated: jax.Array,
+        noise: jax.Array,
+        sigma: jax.Array,
+        cond: dict[str, Any],
+    ) -> jax.Array:
+        """Returns half of the mean square of dx, f32[], whose gradient by `generated` is along dx.
+
+        Args:
+            apply_fn: the network, `(params, x, t, **cond) -> model_output`.
+            params: of which those of the fake denoiser are used, without a gradient.
+            teacher: parameters of the teacher.
+            generated: samples of the network, `[B, ...]`, with their gradient.
+            noise: standard normal, `[B, ...]`.
+            sigma: noise levels, f32[B].
+            cond: per-sample conditioning.
+        """
+        apply_fn = without_dropout(apply_fn)
+        x = jax.lax.stop_gradient(generated)
+        noisy = add_noise(x, sigma, noise)
+
+        # What the teacher and the fake denoiser take the sample to be, `[B, ...]` each.
+        teacher_fn = self.teacher_fn or apply_fn
+        real = edm_denoiser(teacher_fn, teacher, self.scheduler, noisy, sigma, **cond)
+        fake = edm_denoiser(apply_fn, params.fake, self.scheduler, noisy, sigma, **cond)
+
+        # dx (2311.18828, equations 7 and 8), in float32. Without a distance to the teacher's
+        # estimate there is nothing to follow.
+        x, real, fake = (array.astype(jnp.float32) for array in (x, real, fake))
+        distance = jnp.mean(jnp.abs(x - real), axis=tuple(range(1, x.ndim)), keepdims=True)
+        is_apart = distance > 0
+        dx = jnp.where(is_apart, (fake - real) / jnp.where(is_apart, distance, 1), 0)
+        dx = jax.lax.stop_gradient(dx)
+
+        # The gradient of |generated - (x - dx)|^2 / 2 is dx.
+        error = generated.astype(jnp.float32) - (x - dx)
+        return jnp.mean(mean_square(error)) / 2
+
+    def fake_loss(
+        self,
+        apply_fn: ApplyFn,
+        params: DistributionMatchingParams,
+        generated: jax.Array,
+        noise: jax.Array,
+        sigma: jax.Array,
+        cond: dict[str, Any],
+    ) -> jax.Array:
+        """Returns EDM's weighted error of the fake denoiser on samples of the network, f32[].
+
+        Args:
+            apply_fn: the network, `(params, x, t, **cond) -> model_output`.
+            params: of which those of the fake denoiser are used.
+            generated: samples of the network, `[B, ...]`, which get no gradient.
+            noise: standard normal, `[B, ...]`.
+            sigma: noise levels, f32[B].
+            cond: per-sample conditioning.
+        """
+        generated = jax.lax.stop_gradient(generated)
+        noisy = add_noise(generated, sigma, noise)
+        fake = edm_denoiser(apply_fn, params.fake, self.scheduler, noisy, sigma, **cond)
+        weight = edm_weight(sigma, self.scheduler.sigma_data)
+        return jnp.mean(weight * mean_square(fake - generated))
