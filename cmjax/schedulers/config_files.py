@@ -8,7 +8,7 @@ import types
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from cmjax.configs import did_you_mean, from_json, inherited, is_finite, shown
+from cmjax.configs import did_you_mean, from_json, inherited, is_finite, plain, shown
 from cmjax.former_names import OF_SCHEDULERS, with_way_out
 from cmjax.schedulers import diffusers_names
 from cmjax.schedulers.checks import check_config
@@ -164,7 +164,7 @@ class Configured:
         # Another class's own eta would be read as this one's.
         fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         called = fields - cls._sibling_options
-        kept = {name: value for name, value in others.items() if name not in called}
+        kept = {name: plain(value) for name, value in others.items() if name not in called}
 
         # That diffusers made the config says which options mean nothing to which class.
         if "_diffusers_version" in config:

@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import json
 import pickle
 
+import numpy as np
 import pytest
 
 import cmjax
@@ -282,3 +284,9 @@ def test_the_former_way_to_say_what_a_network_predicts_is_read():
     config = {**PNDM, "predict_epsilon": True}
     assert cmjax.scheduler_from_config(config) == cmjax.scheduler_from_config(PNDM)
     assert cmjax.scheduler_from_config(config).to_config() == config
+
+
+def test_numbers_of_numpy_without_effect_are_written_as_json():
+    config = {**PNDM, "steps_offset": np.int64(1), "solver_order": np.int32(2)}
+    written = json.loads(json.dumps(cmjax.LCMScheduler.from_config(config).to_config()))
+    assert (written["steps_offset"], written["solver_order"]) == (1, 2)
