@@ -116,9 +116,8 @@ def scheduler_of_pipeline(path: Path, index: Mapping[str, Any]) -> Scheduler:
         case _:
             return read_scheduler(file)
 
-    # Of a class of the user's own the file knows more.
-    config = read_json(file)
-    if config.get("_class_name") == name:
+    # They nearly always agree; and a file that names no class is no scheduler's.
+    if read_json(file).get("_class_name") in (name, None):
         return read_scheduler(file)
     try:
         kind = SCHEDULERS[registered_name(name)]

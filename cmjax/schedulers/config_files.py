@@ -148,9 +148,11 @@ class Configured:
         # An option that the file leaves out has diffusers' default.
         scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
 
+        # What the file leaves out, but where the default of its files is not that of the class.
+        left_out = {*fields, *file_options} - own.keys() - cls._diffusers_defaults.keys()
+
         # A frozen dataclass has no other way to set what is not a field. A dict, since read-only
         # views of one cannot be pickled.
-        left_out = {*fields, *file_options} - own.keys()
         object.__setattr__(scheduler, "_left_out", frozenset(left_out))
         if kept := cls._options_to_keep(others, config):
             object.__setattr__(scheduler, "_kept", kept)
