@@ -264,7 +264,7 @@ def sort_options(
         else:
             known = [*fields, *file_options]
             hint = did_you_mean(name, known, elsewhere=sorted(diffusers_names.OPTIONS))
-            if "did you mean" not in hint and class_name in diffusers_names.SCHEDULERS:
-                hint += "; diffusers ignores it: leave it out to sample as diffusers does"
+            if "did you mean" not in hint:
+                hint += "; leave it out if it is another program's, as diffusers does"
             raise ValueError(f"{class_name} has no option {shown(name)}{hint}")
     return own, others

@@ -109,7 +109,7 @@ def test_a_seed_of_noise_is_none_or_a_number_and_of_no_effect():
         ({"skip_prk_step": True}, "'skip_prk_step'; did you mean 'skip_prk_steps'"),
         (
             {"colour": 1},
-            "no option 'colour'; known are num_.*; diffusers ignores it: leave",
+            "no option 'colour'; known are num_.*; leave it out if it is an",
         ),
         # Names that are spelt right are not taken for misspellings of another algorithm's.
         (
