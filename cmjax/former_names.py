@@ -15,8 +15,11 @@ OF_SCHEDULERS = {
     "step_correct": "scheduler.step predicts and corrects in turn; the state knows which is next",
     "step_pred": "scheduler.step predicts and corrects in turn; the state knows which is next",
     "set_sigmas": "scheduler.set_timesteps sets them too",
-    "set_begin_index": "start lower by scheduler.set_timesteps(timesteps=[...])",
-    "config": "options are fields of the scheduler; scheduler.to_config() returns them all",
+    "set_begin_index": (
+        "start lower by scheduler.set_timesteps(timesteps=[...]); levels of flow matching are "
+        "given before the shift"
+    ),
+    "config": "options are fields of the scheduler; scheduler.to_config() returns them as a dict",
     "save_pretrained": "write scheduler.to_config() to a file by json.dump",
     "from_pretrained": "read its file by json.load, for cmjax.scheduler_from_config(config)",
     "alphas_cumprod": "alpha and sigma of times are scheduler.parametrization.path(times)",

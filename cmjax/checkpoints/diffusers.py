@@ -40,7 +40,8 @@ from cmjax.configs import shown
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import network_name
-from cmjax.schedulers import CMStochasticIterativeScheduler
+from cmjax.schedulers import SCHEDULERS, CMStochasticIterativeScheduler, Scheduler
+from cmjax.schedulers.registry import registered_name
 from cmjax.version import __version__
 
 # Names of diffusers' files, and of the classes that these are for.
@@ -89,10 +90,40 @@ def open_pipeline(path: Path) -> Checkpoint:
     return dataclasses.replace(
         checkpoint,
         kind="diffusers pipeline",
-        scheduler=read_scheduler(path / "scheduler" / SCHEDULER_CONFIG),
+        scheduler=scheduler_of_pipeline(path, parts),
         note=variant_note(only_variant(path / "unet")),
         class_names=read_class_names(path, checkpoint.config.num_class_embeds),
     )
+
+
+def scheduler_of_pipeline(path: Path, index: Mapping[str, Any]) -> Scheduler:
+    """Reads the scheduler of a pipeline folder, of the class that its index names.
+
+    As in diffusers, where the scheduler's own file may name another class: the one that its options
+    were first written for.
+
+    Args:
+        path: the folder.
+        index: the content of its `model_index.json`.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or the class is not known.
+    """
+    file = path / "scheduler" / SCHEDULER_CONFIG
+    match index.get("scheduler"):
+        case [_, str(name)]:
+            pass
+        case _:
+            return read_scheduler(file)
+
+    # They nearly always agree; and a file that names no class is no scheduler's.
+    if read_json(file).get("_class_name") in (name, None):
+        return read_scheduler(file)
+    try:
+        kind = SCHEDULERS[registered_name(name)]
+    except ValueError as error:
+        raise ValueError(f"{path / INDEX}: {error}") from None
+    return read_config(file, kind.from_config)
 
 
 def open_unet(path: Path) -> Checkpoint:
@@ -150,7 +181,7 @@ def write(folder: Path, model: Model) -> None:
     write_class_names(folder, model)
     write_json(folder / "unet" / CONFIG, config_to_diffusers(model.config))
     config = scheduler.to_config()
-    del config["timestep_spacing"]  # diffusers' scheduler has a single spacing
+    config.pop("timestep_spacing", None)  # diffusers' scheduler has a single spacing
     write_json(folder / "scheduler" / SCHEDULER_CONFIG, config)
 
     write_weights(folder / "unet" / SAFETENSORS, stored_arrays(model))

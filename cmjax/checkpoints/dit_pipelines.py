@@ -18,7 +18,6 @@ from cmjax.checkpoints.dit_config_files import (
 from cmjax.checkpoints.json_files import (
     read_class_names,
     read_config,
-    read_scheduler,
     write_class_names,
     write_json,
 )
@@ -60,7 +59,7 @@ def open_pipeline(path: Path, index: Mapping[str, Any]) -> Checkpoint:
     class_names = read_class_names(path, checkpoint.config.num_class_embeds)
     if class_names is None:
         class_names = _names_in_index(index, checkpoint.config.num_embeds_ada_norm)
-    scheduler = read_scheduler(path / "scheduler" / diffusers.SCHEDULER_CONFIG)
+    scheduler = diffusers.scheduler_of_pipeline(path, index)
     return dataclasses.replace(
         checkpoint,
         kind="diffusers pipeline",

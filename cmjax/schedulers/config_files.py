@@ -8,7 +8,7 @@ import types
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from cmjax.configs import did_you_mean, from_json, inherited, is_finite, shown
+from cmjax.configs import did_you_mean, from_json, inherited, is_finite, plain, shown
 from cmjax.former_names import OF_SCHEDULERS, with_way_out
 from cmjax.schedulers import diffusers_names
 from cmjax.schedulers.checks import check_config
@@ -55,6 +55,12 @@ class FileOption(NamedTuple):
             raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
 
 
+# Of diffusers before 0.13, in any of its files: whether the network predicts epsilon or x0.
+FORMER_OPTIONS = {
+    "predict_epsilon": FileOption(True, hint="give prediction_type='sample' instead")
+}
+
+
 class Configured:
     """A frozen dataclass that reads and writes the configuration of a scheduler of diffusers."""
 
@@ -70,35 +76,51 @@ class Configured:
     # Values of options in the configs of other solvers, and this class's own for them.
     _others_values: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    # What `from_config` read of sibling schedulers' options, for `to_config` to write again. They
-    # have no part in what the scheduler does, nor in whether two are equal.
+    # What `from_config` was given of options without effect, for `to_config` to write again, and
+    # which of the scheduler's own it was not given, for `to_config` to leave out again. They have
+    # no part in what the scheduler does, nor in whether two are equal.
     _kept: Mapping[str, Any] = types.MappingProxyType({})
+    _left_out: frozenset[str] = frozenset()
 
     if not TYPE_CHECKING:
         __getattr__ = with_way_out(OF_SCHEDULERS)
 
     def to_config(self) -> dict[str, Any]:
-        """Returns the configuration as a dict for JSON, in the layout of diffusers' files."""
+        """Returns the configuration as a dict for JSON, in the layout of diffusers' files.
+
+        It has all options; of a scheduler that `from_config` made, those that it was given. So a
+        file is written again as it was read, and another class that is made from it takes its own
+        defaults for the rest, as in diffusers.
+        """
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
 
         # Options without effect are written too, since diffusers' classes expect them.
         file_options = inherited(type(self), "_file_options")
         unused = {name: option.default for name, option in file_options.items()}
+        options = {
+            name: value
+            for name, value in {**fields, **unused}.items()
+            if name not in self._left_out
+        }
         # A class that a user registered is written by the name that it was registered under.
         name = vars(type(self)).get("_config_name", type(self).__name__)
-        return {"_class_name": name, **self._kept, **fields, **unused}
+        return {"_class_name": name, **options, **self._kept}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
+    def from_config(cls, config: Mapping[str, Any], **options: Any) -> Self:
         """Builds the scheduler from `to_config()` or from diffusers' `scheduler_config.json`.
 
         Options that only other schedulers have are without effect, as in diffusers; `to_config`
         writes them again. So `Other.from_config(scheduler.to_config())` samples the same network
-        by another class. What diffusers takes as arguments of `step`, such as eta and churn, then
-        has its default.
+        by another class. Where the config leaves an option out, the other class has its own
+        default, and so it has for what diffusers takes as arguments of `step`, such as eta and
+        churn.
 
         Args:
-            config: options by name; names that begin with `_` are diffusers' metadata, and ignored.
+            config: options by name. Names that begin with `_` are diffusers' metadata, and ignored,
+                but `_use_default_values`: in the `config` of a scheduler of diffusers it lists what
+                was left out, and is not taken over by another class.
+            **options: of this scheduler, over those of `config`.
 
         Raises:
             ValueError: if `config` is no mapping of names, for an unknown or missing option, or a
@@ -106,12 +128,16 @@ class Configured:
         """
         check_config(config)
         fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        own, siblings = sort_options(
+        file_options = inherited(cls, "_file_options")
+        foreign = foreign_options(
+            cls.__name__, config, not_in_diffusers=cls._sibling_options
+        )
+        own, others = sort_options(
             cls.__name__,
-            config,
+            {**given_options(cls.__name__, config), **options},
             fields=fields,
-            file_options=inherited(cls, "_file_options"),
-            not_in_diffusers=cls._sibling_options,
+            file_options=file_options,
+            foreign=foreign - options.keys(),
         )
 
         # Another solver's value of an option may have another name here.
@@ -119,41 +145,70 @@ class Configured:
             if isinstance(own.get(name), str):
                 own[name] = names.get(own[name], own[name])
 
-        # An option that the file leaves out has diffusers' default. `to_config` writes all of them,
-        # so its own configs are read as they were.
+        # An option that the file leaves out has diffusers' default.
         scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
+
+        # What the file leaves out, but where the default of its files is not that of the class.
+        left_out = {*fields, *file_options} - own.keys() - cls._diffusers_defaults.keys()
 
         # A frozen dataclass has no other way to set what is not a field. A dict, since read-only
         # views of one cannot be pickled.
-        if siblings:
-            object.__setattr__(scheduler, "_kept", siblings)
+        object.__setattr__(scheduler, "_left_out", frozenset(left_out))
+        if kept := cls._options_to_keep(others, config):
+            object.__setattr__(scheduler, "_kept", kept)
         return scheduler
 
+    @classmethod
+    def _options_to_keep(
+        cls, others: Mapping[str, Any], config: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Returns what `to_config` writes again of the options that have no effect."""
+        # Another class's own eta would be read as this one's.
+        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        called = fields - cls._sibling_options
+        kept = {name: plain(value) for name, value in others.items() if name not in called}
 
-def sort_options(
-    class_name: str,
-    config: Mapping[str, Any],
-    *,
-    fields: Collection[str],
-    file_options: Mapping[str, FileOption],
-    not_in_diffusers: Collection[str],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divides the options of a file into those of a scheduler and those of its siblings.
+        # That diffusers made the config says which options mean nothing to which class.
+        if "_diffusers_version" in config:
+            kept["_diffusers_version"] = config["_diffusers_version"]
+        return kept
+
+
+def given_options(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a config, without what its maker left at the default.
+
+    The `config` of a scheduler of diffusers has all options, and in `_use_default_values` the names
+    of those that were not given. Another class has its own defaults for these.
 
     Args:
-        class_name: the scheduler, for errors.
-        config: options by name; names that begin with `_` are diffusers' metadata, and left out.
-        fields: names of the scheduler's own options.
-        file_options: options of diffusers' class that have no effect here; their values are
-            checked, and they are left out.
-        not_in_diffusers: of both, those that diffusers' class lacks.
+        class_name: the scheduler that is made.
+        config: options by name; names that begin with `_` are metadata, and left out.
+    """
+    left_out = config.get("_use_default_values")
+    if made_by(config) == class_name or not isinstance(left_out, list | tuple | set):
+        left_out = ()
+    return {
+        name: value
+        for name, value in config.items()
+        if not name.startswith("_") and name not in left_out
+    }
 
-    Returns:
-        The scheduler's own options, and those of other schedulers of diffusers.
 
-    Raises:
-        ValueError: for an option that no scheduler has, or a value of `file_options` that is not
-            accepted.
+def made_by(config: Mapping[str, Any]) -> str | None:
+    """Returns the class that a config names, without diffusers' former "Flax"; None if none."""
+    maker = config.get("_class_name")
+    return maker.removeprefix("Flax") if isinstance(maker, str) else None
+
+
+def foreign_options(
+    class_name: str, config: Mapping[str, Any], not_in_diffusers: Collection[str]
+) -> set[str]:
+    """Returns the names of options that say nothing to a scheduler, though it has them.
+
+    Args:
+        class_name: the scheduler that is made.
+        config: the metadata and options of a file, by name.
+        not_in_diffusers: those of the scheduler's options that diffusers' class lacks.
     """
     # diffusers writes its version into its files, and its class ignores what it does not know.
     foreign = set()
@@ -161,26 +216,55 @@ def sort_options(
         foreign.update(not_in_diffusers)
 
     # Another class's eta or churn is no choice for this one, whose default may differ.
-    maker = config.get("_class_name")
-    others = diffusers_names.SCHEDULERS - {class_name}
-    if isinstance(maker, str) and maker.removeprefix("Flax") in others:
+    if made_by(config) in diffusers_names.SCHEDULERS - {class_name}:
         foreign.update(diffusers_names.CALL_OPTIONS)
+    return foreign
 
+
+def sort_options(
+    class_name: str,
+    options: Mapping[str, Any],
+    *,
+    fields: Collection[str],
+    file_options: Mapping[str, FileOption],
+    foreign: Collection[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides options into those of a scheduler and those that have no effect on it.
+
+    Args:
+        class_name: the scheduler, for errors.
+        options: their values by name.
+        fields: names of the scheduler's own options.
+        file_options: options of diffusers' class that have no effect here; their values are
+            checked.
+        foreign: of both, those that are a sibling's in this file.
+
+    Returns:
+        The scheduler's own options, and the others.
+
+    Raises:
+        ValueError: for an option that no scheduler has, or a value of `file_options` that is not
+            accepted.
+    """
     own = {}
-    siblings = {}
-    for name, value in config.items():
-        if name.startswith("_"):  # such as _class_name and _diffusers_version
-            continue
-        if name in file_options and name not in foreign:
+    others = {}
+    for name, value in options.items():
+        if name in FORMER_OPTIONS:
+            FORMER_OPTIONS[name].check(name, value)
+            others[name] = value
+        elif name in file_options and name not in foreign:
             file_options[name].check(name, value)
+            others[name] = value
         elif name in fields and name not in foreign:
             own[name] = value
         elif name in OTHERS:
-            siblings[name] = value
+            others[name] = value
 
         # Anything else is misspelt, and would otherwise silently keep its default.
         else:
             known = [*fields, *file_options]
             hint = did_you_mean(name, known, elsewhere=sorted(diffusers_names.OPTIONS))
+            if "did you mean" not in hint:
+                hint += "; leave it out if it is another program's, as diffusers does"
             raise ValueError(f"{class_name} has no option {shown(name)}{hint}")
-    return own, siblings
+    return own, others

@@ -147,7 +147,8 @@ class FlowMatchScheduler(FlowScheduler):
         if not self.use_dynamic_shifting:
             if mu is not None:
                 raise ValueError(
-                    f"mu={mu!r} has no effect without use_dynamic_shifting; set shift instead"
+                    f"mu={shown(mu)} has no effect without use_dynamic_shifting; leave mu out, or "
+                    "set shift instead"
                 )
             return self.shift
 

@@ -179,8 +179,10 @@ def _check_descending(name: str, values: np.ndarray, low: float, high: float) ->
         rounded = np.float32(values)
     inside = (np.float32(low) <= rounded) & (rounded <= np.float32(high))
     if rounded.size == 0 or not np.all(inside):  # NaN is not inside
+        ends_at_0 = name == "sigmas" and values.size > 1 and values[-1] == 0
+        hint = "; leave out the 0, where runs end by themselves" if ends_at_0 else ""
         raise ValueError(
-            f"{name} must lie in [{low:g}, {high:g}], got {shown(values.tolist())}"
+            f"{name} must lie in [{low:g}, {high:g}], got {shown(values.tolist())}{hint}"
         )
 
     # Two levels that are equal in float32 would be a step from a level to itself.

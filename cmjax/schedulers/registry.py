@@ -106,7 +106,13 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
             option is unknown or out of its domain.
     """
     check_config(config)
-    return _by_name(config.get("_class_name")).from_config(config)
+    name = config.get("_class_name")
+    if name is None:
+        raise ValueError(
+            "config has no '_class_name', which says what scheduler it is of; name the class "
+            "yourself, as in cmjax.DDIMScheduler.from_config(config)"
+        )
+    return _by_name(name).from_config(config)
 
 
 def scheduler_like(
@@ -124,17 +130,27 @@ def scheduler_like(
         ValueError: if the name or an option is unknown, or a value is out of its domain.
     """
     cls = _by_name(kind) if isinstance(kind, str) else kind
-    known = reference.to_config()
-    if type(reference) is not cls:
-        fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
-        shared = (
-            fields.keys() & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
-        )
-        known = {option: known[option] for option in shared}
+    if type(reference) is cls:
+        return cls.from_config(reference.to_config(), **options)
 
-        # The class's own defaults, where a file that leaves these options out has diffusers'.
-        known.update({name: fields[name].default for name in cls._diffusers_defaults})
-    return cls.from_config({**known, **options})
+    # All options by name; a config leaves some out.
+    known = {**_fields_of(reference), **reference.to_config()}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
+    shared = fields.keys() & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
+    levels = {option: known[option] for option in shared}
+
+    # The class's own defaults, where a file that leaves these options out has diffusers'.
+    defaults = {name: fields[name].default for name in cls._diffusers_defaults}
+    made = cls.from_config({**levels, **defaults}, **options)
+
+    # Its config has all options: there is no file that leaves some out.
+    return dataclasses.replace(cast(Any, made))
+
+
+def _fields_of(scheduler: Scheduler) -> dict[str, Any]:
+    """The fields of a scheduler by name."""
+    fields = dataclasses.fields(cast(Any, scheduler))
+    return {field.name: getattr(scheduler, field.name) for field in fields}
 
 
 def name_of_class(cls: type) -> str | None:
@@ -165,6 +181,13 @@ def registered_name(name: Any) -> str:
             raise ValueError(
                 f"{name} samples categories, not floats; read its file with "
                 f"cmjax.{name}.from_config(config), for cmjax.categorical.sample"
+            )
+
+        # Classes for parallel sampling, whose steps are those of the classes that they copy.
+        serial = name.replace("Parallel", "")
+        if name in diffusers_names.SCHEDULERS and name != serial:
+            raise ValueError(
+                f"{name} samples like {serial}: use cmjax.{serial}.from_config(config)"
             )
 
         # A name that is spelt right is no misspelling of another algorithm's.

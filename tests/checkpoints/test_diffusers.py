@@ -186,9 +186,9 @@ def test_options_a_file_leaves_out_have_the_defaults_of_diffusers():
         ),
         (
             lambda f: edit(
-                f / "scheduler" / "scheduler_config.json", _class_name="SASolverScheduler"
+                f / "model_index.json", scheduler=["diffusers", "SASolverScheduler"]
             ),
-            "SASolverScheduler",
+            "model_index.json: SASolverScheduler",
         ),
         (
             lambda f: (f / "unet" / diffusers.SAFETENSORS).unlink(),

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDPMPipeline,
+    PNDMScheduler,
+    UNet2DModel,
+)
 from safetensors.numpy import load_file, save_file
 
 import cmjax
@@ -39,6 +45,25 @@ def pipeline(request, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(tmp_path / "pipeline")
     return pipeline
+
+
+def test_the_index_names_the_class_of_the_scheduler(tmp_path):
+    # Whose own file has the name of another one, that its options were written for.
+    network = draw_network(**RESNET)
+    DDPMPipeline(network, PNDMScheduler(beta_end=0.012)).save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "scheduler": ["diffusers", "DDIMScheduler"]}))
+
+    theirs = DDPMPipeline.from_pretrained(tmp_path).scheduler
+    assert type(theirs).__name__ == "DDIMScheduler"
+    ours = cmjax.load(tmp_path).scheduler
+    assert ours == cmjax.DDIMScheduler.from_config(json.loads(theirs.to_json_string()))
+    assert ours.beta_end == 0.012
+
+    path.write_text(json.dumps({**index, "scheduler": ["diffusers", "SASolverScheduler"]}))
+    with pytest.raises(ValueError, match="model_index.json: SASolverScheduler is a sched"):
+        cmjax.load(tmp_path)
 
 
 @pytest.mark.parametrize("timesteps", [[0], [22, 0]], ids=["one", "two"])

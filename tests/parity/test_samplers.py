@@ -141,6 +141,14 @@ def test_a_single_step_starts_at_the_highest_level_where_diffusers_starts_at_the
     np.testing.assert_allclose(ours.set_timesteps(1).timesteps, [highest], rtol=1e-6)
 
 
+def test_trailing_times_are_as_many_as_asked_for_where_diffusers_has_one_more():
+    options = {"timestep_spacing": "trailing", "num_train_timesteps": 1100}
+    theirs, ours = pair("DDIMScheduler", **options)
+    theirs.set_timesteps(15)
+    assert theirs.timesteps[-1] == -1
+    np.testing.assert_array_equal(ours.set_timesteps(15).timesteps, theirs.timesteps[:15])
+
+
 def test_log_linear_levels_are_told_as_they_are_where_diffusers_tells_spaced_times():
     theirs, ours = pair("EulerDiscreteScheduler", interpolation_type="log_linear")
     theirs.set_timesteps(4)

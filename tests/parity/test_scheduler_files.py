@@ -84,3 +84,31 @@ def test_what_from_config_made_opens_with_the_same_levels(source, name, tmp_path
     read = reference_class(name).from_config(again)
     read.set_timesteps(5)
     np.testing.assert_array_equal(read.timesteps, theirs.timesteps)
+
+
+# As published for Stable Diffusion 1.5, without the spacing of the times and other options.
+LEAVES_OUT = {
+    "_diffusers_version": "0.6.0",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+
+@pytest.mark.parametrize("name", OF_DISCRETE_TIMES)
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_a_file_leaves_out_is_left_to_the_class_that_is_made_from_it(source, name):
+    # Neither from the config of diffusers' scheduler nor from ours the source's defaults come.
+    config = {"_class_name": source, **LEAVES_OUT}
+    maker = reference_class(source).from_config(config)
+    theirs = reference_class(name).from_config(maker.config)
+    for given in (maker.config, scheduler_from_config(config).to_config()):
+        ours = SCHEDULERS[name].from_config(given)
+        for option in reference_class(name)._get_init_keys(reference_class(name)):
+            if (
+                hasattr(ours, option) and option != "lower_order_final"
+            ):  # which diffusers changes
+                value = getattr(ours, option)
+                assert value == theirs.config[option] or value == (), option

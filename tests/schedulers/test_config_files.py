@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import json
 import pickle
 
+import numpy as np
 import pytest
 
 import cmjax
@@ -105,7 +107,10 @@ def test_a_seed_of_noise_is_none_or_a_number_and_of_no_effect():
         # A misspelt option of the scheduler's own, and one of a sibling's.
         ({"clip_sampel": True}, "no option 'clip_sampel'; did you mean 'clip_sample'"),
         ({"skip_prk_step": True}, "'skip_prk_step'; did you mean 'skip_prk_steps'"),
-        ({"colour": 1}, "no option 'colour'; known are num_train_timesteps, "),
+        (
+            {"colour": 1},
+            "no option 'colour'; known are num_.*; leave it out if it is an",
+        ),
         # Names that are spelt right are not taken for misspellings of another algorithm's.
         (
             {"_class_name": "UnCLIPScheduler"},
@@ -117,6 +122,13 @@ def test_a_seed_of_noise_is_none_or_a_number_and_of_no_effect():
             "FlaxSASolverScheduler is a scheduler of diff",
         ),
         ({"_class_name": ["DDIMScheduler"]}, "no scheduler ..DDIMScheduler..; known are"),
+        # What the config of a scheduler in memory lacks, if it was made without a file.
+        ({"_class_name": None}, "no '_class_name', .*cmjax.DDIMScheduler.from_config"),
+        (
+            {"_class_name": "DDPMParallelScheduler"},
+            "samples like DDPMScheduler: use cmjax.DDPMScheduler.from_config",
+        ),
+        ({"predict_epsilon": False}, "predict_epsilon=False .*prediction_type='sample'"),
     ],
 )
 def test_misspelt_and_unknown_names_are_refused(config, message):
@@ -196,3 +208,88 @@ def test_schedulers_with_options_of_others_are_copied():
     for copied in copies:
         assert copied == scheduler
         assert copied.to_config() == scheduler.to_config()
+
+
+# As published for Stable Diffusion 1.5, with diffusers 0.6: without the spacing of the times, whose
+# default is "leading" for PNDM and "linspace" for others.
+PNDM = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    **BETAS,
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+}
+
+
+def test_another_class_has_its_own_default_where_the_file_leaves_an_option_out():
+    scheduler = cmjax.scheduler_from_config(PNDM)
+    assert scheduler.timestep_spacing == "leading"
+    other = cmjax.EulerDiscreteScheduler.from_config(scheduler.to_config())
+    assert other == cmjax.EulerDiscreteScheduler.from_config(PNDM)
+    assert other.timestep_spacing == "linspace"
+
+    # What the file has is taken over, also over two classes.
+    again = cmjax.DDIMScheduler.from_config(other.to_config())
+    assert again.steps_offset == 1
+    assert not again.clip_sample
+
+
+def test_a_file_is_written_again_as_it_was_read():
+    written = cmjax.scheduler_from_config(PNDM).to_config()
+    assert written == PNDM
+    changed = {**written, "timestep_spacing": "trailing"}
+    assert cmjax.DDIMScheduler.from_config(changed).timestep_spacing == "trailing"
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "DPMSolverSinglestepScheduler"])
+def test_options_without_effect_are_handed_on_to_the_next_class(name):
+    # One class has them without effect, diffusers' class of the other lacks them.
+    config = {**PNDM, "timestep_spacing": "trailing"}
+    between = SCHEDULERS[name].from_config(config)
+    after = cmjax.DDIMScheduler.from_config(between.to_config())
+    assert after == cmjax.DDIMScheduler.from_config(config)
+    assert (after.timestep_spacing, after.steps_offset) == ("trailing", 1)
+
+
+def test_what_the_maker_left_at_its_default_is_not_taken_over():
+    # The config of a scheduler of diffusers that is in memory.
+    config = {
+        **PNDM,
+        "timestep_spacing": "leading",
+        "prediction_type": "epsilon",
+        "_use_default_values": ["timestep_spacing", "prediction_type"],
+    }
+    assert cmjax.scheduler_from_config(config) == cmjax.scheduler_from_config(PNDM)
+    made = cmjax.EulerDiscreteScheduler.from_config(config)
+    assert made.timestep_spacing == "linspace"
+    given = {"timestep_spacing": "leading"}
+    made = cmjax.EulerDiscreteScheduler.from_config(config, **given)
+    assert made.timestep_spacing == "leading"
+
+    # Its own class keeps a value that was changed since; no other kind of value is a list of names.
+    changed = {**config, "timestep_spacing": "trailing"}
+    assert cmjax.scheduler_from_config(changed).timestep_spacing == "trailing"
+    made = cmjax.EulerDiscreteScheduler.from_config({**config, "_use_default_values": None})
+    assert made.timestep_spacing == "leading"
+
+
+def test_options_are_given_over_those_of_a_config():
+    # In a config of another class, eta is no choice for this one.
+    assert cmjax.DDIMScheduler.from_config({**PNDM, "eta": 0.5}).eta == 0.0
+    made = cmjax.DDIMScheduler.from_config(PNDM, eta=0.5, clip_sample=True)
+    assert made == cmjax.DDIMScheduler(**BETAS, set_alpha_to_one=False, eta=0.5)
+    with pytest.raises(ValueError, match="no option 'clip_sampel'; did you mean"):
+        cmjax.DDIMScheduler.from_config(PNDM, clip_sampel=True)
+
+
+def test_the_former_way_to_say_what_a_network_predicts_is_read():
+    config = {**PNDM, "predict_epsilon": True}
+    assert cmjax.scheduler_from_config(config) == cmjax.scheduler_from_config(PNDM)
+    assert cmjax.scheduler_from_config(config).to_config() == config
+
+
+def test_numbers_of_numpy_without_effect_are_written_as_json():
+    config = {**PNDM, "steps_offset": np.int64(1), "solver_order": np.int32(2)}
+    written = json.loads(json.dumps(cmjax.LCMScheduler.from_config(config).to_config()))
+    assert (written["steps_offset"], written["solver_order"]) == (1, 2)

@@ -121,7 +121,7 @@ def test_config_round_trip_and_diffusers_default():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "_class_name.*None.*CMStochasticIterativeScheduler"),
+        ({}, "config has no '_class_name'.*from_config"),
         (
             {"_class_name": "CMStochasticIterativeSchedule"},
             "'CMStochasticIterativeScheduler'",

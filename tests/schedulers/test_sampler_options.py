@@ -298,6 +298,13 @@ BAD_LEVELS = [
         "num_inference_steps must be 2, the steps of trained_betas, got 5",
     ),
     ("IPNDMScheduler", {}, {"timesteps": [1.5]}, r"timesteps must lie in .*1\].*1.5"),
+    # diffusers and k-diffusion end a list of levels with that where the run ends.
+    (
+        "EulerDiscreteScheduler",
+        {},
+        {"sigmas": [5.0, 1.0, 0.0]},
+        "sigmas must lie in .*; leave out the 0, where runs end by themselves",
+    ),
     (
         "ScoreSdeVpScheduler",
         {},
@@ -508,7 +515,7 @@ def test_dynamic_shifting_is_the_shift_of_mu_also_when_traced(name):
         (DYNAMIC, math.nan, "mu must be a number from -13.8 to 13.8, got nan"),
         (DYNAMIC, [1.0, 2.0], r"mu must be a number .*got \[1.0, 2.0\]"),
         ({**DYNAMIC, "time_shift_type": "linear"}, 0.0, "from 1e-06 to 1e.06, got 0.0"),
-        ({}, 1.0, "mu=1.0 has no effect without use_dynamic_shifting; set shift"),
+        ({}, 1.0, "mu=1.0 has no effect without .*; leave mu out, or set shift"),
     ],
 )
 def test_a_missing_or_useless_mu_says_what_to_do(name, options, mu, message):
