@@ -61,6 +61,13 @@ FORMER_OPTIONS = {
 }
 
 
+# Where our configs have the options that were not given, with their values, and where those of
+# diffusers' schedulers in memory list their names. diffusers does not read options on its own list
+# from a file, even if they were changed there, so ours has another name.
+LEFT_OUT = "_left_out"
+DIFFUSERS_LEFT_OUT = "_use_default_values"
+
+
 class Configured:
     """A frozen dataclass that reads and writes the configuration of a scheduler of diffusers."""
 
@@ -77,8 +84,8 @@ class Configured:
     _others_values: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     # What `from_config` was given of options without effect, for `to_config` to write again, and
-    # which of the scheduler's own it was not given, for `to_config` to leave out again. They have
-    # no part in what the scheduler does, nor in whether two are equal.
+    # which options it was not given. They have no part in what the scheduler does, nor in whether
+    # two are equal.
     _kept: Mapping[str, Any] = types.MappingProxyType({})
     _left_out: frozenset[str] = frozenset()
 
@@ -88,23 +95,23 @@ class Configured:
     def to_config(self) -> dict[str, Any]:
         """Returns the configuration as a dict for JSON, in the layout of diffusers' files.
 
-        It has all options; of a scheduler that `from_config` made, those that it was given. So a
-        file is written again as it was read, and another class that is made from it takes its own
-        defaults for the rest, as in diffusers.
+        It has all options. Of a scheduler that `from_config` made, `_left_out` has those that were
+        left out there: another class that is made from this config takes its own defaults for
+        these, as in diffusers, unless their value was changed since.
         """
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
 
         # Options without effect are written too, since diffusers' classes expect them.
         file_options = inherited(type(self), "_file_options")
         unused = {name: option.default for name, option in file_options.items()}
-        options = {
-            name: value
-            for name, value in {**fields, **unused}.items()
-            if name not in self._left_out
-        }
+        options = {**fields, **unused, **self._kept}
+
         # A class that a user registered is written by the name that it was registered under.
         name = vars(type(self)).get("_config_name", type(self).__name__)
-        return {"_class_name": name, **options, **self._kept}
+        config = {"_class_name": name, **options}
+        if self._left_out:
+            config[LEFT_OUT] = {name: options[name] for name in sorted(self._left_out)}
+        return config
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **options: Any) -> Self:
@@ -118,8 +125,8 @@ class Configured:
 
         Args:
             config: options by name. Names that begin with `_` are diffusers' metadata, and ignored,
-                but `_use_default_values`: in the `config` of a scheduler of diffusers it lists what
-                was left out, and is not taken over by another class.
+                but `_left_out` and diffusers' `_use_default_values`: these list what was not given
+                to the scheduler that the config is of, which another class does not take over.
             **options: of this scheduler, over those of `config`.
 
         Raises:
@@ -132,9 +139,13 @@ class Configured:
         foreign = foreign_options(
             cls.__name__, config, not_in_diffusers=cls._sibling_options
         )
+        left_out = left_out_options(config)
+        given = {name: value for name, value in config.items() if not name.startswith("_")}
+        if made_by(config) != cls.__name__:
+            given = {name: value for name, value in given.items() if name not in left_out}
         own, others = sort_options(
             cls.__name__,
-            {**given_options(cls.__name__, config), **options},
+            {**given, **options},
             fields=fields,
             file_options=file_options,
             foreign=foreign - options.keys(),
@@ -148,12 +159,15 @@ class Configured:
         # An option that the file leaves out has diffusers' default.
         scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
 
-        # What the file leaves out, but where the default of its files is not that of the class.
-        left_out = {*fields, *file_options} - own.keys() - cls._diffusers_defaults.keys()
+        # What was not given. A default of diffusers' files that is not that of the class is an
+        # option like those that were.
+        not_given = {*fields, *file_options} - own.keys() - others.keys()
+        not_given |= left_out & {*fields, *file_options}
+        not_given -= options.keys() | cls._diffusers_defaults.keys()
 
         # A frozen dataclass has no other way to set what is not a field. A dict, since read-only
         # views of one cannot be pickled.
-        object.__setattr__(scheduler, "_left_out", frozenset(left_out))
+        object.__setattr__(scheduler, "_left_out", frozenset(not_given))
         if kept := cls._options_to_keep(others, config):
             object.__setattr__(scheduler, "_kept", kept)
         return scheduler
@@ -174,24 +188,17 @@ class Configured:
         return kept
 
 
-def given_options(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of a config, without what its maker left at the default.
+def left_out_options(config: Mapping[str, Any]) -> set[str]:
+    """Returns the names of options that were not given to the scheduler which a config is of.
 
-    The `config` of a scheduler of diffusers has all options, and in `_use_default_values` the names
-    of those that were not given. Another class has its own defaults for these.
-
-    Args:
-        class_name: the scheduler that is made.
-        config: options by name; names that begin with `_` are metadata, and left out.
+    An option whose value was changed since counts as given, where the config says what it was.
     """
-    left_out = config.get("_use_default_values")
-    if made_by(config) == class_name or not isinstance(left_out, list | tuple | set):
-        left_out = ()
-    return {
-        name: value
-        for name, value in config.items()
-        if not name.startswith("_") and name not in left_out
-    }
+    names = config.get(DIFFUSERS_LEFT_OUT)
+    left_out = set(names) if isinstance(names, list | tuple | set) else set()
+    values = config.get(LEFT_OUT)
+    if isinstance(values, Mapping):
+        left_out |= {name for name in values if config.get(name) == values[name]}
+    return left_out
 
 
 def made_by(config: Mapping[str, Any]) -> str | None:

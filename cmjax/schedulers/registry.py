@@ -133,8 +133,8 @@ def scheduler_like(
     if type(reference) is cls:
         return cls.from_config(reference.to_config(), **options)
 
-    # All options by name; a config leaves some out.
-    known = {**_fields_of(reference), **reference.to_config()}
+    # Of another class only the range of levels.
+    known = reference.to_config()
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     shared = fields.keys() & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
     levels = {option: known[option] for option in shared}
@@ -143,14 +143,8 @@ def scheduler_like(
     defaults = {name: fields[name].default for name in cls._diffusers_defaults}
     made = cls.from_config({**levels, **defaults}, **options)
 
-    # Its config has all options: there is no file that leaves some out.
+    # There is no file that leaves options out: its config says of none that it was not given.
     return dataclasses.replace(cast(Any, made))
-
-
-def _fields_of(scheduler: Scheduler) -> dict[str, Any]:
-    """The fields of a scheduler by name."""
-    fields = dataclasses.fields(cast(Any, scheduler))
-    return {field.name: getattr(scheduler, field.name) for field in fields}
 
 
 def name_of_class(cls: type) -> str | None:

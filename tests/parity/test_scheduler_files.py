@@ -107,8 +107,7 @@ def test_what_a_file_leaves_out_is_left_to_the_class_that_is_made_from_it(source
     for given in (maker.config, scheduler_from_config(config).to_config()):
         ours = SCHEDULERS[name].from_config(given)
         for option in reference_class(name)._get_init_keys(reference_class(name)):
-            if (
-                hasattr(ours, option) and option != "lower_order_final"
-            ):  # which diffusers changes
+            # diffusers changes `lower_order_final` by itself.
+            if hasattr(ours, option) and option != "lower_order_final":
                 value = getattr(ours, option)
                 assert value == theirs.config[option] or value == (), option
