@@ -70,7 +70,7 @@ guiding = group_of(
         "--guidance-interval",
         type=Numbers(float, "0.2,1.6"),
         help="The noise levels, lowest and highest, to guide at; for a network that takes a "
-        "scale, the times, 0 (data) to 1 (noise).  [default: all]",
+        "scale, the times, 0 (data) to 1 (noise).  [default: what the model recommends, or all]",
     ),
 )
 
