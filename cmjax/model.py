@@ -217,7 +217,8 @@ class Model:
                 scale: a number, one per sample `[num]`, or a function of sigma. 1 is none, and None
                 what the network recommends, or none. See `guided`.
             guidance_interval: the noise levels (low, high) to guide at, or for a network that
-                takes a scale the times, 0 (data) to 1 (noise); None for all.
+                takes a scale the times, 0 (data) to 1 (noise); None for all, or for those that the
+                network recommends.
             latents: whether a latent model returns its samples as they are, and not the pictures
                 that its autoencoder makes of them.
             num_inference_steps: number of steps; None means one, unless `options` give the levels.
@@ -339,8 +340,8 @@ class Model:
     def with_scheduler(self, scheduler: Scheduler) -> Self:
         """Returns a model that samples with another scheduler, to which the network is adapted.
 
-        A scheduler that solves the probability-flow ODE needs a denoiser. The network is then read
-        as one, that is, without the boundary condition of consistency models.
+        A scheduler that solves the probability-flow ODE or an SDE needs a denoiser. The network is
+        then read as one, that is, without the boundary condition of consistency models.
 
         Args:
             scheduler: the new scheduler, of the class that the network was trained for or any to

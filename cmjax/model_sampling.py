@@ -74,7 +74,7 @@ def guided_network(
         scheduler: the scheduler that `apply_fn` is for.
         null_class: the class that stands for none of the classes; None if there is none.
         scale: of the guidance, or None.
-        interval: the noise levels to guide at, or None for all.
+        interval: the noise levels to guide at, or None for what the network recommends.
 
     Raises:
         ValueError: if the model has no null class, or for a wrong scale or interval.

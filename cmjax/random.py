@@ -1,6 +1,6 @@
 """Keys per sample and noise per level: why a sample never depends on its neighbours.
 
-Everything that cmjax draws is drawn here, so that a seed gives the same numbers whatever JAX's
+All noise that cmjax draws is drawn here, so that a seed gives the same numbers whatever JAX's
 settings are: the generator and the dtypes are named, and `same_numbers` holds the rest.
 """
 

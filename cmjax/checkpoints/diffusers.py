@@ -1,4 +1,7 @@
-"""Folders of diffusers: a `ConsistencyModelPipeline`, or its `UNet2DModel` alone."""
+"""Folders of diffusers: pipelines of a `UNet2DModel`, or the network alone.
+
+The pipeline that is written is a `ConsistencyModelPipeline`.
+"""
 
 import dataclasses
 import itertools

@@ -25,6 +25,7 @@ from cmjax.checkpoints.weight_files import only_variant
 from cmjax.configs import shown
 from cmjax.model import Model
 from cmjax.schedulers import DDIMScheduler
+from cmjax.schedulers.diffusers_names import SCHEDULERS
 
 PART = "transformer"
 PIPELINE = "DiTPipeline"
@@ -111,6 +112,20 @@ def _names_in_index(index, num_classes):
     return tuple(names)
 
 
+def check_exportable(model: Model) -> None:
+    """Checks that a model whose network is a `DiTTransformer2D` can be written for diffusers.
+
+    Raises:
+        ValueError: if diffusers does not have the scheduler.
+    """
+    name = type(model.scheduler).__name__
+    if name not in SCHEDULERS:
+        raise ValueError(
+            f"a {PIPELINE} takes a scheduler of diffusers, which has no {name}; save the model as "
+            "a cmjax folder"
+        )
+
+
 def write(folder: Path, model: Model) -> None:
     """Writes the transformer and the scheduler of a pipeline into a folder.
 
@@ -120,7 +135,12 @@ def write(folder: Path, model: Model) -> None:
     Args:
         folder: an empty folder.
         model: a model whose network is a `DiTTransformer2D`.
+
+    Raises:
+        ValueError: if diffusers does not have the scheduler.
     """
+    # What diffusers cannot open is refused before anything is written.
+    check_exportable(model)
     (folder / PART).mkdir()
     (folder / "scheduler").mkdir()
     parts = {

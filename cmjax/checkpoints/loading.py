@@ -284,10 +284,10 @@ def save(
             or `DiTPipeline.from_pretrained` opens. Both hold the autoencoder of a latent model.
 
     Raises:
-        ValueError: if the network is not known or has options that diffusers does not have, if
-            `path` is a symbolic link or holds other files, if the network is adapted to another
-            scheduler, or if what was written cannot be loaded again: the folder is then left as it
-            was.
+        ValueError: if the network is not known; for "diffusers" if diffusers does not have it, its
+            options or the scheduler; if `path` is a symbolic link or holds other files, if the
+            network is adapted to another scheduler, or if what was written cannot be loaded again:
+            the folder is then left as it was.
     """
     if to not in WRITERS:
         raise ValueError(f"to must be one of {list(WRITERS)}, got {shown(to)}")
@@ -330,6 +330,18 @@ def _write(folder: Path, model: Model, to: str) -> None:
     if model.autoencoder is not None:
         (folder / autoencoders.PART).mkdir()
         autoencoders.write_autoencoder(folder / autoencoders.PART, model.autoencoder)
+
+
+def check_exportable(model: Model) -> None:
+    """Checks that `save` can write a model for diffusers, by its network and its scheduler.
+
+    Raises:
+        ValueError: saying what diffusers does not have.
+    """
+    if isinstance(model.config, DiTTransformer2DConfig):
+        dit_pipelines.check_exportable(model)
+    else:
+        diffusers.check_exportable(model)
 
 
 def check_destination(path: str | Path) -> None:

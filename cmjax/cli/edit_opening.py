@@ -52,7 +52,7 @@ def open_task(
         timesteps: indices of training levels.
         sigmas: noise levels.
         guidance: scale of the guidance; 1 for none, None for what the model recommends.
-        guidance_interval: the noise levels to guide at; None for all.
+        guidance_interval: the noise levels to guide at; None for what the model recommends.
 
     Raises:
         ValueError: naming the option that is wrong, or the file that cannot be read.

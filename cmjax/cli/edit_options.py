@@ -1,7 +1,7 @@
 """Options that several tasks of `cmjax edit` have, as decorators of these tasks.
 
 They are not those of `options.sampling`: the number of steps and the classes have other defaults
-here, and there is no choice of scheduler.
+here, and there is no choice of scheduler, dtype or autoencoder.
 """
 
 import click
@@ -49,7 +49,8 @@ STEPS = click.option(
     "-s",
     type=click.IntRange(1),
     metavar="N",
-    help="Number of steps.  [default: one per training level; 10 with --method posterior]",
+    help="Number of steps.  [default: one per training level but the lowest; 10 with --method "
+    "posterior]",
 )
 TIMESTEPS = click.option(
     "--timesteps",

@@ -64,7 +64,7 @@ class Task(NamedTuple):
         out: the file or folder to write.
         quiet: whether to print nothing but errors.
         guidance: scale of the guidance; 1 for none, None for what the model recommends.
-        guidance_interval: the noise levels to guide at; None for all.
+        guidance_interval: the noise levels to guide at; None for what the model recommends.
     """
 
     model: "Model"

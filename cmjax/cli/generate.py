@@ -26,7 +26,7 @@ ALIASES = {"num-samples": "num"}  # earlier names of options
 @click.command(
     context_settings={"token_normalize_func": lambda name: ALIASES.get(name, name)}
 )
-@options.sampling
+@options.sampling()
 @options.num(
     50_000,
     "Number of samples. A larger number than in an earlier run adds to its folder.",

@@ -101,7 +101,7 @@ def request_of(
         schedule: from `checks.schedule`, of one item.
         labels: classes by number, name or range; None for all.
         guidance: scale of the guidance; 1 for none, None for what the model recommends.
-        guidance_interval: the noise levels to guide at; None for all.
+        guidance_interval: the noise levels to guide at; None for what the model recommends.
         seed: seed of all randomness.
         dtype: dtype of the samples.
 

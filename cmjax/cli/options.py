@@ -70,80 +70,87 @@ guiding = group_of(
         "--guidance-interval",
         type=Numbers(float, "0.2,1.6"),
         help="The noise levels, lowest and highest, to guide at; for a network that takes a "
-        "scale, the times, 0 (data) to 1 (noise).  [default: all]",
+        "scale, the times, 0 (data) to 1 (noise).  [default: what the model recommends, or all]",
     ),
 )
 
-# All that decides what a sample is. How many there are is said by the two functions below, and
-# where they go by each command.
-sampling = group_of(
-    click.option(
-        "--model",
-        "-m",
-        metavar="MODEL",
-        shell_complete=complete_path,
-        help="A cmjax or diffusers folder, the file or folder of a released model, or a hub id "
-        "owner/name.  [default: bundled digits]",
-    ),
-    trust,
-    vae,
-    click.option(
-        "--scheduler",
-        metavar="NAME",
-        shell_complete=complete_scheduler,
-        help="Sampler in place of the model's own: a name that cmjax schedulers lists, or "
-        "package.module:Name for a class of yours.",
-    ),
-    click.option(
-        "--set",
-        "settings",
-        type=Setting(),
-        multiple=True,
-        help="Option of the scheduler, such as s_churn=10; may be repeated. "
-        "cmjax schedulers NAME lists them.",
-    ),
-    click.option(
-        "--steps",
-        "-s",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Number of steps; each is one network call, or two with a sampler such as "
-        "EDMHeunScheduler.  [default: 1]",
-    ),
-    click.option(
-        "--timesteps",
-        type=Numbers(int_or_float, "22,0"),
-        help="Training times or indices to step through, descending, in place of --steps.",
-    ),
-    click.option(
-        "--sigmas",
-        type=Numbers(float, "80,0.8"),
-        help="Noise levels to step through, descending, in place of --steps.",
-    ),
-    click.option(
-        "--labels",
-        "-l",
-        type=Labels(),
-        help="Classes to sample, by number or name, or a range such as 0-9, repeated in turn.  "
-        "[default: all]",
-    ),
-    guiding,
-    click.option(
-        "--seed",
-        type=SEED,
-        metavar="N",
-        default=0,
-        show_default=True,
-        help="Seed of the noise; another one makes other samples.",
-    ),
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "bfloat16"]),
-        default="float32",
-        show_default=True,
-        help="Dtype of parameters and samples.",
-    ),
-)
+
+def sampling(steps: int = 1) -> Decorator:
+    """Returns the options of all that decides what a sample is.
+
+    How many there are is said by the two functions below, and where they go by each command.
+
+    Args:
+        steps: the number of steps if no noise levels are given, which the command takes itself.
+    """
+    return group_of(
+        click.option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            shell_complete=complete_path,
+            help="A cmjax or diffusers folder, the file or folder of a released model, or a hub id "
+            "owner/name.  [default: bundled digits]",
+        ),
+        trust,
+        vae,
+        click.option(
+            "--scheduler",
+            metavar="NAME",
+            shell_complete=complete_scheduler,
+            help="Sampler in place of the model's own: a name that cmjax schedulers lists, or "
+            "package.module:Name for a class of yours.",
+        ),
+        click.option(
+            "--set",
+            "settings",
+            type=Setting(),
+            multiple=True,
+            help="Option of the scheduler, such as s_churn=10; may be repeated. "
+            "cmjax schedulers NAME lists them.",
+        ),
+        click.option(
+            "--steps",
+            "-s",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Number of steps; each is one network call, or two with a sampler such as "
+            f"EDMHeunScheduler.  [default: {steps}]",
+        ),
+        click.option(
+            "--timesteps",
+            type=Numbers(int_or_float, "22,0"),
+            help="Training times or indices to step through, descending, in place of --steps.",
+        ),
+        click.option(
+            "--sigmas",
+            type=Numbers(float, "80,0.8"),
+            help="Noise levels to step through, descending, in place of --steps.",
+        ),
+        click.option(
+            "--labels",
+            "-l",
+            type=Labels(),
+            help="Classes to sample, by number or name, or a range such as 0-9, repeated in turn.  "
+            "[default: all]",
+        ),
+        guiding,
+        click.option(
+            "--seed",
+            type=SEED,
+            metavar="N",
+            default=0,
+            show_default=True,
+            help="Seed of the noise; another one makes other samples.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16"]),
+            default="float32",
+            show_default=True,
+            help="Dtype of parameters and samples.",
+        ),
+    )
 
 
 def num(default: int, help: str, least: int = 1) -> Decorator:

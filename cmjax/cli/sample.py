@@ -18,7 +18,7 @@ TILE = 64  # pixels that a sample's side is enlarged to, at least
 
 
 @click.command()
-@options.sampling
+@options.sampling()
 @options.num(64, "Number of samples.")
 @options.batch_size()
 @click.option(

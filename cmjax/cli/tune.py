@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 LARGEST = 2**24  # bytes of a file of trials
 BATCH = 64  # pictures whose features are computed at a time
+STEPS = 2  # of the samples, by default; the first level is kept, so that one is too few
 
 
 @click.command()
 @click.argument("real", metavar="REAL", type=option_types.Location())
-@options.sampling
+@options.sampling(STEPS)
 @click.option(
     "--features",
     metavar="NAME",
@@ -65,16 +66,17 @@ def tune(
 ) -> None:
     """Searches for the noise levels whose samples are most like those of REAL.
 
-    REAL is as for cmjax evaluate: pictures, features or statistics. The levels of --steps or
-    --sigmas are where the search begins; the first of them is kept. It goes by the Fréchet distance
-    of samples of one seed: judge the levels that it finds by cmjax evaluate with another.
+    REAL is as for cmjax evaluate: pictures, features or statistics. The levels of --steps,
+    --timesteps or --sigmas are where the search begins; the first of them is kept. It goes by the
+    Fréchet distance of samples of one seed: judge the levels that it finds by cmjax evaluate with
+    another.
 
     \b
     Examples:
       cmjax tune mnist.npz --features pixels --steps 2
       cmjax tune photos --model runs/mine --steps 3 --features mypkg.clip:embed --out tuned.json
     """  # noqa: D301
-    schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 2}
+    schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": STEPS}
     if out is not None:
         checks.check_out_file(out)
 

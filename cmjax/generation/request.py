@@ -39,7 +39,8 @@ class Request:
         dtype: the floating dtype of the samples, or its name; stored as the name.
         guidance: scale of guidance, for a model with a null class or one that takes a scale; 1
             is none, None what the model recommends, or none.
-        guidance_interval: the noise levels (low, high) to guide at; None for all.
+        guidance_interval: the noise levels (low, high) to guide at, or for a model that takes a
+            scale the times; None for all, or for those that the model recommends.
 
     Raises:
         ValueError: if a field is out of range; the message names it.

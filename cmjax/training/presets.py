@@ -1,10 +1,12 @@
 """Training configurations by name: small ones, and the papers' as far as the papers print them.
 
 The small ones, `SMALL`, are commented files of the package. Of the papers' none was run here: each
-needs many accelerators. They differ from the papers in three ways:
+needs many accelerators. They differ from the papers in these ways:
 
 * The networks of CD and CT are the 2023 paper's. On CIFAR-10 the networks of iCT and MeanFlow are
   replaced by a UNet of similar size.
+* Flow maps take the length of a step (`second_time = "span"`), as MeanFlow's networks do; those of
+  shortcut models take its logarithm.
 * No network here has dropout, which the papers' networks have on some data sets.
 * The metric is the l2 norm instead of LPIPS, the 2023 paper's, which is a network itself. In Python
   a loss takes LPIPS as `metric=function`.

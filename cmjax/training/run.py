@@ -47,8 +47,9 @@ def train_until_stopped(
     """Trains until the last step or a signal, resuming from the newest checkpoint in `out`.
 
     The data are looked at before the first step. Ctrl-C and SIGTERM save the state after the step
-    in progress. `train` then delivers the signal to the program, as KeyboardInterrupt for Ctrl-C;
-    `train_until_stopped`, for programs that decide themselves, returns.
+    in progress; of several processes, after the next step that `run.log_every` divides. `train`
+    then delivers the signal to the program, as KeyboardInterrupt for Ctrl-C; `train_until_stopped`,
+    for programs that decide themselves, returns.
 
     Args:
         config: configuration of the run.

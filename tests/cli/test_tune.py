@@ -65,3 +65,9 @@ def test_a_search_is_kept_and_goes_on(folder):
 )
 def test_misuse(folder, args, message):
     assert_one_line(tune(*args), message)
+
+
+def test_help_has_its_own_number_of_steps():
+    # One step, the default of other commands, is too few for a search.
+    words = " ".join(succeeded(tune("--help")).output.split())
+    assert "EDMHeunScheduler. [default: 2]" in words

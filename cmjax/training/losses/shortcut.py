@@ -31,10 +31,12 @@ class Shortcut(Loss):
     average of the network takes (equation 4, Algorithm 1). `FlowMapEulerDiscreteScheduler` samples
     these networks in 1, 2, 4, ..., num_steps calls.
 
-    Defaults are those of the authors' code, from which this loss differs in four points. Their
-    network takes the logarithm of a step's length, here it takes both ends. Their path keeps noise
-    of 1e-5 at the data. Here each sample serves only one of the two purposes. And lengths are drawn
-    in equal shares, which the authors round in favour of length 1.
+    The network gets both ends of a step. With `second_time="log_steps"` it takes the logarithm of
+    the step's length, as the authors' network does.
+
+    Defaults are those of the authors' code, from which this loss differs in three points. Their
+    path keeps noise of 1e-5 at the data. Here each sample serves only one of the two purposes. And
+    lengths are drawn in equal shares, which the authors round in favour of length 1.
 
     Metrics are `loss`, and its parts `flow_loss` and `consistency_loss`.
 
