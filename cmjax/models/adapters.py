@@ -209,15 +209,20 @@ def _merged(graph: Any, like: Any, params: Any, *others: nnx.State) -> nnx.Modul
     """The module with these parameters; raises ValueError for other shapes than those of `like`."""
     try:
         module = nnx.merge(graph, params, *others, copy=True)
-        difference = other_shapes(params, like)
     except ValueError as error:
-        difference = f"{shown(params)}: {error}"
+        raise _of_another_module(f"{shown(params)}: {error}") from error
+    difference = other_shapes(params, like)
     if difference is not None:
-        raise ValueError(
-            "params must be the parameters that came with apply_fn, or a pytree like them, "
-            f"got {difference}"
-        )
+        raise _of_another_module(difference)
     return module
+
+
+def _of_another_module(found: str) -> ValueError:
+    """The error for parameters that are not those of the module."""
+    return ValueError(
+        "params must be the parameters that came with apply_fn, or a pytree like them, "
+        f"got {found}"
+    )
 
 
 def _reseed(streams: nnx.State, key: jax.Array) -> nnx.State:
