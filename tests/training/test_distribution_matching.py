@@ -220,3 +220,5 @@ def test_parameters_that_were_not_prepared_are_refused():
 def test_a_file_gives_levels_as_a_list():
     made = losses.make("dmd", EDM, total_steps=10, sigmas=[80, 2.5], fake_steps=2)
     assert made == losses.DistributionMatching(EDM, sigmas=(80.0, 2.5), fake_steps=2)
+    assert made.preview.num_inference_steps == (2,)
+    assert losses.DistributionMatching(EDM).preview.num_inference_steps == (1,)

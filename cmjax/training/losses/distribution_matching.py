@@ -13,7 +13,13 @@ from cmjax.configs import is_finite, shown
 from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.serialization import serializable
-from cmjax.training.losses.base import Loss, add_noise, split_batch, without_dropout
+from cmjax.training.losses.base import (
+    Loss,
+    Preview,
+    add_noise,
+    split_batch,
+    without_dropout,
+)
 from cmjax.training.losses.checks import check_sigma_data, karras_range
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import edm_weight
@@ -107,6 +113,11 @@ class DistributionMatching(Loss):
                 f"sigma_min={sigma_min}, got {shown(self.sigmas)}"
             )
         return levels
+
+    @property
+    def preview(self) -> Preview:
+        """In as many steps as it trains, at the scheduler's levels for this number."""
+        return Preview((1 if self.sigmas is None else len(self.sigmas),))
 
     def prepare_params(self, params: Any) -> DistributionMatchingParams:
         """Returns the network's parameters twice: the fake denoiser begins with them."""
