@@ -22,7 +22,7 @@ def network(params, x, t):
     return params["gain"].astype(x.dtype) * x + params["bias"].astype(x.dtype)[None]
 
 
-def make(optimizer=None, loss=DENOISING, **options):
+def make(optimizer=None, loss: losses.Loss = DENOISING, **options):
     optimizer = optax.sgd(1e-2) if optimizer is None else optimizer
     return trainer.make_train_step(loss, network, optimizer, **options)
 
@@ -30,6 +30,7 @@ def make(optimizer=None, loss=DENOISING, **options):
 def in_turn(train_step, params=PARAMS):
     """Returns the state after the three batches, and the metrics of the last."""
     state = train_step.init(KEY, params)
+    metrics = {}
     for data in BATCHES["data"]:
         state, metrics = train_step(state, {"data": data})
     return state, metrics
@@ -115,8 +116,8 @@ def test_gradients_of_several_steps_by_multi_steps():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_optimizers_may_follow_the_loss(accumulate):
-    def follow(updates, state, params=None, *, value, **further):
-        return jax.tree.map(jnp.zeros_like, updates), value
+    def follow(updates, state, params=None, **further):
+        return jax.tree.map(jnp.zeros_like, updates), further["value"]
 
     optimizer = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), follow)
     state, metrics = in_turn(make(optimizer, accumulate=accumulate))
