@@ -331,4 +331,4 @@ def _own(leaf: Any) -> jax.Array:
     """A copy of an array, or of a number, with a dtype that other arrays do not change."""
     # A Python number is weakly typed, and the next state would not be: two programs for one step.
     array = jnp.array(leaf)
-    return array.astype(array.dtype)
+    return array.astype(array.dtype) if getattr(array, "weak_type", False) else array

@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cmjax.training import losses, trainer
+from cmjax.training.checkpointing import Checkpoints
 from tests.support.training import EDM, KEY
 
 DATA = np.linspace(-1, 1, 24, dtype=np.float32).reshape(8, 3)
@@ -128,3 +130,37 @@ def test_optimizers_may_follow_the_loss(accumulate):
 def test_optimizers_that_call_the_loss_themselves():
     with pytest.raises(ValueError, match="optimizer must need no arguments but.*value_fn"):
         in_turn(make(optax.lbfgs()))
+
+
+def test_optimizers_with_keys_of_their_own(tmp_path):
+    """Their states have typed keys, which come back as they were, and the run goes on the same."""
+    noisy = optax.add_noise(0.1, 0.5, jax.random.key(0))
+    train_step = make(optax.chain(noisy, optax.sgd(1e-2)))
+    state, _ = in_turn(train_step)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        checkpoints.wait()
+        found = checkpoints.restore(train_step.init(KEY, PARAMS))
+    after, _ = train_step(state, {"data": DATA})
+    resumed, _ = train_step(found, {"data": DATA})
+    chex.assert_trees_all_equal(resumed.params, after.params)
+
+
+def test_parameters_that_are_divided_stay_so_without_a_mesh():
+    """Arrays keep their devices: a mesh of the step would put all of them on each."""
+    mesh = trainer.data_mesh()
+    over_devices = NamedSharding(mesh, PartitionSpec("data"))
+    params = {"gain": jnp.float32(0.5), "bias": jnp.zeros(8)}
+
+    def tall(params, x, t):
+        return params["gain"] * x + params["bias"][None, :3]
+
+    train_step = trainer.make_train_step(DENOISING, tall, optax.adam(1e-2))
+    expected, _ = train_step(train_step.init(KEY, params), {"data": DATA})
+    gain = jax.device_put(params["gain"], NamedSharding(mesh, PartitionSpec()))
+    bias = jax.device_put(params["bias"], over_devices)
+    state = train_step.init(KEY, {"gain": gain, "bias": bias})
+    state, _ = train_step(state, {"data": jax.device_put(DATA, over_devices)})
+    for tree in (state.params, state.ema[0], state.opt_state[0].mu):
+        assert tree["bias"].sharding.spec == PartitionSpec("data")
+    np.testing.assert_allclose(state.params["bias"], expected.params["bias"], rtol=1e-5)
