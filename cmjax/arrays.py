@@ -53,12 +53,13 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def root(square: jax.Array) -> jax.Array:
-    """Returns the square root of numbers, 0 where they are not positive.
+    """Returns the square root of numbers: 0 where they are 0 or less, NaN where they are NaN.
 
-    Its gradient there is 0, too: that of `jnp.sqrt` at 0 is infinite, and times 0 it is NaN.
+    Its gradient at 0 is 0, too: that of `jnp.sqrt` there is infinite, and times 0 it is NaN.
     """
-    is_positive = square > 0
-    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, square, 1)), 0)
+    # NaN is compared as what it is not: as "not positive" it would become 0, a perfect loss.
+    is_least = square <= 0
+    return jnp.where(is_least, 0, jnp.sqrt(jnp.where(is_least, 1, square)))
 
 
 def concrete(value: Any) -> np.ndarray | None:

@@ -94,8 +94,12 @@ def without_some(
     replaced = with_null(cond, null)
 
     # One draw for each sample, bool[B], whatever it is conditioned on.
-    first = jax.tree.leaves([cond[name] for name in null])[0]
-    drops = random.uniform(key, first.shape[:1]) < rate
+    leaves = jax.tree.leaves([cond[name] for name in null])
+    if not leaves:
+        raise ValueError(
+            f"null replaces {sorted(null)}, of which the batch has no arrays; give them"
+        )
+    drops = random.uniform(key, leaves[0].shape[:1]) < rate
 
     def choose(there, absent):
         # [B] -> [B, 1, ...], aligned with the first axis of the array.

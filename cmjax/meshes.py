@@ -24,6 +24,14 @@ def divided_like(array: jax.Array, samples: jax.Array) -> jax.Array:
     return jax.sharding.reshard(array, _along_batch(sharding, sharding.spec[0]))
 
 
+def divided_by(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Returns an array that is divided in a given way, within a program that is traced."""
+    # What is part of the type of an array along explicit axes is a request to XLA along others.
+    if all(kind == AxisType.Explicit for kind in sharding.mesh.axis_types):
+        return jax.sharding.reshard(array, sharding)
+    return jax.lax.with_sharding_constraint(array, sharding)
+
+
 def undivided(array: jax.Array) -> jax.Array:
     """Returns an array that is not divided along explicit axes, and so can be cut anywhere."""
     sharding = _explicit_sharding(array)

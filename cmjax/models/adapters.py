@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
+from flax.errors import ModifyScopeVariableError
 
 from cmjax.arrays import ApplyFn, floating_dtype, other_shapes
 from cmjax.configs import shown
@@ -122,8 +123,9 @@ def from_linen(
 
     Returns:
         `apply_fn(params, x, t, *, dropout_key=None, **cond)`, a pure function, and `params`, the
-        collection of that name. Other collections are constants of `apply_fn`, and are not updated.
-        With a `dropout_key` dropout is on, and all random numbers of the module follow from it.
+        collection of that name. Other collections are constants of `apply_fn`, and are not updated:
+        a call that would update one raises ValueError. With a `dropout_key` dropout is on, and all
+        random numbers of the module follow from it.
 
     Raises:
         ValueError: if `module` is not a Linen module, or `variables` lack the collection `params`.
@@ -151,10 +153,17 @@ def from_linen(
         mode = {name: value for name, value in mode.items() if name in modes}
         rngs = {"rngs": {"params": dropout_key}} if trains else {}
 
-        # No collection is mutable, so that a module that would update one says so.
-        return module.apply(
-            {**constants, "params": params}, *args, **rngs, **{**mode, **cond}
-        )
+        # No collection is mutable: what a call would update would be lost without an error.
+        try:
+            return module.apply(
+                {**constants, "params": params}, *args, **rngs, **{**mode, **cond}
+            )
+        except ModifyScopeVariableError as error:
+            raise ValueError(
+                f"the module {type(module).__name__} must not update its collections, which are "
+                "constants of the network; normalise by running averages also where it trains, "
+                f"use_running_average=True ({error})"
+            ) from error
 
     return with_arguments_of(apply_fn, module), params
 

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cmjax.arrays import at_least_float32, is_floating
+
 
 def mean_over_parts(
     gradient: Callable[..., Any], key: jax.Array, batch: Mapping[str, Any], count: int
@@ -17,6 +19,9 @@ def mean_over_parts(
         key: PRNG key, of which each part gets its own.
         batch: arrays `[B, ...]`.
         count: number of parts, which divides B.
+
+    Returns:
+        Floats in their own dtypes, summed in float32 at least; means of other numbers in float32.
     """
     # Arrays [count, B / count, ...]. A part is every count-th sample: each device has some of its
     # own samples in each part. Parts of neighbours would move samples between devices.
@@ -28,18 +33,35 @@ def mean_over_parts(
     def add_part(total, part):
         index, batch = part
         result = gradient(jax.random.fold_in(key, index), batch)
-        return jax.tree.map(lambda a, b: a + b / count, total, result), None
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype) / count, total, result), None
 
     # Sums start from zeros of the shapes that a part returns.
     first = jax.tree.map(lambda a: a[0], parts)
     shapes = jax.eval_shape(gradient, key, first)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), shapes)
+    zeros = jax.tree.map(lambda a: at_least_float32(jnp.zeros(a.shape, a.dtype)), shapes)
     mean, _ = jax.lax.scan(add_part, zeros, (jnp.arange(count), parts))
-    return mean
+
+    # In the dtypes of a whole batch: the state of an optimizer would take over any others.
+    return jax.tree.map(
+        lambda a, like: a.astype(like.dtype) if is_floating(like.dtype) else a, mean, shapes
+    )
+
+
+def averaged(params: Any) -> Any:
+    """Returns parameters as a moving average holds them: in float32, or in float64 if they are.
+
+    In half precision an average would stand still: the small share that it moves by at each step
+    is rounded away.
+    """
+    return jax.tree.map(at_least_float32, params)
 
 
 def moved_towards(average: Any, params: Any, rate: jax.Array) -> Any:
     """Returns a moving average, moved towards the parameters by the share `rate`, f32[]."""
+
     # average + rate (params - average): parameters that are not trained stay as they are to the
     # last bit, which (1 - rate) average + rate params would not promise.
-    return jax.tree.map(lambda a, p: (a + rate * (p - a)).astype(a.dtype), average, params)
+    def moved(a, p):
+        return a + rate.astype(a.dtype) * (p.astype(a.dtype) - a)
+
+    return jax.tree.map(moved, average, params)

@@ -149,7 +149,11 @@ class Checkpoints:
             raise self._damaged(step, "its arrays do not have their digest")
         if int(restored["step"]) != step:
             raise self._damaged(step, f"it holds step {int(restored['step'])}")
-        return dataclasses.replace(like, **restored)
+        fields = {
+            name: jax.tree.map(_as_key_like, value, getattr(like, name))
+            for name, value in restored.items()
+        }
+        return dataclasses.replace(like, **fields)
 
     def _check_shapes(self, step, found, wanted):
         """Raises ValueError, naming the first array whose shape differs or that is missing."""
@@ -242,7 +246,28 @@ def _fields(state: TrainState) -> dict[str, Any]:
     """Returns the fields of a state that are not None, by name."""
     # A plain dict, so that what is on disk does not depend on the class, and has no empty fields.
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: value for name, value in fields.items() if value is not None}
+    return {
+        name: jax.tree.map(_without_key_type, value)
+        for name, value in fields.items()
+        if value is not None
+    }
+
+
+def _is_key(leaf: Any) -> bool:
+    """Whether an array holds typed keys, as the state of an optimizer may."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _without_key_type(leaf: Any) -> Any:
+    """Returns the raw data of typed keys, which files can hold, and other arrays as they are."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _as_key_like(leaf: Any, like: Any) -> Any:
+    """Returns an array as typed keys where `like` is one; undoes `_without_key_type`."""
+    if not _is_key(like):
+        return leaf
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
 
 
 def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -82,6 +82,13 @@ def batches(
 
 def _check_arguments(source, batch_size, seed, start, index, count):
     """Raises ValueError for arguments of `batches` that are out of range."""
+    # A mapping of arrays would be a source of as many records as it has arrays.
+    is_source = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    if not is_source or isinstance(source, Mapping):
+        raise ValueError(
+            "source must have a __len__ and a __getitem__(index) that returns a record such as "
+            f'{{"data": array}}, got {type(source).__name__}; a list of records has'
+        )
     for name, value, least, most in (
         ("batch_size", batch_size, 1, LARGEST),
         ("seed", seed, 0, LARGEST_SEED),
@@ -139,9 +146,9 @@ def collate(
     # A source may be the user's own: check all that it gives, and name the record in errors.
     for row, record in zip(rows, records, strict=True):
         if not isinstance(record, Mapping) or "data" not in record:
+            has = list(record) if isinstance(record, Mapping) else type(record).__name__
             raise ValueError(
-                f'record {row} of the data must be a mapping with "data", '
-                f"got {type(record).__name__}"
+                f'record {row} of the data must be a mapping with "data", got {shown(has)}'
             )
         if record.keys() != records[0].keys():
             raise ValueError(
@@ -162,6 +169,14 @@ def collate(
 
 def _stack(values, rows, name):
     """Returns the values of records as one array; all must have the same dtype and shape."""
+    # What is masked would count as data.
+    for row, value in zip(rows, values, strict=True):
+        if isinstance(value, np.ma.MaskedArray):
+            raise ValueError(
+                f"record {row} of the data has {name} with a mask, which batches do not have; "
+                "take .filled(0), or leave the record out"
+            )
+
     # Otherwise `np.stack` would promote dtypes without a word, and not name the record.
     arrays = [np.asarray(value) for value in values]
     first = arrays[0]

@@ -12,14 +12,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cmjax.arrays import ApplyFn
+from cmjax.arrays import ApplyFn, at_least_float32
 from cmjax.conditioning import without_some
 from cmjax.labels import check_class_labels
+from cmjax.meshes import divided_by
 from cmjax.networks import num_classes
 from cmjax.random import as_key, same_numbers
 from cmjax.serialization import serializable
 from cmjax.tracing import is_tracing
-from cmjax.training.averages import mean_over_parts, moved_towards
+from cmjax.training.averages import averaged, mean_over_parts, moved_towards
 from cmjax.training.checks import check_params, check_result
 from cmjax.training.compiling import options_for_gradients
 from cmjax.training.latents import draw_latents
@@ -47,9 +48,10 @@ class TrainState:
     Attributes:
         step: number of training steps taken, i32[].
         params: the trained parameters, in the form that `loss.prepare_params` returns.
-        ema: slow moving averages of `params`, one per decay: sample with these.
-        target: fast moving average of `params`, for the target of the loss; None if the target is
-            `params` or there is none.
+        ema: slow moving averages of `params`, one per decay, in float32 if these are of half
+            precision: sample with these.
+        target: fast moving average of `params`, likewise, for the target of the loss; None if the
+            target is `params` or there is none.
         opt_state: state of the optimizer.
         key: PRNG key as raw data, u32[...], which checkpoints can hold.
     """
@@ -107,23 +109,24 @@ class TrainStep:
         """
         # The loss says what is trained, and whether its target is a moving average.
         check_params(params)
-        params = self.loss.prepare_params(params)
+        params = jax.tree.map(jnp.asarray, self.loss.prepare_params(params))
         step = jnp.zeros((), jnp.int32)
         has_target = self.loss.target_decay_at(step) is not None
 
         # Checkpoints cannot hold typed keys, so the state has the raw data.
+        average = averaged(params)
         state = TrainState(
             step=step,
             params=params,
-            ema=(params,) * len(self.ema_decays),
-            target=params if has_target else None,
+            ema=(average,) * len(self.ema_decays),
+            target=average if has_target else None,
             opt_state=self.optimizer.init(params),
             key=jax.random.key_data(as_key(key)),
         )
 
         # Every field gets a copy: the state is donated, so its fields may share no buffer with each
         # other or with the caller's `params`.
-        return self.replicate(jax.tree.map(jnp.array, state))
+        return self.replicate(jax.tree.map(_own, state))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Takes one training step; `state` is donated and must not be used afterwards.
@@ -162,9 +165,12 @@ class TrainStep:
 
     def shard(self, batch: Batch) -> Batch:
         """Returns the arrays divided over the devices of the mesh, along their first axis."""
-        # Every device gets the same number of samples of every part.
+        # Every device gets the same number of samples of every part. A caller's program has the
+        # arrays of all processes.
         split_batch(batch)
-        num_devices = 1 if self.mesh is None else len(self.mesh.local_devices)
+        num_devices = 1
+        if self.mesh is not None:
+            num_devices = self.mesh.size if is_tracing() else len(self.mesh.local_devices)
         count = len(batch["data"])
         if count % (num_devices * self.accumulate):
             raise ValueError(
@@ -185,20 +191,29 @@ class TrainStep:
         sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
 
         def divided(array):
+            if is_tracing():
+                return divided_by(array, sharding)
             return jax.make_array_from_process_local_data(sharding, np.asarray(array))
 
         return jax.tree.map(divided, dict(batch))
 
     def _mesh_context(self):
         """The context of the mesh, which networks on explicit axes may need."""
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+        if self.mesh is None:
+            return contextlib.nullcontext()
+        # Within a caller's program there are no devices yet, and JAX refuses to set them.
+        if is_tracing():
+            return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+        return jax.set_mesh(self.mesh)
 
     @cached_property
     def _replicated_teacher(self):
         """The teacher's parameters on every device."""
         # It is passed to the jitted step as an argument. As a closure, its parameters would be
-        # constants of the program, which slow down compilation.
-        return self.replicate(self.teacher)
+        # constants of the program, which slow down compilation. Put there at once, also within a
+        # caller's program: it is kept, which what is traced must not be.
+        with jax.ensure_compile_time_eval():
+            return self.replicate(self.teacher)
 
     @property
     def _program(self):
@@ -237,11 +252,11 @@ class TrainStep:
         # `same_numbers`, `jax.random` draws the same numbers whatever JAX's settings are.
         key = jax.random.fold_in(as_key(state.key), state.step)
         with same_numbers():
-            grads, metrics = self._gradient(key, state, batch, teacher)
+            grads, value, metrics = self._gradient(key, state, batch, teacher)
 
         # One step of the optimizer. Optax mixes dtypes, which strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = self._update(grads, value, state)
             params = optax.apply_updates(state.params, updates)
 
         # The moving averages. Their decay grows with the steps; otherwise the random initial
@@ -259,15 +274,31 @@ class TrainStep:
             target = moved_towards(target, params, 1 - target_decay)
 
         # The norm before the optimizer clips the gradient: it shows when clipping sets in.
-        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+        norm = optax.tree.norm(jax.tree.map(at_least_float32, grads))
+        metrics = {**metrics, "grad_norm": norm.astype(jnp.float32)}
         state = TrainState(state.step + 1, params, tuple(ema), target, opt_state, state.key)
         return state, metrics
 
+    def _update(self, grads, value, state):
+        """Returns (updates, state) of the optimizer; some of them follow the value of the loss."""
+        optimizer = optax.with_extra_args_support(self.optimizer)
+        try:
+            return optimizer.update(grads, state.opt_state, state.params, value=value)
+        except TypeError as error:
+            if "required keyword-only argument" not in str(error):
+                raise
+            raise ValueError(
+                "optimizer must need no arguments but the gradient, its state, the parameters and "
+                f"value=, the loss: {error}; take another one, or update in a loop of your own"
+            ) from error
+
     def _gradient(self, key, state, batch, teacher):
-        """Returns (gradient, metrics), each the mean over `accumulate` parts of the batch."""
+        """Returns (gradient, loss, metrics), each the mean over `accumulate` parts of the batch."""
         # Without a moving average the target is the parameters themselves; the losses stop the
-        # gradient there.
-        target = state.params if state.target is None else state.target
+        # gradient there. An average has the network's own dtypes where it is called.
+        target = state.params
+        if state.target is not None:
+            target = jax.tree.map(lambda a, p: a.astype(p.dtype), state.target, target)
         frozen = Frozen(target, teacher)
 
         # Of one part of the batch. Dropout, of units and of labels, has keys of its own.
@@ -286,8 +317,18 @@ class TrainStep:
                 check_result(self.loss, result)
                 return result
 
-            return jax.grad(objective, has_aux=True)(state.params)
+            (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
+                state.params
+            )
+            return grads, value, metrics
 
         if self.accumulate == 1:
             return gradient(key, batch)
         return mean_over_parts(gradient, key, batch, self.accumulate)
+
+
+def _own(leaf: Any) -> jax.Array:
+    """A copy of an array, or of a number, with a dtype that other arrays do not change."""
+    # A Python number is weakly typed, and the next state would not be: two programs for one step.
+    array = jnp.array(leaf)
+    return array.astype(array.dtype) if getattr(array, "weak_type", False) else array

@@ -21,7 +21,7 @@ AXIS = "data"  # name of the axis of `data_mesh`
 def make_train_step(
     loss: Loss | Callable[..., tuple[jax.Array, Metrics]],
     apply_fn: ApplyFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
     ema_decays: Sequence[float] = (0.999,),
     accumulate: int = 1,
@@ -54,7 +54,8 @@ def make_train_step(
         loss: such as `losses.ConsistencyTraining(scheduler, total_steps)`, or a function
             `(key, apply_fn, params, frozen, batch, step) -> (loss, metrics)`.
         apply_fn: the network, `(params, x, t, **cond) -> model_output`.
-        optimizer: any optax transformation.
+        optimizer: any optax transformation. Those that follow the value of the loss, such as
+            `optax.contrib.reduce_on_plateau`, get it.
         ema_decays: decays of the moving averages `state.ema`; each decay ramps up,
             `min(decay, (1 + step) / (10 + step))`.
         accumulate: number of parts of a batch, whose gradients are computed in turn, to
@@ -82,6 +83,10 @@ def make_train_step(
             f"loss must be an instance of a Loss or a function, got {shown(loss)}; "
             "losses.make(name, scheduler, total_steps=...) makes one by name"
         )
+
+    # The only one of optax that is not yet a transformation.
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
 
     # What can be seen before anything is traced.
     check_step_arguments(apply_fn, optimizer, ema_decays, accumulate, mesh)

@@ -254,3 +254,19 @@ def test_a_network_with_dropout_is_saved_and_loaded(tmp_path, monkeypatch):
     for cond in ({}, {"dropout_key": KEY}):
         expected = apply_fn(params, X, T, **cond)
         np.testing.assert_allclose(model.apply_fn(model.params, X, T, **cond), expected)
+
+
+class Normalising(linen.Module):
+    """Updates its statistics where it trains, as Flax's examples do."""
+
+    @linen.compact
+    def __call__(self, x, t, train=False):
+        return linen.BatchNorm(use_running_average=not train)(linen.Dense(3)(x))
+
+
+def test_linen_modules_that_would_update_statistics():
+    module = Normalising()
+    apply_fn, params = cmjax.from_linen(module, module.init(KEY, X, T))
+    assert apply_fn(params, X, T).shape == X.shape
+    with pytest.raises(ValueError, match="Normalising must not update.*running averages"):
+        apply_fn(params, X, T, dropout_key=KEY)

@@ -214,11 +214,11 @@ def test_wrong_options_are_refused_at_once(options, message):
         ),
         (
             {"class_labels": 0},
-            'record 5 of the data must be a mapping with "data", got dict',
+            r'record 5 of the data must be a mapping with "data", got .*class_labels',
         ),
         (
             np.zeros(2, np.float32),
-            'record 5 of the data must be a mapping with "data", got ndarray',
+            'record 5 of the data must be a mapping with "data", got .ndarray',
         ),
     ],
 )
@@ -254,6 +254,20 @@ def test_bad_records_are_named(record, message):
 def test_data_that_is_wrong_throughout(record, message):
     with pytest.raises(ValueError, match=message):
         next(data.batches([record], 1, seed=0))
+
+
+@pytest.mark.parametrize(
+    "source", [{"data": np.zeros((8, 2))}, ({"data": np.zeros(2)} for _ in range(8)), None]
+)
+def test_sources_that_are_none(source):
+    with pytest.raises(ValueError, match="source must have a __len__ and a __getitem__"):
+        data.batches(source, 2, seed=0)
+
+
+def test_masks_are_not_passed_over():
+    masked = {"data": np.ma.masked_array(np.ones(2, np.float32), [True, False])}
+    with pytest.raises(ValueError, match="record 0 of the data has data with a mask"):
+        data.collate([masked], [0])
 
 
 def test_flip_is_for_images():

@@ -74,6 +74,11 @@ def test_without_a_share_nothing_is_dropped():
         assert steps(**options)[0]["share"] == 0
 
 
+def test_labels_that_are_not_there():
+    with pytest.raises(ValueError, match=r"null replaces \['class_labels'\], of which the"):
+        without_some(jax.random.key(0), {"class_labels": None}, NULL, 0.5)
+
+
 def test_parts_of_a_batch_drop_labels_of_their_own():
     metrics = steps(label_dropout=0.2, null=NULL, accumulate=2)[0]
     assert abs(metrics["share"] - 0.2) < 6 * np.sqrt(0.2 * 0.8 / B)

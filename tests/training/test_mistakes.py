@@ -25,6 +25,16 @@ LOSSES["sct"] = losses.SimplifiedConsistencyTraining(cmjax.SCMScheduler())
 LOSSES["scd"] = losses.SimplifiedConsistencyDistillation(EDM)
 
 
+class Tensor:
+    """What errors know of a tensor of PyTorch."""
+
+    __module__ = "torch"
+
+    def __init__(self, array):
+        self.dtype = f"torch.{array.dtype}"
+        self.shape = array.shape
+
+
 def network(params, x, *times):
     return params * x
 
@@ -61,6 +71,21 @@ def loss_of(name, batch, apply_fn=network):
             {"data": DATA, "scale": 2.0},
             r"batch\['scale'\] must have one value for each of 4",
         ),
+        ({"data": DATA[:0]}, r"batch\['data'\] must be .* at least 1, got shape \(0, 3\)"),
+        ({"data": DATA[:, :0]}, r"batch\['data'\] must be .* at least 1, got shape \(4, 0"),
+        ({"data": Tensor(DATA)}, r"must be floats .* which becomes an array by .numpy\(\)"),
+        ({"data": np.ma.masked_array(DATA)}, "must be floats .* got a masked array, which"),
+        ({"data": DATA.astype(">f4")}, "must be floats .* got >f4"),
+        (
+            {"data": DATA, "labels": np.array(list("abcd"))},
+            r"batch\['labels'\] must be an array of numbers.* got <U1\[4\]",
+        ),
+        (
+            {"data": DATA, "labels": ["a", "b", "c", "d"]},
+            r"batch\['labels'\] must be an array of numbers.* got str",
+        ),
+        ({"data": DATA, "labels": Tensor(DATA)}, r"\['labels'\] .* array by .numpy\(\)"),
+        ({"data": DATA, 0: DATA}, "batch must map names to arrays, got the name 0"),
     ],
 )
 def test_batches(name, batch, message):
@@ -222,3 +247,12 @@ def test_what_a_loss_returns(result, message):
     train_step = make_step(loss)
     with pytest.raises(ValueError, match=message):
         train_step(train_step.init(KEY, GAIN), {"data": DATA})
+
+
+def test_dropout_of_networks_that_have_none():
+    train_step = make_step(dropout=True)
+    state = train_step.init(KEY, GAIN)
+    with pytest.raises(
+        ValueError, match="with dropout_key=, a key, which this one does not"
+    ):
+        train_step(state, {"data": DATA})

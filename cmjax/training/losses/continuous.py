@@ -116,8 +116,9 @@ def _continuous_loss(scheduler, key, apply_fn, params, target_params, batch, slo
     def f(params, x, sigma):
         return consistency_function(apply_fn, params, scheduler, x, sigma, **cond)
 
-    # The target's total derivative df/du along the path, in one forward-mode pass.
-    dx_du = combine((rate, slope(noisy, sigma, noise)))
+    # The target's total derivative df/du along the path, in one forward-mode pass. Tangents must
+    # have the dtype of the samples, which noise and the slopes of some teachers have not.
+    dx_du = combine((rate, slope(noisy, sigma, noise).astype(noisy.dtype)))
     value, tangent = jax.jvp(
         lambda x, sigma: f(target_params, x, sigma), (noisy, sigma), (dx_du, rate)
     )

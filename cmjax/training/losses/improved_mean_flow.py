@@ -211,8 +211,8 @@ class ImprovedMeanFlow(Loss):
 
         # The error of V = u + (t - r) du/dt, where only u has a gradient, and that of v.
         slope = time_derivative(network, params, x, t, r, own, guided_cond)
-        error = combine((1, u), (t - r, slope)) - target
-        return self._weighted(error, v - target)
+        error = combine((1, u), (t - r, slope), (-1, target))
+        return self._weighted(error, combine((1, v), (-1, target)))
 
     def _guided(self, apply_fn, params, x, t, velocity, own, guided_cond):
         """Returns the guided velocity, `[B, ...]`; that of samples without a class is their own."""

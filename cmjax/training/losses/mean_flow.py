@@ -167,11 +167,12 @@ class MeanFlow(Loss):
         target = combine((1, guided), (r - t, slope))
 
         # Its squares, with the adaptive weight.
-        error = weigh_errors(u - jax.lax.stop_gradient(target), self.norm_p, self.norm_eps)
+        error = combine((1, u), (-1, jax.lax.stop_gradient(target)))
+        error = weigh_errors(error, self.norm_p, self.norm_eps)
         loss = jnp.mean(error)
         metrics = {
             "loss": loss,
-            "velocity_loss": jnp.mean(mean_square(u - velocity)),
+            "velocity_loss": jnp.mean(mean_square(combine((1, u), (-1, velocity)))),
         }
         return loss, metrics
 
@@ -237,10 +238,10 @@ def time_derivative(network, params, x, t, r, velocity, cond) -> jax.Array:
     params, x, velocity = jax.lax.stop_gradient((params, x, velocity))
     check_shapes(sample=x, velocity=velocity)
 
-    # The tangents (v, 1) of (x, t); r and the parameters do not move.
-    _, slope = jax.jvp(
-        lambda x, t: network(params, x, t, r, cond), (x, t), (velocity, jnp.ones_like(t))
-    )
+    # The tangents (v, 1) of (x, t); r and the parameters do not move. A tangent must have the dtype
+    # of the samples, which the network's own velocity need not have.
+    tangents = (velocity.astype(x.dtype), jnp.ones_like(t))
+    _, slope = jax.jvp(lambda x, t: network(params, x, t, r, cond), (x, t), tangents)
     return slope
 
 

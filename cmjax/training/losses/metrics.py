@@ -89,7 +89,9 @@ def per_sample(name: str, values: Any, count: int) -> jax.Array:
         raise ValueError(
             f"{name} must return a number per sample, f32[{count}], got {what}"
         )
-    return values
+
+    # In float32: the mean over a batch in half precision has two or three digits.
+    return values.astype(jnp.float32)
 
 
 def metric_from_options(

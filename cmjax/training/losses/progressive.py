@@ -11,7 +11,13 @@ from cmjax.arrays import ApplyFn, combine
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.euler import EDMEulerScheduler
 from cmjax.training.discretization import adjacent_levels
-from cmjax.training.losses.base import Loss, Preview, add_noise, split_batch, teacher_slope
+from cmjax.training.losses.base import (
+    Loss,
+    Preview,
+    add_noise,
+    split_batch,
+    without_dropout,
+)
 from cmjax.training.losses.checks import check_sigma_data, karras_range
 from cmjax.training.losses.metrics import mean_square
 
@@ -67,17 +73,25 @@ class ProgressiveDistillation(Loss):
         high, middle = adjacent_levels(2 * index, num_levels, *sigma_range)
         _, low = adjacent_levels(2 * index + 1, num_levels, *sigma_range)
 
-        # Two Euler steps of the teacher, from noisy data at `high` to `end` at `low`.
-        noisy = add_noise(data, high, random.normal(noise_key, data.shape))
-        slope = teacher_slope(
-            self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond
-        )
-        halfway = combine((1, noisy), (middle - high, slope(noisy, high)))
-        end = combine((1, halfway), (low - middle, slope(halfway, middle)))
+        # The teacher's x0 at noisy data, and at what an Euler step from `high` to `middle` makes of
+        # them.
+        def teacher(x, sigma):
+            teacher_fn = self.teacher_fn or without_dropout(apply_fn)
+            return edm_denoiser(
+                teacher_fn, frozen.teacher, self.scheduler, x, sigma, **cond
+            )
 
-        # The x0 with which one Euler step goes from `noisy` to `end` (appendix G):
-        # end = noisy + (low - high) (noisy - x0) / high, solved for x0.
-        target = combine((high / (high - low), end), (-low / (high - low), noisy))
+        noisy = add_noise(data, high, random.normal(noise_key, data.shape))
+        first = teacher(noisy, high)
+        halfway = combine((middle / high, noisy), (1 - middle / high, first))
+        second = teacher(halfway, middle)
+
+        # The x0 with which one Euler step goes where both of the teacher's do, down to `low`
+        # (appendix G): end = noisy + (low - high) (noisy - x0) / high, solved for x0. Of the
+        # teacher's end alone, it would be a small difference of large numbers; in terms of the two
+        # estimates it is a mean, whose weights add up to 1.
+        share = low * (high - middle) / (middle * (high - low))
+        target = combine((share, first), (1 - share, second))
 
         # The error of x0, with the truncated SNR weight: at high noise 1 / sigma^2 alone would
         # all but ignore the error, and one-step sampling depends on it.

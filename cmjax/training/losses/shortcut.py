@@ -127,7 +127,8 @@ class Shortcut(Loss):
             first = jax.tree.map(lambda a: a[:compared], samples)
             x, _, t, length, cond = first
             two_steps = self._two_steps(network, target_params, x, t, length, cond)
-            return jnp.concatenate([two_steps, samples[1][compared:]])
+            velocity = samples[1]
+            return jnp.concatenate([two_steps.astype(velocity.dtype), velocity[compared:]])
 
         target = velocity
         if compared:
@@ -136,7 +137,7 @@ class Shortcut(Loss):
 
         # The squared error of u(x, t, t - length), f32[B].
         u = network(params, x, t, t - length, cond)
-        error = mean_square(u - jax.lax.stop_gradient(target))
+        error = mean_square(combine((1, u), (-1, jax.lax.stop_gradient(target))))
         loss = jnp.mean(error)
 
         # The two parts, each a mean over its own samples.

@@ -121,11 +121,11 @@ class _SimplifiedLoss(Loss):
 
         # F and cos(t) sin(t) dF/dt along the path, in one forward-mode pass. The factors scale the
         # tangents that go in, so that those of inner layers stay bounded near t = 0 and pi/2 (the
-        # paper's "JVP rearrangement").
+        # paper's "JVP rearrangement"). They must have the dtype of the samples.
         value, tangent = jax.jvp(
             lambda x, t: network(target_params, x, t, **cond),
             (x, t),
-            (combine((cos * sin, dx_dt)), cos * sin),
+            (combine((cos * sin, dx_dt)).astype(x.dtype), cos * sin),
         )
 
         # Any other shape would be broadcast below.
