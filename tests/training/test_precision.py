@@ -17,6 +17,7 @@ LOSSES = {
     name: losses.make(name, SCHEDULERS.get(name, EDM), total_steps=100)
     for name in losses.LOSSES
 }
+LOSSES["dmd"] = losses.DistributionMatching(EDM, fake_steps=1)
 LOSSES["sct of angles"] = losses.SimplifiedConsistencyTraining(cmjax.SCMScheduler())
 LOSSES["adversarial"] = losses.Adversarial(
     EDM, lambda gain, x: jnp.tanh(gain.astype(x.dtype) * x).sum(-1)
@@ -34,6 +35,7 @@ def gradient(loss, apply_fn, data, params=PARAMS):
     """Returns (loss, metrics, gradient) of a batch."""
     if isinstance(loss, losses.Adversarial):
         params = losses.AdversarialParams(params, jnp.float32(0.5))
+    params = loss.prepare_params(params)
     teacher = TEACHER if loss.needs_teacher else None
 
     def objective(params):
