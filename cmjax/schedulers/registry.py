@@ -106,7 +106,14 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
             option is unknown or out of its domain.
     """
     check_config(config)
-    return _by_name(config.get("_class_name")).from_config(config)
+
+    # In memory, the options of a scheduler of diffusers do not always say whose they are.
+    if "_class_name" not in config:
+        raise ValueError(
+            "config has no '_class_name', so its class is unknown; call from_config of the class, "
+            "such as cmjax.DDIMScheduler.from_config(config)"
+        )
+    return _by_name(config["_class_name"]).from_config(config)
 
 
 def scheduler_like(

@@ -196,3 +196,11 @@ def test_schedulers_with_options_of_others_are_copied():
     for copied in copies:
         assert copied == scheduler
         assert copied.to_config() == scheduler.to_config()
+
+
+def test_options_without_a_class_name_say_how_to_read_them():
+    # As `dict(scheduler.config)` of a scheduler that diffusers has made without a file.
+    config = {"num_train_timesteps": 500}
+    with pytest.raises(ValueError, match="no '_class_name'.*DDIMScheduler.from_config"):
+        cmjax.scheduler_from_config(config)
+    assert cmjax.DDIMScheduler.from_config(config).num_train_timesteps == 500
