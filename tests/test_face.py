@@ -65,6 +65,15 @@ def test_every_submodule_and_scheduler_is_public():
     assert classes <= set(cmjax.__all__) <= set(dir(cmjax))
 
 
+def test_parts_of_training_are_attributes():
+    # In a process of its own, where nothing has imported them yet.
+    program = (
+        "import cmjax; training = cmjax.training; training.trainer.make_train_step; "
+        "training.losses.Denoising; training.discretization.karras_sigmas"
+    )
+    assert set(imported_by(program)) <= {"flax", "jax", "optax"}
+
+
 def test_other_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="'smaple'"):
         cmjax.smaple  # noqa: B018
