@@ -100,17 +100,20 @@ def convolve(m: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     # U = G g G^T for every pair of channels, [(m + 2)^2, C, O].
     u = _transformed_kernel(m, x, kernel)
 
-    # V = B^T d B for every tile d, along rows and then along columns. Tiles overlap by two pixels:
-    # pixel i of all tiles is every m-th pixel from i.
+    # V = B^T d B for every tile d. Tiles overlap by two pixels: pixel i of all tiles is every m-th
+    # pixel from i. Along rows, [m + 2, B, rows, W, C], then along columns, [m + 2, m + 2, B, rows,
+    # columns, C].
     transform = INPUT_TRANSFORMS[m]
-    v = _combined(transform, [x[:, i : below_last(i, rows, m) : m] for i in range(m + 2)])
-    v = _combined(
-        transform, [v[:, :, :, j : below_last(j, columns, m) : m] for j in range(m + 2)]
-    )
+    row_pixels = [x[:, i : below_last(i, rows, m) : m] for i in range(m + 2)]
+    v = _combined(transform, row_pixels)
+    column_pixels = [v[:, :, :, j : below_last(j, columns, m) : m] for j in range(m + 2)]
+    v = _combined(transform, column_pixels)
 
     # M = sum over channels of U V, [(m + 2)^2, tiles, O].
     v = v.reshape((m + 2) ** 2, batch * rows * columns, channels)
-    products = jax.lax.dot_general(v, u, (((2,), (1,)), ((0,), (0,))))
+    over_channels = ((2,), (1,))
+    one_by_one = ((0,), (0,))
+    products = jax.lax.dot_general(v, u, (over_channels, one_by_one))
     products = jax.lax.optimization_barrier(products)
     products = products.reshape(m + 2, m + 2, batch, rows, columns, features)
 
@@ -141,7 +144,8 @@ def _transformed_kernel(m, x, kernel):
     pixel = jnp.sum(x[:, 1, 1, 0])
     both = jnp.where((pixel > 1) & (pixel < -1), jnp.zeros_like(both), both)
     channels, features = kernel.shape[2:]
-    return (both @ kernel.reshape(9, -1)).reshape(-1, channels, features)
+    product = both @ kernel.reshape(9, -1)
+    return product.reshape(-1, channels, features)
 
 
 def _combined(transform, arrays, axis=0):
