@@ -238,9 +238,10 @@ def time_derivative(network, params, x, t, r, velocity, cond) -> jax.Array:
     check_shapes(sample=x, velocity=velocity)
 
     # The tangents (v, 1) of (x, t); r and the parameters do not move.
-    _, slope = jax.jvp(
-        lambda x, t: network(params, x, t, r, cond), (x, t), (velocity, jnp.ones_like(t))
-    )
+    def u(x, t):
+        return network(params, x, t, r, cond)
+
+    _, slope = jax.jvp(u, (x, t), (velocity, jnp.ones_like(t)))
     return slope
 
 
