@@ -194,8 +194,10 @@ def model_digest(model: Model) -> str:
     another scheduler, the digest includes the scheduler that it was trained for.
     """
     # The network is known by its configuration, whose `repr` names all fields.
-    network = repr((model.config, model.trained_for) if model.trained_for else model.config)
-    digest = hashlib.blake2b(network.encode(), digest_size=16)
+    network: Any = model.config
+    if model.trained_for:
+        network = (model.config, model.trained_for)
+    digest = hashlib.blake2b(repr(network).encode(), digest_size=16)
     _add_params(digest, model.params)
 
     # Models without one have the digest that they had before there were autoencoders.

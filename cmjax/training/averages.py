@@ -18,17 +18,21 @@ def mean_over_parts(
         batch: arrays `[B, ...]`.
         count: number of parts, which divides B.
     """
+
     # Arrays [count, B / count, ...]. A part is every count-th sample: each device has some of its
     # own samples in each part. Parts of neighbours would move samples between devices.
-    parts = jax.tree.map(
-        lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), dict(batch)
-    )
+    def in_parts(array):
+        rows = array.reshape(-1, count, *array.shape[1:])
+        return rows.swapaxes(0, 1)
+
+    parts = jax.tree.map(in_parts, dict(batch))
 
     # One part after the other in a `scan`, so that only one part's activations are in memory.
     def add_part(total, part):
         index, batch = part
         result = gradient(jax.random.fold_in(key, index), batch)
-        return jax.tree.map(lambda a, b: a + b / count, total, result), None
+        total = jax.tree.map(lambda so_far, added: so_far + added / count, total, result)
+        return total, None
 
     # Sums start from zeros of the shapes that a part returns.
     first = jax.tree.map(lambda a: a[0], parts)
@@ -40,6 +44,11 @@ def mean_over_parts(
 
 def moved_towards(average: Any, params: Any, rate: jax.Array) -> Any:
     """Returns a moving average, moved towards the parameters by the share `rate`, f32[]."""
+
     # average + rate (params - average): parameters that are not trained stay as they are to the
     # last bit, which (1 - rate) average + rate params would not promise.
-    return jax.tree.map(lambda a, p: (a + rate * (p - a)).astype(a.dtype), average, params)
+    def moved(old, new):
+        between = old + rate * (new - old)
+        return between.astype(old.dtype)
+
+    return jax.tree.map(moved, average, params)

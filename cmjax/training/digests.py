@@ -37,6 +37,6 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     # keys: only what the keys are called is compared.
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
-        leaves["/".join(map(str, names))] = leaf
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        leaves[name] = leaf
     return dict(sorted(leaves.items()))
