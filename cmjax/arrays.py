@@ -77,6 +77,21 @@ def along_channels(values: jax.Array, ndim: int) -> jax.Array:
     return values.reshape((1,) * (ndim - 1) + (-1,))
 
 
+def add_to_digest(digest: Any, header: str, array: Any) -> None:
+    """Adds a text and the values of an array to a digest of `hashlib`.
+
+    Args:
+        digest: the digest.
+        header: what tells arrays of equal bytes from each other, such as dtype and shape.
+        array: an array of NumPy or JAX.
+    """
+    digest.update(header.encode())
+
+    # As bytes, since bfloat16 arrays do not support Python's buffer protocol.
+    values = np.ascontiguousarray(array).reshape(-1)
+    digest.update(values.view(np.uint8).data)
+
+
 def concrete(value: Any) -> np.ndarray | None:
     """Returns `value` as a NumPy array, or None if it is traced: its value is not known yet."""
     return None if isinstance(value, Tracer) else np.asarray(value)

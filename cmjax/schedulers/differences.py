@@ -86,11 +86,11 @@ def singlestep_differences(
     this = from_last_call / steps.h + jnp.where(is_third, last, 0)
     this = jnp.where(orders > 1, this, 1)
 
-    # A second call has the difference of its own value v: the integral of u / this (v - v_first).
+    # A second call: its own difference, weighed with the integral of u / this.
     integral = steps.moments[0] / 2 if midpoint else steps.moments[1]
     second_this = integral / this
 
-    # A third call has also that of the last one, and the polynomial through all three values.
+    # A third call: also that of the last one, by the polynomial through all three values.
     if midpoint:
         third_last = jnp.zeros_like(this)
         third_this = steps.moments[1] / this

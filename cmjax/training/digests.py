@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from cmjax.arrays import add_to_digest
+
 DIGEST_SIZE = 16  # bytes
 
 
@@ -26,8 +28,7 @@ def digest_of(tree: Any, note: str = "") -> bytes:
 
         # Names, dtypes and shapes too: equal bytes can be other arrays.
         values = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {values.dtype} {values.shape}".encode())
-        digest.update(values.reshape(-1).view(np.uint8).data)
+        add_to_digest(digest, f"{name} {values.dtype} {values.shape}", values)
     return digest.digest()
 
 
