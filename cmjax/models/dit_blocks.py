@@ -61,11 +61,11 @@ def position_embedding(side: int, width: int) -> np.ndarray:
     # Angles of one coordinate, [side, width / 4]: position times frequency.
     frequencies = 10000.0 ** -(np.arange(width // 4) / (width // 4))
     angles = np.arange(side)[:, None] * frequencies[None]
-    one = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    coordinate = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
     # Tokens are numbered row by row, so that the column changes fastest.
-    column = np.tile(one, (side, 1))
-    row = np.repeat(one, side, axis=0)
+    column = np.tile(coordinate, (side, 1))
+    row = np.repeat(coordinate, side, axis=0)
     return np.concatenate([column, row], axis=-1).astype(np.float32)
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.models.strips import never_true
+
 # B^T, G and A^T of the paper for m = 2 (section 4.1) and m = 4 (section 4.3).
 INPUT_TRANSFORMS = {
     2: np.array(
@@ -135,16 +137,14 @@ def _transformed_kernel(m, x, kernel):
     """Returns G g G^T, `[(m + 2)^2, C, O]`, where the first axis is column by column."""
     # Entry (a, b) is the sum over i, j of G[a, i] G[b, j] g[i, j]: one small product.
     g = KERNEL_TRANSFORMS[m]
-    both = np.einsum("ai,bj->baij", g, g).reshape((m + 2) ** 2, 9)
-    both = jnp.asarray(both, x.dtype)
+    transform = np.einsum("ai,bj->baij", g, g).reshape((m + 2) ** 2, 9)
+    transform = jnp.asarray(transform, x.dtype)
 
     # XLA would transform the kernels of all layers first, and keep them all in memory. It cannot if
-    # the transform depends on the input. This comparison, which is never true, makes it depend. A
-    # sum also exists where there are no samples.
-    pixel = jnp.sum(x[:, 1, 1, 0])
-    both = jnp.where((pixel > 1) & (pixel < -1), jnp.zeros_like(both), both)
+    # the transform depends on the input.
+    transform = jnp.where(never_true(x[:, 1, 1, 0]), jnp.zeros_like(transform), transform)
     channels, features = kernel.shape[2:]
-    product = both @ kernel.reshape(9, -1)
+    product = transform @ kernel.reshape(9, -1)
     return product.reshape(-1, channels, features)
 
 

@@ -31,15 +31,17 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
 
     # Samplers that take whole training times alone have only the state's levels to differentiate
     # by. Those are shifted in any case, since a sampler may read them at every step.
-    made = _state_of_levels(scheduler, levels)
-    shift = jnp.zeros_like(state.sigmas if made is None else made.sigmas)
+    at_levels = _state_of_levels(scheduler, levels)
+    shift = jnp.zeros_like(state.sigmas if at_levels is None else at_levels.sigmas)
 
     # A network with one parameter, and the samples of a run of it.
     def scaled(gain, x, *times):
         return gain * network(None, x, *times)
 
     def run(gain, levels, shift):
-        begun = state if made is None else scheduler.set_timesteps(sigmas=levels)
+        begun = state
+        if at_levels is not None:
+            begun = scheduler.set_timesteps(sigmas=levels)
         shifted = begun.replace(sigmas=begun.sigmas + shift)
         return sample(key_of_seed(0), scaled, gain, scheduler, SHAPE, state=shifted)
 
@@ -66,7 +68,7 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
     by_gain, by_levels, by_shift = reverse
     assert_finite({"gain": by_gain, "sigmas": by_levels, "state.sigmas": by_shift})
     assert_close(forward, by_gain, rtol=1e-3, atol=1e-3)
-    if made is None:
+    if at_levels is None:
         return
 
     # The same program again, so that differences compile nothing.
