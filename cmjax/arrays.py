@@ -62,6 +62,37 @@ def root(square: jax.Array) -> jax.Array:
     return jnp.where(is_least, 0, jnp.sqrt(jnp.where(is_least, 1, square)))
 
 
+def inverse_or_zero(values: Any) -> jax.Array:
+    """Returns `1 / values`, and 0 where they are 0, with finite gradients there too."""
+    is_known = jnp.asarray(values) != 0
+    return jnp.where(is_known, 1 / jnp.where(is_known, values, 1), 0)
+
+
+def along_batch(values: jax.Array, ndim: int) -> jax.Array:
+    """Returns `[B]` as `[B, 1, ..., 1]` with that many axes, one value for each sample."""
+    return values.reshape((-1,) + (1,) * (ndim - 1))
+
+
+def along_channels(values: jax.Array, ndim: int) -> jax.Array:
+    """Returns `[C]` as `[1, ..., 1, C]` with that many axes, one value for each channel."""
+    return values.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def add_to_digest(digest: Any, header: str, array: Any) -> None:
+    """Adds a text and the values of an array to a digest of `hashlib`.
+
+    Args:
+        digest: the digest.
+        header: what tells arrays of equal bytes from each other, such as dtype and shape.
+        array: an array of NumPy or JAX.
+    """
+    digest.update(header.encode())
+
+    # As bytes, since bfloat16 arrays do not support Python's buffer protocol.
+    values = np.ascontiguousarray(array).reshape(-1)
+    digest.update(values.view(np.uint8).data)
+
+
 def concrete(value: Any) -> np.ndarray | None:
     """Returns `value` as a NumPy array, or None if it is traced: its value is not known yet."""
     return None if isinstance(value, Tracer) else np.asarray(value)

@@ -257,7 +257,8 @@ def _computed(method, config, params, x, batch_size):
         x = x.astype(jnp.float32)
 
     def compute(x, params):
-        return getattr(_network(config, params), method)(x)
+        network = _network(config, params)
+        return getattr(network, method)(x)
 
     def compute_in_pieces(x, params):
         # `map` takes no batch size where the number of samples is a symbol: one at a time then.
@@ -265,8 +266,11 @@ def _computed(method, config, params, x, batch_size):
         at_once = None if is_symbolic(size) else batch_size
         if batch_size is None or (at_once is not None and at_once >= size):
             return compute(x, params)
-        one = functools.partial(compute, params=params)
-        return jax.lax.map(lambda x: one(x[None])[0], x, batch_size=at_once)
+
+        def compute_one(sample):
+            return compute(sample[None], params)[0]
+
+        return jax.lax.map(compute_one, x, batch_size=at_once)
 
     return with_automatic_axes(compute_in_pieces, x, params).astype(dtype)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import random
-from cmjax.arrays import as_array, concrete, is_floating
+from cmjax.arrays import along_batch, as_array, concrete, is_floating
 from cmjax.configs import shown
 from cmjax.labels import check_class_labels
 from cmjax.meshes import divided_like
@@ -102,8 +102,7 @@ def without_some(
     drops = random.uniform(key, leaves[0].shape[:1]) < rate
 
     def choose(there, absent):
-        # [B] -> [B, 1, ...], aligned with the first axis of the array.
-        mask = divided_like(drops, there).reshape(-1, *[1] * (there.ndim - 1))
+        mask = along_batch(divided_like(drops, there), there.ndim)
         return jnp.where(mask, absent, there)
 
     chosen = {name: jax.tree.map(choose, cond[name], replaced[name]) for name in null}

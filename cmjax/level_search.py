@@ -98,18 +98,23 @@ def search_sigmas(
         raise ValueError(f"tolerance must be from 1e-4 to 1, got {shown(tolerance)}")
 
     known = _parse_trials(trials)
-    made = {}
+
+    # The scores by levels, in the order in which they are asked for: no levels count twice.
+    scores: dict[tuple[float, ...], float] = {}
 
     def score(levels):
-        if levels in made:
-            return made[levels]
-        if len(made) == num_trials:
+        if levels in scores:
+            return scores[levels]
+        if len(scores) == num_trials:
             raise _BudgetSpent
         value = known.get(levels)
         if value is None:
             value = _evaluate(objective, levels)
-        made[levels] = value
+        scores[levels] = value
         return value
+
+    def best_so_far():
+        return min(scores, key=scores.__getitem__)
 
     # Sweeps over all levels but the first, until one gains nothing.
     best = start
@@ -119,17 +124,21 @@ def search_sigmas(
             before = score(best)
             for i in range(1, len(start)):
                 _search_level(score, best, i, lowest, tolerance)
-                best = min(made, key=made.__getitem__)
+                best = best_so_far()
     except _BudgetSpent:
-        best = min(made, key=made.__getitem__)
-    return SigmaSearch(best, made[best], tuple(Trial(*item) for item in made.items()))
+        best = best_so_far()
+    evaluated = tuple(Trial(levels, value) for levels, value in scores.items())
+    return SigmaSearch(best, scores[best], evaluated)
 
 
 def _search_level(score, sigmas, i, lowest, tolerance):
-    """Tries values of level i between its neighbours, by golden sections of its logarithm."""
+    """Tries values of level i between its neighbours, by golden sections of its logarithm.
+
+    It returns nothing: `score` remembers the levels that it was asked for.
+    """
     below = sigmas[i + 1] if i + 1 < len(sigmas) else lowest
 
-    def at(position):
+    def score_at(position):
         return score((*sigmas[:i], math.exp(position), *sigmas[i + 1 :]))
 
     # Levels must differ: the ends of the bracket are a tolerance away from the neighbours.
@@ -140,7 +149,7 @@ def _search_level(score, sigmas, i, lowest, tolerance):
     left = high - GOLDEN * (high - low)
     right = low + GOLDEN * (high - low)
     while high - low > tolerance:
-        if at(left) <= at(right):
+        if score_at(left) <= score_at(right):
             high, right = right, left
             left = high - GOLDEN * (high - low)
         else:

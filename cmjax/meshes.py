@@ -152,16 +152,20 @@ def either(is_wanted: jax.Array, one: Callable[[], Any], other: Callable[[], Any
     """
     if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
         return jax.lax.cond(is_wanted, one, other)
-    ones = jax.eval_shape(one)
-    others = jax.eval_shape(other)
 
-    def alike(made):
-        def vary(leaf, first, second):
-            return _varied(leaf, _varying(first) | _varying(second))
+    # `cond` wants results of one type: each leaf as one that differs along the axes of both.
+    def axes_of_both(first, second):
+        return _varying(first) | _varying(second)
 
-        return jax.tree.map(vary, made, ones, others)
+    axes = jax.tree.map(axes_of_both, jax.eval_shape(one), jax.eval_shape(other))
 
-    return jax.lax.cond(is_wanted, lambda: alike(one()), lambda: alike(other()))
+    def varied_one():
+        return jax.tree.map(_varied, one(), axes)
+
+    def varied_other():
+        return jax.tree.map(_varied, other(), axes)
+
+    return jax.lax.cond(is_wanted, varied_one, varied_other)
 
 
 def _varying(aval: Any) -> frozenset:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cmjax.checkpoints.json_files import drop_fixed
 from cmjax.checkpoints.unet_config_files import VERSION
 from cmjax.configs import from_json, shown
 from cmjax.model import Model
@@ -63,12 +64,7 @@ def config_from_diffusers(content: Mapping[str, Any]) -> Any:
         if not option.startswith("_") and (option in fields or value is not None):
             values[option] = value
 
-    for option, supported in FIXED[name].items():
-        value = values.pop(option, supported[0])
-        if not any(value == one and type(value) is type(one) for one in supported):
-            raise ValueError(
-                f"{option} {shown(value)} is not supported, only {supported[0]!r}"
-            )
+    drop_fixed(values, FIXED[name])
 
     # diffusers also takes [height, width], and writes the decoder's channels twice.
     size = values.get("sample_size")

@@ -15,7 +15,7 @@ from cmjax.checkpoints.autoencoder_config_files import (
     config_from_diffusers,
     config_to_diffusers,
 )
-from cmjax.checkpoints.checkpoint import StoredNetwork, stored_arrays
+from cmjax.checkpoints.checkpoint import StoredNetwork, stored_alike, stored_arrays
 from cmjax.checkpoints.flax_msgpack import open_msgpack
 from cmjax.checkpoints.json_files import read_config, write_json
 from cmjax.checkpoints.tensors import by_name
@@ -139,7 +139,7 @@ def _open_flax(path: Path, config: Any) -> StoredNetwork:
         files=(path,),
         config=config,
         tensors=by_name(path, ((_own_name(name), x) for name, x in tensors.items())),
-        layout=lambda name, ndim: (name, tuple(range(ndim))),
+        layout=stored_alike,
     )
 
 

@@ -30,6 +30,11 @@ Layout = Callable[[str, int], tuple[str, tuple[int, ...]]]
 _NETWORKS = 16
 
 
+def stored_alike(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
+    """The layout of files that have names and axes as the network has them."""
+    return name, tuple(range(ndim))
+
+
 class AutoencoderAlone(ValueError):
     """Raised for what was to be a model, and is an autoencoder without one."""
 

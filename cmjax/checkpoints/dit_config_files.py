@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cmjax.checkpoints.json_files import drop_fixed
 from cmjax.configs import from_json, shown
 from cmjax.models.dit_transformer_config import DiTTransformer2DConfig
 
@@ -28,21 +29,21 @@ DEFAULTS = {
     },
 }
 
-# Options that cmjax's network does not have, and the only value with which they change nothing.
+# Options that cmjax's network does not have, and the only values with which they change nothing.
 FIXED = {
-    "dropout": 0,
-    "activation_fn": "gelu-approximate",
-    "norm_type": "ada_norm_zero",
-    "norm_elementwise_affine": False,
-    "cross_attention_dim": None,
-    "num_vector_embeds": None,
-    "use_linear_projection": False,
-    "only_cross_attention": False,
-    "double_self_attention": False,
-    "attention_type": "default",
-    "caption_channels": None,
-    "interpolation_scale": None,
-    "use_additional_conditions": None,
+    "dropout": (0,),
+    "activation_fn": ("gelu-approximate",),
+    "norm_type": ("ada_norm_zero",),
+    "norm_elementwise_affine": (False,),
+    "cross_attention_dim": (None,),
+    "num_vector_embeds": (None,),
+    "use_linear_projection": (False,),
+    "only_cross_attention": (False,),
+    "double_self_attention": (False,),
+    "attention_type": ("default",),
+    "caption_channels": (None,),
+    "interpolation_scale": (None,),
+    "use_additional_conditions": (None,),
 }
 
 # Options that have no effect on such a network in float32.
@@ -67,15 +68,7 @@ def config_from_diffusers(content: Mapping[str, Any]) -> DiTTransformer2DConfig:
             values[option] = value
 
     # Options without a counterpart must have the value that the network implements.
-    for option, supported in FIXED.items():
-        value = values.pop(option, supported)
-        alike = value == supported and isinstance(value, bool) == isinstance(
-            supported, bool
-        )
-        if not alike:
-            raise ValueError(
-                f"{option} {shown(value)} is not supported, only {supported!r}"
-            )
+    drop_fixed(values, FIXED)
     if "keep_variance" in values:
         raise ValueError(f"{NETWORK} has no option 'keep_variance'")
 
@@ -94,5 +87,5 @@ def config_to_diffusers(config: DiTTransformer2DConfig) -> dict[str, Any]:
 
     # The values that the network implements are written down: diffusers' defaults may change.
     own = ("dropout", "activation_fn", "norm_type", "norm_elementwise_affine")
-    fixed = {name: FIXED[name] for name in own}
+    fixed = {name: FIXED[name][0] for name in own}
     return {"_class_name": NETWORK, "_diffusers_version": VERSION, **values, **fixed}

@@ -38,19 +38,20 @@ def used_parameters(
         return dict(tensors), ""
 
     # A state dict alone may be under "params" too.
-    used = {
-        name.removeprefix(f"{chosen}."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(f"{chosen}.")
-    }
-    what = (
-        "the moving average of the parameters" if chosen in AVERAGES else "the parameters"
-    )
-    note = f"{chosen}, {what}, is used" if chosen in AVERAGES else f"{what} are used"
+    prefix = f"{chosen}."
+    used = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            used[name.removeprefix(prefix)] = tensor
+
+    note = "the parameters are used"
+    if chosen in AVERAGES:
+        note = f"{chosen}, the moving average of the parameters, is used"
     others = sorted(parts - {chosen})
     if others:
+        ignored = one_line(", ".join(others), 200)
         count = len(tensors) - len(used)
-        note = f"{note}; ignored: {one_line(', '.join(others), 200)} ({count} arrays)"
+        note = f"{note}; ignored: {ignored} ({count} arrays)"
     return used, note
 
 

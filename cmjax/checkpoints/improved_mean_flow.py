@@ -159,7 +159,7 @@ def _used(
             second_head += 1
         # A convolution of patches [out, in, p, p] is a dense layer over their pixels here.
         elif own == FIRST:
-            used[name] = tensor.transpose((0, 2, 3, 1)).flat_rows()
+            used[name] = tensor.patches_as_rows()
         elif own in CONTEXT and math.prod(tensor.shape):
             used[name] = tensor.reshaped((1, *tensor.shape))
         else:

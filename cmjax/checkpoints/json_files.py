@@ -52,6 +52,33 @@ def read_class_names(folder: Path, num_classes: int | None) -> tuple[str, ...] |
     return names
 
 
+def drop_fixed(values: dict[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Removes the options of diffusers that a network does not have.
+
+    Args:
+        values: the options of a file, by name.
+        fixed: those that the network does not have, with the values that change nothing.
+
+    Raises:
+        ValueError: naming an option that has another value.
+    """
+    for name, supported in fixed.items():
+        value = values.pop(name, supported[0])
+        if any(_is_same(value, neutral) for neutral in supported):
+            continue
+        hint = ""
+        if name == "dropout":
+            hint = "; for sampling set it to 0: only training uses it"
+        raise ValueError(
+            f"{name} {shown(value)} is not supported, only {supported[0]!r}{hint}"
+        )
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Whether two values of JSON are equal; in Python 1 == True, but in JSON 1 is not true."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
 def read_config(path: Path, build: Callable[[dict[str, Any]], Config]) -> Config:
     """Builds a config from a JSON file.
 

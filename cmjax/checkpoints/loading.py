@@ -151,7 +151,11 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
         path = hub.download(str(source))
     if os.path.lexists(path / diffusers.INDEX):
         return _open_pipeline(path)
+    return _open_by_config(path, trust)
 
+
+def _open_by_config(path: Path, trust: bool) -> Checkpoint:
+    """Opens a folder by the network that its `config.json` names, or that of a training run."""
     # A cmjax folder, a diffusers UNet and a training run all have a `config.json`; the first two
     # say there what they are, and a run's model is in a folder of its own.
     content = read_json(path / native.CONFIG)

@@ -76,7 +76,7 @@ def from_tensors(
 
     # A convolution of patches [out, in, p, p] is a dense layer over their pixels here.
     used = dict(tensors)
-    used[prefix + FIRST] = tensors[prefix + FIRST].transpose((0, 2, 3, 1)).flat_rows()
+    used[prefix + FIRST] = tensors[prefix + FIRST].patches_as_rows()
     if not preset_name(config):
         note = f"{note}; no released model has this size".removeprefix("; ")
     return Checkpoint(

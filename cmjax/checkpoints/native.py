@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.checkpoints.checkpoint import Checkpoint, stored_arrays
+from cmjax.checkpoints.checkpoint import Checkpoint, stored_alike, stored_arrays
 from cmjax.checkpoints.json_files import (
     CLASS_NAMES,
     read_class_names,
@@ -48,7 +48,7 @@ def open_folder(path: Path, *, trust: bool = False) -> Checkpoint:
         config=config,
         scheduler=read_scheduler(path / SCHEDULER_CONFIG, trust=trust),
         tensors=open_safetensors(weights),
-        layout=_layout,
+        layout=stored_alike,
         # A network of the user's need not have classes.
         class_names=read_class_names(path, getattr(config, "num_class_embeds", None)),
     )
@@ -74,11 +74,6 @@ def is_written(folder: Path) -> bool:
         return False
     names = [config.get("_class_name") for config in configs]
     return all(isinstance(name, str) for name in names) and (folder / WEIGHTS).is_file()
-
-
-def _layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
-    """Names and axes are stored as the network has them."""
-    return name, tuple(range(ndim))
 
 
 def _config(content: Mapping[str, Any], trust: bool) -> Any:

@@ -82,6 +82,7 @@ def from_tensors(
         raise ValueError(f"{path}: {error}") from None
 
     notes = [what for name, what in NOTES.items() if name in state]
+    notes.append(note)
     return Checkpoint(
         kind="OpenAI's file of CIFAR-10",
         files=(path,),
@@ -89,7 +90,7 @@ def from_tensors(
         scheduler=CMStochasticIterativeScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS),
         tensors=tensors,
         layout=functools.partial(layout, parameter_names(config)),
-        note="; ".join([*notes, note] if note else notes),
+        note="; ".join(filter(None, notes)),
     )
 
 
@@ -104,14 +105,18 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> NCSNppConfig:
         return tensors[name].shape
 
     # Within a resolution a block with a 1x1 convolution changes the number of channels: the first
-    # that does not is the one that halves, and ends the highest resolution.
+    # that does not is the one that halves, and ends the highest resolution. A single resolution has
+    # `layers` blocks on the way down, 2 in the middle and `layers` + 1 on the way up. Each further
+    # one has a halving and a doubling in place of those in the middle.
     blocks = _count(tensors, BLOCK)
     try:
-        halving = (i for i in range(blocks) if _is_square(tensors, f"{BLOCK}_{i}.Conv_2"))
-        layers = next(halving, (blocks - 3) // 2)
+        halvings = (i for i in range(blocks) if _is_square(tensors, f"{BLOCK}_{i}.Conv_2"))
+        layers = next(halvings, (blocks - 3) // 2)
         levels = blocks // (2 * layers + 3)
-        first = [level * (layers + 1) for level in range(levels)]
-        widths = tuple(shape(f"{BLOCK}_{i}.Conv_0.kernel")[3] for i in first)
+
+        # The first block of each resolution has its number of channels.
+        first_blocks = [level * (layers + 1) for level in range(levels)]
+        widths = [shape(f"{BLOCK}_{i}.Conv_0.kernel")[3] for i in first_blocks]
         _, _, in_channels, base = shape("Conv_0.kernel")
         out_channels = shape("Conv_1.kernel")[3]
     except (KeyError, IndexError, ValueError) as error:
@@ -135,7 +140,7 @@ def infer_config(tensors: Mapping[str, StoredTensor]) -> NCSNppConfig:
         in_channels=in_channels,
         out_channels=out_channels,
         base_channels=base,
-        block_out_channels=widths,
+        block_out_channels=tuple(widths),
         layers_per_block=layers,
         attention_resolutions=(ATTENTION_RESOLUTION,),
         smooth_resampling=PYRAMID in tensors,
@@ -156,13 +161,16 @@ def parameter_names(config: NCSNppConfig) -> dict[str, str]:
         "conv_norm_out": "GroupNorm_0",
         "conv_out": "Conv_1",
     }
+    # The next of their blocks of a kind, with its layers, is one of ours.
     counts = {BLOCK: 0, ATTENTION: 0}
 
-    def add(ours, kind, parts):
-        block = f"{kind}_{counts[kind]}"
+    def add(ours, kind, layers):
+        theirs = f"{kind}_{counts[kind]}"
         counts[kind] += 1
-        names.update({f"{ours}.{part}": f"{block}.{name}" for part, name in parts.items()})
+        for our_layer, their_layer in layers.items():
+            names[f"{ours}.{our_layer}"] = f"{theirs}.{their_layer}"
 
+    # The way down, from the highest resolution.
     levels = range(len(config.block_out_channels))
     for level in levels:
         down = f"down_blocks.{level}"
@@ -174,10 +182,12 @@ def parameter_names(config: NCSNppConfig) -> dict[str, str]:
             add(f"{down}.downsamplers.0", BLOCK, RESNET)
             names[f"{down}.pyramids.0.conv"] = f"Downsample_{level}.Conv2d_0"
 
+    # The middle, at the lowest resolution.
     add("mid_block.resnets.0", BLOCK, RESNET)
     add("mid_block.attentions.0", ATTENTION, ATTENTION_LAYERS)
     add("mid_block.resnets.1", BLOCK, RESNET)
 
+    # The way up, where our blocks are counted from the lowest resolution.
     for i, level in enumerate(reversed(levels)):
         up = f"up_blocks.{i}"
         for j in range(config.layers_per_block + 1):

@@ -69,7 +69,7 @@ def open_pickle(path: Path) -> dict[str, StoredTensor]:
     except (OSError, ValueError) as error:
         reason = one_line(str(error), 1000)
         raise ValueError(f"{path} is not a readable pickle of arrays: {reason}") from None
-    claimed = sum(math.prod(array.shape) * array.dtype.itemsize for array in found.values())
+    claimed = sum(array.nbytes for array in found.values())
     if claimed > MOST_SHARING * path.stat().st_size + 2**20:
         raise ValueError(f"{path}: its arrays claim {claimed} bytes by repeating values")
     return found

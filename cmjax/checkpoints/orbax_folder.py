@@ -115,7 +115,7 @@ def open_orbax(folder: Path) -> dict[str, StoredTensor]:
 
 def _check_claims(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
     """Raises ValueError if arrays claim more memory than the files of a folder can hold."""
-    claimed = sum(math.prod(x.shape) * x.dtype.itemsize for x in tensors.values())
+    claimed = sum(tensor.nbytes for tensor in tensors.values())
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if claimed > MOST_GROWTH * held + 2**20:
         raise ValueError(

@@ -222,7 +222,7 @@ def _used(
             ignored.append(f"{name}, which the network computes itself")
         # Convolutions of patches [out, in, p, p] are dense layers over their pixels here.
         elif own in (FIRST, "x_embedder.proj2.weight") and len(tensor.shape) == 4:
-            used[name] = tensor.transpose((0, 2, 3, 1)).flat_rows()
+            used[name] = tensor.patches_as_rows()
         else:
             used[name] = tensor
     if second_head:

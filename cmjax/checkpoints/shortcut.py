@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.checkpoints.checkpoint import Checkpoint, Latents
+from cmjax.checkpoints.checkpoint import Checkpoint, Latents, stored_alike
 from cmjax.checkpoints.released_sizes import heads_of, num_blocks, preset_of
 from cmjax.checkpoints.tensors import StoredTensor
 from cmjax.models import SHORTCUTS, DiTConfig
@@ -87,7 +87,7 @@ def from_tensors(
         config=config,
         scheduler=FlowMapEulerDiscreteScheduler(),
         tensors=used,
-        layout=lambda name, ndim: (name, tuple(range(ndim))),
+        layout=stored_alike,
         note="; ".join(filter(None, notes)),
         latents=LATENTS,
     )
@@ -189,7 +189,11 @@ def rewritten(
         shape = used[name].shape
         if shape != table.shape[1:] or not table.shape[0]:
             raise ValueError(f"{TABLE} has the shape {table.shape}, {TIME_BIAS} {shape}")
-        used[name] = _derived(shape, lambda bias, rows: bias + rows[-1], used[name], table)
+
+        def with_last_row(bias, rows):
+            return bias + rows[-1]
+
+        used[name] = _derived(shape, with_last_row, used[name], table)
     return used | left
 
 
@@ -211,18 +215,18 @@ def _of_reversed_time(kernel: StoredTensor) -> StoredTensor:
     if kernel.shape[0] != TIME_FEATURES:
         raise ValueError(f"{TIME} has the shape {kernel.shape}, not {TIME_FEATURES} rows")
 
-    # cos(f - f t) = cos f cos(f t) + sin f sin(f t), sin(f - f t) = sin f cos(f t) - cos f sin(f t)
+    # The rows a of the cosines and b of the sines, at the frequencies f. With
+    #     cos(f - f t) = cos f cos(f t) + sin f sin(f t),
+    #     sin(f - f t) = sin f cos(f t) - cos f sin(f t),
+    # a cos(f s) + b sin(f s) is (a cos f + b sin f) cos(f t) + (a sin f - b cos f) sin(f t).
     def reverse(rows):
         half = TIME_FEATURES // 2
         f = 10000.0 ** -(np.arange(half) / half)[:, None]
-        of_cos = rows[:half]
-        of_sin = rows[half:]
-        return np.concatenate(
-            [
-                np.cos(f) * of_cos + np.sin(f) * of_sin,
-                np.sin(f) * of_cos - np.cos(f) * of_sin,
-            ]
-        )
+        a = rows[:half]
+        b = rows[half:]
+        of_cos = np.cos(f) * a + np.sin(f) * b
+        of_sin = np.sin(f) * a - np.cos(f) * b
+        return np.concatenate([of_cos, of_sin])
 
     return _derived(kernel.shape, reverse, kernel)
 
@@ -234,6 +238,7 @@ def _derived(
     dtype = tensors[0].dtype
 
     def read():
-        return function(*(x.read().astype(np.float64) for x in tensors)).astype(dtype)
+        values = [tensor.read().astype(np.float64) for tensor in tensors]
+        return function(*values).astype(dtype)
 
     return StoredTensor(shape, dtype, read)

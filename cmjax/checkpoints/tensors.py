@@ -50,15 +50,23 @@ class StoredTensor:
     dtype: np.dtype
     read: Callable[[], np.ndarray]
 
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of the values, by shape and dtype."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def transpose(self, axes: Sequence[int]) -> "StoredTensor":
         """Returns the tensor with its axes permuted, still unread."""
         shape = tuple(self.shape[axis] for axis in axes)
         return StoredTensor(shape, self.dtype, lambda: self.read().transpose(axes))
 
-    def flat_rows(self) -> "StoredTensor":
-        """Returns the tensor with all axes but the first as one, still unread."""
-        shape = (self.shape[0], math.prod(self.shape[1:]))
-        return StoredTensor(shape, self.dtype, lambda: self.read().reshape(shape))
+    def patches_as_rows(self) -> "StoredTensor":
+        """Returns a convolution of patches as a dense layer over their pixels, still unread.
+
+        PyTorch's kernel `[out, in, p, p]` becomes `[out, p * p * in]`.
+        """
+        by_pixel = self.transpose((0, 2, 3, 1))
+        return by_pixel.reshaped((self.shape[0], math.prod(self.shape[1:])))
 
     def reshaped(self, shape: tuple[int, ...]) -> "StoredTensor":
         """Returns the tensor in another shape of as many values, still unread."""

@@ -73,10 +73,11 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
         ) from None
 
     # Values that are not tensors, such as an optimizer's settings, come with a training checkpoint.
-    if not isinstance(found, dict) or not all(
+    is_state_dict = isinstance(found, dict) and all(
         isinstance(name, str) and isinstance(tensor, _Tensor)
         for name, tensor in found.items()
-    ):
+    )
+    if not is_state_dict:
         raise ValueError(
             f"{path} does not hold a state dict (names and tensors); save model.state_dict()"
         )
@@ -85,9 +86,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     stored = {
         name: _stored(path, name, tensor, entries, folder) for name, tensor in found.items()
     }
-    claimed = sum(
-        math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in stored.values()
-    )
+    claimed = sum(tensor.nbytes for tensor in stored.values())
     if claimed > MOST_SHARING * path.stat().st_size + 2**20:
         raise ValueError(
             f"{path}: its tensors claim {claimed} bytes by repeating values; save contiguous "

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cmjax.checkpoints.json_files import drop_fixed
 from cmjax.configs import from_json, shown
 from cmjax.models import UNet2DConfig
 
@@ -63,28 +64,12 @@ def config_from_diffusers(content: Mapping[str, Any]) -> UNet2DConfig:
         )
 
     # Options that the file leaves out have diffusers' defaults, not those of `UNet2DConfig`.
-    values = dict(DEFAULTS)
-    values.update(
-        (name, value) for name, value in content.items() if not name.startswith("_")
-    )
-    values = _present_spelling(values)
+    given = {name: value for name, value in content.items() if not name.startswith("_")}
+    values = _present_spelling({**DEFAULTS, **given})
 
-    # Options without a counterpart must have the value that `UNet2D` implements.
-    for name, supported in FIXED.items():
-        value = values.pop(name, supported[0])
-        # In Python True == 1, but in JSON true is not 1.
-        if not any(
-            value == one and isinstance(value, bool) == isinstance(one, bool)
-            for one in supported
-        ):
-            hint = ""
-            if name == "dropout":
-                hint = "; for sampling set it to 0: only training uses it"
-            raise ValueError(
-                f"{name} {shown(value)} is not supported, only {supported[0]!r}{hint}"
-            )
-
-    # Those that only cmjax has are not to be read from a file of diffusers.
+    # Options without a counterpart must have the value that `UNet2D` implements. Those that only
+    # cmjax has are not to be read from a file of diffusers.
+    drop_fixed(values, FIXED)
     for name in OWN_OPTIONS:
         if name in values:
             raise ValueError(f"{NETWORK} has no option {name!r}")

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +106,12 @@ def info(source: str | None, config: str | None, as_json: bool) -> None:
     # An autoencoder alone is no model, but can be described.
     try:
         checkpoint: Any = opening.open_checkpoint(source, config)
-        described, in_rows = _described, _rows
+        described = _described
+        in_rows = _rows
     except AutoencoderAlone:
         checkpoint = open_autoencoder(str(source))
-        described, in_rows = _autoencoder_alone_described, _autoencoder_rows
+        described = _autoencoder_alone_described
+        in_rows = _autoencoder_rows
     checkpoint.check()
     if as_json:
         terminal.echo(json.dumps(described(checkpoint), indent=2, default=str))
@@ -140,10 +143,8 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
     # What a user asks first: what it is, what it makes, how large it is.
     config = checkpoint.config
     shape = "x".join(map(str, sample_shape(config)))
-    autoencoder = checkpoint.autoencoder
-    classes = describe_classes(
-        getattr(config, "num_class_embeds", None), checkpoint.class_names
-    )
+    num_classes = getattr(config, "num_class_embeds", None)
+    classes = describe_classes(num_classes, checkpoint.class_names)
     rows: list[tuple[str, Any]] = [
         ("kind", checkpoint.kind),
         ("samples", f"{shape}, {classes}"),
@@ -155,12 +156,14 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
         rows.append(("preset", preset_name(config)))
 
     # Every option of the network and of the scheduler, defaults included.
-    rows += [(f"  {name}", value) for name, value in _fields(config)]
+    rows += _option_rows(_fields(config))
     scheduler = scheduler_to_config(checkpoint.scheduler)
     rows.append(("scheduler", scheduler["_class_name"]))
-    rows += [(f"  {name}", value) for name, value in scheduler.items() if name[0] != "_"]
+    own_options = {name: value for name, value in scheduler.items() if name[0] != "_"}
+    rows += _option_rows(own_options)
 
     # What makes pictures of the samples of a latent model.
+    autoencoder = checkpoint.autoencoder
     if autoencoder is not None:
         pictures = picture_shape(config, autoencoder.config)
         rows += [
@@ -169,9 +172,10 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, Any]]:
             ("  tensors", _parameters(autoencoder)),
             ("  dtypes", _dtypes(autoencoder)),
         ]
-        rows += [(f"  {name}", value) for name, value in _fields(autoencoder.config)]
+        rows += _option_rows(_fields(autoencoder.config))
 
-    return [*rows, *_last_rows(_files(checkpoint), checkpoint.note)]
+    rows += _last_rows(_files(checkpoint), checkpoint.note)
+    return rows
 
 
 def _autoencoder_rows(stored: "StoredNetwork") -> list[tuple[str, Any]]:
@@ -192,16 +196,24 @@ def _autoencoder_rows(stored: "StoredNetwork") -> list[tuple[str, Any]]:
         ("dtypes", _dtypes(stored)),
         ("autoencoder", autoencoder_name(config)),
     ]
-    rows += [(f"  {name}", value) for name, value in _fields(config)]
-    return [*rows, *_last_rows(list(stored.files), stored.note)]
+    rows += _option_rows(_fields(config))
+    rows += _last_rows(list(stored.files), stored.note)
+    return rows
+
+
+def _option_rows(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns a row for each option by its name, indented below what it is an option of."""
+    return [(f"  {name}", value) for name, value in values.items()]
 
 
 def _last_rows(files: list[Path], note: str) -> list[tuple[str, Any]]:
     """Returns the files, and what a user should know: the rows at the end."""
-    rows: list[tuple[str, Any]] = [
-        ("file", f"{file} ({_size(file.stat().st_size)})") for file in files
-    ]
-    return [*rows, ("note", note)] if note else rows
+    rows: list[tuple[str, Any]] = []
+    for file in files:
+        rows.append(("file", f"{file} ({_size(file.stat().st_size)})"))
+    if note:
+        rows.append(("note", note))
+    return rows
 
 
 def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
@@ -213,16 +225,13 @@ def _described(checkpoint: "Checkpoint") -> dict[str, Any]:
     config = checkpoint.config
     autoencoder = checkpoint.autoencoder
     decoder = None if autoencoder is None else autoencoder.config
-    tensors = checkpoint.tensors.values()
     return {
         "kind": checkpoint.kind,
         "sample_shape": list(sample_shape(config)),
         "picture_shape": list(picture_shape(config, decoder)),
         "num_classes": getattr(config, "num_class_embeds", None),
         "class_names": checkpoint.class_names,
-        "num_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
-        "num_tensors": len(tensors),
-        "dtypes": collections.Counter(str(tensor.dtype) for tensor in tensors),
+        **_tensors_described(checkpoint),
         "network": {"class": network_name(config), **dataclasses.asdict(config)},
         "preset": preset_name(config),
         "scheduler": scheduler_to_config(checkpoint.scheduler),
@@ -254,21 +263,26 @@ def _autoencoder_described(autoencoder: "StoredNetwork | None") -> dict[str, Any
 
     if autoencoder is None:
         return None
-    tensors = autoencoder.tensors.values()
     return {
         "class": autoencoder_name(autoencoder.config),
         **dataclasses.asdict(autoencoder.config),
-        "num_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
-        "num_tensors": len(tensors),
-        "dtypes": collections.Counter(str(tensor.dtype) for tensor in tensors),
+        **_tensors_described(autoencoder),
     }
 
 
-def _fields(config: Any) -> list[tuple[str, Any]]:
+def _tensors_described(stored: "StoredNetwork") -> dict[str, Any]:
+    """Returns how much a network holds, as values of JSON."""
+    return {
+        "num_parameters": _num_parameters(stored),
+        "num_tensors": len(stored.tensors),
+        "dtypes": _tensors_by_dtype(stored),
+    }
+
+
+def _fields(config: Any) -> dict[str, Any]:
     """Returns the options of a network, defaults included."""
-    return [
-        (field.name, getattr(config, field.name)) for field in dataclasses.fields(config)
-    ]
+    names = [field.name for field in dataclasses.fields(config)]
+    return {name: getattr(config, name) for name in names}
 
 
 def _files(checkpoint: "Checkpoint") -> list[Path]:
@@ -279,16 +293,25 @@ def _files(checkpoint: "Checkpoint") -> list[Path]:
     return files
 
 
-def _parameters(checkpoint: "StoredNetwork") -> str:
+def _parameters(stored: "StoredNetwork") -> str:
     """Returns the numbers of parameters and of tensors, as words."""
-    count = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
-    return f"{count:,} parameters in {len(checkpoint.tensors)} tensors"
+    return f"{_num_parameters(stored):,} parameters in {len(stored.tensors)} tensors"
 
 
-def _dtypes(checkpoint: "StoredNetwork") -> str:
-    """Returns how many tensors have each dtype, the most frequent one first."""
-    found = collections.Counter(str(tensor.dtype) for tensor in checkpoint.tensors.values())
-    return ", ".join(f"{count} x {dtype}" for dtype, count in found.most_common())
+def _dtypes(stored: "StoredNetwork") -> str:
+    """Returns how many tensors have each dtype, in words, the most frequent one first."""
+    counts = _tensors_by_dtype(stored).most_common()
+    return ", ".join(f"{count} x {dtype}" for dtype, count in counts)
+
+
+def _num_parameters(stored: "StoredNetwork") -> int:
+    """Returns the number of values in all tensors."""
+    return sum(math.prod(tensor.shape) for tensor in stored.tensors.values())
+
+
+def _tensors_by_dtype(stored: "StoredNetwork") -> collections.Counter[str]:
+    """Returns the number of tensors of each dtype."""
+    return collections.Counter(str(tensor.dtype) for tensor in stored.tensors.values())
 
 
 def _size(count: float) -> str:

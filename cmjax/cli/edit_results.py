@@ -102,18 +102,22 @@ def write_results(
     if not np.isfinite(results).all():
         raise ValueError("the results are not finite; the model is broken")
     if is_folder(out):
-        for name, pixels in zip(
-            result_names(stem, len(results)), to_uint8(results), strict=True
-        ):
+        names = result_names(stem, len(results))
+        for name, pixels in zip(names, to_uint8(results), strict=True):
             _save(out / name, pixels)
         return
 
     # Small pictures are enlarged by a whole factor, so that pixels stay squares.
-    tiles = np.concatenate([np.stack(list(shown.values())), results]) if shown else results
-    columns = min(len(tiles), COLUMNS)
-    scale = max(1, TILE // tiles.shape[1])
+    tiles = results
+    if shown:
+        before = np.stack(list(shown.values()))
+        tiles = np.concatenate([before, results])
     save_grid(
-        out, to_uint8(tiles), columns=columns, labels=[*shown, *captions], scale=scale
+        out,
+        to_uint8(tiles),
+        columns=min(len(tiles), COLUMNS),
+        labels=[*shown, *captions],
+        scale=max(1, TILE // tiles.shape[1]),
     )
 
 

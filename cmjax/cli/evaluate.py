@@ -139,42 +139,50 @@ def _by_features(
     """Returns the measures by features; without samples of both sides, only the distance."""
     from cmjax.evaluation import frechet_distance, precision_recall
 
-    found = [features_of(side, features, batch_size) for side in sides]
-    counts = [len(side.mean) if _is_gaussian(side) else side.shape[1] for side in found]
-    if counts[0] != counts[1]:
+    # Features f64[N, D] of each side, or statistics of them.
+    real, generated = [features_of(side, features, batch_size) for side in sides]
+    num_features = _num_features(real)
+    if num_features != _num_features(generated):
         raise ValueError(
             f"{sides[0].path} and {sides[1].path} must have as many features, "
-            f"got {counts[0]} and {counts[1]}; features of pixels need pictures of one size "
-            "(--size N), others the same function"
+            f"got {num_features} and {_num_features(generated)}; features of pixels need pictures "
+            "of one size (--size N), others the same function"
         )
-    samples = [side for side in found if not _is_gaussian(side)]
-    if len(samples) == 2 and k >= min(map(len, samples)):
+
+    # How many samples there are of each side that is no statistics.
+    counts = [len(side) for side in (real, generated) if not _is_gaussian(side)]
+    has_all_samples = len(counts) == 2
+    if has_all_samples and k >= min(counts):
         raise ValueError(
-            f"--neighbor must be below the number of samples, {min(map(len, samples))}, got {k}"
+            f"--neighbor must be below the number of samples, {min(counts)}, got {k}"
         )
-    few = min((len(side) for side in samples), default=counts[0])
-    if few < counts[0]:
+    if counts and min(counts) < num_features:
         terminal.note(
-            f"Note: {few:,} samples are few for {counts[0]:,} features: the distance is too "
-            "large, and comparable only with others of as many samples"
+            f"Note: {min(counts):,} samples are few for {num_features:,} features: the distance is "
+            "too large, and comparable only with others of as many samples"
         )
 
     measured: dict[str, Any] = {
-        "features": f"{counts[0]:,}, {features or 'given'}",
-        "frechet_distance": frechet_distance(found[0], found[1]),
+        "features": f"{num_features:,}, {features or 'given'}",
+        "frechet_distance": frechet_distance(real, generated),
     }
-    if len(samples) == 2:
-        most = max(map(len, samples))
-        if most > LARGE:
+    if has_all_samples:
+        if max(counts) > LARGE:
             terminal.echo(
-                f"Precision and recall: each of {most:,} samples is compared with all others, "
-                "which takes minutes; --num takes fewer",
+                f"Precision and recall: each of {max(counts):,} samples is compared with all "
+                "others, which takes minutes; --num takes fewer",
                 err=True,
             )
-        fidelity = precision_recall(samples[0], samples[1], k)
-        measured |= {"precision": fidelity.precision, "recall": fidelity.recall}
+        fidelity = precision_recall(real, generated, k)
+        measured["precision"] = fidelity.precision
+        measured["recall"] = fidelity.recall
     terminal.print_notes()
     return measured
+
+
+def _num_features(side: Any) -> int:
+    """Returns the number of features, of samples `[N, D]` or of their statistics."""
+    return len(side.mean) if _is_gaussian(side) else side.shape[1]
 
 
 def _is_gaussian(side: Any) -> bool:

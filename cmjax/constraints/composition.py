@@ -33,8 +33,10 @@ class Compose:
 
     def shifted(self, shift: tuple[Any, ...]) -> "Compose":
         """Returns the constraints for their own data plus `shift`, a pytree for each."""
-        pairs = zip(self.constraints, shift, strict=True)
-        return Compose(tuple(measurable(each).shifted(own) for each, own in pairs))
+        shifted = []
+        for constraint, own_shift in zip(self.constraints, shift, strict=True):
+            shifted.append(measurable(constraint).shifted(own_shift))
+        return Compose(tuple(shifted))
 
 
 serializable(Compose)

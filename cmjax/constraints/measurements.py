@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cmjax.arrays import (
+    along_channels,
     as_floats,
     as_reals,
     at_least_float32,
@@ -155,7 +156,7 @@ def _colour(weights, y):
 
 def _row(weights, like):
     """The weights as `[1, ..., 1, C]`, aligned with the channels of `like`."""
-    return weights.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
+    return along_channels(weights.astype(like.dtype), like.ndim)
 
 
 # Cached, since `jit` compiles again for new functions.
@@ -181,7 +182,8 @@ def _block_operators(factor):
         within_blocks = tuple(range(2, 2 * len(sizes) + 1, 2))
 
         def mean(x0, _):
-            return x0.reshape(x0.shape[0], *blocks, x0.shape[-1]).mean(within_blocks)
+            by_block = x0.reshape(x0.shape[0], *blocks, x0.shape[-1])
+            return by_block.mean(within_blocks)
 
         # On a mesh with explicit axes, JAX refuses a reshape of more than one axis.
         return with_automatic_axes(mean, x0)

@@ -129,7 +129,8 @@ def inner(first: Any, second: Any) -> jax.Array:
         product = at_least_float32(a) * at_least_float32(b)
         return jnp.sum(product, tuple(range(1, product.ndim)))
 
-    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(one, first, second)))
+    products = jax.tree.leaves(jax.tree.map(one, first, second))
+    return functools.reduce(jnp.add, products)
 
 
 def directions(
@@ -147,9 +148,10 @@ def directions(
     first, left = _normalised(jax.tree.map(jnp.negative, residual))
 
     # The columns of V, `[k, B, ...]`; those that are not found yet are 0.
-    columns = jax.tree.map(
-        lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * iterations), noise
-    )
+    def zeros(leaf):
+        return jnp.stack([jnp.zeros_like(leaf)] * iterations)
+
+    columns = jax.tree.map(zeros, noise)
 
     # A scan compiles the network's derivatives once, and not once for each iteration.
     def step(carry, index):
@@ -161,24 +163,26 @@ def directions(
         for column in _unstacked(columns, iterations):
             right = _plus(right, -inner(column, right), column)
         alpha, right = _normalised(right)
-        columns = jax.tree.map(
-            lambda stack, leaf: stack.at[index].set(leaf), columns, right
-        )
+
+        def with_column(stack, leaf):
+            return stack.at[index].set(leaf)
+
+        columns = jax.tree.map(with_column, columns, right)
 
         # beta_{i+1} u_{i+1} = J v_i - alpha_i u_i.
         image = jacobian(right)
         beta, left = _normalised(_plus(image, -alpha, left))
         return (left, columns), (image, alpha, beta)
 
-    (_, columns), (images, diagonal, below) = jax.lax.scan(
-        step, (left, columns), jnp.arange(iterations)
-    )
+    carry, found = jax.lax.scan(step, (left, columns), jnp.arange(iterations))
+    _, columns = carry
+    images, diagonal, below = found
     return Directions(
-        _unstacked(columns, iterations),
-        _unstacked(images, iterations),
-        list(diagonal),
-        list(below),
-        first,
+        columns=_unstacked(columns, iterations),
+        images=_unstacked(images, iterations),
+        diagonal=list(diagonal),
+        below=list(below),
+        first=first,
     )
 
 
@@ -196,7 +200,11 @@ def _normalised(vector):
 
 def _plus(first, coefficient, second):
     """`first + coefficient * second`, with one coefficient per sample."""
-    return jax.tree.map(lambda a, b: combine((1.0, a), (coefficient, b)), first, second)
+
+    def added(one, other):
+        return combine((1.0, one), (coefficient, other))
+
+    return jax.tree.map(added, first, second)
 
 
 def _solve_tridiagonal(diagonal, off_diagonal, right_side, damping):

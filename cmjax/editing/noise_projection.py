@@ -4,7 +4,6 @@ A consistency model turns noise into a sample, `x0 = f(x, sigma)`. So a conditio
 by choosing the noise: of all noise that leads to what is known, the nearest to what was drawn.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import combine, root
+from cmjax.arrays import along_batch, combine, root
 from cmjax.editing.least_move import Move, directions, inner, least_move
 from cmjax.meshes import varied_for
 from cmjax.schedulers.checks import apply_constraint
@@ -150,7 +149,13 @@ def project_noise(
     distance = root(inner(left, left) / math.prod(left.shape[1:]))
     if problem.sigma_y is None and not problem.is_decoded:
         x0 = x0 + left
-    return (x0, e), PosteriorStep(x0, distance, move.square / _size(noise), move.damping)
+    step = PosteriorStep(
+        denoised=x0,
+        residual=distance,
+        noise=move.square / _size(noise),
+        damping=move.damping,
+    )
+    return (x0, e), step
 
 
 def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
@@ -174,21 +179,21 @@ def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
         found = distance(other)
         # A draw of which the network makes NaN is farther than any other.
         nearer = (found < least) | jnp.isnan(least)
-        noise = jax.tree.map(functools.partial(_where, nearer), other, noise)
+
+        def nearer_one(of_other, of_best):
+            return jnp.where(along_batch(nearer, of_other.ndim), of_other, of_best)
+
+        noise = jax.tree.map(nearer_one, other, noise)
         return (noise, jnp.where(nearer, found, least)), None
 
     # Inside of `jax.shard_map` devices may share the key, but not what is made of its noise.
     noise = varied_for(distance, draw(1))
     if problem.candidates == 1:
         return noise
-    best = noise, distance(noise)
-    (noise, _), _ = jax.lax.scan(compare, best, jnp.arange(2, problem.candidates + 1))
+    best = (noise, distance(noise))
+    further = jnp.arange(2, problem.candidates + 1)
+    (noise, _), _ = jax.lax.scan(compare, best, further)
     return noise
-
-
-def _where(choose: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-    """`first` for the samples of which `choose`, bool[B], is true, `second` for the others."""
-    return jnp.where(choose.reshape(-1, *[1] * (first.ndim - 1)), first, second)
 
 
 def _move(problem: Problem, before: Any, noise: Any, sigma: jax.Array) -> Move:
@@ -201,14 +206,13 @@ def _move(problem: Problem, before: Any, noise: Any, sigma: jax.Array) -> Move:
         return problem.residual(problem.made(before, noise, sigma))
 
     residual, jacobian = jax.linearize(of_noise, noise)
-    transpose = jax.linear_transpose(jacobian, noise)
-    found = directions(
-        jacobian,
-        lambda cotangent: transpose(cotangent)[0],
-        residual,
-        noise,
-        problem.iterations,
-    )
+    transposed = jax.linear_transpose(jacobian, noise)
+
+    def transpose(cotangent):
+        (product,) = transposed(cotangent)
+        return product
+
+    found = directions(jacobian, transpose, residual, noise, problem.iterations)
 
     # The longest move that leaves noise typical, whose squared length may grow by so much.
     allowance = _TYPICAL * math.sqrt(2 * _size(noise))

@@ -60,7 +60,8 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> Preci
 
     # A common factor does not change the fractions. This one brings all numbers to a size whose
     # squares neither overflow nor vanish; it is a power of two, so nothing is rounded.
-    _, exponent = np.frexp(max(np.abs(x).max(), np.abs(y).max()))
+    largest = max(np.abs(x).max(), np.abs(y).max())
+    _, exponent = np.frexp(largest)
     x = np.ldexp(x, -exponent)
     y = np.ldexp(y, -exponent)
 

@@ -1,6 +1,7 @@
 """Samples in batches, made by one compiled program on the devices of this process."""
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -62,24 +63,27 @@ class BatchSampler:
         self.size = batch_size * mesh.size
         self._batch_sharding = NamedSharding(mesh, PartitionSpec(AXIS))
         replicated = NamedSharding(mesh, PartitionSpec())
-
-        def param_sharding(leaf):
-            return _param_sharding(leaf, mesh) if shard_params else replicated
+        param_shardings: Any = replicated
+        if shard_params:
+            divide = functools.partial(_param_sharding, mesh=mesh)
+            param_shardings = jax.tree.map(divide, model.params)
 
         # The mesh replaces one that the caller may have set. `jax_disable_jit` is for debugging
         # Python code; here it would leave no program to compile ahead of time.
         key = key_of_seed(request.seed)
         with out_of_memory(), jax.set_mesh(mesh), jax.disable_jit(False):
+            state = request.set_timesteps(model.scheduler)
             self._constants = (
                 jax.device_put(key, replicated),
-                jax.device_put(model.params, jax.tree.map(param_sharding, model.params)),
-                jax.device_put(request.set_timesteps(model.scheduler), replicated),
+                jax.device_put(model.params, param_shardings),
+                jax.device_put(state, replicated),
             )
 
             # Compiled for full batches only, ahead of time: `compiled` then never retraces.
             draw = _draw_function(model, (self.size, *model.sample_shape), request)
             jitted = jax.jit(draw, out_shardings=self._batch_sharding)
-            lowered = jitted.lower(*self._constants, *self._inputs(np.zeros(1, np.uint32)))
+            any_batch = self._inputs(np.zeros(1, np.uint32))
+            lowered = jitted.lower(*self._constants, *any_batch)
             self.compiled = lowered.compile()
             self._decoder = None
             if model.autoencoder is not None:

@@ -63,24 +63,22 @@ def open_on_all(
         ValueError: if a process cannot open the folder. It says why; the others name the process.
         OSError: if this process cannot write to the folder.
     """
-    first = jax.process_index() == 0
 
+    # Process 0 writes the manifest; only then do the others look for it.
     def begin():
-        # Markers of earlier starts have other names; removing them is tidiness.
-        for pattern in (".stop-*", ".finished-*"):
-            for marker in folder.glob(pattern):
-                # Whatever else has such a name is not ours.
-                if re.fullmatch(MARKER, marker.name) and not marker.is_symlink():
-                    marker.unlink(missing_ok=True)
+        if jax.process_index() != 0:
+            return None
+        _remove_markers(folder)
         return open_shards(folder, settings, source, shard_size)
 
     def join():
+        if opened is not None:
+            return opened
         _wait_for_manifest(folder)
         return open_shards(folder, settings, source, shard_size)
 
-    # Process 0 writes the manifest; only then do the others look for it.
-    opened = run_on_all_processes(lambda: begin() if first else None)
-    shards = run_on_all_processes(lambda: opened or join())
+    opened = run_on_all_processes(begin)
+    shards = run_on_all_processes(join)
 
     # `num` may be 2^32, so num - 1 is exchanged, which fits in 32 bits. The random token of process
     # 0 names the markers of this start.
@@ -91,9 +89,17 @@ def open_on_all(
             f"all processes must make the same number of samples, got {numbers}"
         )
     name = f"{token[0]:08x}"
-    return shards, Markers(
-        stop=folder / f".stop-{name}", finished=folder / f".finished-{name}"
-    )
+    markers = Markers(stop=folder / f".stop-{name}", finished=folder / f".finished-{name}")
+    return shards, markers
+
+
+def _remove_markers(folder: Path) -> None:
+    """Removes the markers of earlier starts, for tidiness: those of this one have other names."""
+    for pattern in (".stop-*", ".finished-*"):
+        for marker in folder.glob(pattern):
+            # Whatever else has such a name is not ours.
+            if re.fullmatch(MARKER, marker.name) and not marker.is_symlink():
+                marker.unlink(missing_ok=True)
 
 
 def _wait_for_manifest(folder: Path) -> None:
@@ -128,7 +134,8 @@ def local_shards(shards: list[range]) -> list[range]:
     # A consecutive part, so that each process fills its part of the folder in order. Parts differ
     # by one shard at most.
     parts = np.array_split(np.arange(len(shards)), jax.process_count())
-    return [shards[i] for i in parts[jax.process_index()]]
+    own_part = parts[jax.process_index()]
+    return [shards[i] for i in own_part]
 
 
 class Stopping:

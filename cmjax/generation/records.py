@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from cmjax.files import open_regular
-from cmjax.generation.shards import Shards
+from cmjax.generation.shards import Shards, member_of, read_header
 
 # Of a file within a zip file: the size of its header, and where there the lengths of its name and
 # of its extra field are, each of 2 bytes (APPNOTE.TXT, section 4.3.7).
@@ -119,17 +119,13 @@ def _places(file: IO[bytes], num: int, arrays: dict) -> dict[str, _Place]:
     places = {}
     with zipfile.ZipFile(file) as archive:
         for name, (shape, dtype) in arrays.items():
-            member = archive.getinfo(f"{name}.npy")
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("it is compressed")
-
             # The content begins after the member's own header, whose length the archive's list of
             # members does not give.
+            member = member_of(archive, name)
             file.seek(member.header_offset)
             lengths = struct.unpack("<HH", file.read(_HEADER)[_LENGTHS:])
             file.seek(member.header_offset + _HEADER + sum(lengths))
-            np.lib.format.read_magic(file)
-            found, _, own = np.lib.format.read_array_header_1_0(file)
+            found, own = read_header(file)
             if found != (num, *shape) or own != dtype:
                 wanted = f"{dtype}{[num, *shape]}"
                 raise ValueError(f"{name} is {own}{list(found)}, not {wanted}")

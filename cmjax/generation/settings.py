@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from cmjax.arrays import add_to_digest
 from cmjax.autoencoder import Autoencoder
 from cmjax.checkpoints.checkpoint import flatten_named
 from cmjax.configs import is_finite, is_int, shown
@@ -194,8 +195,10 @@ def model_digest(model: Model) -> str:
     another scheduler, the digest includes the scheduler that it was trained for.
     """
     # The network is known by its configuration, whose `repr` names all fields.
-    network = repr((model.config, model.trained_for) if model.trained_for else model.config)
-    digest = hashlib.blake2b(network.encode(), digest_size=16)
+    network: Any = model.config
+    if model.trained_for:
+        network = (model.config, model.trained_for)
+    digest = hashlib.blake2b(repr(network).encode(), digest_size=16)
     _add_params(digest, model.params)
 
     # Models without one have the digest that they had before there were autoencoders.
@@ -217,10 +220,7 @@ def _add_params(digest: Any, params: Any) -> None:
     for name, leaf in flatten_named(params).items():
         # Names, dtypes and shapes too: equal bytes can be different parameters.
         values = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {values.dtype} {values.shape}".encode())
-
-        # As bytes, since bfloat16 arrays do not support Python's buffer protocol.
-        digest.update(values.reshape(-1).view(np.uint8).data)
+        add_to_digest(digest, f"{name} {values.dtype} {values.shape}", values)
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -204,20 +204,36 @@ def _decode(
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            member = archive.getinfo(f"{name}.npy")
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("it is compressed")
-            stored = io.BytesIO(archive.read(member))
+            stored = io.BytesIO(archive.read(member_of(archive, name)))
 
         # The header is compared before any memory is taken for what it claims.
-        np.lib.format.read_magic(stored)
-        found, _, own = np.lib.format.read_array_header_1_0(stored)
+        found, own = read_header(stored)
         if found != shape or own != dtype:
             raise ValueError(f"it holds {own}{list(found)}, not {dtype}{list(shape)}")
         array = np.frombuffer(stored.getvalue(), dtype, offset=stored.tell())
         return array.reshape(shape)
     except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no shard: {error}") from None
+
+
+def member_of(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """Returns where an array of a shard is in its archive.
+
+    Raises:
+        ValueError: if it is compressed.
+        KeyError: if it is missing.
+    """
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("it is compressed")
+    return member
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Reads shape and dtype of an `.npy`, up to where its values begin."""
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype
 
 
 def _prefix(shard: range) -> str:

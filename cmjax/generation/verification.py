@@ -1,6 +1,7 @@
 """Verification of a folder of samples: its digests, and some of its samples made again."""
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,21 +70,20 @@ def verify(
     if not found and not damaged and not read_sums(folder):
         raise ValueError(f"{folder} holds no samples; run generate_folder first")
 
-    # The last, short shard of an earlier run may be a part of a later one: of the shards that begin
-    # at the same sample, the longest.
-    longest = {shard.start: shard for shard in sorted(found, key=len)}
-    num_samples = sum(map(len, longest.values()))
+    # Choose among the samples of intact shards.
+    intact = _longest(found)
+    num_samples = sum(map(len, intact))
     if not num_samples:
         return Verified(damaged, 0, 0, reproduced=True)
-    chosen = _choose(sorted(longest.values(), key=lambda shard: shard.start), count)
+    chosen = _choose(intact, count)
 
     # Make them again. Sample i depends on i alone, so that any of them can be put in a batch. Full
     # batches of all devices would be mostly padding.
-    share = -(-len(chosen) // jax.local_device_count())
+    rows_per_device = -(-len(chosen) // jax.local_device_count())  # rounded up
     sampler = BatchSampler(
         model,
         settings.request,
-        batch_size=min(batch_size, share),
+        batch_size=min(batch_size, rows_per_device),
         shard_params=shard_params,
     )
     batches = regroup([chosen], itertools.repeat(sampler.size))
@@ -113,6 +113,19 @@ def _as_it_was(folder: Path, model: Model, settings: RunSettings) -> Model:
             f"{folder} was made with another model; pass the one it was made with"
         )
     return model
+
+
+def _longest(found: Iterable[range]) -> list[range]:
+    """Returns the longest of the shards that begin at the same sample, in ascending order.
+
+    The last, short shard of an earlier run may be a part of a later one.
+    """
+    by_start: dict[int, range] = {}
+    for shard in found:
+        other = by_start.get(shard.start)
+        if other is None or len(shard) > len(other):
+            by_start[shard.start] = shard
+    return [by_start[start] for start in sorted(by_start)]
 
 
 def _choose(shards: list[range], count: int) -> np.ndarray:

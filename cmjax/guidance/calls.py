@@ -34,29 +34,41 @@ def classifier_free_network(apply_fn, strength, null, rule, doubled):
     def outputs(params, x, times, cond, any_guided):
         cond = parse_cond(cond, x.shape[0], num_classes(apply_fn))
         without = with_null(cond, null.tree)
-
-        def call(x, times, cond):
-            return _output(apply_fn, params, x, times, cond)
-
-        # Two calls, the second of which is skipped at levels outside of the interval.
-        if not doubled:
-            output = call(x, times, cond)
-            return output, _other(any_guided, lambda: call(x, times, without), output, x)
-
-        # One call of twice as many samples, or of the samples alone outside of the interval.
-        def both():
-            pairs = jax.tree.map(_interleaved, (x, times, cond), (x, times, without))
-            made = call(*pairs)
-            made = made.reshape(x.shape[0], 2, *made.shape[1:])
-            return made[:, 0], made[:, 1]
-
-        def alone():
-            output = call(x, times, cond)
-            return output, output
-
-        return _either(any_guided, both, alone)
+        call = functools.partial(_output, apply_fn, params)
+        if doubled:
+            return _of_one_call(call, x, times, cond, without, any_guided)
+        return _of_two_calls(call, x, times, cond, without, any_guided)
 
     return _guided(apply_fn, strength, rule, outputs)
+
+
+def _of_two_calls(call, x, times, cond, without, any_guided):
+    """The outputs for a conditioning and for its null, by a call each."""
+    output = call(x, times, cond)
+
+    # Skipped at levels outside of the interval.
+    def second_call():
+        return call(x, times, without)
+
+    return output, _other(any_guided, second_call, output, x)
+
+
+def _of_one_call(call, x, times, cond, without, any_guided):
+    """The outputs for a conditioning and for its null, by one call of twice as many samples."""
+
+    # [2B, ...] with the pair of each sample side by side, then [B, 2, ...].
+    def both():
+        pairs = jax.tree.map(_interleaved, (x, times, cond), (x, times, without))
+        joined = call(*pairs)
+        outputs = joined.reshape(x.shape[0], 2, *joined.shape[1:])
+        return outputs[:, 0], outputs[:, 1]
+
+    # Of the samples alone, at levels outside of the interval.
+    def alone():
+        output = call(x, times, cond)
+        return output, output
+
+    return _either(any_guided, both, alone)
 
 
 @functools.lru_cache(_NETWORKS)
@@ -134,13 +146,21 @@ def _other(
     A weaker network may have parameters of another dtype, or no variance. The two branches of a
     `cond` must have one type: both are in at least float32, in which outputs are extrapolated.
     """
-    alike = at_least_float32(output)
+    wide = at_least_float32(output)
 
-    def prediction(made):
-        without_variance = made if made.shape == x.shape else made[..., : x.shape[-1]]
-        return without_variance.astype(alike.dtype)
+    # A variance is behind the prediction in the channels.
+    def prediction(output):
+        if output.shape != x.shape:
+            output = output[..., : x.shape[-1]]
+        return output.astype(wide.dtype)
 
-    return _either(any_guided, lambda: prediction(call()), lambda: prediction(alike))
+    def of_second_call():
+        return prediction(call())
+
+    def of_first_call():
+        return prediction(wide)
+
+    return _either(any_guided, of_second_call, of_first_call)
 
 
 def _either(
@@ -156,4 +176,5 @@ def _interleaved(one: jax.Array, other: jax.Array) -> jax.Array:
     """Two arrays `[B, ...]` as one, `[2B, ...]`, with the rows of each sample side by side."""
     # Side by side, since a batch is divided over devices in order: both rows of a sample then stay
     # on its device.
-    return jnp.stack([one, other], axis=1).reshape(2 * one.shape[0], *one.shape[1:])
+    pairs = jnp.stack([one, other], axis=1)  # [B, 2, ...]
+    return pairs.reshape(2 * one.shape[0], *one.shape[1:])

@@ -6,7 +6,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import combine, root
+from cmjax.arrays import combine, inverse_or_zero, root
 from cmjax.parametrization import Parametrization
 
 # Numbers of float32 that differ by rounding have a standard deviation of less than this share of
@@ -95,9 +95,7 @@ class Projected:
         #     F' = F + (scale - 1) share (F - F_other - (1 - eta) parallel D / c_out).
         # Where c_out is 0 the output does not matter.
         weight = (scale - 1) * share
-        known = jnp.asarray(c_out) != 0
-        inverse = jnp.where(known, 1 / jnp.where(known, c_out, 1), 0)
-        away = weight * (1 - self.eta) * parallel * inverse
+        away = weight * (1 - self.eta) * parallel * inverse_or_zero(c_out)
         return combine((1 + weight, output), (-weight, other), (-away, denoised))
 
 

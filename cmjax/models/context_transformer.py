@@ -87,19 +87,24 @@ class ContextTransformer(nnx.Module):
             "guidance_interval", guidance_interval, config.guidance_interval, (batch, 2)
         )
 
-        # One embedding per kind of tokens, f32[B, width]; a scale w enters as 1 - 1 / w.
-        embedded = (
+        # A scale w enters as 1 - 1 / w. Of a scale that is not positive the output is NaN.
+        strength = 1 - 1 / jnp.where(scale > 0, scale, jnp.nan)
+
+        # One embedding per kind of tokens, f32[B, width], in the order of `context_tokens`.
+        embedded = [
             embeddings.class_features(self.class_embedding, class_labels, batch),
-            _embedded(self.scale_embedding, 1 - 1 / jnp.where(scale > 0, scale, jnp.nan)),
+            _embedded(self.scale_embedding, strength),
             _embedded(self.start_embedding, interval[:, 0]),
             _embedded(self.end_embedding, interval[:, 1]),
             _embedded(self.time_embedding, span),
-        )
-        conditions = [
-            tokens(embedding.astype(image.dtype))
-            for tokens, embedding in zip(self.context, embedded, strict=True)
         ]
-        return jnp.concatenate([*conditions, image], axis=1)
+
+        # Several tokens of each kind, `[B, count, width]`, then those of the image.
+        sequence = []
+        for tokens, embedding in zip(self.context, embedded, strict=True):
+            sequence.append(tokens(embedding.astype(image.dtype)))
+        sequence.append(image)
+        return jnp.concatenate(sequence, axis=1)
 
     def output(self, h: jax.Array, angles: np.ndarray, both: bool = False) -> jax.Array:
         """Returns the output of the blocks and the last layer, `[B, H, W, in_channels]`.

@@ -113,8 +113,10 @@ def _on_cpu(x, kernel):
     if jnp.finfo(dtype).bits < 32:
         x = x.astype(jnp.float32)
         kernel = kernel.astype(jnp.float32)
-    form = FORMS[form_on_cpus(x.shape[1] * x.shape[2], min(kernel.shape[2:]))]
-    return form(x, kernel).astype(dtype)
+    pixels = x.shape[1] * x.shape[2]
+    fewest_channels = min(kernel.shape[2:])
+    convolve = FORMS[form_on_cpus(pixels, fewest_channels)]
+    return convolve(x, kernel).astype(dtype)
 
 
 def form_on_cpus(pixels: int, channels: int) -> str:
@@ -133,13 +135,21 @@ def form_on_cpus(pixels: int, channels: int) -> str:
 
 @_on_cpu.def_vmap
 def _on_cpu_of_many(axis_size, in_batched, x, kernel):
-    """Convolves many batches: as one if the kernel is the same for all, else by XLA."""
+    """Convolves many batches: as one if the kernel is the same for all, else by XLA.
+
+    Returns:
+        The output, and whether it has the mapped axis in front.
+    """
     x_batched, kernel_batched = in_batched
     if kernel_batched:
         axes = tuple(0 if batched else None for batched in in_batched)
         return jax.vmap(_by_xla, axes)(x, kernel), True
-    out = _on_cpu(x.reshape(axis_size * x.shape[1], *x.shape[2:]), kernel)
-    return out.reshape(axis_size, x.shape[1], *out.shape[1:]), x_batched
+
+    # Only x is mapped, [N, B, H, W, C]: the batches are joined to one, [N * B, H, W, C].
+    batch = x.shape[1]
+    joined = x.reshape(axis_size * batch, *x.shape[2:])
+    out = _on_cpu(joined, kernel)
+    return out.reshape(axis_size, batch, *out.shape[1:]), x_batched
 
 
 def im2col(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -152,11 +162,18 @@ def im2col(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
         The output, `[B, H, W, O]`.
     """
+    # The neighbour of every pixel at each place of the kernel, row by row as the kernel has them.
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    neighbourhoods = jnp.concatenate(shifted, axis=-1)
-    return product_of_matrices(neighbourhoods, kernel.reshape(-1, kernel.shape[-1]))
+    neighbours = []
+    for i in range(3):
+        for j in range(3):
+            neighbours.append(padded[:, i : i + height, j : j + width])
+
+    # One product, [B H W, 9 C] times [9 C, O].
+    neighbourhoods = jnp.concatenate(neighbours, axis=-1)
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    return product_of_matrices(neighbourhoods, matrix)
 
 
 # The forms of a 3x3 convolution that is padded by one pixel, with its kernel.

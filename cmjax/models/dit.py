@@ -82,35 +82,37 @@ class DiT(nnx.Module):
         embedding = self._embed(t, r, class_labels, guidance_scale)
         condition = jax.nn.silu(embedding).astype(x.dtype)
 
-        # Patches are the tokens: h is [B, side * side, width].
+        # Patches are the tokens, [B, side * side, width]; their positions are added.
+        batch = x.shape[0]
         side = config.sample_size // config.patch_size
-        h = self.patch_embed(resampling.space_to_depth(x, config.patch_size)).reshape(
-            x.shape[0], side * side, config.width
-        )
-        h = h + jnp.asarray(position_embedding(side, config.width), x.dtype)[None]
+        patches = resampling.space_to_depth(x, config.patch_size)
+        tokens = self.patch_embed(patches).reshape(batch, side * side, config.width)
+        positions = jnp.asarray(position_embedding(side, config.width), x.dtype)
+        h = tokens + positions[None]
 
         # With long skips, the last block takes what the first returned, the last but one what the
         # second returned, and so on: `kept` is a stack. With an odd number the middle has none.
-        joined = len(self.skips)
+        num_skips = len(self.skips)
+        first_joined = config.num_layers - num_skips
         kept: list[jax.Array] = []
         for i, block in enumerate(self.blocks):
-            if i >= config.num_layers - joined:
-                h = self.skips[i - config.num_layers + joined](
-                    jnp.concatenate([h, kept.pop()], axis=-1)
-                )
+            if i >= first_joined:
+                join = self.skips[i - first_joined]
+                h = join(jnp.concatenate([h, kept.pop()], axis=-1))
             h = block(h, condition)
-            if i < joined:
+            if i < num_skips:
                 kept.append(h)
 
         # Back from tokens to patches, and from patches to pixels.
-        shift, scale = jnp.split(self.modulation(condition)[:, None], 2, axis=-1)
-        h = self.proj_out(modulated(h, shift, scale)).reshape(x.shape[0], side, side, -1)
-        return resampling.depth_to_space(h, config.patch_size)
+        modulation = self.modulation(condition)[:, None]
+        shift, scale = jnp.split(modulation, 2, axis=-1)
+        out = self.proj_out(modulated(h, shift, scale))
+        out = out.reshape(batch, side, side, -1)
+        return resampling.depth_to_space(out, config.patch_size)
 
     def _embed(self, t, r, class_labels, guidance_scale):
         """Returns the embedding of times, class and scale, f32[B, width]."""
-        embedding = self.time_embedding(
-            sinusoidal_embedding(t * self.config.time_scale, TIME_FEATURES)
-        )
+        features = sinusoidal_embedding(t * self.config.time_scale, TIME_FEATURES)
+        embedding = self.time_embedding(features)
         embedding = self.further(embedding, t, r, guidance_scale)
         return add_class_embedding(embedding, self.class_embedding, class_labels)

@@ -28,23 +28,29 @@ class Block(nnx.Module):
 
     def __call__(self, h: jax.Array, condition: jax.Array) -> jax.Array:
         """Maps tokens `[B, T, width]` under a condition `[B, width]` to tokens."""
-        # Each of the six is [B, 1, width], the same for all tokens of a sample.
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
-            self.modulation(condition)[:, None], 6, axis=-1
-        )
-        h = h + gate_a * self._attend(modulated(h, shift_a, scale_a))
-        hidden = jax.nn.gelu(
-            self.linear_1(modulated(h, shift_m, scale_m)), approximate=True
-        )
-        return h + gate_m * self.linear_2(hidden)
+        # Of the attention, then of the perceptron: [B, 1, width] each, the same for all tokens of a
+        # sample.
+        modulation = jnp.split(self.modulation(condition)[:, None], 6, axis=-1)
+        attention_shift, attention_scale, attention_gate = modulation[:3]
+        mlp_shift, mlp_scale, mlp_gate = modulation[3:]
+
+        attended = self._attend(modulated(h, attention_shift, attention_scale))
+        h = h + attention_gate * attended
+
+        hidden = self.linear_1(modulated(h, mlp_shift, mlp_scale))
+        hidden = jax.nn.gelu(hidden, approximate=True)
+        return h + mlp_gate * self.linear_2(hidden)
 
     def _attend(self, h):
+        """Maps tokens `[B, T, width]` to the same shape by attention among them."""
         # One product makes queries, keys and values: [B, T, 3 * width] to three [B, T, heads, C].
         batch, tokens, width = h.shape
-        q, k, v = jnp.moveaxis(
-            self.to_qkv(h).reshape(batch, tokens, 3, self.heads, -1), 2, 0
-        )
-        return self.to_out(attend(q, k, v).reshape(batch, tokens, width))
+        qkv = self.to_qkv(h).reshape(batch, tokens, 3, self.heads, -1)
+        q, k, v = jnp.moveaxis(qkv, 2, 0)
+
+        # The heads side by side again.
+        mixed = attend(q, k, v).reshape(batch, tokens, width)
+        return self.to_out(mixed)
 
 
 def position_embedding(side: int, width: int) -> np.ndarray:
@@ -55,11 +61,11 @@ def position_embedding(side: int, width: int) -> np.ndarray:
     # Angles of one coordinate, [side, width / 4]: position times frequency.
     frequencies = 10000.0 ** -(np.arange(width // 4) / (width // 4))
     angles = np.arange(side)[:, None] * frequencies[None]
-    one = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    coordinate = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
     # Tokens are numbered row by row, so that the column changes fastest.
-    column = np.tile(one, (side, 1))
-    row = np.repeat(one, side, axis=0)
+    column = np.tile(coordinate, (side, 1))
+    row = np.repeat(coordinate, side, axis=0)
     return np.concatenate([column, row], axis=-1).astype(np.float32)
 
 
@@ -79,7 +85,8 @@ def modulated(
     # bfloat16 would lose digits in the mean and the variance, so both are float32.
     wide = h.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
-    normal = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    normal = centred / jnp.sqrt(variance + epsilon)
     return normal.astype(h.dtype) * (1 + scale) + shift
 
 

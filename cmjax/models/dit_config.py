@@ -1,6 +1,7 @@
 """The configuration of `DiT`, and the sizes of its paper (Peebles & Xie 2023, arXiv 2212.09748)."""
 
 import dataclasses
+from typing import Any
 
 from cmjax.configs import LARGEST, check_options
 from cmjax.labels import check_null_class
@@ -68,19 +69,7 @@ class DiTConfig:
     def __post_init__(self):
         check_options(self)
         check_null_class(self.null_class, self.num_class_embeds)
-
-        # The image is cut into whole patches.
-        if self.sample_size % self.patch_size:
-            raise ValueError(
-                f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}"
-            )
-
-        # A quarter of the channels each for sines and cosines of columns and of rows.
-        if self.width % 4:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} x attention_head_dim "
-                f"{self.attention_head_dim} must be a multiple of 4, for the embedding of positions"
-            )
+        check_tokens(self)
 
     @property
     def width(self) -> int:
@@ -91,6 +80,22 @@ class DiTConfig:
     def num_blocks(self) -> int:
         """Number of transformer blocks."""
         return self.num_layers
+
+
+def check_tokens(config: Any) -> None:
+    """Raises ValueError unless images can be cut into tokens whose positions can be embedded."""
+    # The image is cut into whole patches.
+    if config.sample_size % config.patch_size:
+        raise ValueError(
+            f"patch_size {config.patch_size} does not divide sample_size {config.sample_size}"
+        )
+
+    # A quarter of the channels each for sines and cosines of columns and of rows.
+    if config.width % 4:
+        raise ValueError(
+            f"num_attention_heads {config.num_attention_heads} x attention_head_dim "
+            f"{config.attention_head_dim} must be a multiple of 4, for the embedding of positions"
+        )
 
 
 # Peebles & Xie 2023, table 1; patch_size and sample_size are yours to choose.

@@ -38,9 +38,9 @@ class PatchEmbedding(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, in_channels]` to tokens `[B, T, width]`."""
-        h = self.proj(x)
-        h = h.reshape(x.shape[0], self.side**2, -1)
-        return h + jnp.asarray(position_embedding(self.side, h.shape[-1]), x.dtype)[None]
+        tokens = self.proj(x).reshape(x.shape[0], self.side**2, -1)
+        positions = position_embedding(self.side, tokens.shape[-1])
+        return tokens + jnp.asarray(positions, x.dtype)[None]
 
 
 class Block(nnx.Module):
@@ -55,12 +55,18 @@ class Block(nnx.Module):
 
     def __call__(self, h: jax.Array, t: jax.Array, class_labels: jax.Array) -> jax.Array:
         """Maps tokens `[B, T, width]` to the same shape, given times f32[B] and classes i32[B]."""
-        condition = self.norm1(t, class_labels, h.dtype)[:, None]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
-            condition, 6, axis=-1
-        )
-        h = h + gate_a * self.attn1(modulated(h, shift_a, scale_a, EPSILON))
-        return h + gate_m * self.ff(modulated(h, shift_m, scale_m, self.norm_eps))
+        # Of the attention, then of the perceptron: [B, 1, width] each, the same for all tokens of a
+        # sample.
+        condition = self.norm1(t, class_labels, h.dtype)
+        modulation = jnp.split(condition[:, None], 6, axis=-1)
+        attention_shift, attention_scale, attention_gate = modulation[:3]
+        mlp_shift, mlp_scale, mlp_gate = modulation[3:]
+
+        attended = self.attn1(modulated(h, attention_shift, attention_scale, EPSILON))
+        h = h + attention_gate * attended
+
+        hidden = self.ff(modulated(h, mlp_shift, mlp_scale, self.norm_eps))
+        return h + mlp_gate * hidden
 
 
 class _Condition(nnx.Module):
@@ -79,7 +85,10 @@ class _Condition(nnx.Module):
         return add_class_embedding(embedding, table, class_labels)
 
     def __call__(self, t, class_labels, dtype):
-        return self.linear(jax.nn.silu(self.embed(t, class_labels)).astype(dtype))
+        """Returns shift, scale and gate of the block's two parts, `[B, 6 * width]`."""
+        # The embedding is computed in float32, and cast at the end.
+        activated = jax.nn.silu(self.embed(t, class_labels))
+        return self.linear(activated.astype(dtype))
 
 
 class _Embedding(nnx.Module):
@@ -110,12 +119,16 @@ class _Attention(nnx.Module):
         self.to_out = nnx.List([layers.linear(width, width, rngs=rngs)])
 
     def __call__(self, h):
-        # [B, T, width] to [B, T, heads, C] each.
-        split = (*h.shape[:2], self.heads, -1)
-        q = self.to_q(h).reshape(split)
-        k = self.to_k(h).reshape(split)
-        v = self.to_v(h).reshape(split)
-        return self.to_out[0](attend(q, k, v).reshape(h.shape))
+        """Maps tokens `[B, T, width]` to the same shape."""
+        # Channels are divided among the heads: [B, T, heads, C] each.
+        by_head = (*h.shape[:2], self.heads, -1)
+        q = self.to_q(h).reshape(by_head)
+        k = self.to_k(h).reshape(by_head)
+        v = self.to_v(h).reshape(by_head)
+
+        # The heads side by side again.
+        mixed = attend(q, k, v).reshape(h.shape)
+        return self.to_out[0](mixed)
 
 
 class _Perceptron(nnx.Module):

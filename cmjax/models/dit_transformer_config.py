@@ -3,6 +3,7 @@
 import dataclasses
 
 from cmjax.configs import LARGEST, check_options
+from cmjax.models.dit_config import check_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +55,7 @@ class DiTTransformer2DConfig:
 
     def __post_init__(self):
         check_options(self)
-        if self.sample_size % self.patch_size:
-            raise ValueError(
-                f"patch_size {self.patch_size} does not divide sample_size {self.sample_size}"
-            )
-        if self.width % 4:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} x attention_head_dim "
-                f"{self.attention_head_dim} must be a multiple of 4, for the embedding of positions"
-            )
+        check_tokens(self)
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
             raise ValueError(
                 f"out_channels {self.out_channels} must be in_channels {self.in_channels}, or "

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cmjax.arrays import along_channels
 from cmjax.models.conv import convolution, product_of_matrices
 from cmjax.models.strips import in_strips
 
@@ -50,7 +51,7 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     The gradient by the bias is a sum over all other axes. Within training steps on CPUs, XLA takes
     several times as long for it as for the product with ones that it is here.
     """
-    return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    return y + along_channels(bias, y.ndim)
 
 
 @add_bias.defjvp
@@ -138,6 +139,7 @@ class GroupNorm(nnx.Module):
 
     def normalise(self, x: jax.Array, mean: jax.Array, inverse: jax.Array) -> jax.Array:
         """Normalises `[B, ..., C]`, which may be a part of a map, by the statistics of the map."""
+        # (x - mean) / deviation * scale + bias, over [B, pixels, C].
         pixels = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
         scale = self.scale[...].astype(jnp.float32)[None, None]
         bias = self.bias[...].astype(jnp.float32)[None, None]
@@ -163,11 +165,15 @@ def activated_conv(
         residual: a function of pixels, whose result is added; None adds nothing.
         residual_of: the map that it is a function of, `[B, H, W, R]`.
     """
-    statistics = norm.statistics(x)
+    mean, inverse = norm.statistics(x)
 
-    def compute(x, *others):
-        h = convolve(jax.nn.silu(norm.normalise(x, *statistics)))
-        return h if residual is None else h + residual(*others)
+    # One strip, with that of the residual's map if there is one.
+    def compute(x, *residual_of):
+        normal = norm.normalise(x, mean, inverse)
+        h = convolve(jax.nn.silu(normal))
+        if residual is None:
+            return h
+        return h + residual(*residual_of)
 
     return in_strips(compute, x, *residual_of)
 

@@ -30,19 +30,21 @@ class DownBlock(nnx.Module):
             if config.has_attention(level):
                 self.attentions.append(_attention(width, rngs))
 
-        # In lists as in `UNet2D`. The input has its own channels at the highest resolution.
+        # In lists as in `UNet2D`.
         self.downsamplers = nnx.List([])
         self.pyramids = nnx.List([])
         if level < len(config.block_out_channels) - 1:
-            halve = (
-                smoothing.halve_smoothly if config.smooth_resampling else resampling.halve
-            )
+            halve = resampling.halve
+            if config.smooth_resampling:
+                halve = smoothing.halve_smoothly
             self.downsamplers.append(_resnet(config, width, width, rngs, halve))
             skips.append(width)
+
+            # The input has its own channels at the highest resolution.
+            above = config.in_channels
+            if level > 0:
+                above = config.block_out_channels[level - 1]
             if config.input_pyramid:
-                above = (
-                    config.block_out_channels[level - 1] if level else config.in_channels
-                )
                 self.pyramids.append(smoothing.SmoothDownsample(above, width, rngs=rngs))
 
     def __call__(
@@ -79,7 +81,9 @@ class MidBlock(nnx.Module):
     def __call__(self, h: jax.Array, embedding: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to the same shape."""
         first, second = self.resnets
-        return second(self.attentions[0](first(h, embedding)), embedding)
+        (attention,) = self.attentions
+        h = attention(first(h, embedding))
+        return second(h, embedding)
 
 
 class UpBlock(nnx.Module):
@@ -89,11 +93,13 @@ class UpBlock(nnx.Module):
         """Makes the block, and takes the channels of its maps from `skips`."""
         widths = config.block_out_channels
         width = widths[level]
-        below = widths[min(level + 1, len(widths) - 1)]
-        inputs = [below, *[width] * config.layers_per_block]
-        self.resnets = nnx.List(
-            [_resnet(config, channels + skips.pop(), width, rngs) for channels in inputs]
-        )
+
+        # The first residual block takes what comes from the resolution below, or the middle.
+        channels = widths[min(level + 1, len(widths) - 1)]
+        self.resnets = nnx.List([])
+        for _ in range(config.layers_per_block + 1):
+            self.resnets.append(_resnet(config, channels + skips.pop(), width, rngs))
+            channels = width
         self.attentions = nnx.List([])
         if config.has_attention(level):
             self.attentions.append(_attention(width, rngs))

@@ -44,9 +44,8 @@ def in_strips(
         return function(*maps)
 
     # XLA would share one array of zeros among all results: fill it at the start, keep it to the end
-    # and copy it. It cannot if the zero depends on the map, by a comparison that is never true.
-    pixel = jnp.sum(maps[0][:, 0, 0, 0])
-    zero = jnp.where((pixel > 1) & (pixel < -1), 1, 0).astype(out.dtype)
+    # and copy it. It cannot if the zero depends on the map.
+    zero = jnp.where(never_true(maps[0][:, 0, 0, 0]), 1, 0).astype(out.dtype)
     result = jnp.broadcast_to(zero, out.shape)
 
     # The last strip ends with the map, and may begin within the one before it.
@@ -63,3 +62,10 @@ def in_strips(
         return jax.lax.dynamic_update_slice_in_dim(result, computed, factor * first, 1)
 
     return jax.lax.fori_loop(0, -(-height // rows), add_strip, result)
+
+
+def never_true(values: jax.Array) -> jax.Array:
+    """Returns False, bool[], in a way that XLA does not see: a comparison of values `[B]`."""
+    # A sum also exists where there are no samples.
+    total = jnp.sum(values)
+    return (total > 1) & (total < -1)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cmjax.arrays import along_channels
 from cmjax.models import layers
 from cmjax.models.attention import attend
 
@@ -30,7 +31,7 @@ class RMSNorm(nnx.Module):
         """Maps `[..., C]` to the same shape and dtype."""
         wide = x.astype(jnp.float32)
         mean_square = jnp.square(wide).mean(-1, keepdims=True)
-        scale = per_channel(self.scale[...].astype(jnp.float32), x.ndim)
+        scale = along_channels(self.scale[...].astype(jnp.float32), x.ndim)
         normal = wide * jax.lax.rsqrt(mean_square + self.epsilon)
         return (normal * scale).astype(x.dtype)
 
@@ -46,7 +47,8 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., width]` to the same shape."""
-        return self.linear_out(jax.nn.silu(self.linear_gate(x)) * self.linear_in(x))
+        gate = jax.nn.silu(self.linear_gate(x))
+        return self.linear_out(gate * self.linear_in(x))
 
 
 class RotaryAttention(nnx.Module):
@@ -64,14 +66,19 @@ class RotaryAttention(nnx.Module):
 
     def __call__(self, h: jax.Array, angles: np.ndarray) -> jax.Array:
         """Maps `[B, T, width]` to the same shape; `angles` are those of `rotated`."""
-        batch, tokens, width = h.shape
-        q, k, v = (
-            layer(h).reshape(batch, tokens, self.heads, -1)
-            for layer in (self.to_q, self.to_k, self.to_v)
-        )
+        # Channels are divided among the heads: [B, T, heads, C] each.
+        by_head = (*h.shape[:2], self.heads, -1)
+        q = self.to_q(h).reshape(by_head)
+        k = self.to_k(h).reshape(by_head)
+        v = self.to_v(h).reshape(by_head)
+
+        # Queries and keys are normalised, then turned by the positions of their tokens.
         q = rotated(self.norm_q(q), angles)
         k = rotated(self.norm_k(k), angles)
-        return self.to_out(attend(q, k, v).reshape(batch, tokens, width))
+
+        # The heads side by side again.
+        mixed = attend(q, k, v).reshape(h.shape)
+        return self.to_out(mixed)
 
 
 class GatedBlock(nnx.Module):
@@ -88,8 +95,8 @@ class GatedBlock(nnx.Module):
 
     def __call__(self, h: jax.Array, angles: np.ndarray) -> jax.Array:
         """Maps `[B, T, width]` to the same shape; `angles` are those of `rotated`."""
-        gate_1 = per_channel(self.gate_1[...].astype(h.dtype), h.ndim)
-        gate_2 = per_channel(self.gate_2[...].astype(h.dtype), h.ndim)
+        gate_1 = along_channels(self.gate_1[...].astype(h.dtype), h.ndim)
+        gate_2 = along_channels(self.gate_2[...].astype(h.dtype), h.ndim)
         h = h + gate_1 * self.attention(self.norm_1(h), angles)
         return h + gate_2 * self.mlp(self.norm_2(h))
 
@@ -153,17 +160,15 @@ def rotated(x: jax.Array, angles: np.ndarray) -> jax.Array:
     cos = jnp.asarray(np.cos(angles))
     sin = jnp.asarray(np.sin(angles))
 
-    # Each pair as a point of the plane: [B, T, heads, C / 2].
+    # Each pair as a point (first, second) of the plane, [B, T, heads, C / 2] each, which turns to
+    # (first cos - second sin, first sin + second cos).
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     first = pairs[..., 0]
     second = pairs[..., 1]
-    turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    turned_first = first * cos - second * sin
+    turned_second = first * sin + second * cos
+    turned = jnp.stack([turned_first, turned_second], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
-
-
-def per_channel(values: jax.Array, ndim: int) -> jax.Array:
-    """Returns `[C]` as `[1, ..., 1, C]` with that many axes."""
-    return values.reshape((1,) * (ndim - 1) + (-1,))
 
 
 def plain_linear(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -177,4 +182,5 @@ def plain_linear(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Lin
 
 def drawn(shape: tuple[int, ...], scale: float, rngs: nnx.Rngs) -> nnx.Param:
     """Returns normal parameters, f32[shape], of that standard deviation."""
-    return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32))
+    normal = jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(scale * normal)

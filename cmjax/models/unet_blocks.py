@@ -92,7 +92,9 @@ class MidBlock(nnx.Module):
     def __call__(self, h: jax.Array, embedding: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to the same shape."""
         first, second = self.resnets
-        return second(self.attentions[0](first(h, embedding)), embedding)
+        (attention,) = self.attentions
+        h = attention(first(h, embedding))
+        return second(h, embedding)
 
 
 class UpBlock(nnx.Module):

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.models.strips import never_true
+
 # B^T, G and A^T of the paper for m = 2 (section 4.1) and m = 4 (section 4.3).
 INPUT_TRANSFORMS = {
     2: np.array(
@@ -100,17 +102,20 @@ def convolve(m: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     # U = G g G^T for every pair of channels, [(m + 2)^2, C, O].
     u = _transformed_kernel(m, x, kernel)
 
-    # V = B^T d B for every tile d, along rows and then along columns. Tiles overlap by two pixels:
-    # pixel i of all tiles is every m-th pixel from i.
+    # V = B^T d B for every tile d. Tiles overlap by two pixels: pixel i of all tiles is every m-th
+    # pixel from i. Along rows, [m + 2, B, rows, W, C], then along columns, [m + 2, m + 2, B, rows,
+    # columns, C].
     transform = INPUT_TRANSFORMS[m]
-    v = _combined(transform, [x[:, i : below_last(i, rows, m) : m] for i in range(m + 2)])
-    v = _combined(
-        transform, [v[:, :, :, j : below_last(j, columns, m) : m] for j in range(m + 2)]
-    )
+    row_pixels = [x[:, i : below_last(i, rows, m) : m] for i in range(m + 2)]
+    v = _combined(transform, row_pixels)
+    column_pixels = [v[:, :, :, j : below_last(j, columns, m) : m] for j in range(m + 2)]
+    v = _combined(transform, column_pixels)
 
     # M = sum over channels of U V, [(m + 2)^2, tiles, O].
     v = v.reshape((m + 2) ** 2, batch * rows * columns, channels)
-    products = jax.lax.dot_general(v, u, (((2,), (1,)), ((0,), (0,))))
+    over_channels = ((2,), (1,))
+    one_by_one = ((0,), (0,))
+    products = jax.lax.dot_general(v, u, (over_channels, one_by_one))
     products = jax.lax.optimization_barrier(products)
     products = products.reshape(m + 2, m + 2, batch, rows, columns, features)
 
@@ -132,16 +137,15 @@ def _transformed_kernel(m, x, kernel):
     """Returns G g G^T, `[(m + 2)^2, C, O]`, where the first axis is column by column."""
     # Entry (a, b) is the sum over i, j of G[a, i] G[b, j] g[i, j]: one small product.
     g = KERNEL_TRANSFORMS[m]
-    both = np.einsum("ai,bj->baij", g, g).reshape((m + 2) ** 2, 9)
-    both = jnp.asarray(both, x.dtype)
+    transform = np.einsum("ai,bj->baij", g, g).reshape((m + 2) ** 2, 9)
+    transform = jnp.asarray(transform, x.dtype)
 
     # XLA would transform the kernels of all layers first, and keep them all in memory. It cannot if
-    # the transform depends on the input. This comparison, which is never true, makes it depend. A
-    # sum also exists where there are no samples.
-    pixel = jnp.sum(x[:, 1, 1, 0])
-    both = jnp.where((pixel > 1) & (pixel < -1), jnp.zeros_like(both), both)
+    # the transform depends on the input.
+    transform = jnp.where(never_true(x[:, 1, 1, 0]), jnp.zeros_like(transform), transform)
     channels, features = kernel.shape[2:]
-    return (both @ kernel.reshape(9, -1)).reshape(-1, channels, features)
+    product = transform @ kernel.reshape(9, -1)
+    return product.reshape(-1, channels, features)
 
 
 def _combined(transform, arrays, axis=0):

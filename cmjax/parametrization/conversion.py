@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, combine, inverse_or_zero
 from cmjax.configs import shown
 from cmjax.meshes import divided_like
 from cmjax.networks import check_network, with_classes_of
@@ -206,8 +206,7 @@ def _adapted(apply_fn, source, target, denoiser):
         denoised = denoiser(apply_fn, params, source, combine((scale, x)), level, **cond)
 
         # x0 = c_skip x + c_out F, solved for the target's F. Where c_out is 0, F does not matter.
-        known = jnp.asarray(c_out) != 0
-        inverse = jnp.where(known, 1 / jnp.where(known, c_out, 1), 0)
+        inverse = inverse_or_zero(c_out)
         return combine((inverse, denoised), (-c_skip * inverse, x))
 
     return with_classes_of(apply_fn, adapted)

@@ -37,7 +37,10 @@ def ancestral_weights(sigmas: jax.Array, eta: float = 1.0) -> Weights:
     # down = sqrt(sigma'^2 - up^2), multiplied out: where sigma' is far below sigma the two squares
     # are almost equal, and their difference would be lost to rounding.
     down = low * jnp.sqrt((1 - share) * (1 + share) + jnp.square(share * low / high))
-    return Weights(x0=1.0, eps=down, noise=up if eta > 0 else None)
+
+    # Without noise there is no column of it, and none is drawn.
+    noise = up if eta > 0 else None
+    return Weights(x0=1.0, eps=down, noise=noise)
 
 
 @inherit_field_docs

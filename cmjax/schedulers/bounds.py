@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from cmjax.arrays import along_batch
 from cmjax.meshes import with_automatic_axes
 
 
@@ -65,6 +66,6 @@ def dynamic_threshold(x: jax.Array, ratio: float, largest: float) -> jax.Array:
     # The quantile of each sample, f32[B]; at least 1, so that no sample is scaled up.
     limit = jnp.clip(with_automatic_axes(quantile, wide), 1, largest)
 
-    # [B] -> [B, 1, ...]; clipped to the quantile first, so that the result lies in [-1, 1].
-    limit = limit.reshape(-1, *[1] * (x.ndim - 1))
+    # Clipped to the quantile first, so that the result lies in [-1, 1].
+    limit = along_batch(limit, x.ndim)
     return (jnp.clip(wide, -limit, limit) / limit).astype(x.dtype)

@@ -67,8 +67,10 @@ def churn(
     gamma = min(scheduler.s_churn / len(levels), math.sqrt(2) - 1)
     low, high = within or (scheduler.s_tmin, scheduler.s_tmax)
     inside = (low <= levels) & (levels <= high)
-    raised = jnp.append(levels * (1 + jnp.where(inside, gamma, 0.0)), sigmas[-1:])
+    factor = 1 + jnp.where(inside, gamma, 0.0)
+    raised = jnp.append(levels * factor, sigmas[-1:])
 
     # sqrt(sigma_hat^2 - sigma^2) of fresh noise, added by the step that arrives at sigma. The first
     # level needs none: sampling starts from noise of sigma_hat.
-    return Churn(raised, scheduler.s_noise * root_of_difference(raised[1:], sigmas[1:]))
+    noise = scheduler.s_noise * root_of_difference(raised[1:], sigmas[1:])
+    return Churn(raised, noise)

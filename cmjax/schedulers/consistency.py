@@ -112,10 +112,10 @@ class CMStochasticIterativeScheduler(ExplodingScheduler):
         else:
             hint = "; sigmas=[...] takes any number of levels"
             n = check_num_steps(value, total, "num_train_timesteps", hint)
-            if self.timestep_spacing == "leading":
-                sigmas = grid[np.arange(n) * (total // n)]
-            else:
-                sigmas = grid[np.round(np.arange(n) * total / n).astype(int)]
+            indices = np.arange(n) * (total // n)
+            if self.timestep_spacing == "linspace":
+                indices = np.round(np.arange(n) * total / n).astype(int)
+            sigmas = grid[indices]
 
         # Then sigma_min, where f is the identity and sampling ends.
         sigmas = jnp.append(sigmas, jnp.float32(self.sigma_min))

@@ -75,23 +75,33 @@ def singlestep_differences(
         orders: i64[N], the order of each call's step, which is also its number there.
         midpoint: whether only this call's estimate is taken, as "midpoint" in diffusers.
     """
-    # Where these calls lie in their step: 0 is its start, 1 where the call arrives.
-    moved = before(jnp.where(first_order.moving, first_order.h, steps.h), 1)
-    last = jnp.where(orders == 3, before(moved, 1) / steps.h, 0.5)
-    this = moved / steps.h + jnp.where(orders == 3, last, 0)
+    is_second = orders == 2
+    is_third = orders == 3
+
+    # Where this call and the last one lie in their step: 0 is its start, 1 where this call arrives.
+    # Rows without such a call have 1 and 0.5 in their place, which keeps all weights finite.
+    to_next_call = jnp.where(first_order.moving, first_order.h, steps.h)
+    from_last_call = before(to_next_call, 1)
+    last = jnp.where(is_third, before(from_last_call, 1) / steps.h, 0.5)
+    this = from_last_call / steps.h + jnp.where(is_third, last, 0)
     this = jnp.where(orders > 1, this, 1)
 
-    if midpoint:
-        second = steps.moments[0] / 2 / this
-        third = [jnp.zeros_like(this), steps.moments[1] / this]
-    else:
-        second = steps.moments[1] / this
-        this = jnp.where(orders == 3, this, 1)
-        third = polynomial_weights([last, this], steps.moments)
+    # A second call: its own difference, weighed with the integral of u / this.
+    integral = steps.moments[0] / 2 if midpoint else steps.moments[1]
+    second_this = integral / this
 
-    by_last = jnp.where(orders == 3, third[0], 0)
-    by_this = jnp.where(orders == 2, second, 0)
-    return by_last, jnp.where(orders == 3, third[1], by_this)
+    # A third call: also that of the last one, by the polynomial through all three values.
+    if midpoint:
+        third_last = jnp.zeros_like(this)
+        third_this = steps.moments[1] / this
+    else:
+        nodes = [last, jnp.where(is_third, this, 1)]
+        third_last, third_this = polynomial_weights(nodes, steps.moments)
+
+    by_last = jnp.where(is_third, third_last, 0)
+    by_this = jnp.where(is_second, second_this, 0)
+    by_this = jnp.where(is_third, third_this, by_this)
+    return by_last, by_this
 
 
 def with_correction(
@@ -196,12 +206,16 @@ def polynomial_weights(
         coefficients = [jnp.ones_like(node)]
         scale = node
         for other in nodes[:i] + nodes[i + 1 :]:
-            raised = [jnp.zeros_like(node), *coefficients]
-            lowered = [*coefficients, jnp.zeros_like(node)]
-            coefficients = [a - other * b for a, b in zip(raised, lowered, strict=True)]
+            # Times (u - other): the polynomial times u, less the polynomial times `other`.
+            times_u = [jnp.zeros_like(node), *coefficients]
+            as_it_was = [*coefficients, jnp.zeros_like(node)]
+            coefficients = [a - other * b for a, b in zip(times_u, as_it_was, strict=True)]
             scale = scale * (node - other)
+
+        # Its integral: `moments[k]` is that of u^k.
         terms = zip(coefficients, moments[1:], strict=False)
-        weights.append(sum(c * moment for c, moment in terms) / scale)
+        integral = sum(coefficient * moment for coefficient, moment in terms)
+        weights.append(integral / scale)
     return weights
 
 

@@ -112,8 +112,10 @@ class DistilledScheduler(BoundOptions, DiscreteScheduler):
         """The reference's choice of n times from the grid, i64[n], descending."""
         # Every stride-th training time, descending; with strength below 1 only the lower part.
         stride = self.num_train_timesteps // self.original_inference_steps
-        grid = np.arange(int(self.original_inference_steps * strength), 0, -1) * stride - 1
-        n = check_num_steps(n, len(grid), "original_inference_steps * strength")
+        num_on_grid = int(self.original_inference_steps * strength)
+        grid = np.arange(num_on_grid, 0, -1) * stride - 1
+        n = check_num_steps(n, num_on_grid, "original_inference_steps * strength")
 
         # n of them, equally spaced from the noisiest on; rounded down to an index.
-        return grid[np.floor(np.linspace(0, len(grid), n, endpoint=False)).astype(int)]
+        places = np.linspace(0, num_on_grid, n, endpoint=False)
+        return grid[np.floor(places).astype(int)]

@@ -26,7 +26,8 @@ def middle_sigmas(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
     """
     # sqrt(sigma sigma') is the middle in log sigma. The last step, which may end at 0, is left
     # out: the gradient of sqrt(0) is infinite.
-    return jnp.append(jnp.sqrt(raised[:-2] * sigmas[1:-1]), sigmas[-1:])
+    middles = jnp.sqrt(raised[:-2] * sigmas[1:-1])
+    return jnp.append(middles, sigmas[-1:])
 
 
 def midpoint_weights(
@@ -59,8 +60,9 @@ def midpoint_calls(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
         raised: f32[n+1], the level where each step starts.
         sigmas: f32[n+1], the level where the step before it ended.
     """
-    # start, middle, start, middle, ..., last start, end.
-    return jnp.append(interleave(raised[:-1], middle_sigmas(raised, sigmas)), sigmas[-1:])
+    # start, middle, start, middle, ..., last start; and the end.
+    calls = interleave(raised[:-1], middle_sigmas(raised, sigmas))
+    return jnp.append(calls, sigmas[-1:])
 
 
 def midpoint_calls_between_times(
@@ -79,7 +81,8 @@ def midpoint_calls_between_times(
     # it.
     middle_times = parametrization.time(jnp.where(middle > 0, middle, 1))
     times = interleave(levels.times, middle_times)
-    return exploding_levels(parametrization, midpoint_calls(levels.sigmas, sigmas), times)
+    calls = midpoint_calls(levels.sigmas, sigmas)
+    return exploding_levels(parametrization, calls, times)
 
 
 @inherit_field_docs

@@ -20,8 +20,9 @@ def heun_calls(raised: jax.Array, sigmas: jax.Array) -> jax.Array:
         raised: f32[n+1], the level where each step starts.
         sigmas: f32[n+1], the level where the step before it ended.
     """
-    # start, end, start, end, ..., last start, last end.
-    return jnp.append(interleave(raised[:-1], sigmas[1:]), sigmas[-1:])
+    # start, end, start, end, ..., last start; and the last end.
+    calls = interleave(raised[:-1], sigmas[1:])
+    return jnp.append(calls, sigmas[-1:])
 
 
 def heun_weights(

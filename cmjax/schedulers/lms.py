@@ -51,9 +51,10 @@ class LMSDiscreteScheduler(DiscreteSigmasScheduler):
         moments = tuple(length / (k + 1) for k in range(self.order))
 
         # The first steps have fewer slopes before them.
+        numbers = np.arange(len(length)) + 1
+        orders = jnp.asarray(np.minimum(numbers, self.order))
         moving = jnp.ones_like(length, bool)
         nodes, _ = earlier_nodes(length, moving, self.order - 1)
-        orders = jnp.asarray(np.minimum(np.arange(len(length)) + 1, self.order))
         half = length / 2  # the integral of u
         earlier = chosen_by_order(nodes, moments, half, orders)
 

@@ -96,19 +96,26 @@ class ScoreSdeVeScheduler(ExplodingScheduler):
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x + G^2 s + G z`, after the rows of the corrector at each level."""
+        # The network is called at the levels c, and steps go from sigma to sigma', f32[n] each.
         called = levels.times
         high = levels.sigmas[:-1]
         low = levels.sigmas[1:]
 
-        # With x = x0 + c eps and s = -eps / c, where the network is called at the levels c.
-        # The last step adds no noise.
+        # With x = x0 + c eps and s = -eps / c,
+        #     x + G^2 s = x0 + (c - (sigma^2 - sigma'^2) / c) eps,
+        # where c^2 - sigma^2 is a product, which cancels less. The last step adds no noise.
         eps = ((called - high) * (called + high) + jnp.square(low)) / called
         noise = root_of_difference(high, low).at[-1].set(0)
-        tables = [langevin_columns(called, self.snr)] * self.correct_steps
-        tables.append(Weights(jnp.ones_like(called), eps, noise))
+        predictor = Weights(x0=jnp.ones_like(called), eps=eps, noise=noise)
+        corrector = langevin_columns(called, self.snr)
+        of_calls = [corrector] * self.correct_steps + [predictor]
 
-        # [n, correct_steps + 1] -> f32[N].
-        return jax.tree.map(lambda *rows: jnp.stack(rows, axis=1).reshape(-1), *tables)
+        # In the order of the calls: all of one level, then those of the next, f32[N].
+        def column(*of_each_call):
+            by_level = jnp.stack(of_each_call, axis=1)  # [n, correct_steps + 1]
+            return by_level.reshape(-1)
+
+        return jax.tree.map(column, *of_calls)
 
     def call_weights(self, state: TableState, row: Weights, arrays: Weights) -> Weights:
         """Returns the weights of a call: of the corrector's, f32[B] each, by norms."""

@@ -145,7 +145,8 @@ def log_posterior(
     # p(x0) / q(x_t | x0), which is 0 for an x0 that cannot have become x_t.
     evidence = arrives(here)
     possible = evidence > -jnp.inf
-    weights = jnp.where(possible, log_x0 - jnp.where(possible, evidence, 0), -jnp.inf)
+    finite_evidence = jnp.where(possible, evidence, 0)
+    weights = jnp.where(possible, log_x0 - finite_evidence, -jnp.inf)
     total = jax.nn.logsumexp(weights, axis=-1, keepdims=True)
 
     # Times q(x_s | x0), summed over x0: of an x_s that is a class, and of one that is masked.

@@ -82,7 +82,8 @@ class VQDiffusionScheduler(CategoricalScheduler):
         total = self.num_train_timesteps
         if name == "num_inference_steps":
             n = check_num_steps(value, total, "num_train_timesteps")
-            value = np.round(total - np.arange(n) * total / n).astype(int) - 1
+            spaced = total - np.arange(n) * total / n
+            value = np.round(spaced).astype(int) - 1
         times = parse_levels("timesteps", value, 0, total - 1, integers=True)
         from_data, from_next = transitions_of(self, times.astype(jnp.int32))
         return CategoryState(

@@ -118,16 +118,29 @@ def alternate(first: Weights, second: Weights, num_steps: int) -> Weights:
         num_steps: number n of steps.
     """
 
-    # A column of the whole table, f32[2n-1], from those of the first and second calls, or a tuple
-    # of columns, of which one of the tables may have fewer.
-    def column(one, other):
-        if isinstance(one, tuple):
-            return tuple(column(*pair) for pair in itertools.zip_longest(one, other))
-        if one is None and other is None:
-            return None
-        rows = [
-            jnp.asarray(0.0 if row is None else row, jnp.float32) for row in (one, other)
-        ]
-        return interleave(*[jnp.broadcast_to(row, (num_steps,)) for row in rows])
+    # The rows of one table, f32[n].
+    def rows(values):
+        if values is None:
+            values = 0.0
+        return jnp.broadcast_to(jnp.asarray(values, jnp.float32), (num_steps,))
 
-    return Weights._make(map(column, first, second))
+    # A column of the whole table, f32[2n-1]; None if neither table has it.
+    def column(of_first, of_second):
+        if of_first is None and of_second is None:
+            return None
+        return interleave(rows(of_first), rows(of_second))
+
+    # Of earlier calls, the tables may have different numbers of columns.
+    def columns(of_first, of_second):
+        pairs = itertools.zip_longest(of_first, of_second)
+        return tuple(column(*pair) for pair in pairs)
+
+    return Weights(
+        x0=column(first.x0, second.x0),
+        eps=column(first.eps, second.eps),
+        noise=column(first.noise, second.noise),
+        earlier_x0=columns(first.earlier_x0, second.earlier_x0),
+        last_sample=column(first.last_sample, second.last_sample),
+        last_noise=column(first.last_noise, second.last_noise),
+        earlier_eps=columns(first.earlier_eps, second.earlier_eps),
+    )

@@ -34,7 +34,8 @@ def assert_equal(found: Any, expected: Any) -> None:
 def assert_finite(tree: Any) -> None:
     """Checks that all numbers of a tree are finite."""
     for name, leaf in _leaves(tree):
-        check(np.isfinite(leaf.astype(np.float64)).all(), f"{name} is not finite: {leaf}")
+        is_finite = np.isfinite(leaf.astype(np.float64)).all()
+        check(is_finite, f"{name} is not finite: {leaf}")
 
 
 def assert_dtypes(dtype: Any, **arrays: jax.Array) -> None:

@@ -31,41 +31,52 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
 
     # Samplers that take whole training times alone have only the state's levels to differentiate
     # by. Those are shifted in any case, since a sampler may read them at every step.
-    made = _state_of_levels(scheduler, levels)
-    shift = jnp.zeros_like(state.sigmas if made is None else made.sigmas)
+    at_levels = _state_of_levels(scheduler, levels)
+    shift = jnp.zeros_like(state.sigmas if at_levels is None else at_levels.sigmas)
+
+    # A network with one parameter, and the samples of a run of it.
+    def scaled(gain, x, *times):
+        return gain * network(None, x, *times)
 
     def run(gain, levels, shift):
-        def scaled(gain, x, *times):
-            return gain * network(None, x, *times)
-
-        begun = state if made is None else scheduler.set_timesteps(sigmas=levels)
+        begun = state
+        if at_levels is not None:
+            begun = scheduler.set_timesteps(sigmas=levels)
         shifted = begun.replace(sigmas=begun.sigmas + shift)
         return sample(key_of_seed(0), scaled, gain, scheduler, SHAPE, state=shifted)
 
-    # The samples, reverse mode by all of them, and forward mode by the network's parameter: one
-    # program, since compiling takes most of the time of this check.
+    # The samples, the gradients of their sum by all arguments in reverse mode, and that by the
+    # network's parameter in forward mode: one program, since compiling takes most of the time of
+    # this check.
+    def sum_of_samples(gain, levels, shift):
+        samples = run(gain, levels, shift)
+        return samples.sum(), samples
+
     @jax.jit
     def differentiate(gain, levels, shift):
-        def total(*args):
-            samples = run(*args)
-            return samples.sum(), samples
+        gradient = jax.grad(sum_of_samples, argnums=(0, 1, 2), has_aux=True)
+        reverse, samples = gradient(gain, levels, shift)
 
-        reverse, samples = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(
-            gain, levels, shift
-        )
-        _, forward = jax.jvp(
-            lambda gain: run(gain, levels, shift).sum(), (gain,), (jnp.ones_like(gain),)
-        )
+        def by_gain_alone(gain):
+            return run(gain, levels, shift).sum()
+
+        _, forward = jax.jvp(by_gain_alone, (gain,), (jnp.ones_like(gain),))
         return samples, reverse, forward
 
     gain = jnp.float32(0.7)
-    _, (reverse, by_levels, by_shift), forward = differentiate(gain, levels, shift)
-    assert_finite({"gain": reverse, "sigmas": by_levels, "state.sigmas": by_shift})
-    assert_close(forward, reverse, rtol=1e-3, atol=1e-3)
-    if made is not None:
-        _check_differences(
-            lambda levels: differentiate(gain, levels, shift)[0], levels, by_levels
-        )
+    _, reverse, forward = differentiate(gain, levels, shift)
+    by_gain, by_levels, by_shift = reverse
+    assert_finite({"gain": by_gain, "sigmas": by_levels, "state.sigmas": by_shift})
+    assert_close(forward, by_gain, rtol=1e-3, atol=1e-3)
+    if at_levels is None:
+        return
+
+    # The same program again, so that differences compile nothing.
+    def samples_at(levels):
+        samples, _, _ = differentiate(gain, levels, shift)
+        return np.asarray(samples, np.float64)
+
+    _check_differences(samples_at, levels, by_levels)
 
 
 def _levels_between(sigmas: jax.Array) -> jax.Array:
@@ -73,7 +84,9 @@ def _levels_between(sigmas: jax.Array) -> jax.Array:
     known = np.unique(np.asarray(sigmas))[::-1]
     known = known[known > 0]
     between = np.sqrt(known[1:] * known[:-1])
-    return jnp.asarray(between if between.size else 0.9 * known, jnp.float32)
+    if not between.size:
+        between = 0.9 * known
+    return jnp.asarray(between, jnp.float32)
 
 
 def _state_of_levels(scheduler: Scheduler, levels: jax.Array) -> Any:
@@ -86,14 +99,21 @@ def _state_of_levels(scheduler: Scheduler, levels: jax.Array) -> Any:
 
 
 def _check_differences(
-    run: Callable[[jax.Array], jax.Array], levels: jax.Array, gradient: jax.Array
+    samples_at: Callable[[jax.Array], np.ndarray], levels: jax.Array, gradient: jax.Array
 ) -> None:
-    """Checks the gradient of the sum of a run's samples, one level after the other."""
-    size = np.abs(np.asarray(run(levels), np.float64)).sum()
+    """Checks the gradient of the sum of samples, one level after the other.
+
+    Args:
+        samples_at: returns the samples of a run at these levels, in float64.
+        levels: f32[n].
+        gradient: of the sum of the samples by the levels, f32[n].
+    """
+    size = np.abs(samples_at(levels)).sum()
     for i, level in enumerate(np.asarray(levels)):
+        # The central difference over a step up and a step down.
         step = np.float32(_STEP * level)
-        above = np.asarray(run(levels.at[i].add(step)), np.float64)
-        below = np.asarray(run(levels.at[i].add(-step)), np.float64)
+        above = samples_at(levels.at[i].add(step))
+        below = samples_at(levels.at[i].add(-step))
         slope = (above - below).sum() / (2 * np.float64(step))
         error = abs(float(gradient[i]) - slope)
 

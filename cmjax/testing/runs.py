@@ -22,7 +22,10 @@ def network(params: None, x: jax.Array, *times: jax.Array) -> jax.Array:
 
     # Bounded in x, so that long runs stay finite, and flat where x is large: not all networks see
     # scaled samples, and bfloat16 rounds 100 by up to 1/4. Times reach a thousand too.
-    return combine((0.3, jnp.arctan(x)), *((1e-4 * t, jnp.ones_like(x)) for t in times))
+    terms: list[tuple[Any, jax.Array]] = [(0.3, jnp.arctan(x))]
+    for t in times:
+        terms.append((1e-4 * t, jnp.ones_like(x)))
+    return combine(*terms)
 
 
 def score(params: None, x: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -63,7 +66,8 @@ def rounding(state: SchedulerState, x: jax.Array) -> float:
     magnified = 1.0
     if isinstance(state, TableState):
         magnified = abs(float(state.weights.eps[state.step_index] / state.sigma))
-    return 1e-5 * max(1.0, float(jnp.max(jnp.abs(x))) * max(1.0, magnified))
+    largest = float(jnp.max(jnp.abs(x)))
+    return 1e-5 * max(1.0, largest * max(1.0, magnified))
 
 
 def one_step(
@@ -71,4 +75,5 @@ def one_step(
 ) -> Any:
     """The next state, and the output of the step, with the network for it."""
     apply_fn = network_for(scheduler)
-    return scheduler.step(key, state, scheduler.predict(apply_fn, None, state, x), x)
+    model_output = scheduler.predict(apply_fn, None, state, x)
+    return scheduler.step(key, state, model_output, x)

@@ -100,13 +100,7 @@ def _read_npz(path):
     file = open_regular(path)
     try:
         with file, _opened_npz(file) as arrays:
-            for data, labels in NPZ_NAMES:
-                if data in arrays:
-                    return StoredArrays(
-                        _array(arrays, data),
-                        labels=_array(arrays, labels) if labels in arrays else None,
-                        noise=_array(arrays, NOISE) if NOISE in arrays else None,
-                    )
+            stored = _known_arrays(arrays)
             found = sorted(arrays)
     except MemoryError:
         raise ValueError(f"{path} announces arrays larger than the memory") from None
@@ -115,8 +109,11 @@ def _read_npz(path):
         if isinstance(error, OSError) and error.errno:
             raise
         raise ValueError(f"{path} is not an .npz that can be read: {error}") from None
-    names = " nor ".join(repr(data) for data, _ in NPZ_NAMES)
-    raise ValueError(f"{path} has neither {names}, but {found}")
+
+    if stored is None:
+        names = " nor ".join(repr(data) for data, _ in NPZ_NAMES)
+        raise ValueError(f"{path} has neither {names}, but {found}")
+    return stored
 
 
 def _opened_npz(file: IO[bytes]) -> np.lib.npyio.NpzFile:
@@ -125,6 +122,18 @@ def _opened_npz(file: IO[bytes]) -> np.lib.npyio.NpzFile:
     if isinstance(found, np.ndarray):
         raise ValueError("it holds a single array, as a .npy does")
     return found
+
+
+def _known_arrays(arrays: np.lib.npyio.NpzFile) -> StoredArrays | None:
+    """Returns the arrays under the first of `NPZ_NAMES` that there are; None if there are none."""
+    for data, labels in NPZ_NAMES:
+        if data in arrays:
+            return StoredArrays(
+                data=_array(arrays, data),
+                labels=_array(arrays, labels) if labels in arrays else None,
+                noise=_array(arrays, NOISE) if NOISE in arrays else None,
+            )
+    return None
 
 
 def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:

@@ -23,17 +23,24 @@ def mean_over_parts(
     Returns:
         Floats in their own dtypes, summed in float32 at least; means of other numbers in float32.
     """
+
     # Arrays [count, B / count, ...]. A part is every count-th sample: each device has some of its
     # own samples in each part. Parts of neighbours would move samples between devices.
-    parts = jax.tree.map(
-        lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), dict(batch)
-    )
+    def in_parts(array):
+        rows = array.reshape(-1, count, *array.shape[1:])
+        return rows.swapaxes(0, 1)
+
+    parts = jax.tree.map(in_parts, dict(batch))
 
     # One part after the other in a `scan`, so that only one part's activations are in memory.
     def add_part(total, part):
         index, batch = part
         result = gradient(jax.random.fold_in(key, index), batch)
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype) / count, total, result), None
+
+        def add(so_far, added):
+            return so_far + added.astype(so_far.dtype) / count
+
+        return jax.tree.map(add, total, result), None
 
     # Sums start from zeros of the shapes that a part returns.
     first = jax.tree.map(lambda a: a[0], parts)
@@ -61,7 +68,7 @@ def moved_towards(average: Any, params: Any, rate: jax.Array) -> Any:
 
     # average + rate (params - average): parameters that are not trained stay as they are to the
     # last bit, which (1 - rate) average + rate params would not promise.
-    def moved(a, p):
-        return a + rate.astype(a.dtype) * (p.astype(a.dtype) - a)
+    def moved(old, new):
+        return old + rate.astype(old.dtype) * (new.astype(old.dtype) - old)
 
     return jax.tree.map(moved, average, params)

@@ -235,9 +235,11 @@ def _read_values(source: str | Path) -> dict[str, Any]:
     # TOML is UTF-8 whatever the locale. Some editors put a byte order mark in front, which
     # "utf-8-sig" takes away. What PowerShell redirects to a file is UTF-16, with a mark.
     content = read_regular(source, LARGEST_TOML)
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-8-sig"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
     try:
-        values = tomllib.loads(content.decode("utf-16" if is_utf16 else "utf-8-sig"))
+        values = tomllib.loads(content.decode(encoding))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not TOML: {error}") from None
     _resolve_paths(values, Path(source).parent)

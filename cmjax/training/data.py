@@ -65,19 +65,22 @@ def batches(
             return batch
         # Every process draws the flips of the whole batch and keeps those of its own rows, so that
         # they do not depend on the number of processes.
-        is_flipped = rng.random(batch_size)[index * share :][:share] < 0.5
-        return _mirror(batch, is_flipped)
+        first = index * share
+        is_flipped = rng.random(batch_size) < 0.5
+        return _mirror(batch, is_flipped[first : first + share])
 
     # The indices of records, shuffled again in every epoch.
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+    indices = grain.MapDataset.range(len(source))
+    order = indices.seed(seed).shuffle().repeat(None)
 
     # Shares of `batch_size / count` rows. Those of all processes in turn are one batch, so this
     # process takes every `count`-th share.
     shares = order.batch(share, drop_remainder=True)[index::count]
 
     # Slicing by `start` skips the batches of earlier steps without reading any of them.
+    remaining = shares.random_map(read)[start:]
     read_ahead = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
-    return iter(shares.random_map(read)[start:].to_iter_dataset(read_ahead))
+    return iter(remaining.to_iter_dataset(read_ahead))
 
 
 def _check_arguments(source, batch_size, seed, start, index, count):

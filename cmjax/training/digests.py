@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from cmjax.arrays import add_to_digest
+
 DIGEST_SIZE = 16  # bytes
 
 
@@ -26,8 +28,7 @@ def digest_of(tree: Any, note: str = "") -> bytes:
 
         # Names, dtypes and shapes too: equal bytes can be other arrays.
         values = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {values.dtype} {values.shape}".encode())
-        digest.update(values.reshape(-1).view(np.uint8).data)
+        add_to_digest(digest, f"{name} {values.dtype} {values.shape}", values)
     return digest.digest()
 
 
@@ -37,6 +38,6 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     # keys: only what the keys are called is compared.
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
-        leaves["/".join(map(str, names))] = leaf
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        leaves[name] = leaf
     return dict(sorted(leaves.items()))

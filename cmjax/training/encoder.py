@@ -66,16 +66,16 @@ class Encoder:
             in_specs=(PartitionSpec(), along_batch),
             out_specs=along_batch,
         )
+        replicated = NamedSharding(mesh, PartitionSpec())
+        images = jax.ShapeDtypeStruct(
+            (self.size, *settings.picture_shape),
+            jnp.float32,
+            sharding=self._batch_sharding,
+        )
         with out_of_memory(), jax.set_mesh(mesh), jax.disable_jit(False):
-            self._autoencoder = jax.device_put(
-                autoencoder, NamedSharding(mesh, PartitionSpec())
-            )
-            images = jax.ShapeDtypeStruct(
-                (self.size, *settings.picture_shape),
-                jnp.float32,
-                sharding=self._batch_sharding,
-            )
-            self._compiled = jax.jit(divided).lower(self._autoencoder, images).compile()
+            self._autoencoder = jax.device_put(autoencoder, replicated)
+            lowered = jax.jit(divided).lower(self._autoencoder, images)
+            self._compiled = lowered.compile()
 
     def batches(self, indices: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields the records of each batch, arrays `[n]` of the dtype `settings.row`.
@@ -106,20 +106,29 @@ class Encoder:
 
         Records of mirrored pictures have the odd numbers.
         """
-        numbers = indices // 2 if self._settings.flip else indices
-        records = list(readers.map(lambda number: self._source[int(number)], numbers))
+        settings = self._settings
+        numbers = indices // 2 if settings.flip else indices
+
+        def read_one(number):
+            return self._source[int(number)]
+
+        records = list(readers.map(read_one, numbers))
         batch = collate(records, numbers)
+
+        # Gray pictures get as many equal channels as the autoencoder takes.
         images = batch["data"]
-        gray = (*self._settings.picture_shape[:2], 1)
-        if images.shape[1:] == gray:
-            images = images.repeat(self._settings.picture_shape[2], axis=-1)
-        if list(images.shape[1:]) != self._settings.picture_shape:
+        height, width, channels = settings.picture_shape
+        if images.shape[1:] == (height, width, 1):
+            images = images.repeat(channels, axis=-1)
+        if list(images.shape[1:]) != settings.picture_shape:
             raise ValueError(
                 f"record {numbers[0]} of the data is {list(images.shape[1:])}, "
-                f"the first one {self._settings.picture_shape}"
+                f"the first one {settings.picture_shape}"
             )
         check_pixels(f"data from record {numbers[0]} on", images)
-        if self._settings.flip:
+
+        # [n, H, W, C] mirrored along the axis of the width.
+        if settings.flip:
             is_flipped = (indices % 2 == 1)[:, None, None, None]
             images = np.where(is_flipped, images[:, :, ::-1], images)
         return images, batch.get("class_labels")

@@ -77,7 +77,9 @@ def encode_until_stopped(
         as_integer("batch_size", batch_size, 1, MAX_NUM)
         if shard_size is not None:
             as_integer("shard_size", shard_size, 1, MAX_NUM)
-        settings = _settings(autoencoder, source, floating_dtype("dtype", dtype), flip)
+        computed_in = floating_dtype("dtype", dtype)
+        _check_arguments(autoencoder, source, flip)
+        settings = _settings(autoencoder, source, computed_in, flip)
         check_outside(source, folder)
         if jax.process_index() == 0:
             check_folder(folder, MomentsSettings)
@@ -117,12 +119,8 @@ def encode_until_stopped(
 encode_folder = delivering(encode_until_stopped)
 
 
-def _settings(autoencoder, source, dtype, flip):
-    """Returns what the moments depend on, in a new folder.
-
-    Raises:
-        ValueError: if the arguments are of other kinds, or the first picture cannot be encoded.
-    """
+def _check_arguments(autoencoder, source, flip):
+    """Raises ValueError for arguments of `encode_until_stopped` of other kinds."""
     if not isinstance(autoencoder, Autoencoder):
         raise ValueError(
             f"autoencoder must be a cmjax.Autoencoder, got {shown(autoencoder)}; open one by "
@@ -135,18 +133,29 @@ def _settings(autoencoder, source, dtype, flip):
     if not isinstance(flip, bool):
         raise ValueError(f"flip must be True or False, got {shown(flip)}")
 
-    # The shapes and kinds of all records are those of the first.
+
+def _settings(autoencoder, source, dtype, flip):
+    """Returns what the moments depend on, in a new folder.
+
+    Raises:
+        ValueError: if the first picture cannot be encoded.
+    """
+    # The shapes and kinds of all records are those of the first. Gray pictures get the channels of
+    # the autoencoder.
     first = collate([source[0]], [0])
-    shape = list(first["data"].shape[1:])
-    if len(shape) == 3 and shape[2] == 1:
-        shape[2] = autoencoder.config.in_channels
-    like = jax.ShapeDtypeStruct((1, *shape), dtype)
-    mean, std = jax.eval_shape(autoencoder.moments, like)
+    picture_shape = list(first["data"].shape[1:])
+    if len(picture_shape) == 3 and picture_shape[2] == 1:
+        picture_shape[2] = autoencoder.config.in_channels
+    picture = jax.ShapeDtypeStruct((1, *picture_shape), dtype)
+    mean, std = jax.eval_shape(autoencoder.moments, picture)
+
+    # A picture is followed by its mirror image.
+    records_per_picture = 2 if flip else 1
     return MomentsSettings(
         data=source.fingerprint(),
-        num=len(source) * (2 if flip else 1),
+        num=len(source) * records_per_picture,
         flip=flip,
-        picture_shape=shape,
+        picture_shape=picture_shape,
         shape=list(mean.shape[1:]),
         is_random=std is not None,
         has_labels="class_labels" in first,

@@ -1,7 +1,5 @@
 """Looks at the training data before the first step: what is wrong must not show after hours."""
 
-import functools
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,10 +52,11 @@ def inspect(
             checked_labels(labels, range(len(source)), num_classes)
         source.check(shown=shown)
     if isinstance(source, Pictures):
+        files = [file for file, _ in source.files]
         if num_classes is not None:
             labels = np.array([label for _, label in source.files])
-            checked_labels(labels, [file for file, _ in source.files], num_classes)
-        _check_pictures([file for file, _ in source.files], shown)
+            checked_labels(labels, files, num_classes)
+        _check_pictures(files, shown)
 
 
 def _check_scale(data: np.ndarray, scheduler: Any) -> None:
@@ -96,18 +95,19 @@ def _check_pictures(files: list[str], shown: bool) -> None:
     # Evenly spaced, as neighbours often come from one place and are broken together.
     total = sum(Path(file).stat().st_size for file in files)
     every = max(1, -(-total // WHOLE))
-    checks: list[Callable[[], None]] = [
-        functools.partial(check_picture, file, whole=number % every == 0)
-        for number, file in enumerate(files)
-    ]
+
+    def check(number):
+        check_picture(files[number], whole=number % every == 0)
+
     bar = Bar(
         len(files), unit="picture", doing="looking at the data", shown=shown, keep=False
     )
     with bar, ThreadPoolExecutor(_THREADS) as pool:
         # In order, so that always the same file is named. After an error the rest is not looked at.
         try:
-            for number, _ in enumerate(pool.map(lambda check: check(), checks)):
-                bar.advance_to(number + 1)
+            checked = pool.map(check, range(len(files)))
+            for count, _ in enumerate(checked, start=1):
+                bar.advance_to(count)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cmjax.arrays import add_to_digest
 from cmjax.configs import LARGEST
 from cmjax.files import check_regular, open_regular, path_of
 from cmjax.images import center_crop_resize, read_image
@@ -73,8 +74,7 @@ class Arrays:
         """Returns, as JSON, what tells these records from others: shapes, and a digest of all."""
         digest = hashlib.blake2b(digest_size=16)
         for array in self._arrays.values():
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            add_to_digest(digest, f"{array.dtype}{array.shape}", array)
         return {
             "samples": len(self),
             "shape": list(self.data.shape[1:]),
@@ -151,9 +151,8 @@ class Pictures:
         every = max(1, len(self.files) // _SAMPLED)
         for number, (file, _) in enumerate(self.files):
             name = Path(file).relative_to(self.folder).as_posix()
-            digest.update(
-                f"{name} {os.stat(file).st_size}\n".encode(errors="surrogateescape")
-            )
+            line = f"{name} {os.stat(file).st_size}\n"
+            digest.update(line.encode(errors="surrogateescape"))
             if number % every == 0:
                 with open_regular(file) as content:
                     digest.update(content.read(_SAMPLED_BYTES))

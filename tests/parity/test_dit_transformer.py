@@ -166,6 +166,7 @@ def test_the_former_class_and_a_network_alone_are_read(tmp_path):
     ("change", "message"),
     [
         ({"norm_type": "layer_norm"}, "norm_type 'layer_norm' is not supported"),
+        ({"dropout": 0.1}, "dropout 0.1 is not supported, only 0; for sampling set it"),
         ({"cross_attention_dim": 768}, "cross_attention_dim 768 is not supported"),
         ({"keep_variance": True}, "DiTTransformer2DModel has no option 'keep_variance'"),
         ({"out_channels": 5}, "out_channels 5 must be in_channels 4, or twice that"),

@@ -138,7 +138,8 @@ class Adversarial(Loss):
         sigma = self._draw_sigmas(level_key, data.shape[0])
         noisy = add_noise(data, sigma, random.normal(noise_key, data.shape))
         network = self.network_params(params)
-        fake = self.scheduler.bound(self._sample(apply_fn, network, noisy, sigma, cond))
+        fake = self._sample(apply_fn, network, noisy, sigma, cond)
+        fake = self.scheduler.bound(fake)
 
         # With noise on both, the two distributions overlap. Otherwise the discriminator may learn
         # to tell them apart perfectly, and its gradient then says little to the network.
@@ -206,8 +207,11 @@ class Adversarial(Loss):
 
         # Scores D(real) and D(fake), f32[B]; with `vjp` the gradient at the images costs no second
         # forward pass.
-        score_real, vjp_fn = jax.vjp(lambda x: self._score(discriminator, x, cond), real)
-        score_fake = self._score(discriminator, jax.lax.stop_gradient(fake), cond)
+        def scores(x):
+            return self._score(discriminator, x, cond)
+
+        score_real, vjp_fn = jax.vjp(scores, real)
+        score_fake = scores(jax.lax.stop_gradient(fake))
         gap = score_real - score_fake
 
         # R1, gamma/2 |grad D(real)|^2, a mean over the batch. As a score depends on its own sample

@@ -83,10 +83,9 @@ class ContinuousConsistencyDistillation(Loss):
         del step
 
         # dx/dsigma of the teacher; the noise that was drawn no longer matters.
-        cond = split_batch(batch)[1]
-        ode_slope = teacher_slope(
-            self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond
-        )
+        _, cond = split_batch(batch)
+        teacher_fn = self.teacher_fn or apply_fn
+        ode_slope = teacher_slope(teacher_fn, frozen.teacher, self.scheduler, cond)
 
         def slope(x, sigma, noise):
             del noise
@@ -102,28 +101,33 @@ def _continuous_loss(scheduler, key, apply_fn, params, target_params, batch, slo
     data, cond = split_batch(batch)
 
     # Levels sigma(u) uniform along the grid, u from 0 (sigma_min) to 1 (sigma_max), and the rate
-    # dsigma/du, f32[B] each. The tangent 1 + 0 u is ones with the type that `jvp` wants.
+    # dsigma/du, f32[B] each. The tangent of u is 1 + 0 u: ones with the type that `jvp` wants.
+    def level_at(u):
+        return karras_sigmas(1 - u, *karras_range(scheduler))
+
     level_key, noise_key = random.split(key)
     u = random.uniform(level_key, data.shape[:1])
-    sigma, rate = jax.jvp(
-        lambda u: karras_sigmas(1 - u, *karras_range(scheduler)), (u,), (1 + 0 * u,)
-    )
+    sigma, dsigma_du = jax.jvp(level_at, (u,), (1 + 0 * u,))
 
-    # Noisy samples x0 + sigma z, `[B, ...]`.
+    # Noisy samples x0 + sigma z, and their derivative, `[B, ...]` each. A tangent must have the
+    # dtype of the samples, which noise and the slopes of some teachers have not.
     noise = random.normal(noise_key, data.shape)
     noisy = add_noise(data, sigma, noise)
+    dx_dsigma = slope(noisy, sigma, noise).astype(noisy.dtype)
+    dx_du = combine((dsigma_du, dx_dsigma))
 
+    # f(x, sigma) of the target, and its total derivative df/du along the path, in one forward-mode
+    # pass.
     def f(params, x, sigma):
         return consistency_function(apply_fn, params, scheduler, x, sigma, **cond)
 
-    # The target's total derivative df/du along the path, in one forward-mode pass. Tangents must
-    # have the dtype of the samples, which noise and the slopes of some teachers have not.
-    dx_du = combine((rate, slope(noisy, sigma, noise).astype(noisy.dtype)))
-    value, tangent = jax.jvp(
-        lambda x, sigma: f(target_params, x, sigma), (noisy, sigma), (dx_du, rate)
-    )
+    def f_target(x, sigma):
+        return f(target_params, x, sigma)
+
+    value, df_du = jax.jvp(f_target, (noisy, sigma), (dx_du, dsigma_du))
 
     # With f = f_target in value, the gradient of |f - (f_target - df/du)|^2 is 2 df/du . grad f.
-    target = jax.lax.stop_gradient(value - tangent)
-    loss = jnp.mean(mean_square(f(params, noisy, sigma) - target))
+    target = jax.lax.stop_gradient(value - df_du)
+    error = mean_square(f(params, noisy, sigma) - target)
+    loss = jnp.mean(error)
     return loss, {"loss": loss}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, along_batch, combine
 from cmjax.parametrization import Denoiser, consistency_function
 from cmjax.training.discretization import (
     adjacent_levels,
@@ -74,8 +74,8 @@ class DiscreteLoss(Loss):
         # Networks are not called at a level of 0, whose logarithm is not finite.
         is_noisy = lower > 0
         target = f(target_params, jnp.where(is_noisy, lower, higher))
-        is_noisy_sample = is_noisy.reshape(-1, *(1,) * (data.ndim - 1))
-        target = jnp.where(is_noisy_sample, jax.lax.stop_gradient(target), data)
+        target = jax.lax.stop_gradient(target)
+        target = jnp.where(along_batch(is_noisy, data.ndim), target, data)
 
         distances = self.metric(f(params, higher), target)
         return per_sample("metric", distances, data.shape[0])

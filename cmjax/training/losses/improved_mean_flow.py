@@ -196,7 +196,8 @@ class ImprovedMeanFlow(Loss):
         acting, always = guidance_at(t, scale, interval)
         cond_at_t = with_guidance(cond, acting, always)
         if self.second_head:
-            u, v = both_velocities(apply_fn, self.scheduler)(params, x, t, r, guided_cond)
+            both_heads = both_velocities(apply_fn, self.scheduler)
+            u, v = both_heads(params, x, t, r, guided_cond)
             own = self._velocity_at(apply_fn, params, x, t, cond_at_t)
         else:
             u = network(params, x, t, r, guided_cond)
@@ -232,8 +233,11 @@ class ImprovedMeanFlow(Loss):
         """Returns the network's own velocity v, `[B, ...]`, without a gradient."""
         params = jax.lax.stop_gradient(params)
         if self.second_head:
-            return both_velocities(apply_fn, self.scheduler)(params, x, t, t, cond)[1]
-        return mean_velocity(apply_fn, self.scheduler)(params, x, t, t, cond)
+            network = both_velocities(apply_fn, self.scheduler)
+            _, v = network(params, x, t, t, cond)
+            return v
+        network = mean_velocity(apply_fn, self.scheduler)
+        return network(params, x, t, t, cond)
 
     def _weighted(self, error, error_of_own):
         """Returns (loss, metrics) of the errors of mean velocity and velocity, `[B, ...]` each."""

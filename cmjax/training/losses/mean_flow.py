@@ -240,8 +240,11 @@ def time_derivative(network, params, x, t, r, velocity, cond) -> jax.Array:
 
     # The tangents (v, 1) of (x, t); r and the parameters do not move. A tangent must have the dtype
     # of the samples, which the network's own velocity need not have.
+    def u(x, t):
+        return network(params, x, t, r, cond)
+
     tangents = (velocity.astype(x.dtype), jnp.ones_like(t))
-    _, slope = jax.jvp(lambda x, t: network(params, x, t, r, cond), (x, t), tangents)
+    _, slope = jax.jvp(u, (x, t), tangents)
     return slope
 
 

@@ -121,18 +121,20 @@ class InductiveMomentMatching(Loss):
         network = mean_velocity(apply_fn, self.scheduler)
         r = self._lower_time(t, s)
 
-        # Both ends at s, `[B, ...]`: from t with a gradient, from r without.
+        # Where steps from t end at s, `[B, ...]`: x + (s - t) u(x, t, s), with a gradient.
         x = on_path(data, noise, t)
-        from_t = combine((1, x), (s - t, network(params, x, t, s, cond)))
+        u = network(params, x, t, s, cond)
+        from_t = combine((1, x), (s - t, u))
+
+        # Where those from r end, without a gradient.
         lower = on_path(data, noise, r)
         u = jax.lax.stop_gradient(network(target_params, lower, r, s, cond))
         from_r = combine((1, lower), (s - r, u))
 
         # The kernel's width is |c_out| = t - s, the furthest that the output moves a sample.
         width = jnp.maximum(t - s, 1e-6)
-        discrepancy = with_automatic_axes(
-            self._discrepancies, (from_t, jax.lax.stop_gradient(from_r), width)
-        )
+        ends = (from_t, jax.lax.stop_gradient(from_r), width)
+        discrepancy = with_automatic_axes(self._discrepancies, ends)
         loss = jnp.mean(self._weight(t) * discrepancy)
         apart = jnp.square((from_t - from_r).astype(jnp.float32))
         return loss, {"loss": loss, "distance": jnp.sqrt(jnp.mean(apart))}
@@ -175,4 +177,5 @@ class InductiveMomentMatching(Loss):
         # max(|a - b|, 1e-4), whose gradient is 0 where two samples are the same.
         gap = a[:, :, None] - b[:, None]
         square = jnp.maximum(jnp.sum(jnp.square(gap), axis=-1), _LEAST_SQUARE)
-        return jnp.exp(-jnp.sqrt(square) / (width * math.prod(a.shape[2:])))
+        num_values = math.prod(a.shape[2:])
+        return jnp.exp(-jnp.sqrt(square) / (width * num_values))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,20 +119,20 @@ class Shortcut(Loss):
         # The samples (1 - t) x0 + t z, and their velocity z - x0.
         x = on_path(data, noise, t)
         velocity = velocity_of(data, noise)
-        compared = self._compared(data.shape[0])
+        samples = _Samples(x, velocity, t, length, cond)
 
         # What is learned, `[B, ...]`: the mean velocity over two steps for the first samples, and
         # the velocity for the others.
+        num_compared = self._num_compared(data.shape[0])
+
         def targets(samples, target_params):
-            first = jax.tree.map(lambda a: a[:compared], samples)
-            x, _, t, length, cond = first
-            two_steps = self._two_steps(network, target_params, x, t, length, cond)
-            velocity = samples[1]
-            return jnp.concatenate([two_steps.astype(velocity.dtype), velocity[compared:]])
+            first = jax.tree.map(lambda array: array[:num_compared], samples)
+            two_steps = self._two_steps(network, target_params, first)
+            others = samples.velocity[num_compared:]
+            return jnp.concatenate([two_steps.astype(others.dtype), others])
 
         target = velocity
-        if compared:
-            samples = (x, velocity, t, length, cond)
+        if num_compared:
             target = with_automatic_axes(targets, samples, target_params)
 
         # The squared error of u(x, t, t - length), f32[B].
@@ -141,16 +141,16 @@ class Shortcut(Loss):
         loss = jnp.mean(error)
 
         # The two parts, each a mean over its own samples.
-        is_compared = jnp.arange(error.shape[0]) < compared
-        parts = {"consistency_loss": is_compared, "flow_loss": ~is_compared}
-        metrics = {"loss": loss}
-        for name, chosen in parts.items():
-            count = jnp.maximum(jnp.sum(chosen), 1).astype(jnp.float32)
-            metrics[name] = jnp.sum(jnp.where(chosen, error, 0)) / count
+        is_compared = jnp.arange(error.shape[0]) < num_compared
+        metrics = {
+            "loss": loss,
+            "consistency_loss": _mean_where(is_compared, error),
+            "flow_loss": _mean_where(~is_compared, error),
+        }
         return loss, metrics
 
-    def _compared(self, count):
-        """Returns the number of samples of a batch that compare steps."""
+    def _num_compared(self, count):
+        """Returns how many samples of a batch of `count` compare steps: the first ones."""
         return math.ceil(count * self.consistency_fraction)
 
     def _draw_steps(self, key, count):
@@ -159,15 +159,15 @@ class Shortcut(Loss):
 
         # How often the shortest step is doubled to reach length 1.
         doublings = int(math.log2(self.num_steps))
-        compared = self._compared(count)
+        num_compared = self._num_compared(count)
 
         # The first samples have 1, 2, 4, ..., num_steps / 2 steps to the data in equal shares, from
         # a random start, which is fair to batches of few samples as well.
         index = jnp.arange(count)
-        ramp = index.astype(jnp.float32) / max(compared, 1)
+        ramp = index.astype(jnp.float32) / max(num_compared, 1)
         share = (ramp + random.uniform(offset_key, ())) % 1
         power = jnp.minimum(jnp.floor(share * doublings), doublings - 1)
-        power = jnp.where(index < compared, power, doublings)
+        power = jnp.where(index < num_compared, power, doublings)
         steps = jnp.exp2(power)
 
         # A step begins at one of 1, 1 - length, ..., length.
@@ -175,15 +175,40 @@ class Shortcut(Loss):
         place = jnp.minimum(place, steps - 1)
         return 1 - place / steps, 1 / steps
 
-    def _two_steps(self, network, params, x, t, length, cond):
+    def _two_steps(self, network, params, samples):
         """Returns the mean velocity, `[B, ...]`, over two steps of half the length."""
         # u(x, t, t - half), then u at the sample that this leads to.
-        half = length / 2
-        first = network(params, x, t, t - half, cond)
-        middle = combine((1, x), (-half, first))
+        t = samples.t
+        half = samples.length / 2
+        first = network(params, samples.x, t, t - half, samples.cond)
+        middle = combine((1, samples.x), (-half, first))
         middle = jnp.clip(middle, -self.largest, self.largest)
-        second = network(params, middle, t - half, t - length, cond)
+        second = network(params, middle, t - half, t - samples.length, samples.cond)
 
         # The two steps are of equal length, so that of both has the mean velocity.
         mean = combine((0.5, first), (0.5, second))
         return jnp.clip(mean, -self.largest, self.largest)
+
+
+class _Samples(NamedTuple):
+    """Samples with the steps that they take.
+
+    Attributes:
+        x: `[B, ...]`, at the time t.
+        velocity: of x at that time, `[B, ...]`.
+        t: where the steps begin, f32[B].
+        length: of the steps, f32[B].
+        cond: per-sample conditioning.
+    """
+
+    x: jax.Array
+    velocity: jax.Array
+    t: jax.Array
+    length: jax.Array
+    cond: dict[str, Any]
+
+
+def _mean_where(chosen, error):
+    """Returns the mean of errors f32[B] where `chosen`, bool[B]; 0 if none is."""
+    count = jnp.maximum(jnp.sum(chosen), 1).astype(jnp.float32)
+    return jnp.sum(jnp.where(chosen, error, 0)) / count

@@ -78,12 +78,12 @@ class _SimplifiedLoss(Loss):
         root_mean_square = jnp.sqrt(mean_square(g))
         norm = root_mean_square * math.prod(g.shape[1:]) ** 0.5
         size = norm if self.tangent_size == "norm" else root_mean_square
-        target = jax.lax.stop_gradient(
-            combine((1, value), (1 / (size + self.tangent_c), g))
-        )
+        moved = combine((1, value), (1 / (size + self.tangent_c), g))
+        target = jax.lax.stop_gradient(moved)
 
         # The weighted error |F - target|^2, f32[B] (equation 8). Only here is there a gradient.
-        error = mean_square(network(self.network_params(params), x, t, **cond) - target)
+        output = network(self.network_params(params), x, t, **cond)
+        error = mean_square(output - target)
         if self.adaptive_weight:
             error = weigh_levels(params.level_weight, error, sigma)
         loss = jnp.mean(error)
@@ -122,11 +122,12 @@ class _SimplifiedLoss(Loss):
         # F and cos(t) sin(t) dF/dt along the path, in one forward-mode pass. The factors scale the
         # tangents that go in, so that those of inner layers stay bounded near t = 0 and pi/2 (the
         # paper's "JVP rearrangement"). They must have the dtype of the samples.
-        value, tangent = jax.jvp(
-            lambda x, t: network(target_params, x, t, **cond),
-            (x, t),
-            (combine((cos * sin, dx_dt)).astype(x.dtype), cos * sin),
-        )
+        def target_network(x, t):
+            return network(target_params, x, t, **cond)
+
+        factor = cos * sin
+        scaled_dx_dt = combine((factor, dx_dt)).astype(x.dtype)
+        value, tangent = jax.jvp(target_network, (x, t), (scaled_dx_dt, factor))
 
         # Any other shape would be broadcast below.
         check_shapes(sample=x, model_output=value, slope=dx_dt)
