@@ -13,7 +13,6 @@ from cmjax.training import losses
 from tests.support.cli import assert_one_line, succeeded
 from tests.support.networks import tiny_model
 
-
 VERSION = tuple(map(int, importlib.metadata.version("click").split(".")[:2]))
 needs_suggestions = pytest.mark.skipif(VERSION < (8, 4), reason="before click 8.4")
 
