@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -22,6 +23,18 @@ def divided_like(array: jax.Array, samples: jax.Array) -> jax.Array:
     if sharding is None or not samples.ndim:
         return array
     return jax.sharding.reshard(array, _along_batch(sharding, sharding.spec[0]))
+
+
+def divided_with(array: jax.Array, samples: jax.Array) -> jax.Array:
+    """Returns an array of the samples' shape that is divided as they are, on any kind of axes.
+
+    For arrays that are made of the samples' shape alone: along automatic axes XLA divides what is
+    computed of divided arrays, and would have every device make the whole of these.
+    """
+    array = divided_like(array, samples)
+    if _explicit_sharding(samples) is not None:
+        return array
+    return shard_alike(array, samples)[0]
 
 
 def undivided(array: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from cmjax import random, testing
 from cmjax.parametrization import consistency_function
 from cmjax.training import losses, trainer
 from cmjax.training.losses import DistributionMatchingParams
+from cmjax.training.losses.base import WithDropout
 from tests.support.flow_maps import tiny, tiny_params
 from tests.support.training import EDM, KEY, STD, evaluate
 
@@ -211,10 +212,68 @@ def test_levels_that_no_sampler_can_take_are_refused(sigmas):
         losses.DistributionMatching(EDM, sigmas=sigmas)
 
 
+def test_levels_are_compared_in_float32_as_samplers_do():
+    # float32's 14.6 is above Python's.
+    scheduler = cmjax.CMStochasticIterativeScheduler(sigma_max=14.6)
+    levels = scheduler.set_timesteps(2).sigmas[:-1]
+    loss = losses.DistributionMatching(scheduler, sigmas=levels)
+    np.testing.assert_array_equal(jnp.float32(loss.sigmas), levels)
+    with pytest.raises(ValueError, match="sigmas must be strictly descending"):
+        losses.DistributionMatching(EDM, sigmas=(80.0, 79.9999999))
+
+
+def test_levels_that_are_traced_are_refused():
+    with pytest.raises(ValueError, match="sigmas must be known when the loss is made"):
+        jax.eval_shape(lambda s: losses.DistributionMatching(EDM, sigmas=s), jnp.ones(2))
+
+
+@pytest.mark.parametrize("scheduler", [cmjax.EDMHeunScheduler(), cmjax.CTMScheduler()])
+def test_schedulers_of_other_networks_are_refused(scheduler):
+    with pytest.raises(ValueError, match="scheduler must sample consistency models of one"):
+        losses.DistributionMatching(scheduler)
+
+
+def test_the_calls_before_are_without_dropout():
+    def network(params, x, t, dropout_key=None):
+        return params * x if dropout_key is None else jnp.full_like(x, jnp.nan)
+
+    loss = losses.DistributionMatching(EDM, sigmas=(80.0, 2.5))
+    data = jnp.zeros((8, 3))
+    apply_fn = WithDropout(network, KEY)
+    found = loss.call_inputs(KEY, apply_fn, jnp.float32(0.5), data, {})
+    expected = loss.call_inputs(KEY, network, jnp.float32(0.5), data, {})
+    chex.assert_trees_all_equal(found, expected)
+
+
+@pytest.mark.parametrize("sigmas", [None, (80.0, 2.5)])
+def test_devices_of_a_mesh_share_the_work_although_data_enter_no_sample(sigmas):
+    loss = losses.DistributionMatching(EDM, sigmas=sigmas, fake_steps=1)
+    batch = {"data": np.zeros((64, 3), np.float32)}
+
+    def run(mesh):
+        step = trainer.make_train_step(
+            loss, lambda w, x, t: x @ w, optax.sgd(0.1), mesh=mesh, teacher=jnp.eye(3) / 2
+        )
+        state = step.init(KEY, jnp.eye(3))
+        compiled = step.lower(state, batch).compile()
+        return compiled.cost_analysis()["flops"], step(state, batch)[1]
+
+    alone, expected = run(None)
+    shared, metrics = run(trainer.data_mesh())
+    assert shared < alone / 6
+    chex.assert_trees_all_close(metrics, expected, rtol=1e-5)
+
+
 def test_parameters_that_were_not_prepared_are_refused():
     loss = losses.DistributionMatching(EDM, teacher_fn=gaussian)
     with pytest.raises(ValueError, match=r"pass params=loss\.prepare_params\(params\)"):
         evaluate(loss, gaussian, TRUTH, BATCH, teacher=TRUTH)
+
+
+def test_parameters_of_an_earlier_run_are_kept():
+    loss = losses.DistributionMatching(EDM, teacher_fn=gaussian)
+    params = DistributionMatchingParams({"std": 1.0}, {"std": 2.0})
+    assert loss.prepare_params(params) == params
 
 
 def test_a_file_gives_levels_as_a_list():

@@ -9,9 +9,10 @@ import numpy as np
 
 from cmjax import random
 from cmjax.arrays import ApplyFn, known_reals
-from cmjax.configs import is_finite, shown
+from cmjax.configs import shown
+from cmjax.meshes import divided_with
 from cmjax.parametrization import consistency_function, edm_denoiser
-from cmjax.schedulers.levels import karras_sigmas
+from cmjax.schedulers.levels import karras_sigmas, parse_levels
 from cmjax.serialization import serializable
 from cmjax.training.losses.base import (
     Loss,
@@ -77,7 +78,7 @@ class DistributionMatching(Loss):
             guided one; None if it is the student's.
 
     Raises:
-        ValueError: for values outside their domain.
+        ValueError: for values outside their domain, or another kind of scheduler.
     """
 
     scheduler: Any
@@ -93,6 +94,14 @@ class DistributionMatching(Loss):
         super().__post_init__()
         check_sigma_data(self.scheduler)
         karras_range(self.scheduler)
+
+        # It samples the network while it trains, and a solver would sample a denoiser.
+        is_solver = getattr(self.scheduler, "solves_ode", False)
+        if is_solver or getattr(self.scheduler, "num_times", 1) != 1:
+            raise ValueError(
+                "scheduler must sample consistency models of one time for this loss, as "
+                f"CMStochasticIterativeScheduler does; {type(self.scheduler).__name__} does not"
+            )
         if self.sigmas is not None:
             object.__setattr__(self, "sigmas", self._levels())
 
@@ -100,19 +109,20 @@ class DistributionMatching(Loss):
         """The levels as numbers of Python; raises ValueError unless a sampler can take them."""
         sigma_min, sigma_max, _ = karras_range(self.scheduler)
         values = known_reals("sigmas", self.sigmas)
-        if values is None or values.ndim != 1 or not values.size:
+        if values is None:
             raise ValueError(
-                f"sigmas must be noise levels, as in (80.0, 2.5), or None, got {shown(self.sigmas)}"
+                "sigmas must be known when the loss is made, as in (80.0, 2.5), "
+                f"got {shown(self.sigmas)}"
             )
-        levels = tuple(float(value) for value in values.astype(np.float64))
-        descend = all(a > b for a, b in zip(levels, levels[1:], strict=False))
-        inside = all(is_finite(level) for level in levels)
-        if not inside or not descend or levels[-1] <= sigma_min or levels[0] > sigma_max:
+
+        # As samplers check them, in float32. From sigma_min there is nothing to jump over.
+        parse_levels("sigmas", values, sigma_min, sigma_max)
+        if np.float32(values[-1]) == np.float32(sigma_min):
             raise ValueError(
-                f"sigmas must descend, from at most sigma_max={sigma_max} to above "
-                f"sigma_min={sigma_min}, got {shown(self.sigmas)}"
+                f"sigmas must be above sigma_min={sigma_min:g}, where samples are already those of "
+                f"the network, got {shown(values.tolist())}"
             )
-        return levels
+        return tuple(float(value) for value in values)
 
     @property
     def preview(self) -> Preview:
@@ -120,7 +130,12 @@ class DistributionMatching(Loss):
         return Preview((1 if self.sigmas is None else len(self.sigmas),))
 
     def prepare_params(self, params: Any) -> DistributionMatchingParams:
-        """Returns the network's parameters twice: the fake denoiser begins with them."""
+        """Returns the network's parameters twice: the fake denoiser begins with them.
+
+        Parameters of both, of an earlier run, are returned as they are.
+        """
+        if isinstance(params, DistributionMatchingParams):
+            return params
         return DistributionMatchingParams(params, params)
 
     def network_params(self, params: DistributionMatchingParams) -> Any:
@@ -181,7 +196,8 @@ class DistributionMatching(Loss):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns what one of the sampler's calls sees for each sample: x `[B, ...]`, sigma f32[B].
 
-        The calls before it are made here, and get no gradient.
+        The calls before it are made here, as samplers make them: without dropout. They get no
+        gradient.
 
         Args:
             key: draws the sampler's noise, and which call.
@@ -191,6 +207,7 @@ class DistributionMatching(Loss):
             cond: per-sample conditioning.
         """
         sample_key, call_key = random.split(key)
+        apply_fn = without_dropout(apply_fn)
         network = jax.lax.stop_gradient(network)
         sigmas = self.sigmas or (karras_range(self.scheduler).sigma_max,)
 
@@ -198,6 +215,9 @@ class DistributionMatching(Loss):
         call = random.randint(call_key, (data.shape[0],), 0, len(sigmas))
         state = self.scheduler.set_timesteps(sigmas=sigmas)
         state, x = self.scheduler.init(sample_key, state, data.shape, data.dtype)
+
+        # On a mesh each device makes its share of the samples, although no data enter them.
+        x = divided_with(x, data)
         chosen = x
         for number in range(1, len(sigmas)):
             model_output = self.scheduler.predict(apply_fn, network, state, x, **cond)
