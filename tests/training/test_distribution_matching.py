@@ -149,6 +149,27 @@ def test_training_ends_at_the_teachers_moments():
     assert float(x0.std()) == pytest.approx(STD, abs=0.04)
 
 
+def test_an_optimizer_of_the_networks_turns_alone():
+    # The recipe of docs/training.md. Adam alone would count the steps between as gradients of 0.
+    loss = losses.DistributionMatching(EDM, fake_steps=3, teacher_fn=gaussian)
+    rates = {
+        "network": optax.MultiSteps(optax.adam(0.01), 3).gradient_transformation(),
+        "fake": optax.adam(0.02),
+    }
+    optimizer = optax.multi_transform(rates, DistributionMatchingParams("network", "fake"))
+    train_step = trainer.make_train_step(loss, gaussian, optimizer, teacher=TRUTH)
+    state = train_step.init(KEY, {**TRUTH, "std": jnp.float32(0.4)})
+    moves = []
+    for _ in range(6):
+        before = state.params.network["std"].copy()
+        state, _ = train_step(state, BATCH)
+        moves.append(float(state.params.network["std"] - before))
+    assert [move != 0 for move in moves] == [False, False, True] * 2
+    assert moves[2] == pytest.approx(
+        0.01, rel=1e-3
+    )  # Adam's first step is the learning rate
+
+
 def test_calls_see_what_the_sampler_makes():
     sigmas = (80.0, 2.5, 0.7)
     loss = losses.DistributionMatching(EDM, sigmas=sigmas)

@@ -48,15 +48,16 @@ class DistributionMatching(Loss):
     A sample of the network gets noise, and two denoisers say where it came from: the teacher, which
     knows the data, and a second one, the fake denoiser, which is trained on the network's own
     samples. Their difference is, up to a factor, the gradient of the Kullback-Leibler divergence
-    between both distributions, at that noise level. The network moves along it (2311.18828,
-    equations 7 and 8):
+    between both distributions, at that noise level. The network's samples move against it
+    (2311.18828, equations 7 and 8):
 
         dx = (fake(x + sigma z, sigma) - teacher(x + sigma z, sigma)) / mean |x - teacher(...)|
 
     The fake denoiser has the network's architecture and begins with its parameters: begin with
     those of the teacher. It is trained at every step, the network only at the last of `fake_steps`
     (the two time-scale rule of 2405.14867, section 4.2). At the other steps the network's gradient
-    is computed, and counts as 0; an optimizer with momentum still moves the network.
+    is computed, and counts as 0; an optimizer with momentum still moves the network, unless
+    `optax.MultiSteps` holds it until the next turn (docs/training.md).
 
     The network is sampled by its scheduler, as a consistency model. With several levels in `sigmas`
     each sample of the batch takes one of the sampler's calls, and the calls before it make its
@@ -69,7 +70,8 @@ class DistributionMatching(Loss):
     the network's, and `fake_loss`.
 
     Attributes:
-        scheduler: gives the networks' parametrization and the range of noise levels.
+        scheduler: samples the network; gives the networks' parametrization and the range of noise
+            levels.
         sigmas: levels of the sampler's calls, descending; None for one call, at sigma_max.
         fake_steps: number of steps of the fake denoiser for each of the network.
         margin: the levels at which the distributions are compared are uniform along the Karras
