@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -13,9 +14,9 @@ import pytest
 import cmjax
 from cmjax import random, testing
 from cmjax.parametrization import consistency_function
-from cmjax.training import losses, trainer
+from cmjax.training import losses, reports, trainer
 from cmjax.training.losses import DistributionMatchingParams
-from cmjax.training.losses.base import WithDropout
+from cmjax.training.losses.base import Preview, WithDropout
 from tests.support.flow_maps import tiny, tiny_params
 from tests.support.training import EDM, KEY, STD, evaluate
 
@@ -197,6 +198,35 @@ def test_calls_see_what_the_sampler_makes():
     assert float(x0.mean()) == pytest.approx(MEAN, abs=0.3)
 
 
+def test_pictures_are_drawn_at_the_levels_that_are_trained(tmp_path, monkeypatch):
+    loss = losses.DistributionMatching(EDM, sigmas=(80.0, 2.5))
+    model = SimpleNamespace(
+        apply_fn=None,
+        params=None,
+        config=None,
+        scheduler=EDM,
+        num_classes=None,
+        sample_shape=(4, 4, 1),
+        picture_shape=(4, 4, 1),
+        decode=lambda samples, batch_size: samples,
+    )
+    run = SimpleNamespace(
+        model_of=lambda params: model,
+        train_step=SimpleNamespace(loss=loss),
+        config=SimpleNamespace(run=SimpleNamespace(ema_decays=(0.9,))),
+    )
+    drawn = []
+
+    def sample(key, apply_fn, params, scheduler, shape, **options):
+        drawn.append(options["sigmas"])
+        return jnp.zeros(shape)
+
+    monkeypatch.setattr(reports, "sample", sample)
+    state = SimpleNamespace(step=3, ema=(None,))
+    assert reports.save_samples(run, state, tmp_path / "x.png")
+    assert drawn == [(80.0, 2.5)]
+
+
 def test_it_is_an_inner_loss_of_the_adversarial_one():
     def discriminator(params, x):
         return params * jnp.mean(jnp.square(x), axis=1)
@@ -300,5 +330,5 @@ def test_parameters_of_an_earlier_run_are_kept():
 def test_a_file_gives_levels_as_a_list():
     made = losses.make("dmd", EDM, total_steps=10, sigmas=[80, 2.5], fake_steps=2)
     assert made == losses.DistributionMatching(EDM, sigmas=(80.0, 2.5), fake_steps=2)
-    assert made.preview.num_inference_steps == (2,)
-    assert losses.DistributionMatching(EDM).preview.num_inference_steps == (1,)
+    assert made.preview == Preview((2,), sigmas=(80.0, 2.5))
+    assert losses.DistributionMatching(EDM).preview == Preview((1,))

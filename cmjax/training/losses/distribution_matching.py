@@ -128,8 +128,9 @@ class DistributionMatching(Loss):
 
     @property
     def preview(self) -> Preview:
-        """In as many steps as it trains, at the scheduler's levels for this number."""
-        return Preview((1 if self.sigmas is None else len(self.sigmas),))
+        """By the calls that it trains."""
+        num_steps = 1 if self.sigmas is None else len(self.sigmas)
+        return Preview((num_steps,), sigmas=self.sigmas)
 
     def prepare_params(self, params: Any) -> DistributionMatchingParams:
         """Returns the network's parameters twice: the fake denoiser begins with them.
