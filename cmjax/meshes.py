@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -30,6 +31,18 @@ def divided_by(array: jax.Array, sharding: NamedSharding) -> jax.Array:
     if all(kind == AxisType.Explicit for kind in sharding.mesh.axis_types):
         return jax.sharding.reshard(array, sharding)
     return jax.lax.with_sharding_constraint(array, sharding)
+
+
+def divided_with(array: jax.Array, samples: jax.Array) -> jax.Array:
+    """Returns an array of the samples' shape that is divided as they are, on any kind of axes.
+
+    For arrays that are made of the samples' shape alone: along automatic axes XLA divides what is
+    computed of divided arrays, and would have every device make the whole of these.
+    """
+    array = divided_like(array, samples)
+    if _explicit_sharding(samples) is not None:
+        return array
+    return shard_alike(array, samples)[0]
 
 
 def undivided(array: jax.Array) -> jax.Array:

@@ -281,6 +281,7 @@ def all_losses():
     }
     # Under shard_map a batch is that of one device, with two samples.
     made["imm"] = dataclasses.replace(made["imm"], group_size=2)
+    made["dmd"] = dataclasses.replace(made["dmd"], sigmas=(80.0, 2.5))
     return {**made, "adversarial": losses.Adversarial(CM, discriminator, inner=made["cd"])}
 
 

@@ -170,6 +170,8 @@ def _sampler(config: "TrainConfig") -> str:
     """Returns the options of `cmjax sample` for a model of this run, each after a space."""
     # A denoiser's single calls are blurred means; it is sampled as in the pictures of the run.
     preview = config.make_loss(config.make_scheduler()).preview
+    if preview.sigmas is not None:
+        return f" --sigmas {','.join(f'{level:g}' for level in preview.sigmas)}"
     if preview.solver is None:
         return ""
     return (

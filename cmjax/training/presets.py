@@ -8,6 +8,8 @@ needs many accelerators. They differ from the papers in these ways:
 * Flow maps take the length of a step (`second_time = "span"`), as MeanFlow's networks do; those of
   shortcut models take its logarithm.
 * No network here has dropout, which the papers' networks have on some data sets.
+* DMD's two networks share an optimizer, which clips their gradients together and counts the steps
+  that are not the network's as gradients of 0; see docs/training.md.
 * The metric is the l2 norm instead of LPIPS, the 2023 paper's, which is a network itself. In Python
   a loss takes LPIPS as `metric=function`.
 
@@ -199,15 +201,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         dtype="bfloat16",
     ),
     # Yin et al. 2024, arXiv 2405.14867: the run without an adversary, whose FID is 2.61, by the
-    # script imagenet_lr2e-6_scratch.sh of tianweiy/DMD2. There is no moving average: one of decay 0
-    # is the parameters themselves.
+    # script imagenet_lr2e-6_scratch.sh of tianweiy/DMD2. Its warm-up of 500 is counted on each of 7
+    # GPUs. There is no moving average: one of decay 0 is the parameters themselves.
     "imagenet64_dmd": {
         "network": _network("imagenet64"),
         "loss": {"name": "dmd"},
         "optimizer": {
             "name": "adamw",
             "learning_rate": 2e-6,
-            "warmup_steps": 500,
+            "warmup_steps": 71,
             "clip_norm": 10.0,
             "options": {"weight_decay": 0.01},
         },

@@ -132,12 +132,15 @@ def save_samples(run: Run, state: TrainState, path: Path) -> bool:
         model = model.with_scheduler(solver)
 
     # One row of samples for each number of steps, with the classes in turn along the row.
+    runs: list[dict[str, Any]]
+    runs = [{"num_inference_steps": number} for number in preview.num_inference_steps]
+    if preview.sigmas is not None:
+        runs = [{"sigmas": preview.sigmas}]
     rows = []
     calls = []
-    for num_steps in preview.num_inference_steps:
-        levels = model.scheduler.set_timesteps(num_inference_steps=num_steps)
-        calls.append(str(levels.num_steps))
-        rows.append(_row_of_samples(model, num_steps))
+    for levels in runs:
+        calls.append(str(model.scheduler.set_timesteps(**levels).num_steps))
+        rows.append(_row_of_samples(model, levels))
     captions = None
     if model.num_classes:
         labels = _labels_of_row(model.num_classes)
@@ -159,8 +162,11 @@ def _labels_of_row(num_classes: int) -> np.ndarray:
     return np.arange(_COLUMNS) % num_classes
 
 
-def _row_of_samples(model: Model, num_steps: int) -> jax.Array:
-    """Returns `_COLUMNS` samples of a model, decoded if they are latents, `[_COLUMNS, H, W, C]`."""
+def _row_of_samples(model: Model, levels: dict[str, Any]) -> jax.Array:
+    """Returns `_COLUMNS` samples of a model, decoded if they are latents, `[_COLUMNS, H, W, C]`.
+
+    `levels` is the argument of `set_timesteps`, by its name.
+    """
     cond = {}
     if model.num_classes:
         cond["class_labels"] = jnp.asarray(_labels_of_row(model.num_classes))
@@ -172,8 +178,8 @@ def _row_of_samples(model: Model, num_steps: int) -> jax.Array:
         model.params,
         model.scheduler,
         (_COLUMNS, *model.sample_shape),
-        num_inference_steps=num_steps,
         cond=cond,
+        **levels,
     )
 
     # One at a time, since decoding takes more memory than sampling.

@@ -41,3 +41,8 @@ def test_a_denoiser_is_sampled_by_its_solver():
     denoiser = configs.read_config("digits")
     assert command._sampler(denoiser) == " --scheduler EDMHeunScheduler --steps 18"
     assert command._sampler(configs.read_config("digits_distilled")) == ""
+
+    # A network that is trained for some levels is sampled at these.
+    settings = [("loss.sigmas", [80.0, 2.5])]
+    dmd = configs.read_config("imagenet64_dmd", settings)
+    assert command._sampler(dmd) == " --sigmas 80,2.5"

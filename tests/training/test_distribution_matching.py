@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -13,8 +14,9 @@ import pytest
 import cmjax
 from cmjax import random, testing
 from cmjax.parametrization import consistency_function
-from cmjax.training import losses, trainer
+from cmjax.training import losses, reports, trainer
 from cmjax.training.losses import DistributionMatchingParams
+from cmjax.training.losses.base import Preview, WithDropout
 from tests.support.flow_maps import tiny, tiny_params
 from tests.support.training import EDM, KEY, STD, evaluate
 
@@ -148,6 +150,27 @@ def test_training_ends_at_the_teachers_moments():
     assert float(x0.std()) == pytest.approx(STD, abs=0.04)
 
 
+def test_an_optimizer_of_the_networks_turns_alone():
+    # The recipe of docs/training.md. Adam alone would count the steps between as gradients of 0.
+    loss = losses.DistributionMatching(EDM, fake_steps=3, teacher_fn=gaussian)
+    rates = {
+        "network": optax.MultiSteps(optax.adam(0.01), 3).gradient_transformation(),
+        "fake": optax.adam(0.02),
+    }
+    optimizer = optax.multi_transform(rates, DistributionMatchingParams("network", "fake"))
+    train_step = trainer.make_train_step(loss, gaussian, optimizer, teacher=TRUTH)
+    state = train_step.init(KEY, {**TRUTH, "std": jnp.float32(0.4)})
+    moves = []
+    for _ in range(6):
+        before = state.params.network["std"].copy()
+        state, _ = train_step(state, BATCH)
+        moves.append(float(state.params.network["std"] - before))
+    assert [move != 0 for move in moves] == [False, False, True] * 2
+    assert moves[2] == pytest.approx(
+        0.01, rel=1e-3
+    )  # Adam's first step is the learning rate
+
+
 def test_calls_see_what_the_sampler_makes():
     sigmas = (80.0, 2.5, 0.7)
     loss = losses.DistributionMatching(EDM, sigmas=sigmas)
@@ -173,6 +196,35 @@ def test_calls_see_what_the_sampler_makes():
     # And what a call makes of it is of the data.
     x0 = consistency_function(apply_fn, params, EDM, found, sigma)
     assert float(x0.mean()) == pytest.approx(MEAN, abs=0.3)
+
+
+def test_pictures_are_drawn_at_the_levels_that_are_trained(tmp_path, monkeypatch):
+    loss = losses.DistributionMatching(EDM, sigmas=(80.0, 2.5))
+    model = SimpleNamespace(
+        apply_fn=None,
+        params=None,
+        config=None,
+        scheduler=EDM,
+        num_classes=None,
+        sample_shape=(4, 4, 1),
+        picture_shape=(4, 4, 1),
+        decode=lambda samples, batch_size: samples,
+    )
+    run = SimpleNamespace(
+        model_of=lambda params: model,
+        train_step=SimpleNamespace(loss=loss),
+        config=SimpleNamespace(run=SimpleNamespace(ema_decays=(0.9,))),
+    )
+    drawn = []
+
+    def sample(key, apply_fn, params, scheduler, shape, **options):
+        drawn.append(options["sigmas"])
+        return jnp.zeros(shape)
+
+    monkeypatch.setattr(reports, "sample", sample)
+    state = SimpleNamespace(step=3, ema=(None,))
+    assert reports.save_samples(run, state, tmp_path / "x.png")
+    assert drawn == [(80.0, 2.5)]
 
 
 def test_it_is_an_inner_loss_of_the_adversarial_one():
@@ -211,14 +263,72 @@ def test_levels_that_no_sampler_can_take_are_refused(sigmas):
         losses.DistributionMatching(EDM, sigmas=sigmas)
 
 
+def test_levels_are_compared_in_float32_as_samplers_do():
+    # float32's 14.6 is above Python's.
+    scheduler = cmjax.CMStochasticIterativeScheduler(sigma_max=14.6)
+    levels = scheduler.set_timesteps(2).sigmas[:-1]
+    loss = losses.DistributionMatching(scheduler, sigmas=levels)
+    np.testing.assert_array_equal(jnp.float32(loss.sigmas), levels)
+    with pytest.raises(ValueError, match="sigmas must be strictly descending"):
+        losses.DistributionMatching(EDM, sigmas=(80.0, 79.9999999))
+
+
+def test_levels_that_are_traced_are_refused():
+    with pytest.raises(ValueError, match="sigmas must be known when the loss is made"):
+        jax.eval_shape(lambda s: losses.DistributionMatching(EDM, sigmas=s), jnp.ones(2))
+
+
+@pytest.mark.parametrize("scheduler", [cmjax.EDMHeunScheduler(), cmjax.CTMScheduler()])
+def test_schedulers_of_other_networks_are_refused(scheduler):
+    with pytest.raises(ValueError, match="scheduler must sample consistency models of one"):
+        losses.DistributionMatching(scheduler)
+
+
+def test_the_calls_before_are_without_dropout():
+    def network(params, x, t, dropout_key=None):
+        return params * x if dropout_key is None else jnp.full_like(x, jnp.nan)
+
+    loss = losses.DistributionMatching(EDM, sigmas=(80.0, 2.5))
+    data = jnp.zeros((8, 3))
+    apply_fn = WithDropout(network, KEY)
+    found = loss.call_inputs(KEY, apply_fn, jnp.float32(0.5), data, {})
+    expected = loss.call_inputs(KEY, network, jnp.float32(0.5), data, {})
+    chex.assert_trees_all_equal(found, expected)
+
+
+@pytest.mark.parametrize("sigmas", [None, (80.0, 2.5)])
+def test_devices_of_a_mesh_share_the_work_although_data_enter_no_sample(sigmas):
+    loss = losses.DistributionMatching(EDM, sigmas=sigmas, fake_steps=1)
+    batch = {"data": np.zeros((64, 3), np.float32)}
+
+    def run(mesh):
+        step = trainer.make_train_step(
+            loss, lambda w, x, t: x @ w, optax.sgd(0.1), mesh=mesh, teacher=jnp.eye(3) / 2
+        )
+        state = step.init(KEY, jnp.eye(3))
+        compiled = step.lower(state, batch).compile()
+        return compiled.cost_analysis()["flops"], step(state, batch)[1]
+
+    alone, expected = run(None)
+    shared, metrics = run(trainer.data_mesh())
+    assert shared < alone / 6
+    chex.assert_trees_all_close(metrics, expected, rtol=1e-5)
+
+
 def test_parameters_that_were_not_prepared_are_refused():
     loss = losses.DistributionMatching(EDM, teacher_fn=gaussian)
     with pytest.raises(ValueError, match=r"pass params=loss\.prepare_params\(params\)"):
         evaluate(loss, gaussian, TRUTH, BATCH, teacher=TRUTH)
 
 
+def test_parameters_of_an_earlier_run_are_kept():
+    loss = losses.DistributionMatching(EDM, teacher_fn=gaussian)
+    params = DistributionMatchingParams({"std": 1.0}, {"std": 2.0})
+    assert loss.prepare_params(params) == params
+
+
 def test_a_file_gives_levels_as_a_list():
     made = losses.make("dmd", EDM, total_steps=10, sigmas=[80, 2.5], fake_steps=2)
     assert made == losses.DistributionMatching(EDM, sigmas=(80.0, 2.5), fake_steps=2)
-    assert made.preview.num_inference_steps == (2,)
-    assert losses.DistributionMatching(EDM).preview.num_inference_steps == (1,)
+    assert made.preview == Preview((2,), sigmas=(80.0, 2.5))
+    assert losses.DistributionMatching(EDM).preview == Preview((1,))

@@ -43,10 +43,13 @@ class Preview(NamedTuple):
         num_inference_steps: numbers of sampling steps, one row of pictures for each.
         solver: class of the ODE solver that samples a denoiser; None to sample with the scheduler
             that the network is trained for.
+        sigmas: noise levels of the calls of the only row, for a network that is trained for these;
+            None for the scheduler's own.
     """
 
     num_inference_steps: tuple[int, ...] = (1, 2, 4)
     solver: type | None = None
+    sigmas: tuple[float, ...] | None = None
 
 
 class Loss(abc.ABC):

@@ -9,9 +9,10 @@ import numpy as np
 
 from cmjax import random
 from cmjax.arrays import ApplyFn, known_reals
-from cmjax.configs import is_finite, shown
+from cmjax.configs import shown
+from cmjax.meshes import divided_with
 from cmjax.parametrization import consistency_function, edm_denoiser
-from cmjax.schedulers.levels import karras_sigmas
+from cmjax.schedulers.levels import karras_sigmas, parse_levels
 from cmjax.serialization import serializable
 from cmjax.training.losses.base import (
     Loss,
@@ -47,15 +48,16 @@ class DistributionMatching(Loss):
     A sample of the network gets noise, and two denoisers say where it came from: the teacher, which
     knows the data, and a second one, the fake denoiser, which is trained on the network's own
     samples. Their difference is, up to a factor, the gradient of the Kullback-Leibler divergence
-    between both distributions, at that noise level. The network moves along it (2311.18828,
-    equations 7 and 8):
+    between both distributions, at that noise level. The network's samples move against it
+    (2311.18828, equations 7 and 8):
 
         dx = (fake(x + sigma z, sigma) - teacher(x + sigma z, sigma)) / mean |x - teacher(...)|
 
     The fake denoiser has the network's architecture and begins with its parameters: begin with
     those of the teacher. It is trained at every step, the network only at the last of `fake_steps`
     (the two time-scale rule of 2405.14867, section 4.2). At the other steps the network's gradient
-    is computed, and counts as 0; an optimizer with momentum still moves the network.
+    is computed, and counts as 0; an optimizer with momentum still moves the network, unless
+    `optax.MultiSteps` holds it until the next turn (docs/training.md).
 
     The network is sampled by its scheduler, as a consistency model. With several levels in `sigmas`
     each sample of the batch takes one of the sampler's calls, and the calls before it make its
@@ -68,7 +70,8 @@ class DistributionMatching(Loss):
     the network's, and `fake_loss`.
 
     Attributes:
-        scheduler: gives the networks' parametrization and the range of noise levels.
+        scheduler: samples the network; gives the networks' parametrization and the range of noise
+            levels.
         sigmas: levels of the sampler's calls, descending; None for one call, at sigma_max.
         fake_steps: number of steps of the fake denoiser for each of the network.
         margin: the levels at which the distributions are compared are uniform along the Karras
@@ -77,7 +80,7 @@ class DistributionMatching(Loss):
             guided one; None if it is the student's.
 
     Raises:
-        ValueError: for values outside their domain.
+        ValueError: for values outside their domain, or another kind of scheduler.
     """
 
     scheduler: Any
@@ -93,6 +96,14 @@ class DistributionMatching(Loss):
         super().__post_init__()
         check_sigma_data(self.scheduler)
         karras_range(self.scheduler)
+
+        # It samples the network while it trains, and a solver would sample a denoiser.
+        is_solver = getattr(self.scheduler, "solves_ode", False)
+        if is_solver or getattr(self.scheduler, "num_times", 1) != 1:
+            raise ValueError(
+                "scheduler must sample consistency models of one time for this loss, as "
+                f"CMStochasticIterativeScheduler does; {type(self.scheduler).__name__} does not"
+            )
         if self.sigmas is not None:
             object.__setattr__(self, "sigmas", self._levels())
 
@@ -100,27 +111,34 @@ class DistributionMatching(Loss):
         """The levels as numbers of Python; raises ValueError unless a sampler can take them."""
         sigma_min, sigma_max, _ = karras_range(self.scheduler)
         values = known_reals("sigmas", self.sigmas)
-        if values is None or values.ndim != 1 or not values.size:
+        if values is None:
             raise ValueError(
-                f"sigmas must be noise levels, as in (80.0, 2.5), or None, got {shown(self.sigmas)}"
+                "sigmas must be known when the loss is made, as in (80.0, 2.5), "
+                f"got {shown(self.sigmas)}"
             )
-        levels = tuple(float(value) for value in values.astype(np.float64))
-        descend = all(a > b for a, b in zip(levels, levels[1:], strict=False))
-        inside = all(is_finite(level) for level in levels)
-        if not inside or not descend or levels[-1] <= sigma_min or levels[0] > sigma_max:
+
+        # As samplers check them, in float32. From sigma_min there is nothing to jump over.
+        parse_levels("sigmas", values, sigma_min, sigma_max)
+        if np.float32(values[-1]) == np.float32(sigma_min):
             raise ValueError(
-                f"sigmas must descend, from at most sigma_max={sigma_max} to above "
-                f"sigma_min={sigma_min}, got {shown(self.sigmas)}"
+                f"sigmas must be above sigma_min={sigma_min:g}, where samples are already those of "
+                f"the network, got {shown(values.tolist())}"
             )
-        return levels
+        return tuple(float(value) for value in values)
 
     @property
     def preview(self) -> Preview:
-        """In as many steps as it trains, at the scheduler's levels for this number."""
-        return Preview((1 if self.sigmas is None else len(self.sigmas),))
+        """By the calls that it trains."""
+        num_steps = 1 if self.sigmas is None else len(self.sigmas)
+        return Preview((num_steps,), sigmas=self.sigmas)
 
     def prepare_params(self, params: Any) -> DistributionMatchingParams:
-        """Returns the network's parameters twice: the fake denoiser begins with them."""
+        """Returns the network's parameters twice: the fake denoiser begins with them.
+
+        Parameters of both, of an earlier run, are returned as they are.
+        """
+        if isinstance(params, DistributionMatchingParams):
+            return params
         return DistributionMatchingParams(params, params)
 
     def network_params(self, params: DistributionMatchingParams) -> Any:
@@ -181,7 +199,8 @@ class DistributionMatching(Loss):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns what one of the sampler's calls sees for each sample: x `[B, ...]`, sigma f32[B].
 
-        The calls before it are made here, and get no gradient.
+        The calls before it are made here, as samplers make them: without dropout. They get no
+        gradient.
 
         Args:
             key: draws the sampler's noise, and which call.
@@ -191,6 +210,7 @@ class DistributionMatching(Loss):
             cond: per-sample conditioning.
         """
         sample_key, call_key = random.split(key)
+        apply_fn = without_dropout(apply_fn)
         network = jax.lax.stop_gradient(network)
         sigmas = self.sigmas or (karras_range(self.scheduler).sigma_max,)
 
@@ -198,6 +218,9 @@ class DistributionMatching(Loss):
         call = random.randint(call_key, (data.shape[0],), 0, len(sigmas))
         state = self.scheduler.set_timesteps(sigmas=sigmas)
         state, x = self.scheduler.init(sample_key, state, data.shape, data.dtype)
+
+        # On a mesh each device makes its share of the samples, although no data enter them.
+        x = divided_with(x, data)
         chosen = x
         for number in range(1, len(sigmas)):
             model_output = self.scheduler.predict(apply_fn, network, state, x, **cond)
