@@ -156,8 +156,9 @@ class DistributionMatching(Loss):
         call_key, level_key, noise_key, fake_level_key, fake_noise_key = random.split(
             key, 5
         )
-        x, sigma = self.call_inputs(call_key, apply_fn, params.network, data, cond)
 
+        # Samples of the network, `[B, ...]`, by one of the sampler's calls, which has a gradient.
+        x, sigma = self.call_inputs(call_key, apply_fn, params.network, data, cond)
         generated = consistency_function(
             apply_fn, params.network, self.scheduler, x, sigma, **cond
         )
