@@ -184,7 +184,7 @@ def write(folder: Path, model: Model) -> None:
     write_class_names(folder, model)
     write_json(folder / "unet" / CONFIG, config_to_diffusers(model.config))
     config = scheduler.to_config()
-    config.pop("timestep_spacing", None)  # diffusers' scheduler has a single spacing
+    del config["timestep_spacing"]  # diffusers' scheduler has a single spacing
     write_json(folder / "scheduler" / SCHEDULER_CONFIG, config)
 
     write_weights(folder / "unet" / SAFETENSORS, stored_arrays(model))

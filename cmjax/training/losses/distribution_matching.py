@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, known_reals
+from cmjax.arrays import ApplyFn, along_batch, known_reals
 from cmjax.configs import shown
 from cmjax.meshes import divided_with
 from cmjax.parametrization import consistency_function, edm_denoiser
@@ -226,7 +226,7 @@ class DistributionMatching(Loss):
         for number in range(1, len(sigmas)):
             model_output = self.scheduler.predict(apply_fn, network, state, x, **cond)
             state, (x, _) = self.scheduler.step(sample_key, state, model_output, x)
-            is_chosen = (call == number).reshape(-1, *(1,) * (x.ndim - 1))
+            is_chosen = along_batch(call == number, x.ndim)
             chosen = jnp.where(is_chosen, x, chosen)
         return chosen, jnp.asarray(sigmas, jnp.float32)[call]
 
