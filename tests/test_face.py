@@ -100,7 +100,9 @@ def imported_by(program):
             "from click.testing import CliRunner; from cmjax.cli import main; "
             "[CliRunner().invoke(main, [*c, '--help']) for c in ([], ['sample'], ['train'])]; "
             "import click.shell_completion as s; "
-            "assert s.BashComplete(main, {}, 'cmjax', '_X').get_completions([], 'sam')",
+            "complete = s.BashComplete(main, {}, 'cmjax', '_X').get_completions; "
+            "assert complete([], 'sam') and complete(['sample', '--scheduler'], 'LC'); "
+            "assert complete(['schedulers'], 'LC') and complete(['train'], 'digits')",
             ["click"],
         ),
     ],

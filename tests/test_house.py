@@ -92,6 +92,9 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_inside_imports_the_facade(path):
+    # The command line stands on top of the package, and completes its public names.
+    if room(path) == "cli":
+        return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             assert "cmjax" not in [alias.name for alias in node.names], path

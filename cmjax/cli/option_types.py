@@ -8,8 +8,30 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+import cmjax
+
 # Keys are made of 32 bits of the seed: larger ones would silently repeat the samples of others.
 SEED = click.IntRange(0, 2**32 - 1)
+
+PRESETS_FOLDER = Path(__file__).parent.parent / "assets" / "configs"
+
+# Public classes that commands cannot sample with: what samplers are built on, and the scheduler of
+# categories. A test compares the others with the table of schedulers.
+_NO_SAMPLERS = frozenset(
+    {
+        "DiscreteScheduler",
+        "DiscreteSigmasScheduler",
+        "EDMScheduler",
+        "ExplodingScheduler",
+        "FlowMatchScheduler",
+        "FlowScheduler",
+        "LogSNRScheduler",
+        "Scheduler",
+        "SpacedScheduler",
+        "TableScheduler",
+        "VQDiffusionScheduler",
+    }
+)
 
 
 class Numbers(click.ParamType):
@@ -131,6 +153,17 @@ def complete_scheduler(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Completes the name of a sampler."""
-    from cmjax.schedulers import SCHEDULERS
+    # The public names, and not the table of schedulers: to import that takes half a second.
+    public = [name for name in cmjax.__all__ if name.endswith("Scheduler")]
+    samplers = [name for name in public if name not in _NO_SAMPLERS]
+    return [CompletionItem(name) for name in samplers if name.startswith(incomplete)]
 
-    return [CompletionItem(name) for name in SCHEDULERS if name.startswith(incomplete)]
+
+def complete_config(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Completes the name of a preset of `cmjax train`, and leaves files to the shell."""
+    # The files themselves, since the module that reads them imports JAX.
+    presets = sorted(file.stem for file in PRESETS_FOLDER.rglob("*.toml"))
+    found = [CompletionItem(name) for name in presets if name.startswith(incomplete)]
+    return [*found, *complete_path(ctx, param, incomplete)]

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from cmjax import system
 from cmjax.cli import distributed, option_types, terminal
@@ -13,19 +12,12 @@ if TYPE_CHECKING:
     from cmjax.training.config import TrainConfig
 
 
-def _complete_config(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Returns the presets, and leaves files to the shell."""
-    from cmjax.training.presets import preset_names
-
-    found = [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
-    return [*found, *option_types.complete_path(ctx, param, incomplete)]
-
-
 @click.command()
 @click.argument(
-    "config", metavar="[CONFIG]", required=False, shell_complete=_complete_config
+    "config",
+    metavar="[CONFIG]",
+    required=False,
+    shell_complete=option_types.complete_config,
 )
 @click.option(
     "--init",

@@ -4,6 +4,8 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from cmjax.cli import main
+from cmjax.schedulers import SCHEDULERS
+from cmjax.training.presets import preset_names
 from tests.support.pages import ROOT
 
 
@@ -28,6 +30,15 @@ def completed(*words):
 )
 def test_names_are_completed(words, values):
     assert [item.value for item in completed(*words)] == values
+
+
+def test_every_sampler_and_every_preset_is_completed():
+    samplers = {item.value for item in completed("sample", "--scheduler", "")}
+    assert samplers == set(SCHEDULERS)
+
+    # The last is the beginning of a file's name.
+    presets = {item.value for item in completed("train", "")[:-1]}
+    assert presets == set(preset_names())
 
 
 @pytest.mark.parametrize(
