@@ -60,9 +60,7 @@ def divided_alike(samples: Any) -> Any:
 
     Inside of `jax.shard_map` all differ from device to device where one of them does.
     """
-    types = [_varying(jax.typeof(leaf)) for leaf in jax.tree.leaves(samples)]
-    varying = frozenset().union(*types)
-    samples = jax.tree.map(lambda leaf: _varied(leaf, varying), samples)
+    samples = varied_alike(samples)
     batch = _batch_sharding(samples)
     if batch is None or batch.spec[0] is None:
         return samples
@@ -75,6 +73,16 @@ def divided_alike(samples: Any) -> Any:
         return jax.sharding.reshard(leaf, NamedSharding(batch.mesh, spec))
 
     return jax.tree.map(divide, samples)
+
+
+def varied_alike(arrays: Any) -> Any:
+    """Returns a pytree of arrays that differ from device to device where one of them does.
+
+    They do so inside of `jax.shard_map` only.
+    """
+    types = [_varying(jax.typeof(leaf)) for leaf in jax.tree.leaves(arrays)]
+    varying = frozenset().union(*types)
+    return jax.tree.map(lambda leaf: _varied(leaf, varying), arrays)
 
 
 def with_automatic_axes(

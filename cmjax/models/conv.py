@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from cmjax.models import winograd
+from cmjax.models.conv_in_loops import Window, convolve
 
 # On CPUs, the number of pixels from which each form is the fastest, and the fewest channels for
 # which it pays (docs/performance.md). The number of samples must not decide: a sample would be
@@ -22,12 +24,9 @@ PIXELS_OF_SMALL_TILES = 12 * 12
 CHANNELS_OF_TILES = 32
 CHANNELS_OF_COLUMNS = 256
 
-# Options of `conv_general_dilated` for a convolution without dilation and groups.
-PLAIN = {
-    "lhs_dilation": (1, 1),
-    "rhs_dilation": (1, 1),
-    "feature_group_count": 1,
-}
+# Each pixel by itself, and 3x3 pixels with a padding of one pixel.
+ONE_PIXEL = [Window(stride=1, before=0, after=0)] * 2
+PADDED = [Window(stride=1, before=1, after=1)] * 2
 
 
 def convolution(
@@ -56,19 +55,25 @@ def convolution(
     Returns:
         The output, `[B, H', W', O]`, in the dtype of `x`.
     """
-    is_plain = tuple(strides) == (1, 1) and all(
-        options.get(name, value) == value for name, value in PLAIN.items()
-    )
+    # Groups and words are for XLA.
+    groups = options.get("feature_group_count", 1)
+    if groups != 1 or isinstance(padding, str):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
     size = kernel.shape[:2]
-    padded = [tuple(pair) for pair in padding]
+    spread = options.get("lhs_dilation", (1, 1))
+    dilation = options.get("rhs_dilation", (1, 1))
+    windows = []
+    for stride, (before, after), *others in zip(
+        strides, padding, spread, dilation, strict=True
+    ):
+        windows.append(Window(stride, before, after, *others))
 
-    if is_plain and size == (1, 1) and padded == [(0, 0), (0, 0)]:
+    if size == (1, 1) and windows == ONE_PIXEL:
         return product_of_matrices(x, kernel[0, 0])
-
-    if is_plain and size == (3, 3) and padded == [(1, 1), (1, 1)]:
-        if min(kernel.shape[2:]) >= CHANNELS_OF_TILES:
-            return conv3x3(x, kernel)
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    if size == (3, 3) and windows == PADDED and min(kernel.shape[2:]) >= CHANNELS_OF_TILES:
+        return conv3x3(x, kernel)
+    return convolve(x, kernel, windows, options.get("precision"))
 
 
 def product_of_matrices(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -86,23 +91,25 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, kernel, cpu=_on_cpu, default=_by_xla)
 
 
-@conv3x3.defjvp
+@functools.partial(conv3x3.defjvp, symbolic_zeros=True)
 def _conv3x3_jvp(primals, tangents):
-    # A convolution is linear in the map and in the kernel. Both terms are XLA's, which knows the
-    # transposes of its own convolutions.
+    # The output is XLA's as well, on CPUs too: training steps give the compiler an option with
+    # which its convolutions are as fast as the other forms (docs/performance.md).
     x, kernel = primals
-    x_tangent, kernel_tangent = tangents
-    tangent = _by_xla(x_tangent, kernel) + _by_xla(x, kernel_tangent)
+    out = _by_xla(x, kernel)
 
-    # The output itself is XLA's as well, on CPUs too: training steps give the compiler an option
-    # with which its convolutions are as fast as the other forms (docs/performance.md).
-    return _by_xla(x, kernel), tangent
+    # A convolution is linear in the map and in the kernel. Only one of them may have a tangent.
+    x_tangent, kernel_tangent = tangents
+    terms = []
+    if not isinstance(x_tangent, SymbolicZero):
+        terms.append(_by_xla(x_tangent, kernel))
+    if not isinstance(kernel_tangent, SymbolicZero):
+        terms.append(_by_xla(x, kernel_tangent))
+    return out, functools.reduce(jnp.add, terms)
 
 
 def _by_xla(x, kernel):
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return convolve(x, kernel, PADDED)
 
 
 @jax.custom_batching.custom_vmap

@@ -4,6 +4,7 @@ They compute in the dtype of their input. Parameters are cast to it, so that flo
 serve computation in bfloat16.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
 
 from cmjax.arrays import along_channels
 from cmjax.models.conv import convolution, product_of_matrices
@@ -54,16 +56,21 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     return y + along_channels(bias, y.ndim)
 
 
-@add_bias.defjvp
+@functools.partial(add_bias.defjvp, symbolic_zeros=True)
 def _add_bias_jvp(primals, tangents):
     y, bias = primals
     y_tangent, bias_tangent = tangents
+    terms = []
+    if not isinstance(y_tangent, SymbolicZero):
+        terms.append(y_tangent)
 
     # The bias at every row of y as a product, ones [rows, 1] times bias [1, O]: its transpose is
     # the sum over the rows. GPUs and TPUs round factors unless told not to; a sum does not.
-    ones = jnp.ones((math.prod(y.shape[:-1]), 1), y.dtype)
-    spread = jnp.matmul(ones, bias_tangent[None], precision="highest").reshape(y.shape)
-    return add_bias(y, bias), y_tangent + spread
+    if not isinstance(bias_tangent, SymbolicZero):
+        ones = jnp.ones((math.prod(y.shape[:-1]), 1), y.dtype)
+        spread = jnp.matmul(ones, bias_tangent[None], precision="highest")
+        terms.append(spread.reshape(y.shape))
+    return add_bias(y, bias), functools.reduce(jnp.add, terms)
 
 
 def conv(

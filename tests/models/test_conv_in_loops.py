@@ -1,0 +1,189 @@
+"""The convolution whose derivatives are fast within loops, against XLA's."""
+
+import re
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from cmjax.models.conv import PADDED, conv3x3
+from cmjax.models.conv_in_loops import CHANNELS_LAST, Window, convolve
+from cmjax.models.layers import add_bias
+from tests.support.draws import draws
+
+# The only layout that XLA's convolution on CPUs has for itself.
+FAST = "dim_labels=b01f_01io->b01f"
+
+
+def by_xla(x, kernel, windows):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        [window.stride for window in windows],
+        [(window.before, window.after) for window in windows],
+        lhs_dilation=[window.spread for window in windows],
+        rhs_dilation=[window.dilation for window in windows],
+        dimension_numbers=CHANNELS_LAST,
+    )
+
+
+def drawn(*shapes, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def curved(function, windows):
+    """A scalar function of map and kernel that has derivatives of all orders."""
+
+    def value(x, kernel):
+        return jnp.sum(jnp.sin(function(x, kernel, windows)))
+
+    return value
+
+
+def layouts_in(program):
+    """The layouts of the convolutions of a compiled program."""
+    return re.findall(r" convolution\(.*?(dim_labels=[^ ,]*)", program.as_text())
+
+
+windows = st.builds(
+    Window,
+    stride=st.integers(1, 3),
+    before=st.integers(-1, 3),
+    after=st.integers(-1, 3),
+    spread=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+)
+
+
+@hypothesis.given(
+    st.tuples(windows, windows),
+    st.tuples(st.integers(3, 8), st.integers(3, 8)),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
+@hypothesis.settings(max_examples=draws(25), deadline=None)
+def test_equals_xla_in_every_derivative(windows, of_map, of_kernel):
+    fits = (w.room(n, k) >= 0 for w, n, k in zip(windows, of_map, of_kernel, strict=True))
+    hypothesis.assume(all(fits))
+    x, kernel = drawn((2, *of_map, 3), (*of_kernel, 3, 4))
+    tangents = drawn(x.shape, kernel.shape)
+    ours, theirs = curved(convolve, windows), curved(by_xla, windows)
+
+    def derivatives(value):
+        gradient = jax.value_and_grad(value, argnums=(0, 1))
+        return jax.jit(lambda x, kernel: jax.jvp(gradient, (x, kernel), tuple(tangents)))
+
+    # Forward over reverse: the value, both gradients, and the derivatives of all of them.
+    chex.assert_trees_all_close(
+        derivatives(ours)(x, kernel), derivatives(theirs)(x, kernel), atol=2e-4, rtol=2e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+def test_other_dtypes(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        x, kernel = drawn((2, 5, 6, 3), (3, 3, 3, 4), dtype=dtype)
+        gradients = [
+            jax.grad(curved(function, PADDED), argnums=(0, 1))(x, kernel)
+            for function in (convolve, by_xla)
+        ]
+        chex.assert_trees_all_equal(*gradients)
+
+
+def test_reverse_over_reverse_and_many_at_once():
+    x, kernel = drawn((2, 4, 5, 2), (3, 3, 2, 3))
+    hessians = [
+        jax.jit(jax.jacrev(jax.grad(curved(function, PADDED), argnums=1), argnums=1))
+        for function in (convolve, by_xla)
+    ]
+    ours, theirs = (hessian(x, kernel) for hessian in hessians)
+    chex.assert_trees_all_close(ours, theirs, atol=1e-5)
+
+    # A gradient per sample: the maps are many, and the kernel is one.
+    per_sample = [
+        jax.vmap(jax.grad(curved(function, PADDED), argnums=1), (0, None))(
+            x[:, None], kernel
+        )
+        for function in (convolve, by_xla)
+    ]
+    chex.assert_trees_all_close(*per_sample, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_derivatives_within_a_loop_have_the_fast_layout(stride):
+    padded = [Window(stride, 1, 1)] * 2
+    x, kernel = drawn((2, 8, 8, 4), (3, 3, 4, 5))
+
+    def loop(value):
+        def step(kernel, _):
+            return kernel - 0.1 * jax.grad(value, argnums=1)(x, kernel), jax.grad(value)(
+                x, kernel
+            )
+
+        program = jax.jit(lambda kernel: jax.lax.scan(step, kernel, length=3))
+        return program.lower(kernel).compile()
+
+    # XLA's own transposes of other layouts are for convolutions outside of loops only.
+    assert set(layouts_in(loop(curved(by_xla, padded)))) - {FAST}
+    assert set(layouts_in(loop(curved(convolve, padded)))) == {FAST}
+
+
+def test_a_tangent_of_the_map_alone_is_one_convolution_more():
+    x, kernel = drawn((1, 5, 5, 32), (3, 3, 32, 32))
+
+    def along(x, tangent):
+        return jax.jvp(lambda x: conv3x3(x, kernel), (x,), (tangent,))
+
+    # The kernel has none. Its zeros were convolved, too.
+    program = jax.jit(along).lower(x, x).compile()
+    assert len(layouts_in(program)) == 2
+
+    def bias_added(y, tangent):
+        return jax.jvp(lambda y: add_bias(y, jnp.ones(32)), (y,), (tangent,))
+
+    assert "dot_general" not in jax.jit(bias_added).lower(x, x).as_text()
+
+
+def test_precision_is_that_of_the_caller():
+    x, kernel = drawn((1, 5, 5, 3), (3, 3, 3, 4))
+    gradient = jax.jit(jax.grad(curved(convolve, PADDED)))
+    with jax.default_matmul_precision("highest"):
+        program = gradient.lower(x, kernel).as_text()
+    assert program.count("precision HIGHEST") == 4  # both factors of both convolutions
+    assert "HIGHEST" not in gradient.lower(x, kernel).as_text()
+
+
+def test_on_accelerators_the_program_is_that_of_jax():
+    x, kernel = drawn((1, 5, 5, 3), (3, 3, 3, 4))
+
+    def operations(function, platform):
+        gradient = jax.jit(jax.grad(curved(function, PADDED), argnums=(0, 1)))
+        exported = jax.export.export(gradient, platforms=[platform])(x, kernel)
+        return re.findall(r"= stablehlo\.(\w+)", exported.mlir_module())
+
+    for platform in ("cuda", "tpu"):
+        assert sorted(operations(convolve, platform)) == sorted(
+            operations(by_xla, platform)
+        )
+    assert "transpose" in operations(convolve, "cpu")
+
+
+def test_inside_of_shard_map():
+    # On the devices of a mesh x differs, and the kernel does not.
+    mesh = Mesh(jax.devices()[:2], ("data",), axis_types=(AxisType.Auto,))
+    x, kernel = drawn((4, 6, 6, 3), (3, 3, 3, 4))
+
+    def total(kernel, x):
+        return jax.lax.psum(curved(convolve, PADDED)(x, kernel), "data")
+
+    divided = jax.shard_map(
+        jax.grad(total), mesh=mesh, in_specs=(P(), P("data")), out_specs=P()
+    )
+    expected = jax.grad(curved(by_xla, PADDED), argnums=1)(x, kernel)
+    np.testing.assert_allclose(jax.jit(divided)(kernel, x), expected, atol=1e-4)
