@@ -10,7 +10,7 @@ import numpy as np
 from cmjax import random
 from cmjax.arrays import ApplyFn, along_batch, known_reals
 from cmjax.configs import shown
-from cmjax.meshes import divided_with
+from cmjax.meshes import divided_with, either
 from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas, parse_levels
 from cmjax.serialization import serializable
@@ -55,8 +55,8 @@ class DistributionMatching(Loss):
 
     The fake denoiser has the network's architecture and begins with its parameters: begin with
     those of the teacher. It is trained at every step, the network only at the last of `fake_steps`
-    (the two time-scale rule of 2405.14867, section 4.2). At the other steps the network's gradient
-    is computed, and counts as 0; an optimizer with momentum still moves the network, unless
+    (the two time-scale rule of 2405.14867, section 4.2). At the other steps the network's loss and
+    gradient are not computed, and are 0; an optimizer with momentum still moves the network, unless
     `optax.MultiSteps` holds it until the next turn (docs/training.md).
 
     The network is sampled by its scheduler, as a consistency model. With several levels in `sigmas`
@@ -67,7 +67,7 @@ class DistributionMatching(Loss):
     `inner` adds one of the latter kind. Defaults are those of 2405.14867 for ImageNet 64x64.
 
     `params` are `DistributionMatchingParams`, as `prepare_params` returns them. Metrics are `loss`,
-    the network's, and `fake_loss`.
+    the network's, which is 0 between its turns, and `fake_loss`.
 
     Attributes:
         scheduler: samples the network; gives the networks' parametrization and the range of noise
@@ -157,25 +157,32 @@ class DistributionMatching(Loss):
             key, 5
         )
 
-        # Samples of the network, `[B, ...]`, by one of the sampler's calls, which has a gradient.
+        # What one of the sampler's calls sees, and the network's sample of it, `[B, ...]`.
         x, sigma = self.call_inputs(call_key, apply_fn, params.network, data, cond)
-        generated = consistency_function(
-            apply_fn, params.network, self.scheduler, x, sigma, **cond
-        )
 
-        # The network's term, which trains it at the last of `fake_steps`. It is computed at every
-        # step: on CPUs, XLA computes the convolutions in a branch of `cond` nine times as slowly.
-        loss = self.matching_loss(
-            apply_fn,
-            params,
-            frozen.teacher,
-            generated,
-            random.normal(noise_key, data.shape),
-            self._draw_sigmas(level_key, data.shape[0], self.margin),
-            cond,
-        )
+        def sampled(network):
+            return consistency_function(apply_fn, network, self.scheduler, x, sigma, **cond)
+
+        # The network's turn: its sample has a gradient, and so has the term that it is trained by.
+        def matched():
+            generated = sampled(params.network)
+            loss = self.matching_loss(
+                apply_fn,
+                params,
+                frozen.teacher,
+                generated,
+                random.normal(noise_key, data.shape),
+                self._draw_sigmas(level_key, data.shape[0], self.margin),
+                cond,
+            )
+            return loss, jax.lax.stop_gradient(generated)
+
+        # The other steps need the sample alone.
+        def only_sampled():
+            return jnp.float32(0), sampled(jax.lax.stop_gradient(params.network))
+
         is_turn = step % self.fake_steps == self.fake_steps - 1
-        network_loss = jnp.where(is_turn, loss, 0)
+        loss, generated = either(is_turn, matched, only_sampled)
 
         # The fake denoiser's term, on the same samples.
         fake_loss = self.fake_loss(
@@ -188,7 +195,7 @@ class DistributionMatching(Loss):
         )
 
         # One sum for one gradient; the metrics tell the two parts from each other.
-        return network_loss + fake_loss, {"loss": loss, "fake_loss": fake_loss}
+        return loss + fake_loss, {"loss": loss, "fake_loss": fake_loss}
 
     def call_inputs(
         self,
