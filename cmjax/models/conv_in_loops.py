@@ -67,7 +67,7 @@ def convolve(
     # Primitives are lowered later, outside of any `jax.default_matmul_precision`; and they do not
     # adjust arrays to each other inside of `jax.shard_map`.
     if precision is None:
-        precision = jax.config.jax_default_matmul_precision
+        precision = jax.config.jax_default_matmul_precision  # pyright: ignore
     x, kernel = varied_alike((x, kernel))
     options = {"windows": tuple(windows), "precision": precision}
     return convolution_p.bind(x, kernel, layouts=CHANNELS_LAST, **options)

@@ -107,8 +107,8 @@ class TrainConfig:
                 raise ValueError(f"loss.{name} is given elsewhere; use {place}")
 
         # Make everything once, so that errors show before models and data are loaded.
-        self.make_loss(self.make_scheduler())
-        self.make_optimizer()
+        loss = self.make_loss(self.make_scheduler())
+        self.make_optimizer(loss)
         self.network_config()
 
     @property
@@ -147,9 +147,9 @@ class TrainConfig:
         with _section("scheduler"):
             return read_scheduler_config(options, trust=True)
 
-    def make_optimizer(self) -> optax.GradientTransformation:
-        """Returns the optimizer, with its learning-rate schedule and clipping."""
-        return self.optimizer.make(self.run.steps)
+    def make_optimizer(self, loss: Loss) -> optax.GradientTransformation:
+        """Returns the optimizer of a loss, with its learning-rate schedule and clipping."""
+        return loss.make_optimizer(self.optimizer.make, self.run.steps)
 
     def network_config(self) -> Any:
         """Returns the network's config, such as a `UNet2DConfig`; None for `run.init`'s network."""

@@ -152,7 +152,7 @@ def make_run(config: TrainConfig) -> Run:
     train_step = make_train_step(
         loss,
         apply_fn,
-        config.make_optimizer(),
+        config.make_optimizer(loss),
         ema_decays=config.run.ema_decays,
         accumulate=config.run.accumulate,
         mesh=mesh,

@@ -218,7 +218,8 @@ def test_the_small_presets_are_whole():
     assert read_config("pictures").data.source == "pictures"
 
     # That of Pixel MeanFlow: Muon for matrices, and Adam with its own options for the others.
-    optimizer = read_config("digits_pixel_mean_flow").make_optimizer()
+    config = read_config("digits_pixel_mean_flow")
+    optimizer = config.make_optimizer(config.make_loss(config.make_scheduler()))
     params = {"matrix": jnp.ones((4, 3)), "bias": jnp.ones(3)}
     state = optimizer.init(params)
     with jax.numpy_dtype_promotion("standard"):  # as in a training step

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import cmjax
 from cmjax import random, testing
@@ -151,25 +152,34 @@ def test_training_ends_at_the_teachers_moments():
     assert float(x0.std()) == pytest.approx(STD, abs=0.04)
 
 
-def test_an_optimizer_of_the_networks_turns_alone():
-    # The recipe of docs/training.md. Adam alone would count the steps between as gradients of 0.
+def test_the_networks_optimizer_is_called_at_its_turns_alone():
+    # One optimizer for both would count the steps in between, as gradients of 0.
     loss = losses.DistributionMatching(EDM, fake_steps=3, teacher_fn=gaussian)
-    rates = {
-        "network": optax.MultiSteps(optax.adam(0.01), 3).gradient_transformation(),
-        "fake": optax.adam(0.02),
-    }
-    optimizer = optax.multi_transform(rates, DistributionMatchingParams("network", "fake"))
+    lengths = []
+
+    def make(num_steps):
+        lengths.append(num_steps)
+        return optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
+
+    optimizer = loss.make_optimizer(make, num_steps=7)
+    assert sorted(lengths) == [2, 7]
     train_step = trainer.make_train_step(loss, gaussian, optimizer, teacher=TRUTH)
     state = train_step.init(KEY, {**TRUTH, "std": jnp.float32(0.4)})
+
+    def distance(first, second):
+        (after, _), (before, _) = ravel_pytree(first), ravel_pytree(second)
+        return float(jnp.linalg.norm(after - before))
+
     moves = []
     for _ in range(6):
-        before = state.params.network["std"].copy()
+        before = jax.tree.map(jnp.copy, state.params)
         state, _ = train_step(state, BATCH)
-        moves.append(float(state.params.network["std"] - before))
-    assert [move != 0 for move in moves] == [False, False, True] * 2
-    assert moves[2] == pytest.approx(
-        0.01, rel=1e-3
-    )  # Adam's first step is the learning rate
+        moves.append(distance(state.params.network, before.network))
+        assert distance(state.params.fake, before.fake) == pytest.approx(1e-3, rel=1e-3)
+
+    # Each gradient is clipped by itself, at its full length.
+    expected = [0, 0, 1e-3] * 2
+    np.testing.assert_allclose(moves, expected, rtol=1e-3, atol=0)
 
 
 def test_calls_see_what_the_sampler_makes():

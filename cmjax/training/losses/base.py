@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cmjax import random
 from cmjax.arrays import ApplyFn, combine
@@ -113,6 +114,17 @@ class Loss(abc.ABC):
     def prepare_params(self, params: Any) -> Any:
         """Returns what is trained: the network's parameters, with any that the loss adds."""
         return params
+
+    def make_optimizer(
+        self, make: Callable[[int], optax.GradientTransformation], num_steps: int
+    ) -> optax.GradientTransformation:
+        """Returns the optimizer of what is trained, of those that `make` makes for one network.
+
+        Args:
+            make: from a number of updates to an optimizer, whose learning rate may depend on it.
+            num_steps: number of training steps.
+        """
+        return make(num_steps)
 
     # Whatever is saved or sampled passes through this one: samplers know the network alone.
     def network_params(self, params: Any) -> Any:

@@ -1,11 +1,13 @@
 """Distribution matching distillation, DMD (Yin et al. 2023, arXiv 2311.18828; 2024, 2405.14867)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cmjax import random
 from cmjax.arrays import ApplyFn, along_batch, known_reals
@@ -56,8 +58,8 @@ class DistributionMatching(Loss):
     The fake denoiser has the network's architecture and begins with its parameters: begin with
     those of the teacher. It is trained at every step, the network only at the last of `fake_steps`
     (the two time-scale rule of 2405.14867, section 4.2). At the other steps the network's loss and
-    gradient are not computed, and are 0; an optimizer with momentum still moves the network, unless
-    `optax.MultiSteps` holds it until the next turn (docs/training.md).
+    gradient are not computed, and are 0; an optimizer with momentum would still move the network.
+    That of `make_optimizer`, which `cmjax train` has, holds it until its next turn.
 
     The network is sampled by its scheduler, as a consistency model. With several levels in `sigmas`
     each sample of the batch takes one of the sampler's calls, and the calls before it make its
@@ -140,6 +142,24 @@ class DistributionMatching(Loss):
         if isinstance(params, DistributionMatchingParams):
             return params
         return DistributionMatchingParams(params, params)
+
+    def make_optimizer(
+        self, make: Callable[[int], optax.GradientTransformation], num_steps: int
+    ) -> optax.GradientTransformation:
+        """Returns an optimizer for each network; the network's is called at its turns only.
+
+        Args:
+            make: from a number of updates to the optimizer of one of them.
+            num_steps: number of training steps.
+        """
+        turns = max(num_steps // self.fake_steps, 1)
+
+        # The sum over the steps up to a turn: the others have a gradient of 0.
+        network = optax.MultiSteps(make(turns), self.fake_steps, use_grad_mean=False)
+        return optax.multi_transform(
+            {"network": network.gradient_transformation(), "fake": make(num_steps)},
+            DistributionMatchingParams("network", "fake"),
+        )
 
     def network_params(self, params: DistributionMatchingParams) -> Any:
         """Returns the network's parameters, without the fake denoiser's."""
