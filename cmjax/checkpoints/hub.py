@@ -15,6 +15,7 @@ from cmjax.checkpoints.weight_files import (
     only_variant,
     weight_names,
 )
+from cmjax.spelling import close_spelling
 
 # Configs besides the network's own: those of a pipeline, and of a cmjax folder.
 CONFIGS = [
@@ -55,7 +56,8 @@ def download(
     # A path that does not exist comes here too; the hub need not be asked for "./runs/mine".
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ValueError(
-            f"model {source!r} is not there; give a folder, a .pt file, or a hub id owner/name"
+            f"model {source!r} is not there{_near_path(source)}; give a folder, a .pt file, or a "
+            "hub id owner/name"
         )
 
     # First the configs and the weights as most repositories have them: in the repository itself (a
@@ -80,6 +82,22 @@ def download(
         if (found / part / diffusers.CONFIG).exists():
             found = _fetch_missing(source, found, f"{part}/", [FLAX])
     return found
+
+
+def _near_path(source: str) -> str:
+    """Returns the path that a misspelt one may mean, as " (did you mean ...?)", or ""."""
+    # The first part that is not there, among what lies next to it.
+    path = Path(source).expanduser()
+    missing = [part for part in (path, *path.parents) if not part.exists()]
+    try:
+        beside = [entry.name for entry in missing[-1].parent.iterdir()]
+    except (OSError, IndexError):
+        return ""
+    close = close_spelling(missing[-1].name, beside)
+    if not close:
+        return ""
+    meant = missing[-1].with_name(close) / path.relative_to(missing[-1])
+    return f" (did you mean {str(meant)!r}?)"
 
 
 def _fetch_missing(source: str, found: Path, inside: str, last: Sequence[str]) -> Path:
@@ -133,12 +151,12 @@ def _fetch(source: str, patterns: list[str]) -> Path:
     # Nothing is cached and the hub did not answer, of which its own message says little.
     except LocalEntryNotFoundError:
         raise ValueError(
-            f"model {source!r} is neither a folder nor in the hub's cache, and the hub is not "
-            "reachable (offline, or HF_HUB_OFFLINE is set)"
+            f"model {source!r} is neither a folder{_near_path(source)} nor in the hub's cache, and "
+            "the hub is not reachable (offline, or HF_HUB_OFFLINE is set)"
         ) from None
     except (HfHubHTTPError, HFValidationError) as error:
         raise ValueError(
-            f"model {source!r} is not a folder, and the hub answers: {error}"
+            f"model {source!r} is not a folder{_near_path(source)}, and the hub answers: {error}"
         ) from None
     except MemoryError:
         raise

@@ -97,7 +97,8 @@ class MetricsFile:
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a file of metrics; raises ValueError if it is not one of a run."""
     try:
-        text = read_regular(path, _LARGEST_METRICS).decode()
+        # Spreadsheets save it with a mark in front.
+        text = read_regular(path, _LARGEST_METRICS).decode("utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         steps = [int(row["step"]) for row in rows]
         is_whole = all(None not in row and None not in row.values() for row in rows)

@@ -130,6 +130,27 @@ def test_a_hub_that_does_not_answer_is_not_waited_for_without_end(endpoint, monk
             cmjax.load("owner/name")
 
 
+@pytest.mark.parametrize(
+    "source, meant",
+    [
+        ("runs/mnie", "runs/mine"),
+        ("./runs/mine2", "runs/mine"),
+        ("./rnus/mine/model", "runs/mine/model"),
+    ],
+)
+def test_a_misspelt_folder_is_told_from_what_lies_beside_it(
+    tmp_path, monkeypatch, source, meant
+):
+    def offline(*_, **__):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        cmjax.load(source)
+
+
 def latent_model():
     """A small transformer with an autoencoder."""
     config = DiTTransformer2DConfig(
