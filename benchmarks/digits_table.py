@@ -49,11 +49,15 @@ def make_step(name, network, teacher, steps):
         **students.STUDENTS[name],
     )
     rate = students.LEARNING_RATES.get(name, students.LEARNING_RATE)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps)
+
+    def adam(num_steps):
+        schedule = optax.warmup_cosine_decay_schedule(0.0, rate, num_steps // 10, num_steps)
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
     step = trainer.make_train_step(
         loss,
         network.apply_fn,
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
+        loss.make_optimizer(adam, steps),
         ema_decays=(0.99,),
         teacher=teacher.params if loss.needs_teacher else None,
         label_dropout=students.LABEL_DROPOUT if is_guided else 0.0,
