@@ -19,7 +19,7 @@ def divided_like(array: jax.Array, samples: jax.Array) -> jax.Array:
 
     Without it `jax.vmap` over both, as in many networks, would be an error.
     """
-    sharding = _explicit_sharding(samples)
+    sharding = explicit_sharding(samples)
     if sharding is None or not samples.ndim:
         return array
     return jax.sharding.reshard(array, _along_batch(sharding, sharding.spec[0]))
@@ -49,7 +49,7 @@ def divided_with(array: jax.Array, samples: jax.Array) -> jax.Array:
 
 def undivided(array: jax.Array) -> jax.Array:
     """Returns an array that is not divided along explicit axes, and so can be cut anywhere."""
-    sharding = _explicit_sharding(array)
+    sharding = explicit_sharding(array)
     if sharding is None:
         return array
     return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
@@ -67,7 +67,7 @@ def divided_alike(samples: Any) -> Any:
 
     # Only the first axis changes how it is divided.
     def divide(leaf):
-        own = _explicit_sharding(leaf)
+        own = explicit_sharding(leaf)
         others = () if own is None else own.spec[1:]
         spec = PartitionSpec(batch.spec[0], *others)
         return jax.sharding.reshard(leaf, NamedSharding(batch.mesh, spec))
@@ -76,9 +76,9 @@ def divided_alike(samples: Any) -> Any:
 
 
 def varied_alike(arrays: Any) -> Any:
-    """Returns a pytree of arrays that differ from device to device where one of them does.
+    """Returns a pytree of arrays, all of which differ from device to device if one of them does.
 
-    They do so inside of `jax.shard_map` only.
+    Arrays may differ so inside of `jax.shard_map` only.
     """
     types = [_varying(jax.typeof(leaf)) for leaf in jax.tree.leaves(arrays)]
     varying = frozenset().union(*types)
@@ -205,7 +205,7 @@ def _varied(leaf: Any, axes: frozenset) -> Any:
     return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
 
 
-def _explicit_sharding(array: Any) -> NamedSharding | None:
+def explicit_sharding(array: Any) -> NamedSharding | None:
     """The sharding that is part of the array's type, or None if no axis of its mesh is explicit."""
     sharding = jax.typeof(array).sharding
     return sharding if _has_explicit_axes(sharding.mesh) else None
@@ -226,8 +226,8 @@ def _batch_sharding(samples: Any, params: Any = None) -> NamedSharding | None:
     None if no axis of a mesh is explicit, and not divided if none of the samples is.
     """
     # Arrays without an explicit sharding give None, which is no leaf of a pytree.
-    of_samples = jax.tree.leaves(jax.tree.map(_explicit_sharding, samples))
-    of_params = jax.tree.leaves(jax.tree.map(_explicit_sharding, params))
+    of_samples = jax.tree.leaves(jax.tree.map(explicit_sharding, samples))
+    of_params = jax.tree.leaves(jax.tree.map(explicit_sharding, params))
     known = of_samples + of_params
     if not known:
         return None

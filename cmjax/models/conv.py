@@ -24,6 +24,14 @@ PIXELS_OF_SMALL_TILES = 12 * 12
 CHANNELS_OF_TILES = 32
 CHANNELS_OF_COLUMNS = 256
 
+# Options of `conv_general_dilated` that the convolutions here do not have, with their defaults.
+PLAIN = {
+    "feature_group_count": 1,
+    "batch_group_count": 1,
+    "preferred_element_type": None,
+    "out_sharding": None,
+}
+
 # Each pixel by itself, and 3x3 pixels with a padding of one pixel.
 ONE_PIXEL = [Window(stride=1, before=0, after=0)] * 2
 PADDED = [Window(stride=1, before=1, after=1)] * 2
@@ -53,11 +61,11 @@ def convolution(
         options: of `jax.lax.conv_general_dilated`.
 
     Returns:
-        The output, `[B, H', W', O]`, in the dtype of `x`.
+        The output, `[B, H', W', O]`, in the dtype of `x`, or the one that the options name.
     """
-    # Groups and words are for XLA.
-    groups = options.get("feature_group_count", 1)
-    if groups != 1 or isinstance(padding, str):
+    # Words, groups, other types of the output and other numbers of axes are for XLA.
+    is_plain = all(options.get(name, value) == value for name, value in PLAIN.items())
+    if not is_plain or isinstance(padding, str) or x.ndim != 4:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
     size = kernel.shape[:2]
@@ -122,8 +130,8 @@ def _on_cpu(x, kernel):
         kernel = kernel.astype(jnp.float32)
     pixels = x.shape[1] * x.shape[2]
     fewest_channels = min(kernel.shape[2:])
-    convolve = FORMS[form_on_cpus(pixels, fewest_channels)]
-    return convolve(x, kernel).astype(dtype)
+    form = FORMS[form_on_cpus(pixels, fewest_channels)]
+    return form(x, kernel).astype(dtype)
 
 
 def form_on_cpus(pixels: int, channels: int) -> str:

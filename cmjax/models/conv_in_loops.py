@@ -5,8 +5,9 @@ other layouts to this one, but not within `jax.lax.scan`, `while_loop` and `cond
 up to 50 times as long. The derivatives of a convolution are convolutions of other layouts. Here the
 program itself transposes them, on CPUs. Elsewhere it is that of `jax.lax.conv_general_dilated`.
 
-It is a primitive of its own, because custom derivatives of functions are of one mode, or of first
-order.
+It is a primitive of its own: `jax.custom_vjp` would give up derivatives of forward mode, and
+`jax.custom_jvp` leaves the transposes to `jax.lax`. Where several maps or kernels are convolved at
+once, by `jax.vmap`, the program is that of `jax.lax` on CPUs, too.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from cmjax.meshes import varied_alike
+from cmjax.meshes import explicit_sharding, varied_alike
 
 # Layouts of the map, the kernel and the output, in the letters of `dimension_numbers`.
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
@@ -25,6 +26,9 @@ CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
 class Window(NamedTuple):
     """How the kernel moves along one axis of the map, rows or columns.
+
+    `out[o]` is the sum of `x[i] kernel[k]` over all pixels that meet there: those with
+    `o * stride + k * dilation = before + i * spread`.
 
     Attributes:
         stride: pixels from one place of the kernel to the next.
@@ -63,7 +67,17 @@ def convolve(
         kernel: of the convolution.
         windows: how the kernel moves along rows and along columns.
         precision: of the products, as in `jax.lax.conv_general_dilated`.
+
+    Raises:
+        TypeError, ValueError: of `jax.lax.conv_general_dilated`, if shapes or dtypes do not fit.
     """
+    # The checks, and the rules by which explicit meshes divide arrays, are those of `jax.lax`.
+    is_explicit = any(explicit_sharding(array) is not None for array in (x, kernel))
+    if is_explicit or not _has_output(x, kernel, windows):
+        return _by_xla(
+            x, kernel, layouts=CHANNELS_LAST, windows=windows, precision=precision
+        )
+
     # Primitives are lowered later, outside of any `jax.default_matmul_precision`; and they do not
     # adjust arrays to each other inside of `jax.shard_map`.
     if precision is None:
@@ -71,6 +85,21 @@ def convolve(
     x, kernel = varied_alike((x, kernel))
     options = {"windows": tuple(windows), "precision": precision}
     return convolution_p.bind(x, kernel, layouts=CHANNELS_LAST, **options)
+
+
+def _has_output(x, kernel, windows):
+    """Whether shapes and dtypes fit each other, and the output has a pixel at least."""
+    if (x.ndim, kernel.ndim) != (4, 4) or x.dtype != kernel.dtype:
+        return False
+    rows, columns = windows
+    rooms = [
+        rows.room(x.shape[1], kernel.shape[0]),
+        columns.room(x.shape[2], kernel.shape[1]),
+    ]
+
+    # A size of `jax.export.symbolic_shape` is no integer, and may not say whether it is negative.
+    is_empty = any(isinstance(room, int) and room < 0 for room in rooms)
+    return x.shape[3] == kernel.shape[2] and not is_empty
 
 
 def _by_xla(x, kernel, *, layouts, windows, precision):
@@ -117,8 +146,9 @@ def _transpose_by_map(g, x, kernel, *, layouts, windows, precision):
     """Returns the cotangent of the map, for the cotangent `g` of the output."""
     of_map, of_kernel, of_out = layouts
 
-    # Every pixel of g goes back to where the kernel lay: g, spread by the stride, is convolved with
-    # the mirrored kernel. Pixels at the end that no place of the kernel covered get zeros.
+    # Every pixel of g goes back to where the kernel lay, x_bar[i] = sum of g[o] kernel[k] over the
+    # pixels that met (see `Window`): g, spread by the stride, is convolved with the mirrored
+    # kernel. Pixels at the end that no place of the kernel covered get zeros.
     back = []
     for axis, window in zip("HW", windows, strict=True):
         size = kernel.shape[of_kernel.index(axis)]
@@ -147,9 +177,10 @@ def _transpose_by_kernel(g, x, kernel, *, layouts, windows, precision):
     """Returns the cotangent of the kernel, for the cotangent `g` of the output."""
     of_map, of_kernel, of_out = layouts
 
-    # A pixel of the kernel met the pixels of the map that are a stride apart: g is the kernel, its
-    # pixels a stride apart, and lies at as many places as the kernel has pixels. The sum is over
-    # the batch, which takes the place of the channels.
+    # A pixel of the kernel met the pixels of the map that are a stride apart, kernel_bar[k] = sum
+    # of g[o] x[i] over the pixels that met (see `Window`): g is the kernel, its pixels a stride
+    # apart, and lies at as many places as the kernel has pixels. The sum is over the batch, too,
+    # which takes the place of the channels.
     along = []
     for axis, window in zip("HW", windows, strict=True):
         size = kernel.aval.shape[of_kernel.index(axis)]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from cmjax.models import conv, winograd
 from tests.support.draws import draws
@@ -51,6 +52,28 @@ def test_equals_xla_for_every_size(shape, features):
     actual = jax.jit(conv.conv3x3)(x, kernel)
     np.testing.assert_allclose(actual, expected, atol=5e-5)
     assert np.std(actual - expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": (3,)},
+        {"kernel_size": (3, 3, 3)},
+        {"kernel_size": (1, 1), "preferred_element_type": jnp.float32},
+        {"kernel_size": (3, 3), "preferred_element_type": jnp.float32},
+        {"kernel_size": (3, 3), "feature_group_count": 2},
+    ],
+)
+def test_every_layer_of_flax_may_have_it(options):
+    dimensions = len(options["kernel_size"])
+    x = jnp.ones((2, *[5] * dimensions, 4), jnp.bfloat16)
+    options = {"dtype": x.dtype, "use_bias": False, "rngs": nnx.Rngs(0), **options}
+    ours = nnx.Conv(4, 6, conv_general_dilated=conv.convolution, **options)
+    theirs = nnx.Conv(4, 6, **options)
+    theirs.kernel[...] = ours.kernel[...]
+    outputs = [ours(x), theirs(x)]
+    assert outputs[0].dtype == outputs[1].dtype
+    np.testing.assert_allclose(*outputs, atol=1e-2)
 
 
 @pytest.mark.parametrize("m", [2, 4])

@@ -150,6 +150,42 @@ def test_a_tangent_of_the_map_alone_is_one_convolution_more():
     assert "dot_general" not in jax.jit(bias_added).lower(x, x).as_text()
 
 
+def test_what_does_not_fit_is_refused_while_it_is_traced():
+    x, kernel = drawn((1, 5, 5, 3), (3, 3, 3, 4))
+
+    def shape(x, kernel):
+        return jax.eval_shape(lambda x, kernel: convolve(x, kernel, PADDED), x, kernel)
+
+    with pytest.raises(ValueError, match="feature dimension"):
+        shape(x[..., :2], kernel)
+    with pytest.raises(TypeError, match="same dtypes"):
+        shape(x, kernel.astype(jnp.bfloat16))
+    with pytest.raises(TypeError, match="ndim"):
+        shape(x[0], kernel)
+
+
+def test_maps_smaller_than_the_kernel_have_no_output():
+    windows = [Window(2, 0, 0)] * 2
+    x, kernel = drawn((2, 1, 4, 3), (3, 3, 3, 4))
+    assert jax.eval_shape(lambda x: convolve(x, kernel, windows), x).shape == (2, 0, 1, 4)
+    gradients = jax.jit(jax.grad(curved(convolve, windows), argnums=(0, 1)))(x, kernel)
+    chex.assert_trees_all_equal(gradients, (jnp.zeros_like(x), jnp.zeros_like(kernel)))
+
+
+def test_on_an_explicit_mesh():
+    x, kernel = drawn((4, 6, 6, 3), (3, 3, 3, 4))
+    gradient = jax.grad(curved(convolve, PADDED), argnums=(0, 1))
+    expected = gradient(x, kernel)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        divided = jax.device_put(x, P("data"))
+        whole = jax.device_put(kernel, P())
+        gradients = jax.jit(gradient)(divided, whole)
+        assert jax.typeof(gradients[0]).sharding.spec[0] == "data"
+    for ours, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 def test_precision_is_that_of_the_caller():
     x, kernel = drawn((1, 5, 5, 3), (3, 3, 3, 4))
     gradient = jax.jit(jax.grad(curved(convolve, PADDED)))
