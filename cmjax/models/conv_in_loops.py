@@ -6,10 +6,11 @@ up to 50 times as long. The derivatives of a convolution are convolutions of oth
 program itself transposes them, on CPUs. Elsewhere it is that of `jax.lax.conv_general_dilated`.
 
 It is a primitive of its own: `jax.custom_vjp` would give up derivatives of forward mode, and
-`jax.custom_jvp` leaves the transposes to `jax.lax`. Where several maps or kernels are convolved at
-once, by `jax.vmap`, the program is that of `jax.lax` on CPUs, too.
+`jax.custom_jvp` leaves the transposes to `jax.lax`. Where several kernels are applied at once, by
+`jax.vmap`, as in a gradient per sample, the program is that of `jax.lax` on CPUs, too.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -210,13 +211,22 @@ def _renamed(layout, names):
     return "".join(names.get(axis, axis) for axis in layout)
 
 
-def _batched(arrays, axes, **options):
-    """Convolves many maps or kernels at once, with the derivatives of XLA's own convolution."""
+def _batched(arrays, axes, *, layouts, **options):
+    """Convolves many maps or kernels at once; returns the outputs, and their axis of many."""
+    x, kernel = arrays
+    x_axis, kernel_axis = axes
+    if kernel_axis is not None:
+        many = jax.vmap(functools.partial(_by_xla, layouts=layouts, **options), axes)
+        return many(x, kernel), 0
 
-    def one(x, kernel):
-        return _by_xla(x, kernel, **options)
-
-    return jax.vmap(one, axes)(*arrays), 0
+    # Many maps and one kernel: the maps are joined along their batches, and parted again.
+    batch = layouts[0].index("N")
+    x = jnp.moveaxis(x, x_axis, batch)
+    parts = x.shape[batch : batch + 2]
+    joined = jax.lax.collapse(x, batch, batch + 2)
+    out = convolution_p.bind(joined, kernel, layouts=layouts, **options)
+    batch = layouts[2].index("N")
+    return out.reshape(*out.shape[:batch], *parts, *out.shape[batch + 1 :]), batch
 
 
 convolution_p = Primitive("convolution_in_loops")
