@@ -13,7 +13,7 @@ import cmjax
 # Keys are made of 32 bits of the seed: larger ones would silently repeat the samples of others.
 SEED = click.IntRange(0, 2**32 - 1)
 
-PRESETS_FOLDER = Path(__file__).parent.parent / "assets" / "configs"
+_PRESETS = Path(__file__).parent.parent / "assets" / "configs"
 
 # Public classes that commands cannot sample with: what samplers are built on, and the scheduler of
 # categories. A test compares the others with the table of schedulers.
@@ -164,6 +164,6 @@ def complete_config(
 ) -> list[CompletionItem]:
     """Completes the name of a preset of `cmjax train`, and leaves files to the shell."""
     # The files themselves, since the module that reads them imports JAX.
-    presets = sorted(file.stem for file in PRESETS_FOLDER.rglob("*.toml"))
+    presets = sorted(file.stem for file in _PRESETS.rglob("*.toml"))
     found = [CompletionItem(name) for name in presets if name.startswith(incomplete)]
     return [*found, *complete_path(ctx, param, incomplete)]
