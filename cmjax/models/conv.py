@@ -11,10 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from cmjax.models import winograd
-from cmjax.models.conv_in_loops import Window, convolve
+from cmjax.models.conv_in_loops import CHANNELS_LAST, Window, convolve, tangent
 
 # On CPUs, the number of pixels from which each form is the fastest, and the fewest channels for
 # which it pays (docs/performance.md). The number of samples must not decide: a sample would be
@@ -63,14 +62,14 @@ def convolution(
     Returns:
         The output, `[B, H', W', O]`, in the dtype of `x`, or the one that the options name.
     """
-    # Words, groups, other types of the output and other numbers of axes are for XLA.
-    is_plain = all(options.get(name, value) == value for name, value in PLAIN.items())
-    if not is_plain or isinstance(padding, str) or x.ndim != 4:
+    # Words, groups, other types of the output, other layouts and numbers of axes are for XLA.
+    options = {"dimension_numbers": CHANNELS_LAST, **options}
+    if isinstance(padding, str) or not _is_plain(x, kernel, options):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
     size = kernel.shape[:2]
-    spread = options.get("lhs_dilation", (1, 1))
-    dilation = options.get("rhs_dilation", (1, 1))
+    spread = options.get("lhs_dilation") or (1, 1)
+    dilation = options.get("rhs_dilation") or (1, 1)
     windows = []
     for stride, (before, after), *others in zip(
         strides, padding, spread, dilation, strict=True
@@ -82,6 +81,19 @@ def convolution(
     if size == (3, 3) and windows == PADDED and min(kernel.shape[2:]) >= CHANNELS_OF_TILES:
         return conv3x3(x, kernel)
     return convolve(x, kernel, windows, options.get("precision"))
+
+
+def _is_plain(x, kernel, options):
+    """Whether a convolution is of `[B, H, W, C]` with `[h, w, C, O]`, without further options."""
+    if x.ndim != 4 or kernel.ndim != 4:
+        return False
+    own, given = (
+        jax.lax.conv_dimension_numbers(x.shape, kernel.shape, layouts)
+        for layouts in (CHANNELS_LAST, options["dimension_numbers"])
+    )
+    return own == given and all(
+        options.get(name, value) == value for name, value in PLAIN.items()
+    )
 
 
 def product_of_matrices(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -103,17 +115,7 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _conv3x3_jvp(primals, tangents):
     # The output is XLA's as well, on CPUs too: training steps give the compiler an option with
     # which its convolutions are as fast as the other forms (docs/performance.md).
-    x, kernel = primals
-    out = _by_xla(x, kernel)
-
-    # A convolution is linear in the map and in the kernel. Only one of them may have a tangent.
-    x_tangent, kernel_tangent = tangents
-    terms = []
-    if not isinstance(x_tangent, SymbolicZero):
-        terms.append(_by_xla(x_tangent, kernel))
-    if not isinstance(kernel_tangent, SymbolicZero):
-        terms.append(_by_xla(x, kernel_tangent))
-    return out, functools.reduce(jnp.add, terms)
+    return _by_xla(*primals), tangent(primals, tangents, PADDED)
 
 
 def _by_xla(x, kernel):

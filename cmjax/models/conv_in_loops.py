@@ -5,9 +5,9 @@ other layouts to this one, but not within `jax.lax.scan`, `while_loop` and `cond
 up to 50 times as long. The derivatives of a convolution are convolutions of other layouts. Here the
 program itself transposes them, on CPUs. Elsewhere it is that of `jax.lax.conv_general_dilated`.
 
-It is a primitive of its own: `jax.custom_vjp` would give up derivatives of forward mode, and
-`jax.custom_jvp` leaves the transposes to `jax.lax`. Where several kernels are applied at once, by
-`jax.vmap`, as in a gradient per sample, the program is that of `jax.lax` on CPUs, too.
+Tangents are computed by a primitive of its own: `jax.custom_vjp` would give up derivatives of
+forward mode, and `jax.custom_jvp` alone leaves the transposes to `jax.lax`. Where several kernels
+are applied at once, by `jax.vmap`, as in a gradient per sample, they are those of `jax.lax`.
 """
 
 import functools
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -72,35 +73,67 @@ def convolve(
     Raises:
         TypeError, ValueError: of `jax.lax.conv_general_dilated`, if shapes or dtypes do not fit.
     """
-    # The checks, and the rules by which explicit meshes divide arrays, are those of `jax.lax`.
-    is_explicit = any(explicit_sharding(array) is not None for array in (x, kernel))
-    if is_explicit or not _has_output(x, kernel, windows):
-        return _by_xla(
-            x, kernel, layouts=CHANNELS_LAST, windows=windows, precision=precision
-        )
+    return _convolve(tuple(windows), precision, x, kernel)
 
-    # Primitives are lowered later, outside of any `jax.default_matmul_precision`; and they do not
-    # adjust arrays to each other inside of `jax.shard_map`.
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _convolve(windows, precision, x, kernel):
+    return _by_xla(x, kernel, layouts=CHANNELS_LAST, windows=windows, precision=precision)
+
+
+@functools.partial(_convolve.defjvp, symbolic_zeros=True)
+def _convolve_jvp(windows, precision, primals, tangents):
+    out = _convolve(windows, precision, *primals)
+    return out, tangent(primals, tangents, windows, precision)
+
+
+def tangent(
+    primals: Sequence[jax.Array],
+    tangents: Sequence[Any],
+    windows: Sequence[Window],
+    precision: Any = None,
+) -> jax.Array:
+    """Returns the tangent of `convolve` along those of the map and the kernel.
+
+    Args:
+        primals: the map and the kernel.
+        tangents: of both; at most one is a `jax.custom_derivatives.SymbolicZero`.
+        windows: as for `convolve`.
+        precision: as for `convolve`.
+    """
+    x, kernel = primals
+    x_tangent, kernel_tangent = tangents
+
+    # A convolution is linear in the map and in the kernel. Zeros are not worth a convolution.
+    terms = []
+    if not isinstance(x_tangent, SymbolicZero):
+        terms.append(_bilinear(x_tangent, kernel, windows, precision))
+    if not isinstance(kernel_tangent, SymbolicZero):
+        terms.append(_bilinear(x, kernel_tangent, windows, precision))
+    return functools.reduce(jnp.add, terms)
+
+
+def _bilinear(x, kernel, windows, precision):
+    """The convolution as the primitive, whose transposes are fast within loops."""
+    # Primitives are lowered later, outside of any `jax.default_matmul_precision`.
     if precision is None:
         precision = jax.config.jax_default_matmul_precision  # pyright: ignore
+    options = {
+        "layouts": CHANNELS_LAST,
+        "windows": tuple(windows),
+        "precision": precision,
+    }
+
+    # Along explicit axes of a mesh the types of derivatives say how they are divided, which
+    # `jax.lax` knows; and it knows what a kernel larger than the map comes to.
+    shape = jax.eval_shape(functools.partial(_by_xla, **options), x, kernel).shape
+    is_explicit = any(explicit_sharding(array) is not None for array in (x, kernel))
+    if is_explicit or 0 in shape:
+        return _by_xla(x, kernel, **options)
+
+    # Inside of `jax.shard_map` primitives do not adjust arrays to each other.
     x, kernel = varied_alike((x, kernel))
-    options = {"windows": tuple(windows), "precision": precision}
-    return convolution_p.bind(x, kernel, layouts=CHANNELS_LAST, **options)
-
-
-def _has_output(x, kernel, windows):
-    """Whether shapes and dtypes fit each other, and the output has a pixel at least."""
-    if (x.ndim, kernel.ndim) != (4, 4) or x.dtype != kernel.dtype:
-        return False
-    rows, columns = windows
-    rooms = [
-        rows.room(x.shape[1], kernel.shape[0]),
-        columns.room(x.shape[2], kernel.shape[1]),
-    ]
-
-    # A size of `jax.export.symbolic_shape` is no integer, and may not say whether it is negative.
-    is_empty = any(isinstance(room, int) and room < 0 for room in rooms)
-    return x.shape[3] == kernel.shape[2] and not is_empty
+    return convolution_p.bind(x, kernel, **options)
 
 
 def _by_xla(x, kernel, *, layouts, windows, precision):

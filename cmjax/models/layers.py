@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.custom_derivatives import SymbolicZero
+from jax.interpreters import ad
 
 from cmjax.arrays import along_channels
 from cmjax.models.conv import convolution, product_of_matrices
@@ -60,17 +61,20 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 def _add_bias_jvp(primals, tangents):
     y, bias = primals
     y_tangent, bias_tangent = tangents
-    terms = []
-    if not isinstance(y_tangent, SymbolicZero):
-        terms.append(y_tangent)
+    out = add_bias(y, bias)
+
+    # Zeros are free, and the tangent has to be divided over devices as the output is.
+    if isinstance(y_tangent, SymbolicZero):
+        y_tangent = ad.instantiate_zeros(ad.Zero(y_tangent.aval))
+    if isinstance(bias_tangent, SymbolicZero):
+        zeros = ad.instantiate_zeros(ad.Zero(bias_tangent.aval))
+        return out, y_tangent + along_channels(zeros, y.ndim)
 
     # The bias at every row of y as a product, ones [rows, 1] times bias [1, O]: its transpose is
     # the sum over the rows. GPUs and TPUs round factors unless told not to; a sum does not.
-    if not isinstance(bias_tangent, SymbolicZero):
-        ones = jnp.ones((math.prod(y.shape[:-1]), 1), y.dtype)
-        spread = jnp.matmul(ones, bias_tangent[None], precision="highest")
-        terms.append(spread.reshape(y.shape))
-    return add_bias(y, bias), functools.reduce(jnp.add, terms)
+    ones = jnp.ones((math.prod(y.shape[:-1]), 1), y.dtype)
+    spread = jnp.matmul(ones, bias_tangent[None], precision="highest").reshape(y.shape)
+    return out, y_tangent + spread
 
 
 def conv(

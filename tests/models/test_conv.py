@@ -221,6 +221,26 @@ def test_other_kernels_strides_and_paddings(size, strides, padding):
     np.testing.assert_allclose(actual, by_xla(x, kernel, strides, padding), atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lhs_dilation": None, "rhs_dilation": None},
+        {"dimension_numbers": ("NHWC", "HWIO", "NCHW")},
+        {"dimension_numbers": ("HWNC", "HWIO", "NHWC")},
+        {"batch_group_count": 2},
+        {"preferred_element_type": jnp.float32},
+    ],
+)
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_options_are_those_of_jax(options, strides):
+    x, kernel = drawn((4, 4, 4, 4), 32, dtype=jnp.bfloat16)
+    options = {**OPTIONS, **options}
+    expected = jax.lax.conv_general_dilated(x, kernel, strides, PADDED, **options)
+    actual = conv.convolution(x, kernel, strides, PADDED, **options)
+    assert actual.dtype == expected.dtype
+    chex.assert_trees_all_close(actual, expected, atol=1e-2)
+
+
 @pytest.mark.parametrize("size, channels", FORMS.values(), ids=FORMS.keys())
 def test_only_cpus_take_the_forms_of_cpus(size, channels):
     x, kernel = drawn((1, size, size, channels), channels)

@@ -189,10 +189,21 @@ def test_what_does_not_fit_is_refused_while_it_is_traced():
         shape(x[0], kernel)
 
 
-def test_maps_smaller_than_the_kernel_have_no_output():
-    windows = [Window(2, 0, 0)] * 2
-    x, kernel = drawn((2, 1, 4, 3), (3, 3, 3, 4))
-    assert jax.eval_shape(lambda x: convolve(x, kernel, windows), x).shape == (2, 0, 1, 4)
+@pytest.mark.parametrize(
+    "of_map, window",
+    [
+        ((2, 4, 4, 3), Window(1, 0, 0)),
+        ((2, 4, 4, 3), Window(2, 0, 0)),
+        ((2, 0, 4, 3), Window(1, 1, 1, spread=2)),
+        ((0, 9, 9, 3), Window(2, 1, 1)),
+    ],
+)
+def test_without_pixels_or_samples(of_map, window):
+    # Kernels of 7x5 pixels have no place on a map of 4x4.
+    x, kernel = drawn(of_map, (7, 5, 3, 4))
+    windows = [window] * 2
+    out = jax.jit(convolve, static_argnums=2)(x, kernel, tuple(windows))
+    assert out.shape == by_xla(x, kernel, windows).shape
     gradients = jax.jit(jax.grad(curved(convolve, windows), argnums=(0, 1)))(x, kernel)
     chex.assert_trees_all_equal(gradients, (jnp.zeros_like(x), jnp.zeros_like(kernel)))
 
@@ -248,3 +259,40 @@ def test_inside_of_shard_map():
     )
     expected = jax.grad(curved(by_xla, PADDED), argnums=1)(x, kernel)
     np.testing.assert_allclose(jax.jit(divided)(kernel, x), expected, atol=1e-4)
+
+
+def test_a_map_or_a_bias_that_differs_from_device_to_device_without_a_tangent():
+    # As where only the biases are trained, or each device has biases of its own.
+    mesh = Mesh(jax.devices()[:2], ("data",), axis_types=(AxisType.Auto,))
+    y, bias = drawn((4, 3, 3, 5), (1, 1, 1, 5))
+    of_devices = [bias, 2 * bias]
+
+    def value(y, bias):
+        return jnp.sum(jnp.sin(add_bias(y, bias.reshape(5))))
+
+    def gradient(argnum, divided):
+        specs = [P("data") if name in divided else P() for name in ("y", "bias")]
+        by_one = jax.grad(value, argnum)
+        return jax.jit(
+            jax.shard_map(by_one, mesh=mesh, in_specs=tuple(specs), out_specs=P())
+        )
+
+    by_bias = jnp.cos(y + bias).sum(axis=(0, 1, 2), keepdims=True)
+    np.testing.assert_allclose(gradient(1, ["y"])(y, bias), by_bias, atol=1e-5)
+    by_map = sum(jnp.cos(y + own) for own in of_devices)
+    found = gradient(0, ["bias"])(y, jnp.concatenate(of_devices))
+    np.testing.assert_allclose(found, by_map, atol=1e-5)
+
+
+def test_convolutions_are_saved_where_a_policy_says_so():
+    x, kernel = drawn((1, 5, 5, 32), (3, 3, 32, 32))
+
+    def convolutions(layer):
+        policy = jax.checkpoint_policies.dots_saveable
+        value = jax.checkpoint(lambda x: jnp.sum(jnp.sin(layer(x))), policy=policy)
+        program = jax.jit(jax.grad(value)).lower(x).as_text()
+        return program.count("stablehlo.convolution")
+
+    # The output, which is saved, and the gradient.
+    for layer in (lambda x: convolve(x, kernel, PADDED), lambda x: conv3x3(x, kernel)):
+        assert convolutions(layer) == 2
