@@ -49,10 +49,10 @@ def forms(convolution):
     """The convolution and its gradients, of a map, a kernel and a cotangent, by name."""
 
     def by_input(x, kernel, g):
-        return jax.linear_transpose(lambda x: convolution(x, kernel), x)(g)[0]
+        return jax.vjp(lambda x: convolution(x, kernel), x)[1](g)[0]
 
     def by_kernel(x, kernel, g):
-        return jax.linear_transpose(lambda kernel: convolution(x, kernel), kernel)(g)[0]
+        return jax.vjp(lambda kernel: convolution(x, kernel), kernel)[1](g)[0]
 
     return {
         "forward": lambda x, kernel, g: convolution(x, kernel),

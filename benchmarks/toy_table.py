@@ -129,13 +129,15 @@ def train(
 
     draw_batch = fresh if draw_batch is None else draw_batch
     loss = losses.make(name.split(",")[0], scheduler, total_steps=steps, **options)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-    )
+
+    def adam(num_steps):
+        schedule = optax.cosine_decay_schedule(1e-3, num_steps)
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
     step = trainer.make_train_step(
         loss,
         apply_fn,
-        optimizer,
+        loss.make_optimizer(adam, steps),
         ema_decays=(0.995,),
         teacher=teacher if loss.needs_teacher else None,
     )
