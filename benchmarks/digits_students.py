@@ -31,6 +31,10 @@ STUDENTS = {
     "sct": {"tangent_warmup_steps": 100},
     "ctm": {"num_levels": 12, "target_decay": 0.95, "huber_c": 0.03},
     "dmd": {"fake_steps": 2},
+    "dmd for two calls": {
+        "fake_steps": 2,
+        "sigmas": (80.0, 2.2404397),
+    },  # those of two steps
     "flow_matching": {},
     "mean_flow": MEAN_FLOW,
     "imf": MEAN_FLOW,

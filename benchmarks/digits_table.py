@@ -42,7 +42,7 @@ def make_step(name, network, teacher, steps):
     # The guided network is a denoiser; it alone is trained without some of the labels.
     is_guided = name == "guided"
     loss = losses.make(
-        "denoising" if is_guided else name,
+        "denoising" if is_guided else name.split()[0],
         network.scheduler,
         total_steps=steps,
         teacher_fn=teacher.apply_fn,
