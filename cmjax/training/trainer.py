@@ -87,7 +87,8 @@ def make_train_step(
     # The only one of optax that is not yet a transformation. What it makes of itself would keep the
     # value of the loss from the optimizer within.
     if isinstance(optimizer, optax.MultiSteps):
-        optimizer = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
+        update: Any = optimizer.update
+        optimizer = optax.GradientTransformationExtraArgs(optimizer.init, update)
 
     # What can be seen before anything is traced.
     check_step_arguments(apply_fn, optimizer, ema_decays, accumulate, mesh)
