@@ -84,9 +84,11 @@ def make_train_step(
             "losses.make(name, scheduler, total_steps=...) makes one by name"
         )
 
-    # The only one of optax that is not yet a transformation.
+    # The only one of optax that is not yet a transformation. What it makes of itself would keep the
+    # value of the loss from the optimizer within.
     if isinstance(optimizer, optax.MultiSteps):
-        optimizer = optimizer.gradient_transformation()
+        update: Any = optimizer.update
+        optimizer = optax.GradientTransformationExtraArgs(optimizer.init, update)
 
     # What can be seen before anything is traced.
     check_step_arguments(apply_fn, optimizer, ema_decays, accumulate, mesh)

@@ -182,6 +182,38 @@ def test_the_networks_optimizer_is_called_at_its_turns_alone():
     np.testing.assert_allclose(moves, expected, rtol=1e-3, atol=0)
 
 
+def test_the_networks_optimizer_sees_the_loss_and_no_step_between_its_turns():
+    # A gradient of 0 is NaN to some optimizers, as to Adam without its epsilon.
+    loss = losses.DistributionMatching(EDM, fake_steps=2, teacher_fn=gaussian)
+
+    def follow(updates, state, params=None, *, value, **further):
+        norm = optax.tree.norm(updates)
+        return jax.tree.map(lambda update: -1e-3 * update / norm, updates), value
+
+    optimizer = loss.make_optimizer(
+        lambda _: optax.GradientTransformationExtraArgs(lambda _: jnp.zeros(()), follow), 4
+    )
+    train_step = trainer.make_train_step(loss, gaussian, optimizer, teacher=TRUTH)
+    state = train_step.init(KEY, {**TRUTH, "std": jnp.float32(0.4)})
+    stds = []
+    for _ in range(4):
+        state, _ = train_step(state, BATCH)
+        stds.append(float(state.params.network["std"]))
+    assert stds[0] == pytest.approx(0.4) and stds[2] == stds[1]
+    assert len(set(stds)) == 3 and np.all(np.isfinite(stds))
+
+
+def test_the_networks_optimizer_may_make_updates_of_another_dtype():
+    loss = losses.DistributionMatching(EDM, teacher_fn=gaussian)
+    optimizer = loss.make_optimizer(lambda _: optax.adam(1e-3, mu_dtype="float32"), 5)
+    half = loss.prepare_params({"mean": jnp.bfloat16(MEAN)})
+    state = optimizer.init(half)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, after = jax.eval_shape(optimizer.update, half, state, half)
+    assert updates.network["mean"].dtype == updates.fake["mean"].dtype == jnp.float32
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+
+
 def test_calls_see_what_the_sampler_makes():
     sigmas = (80.0, 2.5, 0.7)
     loss = losses.DistributionMatching(EDM, sigmas=sigmas)

@@ -124,7 +124,9 @@ def test_optimizers_may_follow_the_loss(accumulate):
     optimizer = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), follow)
     state, metrics = in_turn(make(optimizer, accumulate=accumulate))
     assert float(state.opt_state) == pytest.approx(float(metrics["loss"]), rel=1e-6)
-    in_turn(make(optax.chain(optax.sgd(1e-2), optax.contrib.reduce_on_plateau())))
+    plateau = optax.chain(optax.sgd(1e-2), optax.contrib.reduce_on_plateau())
+    in_turn(make(plateau))
+    in_turn(make(optax.MultiSteps(plateau, 2)))
 
 
 def test_optimizers_that_call_the_loss_themselves():

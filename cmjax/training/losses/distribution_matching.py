@@ -25,6 +25,7 @@ from cmjax.training.losses.base import (
 )
 from cmjax.training.losses.checks import check_sigma_data, karras_range
 from cmjax.training.losses.metrics import mean_square
+from cmjax.training.losses.turns import at_turns
 from cmjax.training.losses.weighting import edm_weight
 
 
@@ -153,13 +154,15 @@ class DistributionMatching(Loss):
             num_steps: number of training steps.
         """
         turns = max(num_steps // self.fake_steps, 1)
-
-        # The sum over the steps up to a turn: the others have a gradient of 0.
-        network = optax.MultiSteps(make(turns), self.fake_steps, use_grad_mean=False)
+        network = at_turns(make(turns), self._is_turn)
         return optax.multi_transform(
-            {"network": network.gradient_transformation(), "fake": make(num_steps)},
+            {"network": network, "fake": make(num_steps)},
             DistributionMatchingParams("network", "fake"),
         )
+
+    def _is_turn(self, step):
+        """Whether the network is trained at a step, bool[]: the last of every `fake_steps`."""
+        return step % self.fake_steps == self.fake_steps - 1
 
     def network_params(self, params: DistributionMatchingParams) -> Any:
         """Returns the network's parameters, without the fake denoiser's."""
@@ -201,8 +204,7 @@ class DistributionMatching(Loss):
         def only_sampled():
             return jnp.float32(0), sampled(jax.lax.stop_gradient(params.network))
 
-        is_turn = step % self.fake_steps == self.fake_steps - 1
-        loss, generated = either(is_turn, matched, only_sampled)
+        loss, generated = either(self._is_turn(step), matched, only_sampled)
 
         # The fake denoiser's term, on the same samples.
         fake_loss = self.fake_loss(
