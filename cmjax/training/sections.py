@@ -151,8 +151,8 @@ class OptimizerSection:
         """Returns the optimizer for a run of `total_steps` steps, with schedule and clipping.
 
         Raises:
-            ValueError: for options that the optimizer does not take, or if the run ends before the
-                cosine begins.
+            ValueError: for options that the optimizer does not take, or if the run ends before its
+                warm-up.
         """
         # optax says which argument is unknown, but not where it came from.
         try:
@@ -167,13 +167,14 @@ class OptimizerSection:
 
     def _rate(self, total_steps):
         """Returns the learning rate, or its schedule."""
+        if self.warmup_steps >= total_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps must be below {total_steps}, the number of the network's "
+                f"updates, got {self.warmup_steps}; lower it, or raise run.steps"
+            )
+
         # Without a warm-up the cosine starts at the peak: its first step would be lost at 0.
         if self.schedule == "cosine":
-            if self.warmup_steps >= total_steps:
-                raise ValueError(
-                    f"optimizer.warmup_steps must be below {total_steps}, the number of the "
-                    f"network's updates, got {self.warmup_steps}; lower it, or raise run.steps"
-                )
             first = 0.0 if self.warmup_steps else self.learning_rate
             return optax.warmup_cosine_decay_schedule(
                 first, self.learning_rate, self.warmup_steps, total_steps

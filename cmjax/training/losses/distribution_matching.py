@@ -25,7 +25,6 @@ from cmjax.training.losses.base import (
 )
 from cmjax.training.losses.checks import check_sigma_data, karras_range
 from cmjax.training.losses.metrics import mean_square
-from cmjax.training.losses.turns import at_turns
 from cmjax.training.losses.weighting import edm_weight
 
 
@@ -152,15 +151,23 @@ class DistributionMatching(Loss):
         Args:
             make: from a number of updates to the optimizer of one of them.
             num_steps: number of training steps.
+
+        Raises:
+            ValueError: if the network has no turn in so many steps.
         """
-        turns = max(num_steps // self.fake_steps, 1)
-        network = at_turns(make(turns), self._is_turn)
+        turns = num_steps // self.fake_steps
+        if not turns:
+            raise ValueError(
+                f"fake_steps must be at most the number of training steps, {num_steps}, got "
+                f"{self.fake_steps}: the network is trained at the last of fake_steps"
+            )
+        network = optax.conditionally_mask(make(turns), self._is_turn)
         return optax.multi_transform(
             {"network": network, "fake": make(num_steps)},
             DistributionMatchingParams("network", "fake"),
         )
 
-    def _is_turn(self, step):
+    def _is_turn(self, step: Any, **_: Any) -> Any:
         """Whether the network is trained at a step, bool[]: the last of every `fake_steps`."""
         return step % self.fake_steps == self.fake_steps - 1
 
