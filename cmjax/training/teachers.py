@@ -35,7 +35,8 @@ def load_teacher(config: TrainConfig, model: Model) -> tuple[Any, ApplyFn | None
         return None, None
     if not section.model and not config.run.init:
         raise ValueError(
-            f"teacher.model is missing: {config.loss_name!r} distils a denoiser, name its folder"
+            f"teacher.model is missing: {config.loss_name!r} distils a denoiser; "
+            "name its folder, or set run.init to it, and the network begins as it"
         )
 
     # By default the student starts as a copy of its teacher.
