@@ -155,6 +155,7 @@ def test_a_signal_saves_and_the_same_command_resumes(folder, monkeypatch):
 
 OF_LOSSES = {  # what a run with that loss tries besides
     "cd": ["run.accumulate=2"],
+    "dmd": ["loss.fake_steps=1"],
     "ect": ["run.dtype=bfloat16"],
 }
 
@@ -570,7 +571,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(folder):
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "steps, kills", [(40, 2), pytest.param(200, 10, marks=pytest.mark.slow)]
+    "steps, kills", [(120, 2), pytest.param(200, 10, marks=pytest.mark.slow)]
 )
 def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(folder, steps, kills):
     options = changes(

@@ -86,17 +86,18 @@ def download(
 
 def _near_path(source: str) -> str:
     """Returns the path that a misspelt one may mean, as " (did you mean ...?)", or ""."""
-    # The first part that is not there, among what lies next to it.
-    path = Path(source).expanduser()
-    missing = [part for part in (path, *path.parents) if not part.exists()]
+    # The first part that is not there, among what lies next to it. A source may be no path at all,
+    # and its folders may not be open to everybody.
     try:
-        beside = [entry.name for entry in missing[-1].parent.iterdir()]
-    except (OSError, IndexError):
+        path = Path(source).expanduser()
+        missing = [part for part in (path, *path.parents) if not part.exists()][-1]
+        beside = [entry.name for entry in missing.parent.iterdir()]
+    except (OSError, ValueError, RuntimeError, IndexError):
         return ""
-    close = close_spelling(missing[-1].name, beside)
+    close = close_spelling(missing.name, beside)
     if not close:
         return ""
-    meant = missing[-1].with_name(close) / path.relative_to(missing[-1])
+    meant = missing.with_name(close) / path.relative_to(missing)
     return f" (did you mean {str(meant)!r}?)"
 
 

@@ -154,7 +154,7 @@ def complete_scheduler(
 ) -> list[CompletionItem]:
     """Completes the name of a sampler."""
     # The public names, and not the table of schedulers: to import that takes half a second.
-    public = [name for name in cmjax.__all__ if name.endswith("Scheduler")]
+    public = [name for name in dir(cmjax) if name.endswith("Scheduler")]
     samplers = [name for name in public if name not in _NO_SAMPLERS]
     return [CompletionItem(name) for name in samplers if name.startswith(incomplete)]
 
