@@ -211,6 +211,13 @@ def test_the_presets_are_whole_and_print_the_papers_numbers():
     assert loss.metric == losses.L2() and loss.total_steps == 800_000
 
 
+def test_a_warm_up_must_end_within_the_turns_of_the_network():
+    # The network of dmd is trained at every fifth step: 60 times, in a warm-up of 71 updates.
+    settings = [("data.source", "x.npz"), ("run.init", "t"), ("run.steps", 300)]
+    with pytest.raises(ValueError, match="warmup_steps must be below 60, .* got 71"):
+        read_config("imagenet64_dmd", settings)
+
+
 def test_the_small_presets_are_whole():
     for name in SMALL:
         config = read_config(name)
