@@ -48,8 +48,13 @@ def keep_memory() -> bool:
     holds for the whole process, it keeps them: memory in use stays at the most that was ever
     needed, and somewhat more where new blocks do not fit into the gaps between old ones.
 
-    Call it before JAX starts its threads, so before the first computation: a thread that has a heap
-    of its own keeps that. A second call changes nothing.
+    glibc keeps large blocks of the main thread only. Programs of JAX on one CPU therefore run in
+    the thread that calls them from now on (`jax_cpu_enable_async_dispatch` is set to False): a call
+    returns when its results are there. Those that are called from other threads, or run on several
+    devices, keep nothing.
+
+    Call it from the main thread, before the first computation: JAX reads the option when it starts.
+    A second call changes nothing.
 
     Returns:
         Whether the C library took all settings; only glibc has them.
@@ -58,14 +63,20 @@ def keep_memory() -> bool:
     if not hasattr(libc, "mallopt"):
         return False
 
-    # Names and numbers are those of malloc.h. The heaps of threads are limited to 64 MB, and larger
-    # blocks would still be mapped, so all threads share the main heap. No block is mapped on its
-    # own, and the end of the heap is never returned (-1 as a size is the largest threshold).
-    m_arena_max = -8
+    # Names and numbers are those of malloc.h. No block is mapped on its own, and the end of the
+    # heap is never returned (-1 as a size is the largest threshold). The heaps of other threads
+    # are limited to 64 MB, and their larger blocks are mapped all the same. They must stay apart:
+    # a step of the UNet asks for 10,000 buffers, for which threads with one heap would wait for
+    # each other, and search what the compiler left behind in it.
     m_mmap_max = -4
     m_trim_threshold = -1
-    settings = {m_arena_max: 1, m_mmap_max: 0, m_trim_threshold: -1}
+    settings = {m_mmap_max: 0, m_trim_threshold: -1}
     done = [libc.mallopt(name, value) for name, value in settings.items()]
+
+    # JAX starts late, and not in every command.
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     return all(done)
 
 
