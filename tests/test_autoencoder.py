@@ -14,6 +14,11 @@ from tests.support.autoencoders import KL, TINY, autoencoder, images
 
 LATENTS = jnp.zeros((2, 4, 4, 4))
 
+# With as many channels as the forms of convolutions on CPUs need.
+WIDE = dataclasses.replace(
+    TINY, encoder_block_out_channels=(32, 32), decoder_block_out_channels=(32, 32)
+)
+
 
 def test_latents_are_shifted_and_scaled_as_samplers_want_them():
     plain = autoencoder(dataclasses.replace(KL, scaling_factor=1.0))
@@ -153,8 +158,8 @@ def test_parameters_of_another_network_are_named():
 
 @pytest.mark.parametrize(
     "config",
-    [KL, pytest.param(TINY, marks=pytest.mark.thorough)],
-    ids=["kl", "tiny"],
+    [KL, WIDE, pytest.param(TINY, marks=pytest.mark.thorough)],
+    ids=["kl", "wide", "tiny"],
 )
 def test_it_is_exported_for_any_number_and_size_of_pictures(config):
     vae = autoencoder(config)

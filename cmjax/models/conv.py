@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cmjax.arrays import is_symbolic
 from cmjax.models import winograd
 from cmjax.models.conv_in_loops import CHANNELS_LAST, Window, convolve, tangent
 
@@ -49,8 +50,9 @@ def convolution(
     stride 1 and a padding of one pixel. With at least 32 channels in and out, maps of at least
     28 * 28 pixels take Winograd's F(4x4, 3x3), and those of at least 12 * 12 pixels F(2x2, 3x3).
     Smaller ones, with at least 256 channels, are one product over the neighbourhoods of all pixels
-    (im2col). The output differs by about 3e-6 of its standard deviation from XLA's in float32.
-    Where it is differentiated, it and its derivatives, of any order and in both modes, are XLA's.
+    (im2col). Maps of symbolic sizes (`jax.export`) are convolved by XLA. The output differs by about
+    3e-6 of its standard deviation from XLA's in float32. Where it is differentiated, it and its
+    derivatives, of any order and in both modes, are XLA's.
 
     Args:
         x: `[B, H, W, C]`.
@@ -130,9 +132,11 @@ def _on_cpu(x, kernel):
     if jnp.finfo(dtype).bits < 32:
         x = x.astype(jnp.float32)
         kernel = kernel.astype(jnp.float32)
-    pixels = x.shape[1] * x.shape[2]
+    height, width = x.shape[1:3]
+    if is_symbolic(height) or is_symbolic(width):
+        return _by_xla(x, kernel).astype(dtype)
     fewest_channels = min(kernel.shape[2:])
-    form = FORMS[form_on_cpus(pixels, fewest_channels)]
+    form = FORMS[form_on_cpus(height * width, fewest_channels)]
     return form(x, kernel).astype(dtype)
 
 

@@ -257,3 +257,14 @@ def test_only_cpus_take_the_forms_of_cpus(size, channels):
     # One artifact holds both, and takes that of the device it runs on.
     exported = jax.export.export(convolve, platforms=("cpu", "cuda", "tpu"))(x, kernel)
     chex.assert_trees_all_equal(exported.call(x, kernel), convolve(x, kernel))
+
+
+@pytest.mark.parametrize("size", ["height, 9", "12, width", "height, width"])
+@pytest.mark.parametrize("channels", [3, 32])
+def test_maps_of_symbolic_sizes(size, channels):
+    x, kernel = drawn((2, 12, 9, channels), channels)
+    height, width = jax.export.symbolic_shape(size)
+    symbolic = jax.ShapeDtypeStruct((2, height, width, channels), x.dtype)
+    exported = jax.export.export(jax.jit(conv.conv3x3))(symbolic, kernel)
+    again = jax.export.deserialize(exported.serialize())
+    chex.assert_trees_all_close(again.call(x, kernel), by_xla(x, kernel), atol=1e-5)
