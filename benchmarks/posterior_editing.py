@@ -2,7 +2,7 @@
 
     python benchmarks/posterior_editing.py fields
     python benchmarks/posterior_editing.py modes
-    python benchmarks/posterior_editing.py digits mnist.npz [--num 500] [--task "lower half"]
+    python benchmarks/posterior_editing.py digits mnist.npz [--num 500] [--task "lower half"] [--seed 1]
     python benchmarks/posterior_editing.py picture edit_posterior.png
 
 `fields`: Gaussian fields of 4x4 and 8x8 pixels, whose consistency function and conditional
@@ -221,11 +221,11 @@ def rows_of(constraint, num, at):
     )
 
 
-@partial(jax.jit, static_argnums=(0, 2, 6))
-def edit_digits(apply_fn, params, scheduler, constraint, labels, first, method):
+@partial(jax.jit, static_argnums=(1, 3, 7))
+def edit_digits(key, apply_fn, params, scheduler, constraint, labels, first, method):
     """The edited digits of a batch, and what each level arrived at."""
     return edit(
-        jax.random.key(0),
+        key,
         apply_fn,
         params,
         scheduler,
@@ -238,7 +238,7 @@ def edit_digits(apply_fn, params, scheduler, constraint, labels, first, method):
     )
 
 
-def measure_digits(model, classifier, constraint, images, labels, method, batch):
+def measure_digits(key, model, classifier, constraint, images, labels, method, batch):
     """Edits all digits; returns which are recognised, bool[N], and a row of figures."""
     num = len(labels)
     made, noise, seconds = [], [], []
@@ -247,7 +247,7 @@ def measure_digits(model, classifier, constraint, images, labels, method, batch)
         began = time.perf_counter()
         part = rows_of(constraint, num, at)
         network = (model.apply_fn, model.params, model.scheduler)
-        found, steps = edit_digits(*network, part, labels[at], start, method)
+        found, steps = edit_digits(key, *network, part, labels[at], start, method)
         made.append(np.asarray(found))
         seconds.append(time.perf_counter() - began)
         if method == "posterior":
@@ -270,7 +270,8 @@ def measure_digits(model, classifier, constraint, images, labels, method, batch)
 @click.option("--num", default=500, show_default=True)
 @click.option("--batch", default=50, show_default=True)
 @click.option("--task", "tasks", multiple=True, help="One task or more; all if left out.")
-def digits(data, num, batch, tasks):
+@click.option("--seed", default=0, show_default=True, help="Of the edits.")
+def digits(data, num, batch, tasks, seed):
     """Measure both methods on the first test digits of the MNIST file DATA."""
     with np.load(data) as arrays:
         classifier = train_classifier(
@@ -288,7 +289,14 @@ def digits(data, num, batch, tasks):
         recognised = {}
         for method in METHODS:
             recognised[method], row = measure_digits(
-                model, classifier, constraints[task], images, labels, method, batch
+                jax.random.key(seed),
+                model,
+                classifier,
+                constraints[task],
+                images,
+                labels,
+                method,
+                batch,
             )
             click.echo(f"{task:<12}{method:<12}{row}")
 
