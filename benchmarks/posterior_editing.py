@@ -2,7 +2,7 @@
 
     python benchmarks/posterior_editing.py fields
     python benchmarks/posterior_editing.py modes
-    python benchmarks/posterior_editing.py digits mnist.npz [--num 500] [--task "lower half"] [--seed 1]
+    python benchmarks/posterior_editing.py digits mnist.npz [--task "lower half"] [--seed 1]
     python benchmarks/posterior_editing.py picture edit_posterior.png
 
 `fields`: Gaussian fields of 4x4 and 8x8 pixels, whose consistency function and conditional
