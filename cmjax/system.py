@@ -49,12 +49,14 @@ def keep_memory() -> bool:
     needed, and somewhat more where new blocks do not fit into the gaps between old ones.
 
     glibc keeps large blocks of the main thread only. Programs of JAX on one CPU therefore run in
-    the thread that calls them from now on (`jax_cpu_enable_async_dispatch` is set to False): a call
-    returns when its results are there. Those that are called from other threads, or run on several
-    devices, keep nothing.
+    the thread that calls them: `jax_cpu_enable_async_dispatch` is set to False, whatever the
+    environment says, and a call returns when its results are there. Of programs that are called
+    from other threads, or run on several devices, blocks above 64 MB are returned as before, and
+    smaller ones are not always kept.
 
-    Call it from the main thread, before the first computation: JAX reads the option when it starts.
-    A second call changes nothing.
+    Call it from the main thread, before JAX starts (`jax.devices()` starts it too). Later on JAX
+    does not read the option, and large blocks are returned as before. A second call changes
+    nothing.
 
     Returns:
         Whether the C library took all settings; only glibc has them.
@@ -65,9 +67,9 @@ def keep_memory() -> bool:
 
     # Names and numbers are those of malloc.h. No block is mapped on its own, and the end of the
     # heap is never returned (-1 as a size is the largest threshold). The heaps of other threads
-    # are limited to 64 MB, and their larger blocks are mapped all the same. They must stay apart:
-    # a step of the UNet asks for 10,000 buffers, for which threads with one heap would wait for
-    # each other, and search what the compiler left behind in it.
+    # are limited to 64 MB, and their larger blocks are mapped all the same. One heap for all
+    # (M_ARENA_MAX) would keep those too. But the compiler leaves it full of small gaps, which are
+    # searched, by one thread at a time, for each of the 10,000 buffers that a step may ask for.
     m_mmap_max = -4
     m_trim_threshold = -1
     settings = {m_mmap_max: 0, m_trim_threshold: -1}

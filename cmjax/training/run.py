@@ -141,12 +141,13 @@ def _take_steps(state: TrainState, outputs: Outputs) -> Trained:
             step += 1
             previous = metrics
 
-            # The call returns at once; the next batch is read while the device computes.
+            # On accelerators the call returns at once, and the next batch is fetched while the
+            # device computes. On one CPU it returns when the step is done (`system.keep_memory`).
             state, metrics = run.train_step(state, upcoming)
             upcoming = next(batches)
 
-            # Waiting for the step before costs nothing, as the device has another one to do. So the
-            # bar shows what is done, and a signal is not answered many steps later.
+            # Waiting for the step before costs nothing: it is done, or the device has another one
+            # to do. So the bar shows what is done, and a signal is not answered many steps later.
             if previous is not None:
                 jax.block_until_ready(previous)
                 bar.advance_to(step - 1)
