@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from cmjax.labels import check_class_labels
@@ -31,11 +32,13 @@ def sinusoidal_embedding(
     Returns:
         The embedding, f32[B, F].
     """
-    # frequency_i = max_period^(-i / (half - freq_shift)), i = 0 .. half - 1
+    # frequency_i = max_period^(-i / (half - freq_shift)), i = 0 .. half - 1. Times multiply its
+    # rounding by up to 1000, so it is computed outside of the program, where no compiler rearranges
+    # it: exponents in float32, as networks were trained with, and their exponentials exactly.
     half = features // 2
-    frequencies = jnp.exp(
-        -math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
-    )
+    indices = np.arange(half, dtype=np.float32)
+    exponents = -np.float32(math.log(max_period)) * indices / np.float32(half - freq_shift)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
 
     # Products with large times need float32, whatever the dtype of the network: [B, half].
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]

@@ -235,23 +235,26 @@ def test_ddim_lands_at_the_time_it_says_next(spacing):
     assert np.allclose(result, expected, rtol=1e-4) == (spacing == "leading")
 
 
-def test_ddim_replaces_a_sample_of_no_signal_where_diffusers_is_nan():
+def test_ddim_replaces_a_sample_of_no_signal_where_diffusers_may_be_nan():
     options = {
         "rescale_betas_zero_snr": True,
         "prediction_type": "v_prediction",
         "timestep_spacing": "trailing",
     }
     theirs, ours = pair("DDIMScheduler", **options)
-    theirs.set_timesteps(3)
-    ones = torch.ones(1, 3)
-    assert (
-        theirs.step(ones, 999, ones, eta=1.0, variance_noise=ones).prev_sample.isnan().all()
-    )
     state = dataclasses.replace(ours, eta=1.0).set_timesteps(3)
     first = [
         column[0] for column in (state.weights.x0, state.weights.eps, state.weights.noise)
     ]
     np.testing.assert_allclose(first, [state.alphas[1], 0, state.sigmas[1]], rtol=1e-6)
+
+    # diffusers takes the root of 1 - alpha^2 - sigma^2, which is 0 here: it is NaN on CPUs that
+    # round it to a negative number.
+    theirs.set_timesteps(3)
+    ones = torch.ones(1, 3)
+    result = theirs.step(ones, 999, ones, eta=1.0, variance_noise=ones).prev_sample
+    expected = float(state.sigmas[1] - state.alphas[1])
+    assert result.isnan().all() or np.allclose(result, expected, atol=1e-3)
 
 
 def test_lcm_refuses_noise_of_no_signal_where_diffusers_divides_by_zero():
