@@ -88,6 +88,20 @@ def test_sinusoidal_embedding(features, flip):
     )
 
 
+def test_frequencies_are_rounded_as_networks_were_trained_with():
+    """PyTorch rounds the exponents to float32, and a compiler may not do so in another order."""
+    half = 128
+    exponents = (
+        np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(127)
+    )
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    t = np.array([500.0, 999.0], np.float32)
+    angles = (t[:, None] * frequencies).astype(np.float64)
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], -1)
+    embed = jax.jit(lambda t: sinusoidal_embedding(t, 2 * half, freq_shift=1))
+    np.testing.assert_allclose(embed(t), expected, atol=1e-6)
+
+
 def test_forward_mode_derivative_equals_finite_differences():
     apply_fn, params = network()
 
