@@ -32,9 +32,10 @@ def sinusoidal_embedding(
     Returns:
         The embedding, f32[B, F].
     """
-    # frequency_i = max_period^(-i / (half - freq_shift)), i = 0 .. half - 1. Times multiply its
-    # rounding by up to 1000, so it is computed outside of the program, where no compiler rearranges
-    # it: exponents in float32, as networks were trained with, and their exponentials exactly.
+    # frequency_i = max_period^(-i / (half - freq_shift)), i = 0 .. half - 1. A time multiplies the
+    # rounding of a frequency by up to 1000. So frequencies are constants of the program, which no
+    # compiler rearranges: exponents are rounded to float32, as networks were trained with, and
+    # their exponentials are exact.
     half = features // 2
     indices = np.arange(half, dtype=np.float32)
     exponents = -np.float32(math.log(max_period)) * indices / np.float32(half - freq_shift)
