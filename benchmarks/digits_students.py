@@ -9,7 +9,7 @@ from flax import nnx
 
 import cmjax
 from cmjax.models import extend, from_nnx
-from cmjax.models.registry import network_class, network_name
+from cmjax.models.registry import architecture, network_name
 from cmjax.parametrization import adapt, edm_denoiser
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
@@ -91,7 +91,7 @@ def mean_velocity_of(apply_fn):
 def with_null_class(teacher):
     """Returns `(apply_fn, params)` of a network with one more class, at first the mean of all."""
     config = dataclasses.replace(teacher.config, null_class=True)
-    module_class, _ = network_class(network_name(config))
+    module_class, _ = architecture(network_name(config))
     apply_fn, _ = from_nnx(module_class(config, rngs=nnx.Rngs(0)))
 
     def longer(path, leaf):

@@ -250,7 +250,9 @@ def replacing_folder(
     check_no_link(path)
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(20, "is a file; give the name of a folder", str(path))
+        raise NotADirectoryError(
+            errno.ENOTDIR, "is a file; give the name of a folder", str(path)
+        )
     if path.exists():
         check_content(path, is_ours)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -303,9 +303,13 @@ def num_classes(apply_fn: ApplyFn) -> int | None:
     return getattr(apply_fn, "num_classes", None)
 
 
-def with_classes_of(apply_fn: ApplyFn, network: Network) -> Network:
-    """Returns `network`, a function that calls `apply_fn`, with the number of its classes."""
-    return with_classes(network, num_classes(apply_fn))
+def with_attributes_of(apply_fn: ApplyFn, network: Network) -> Network:
+    """Returns `network`, a function that calls `apply_fn`, with what is known of the latter.
+
+    That is the number of its classes, and whether it is guided.
+    """
+    network = with_classes(network, num_classes(apply_fn))
+    return with_guidance_mark(network) if is_guided(apply_fn) else network
 
 
 def with_classes(network: Network, classes: int | None) -> Network:
@@ -323,5 +327,5 @@ def with_guidance_mark(network: Network) -> Network:
 
 
 def is_guided(apply_fn: ApplyFn) -> bool:
-    """Returns whether a network is one of `cmjax.guidance`."""
+    """Returns whether a network extrapolates outputs, as one of `classifier_free` does."""
     return getattr(apply_fn, "is_guided", False)

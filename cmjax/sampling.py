@@ -15,11 +15,11 @@ from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.sampling_inputs import (
     check_guided,
-    check_options,
+    check_outputs,
     check_params,
     check_scheduler,
     parse_init,
-    parse_levels,
+    requested_levels,
 )
 from cmjax.schedulers.base import (
     Constraint,
@@ -163,8 +163,8 @@ def sample(
     check_network(apply_fn)
     check_scheduler(scheduler)
     check_constraint(constrain)
-    check_options(return_trajectory, callback)
-    state, steps = parse_levels(
+    check_outputs(return_trajectory, callback)
+    state, steps = requested_levels(
         scheduler,
         num_inference_steps=num_inference_steps,
         timesteps=timesteps,

@@ -34,7 +34,12 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
-def check_guided(apply_fn: ApplyFn, scheduler: Scheduler, num_steps: int | None) -> str:
+def check_guided(
+    apply_fn: ApplyFn,
+    scheduler: Scheduler,
+    num_steps: int | None,
+    subject: str = "apply_fn is guided, but",
+) -> str:
     """Checks that a guided network is not sampled as a consistency function.
 
     Guidance extrapolates a network's output. In one step of a consistency function that is the
@@ -44,6 +49,7 @@ def check_guided(apply_fn: ApplyFn, scheduler: Scheduler, num_steps: int | None)
         apply_fn: the network.
         scheduler: the sampler.
         num_steps: number of steps, or None if it is not known.
+        subject: how the warning and the error begin.
 
     Returns:
         A warning if a guided network is sampled as a consistency function in several steps;
@@ -54,9 +60,7 @@ def check_guided(apply_fn: ApplyFn, scheduler: Scheduler, num_steps: int | None)
     """
     if scheduler.solves_ode or not is_guided(apply_fn):
         return ""
-    reads = (
-        f"apply_fn is guided, but {type(scheduler).__name__} reads consistency functions"
-    )
+    reads = f"{subject} {type(scheduler).__name__} reads consistency functions"
     way_out = (
         "guide a denoiser under a solver such as EDMHeunScheduler, or the teacher that the "
         "network is distilled from"
@@ -83,8 +87,8 @@ def check_params(params: Any) -> None:
             raise ValueError(f"params must be arrays of JAX's dtypes, got {shown(leaf)}")
 
 
-def check_options(return_trajectory: Any, callback: Any) -> None:
-    """Raises ValueError for options of the loop that have a wrong type."""
+def check_outputs(return_trajectory: Any, callback: Any) -> None:
+    """Raises ValueError where what `sample` is to return or to call has a wrong type."""
     if not isinstance(return_trajectory, bool | np.bool_):
         raise ValueError(
             f"return_trajectory must be True or False, got {shown(return_trajectory)}"
@@ -95,7 +99,7 @@ def check_options(return_trajectory: Any, callback: Any) -> None:
         )
 
 
-def parse_levels(
+def requested_levels(
     scheduler: Scheduler,
     *,
     num_inference_steps: Any,
@@ -152,7 +156,7 @@ def _check_first_step(scheduler, state):
     """Raises ValueError unless `state` is one of this scheduler, before its first step."""
     scheduler.check_state(state)
 
-    # The loop takes as many steps as the state has levels, so a state that has taken some of them
+    # The loop takes all of a state's `num_steps` steps, so a state that has taken some of them
     # would run beyond the last level.
     index = concrete(state.step_index)
     if index is not None and index != 0:

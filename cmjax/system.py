@@ -105,12 +105,12 @@ def exchange(one: Path, other: Path) -> None:
     other_name = os.fsencode(other)
     done = False
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
-        here = -100  # AT_FDCWD
-        exchange = 2  # RENAME_EXCHANGE
-        done = libc.renameat2(here, one_name, here, other_name, exchange) == 0
+        here = -100  # AT_FDCWD: relative paths begin in the current folder
+        rename_exchange = 2
+        done = libc.renameat2(here, one_name, here, other_name, rename_exchange) == 0
     elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
-        swap = 2  # RENAME_SWAP
-        done = libc.renamex_np(one_name, other_name, swap) == 0
+        rename_swap = 2
+        done = libc.renamex_np(one_name, other_name, rename_swap) == 0
 
     # Other systems, and file systems without the operation. A kill between these lines leaves the
     # old folder under a temporary name.

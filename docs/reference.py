@@ -71,7 +71,7 @@ CONSTANTS = {
     "Constraint": "The type of a constraint, `x0 -> x0`.",
     "DIT_SIZES": "The sizes of the paper's transformers by name: options of `DiTConfig`.",
     "Denoiser": "The type of a function that estimates x0.",
-    "FROM_THE_RUN": "The fields of a loss that a training run fills in.",
+    "FROM_THE_RUN": "The fields of a loss that a training run fills in, and where from.",
     "LOSSES": "The losses by their names, as the command line takes them.",
     "METRICS": "The metrics by their names, as the command line takes them.",
     "Metric": "The type of a metric, `(a, b) -> f32[B]`.",

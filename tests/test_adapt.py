@@ -7,7 +7,7 @@ import pytest
 
 import cmjax
 from cmjax import testing
-from cmjax.parametrization import adapt, edm_denoiser
+from cmjax.parametrization import adapt, edm_denoiser, trigflow_network
 from cmjax.schedulers import (
     SCHEDULERS,
     CTMScheduler,
@@ -183,3 +183,15 @@ def test_where_the_output_does_not_matter_it_is_finite(sigma_min):
 def test_what_is_no_scheduler_is_not_adapted_to(scheduler):
     with pytest.raises(ValueError, match="scheduler must be a scheduler, such as"):
         cmjax.load().with_scheduler(scheduler)
+
+
+def test_what_a_conversion_reads_of_a_scheduler_is_named():
+    class Bare:
+        parametrization = EDM.parametrization
+
+    bare = Bare()
+    with pytest.raises(ValueError, match="source must have sigma_range"):
+        adapt(denoiser_network, bare, EDM)
+    assert callable(adapt(denoiser_network, EDM, bare))
+    with pytest.raises(ValueError, match="scheduler must have sigma_data, got .*; adapt"):
+        trigflow_network(denoiser_network, cmjax.DDIMScheduler())

@@ -24,7 +24,7 @@ from PIL import Image
 
 import cmjax
 from cmjax import cli
-from cmjax.models.registry import network_class
+from cmjax.models.registry import architecture
 from cmjax.training import config as configs
 from cmjax.training import reports, setup, trainer
 from cmjax.training import run as runs
@@ -164,7 +164,7 @@ OF_LOSSES = {  # what a run with that loss tries besides
 def smallest(folder, monkeypatch):
     """The folder with a configuration of the smallest network, and data for it."""
     own.install(folder, monkeypatch)
-    cmjax.register(*network_class("mypkg.nets:MyNet"))  # runs start from its checkpoints
+    cmjax.register(*architecture("mypkg.nets:MyNet"))  # runs start from its checkpoints
     values = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     np.savez(folder / "d.npz", images=values)
     text = (folder / "a.toml").read_text()

@@ -141,7 +141,7 @@ def test_models_tell_their_networks(model):
     request = Request(labels=[0, 1], guidance=4.0)
     images = generate(model, request, 2).images
     np.testing.assert_array_equal(images, cmjax.images.to_uint8(expected))
-    with pytest.raises(ValueError, match="this one takes a scale only"):
+    with pytest.raises(ValueError, match="must be None for this network"):
         model.sample(key, 2, guidance=4.0, guidance_interval=(0.1, 0.7))
 
 
@@ -167,7 +167,9 @@ def test_scales_of_no_meaning_are_refused_by_the_name_that_they_were_given_by(mo
 
 
 def test_intervals_are_named_as_they_were_given(model):
-    with pytest.raises(ValueError, match="^guidance_interval is for networks that take"):
+    with pytest.raises(
+        ValueError, match="^guidance_interval must be None for this network"
+    ):
         model.sample(jax.random.key(0), 2, guidance=2.0, guidance_interval=(0.1, 0.7))
 
 

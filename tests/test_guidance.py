@@ -12,7 +12,8 @@ import cmjax
 from cmjax.conditioning import with_null
 from cmjax.guidance import adaptive_projection, autoguidance, classifier_free
 from cmjax.networks import is_guided, num_classes
-from cmjax.parametrization import edm_denoiser
+from cmjax.models import compute_in
+from cmjax.parametrization import adapt, edm_denoiser
 from tests.support import mixtures
 from tests.support.mixtures import NULL
 
@@ -574,6 +575,15 @@ def test_consistency_functions_are_not_guided():
         cmjax.sample(*run, cond=cond, sigmas=[5.0, 1.0])
     with pytest.raises(ValueError, match="apply_fn is guided"):
         cmjax.editing.denoise(guided, None, scheduler, NOISE, 1.0, cond=cond)
+
+
+def test_a_guided_network_is_known_within_others():
+    consistency = cmjax.CMStochasticIterativeScheduler()
+    guided = classifier_free(mixtures.network(PATH), 2.0, null=NULL)
+    adapted = adapt(guided, EDM, consistency, edm_denoiser)
+    for network in (adapted, compute_in(adapted, jnp.bfloat16)):
+        with pytest.raises(ValueError, match="apply_fn is guided"):
+            cmjax.sample(KEY, network, {}, consistency, (B, 2), cond={"class_labels": LABELS})
 
 
 def test_misuse():

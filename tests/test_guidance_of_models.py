@@ -14,7 +14,7 @@ from cmjax import cli, models
 from cmjax.generation import Request
 from cmjax.generation.settings import RunSettings
 from cmjax.guidance import classifier_free
-from cmjax.models.registry import network_class
+from cmjax.models.registry import architecture
 from cmjax.networks import num_classes
 from tests.support.cli import assert_one_line, succeeded
 from tests.support.generation import assert_nearly_equal
@@ -48,7 +48,7 @@ def test_the_null_class_is_one_more_row(config):
         fields = {**vars(config), "num_class_embeds": 3, **options}
         made = type(config)(**fields)
         name = {DIT: "DiT", UNET: "UNet2D"}[config]
-        cls, _ = network_class(name)
+        cls, _ = architecture(name)
         module = nnx.eval_shape(lambda: cls(made, rngs=nnx.Rngs(0)))
         apply_fn, params = cmjax.from_nnx(module)
         return params["class_embedding"]["embedding"].shape[0], num_classes(apply_fn)

@@ -124,7 +124,7 @@ def test_packages_define_nothing(path):
 
 
 @pytest.mark.parametrize("name", DATACLASSES)
-def test_every_public_class_explains_each_of_its_fields_itself(name):
+def test_help_of_every_scheduler_explains_all_its_fields_in_order(name):
     cls = getattr(schedulers, name)
     explained = re.findall(
         r"^ +(\w+): ", cls.__doc__.partition("Attributes:")[2], re.MULTILINE

@@ -15,7 +15,7 @@ from PIL import Image
 
 import cmjax
 from cmjax import cli
-from cmjax.models.registry import ARCHITECTURES, network_class, network_name
+from cmjax.models.registry import ARCHITECTURES, architecture, network_name
 from cmjax.registry import scheduler_class
 from cmjax.schedulers import SCHEDULERS
 from tests.support import checkpoints, networks, own
@@ -31,7 +31,7 @@ def package(tmp_path, monkeypatch):
 
 
 def my_model(scheduler=None):
-    module, config_class = network_class(NETWORK)
+    module, config_class = architecture(NETWORK)
     config = config_class(features=2, hidden=(5, 3))
     apply_fn, params = cmjax.from_nnx(module(config, rngs=nnx.Rngs(0)))
     scheduler = scheduler or cmjax.CMStochasticIterativeScheduler()
@@ -134,7 +134,7 @@ def test_names_and_config_classes_of_ones_own(package):
 
     cmjax.register(nets.NoConfig, Other, name="mypkg's")
     try:
-        assert network_class("mypkg's") == (nets.NoConfig, Other)
+        assert architecture("mypkg's") == (nets.NoConfig, Other)
         assert network_name(Other()) == "mypkg's"
     finally:
         del ARCHITECTURES["mypkg's"]
@@ -151,7 +151,7 @@ def test_names_and_config_classes_of_ones_own(package):
 )
 def test_networks_that_are_none(package, name, message):
     with pytest.raises(ValueError, match=message):
-        network_class(f"mypkg.nets:{name}")
+        architecture(f"mypkg.nets:{name}")
 
 
 def test_what_cannot_be_registered(package):
@@ -165,7 +165,7 @@ def test_what_cannot_be_registered(package):
     with pytest.raises(
         ValueError, match="there is no network 'Unet2D'; did you mean 'UNet2D'"
     ):
-        network_class("Unet2D")
+        architecture("Unet2D")
     with pytest.raises(
         ValueError, match="model.config must be the config of one of UNet2D, DiT"
     ):
@@ -217,7 +217,7 @@ def test_abstract_classes_and_names_of_other_classes(package):
 
 
 def test_a_network_with_other_variables_is_not_saved(package, tmp_path):
-    module, config = network_class("mypkg.nets:Stateful")
+    module, config = architecture("mypkg.nets:Stateful")
     apply_fn, params = cmjax.from_nnx(module(config(), rngs=nnx.Rngs(0)))
     scheduler = cmjax.CMStochasticIterativeScheduler()
     with pytest.raises(

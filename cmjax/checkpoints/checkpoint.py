@@ -18,7 +18,7 @@ from cmjax.autoencoder import Autoencoder, check_latents
 from cmjax.checkpoints.tensors import StoredTensor, of_wrapper
 from cmjax.model import Model
 from cmjax.models import from_nnx
-from cmjax.models.registry import abstract_network, class_of_network, network_name
+from cmjax.models.registry import abstract_network, module_class, network_name
 from cmjax.printing import one_line
 from cmjax.schedulers.base import Scheduler
 from cmjax.tracing import cached_unless_tracing
@@ -145,7 +145,7 @@ class StoredNetwork:
                 "blocks"
             )
         try:
-            apply_fn, abstract = _abstract_network(self.config)
+            apply_fn, abstract = _function_and_shapes(self.config)
         except ValueError as error:
             raise ValueError(
                 f"{self.files[0]}: the config makes no network: {error}"
@@ -263,7 +263,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _abstract_network(config: Any) -> tuple[ApplyFn, Any]:
+def _function_and_shapes(config: Any) -> tuple[ApplyFn, Any]:
     """Returns `apply_fn` and the parameters as `jax.ShapeDtypeStruct`s.
 
     Raises:
@@ -273,7 +273,7 @@ def _abstract_network(config: Any) -> tuple[ApplyFn, Any]:
     # of a run, finds the programs that are compiled for it. The same name may get another class,
     # fields with `compare=False` make no difference to `==`, and dtypes may depend on x64.
     differences = (
-        class_of_network(config),
+        module_class(config),
         dataclasses.astuple(config),
         jax.dtypes.canonicalize_dtype(float),
     )

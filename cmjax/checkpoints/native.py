@@ -21,7 +21,7 @@ from cmjax.checkpoints.json_files import (
 from cmjax.checkpoints.tensors import open_safetensors, write_safetensors
 from cmjax.configs import from_json
 from cmjax.model import Model
-from cmjax.models.registry import network_class, network_name
+from cmjax.models.registry import architecture, network_name
 from cmjax.registry import scheduler_to_config
 
 CONFIG = "config.json"
@@ -79,5 +79,5 @@ def is_written(folder: Path) -> bool:
 def _config(content: Mapping[str, Any], trust: bool) -> Any:
     """Returns the config of the network that `_class_name` names; the rest are its fields."""
     values = dict(content)
-    _, config = network_class(values.pop("_class_name", None), trust=trust)
+    _, config = architecture(values.pop("_class_name", None), trust=trust)
     return from_json(config, values)

@@ -127,19 +127,11 @@ def check_guidance(
 
     # In one step of a consistency function guidance is an error, and in several a note. The note
     # takes the place of the library's warning.
-    try:
-        warning = check_guided(guided, model.scheduler, num_steps)
-    except ValueError as error:
-        raise ValueError(f"--guidance: {_of_scheduler(error)}") from None
+    warning = check_guided(guided, model.scheduler, num_steps, subject="--guidance:")
     if warning:
-        terminal.note(f"Note: --guidance: {_of_scheduler(warning)}")
+        terminal.note(f"Note: {warning}")
         warnings.filterwarnings("ignore", "apply_fn is guided")
     return guided
-
-
-def _of_scheduler(message: Any) -> str:
-    """Returns a message of `check_guided` without the argument `apply_fn`."""
-    return str(message).removeprefix("apply_fn is guided, but ")
 
 
 def check_labels(

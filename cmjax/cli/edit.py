@@ -13,7 +13,7 @@ import click
 from cmjax.cli import checks, edit_task, option_types, options
 from cmjax.cli.edit_masks import read_hole
 from cmjax.cli.edit_opening import INTERPOLATED, open_task
-from cmjax.cli.edit_options import IMAGE, NUM, common, constrained
+from cmjax.cli.edit_options import IMAGE, NUM, common_options, constrained
 from cmjax.cli.edit_results import write_results
 from cmjax.cli.edit_task import Case, edit_under
 
@@ -72,11 +72,12 @@ def inpaint(
     """
     import numpy as np
 
-    from cmjax.constraints import inpaint
+    from cmjax import constraints
 
-    # Both are too many, and with a picture of the user's none is too few; the package's own picture
-    # has a part that is repainted by default.
-    if (mask is None) == (mask_box is None) and (mask or image):
+    # The package's own picture has a part that is repainted by default; a user's has none.
+    both = mask is not None and mask_box is not None
+    neither = mask is None and mask_box is None
+    if both or (neither and image is not None):
         raise ValueError(
             "give one of --mask FILE and --mask-box x0,y0,x1,y1: what to repaint"
         )
@@ -93,7 +94,7 @@ def inpaint(
             # 1 where a pixel is kept; in between at the edges of a resized mask, where both are
             # blended.
             known = 1 - hole.astype(np.float32) / 255
-            yield Case(given, inpaint(picture, known), picture)
+            yield Case(given, constraints.inpaint(picture, known), picture)
 
     edit_under(task, cases())
 
@@ -112,7 +113,7 @@ def colorize(image: Path | None, **common: Any) -> None:
     """
     import numpy as np
 
-    from cmjax.constraints import REC601, colorize
+    from cmjax import constraints
 
     # The bundled model is gray, so there is neither a model nor a picture to begin with.
     if image is None:
@@ -129,8 +130,8 @@ def colorize(image: Path | None, **common: Any) -> None:
     def cases():
         for given in task.pictures():
             picture = given.resized(size)
-            gray = (picture @ np.asarray(REC601, np.float32))[..., None]
-            yield Case(given, colorize(gray), picture, gray.repeat(3, -1))
+            gray = (picture @ np.asarray(constraints.REC601, np.float32))[..., None]
+            yield Case(given, constraints.colorize(gray), picture, gray.repeat(3, -1))
 
     edit_under(task, cases())
 
@@ -157,7 +158,7 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
       cmjax edit superres                                  a seven of 7x7 pixels
       cmjax edit superres thumbnail.png --model MODEL --factor 8
     """
-    from cmjax.constraints import super_resolve
+    from cmjax import constraints
 
     task = open_task(image, "seven.png", factor, in_latents=False, **common)
     size = task.size
@@ -172,7 +173,9 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
         for given in task.pictures():
             low = given.resized(size // factor)
             known = low.repeat(factor, 0).repeat(factor, 1)
-            yield Case(given, super_resolve(low, factor), given.resized(size), known)
+            yield Case(
+                given, constraints.super_resolve(low, factor), given.resized(size), known
+            )
 
     edit_under(task, cases())
 
@@ -205,7 +208,7 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
     show_default=True,
     help="Number of pictures, including both ends.",
 )
-@common
+@common_options
 def interpolate(first: int, second: int, num: int, **common: Any) -> None:
     """Interpolates between two samples.
 
@@ -220,7 +223,7 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
     import jax
     import jax.numpy as jnp
 
-    from cmjax.editing import interpolate
+    from cmjax import editing
     from cmjax.random import level_noise, sample_keys
 
     if first == second:
@@ -238,7 +241,7 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
 
     # The noise at these fractions of the way, one picture from each.
     fractions = jnp.linspace(0.0, 1.0, num)
-    run = jax.jit(functools.partial(interpolate, model.apply_fn))
+    run = jax.jit(functools.partial(editing.interpolate, model.apply_fn))
     results = run(model.params, model.scheduler, *ends, fractions, cond=task.cond)
     results = edit_task.decoded(task, results)
 
@@ -258,7 +261,7 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
 )
 @options.guiding
 @NUM
-@common
+@common_options
 def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> None:
     """Turns the sketch IMAGE into pictures (SDEdit).
 

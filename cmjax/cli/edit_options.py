@@ -82,7 +82,7 @@ METHOD = click.option(
 )
 
 # All tasks take the first group; those that sample under a constraint take the second.
-common = options.group_of(MODEL, options.trust, LABELS, SEED, OUT, QUIET)
+common_options = options.group_of(MODEL, options.trust, LABELS, SEED, OUT, QUIET)
 constrained = options.group_of(
-    METHOD, STEPS, TIMESTEPS, SIGMAS, options.guiding, NUM, common
+    METHOD, STEPS, TIMESTEPS, SIGMAS, options.guiding, NUM, common_options
 )

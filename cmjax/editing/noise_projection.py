@@ -92,7 +92,8 @@ class Problem(NamedTuple):
     def residual(self, pair: Any) -> jax.Array:
         """Returns by how much the constraint `A x0 = y - sigma_y e` moves x0, `[B, ...]`.
 
-        One on what is decoded of x0 says itself by how much it moves that.
+        A constraint on what is decoded of x0 (`Decoded`) returns by how much that is moved, `[B,
+        ...]`, by a `residual` of its own.
         """
         x0, e = pair
         constraint = self.constraint
@@ -131,19 +132,19 @@ def project_noise(
     # not of p(u | A u = y), as the last x0 is: the condition would count twice. For normal data
     # (u, x0') and (x0', u) have the same distribution, their covariance being C S = S C where
     # f(x) = S x. So u may be made of an x0 that meets the constraint as x0' is made of u.
-    x0, e = problem.made(pair, draw(0), sigma)
-    before = problem.bound(x0), e
+    u, e = problem.made(pair, draw(0), sigma)
+    start = (problem.bound(u), e)
 
     # 2. Choose: of several draws of z2, the one that comes nearest to the constraint by itself.
-    noise = _nearest(problem, before, draw, sigma)
+    noise = _nearest(problem, start, draw, sigma)
 
     # 3. Project: move z2 least so that x0' meets the constraint.
-    move = _move(problem, before, noise, sigma)
+    move = _move(problem, start, noise, sigma)
 
     # 4. The new pair. One Gauss-Newton step need not meet the constraint exactly. The constraint
     # itself corrects the rest, as in Algorithm 4; where measurements have noise, or are of what is
     # decoded, the rest stays.
-    x0, e = problem.made(before, move.noise, sigma)
+    x0, e = problem.made(start, move.noise, sigma)
     x0 = problem.bound(x0)
     left = problem.residual((x0, e))
     distance = root(inner(left, left) / math.prod(left.shape[1:]))
@@ -158,7 +159,7 @@ def project_noise(
     return (x0, e), step
 
 
-def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
+def _nearest(problem: Problem, start: Any, draw: Any, sigma: jax.Array) -> Any:
     """Returns the draw of noise whose x0' is nearest to the constraint, of all candidates."""
     # Where several distinct pictures are possible, the least move leads to the one that the noise
     # happens to be near, whatever is known. A draw that comes near what is known by itself leads
@@ -170,7 +171,7 @@ def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
 
     # |r|^2 for r(z) = y - A f(u + sigma z).
     def distance(noise):
-        left = problem.residual(problem.made(before, noise, sigma))
+        left = problem.residual(problem.made(start, noise, sigma))
         return inner(left, left)
 
     def compare(best, number):
@@ -196,14 +197,14 @@ def _nearest(problem: Problem, before: Any, draw: Any, sigma: jax.Array) -> Any:
     return noise
 
 
-def _move(problem: Problem, before: Any, noise: Any, sigma: jax.Array) -> Move:
+def _move(problem: Problem, start: Any, noise: Any, sigma: jax.Array) -> Move:
     """Moves noise least so that what is made of it meets the constraint, as far as that works."""
 
     # For linear f this draws z given the constraint (Matheron's rule; Hoffman and Ribak 1991), with
     # r(z) = y - A f(u + sigma z):
     #     z - J^T (J J^T)^-1 r(z),  J = d r / d z.
     def of_noise(noise):
-        return problem.residual(problem.made(before, noise, sigma))
+        return problem.residual(problem.made(start, noise, sigma))
 
     residual, jacobian = jax.linearize(of_noise, noise)
     transposed = jax.linear_transpose(jacobian, noise)

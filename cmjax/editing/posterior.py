@@ -24,7 +24,7 @@ from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.parametrization import consistency_function
 from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import as_key, level_noise, sample_index, sample_keys
-from cmjax.sampling_inputs import check_guided, check_options, check_params
+from cmjax.sampling_inputs import check_guided, check_outputs, check_params
 from cmjax.schedulers.checks import apply_constraint
 from cmjax.tracing import as_pytree, cached_unless_tracing
 
@@ -85,7 +85,7 @@ def sample_posterior(
         callback: called on the host as `callback(step_index, PosteriorStep)`.
     """
     check_network(apply_fn)
-    check_options(return_trajectory, callback)
+    check_outputs(return_trajectory, callback)
     one_time_parametrization("scheduler", scheduler)
     warning = check_guided(apply_fn, scheduler, state.num_steps)
     if warning:

@@ -93,15 +93,15 @@ class BatchSampler:
     def batches(
         self,
         indices: Iterable[np.ndarray],
-        made: Callable[[int], None] | None = None,
+        on_images: Callable[[int], None] | None = None,
     ) -> Iterator[np.ndarray]:
         """Yields the images of each batch, u8[n, H, W, C], while the next batch is computed.
 
         Args:
             indices: the sample numbers of each batch, u32[n] with n of at most `size`. A smaller
                 batch is padded, so that nothing is compiled again.
-            made: called with a number of images when so many more are there, which for a latent
-                model is before the whole batch is.
+            on_images: called with the number of new images whenever some are ready; for a latent
+                model that is several times in a batch.
 
         Raises:
             ValueError: if a sample is not finite, or a device has too little memory.
@@ -115,20 +115,20 @@ class BatchSampler:
                 yield batch, outputs
 
         def fetch(work):
-            return self._fetch(work, made)
+            return self._fetch(work, on_images)
 
         yield from one_ahead(dispatched(), fetch)
 
-    def _fetch(self, work, made):
+    def _fetch(self, work, on_images):
         """Waits for a batch and returns its images, u8[n, H, W, C], without the padding."""
         indices, outputs = work
         count = len(indices)
         if self._decoder is None:
             images, finite = jax.device_get(outputs)
-            if made is not None:
-                made(count)
+            if on_images is not None:
+                on_images(count)
         else:
-            images, finite = self._decoded(outputs, count, made)
+            images, finite = self._decoded(outputs, count, on_images)
 
         finite = finite[:count]
         if not finite.all():
@@ -138,7 +138,7 @@ class BatchSampler:
             )
         return images[:count]
 
-    def _decoded(self, latents, count, made):
+    def _decoded(self, latents, count, on_images):
         """Returns pixels u8[B, H, W, C] of latents, and whether each is finite, bool[B]."""
         assert self._decoder is not None
         pieces = []
@@ -150,8 +150,8 @@ class BatchSampler:
             pieces.append(piece)
             new = min(len(piece[0]), count - done)
             done += new
-            if made is not None and new:
-                made(new)
+            if on_images is not None and new:
+                on_images(new)
         images, finite = zip(*pieces, strict=True)
         return self._decoder.joined(images), self._decoder.joined(finite)
 
@@ -249,8 +249,8 @@ def regroup(arrays: Iterable[np.ndarray], lengths: Iterable[int]) -> Iterator[np
 
     Args:
         arrays: arrays that agree in all axes but the first.
-        lengths: number of rows of each result; may be infinite. The last result is shorter if the
-            rows run out.
+        lengths: number of rows of each result, as many as there are or more. The last result is
+            shorter if the rows run out.
     """
     arrays = iter(arrays)
     held = []  # rows that were read and not yet yielded

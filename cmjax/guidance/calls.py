@@ -17,7 +17,7 @@ from cmjax.networks import (
     call_network,
     num_classes,
     parse_cond,
-    with_classes_of,
+    with_attributes_of,
     with_guidance_mark,
 )
 
@@ -112,7 +112,7 @@ def _guided(
         times = (t, *second_time)
 
         # How strongly each sample is guided, and what the network says with and without.
-        scale, any_guided = strength.weights(x, t)
+        scale, any_guided = strength.scale_at(x, t)
         output, other = outputs(params, x, times, cond, any_guided)
         if output.shape == x.shape:
             return rule(output, other, scale, x, t)
@@ -123,7 +123,7 @@ def _guided(
         return jnp.concatenate([mean, output[..., channels:]], axis=-1)
 
     # By the mark, `cmjax.sample` refuses to read a guided network as a consistency function.
-    guided = with_classes_of(apply_fn, guided)
+    guided = with_attributes_of(apply_fn, guided)
     return guided if strength.is_one else with_guidance_mark(guided)
 
 

@@ -11,7 +11,7 @@ from cmjax.arrays import ApplyFn, known_reals
 from cmjax.configs import shown
 from cmjax.guidance.strength import hashable_reals, interval_ends, scale_of_batch
 from cmjax.meshes import divided_like
-from cmjax.networks import check_network, takes, with_classes_of
+from cmjax.networks import check_network, takes, with_attributes_of
 from cmjax.tracing import cached_unless_tracing
 
 # Number of networks to keep, so that programs that are compiled for them are found again.
@@ -61,7 +61,8 @@ def embedded_scale(
     if interval is not None:
         if not takes(apply_fn, "guidance_interval"):
             raise ValueError(
-                "interval is for networks that take one, and this one takes a scale only"
+                "interval must be None for this network, which takes no guidance_interval, got "
+                f"{shown(interval)}; ImprovedMeanFlow and PixelMeanFlow take one"
             )
         ends = interval_ends("interval", interval, of_times=True)
 
@@ -82,4 +83,4 @@ def _embedded(apply_fn, scale, ends):
             guidance["guidance_interval"] = divided_like(interval, x)
         return apply_fn(params, x, *times, **{**guidance, **cond})
 
-    return with_classes_of(apply_fn, guided)
+    return with_attributes_of(apply_fn, guided)

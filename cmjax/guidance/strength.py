@@ -64,7 +64,7 @@ class Strength:
         is_known = isinstance(self.scale, float | tuple)
         return is_known and bool(np.all(np.equal(self.scale, 1)))
 
-    def weights(self, x: jax.Array, time: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def scale_at(self, x: jax.Array, time: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Returns the scale of each sample, f32[B] or f32[], and whether any sample is guided.
 
         Args:

@@ -20,8 +20,8 @@ from cmjax.configs import shown
 from cmjax.networks import (
     check_network,
     with_arguments_of,
+    with_attributes_of,
     with_classes,
-    with_classes_of,
 )
 from cmjax.tracing import cached_unless_tracing
 
@@ -205,7 +205,7 @@ def _computing_in(apply_fn, dtype):
     def cast(params, x, *times, **cond):
         return apply_fn(params, x.astype(dtype), *times, **cond).astype(x.dtype)
 
-    return with_classes_of(apply_fn, cast)
+    return with_attributes_of(apply_fn, cast)
 
 
 def _copy(leaf: Any) -> Any:

@@ -11,7 +11,7 @@ from flax import nnx
 from cmjax.arrays import ApplyFn
 from cmjax.configs import shown
 from cmjax.models.adapters import from_nnx
-from cmjax.models.registry import network_class, network_name, network_parts
+from cmjax.models.registry import architecture, network_name, network_parts
 
 # Fields of configs whose parts start at zero, with the values of a network without them.
 EXTENSIONS = {"second_time": None, "guidance_embeds": False}
@@ -59,7 +59,7 @@ def extend(
 
     # The new network, whose further parts are drawn, or zero.
     extended = dataclasses.replace(config, **changes)
-    module_class, _ = network_class(name)
+    module_class, _ = architecture(name)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     apply_fn, fresh = from_nnx(module_class(extended, rngs=rngs))
 

@@ -65,7 +65,7 @@ RELEASED = {
 LONGEST_NAME = 200  # of a class in files
 
 
-def network_class(
+def architecture(
     name: Any, *, trust: bool = True
 ) -> tuple[Callable[..., nnx.Module], type]:
     """Returns the network of a name, and the class of its config.
@@ -215,7 +215,7 @@ def autoencoder_name(config: Any) -> str:
     raise ValueError(f"config must be an {kinds}, got {shown(config)}")
 
 
-def class_of_network(config: Any) -> Callable[..., nnx.Module]:
+def module_class(config: Any) -> Callable[..., nnx.Module]:
     """Returns the class of the network or autoencoder that `config` describes.
 
     Raises:
@@ -234,7 +234,7 @@ def abstract_network(config: Any) -> nnx.Module:
     Raises:
         ValueError: if it is not the config of a network or an autoencoder.
     """
-    network = class_of_network(config)
+    network = module_class(config)
     of_users = [cls for name, (cls, _) in ARCHITECTURES.items() if name not in BUILT_IN]
 
     def make():

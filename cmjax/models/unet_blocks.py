@@ -38,11 +38,11 @@ class DownBlock(nnx.Module):
         # The first residual block changes the number of channels.
         inputs = [channels_in] + [channels] * (config.layers_per_block - 1)
         self.resnets = nnx.List([_resnet(config, c, channels, rngs) for c in inputs])
+        num_attentions = len(inputs) if has_attention else 0
         self.attentions = nnx.List(
             [
                 _attention(config, channels, config.norm_num_groups, rngs)
-                for _ in inputs
-                if has_attention
+                for _ in range(num_attentions)
             ]
         )
 
@@ -132,11 +132,11 @@ class UpBlock(nnx.Module):
                 for c, s in zip(inputs, skip_channels, strict=True)
             ]
         )
+        num_attentions = len(inputs) if has_attention else 0
         self.attentions = nnx.List(
             [
                 _attention(config, channels, config.norm_num_groups, rngs)
-                for _ in inputs
-                if has_attention
+                for _ in range(num_attentions)
             ]
         )
 

@@ -1,7 +1,7 @@
 """Reads a network as a consistency function or a denoiser, and converts its parametrization.
 
-A `scheduler` here is any object with a `parametrization`; `adapt` also needs its `sigma_range` and
-`num_times`.
+A `scheduler` here is any object with a `parametrization`, for networks of one time. `adapt` also
+reads the `sigma_range` of its source, and `trigflow_network` reads `sigma_data`.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from cmjax.arrays import ApplyFn, combine, inverse_or_zero
 from cmjax.configs import shown
 from cmjax.meshes import divided_like
-from cmjax.networks import check_network, with_classes_of
+from cmjax.networks import check_network, with_attributes_of
 from cmjax.parametrization.base import Parametrization, denoise
 from cmjax.parametrization.trigflow import TrigFlow
 from cmjax.tracing import cached_unless_tracing
@@ -64,7 +64,8 @@ def edm_denoiser(
 ) -> jax.Array:
     """Returns `D(x, sigma)`, the x0 of a denoiser, `[B, ...]`.
 
-    The scalings are those of Karras et al. 2022, table 1, without a boundary condition.
+    The scalings are those of the scheduler's parametrization, without the boundary condition of a
+    consistency function. For EDM they are those of Karras et al. 2022, table 1.
 
     Args:
         apply_fn: `(params, x, t, **cond) -> model_output`.
@@ -96,7 +97,15 @@ def trigflow_network(
     Returns:
         `(params, x, t, **cond) -> F`, for samples x `[B, ...]` of standard deviation sigma_data,
         at angles t f32[B].
+
+    Raises:
+        ValueError: if the scheduler has no sigma_data.
     """
+    if not hasattr(scheduler, "sigma_data"):
+        raise ValueError(
+            f"scheduler must have sigma_data, got {shown(scheduler)}; adapt the network to "
+            "SCMScheduler or CMStochasticIterativeScheduler, which have it"
+        )
     sigma_data = scheduler.sigma_data
 
     # A TrigFlow network takes x / sigma_data, and returns F itself.
@@ -119,7 +128,7 @@ def trigflow_network(
 
     # TrigFlow's own network needs no conversion, which would divide by sin(t) = 0 at t = 0.
     is_trigflow = scheduler.parametrization == TrigFlow(sigma_data)
-    return with_classes_of(apply_fn, unchanged if is_trigflow else converted)
+    return with_attributes_of(apply_fn, unchanged if is_trigflow else converted)
 
 
 def adapt(
@@ -152,11 +161,17 @@ def adapt(
         `(params, x, t, **cond) -> model_output` in the target's terms.
 
     Raises:
-        ValueError: if a scheduler has no parametrization, or its network takes two times.
+        ValueError: if a scheduler has no parametrization, or its network takes two times, or if the
+            source has no sigma_range.
     """
     check_network(apply_fn)
     for name, scheduler in (("source", source), ("target", target)):
         one_time_parametrization(name, scheduler)
+    if not hasattr(source, "sigma_range"):
+        raise ValueError(
+            "source must have sigma_range, the lowest and highest sigma / alpha of its network, as "
+            f"cmjax's schedulers do, got {shown(source)}"
+        )
     return cached_unless_tracing(_adapted, apply_fn, source, target, denoiser)
 
 
@@ -209,4 +224,4 @@ def _adapted(apply_fn, source, target, denoiser):
         inverse = inverse_or_zero(c_out)
         return combine((inverse, denoised), (-c_skip * inverse, x))
 
-    return with_classes_of(apply_fn, adapted)
+    return with_attributes_of(apply_fn, adapted)

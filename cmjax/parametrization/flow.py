@@ -10,16 +10,17 @@ from cmjax.parametrization.base import NoiseLevel, Parametrization, Scalings
 
 @dataclasses.dataclass(frozen=True)
 class FlowMatching(Parametrization):
-    """The straight path `x = (1 - sigma) x0 + sigma z`; the network returns the velocity `z - x0`.
+    """The straight path `x = (1 - u) x0 + u s z`; the network returns the velocity `s z - x0`.
 
-    With a `noise_scale` s the path ends at noise s z, and sigma is s times the share of the way.
+    u is the share of the way to noise, and s the `noise_scale`, nearly always 1. So alpha is
+    `1 - u`, and sigma is `u s`.
 
     Attributes:
-        num_train_timesteps: number N; the network's time is `N sigma`.
+        num_train_timesteps: number N; the network's time is `N u`.
         prediction_type: what the network returns: "flow_prediction" (the velocity), or, of networks
             that are run on this path all the same, "epsilon" (the noise z) or "sample" (x0).
         inverted: whether the network's time grows with the signal instead: it is
-            `N (1 - sigma)`, and the network returns `x0 - z`, the velocity along that time.
+            `N (1 - u)`, and the network returns `x0 - s z`, the velocity along that time.
         noise_scale: standard deviation s of the noise at the path's end.
     """
 
@@ -30,8 +31,8 @@ class FlowMatching(Parametrization):
 
     def time_of(self, share: jax.Array) -> jax.Array:
         """Returns the network's time at `share` of the way to noise, in the shape of `share`."""
-        level = 1 - share if self.inverted else share
-        return level * self.num_train_timesteps
+        fraction = 1 - share if self.inverted else share
+        return fraction * self.num_train_timesteps
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
         """Returns time, alpha and sigma where `sigma / alpha` is `ratio`."""
@@ -49,22 +50,22 @@ class FlowMatching(Parametrization):
         return 0.0, float(self.num_train_timesteps)
 
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (1 - sigma, sigma), in the shape of `time`."""
-        level = time / self.num_train_timesteps
-        share = 1 - level if self.inverted else level
-        alpha = level if self.inverted else 1 - level
+        """Returns alpha and sigma, (1 - u, u s), in the shape of `time`."""
+        fraction = time / self.num_train_timesteps
+        share = 1 - fraction if self.inverted else fraction
+        alpha = fraction if self.inverted else 1 - fraction
         return alpha, self.noise_scale * share
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out) of the prediction type.
 
-        Of velocities (1, 1, -sigma), that is `x0 = x - sigma F`; with inverted times (1, 1, sigma).
+        Of velocities (1, 1, -u), that is `x0 = x - u F`; with inverted times (1, 1, u).
         """
         if self.prediction_type == "epsilon":
             return Scalings(1.0, 1 / alpha, -sigma / alpha)
         if self.prediction_type == "sample":
             return Scalings(1.0, 0.0, 1.0)
 
-        # x - sigma (z - x0) = (1 - sigma) x0 + sigma x0 = x0.
+        # x - u (s z - x0) = (1 - u) x0 + u x0 = x0.
         share = sigma / self.noise_scale
         return Scalings(1.0, 1.0, share if self.inverted else -share)

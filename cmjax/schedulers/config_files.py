@@ -13,8 +13,8 @@ from cmjax.former_names import OF_SCHEDULERS, with_way_out
 from cmjax.schedulers import diffusers_names
 from cmjax.schedulers.checks import check_config
 
-# Every option of any scheduler.
-OTHERS = (
+# Every option of diffusers' schedulers.
+KNOWN_OPTIONS = (
     diffusers_names.OPTIONS | diffusers_names.EARLIER_OPTIONS | diffusers_names.CALL_OPTIONS
 )
 
@@ -177,10 +177,14 @@ class Configured:
         cls, others: Mapping[str, Any], config: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Returns what `to_config` writes again of the options that have no effect."""
-        # Another class's own eta would be read as this one's.
+        # Options of the name of a field here, such as another class's eta, are dropped: written
+        # again, they would be read as this class's own. Siblings' options stay, since the version
+        # below makes `foreign_options` pass over them again.
         fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        called = fields - cls._sibling_options
-        kept = {name: plain(value) for name, value in others.items() if name not in called}
+        shared_names = fields - cls._sibling_options
+        kept = {
+            name: plain(value) for name, value in others.items() if name not in shared_names
+        }
 
         # That diffusers made the config says which options mean nothing to which class.
         if "_diffusers_version" in config:
@@ -264,7 +268,7 @@ def sort_options(
             others[name] = value
         elif name in fields and name not in foreign:
             own[name] = value
-        elif name in OTHERS:
+        elif name in KNOWN_OPTIONS:
             others[name] = value
 
         # Anything else is misspelt, and would otherwise silently keep its default.

@@ -112,9 +112,10 @@ class CMStochasticIterativeScheduler(ExplodingScheduler):
         else:
             hint = "; sigmas=[...] takes any number of levels"
             n = check_num_steps(value, total, "num_train_timesteps", hint)
-            indices = np.arange(n) * (total // n)
             if self.timestep_spacing == "linspace":
                 indices = np.round(np.arange(n) * total / n).astype(int)
+            else:  # "leading"
+                indices = np.arange(n) * (total // n)
             sigmas = grid[indices]
 
         # Then sigma_min, where f is the identity and sampling ends.

@@ -189,9 +189,9 @@ class TableScheduler(Scheduler[TableState]):
         self.check_state(state)
         sample = as_floats("sample", sample)
 
-        # The last columns of the table are for earlier calls. Each of them needs one array like the
-        # sample; a column that is absent, None, needs none.
-        columns = Memory._make(state.weights[-len(Memory._fields) :])
+        # Each column of the table that weighs an earlier call needs one array like the sample; a
+        # column that is absent, None, needs none.
+        columns = Memory(**{name: getattr(state.weights, name) for name in Memory._fields})
         memory = jax.tree.map(lambda column: jnp.zeros_like(sample), columns)
 
         # eps has at least 32 bits, as `advance` computes it.
@@ -267,10 +267,14 @@ class TableScheduler(Scheduler[TableState]):
         wide = at_least_float32(sample)
         eps = combine((1 / state.sigma, wide), (-state.alpha / state.sigma, denoised))
 
-        # What the columns weigh: a structure of arrays like the table's, with None for its absent
-        # columns.
-        fresh = None if weights.noise is None else noise
-        arrays = Weights(self.bound_last(denoised), eps, fresh, *memory)
+        # What the columns weigh: each array under the name of its column, and None for those that
+        # are absent.
+        arrays = Weights(
+            x0=self.bound_last(denoised),
+            eps=eps,
+            noise=None if weights.noise is None else noise,
+            **memory._asdict(),
+        )
         if jax.tree.structure(arrays) != jax.tree.structure(weights):
             raise ValueError(
                 f"{type(self).__name__} remembers earlier calls, and its memory is not allocated; "

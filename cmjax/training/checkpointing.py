@@ -201,9 +201,9 @@ def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def _settle() -> None:
-    """Lets what Orbax has left of a failure complain, while nothing of it is shown."""
-    # Each array has a task that complains when it is collected, which is now that the error and its
-    # traceback are gone; the threads that still read or write have a moment to end.
+    """Waits until what Orbax left of a failure has logged its errors, which are not shown."""
+    # Each array has a task that logs its error when it is collected, which is now that the error
+    # and its traceback are gone; the threads that still read or write have a moment to end.
     gc.collect()
     time.sleep(SETTLING)
     gc.collect()
@@ -215,7 +215,8 @@ def _without_orbax_messages() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     hook = sys.unraisablehook
 
-    # Of the program's own messages, and those of other libraries, none is lost.
+    # Of absl's records, only Orbax's are dropped. Records of asyncio and errors of finalizers do
+    # not say which library they are from: for as long as this lasts, all of them are.
     def keep(record):
         return "orbax" not in record.pathname and record.name != "asyncio"
 

@@ -15,10 +15,11 @@ import optax
 
 from cmjax.configs import did_you_mean, from_json, shown
 from cmjax.files import read_regular
-from cmjax.models.registry import network_class
+from cmjax.models.registry import architecture
 from cmjax.registry import read_scheduler_config
 from cmjax.schedulers.base import Scheduler
 from cmjax.training.losses.base import Loss
+from cmjax.training.losses.registry import FROM_THE_RUN
 from cmjax.training.losses.registry import make as make_loss
 from cmjax.training.presets import preset_names, preset_text
 from cmjax.training.sections import (
@@ -40,13 +41,6 @@ _MODELS = (
     ("teacher", "weak_model"),
     ("run", "init"),
 )
-
-# Fields of losses that other sections of a configuration give, and where.
-_ELSEWHERE = {
-    "total_steps": "run.steps",
-    "scheduler": "[scheduler]",
-    "teacher_fn": "[teacher]",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +88,8 @@ class TrainConfig:
                     "config.from_values makes a TrainConfig of nested dicts"
                 )
 
-        # This compares the fields of two sections.
-        warmup_steps = self.optimizer.warmup_steps
-        if not 0 <= warmup_steps < self.run.steps:
-            raise ValueError(
-                "optimizer.warmup_steps must be from 0 to below "
-                f"run.steps={self.run.steps}, got {warmup_steps}; lower it, too, for a short run"
-            )
         # These would be overwritten in silence, as the run fills them in.
-        for name, place in _ELSEWHERE.items():
+        for name, place in FROM_THE_RUN.items():
             if name in self.loss:
                 raise ValueError(f"loss.{name} is given elsewhere; use {place}")
 
@@ -164,7 +151,7 @@ class TrainConfig:
         # The class first: an unknown one must not show as an unknown key of another.
         values = {key: value for key, value in self.network.items() if key != "class"}
         with _section("network.class"):  # of cmjax, registered, or "package.module:Class"
-            _, config_class = network_class(self.network.get("class"))
+            _, config_class = architecture(self.network.get("class"))
         with _section("network"):
             return from_json(config_class, values)
 

@@ -11,7 +11,7 @@ from cmjax.generation.batches import out_of_memory
 from cmjax.model import Model
 from cmjax.models.adapters import from_nnx
 from cmjax.models.extension import EXTENSIONS, extend, is_extension
-from cmjax.models.registry import network_class
+from cmjax.models.registry import architecture
 from cmjax.random import key_of_seed, same_numbers
 from cmjax.training.config import TrainConfig
 from cmjax.training.moments import Moments
@@ -47,7 +47,7 @@ def first_model(config: TrainConfig) -> Model:
             model = dataclasses.replace(model, scheduler=scheduler)
     else:
         # A new network, with random parameters from the seed.
-        module_class, _ = network_class(config.network["class"])
+        module_class, _ = architecture(config.network["class"])
         try:
             with same_numbers(), out_of_memory("make [network] smaller"):
                 rngs = nnx.Rngs(key_of_seed(config.run.seed))

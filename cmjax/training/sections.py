@@ -10,7 +10,7 @@ import optax
 from cmjax.configs import LARGEST, did_you_mean, is_finite, is_int, shown
 from cmjax.guidance.strength import interval_ends
 
-# Names of configuration files, and the optax functions behind them.
+# The optimizers, by their names in configuration files.
 OPTIMIZERS = {
     "adam": optax.adam,
     "adamw": optax.adamw,

@@ -50,10 +50,11 @@ class Run:
         return self.train_step.init(key_of_seed(self.config.run.seed), self.model.params)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns, as JSON, what tells the files that the run is named after from others.
+        """Returns, as JSON, what identifies the files that the configuration names.
 
-        That is the data, the teacher, and the network and levels of the model that it starts from;
-        its parameters are those of the checkpoint once the run has begun.
+        That is the data, the teacher's parameters, and the network and scheduler of the model in
+        `run.init`. The parameters of that model are left out: a run that continues takes those of
+        its checkpoint.
         """
         data = self.source.fingerprint()
         found = {f"data.{key}": value for key, value in data.items()}

@@ -165,8 +165,8 @@ class TrainStep:
 
     def shard(self, batch: Batch) -> Batch:
         """Returns the arrays divided over the devices of the mesh, along their first axis."""
-        # Every device gets the same number of samples of every part. A caller's program has the
-        # arrays of all processes.
+        # Every device gets the same number of samples of every part. Under a caller's `jit` the
+        # batch is that of all processes; otherwise it is the share of this process.
         split_batch(batch)
         num_devices = 1
         if self.mesh is not None:
@@ -210,8 +210,8 @@ class TrainStep:
     def _replicated_teacher(self):
         """The teacher's parameters on every device."""
         # It is passed to the jitted step as an argument. As a closure, its parameters would be
-        # constants of the program, which slow down compilation. Put there at once, also within a
-        # caller's program: it is kept, which what is traced must not be.
+        # constants of the program, which slow down compilation. The result is kept in this object,
+        # so it must not be a tracer: under a caller's `jit`, too, it is computed at once.
         with jax.ensure_compile_time_eval():
             return self.replicate(self.teacher)
 
@@ -239,8 +239,9 @@ class TrainStep:
         if self.mesh is not None:
             options["out_shardings"] = NamedSharding(self.mesh, PartitionSpec())
 
-        # The function of a copy: with its own, which it would keep in itself, only the garbage
-        # collector would free this object, and the teacher's parameters on the devices with it.
+        # `jax.jit(self._step)` would hold this object, which holds the jitted function: a cycle
+        # that only the garbage collector frees, and the teacher's parameters on the devices with
+        # it. So the step of a copy without the teacher is jitted.
         pure = dataclasses.replace(self, teacher=None)
         return jax.jit(pure._step, donate_argnums=0, **options)
 

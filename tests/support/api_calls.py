@@ -13,7 +13,7 @@ import cmjax
 from cmjax import conditioning, constraints, editing, evaluation, images, labels, models
 from cmjax.generation import Request
 from cmjax.guidance import adaptive_projection, autoguidance, classifier_free
-from cmjax.models.registry import network_class
+from cmjax.models.registry import architecture
 from cmjax.registry import scheduler_class
 from cmjax.schedulers import SCHEDULERS
 from cmjax.training import losses
@@ -337,7 +337,7 @@ def other_calls():
             {"cls": models.UNet2D, "config": None, "name": "mine"},
         ),
         "scheduler_class": (scheduler_class, {"name": "DDIMScheduler"}),
-        "network_class": (network_class, {"name": "DiT"}),
+        "architecture": (architecture, {"name": "DiT"}),
         "from_nnx": (cmjax.from_nnx, {"module": None}),
         "from_linen": (
             cmjax.from_linen,

@@ -8,7 +8,7 @@ from flax import nnx
 
 import cmjax
 from cmjax.models import DiT, DiTConfig, UNet2DConfig
-from cmjax.models.registry import network_class, network_name
+from cmjax.models.registry import architecture, network_name
 
 UNET = UNet2DConfig(
     sample_size=8,
@@ -36,7 +36,7 @@ def network(config=UNET):
 
     NumPy draws them: a network made layer by layer compiles a program for every shape.
     """
-    cls, _ = network_class(network_name(config))
+    cls, _ = architecture(network_name(config))
     apply_fn, abstract = cmjax.from_nnx(
         nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
     )

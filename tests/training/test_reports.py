@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 
 import cmjax
-from cmjax.models.registry import network_class
+from cmjax.models.registry import architecture
 from cmjax.training import reports
 from cmjax.training.config import from_values, read_config
 
@@ -49,7 +49,7 @@ def test_diffusers_has_a_pipeline_for_its_transformer_too(scheduler, loss, said)
 
 
 def said_of(config):
-    module_class, _ = network_class(config.network["class"])
+    module_class, _ = architecture(config.network["class"])
     module = nnx.eval_shape(lambda: module_class(config.network_config(), rngs=nnx.Rngs(0)))
     _, params = nnx.split(module)
     scheduler = config.make_scheduler()

@@ -14,7 +14,7 @@ from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.configs import check_options, shown
 from cmjax.meshes import divided_alike
-from cmjax.parametrization import edm_denoiser
+from cmjax.parametrization import Parametrization, denoise
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.checks import check_function, karras_range
 
@@ -304,8 +304,16 @@ def add_noise(data: jax.Array, sigma: jax.Array, noise: jax.Array) -> jax.Array:
     return combine((1, data), (sigma, noise))
 
 
+def teacher_network(teacher_fn: ApplyFn | None, apply_fn: ApplyFn) -> ApplyFn:
+    """Returns the teacher's network, without dropout: `teacher_fn`, or the student's for None."""
+    return without_dropout(apply_fn if teacher_fn is None else teacher_fn)
+
+
 def teacher_slope(
-    apply_fn: ApplyFn, params: Any, scheduler: Any, cond: Mapping[str, jax.Array]
+    teacher_fn: ApplyFn,
+    params: Any,
+    parametrization: Parametrization,
+    cond: Mapping[str, jax.Array],
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Returns `(x, sigma) -> dx/dsigma`, the slope of the teacher's probability-flow ODE.
 
@@ -313,16 +321,14 @@ def teacher_slope(
     denoiser.
 
     Args:
-        apply_fn: the teacher's network.
+        teacher_fn: the teacher's network, of one time or of two.
         params: the teacher's parameters.
-        scheduler: the scheduler that the teacher was trained for.
-        cond: per-sample conditioning, passed to `apply_fn`.
+        parametrization: of the teacher, without a boundary condition: it is a denoiser.
+        cond: per-sample conditioning, passed to `teacher_fn`.
     """
-    apply_fn = without_dropout(apply_fn)
 
-    # The teacher is a denoiser: without the boundary condition of a consistency function.
     def slope(x, sigma):
-        denoised = edm_denoiser(apply_fn, params, scheduler, x, sigma, **cond)
+        denoised = denoise(teacher_fn, params, parametrization, x, sigma, **cond)
         return combine((1 / sigma, x), (-1 / sigma, denoised))
 
     return slope

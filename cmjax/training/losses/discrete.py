@@ -9,12 +9,20 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, along_batch, combine
 from cmjax.parametrization import Denoiser, consistency_function
+from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.training.discretization import (
     adjacent_levels,
     growing_num_levels,
     growing_target_decay,
 )
-from cmjax.training.losses.base import Batch, Loss, add_noise, split_batch, teacher_slope
+from cmjax.training.losses.base import (
+    Batch,
+    Loss,
+    add_noise,
+    split_batch,
+    teacher_network,
+    teacher_slope,
+)
 from cmjax.training.losses.checks import (
     check_metric,
     check_sigma_data,
@@ -47,7 +55,7 @@ class DiscreteLoss(Loss):
         batch: Batch,
         higher: jax.Array,
         lower: jax.Array,
-        estimate: Denoiser = consistency_function,
+        denoiser: Denoiser = consistency_function,
     ) -> jax.Array:
         """Returns d(f(x0 + higher z), f_target(x0 + lower z)), f32[B], with the same noise z.
 
@@ -60,8 +68,8 @@ class DiscreteLoss(Loss):
             higher: noise levels, f32[B].
             lower: noise levels, f32[B]. Where one is 0, the target is x0 itself, which a
                 consistency function does not change.
-            estimate: how f reads the network: with the boundary condition of a consistency
-                function, or by `edm_denoiser` with EDM's scalings alone.
+            denoiser: how f reads the network as x0: `consistency_function`, or `edm_denoiser`,
+                which has no boundary condition.
         """
         data, cond = split_batch(batch)
         noise = random.normal(key, data.shape)
@@ -69,7 +77,7 @@ class DiscreteLoss(Loss):
         # The same noise at both levels, so that the two points lie on one path.
         def f(params, sigma):
             noisy = add_noise(data, sigma, noise)
-            return estimate(apply_fn, params, self.scheduler, noisy, sigma, **cond)
+            return denoiser(apply_fn, params, self.scheduler, noisy, sigma, **cond)
 
         # Networks are not called at a level of 0, whose logarithm is not finite.
         is_noisy = lower > 0
@@ -136,8 +144,10 @@ class ConsistencyDistillation(DiscreteLoss):
 
         # One step of the teacher's probability-flow ODE from there down to the lower level. It gets
         # no gradient: the target that it leads to is behind `stop_gradient`.
+        teacher_fn = teacher_network(self.teacher_fn, apply_fn)
+        parametrization = one_time_parametrization("scheduler", self.scheduler)
         slope = teacher_slope(
-            self.teacher_fn or apply_fn, frozen.teacher, self.scheduler, cond
+            teacher_fn, frozen.teacher, parametrization.without_boundary(), cond
         )
         less_noisy = ode_step(self.solver, slope, noisy, higher, lower)
 

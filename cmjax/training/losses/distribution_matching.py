@@ -21,6 +21,7 @@ from cmjax.training.losses.base import (
     Preview,
     add_noise,
     split_batch,
+    teacher_network,
     without_dropout,
 )
 from cmjax.training.losses.checks import check_sigma_data, karras_range
@@ -297,7 +298,7 @@ class DistributionMatching(Loss):
         noisy = add_noise(x, sigma, noise)
 
         # What the teacher and the fake denoiser take the sample to be, `[B, ...]` each.
-        teacher_fn = self.teacher_fn or apply_fn
+        teacher_fn = teacher_network(self.teacher_fn, apply_fn)
         real = edm_denoiser(teacher_fn, teacher, self.scheduler, noisy, sigma, **cond)
         fake = edm_denoiser(apply_fn, params.fake, self.scheduler, noisy, sigma, **cond)
 

@@ -10,7 +10,7 @@ from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.conditioning import check_null, with_null
 from cmjax.meshes import divided_like
-from cmjax.networks import call_network, num_classes, takes, with_classes_of
+from cmjax.networks import call_network, num_classes, takes, with_attributes_of
 from cmjax.parametrization import FlowMatching
 
 # Valid values of the fields that these losses have.
@@ -188,7 +188,7 @@ def both_velocities(
             )
         return output
 
-    both = with_classes_of(apply_fn, both)
+    both = with_attributes_of(apply_fn, both)
 
     def velocities(params, x, t, r, cond):
         shape = (*x.shape[:-1], 2 * x.shape[-1])

@@ -182,9 +182,9 @@ class EasyConsistencyTuning(DiscreteLoss):
         r = jnp.clip(r, least, (1 - 1e-5) * t)
 
         # Weighted by 1 / (t - r): the gradient keeps its size while the gap shrinks.
-        estimate = edm_denoiser if self.edm_scalings else consistency_function
+        denoiser = edm_denoiser if self.edm_scalings else consistency_function
         distances = self.distances(
-            noise_key, apply_fn, params, frozen.target, batch, t, r, estimate
+            noise_key, apply_fn, params, frozen.target, batch, t, r, denoiser
         )
         loss = jnp.mean(distances / (t - r))
         return loss, {"loss": loss, "ratio": jnp.mean(r / t)}

@@ -16,7 +16,7 @@ from cmjax.training.losses.base import (
     Preview,
     add_noise,
     split_batch,
-    without_dropout,
+    teacher_network,
 )
 from cmjax.training.losses.checks import check_sigma_data, karras_range
 from cmjax.training.losses.metrics import mean_square
@@ -75,8 +75,9 @@ class ProgressiveDistillation(Loss):
 
         # The teacher's x0 at noisy data, and at what an Euler step from `high` to `middle` makes of
         # them.
+        teacher_fn = teacher_network(self.teacher_fn, apply_fn)
+
         def teacher(x, sigma):
-            teacher_fn = self.teacher_fn or without_dropout(apply_fn)
             return edm_denoiser(
                 teacher_fn, frozen.teacher, self.scheduler, x, sigma, **cond
             )

@@ -55,8 +55,12 @@ LOSSES: dict[str, type[Loss]] = {
     "ctm": ConsistencyTrajectory,
     "dmd": DistributionMatching,
 }
-# Fields that the run fills in, for the losses that have them.
-FROM_THE_RUN = ("scheduler", "total_steps", "teacher_fn")
+# Fields that the run fills in, for the losses that have them, and where a configuration gives them.
+FROM_THE_RUN = {
+    "scheduler": "[scheduler]",
+    "total_steps": "run.steps",
+    "teacher_fn": "[teacher]",
+}
 
 
 def find_loss(name: str) -> Callable[..., Any]:
@@ -128,11 +132,11 @@ def make(
         given = {key: options.pop(key) for key in ("metric", "huber_c") if key in options}
         options["metric"] = metric_from_options(fields["metric"].default, **given)
 
-    # What the run knows comes last: a configuration file cannot set it.
-    of_the_run = {
+    # The fields of `FROM_THE_RUN` come last: options cannot set them.
+    from_the_run = {
         "scheduler": scheduler,
         "total_steps": total_steps,
         "teacher_fn": teacher_fn,
     }
-    options |= {key: value for key, value in of_the_run.items() if key in fields}
+    options |= {key: value for key, value in from_the_run.items() if key in fields}
     return from_json(cast(Any, cls), options)

@@ -11,7 +11,7 @@ from cmjax import random
 from cmjax.arrays import ApplyFn, check_shapes, combine
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
 from cmjax.training.discretization import tangent_warmup
-from cmjax.training.losses.base import Loss, draw_sigmas, split_batch, without_dropout
+from cmjax.training.losses.base import Loss, draw_sigmas, split_batch, teacher_network
 from cmjax.training.losses.checks import check_sigma_data
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
@@ -231,7 +231,7 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss."""
         # The teacher's F in TrigFlow's terms, whatever its parametrization.
-        teacher_fn = self.teacher_fn or without_dropout(apply_fn)
+        teacher_fn = teacher_network(self.teacher_fn, apply_fn)
         teacher = trigflow_network(teacher_fn, self.scheduler, edm_denoiser)
 
         def slope(x, t, **cond):

@@ -11,7 +11,7 @@ from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.meshes import divided_like
 from cmjax.networks import call_network
-from cmjax.parametrization import EDM, denoise
+from cmjax.parametrization import EDM
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import (
     Frozen,
@@ -19,7 +19,8 @@ from cmjax.training.losses.base import (
     add_noise,
     draw_sigmas,
     split_batch,
-    without_dropout,
+    teacher_network,
+    teacher_slope,
 )
 from cmjax.training.losses.checks import check_metric, check_sigma_data, karras_range
 from cmjax.training.losses.discrete import LEVELS, ode_step
@@ -163,7 +164,10 @@ class ConsistencyTrajectory(Loss):
         # The teacher's ODE from t down to u, in steps of one level, at most to s. A step that would
         # go below s has length 0 and changes nothing.
         x = add_noise(data, t, noise)
-        slope = self._teacher_slope(apply_fn, frozen.teacher, cond)
+        teacher_fn = teacher_network(self.teacher_fn, apply_fn)
+        slope = teacher_slope(
+            teacher_fn, frozen.teacher, self.scheduler.parametrization, cond
+        )
         moved = x
         u = t
         for number in range(self.solver_steps):
@@ -211,17 +215,6 @@ class ConsistencyTrajectory(Loss):
         """Returns the noise levels at indices of the grid, f32[B]."""
         ramp = index.astype(jnp.float32) / (self.num_levels - 1)
         return karras_sigmas(ramp, *karras_range(self.scheduler))
-
-    def _teacher_slope(self, apply_fn, teacher, cond):
-        """Returns `(x, sigma) -> dx/dsigma` of the teacher, (x - D(x, sigma)) / sigma."""
-        teacher_fn = self.teacher_fn or without_dropout(apply_fn)
-        parametrization = self.scheduler.parametrization
-
-        def slope(x, sigma):
-            denoised = denoise(teacher_fn, teacher, parametrization, x, sigma, **cond)
-            return combine((1 / sigma, x), (-1 / sigma, denoised))
-
-        return slope
 
 
 def trajectory_function(apply_fn: ApplyFn, scheduler: Any) -> Callable[..., jax.Array]:
