@@ -240,14 +240,23 @@ def _array_of_32_bits(name, value):
     if isinstance(value, jax.Array):
         return value
 
-    # Without x64 JAX would cut integers of 64 bits to other numbers.
     array = as_array(name, value)
+    check_integers(name, array)
+    return jnp.asarray(as_input(array))
+
+
+def check_integers(name: str, array: Any) -> None:
+    """Raises ValueError for integers that JAX would cut to 32 bits, and so to other numbers.
+
+    Args:
+        name: the argument's name, for the error.
+        array: any array of NumPy or JAX.
+    """
     cut = np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
     if array.size and np.issubdtype(cut, np.integer) and cut != array.dtype:
         limits = np.iinfo(cut)
         if array.min() < limits.min or array.max() > limits.max:
             raise ValueError(f"{name} has numbers beyond {cut}, up to {array.max()}")
-    return jnp.asarray(as_input(array))
 
 
 def _check_arguments(apply_fn, num_times, cond, error):

@@ -139,12 +139,16 @@ def scheduler_like(
     shared = fields.keys() & {"sigma_min", "sigma_max", "sigma_data", "rho"} & known.keys()
     levels = {option: known[option] for option in shared}
 
-    # The class's own defaults, where a file that leaves these options out has diffusers'.
-    defaults = {name: fields[name].default for name in cls._diffusers_defaults}
-    made = cls.from_config({**levels, **defaults}, **options)
+    made = cls.from_config({**levels, **own_defaults(cls)}, **options)
 
     # There is no file that leaves options out: its config says of none that it was not given.
     return dataclasses.replace(cast(Any, made))
+
+
+def own_defaults(cls: type[Scheduler]) -> dict[str, Any]:
+    """Returns a class's own defaults of options for which a file that lacks them has diffusers'."""
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
+    return {name: fields[name].default for name in cls._diffusers_defaults}
 
 
 def name_of_class(cls: type) -> str | None:

@@ -16,6 +16,8 @@ from cmjax.files import as_path, open_regular
 NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))
 NOISE = "noise"  # name of the noise that samples were made from, next to any of these
 _GZIP = b"\x1f\x8b"
+NPY = b"\x93NUMPY"
+ZIP = b"PK"
 _LARGEST_RATIO = 1100  # of sizes before and after gzip, whose format allows about 1,030
 
 
@@ -116,8 +118,20 @@ def _read_npz(path):
     return stored
 
 
+def check_numpy_file(file: IO[bytes]) -> None:
+    """Raises ValueError for a file that is neither an `.npz` nor a `.npy`, by its first bytes.
+
+    `np.load` takes any other file for a pickle, and says how to load that.
+    """
+    first = file.read(len(NPY))
+    file.seek(0)
+    if first != NPY and not first.startswith(ZIP):
+        raise ValueError("it is neither an archive nor an array of NumPy")
+
+
 def _opened_npz(file: IO[bytes]) -> np.lib.npyio.NpzFile:
     """Opens the arrays of an `.npz`; raises ValueError for a single array."""
+    check_numpy_file(file)
     found = np.load(file)
     if isinstance(found, np.ndarray):
         raise ValueError("it holds a single array, as a .npy does")

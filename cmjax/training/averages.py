@@ -37,8 +37,9 @@ def mean_over_parts(
         index, batch = part
         result = gradient(jax.random.fold_in(key, index), batch)
 
+        # Metrics may be numbers of Python.
         def add(so_far, added):
-            return so_far + added.astype(so_far.dtype) / count
+            return so_far + jnp.asarray(added, so_far.dtype) / count
 
         return jax.tree.map(add, total, result), None
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cmjax.configs import shown
 from cmjax.files import check_no_link
 from cmjax.training.digests import DIGEST_SIZE, digest_of, leaves_by_path
 from cmjax.training.train_step import TrainState
@@ -38,9 +39,18 @@ class Checkpoints:
             keep: how many checkpoints to keep; older ones are deleted.
 
         Raises:
-            ValueError: if that folder is a symbolic link.
+            ValueError: if that folder is a symbolic link, or its path is not UTF-8.
         """
         self._silence = contextlib.ExitStack()
+
+        # Orbax would raise an error at the first checkpoint.
+        try:
+            str(Path(folder).absolute()).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"the path {shown(str(folder))} has letters that are not UTF-8, in which "
+                "checkpoints cannot be written; choose another"
+            ) from None
 
         # Orbax takes absolute paths only, and leaves unfinished folders when a process dies.
         self.folder = Path(folder).absolute() / "checkpoints"
@@ -115,11 +125,12 @@ class Checkpoints:
         """Returns the newest state, or `like` if there is none.
 
         Args:
-            like: a state with the structure, shapes and devices of the one to restore.
+            like: a state with the structure, shapes, dtypes and devices of the one to restore.
 
         Raises:
-            ValueError: if the newest checkpoint is damaged, or of another network, optimizer or
-                loss. The message names it, and says which one the run continues from without it.
+            ValueError: if the newest checkpoint is damaged, or of another network, optimizer, loss
+                or dtype. The message names it, and says which one the run continues from without
+                it.
         """
         step = self.latest()
         if step is None:
@@ -130,14 +141,12 @@ class Checkpoints:
         if not (self.folder / str(step) / STATE).is_dir():
             raise self._damaged(step, "it holds no training state")
 
-        # Shapes are compared before any array is read, so that the error can name the array that
-        # differs and say what to do.
-        found_shapes, why = _attempt(
-            lambda: _shapes_by_path(self._manager.item_metadata(step))
-        )
+        # Shapes and dtypes are compared before any array is read, so that the error can name the
+        # array that differs and say what to do. Orbax would convert dtypes.
+        found, why = _attempt(lambda: _types_by_path(self._manager.item_metadata(step)))
         if why is not None:
             raise self._damaged(step, why)
-        self._check_shapes(step, found_shapes, _shapes_by_path(wanted))
+        self._check_types(step, found, _types_by_path(wanted))
         args = ocp.args.StandardRestore(wanted)
         restored, why = _attempt(lambda: dict(self._manager.restore(step, args=args)))
         if why is not None:
@@ -155,13 +164,13 @@ class Checkpoints:
         }
         return dataclasses.replace(like, **fields)
 
-    def _check_shapes(self, step, found, wanted):
-        """Raises ValueError, naming the first array whose shape differs or that is missing."""
+    def _check_types(self, step, found, wanted):
+        """Raises ValueError, naming the first array whose type differs or that is missing."""
         for name in sorted(found.keys() | wanted.keys()):
             if found.get(name) == wanted.get(name):
                 continue
-            has = _shape_or_missing(found, name)
-            needs = _shape_or_missing(wanted, name)
+            has = _type_or_missing(found, name)
+            needs = _type_or_missing(wanted, name)
             raise ValueError(
                 f"the checkpoint {self.folder / str(step)} is of another run, or damaged: {name} "
                 f"{has} there, and {needs} in this one; use the configuration it was made with, or "
@@ -271,11 +280,14 @@ def _as_key_like(leaf: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
 
 
-def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of arrays by their path, such as "params/conv/kernel"."""
-    return {name: tuple(leaf.shape) for name, leaf in leaves_by_path(tree).items()}
+def _types_by_path(tree: Any) -> dict[str, str]:
+    """Returns dtypes and shapes, "float32(3, 4)", by the path, such as "params/conv/kernel"."""
+    types = {}
+    for name, leaf in leaves_by_path(tree).items():
+        types[name] = f"{jnp.dtype(leaf.dtype).name}{tuple(leaf.shape)}"
+    return types
 
 
-def _shape_or_missing(shapes, name):
-    """Returns what an error says of an array, such as "has shape (3,)"."""
-    return f"has shape {shapes[name]}" if name in shapes else "is missing"
+def _type_or_missing(types, name):
+    """Returns what an error says of an array, such as "is float32(3,)"."""
+    return f"is {types[name]}" if name in types else "is missing"

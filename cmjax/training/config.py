@@ -16,8 +16,9 @@ import optax
 from cmjax.configs import did_you_mean, from_json, shown
 from cmjax.files import read_regular
 from cmjax.models.registry import architecture
-from cmjax.registry import read_scheduler_config
+from cmjax.registry import read_scheduler_config, scheduler_class
 from cmjax.schedulers.base import Scheduler
+from cmjax.schedulers.registry import own_defaults
 from cmjax.training.losses.base import Loss
 from cmjax.training.losses.registry import FROM_THE_RUN
 from cmjax.training.losses.registry import make as make_loss
@@ -132,6 +133,11 @@ class TrainConfig:
         if "class" in options:
             options["_class_name"] = options.pop("class")
         with _section("scheduler"):
+            # Where a file of diffusers leaves an option out, it means diffusers' default, and a
+            # configuration of cmjax that of the class.
+            if "_class_name" not in self.scheduler:
+                cls = scheduler_class(options["_class_name"])
+                options = {**own_defaults(cls), **options}
             return read_scheduler_config(options, trust=True)
 
     def make_optimizer(self, loss: Loss) -> optax.GradientTransformation:

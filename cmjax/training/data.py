@@ -165,6 +165,9 @@ def collate(
         for name in records[0]
     }
     batch["data"] = _as_samples(batch["data"], rows)
+    for name, array in batch.items():
+        if name != "data" and jnp.issubdtype(array.dtype, jnp.floating):
+            _check_finite(array, rows, f"{name} of record")
     if "class_labels" in batch:
         batch["class_labels"] = checked_labels(batch["class_labels"], rows, num_classes)
     return batch
@@ -205,12 +208,17 @@ def _as_samples(data, rows):
 
     # Checked in float32, where large float64 numbers become infinite.
     data = data.astype(np.float32)
-    index = first_not_finite(data)
+    _check_finite(data, rows, "record")
+    return data
+
+
+def _check_finite(array, rows, what):
+    """Raises ValueError naming the first record that is not finite; `what` is the array's name."""
+    index = first_not_finite(array)
     if index is not None:
         raise ValueError(
-            f"record {rows[index]} of the data is not finite; remove or repair it"
+            f"{what} {rows[index]} of the data is not finite; remove or repair it"
         )
-    return data
 
 
 def checked_labels(
@@ -249,6 +257,16 @@ def _mirror(batch, is_flipped):
     if "noise" in batch:
         raise ValueError(
             "flip would part samples from the noise that they were made from; leave it out"
+        )
+    if "data_std" in batch:
+        raise ValueError("flip would part latents from their data_std; leave it out")
+
+    # A low resolution or a mask would be of the picture that is not mirrored.
+    others = [name for name, value in batch.items() if name != "data" and value.ndim > 3]
+    if others:
+        raise ValueError(
+            f"flip would mirror data, but not {others[0]}; leave it out, or mirror both in your "
+            "own source"
         )
     data = batch["data"]
     if data.ndim != 4:

@@ -22,12 +22,13 @@ def growing_num_levels(
         initial_levels: s0, the number of levels at the start.
         final_levels: s1; the formula ends with one level more.
     """
-    # In float32: k (s1 + 1)^2 overflows int32 long before the end of a run.
-    fraction = step.astype(jnp.float32) / total_steps
-    growth = (final_levels + 1) ** 2 - initial_levels**2
+    # In float32: (s1 + 1)^2 may overflow int32.
+    fraction = jnp.asarray(step, jnp.float32) / total_steps
+    first = float(initial_levels**2)
+    growth = float((final_levels + 1) ** 2) - first
 
     # N(k), which grows like the square root of k.
-    num_levels = jnp.ceil(jnp.sqrt(fraction * growth + initial_levels**2) - 1) + 1
+    num_levels = jnp.ceil(jnp.sqrt(fraction * growth + first) - 1) + 1
 
     # A comparison needs two levels, which s0 = 1 does not give at k = 0.
     return jnp.maximum(num_levels, 2).astype(jnp.int32)
@@ -128,7 +129,7 @@ def tangent_warmup(step: jax.Array, warmup_steps: int = 10_000) -> jax.Array:
         warmup_steps: H.
     """
     # r scales the part of the tangent with dF/dt, which is unstable while F changes fast.
-    return jnp.minimum(1, step.astype(jnp.float32) / warmup_steps)
+    return jnp.minimum(1, jnp.asarray(step, jnp.float32) / warmup_steps)
 
 
 def adjacent_levels(
@@ -176,7 +177,7 @@ def easy_consistency_level(
         whole_stages: whether a grows by one at the end of each stage only.
     """
     # a, from 1 on.
-    stage = 1 + step.astype(jnp.float32) / steps_per_stage
+    stage = 1 + jnp.asarray(step, jnp.float32) / steps_per_stage
     if whole_stages:
         stage = jnp.floor(stage)
 

@@ -16,7 +16,7 @@ from cmjax.arrays import ApplyFn, at_least_float32
 from cmjax.conditioning import without_some
 from cmjax.labels import check_class_labels
 from cmjax.meshes import divided_by
-from cmjax.networks import num_classes
+from cmjax.networks import check_integers, num_classes
 from cmjax.random import as_key, same_numbers
 from cmjax.serialization import serializable
 from cmjax.tracing import is_tracing
@@ -178,8 +178,12 @@ class TrainStep:
                 f"accumulate={self.accumulate} do not divide; choose a multiple"
             )
 
-        # Checked here: within the compiled step values are not known, and the embedding of a label
-        # that is no class is NaN.
+        # Checked here: within the compiled step values are not known. Integers would be cut to 32
+        # bits, and the embedding of a label that is no class is NaN.
+        for name, value in batch.items():
+            for leaf in jax.tree.leaves(value):
+                if isinstance(leaf, np.ndarray):
+                    check_integers(f"batch[{name!r}]", leaf)
         classes = num_classes(self.apply_fn)
         labels = batch.get("class_labels")
         if classes is not None and labels is not None:
@@ -260,6 +264,9 @@ class TrainStep:
             updates, opt_state = self._update(grads, value, state)
             params = optax.apply_updates(state.params, updates)
 
+            # The norm before the optimizer clips the gradient: it shows when clipping sets in.
+            norm = optax.tree.norm(jax.tree.map(at_least_float32, grads))
+
         # The moving averages. Their decay grows with the steps; otherwise the random initial
         # parameters would count for 1 / (1 - decay) steps.
         num_done = state.step.astype(jnp.float32)
@@ -274,8 +281,6 @@ class TrainStep:
         if target_decay is not None:
             target = moved_towards(target, params, 1 - target_decay)
 
-        # The norm before the optimizer clips the gradient: it shows when clipping sets in.
-        norm = optax.tree.norm(jax.tree.map(at_least_float32, grads))
         metrics = {**metrics, "grad_norm": norm.astype(jnp.float32)}
         state = TrainState(state.step + 1, params, tuple(ema), target, opt_state, state.key)
         return state, metrics
@@ -283,9 +288,13 @@ class TrainStep:
     def _update(self, grads, value, state):
         """Returns (updates, state) of the optimizer; some of them follow the value of the loss."""
         optimizer = optax.with_extra_args_support(self.optimizer)
+        arguments = (grads, state.opt_state, state.params)
         try:
-            return optimizer.update(grads, state.opt_state, state.params, value=value)
+            return optimizer.update(*arguments, value=value)
         except TypeError as error:
+            # Some of optax's own say that they take further arguments, and do not.
+            if "unexpected keyword argument 'value'" in str(error):
+                return optimizer.update(*arguments)
             if "required keyword-only argument" not in str(error):
                 raise
             raise ValueError(

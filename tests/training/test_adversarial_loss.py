@@ -71,7 +71,8 @@ def reference(network_params, discriminator_params, sigma):
 
 def levels():
     """The first half at sigma_max; the others on the Karras grid of 80 to 0.7."""
-    ramp = np.asarray(jax.random.uniform(jax.random.split(KEY, 5)[1], (8,)), np.float64)
+    ramp_key, _ = jax.random.split(jax.random.split(KEY, 5)[1])
+    ramp = np.asarray(jax.random.uniform(ramp_key, (8,)), np.float64)
     ramp[:4] = 0
     return (80 ** (1 / 7) + ramp * (0.7 ** (1 / 7) - 80 ** (1 / 7))) ** 7
 

@@ -515,3 +515,29 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
 
 def test_pixels_map_to_minus_one_and_one():
     np.testing.assert_allclose(from_uint8(np.array([0, 255], np.uint8)), [-1, 1])
+
+
+def test_flip_does_not_part_arrays_of_one_picture():
+    picture = np.arange(8, dtype=np.float32).reshape(2, 4, 1)
+    for name, message in (
+        ("data_std", "flip would part latents from their data_std"),
+        ("low_res", "flip would mirror data, but not low_res"),
+    ):
+        records = [{"data": picture, name: picture}] * 4
+        with pytest.raises(ValueError, match=message):
+            next(data.batches(records, 4, seed=0, flip=True))
+        next(data.batches(records, 4, seed=0))
+
+
+def test_what_goes_with_the_data_is_finite_too():
+    records = [{"data": np.zeros(2, np.float32), "state": np.zeros(3)} for _ in range(4)]
+    records[2]["state"] = np.array([0, np.nan, 0])
+    with pytest.raises(ValueError, match="state of record 2 of the data is not finite"):
+        next(data.batches(records, 4, seed=0))
+
+
+def test_a_text_is_not_called_a_pickle(tmp_path):
+    path = tmp_path / "page.npz"
+    path.write_text("<html>404</html>")
+    with pytest.raises(ValueError, match="neither an archive nor an array of NumPy"):
+        sources.open_source(path)

@@ -15,7 +15,7 @@ from cmjax.networks import with_classes
 from cmjax.training import losses
 from cmjax.training.losses.flow_paths import mean_velocity
 from cmjax.training.losses.improved_mean_flow import guidance_at
-from cmjax.training.losses.mean_flow import time_derivative
+from cmjax.training.losses.mean_flow import draw_time_pairs, time_derivative
 from tests.support.flow_maps import (
     CTM,
     FLOW,
@@ -558,3 +558,46 @@ def test_a_null_class_that_the_network_lacks_is_named():
     batch = {**gaussian_batch(4), "class_labels": jnp.zeros(4, jnp.int32)}
     with pytest.raises(ValueError, match="null_class=3 is not a class of the network"):
         value(MeanFlow(omega=2.0, **GUIDED), network, jnp.float32(1), batch)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 100])
+def test_shares_hold_on_average_however_few_samples_there_are(count):
+    keys = jax.random.split(KEY, 4000)
+
+    # Steps longer than the shortest one compare steps.
+    shortcut = Shortcut(num_steps=8, consistency_fraction=0.07)
+    _, length = jax.vmap(lambda key: shortcut._draw_steps(key, count))(keys)
+    assert np.mean(length > 1.5 / 8) == pytest.approx(0.07, abs=0.015)
+
+    mean_flow = MeanFlow(instant_fraction=0.29)
+    t, r = jax.vmap(lambda key: draw_time_pairs(key, count, mean_flow))(keys)
+    assert np.mean(t == r) == pytest.approx(0.29, abs=0.025)
+
+    # A whole number of samples is not rounded.
+    if count == 100:
+        assert np.all(np.sum(length > 1.5 / 8, axis=1) == 7)
+        assert np.sum(t == r, axis=1).min() == 29
+
+
+def test_a_single_sample_learns_a_velocity():
+    def flow_loss(key):
+        batch = {"data": jnp.full((1, 2), 2.0)}
+        params = jnp.float32(0.1)
+        network = tiny_network
+        frozen = losses.Frozen(params)
+        return Shortcut()(key, network, params, frozen, batch, 0)[1]["flow_loss"]
+
+    def tiny_network(params, x, t, r):
+        return params * x
+
+    found = jax.vmap(flow_loss)(jax.random.split(KEY, 64))
+    assert np.mean(found > 0) > 0.7
+
+
+def test_labels_in_a_column_are_refused():
+    batch = {"data": jnp.ones((3, 3)), "class_labels": jnp.zeros((3, 1), int)}
+    loss = MeanFlow(omega=2.0, guidance_end=0.6, **GUIDED)
+    with pytest.raises(
+        ValueError, match=r"must be one class per sample, \[B\], got \(3, 1"
+    ):
+        loss(KEY, lambda p, x, t, r, class_labels: p * x, 1.0, losses.Frozen(1.0), batch, 0)

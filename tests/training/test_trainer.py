@@ -305,12 +305,12 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         other = start(train_step, size=3)
         with pytest.raises(
             ValueError,
-            match=r"another run, or damaged: ema/0/bias has shape \(2,\).*has shape \(3,\)",
+            match=r"another run, or damaged: ema/0/bias is float32\(2,\) .*is float32\(3,\)",
         ):
             checkpoints.restore(other)
         with pytest.raises(
             ValueError,
-            match="another run, or damaged: target/bias has shape .* and is missing in this one",
+            match="another run, or damaged: target/bias is float32.* and is missing in this one",
         ):
             checkpoints.restore(make(by_name("ict"))[1])
         assert checkpoints.latest() == 0
@@ -319,3 +319,88 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 def test_a_learned_weighting_is_float32_also_where_jax_computes_in_float64():
     with jax.enable_x64(True):
         assert with_level_weight(None).level_weight.dtype == jnp.float32
+
+
+def test_a_checkpoint_of_another_dtype_is_not_called_damaged(tmp_path):
+    train_step, state = make()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        checkpoints.wait()
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
+        other = train_step.init(jax.random.key(0), params)
+        with pytest.raises(
+            ValueError, match=r"float32\(2,\) there, and is bfloat16\(2,\) in"
+        ):
+            checkpoints.restore(other)
+        assert int(checkpoints.restore(state).step) == 0
+
+
+def test_a_path_that_checkpoints_cannot_have_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="letters that are not UTF-8"):
+        Checkpoints(tmp_path / "r\udce9")
+
+
+def test_metrics_may_be_numbers_of_python():
+    def loss(key, apply_fn, params, frozen, batch, step):
+        value = jnp.square(params["gain"] - 1)
+        return value, {"loss": value, "scale": 2.0, "count": 3}
+
+    for accumulate in (1, 2):
+        train_step, state = make(loss, accumulate=accumulate)
+        _, metrics = train_step(state, BATCH)
+        assert float(metrics["scale"]) == 2 and float(metrics["count"]) == 3
+
+
+def test_conditioning_beyond_32_bits_is_refused():
+    def conditioned(params, x, t, index):
+        return params["gain"] * x + params["bias"][None]
+
+    train_step = trainer.make_train_step(DENOISING, conditioned, OPTIMIZER)
+    batch = BATCH | {"index": np.full(32, 2**32 + 1)}
+    with pytest.raises(ValueError, match=r"batch\['index'\] has numbers beyond int32"):
+        train_step(start(train_step), batch)
+
+
+def test_parameters_of_two_precisions_under_strict_promotion():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        train_step = trainer.make_train_step(DENOISING, wide_and_narrow, OPTIMIZER)
+        params = {"wide": jnp.float64(0.5), "narrow": jnp.float32(0.5)}
+        state, metrics = train_step(train_step.init(jax.random.key(0), params), BATCH)
+        assert metrics["grad_norm"].dtype == jnp.float32
+        assert state.params["wide"].dtype == jnp.float64
+
+
+def wide_and_narrow(params, x, t):
+    return params["wide"].astype(x.dtype) * x + params["narrow"].astype(x.dtype)
+
+
+def test_an_optimizer_that_does_not_take_the_value():
+    sam = optax.contrib.sam(optax.sgd(1e-2), optax.sgd(1e-3))
+    train_step = trainer.make_train_step(DENOISING, network, sam)
+    state, metrics = train_step(start(train_step), BATCH)
+    assert np.isfinite(metrics["loss"]) and float(state.params["gain"]) != 0
+
+
+@pytest.mark.parametrize("name", ["ct", "ict", "ect", "scd", "sct"])
+def test_losses_take_the_step_as_a_number(name):
+    loss = losses.make(name, losses_scheduler(name), total_steps=9)
+    params = jnp.float32(0.3)
+    frozen = losses.Frozen(params, params)
+    made, _ = loss(
+        jax.random.key(0),
+        lambda p, x, t: p * x,
+        params,
+        frozen,
+        {"data": jnp.ones((4, 2))},
+        0,
+    )
+    assert np.isfinite(made)
+
+
+def losses_scheduler(name):
+    return cmjax.SCMScheduler() if name in ("scd", "sct") else SCHEDULER
+
+
+def test_many_levels_do_not_overflow():
+    loss = losses.ConsistencyTraining(SCHEDULER, total_steps=10, final_levels=1_000_000)
+    run(*make(loss), 1)

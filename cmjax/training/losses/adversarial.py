@@ -14,7 +14,14 @@ from cmjax.configs import is_finite, shown
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.serialization import serializable
-from cmjax.training.losses.base import Frozen, Loss, Preview, add_noise, split_batch
+from cmjax.training.losses.base import (
+    Frozen,
+    Loss,
+    Preview,
+    add_noise,
+    rounded_share,
+    split_batch,
+)
 from cmjax.training.losses.checks import check_function, check_sigma_data, karras_range
 from cmjax.training.losses.metrics import mean_square, per_sample
 from cmjax.training.losses.trajectory import trajectory_function
@@ -171,8 +178,9 @@ class Adversarial(Loss):
     def _draw_sigmas(self, key, count):
         """Returns noise levels f32[count]: sigma_max for a half, the rest down to lowest_sigma."""
         _, sigma_max, rho = karras_range(self.scheduler)
-        is_highest = jnp.arange(count) < count // 2
-        ramp = jnp.where(is_highest, 0, random.uniform(key, (count,)))
+        ramp_key, share_key = random.split(key)
+        is_highest = jnp.arange(count) < rounded_share(share_key, count, 0.5)
+        ramp = jnp.where(is_highest, 0, random.uniform(ramp_key, (count,)))
         return karras_sigmas(ramp, self.lowest_sigma, sigma_max, rho)
 
     def _sample(self, apply_fn, params, noisy, sigma, cond):

@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -154,6 +156,9 @@ class FunctionLoss(Loss):
         return self.function(key, apply_fn, params, frozen, batch, step)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["key"], meta_fields=["apply_fn"]
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class WithDropout:
     """A network whose calls all drop out the same units, as those of student and target must.
@@ -177,6 +182,13 @@ class WithDropout:
                 "dropout calls the network with dropout_key=, a key, which this one does not take; "
                 "from_nnx and from_linen make networks that do, or leave dropout out"
             ) from error
+
+
+def as_pytree(apply_fn: ApplyFn) -> ApplyFn:
+    """Returns the network as a pytree of the arrays that it holds, which is the key of dropout."""
+    if isinstance(apply_fn, WithDropout):
+        return apply_fn
+    return jax.tree_util.Partial(apply_fn)
 
 
 def without_dropout(apply_fn: ApplyFn) -> ApplyFn:
@@ -296,6 +308,28 @@ def draw_sigmas(
 
     # At least a little above sigma_min, where the consistency function is the identity.
     return jnp.clip(sigma, 1.1 * sigma_min, sigma_max)
+
+
+def rounded_share(key: jax.Array, count: int, share: float) -> int | jax.Array:
+    """Returns `count * share`, rounded up or down at random so that its mean is exact.
+
+    A batch, or a part of one (`accumulate`), may have too few samples for its share.
+
+    Args:
+        key: PRNG key; not used where the product is a whole number.
+        count: number of samples.
+        share: of them, from 0 to 1.
+
+    Returns:
+        The number of samples, i32[], or a Python integer where nothing is rounded.
+    """
+    # Products such as 0.29 * 100 = 28.999999999999996 are whole numbers.
+    exact = round(count * share, 6)
+    whole = math.floor(exact)
+    rest = exact - whole
+    if not rest:
+        return whole
+    return whole + (random.uniform(key, ()) < rest).astype(jnp.int32)
 
 
 def add_noise(data: jax.Array, sigma: jax.Array, noise: jax.Array) -> jax.Array:

@@ -206,10 +206,15 @@ def without_class(
     """Returns the conditioning of a batch with all `class_labels` replaced by `null_class`.
 
     Raises:
-        ValueError: if the batch has no labels, or the network no such class.
+        ValueError: if the batch has no labels `[B]`, or the network no such class.
     """
     if "class_labels" not in cond:
         raise ValueError("guidance is by classes: the batch needs class_labels")
+    labels = cond["class_labels"]
+    if labels.ndim != 1:
+        raise ValueError(
+            f"batch['class_labels'] must be one class per sample, [B], got {labels.shape}"
+        )
 
     # Checked here: the embedding of a label that is no class is NaN, without an error.
     null = {"class_labels": null_class}

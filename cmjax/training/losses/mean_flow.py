@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, check_shapes, combine
 from cmjax.configs import LARGEST
-from cmjax.training.losses.base import Loss, split_batch
+from cmjax.training.losses.base import Loss, rounded_share, split_batch
 from cmjax.training.losses.flow_paths import (
     TIME_DOMAINS,
     check_flow_scheduler,
@@ -205,10 +205,10 @@ def draw_time_pairs(key: jax.Array, count: int, loss: Any) -> tuple[jax.Array, j
         key: PRNG key.
         count: how many.
         loss: its `p_mean`, `p_std` and `uniform_fraction` are those of both draws; r = t in the
-            first of the pairs, its `instant_fraction` of them.
+            first of the pairs, on average its `instant_fraction` of them.
     """
     # The larger of two independent draws is t, the smaller r.
-    first_key, second_key = random.split(key)
+    first_key, second_key, share_key = random.split(key, 3)
     options = (loss.p_mean, loss.p_std, loss.uniform_fraction)
     first = draw_times(first_key, count, *options)
     second = draw_times(second_key, count, *options)
@@ -216,7 +216,8 @@ def draw_time_pairs(key: jax.Array, count: int, loss: Any) -> tuple[jax.Array, j
     r = jnp.minimum(first, second)
 
     # With r = t the loss is that of flow matching.
-    is_instant = jnp.arange(count) < int(count * loss.instant_fraction)
+    num_instant = rounded_share(share_key, count, loss.instant_fraction)
+    is_instant = jnp.arange(count) < num_instant
     return t, jnp.where(is_instant, t, r)
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, along_batch, combine
 from cmjax.meshes import with_automatic_axes
-from cmjax.training.losses.base import Loss, split_batch
+from cmjax.training.losses.base import Loss, as_pytree, rounded_share, split_batch
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
     check_times,
@@ -43,7 +43,7 @@ class Shortcut(Loss):
     Attributes:
         scheduler: a `FlowMapEulerDiscreteScheduler`, which gives the network's times.
         num_steps: number of the shortest steps from noise to data, a power of 2.
-        consistency_fraction: share of the batch, rounded up, that compares steps.
+        consistency_fraction: share of the batch that compares steps.
         target_decay: decay of the moving average that takes the two steps; None for the trained
             parameters themselves.
         largest: bound on the elements of samples between two steps, and of the velocities that are
@@ -106,42 +106,49 @@ class Shortcut(Loss):
             data: `[B, ...]`.
             noise: normal, with the scheduler's `noise_scale`, `[B, ...]`.
             t: where steps begin, f32[B], from 1 (noise) down.
-            length: of the steps, f32[B]: 1 / num_steps for all but the first samples of the batch,
-                as many as `consistency_fraction` says, which compare steps.
+            length: of the steps, f32[B]: 1 / num_steps, or for those of the first samples that
+                compare steps 2 / num_steps, 4 / num_steps, ..., 1. The first samples are
+                `consistency_fraction` of the batch, rounded up.
             cond: per-sample conditioning.
 
         Raises:
             ValueError: for times of another shape.
         """
         check_times(data, t=t, length=length)
-        network = mean_velocity(apply_fn, self.scheduler)
 
         # The samples (1 - t) x0 + t z, and their velocity z - x0.
         x = on_path(data, noise, t)
         velocity = velocity_of(data, noise)
         samples = _Samples(x, velocity, t, length, cond)
 
-        # What is learned, `[B, ...]`: the mean velocity over two steps for the first samples, and
-        # the velocity for the others.
-        num_compared = self._num_compared(data.shape[0])
+        # What is learned, `[B, ...]`: the mean velocity over two steps for the samples that compare
+        # steps, which are among the first, and the velocity for the others.
+        is_compared = length > 1.5 / self.num_steps
+        num_first = self._num_first(data.shape[0])
 
-        def targets(samples, target_params):
-            first = jax.tree.map(lambda array: array[:num_compared], samples)
+        # It may not close over arrays, such as the key of dropout.
+        def targets(samples, arrays):
+            target_fn, target_params = arrays
+            network = mean_velocity(target_fn, self.scheduler)
+            first, others = samples.parted(num_first)
             two_steps = self._two_steps(network, target_params, first)
-            others = samples.velocity[num_compared:]
-            return jnp.concatenate([two_steps.astype(others.dtype), others])
+            two_steps = two_steps.astype(others.velocity.dtype)
+            chosen = along_batch(first.length > 1.5 / self.num_steps, two_steps.ndim)
+            learned = jnp.where(chosen, two_steps, first.velocity)
+            return jnp.concatenate([learned, others.velocity])
 
         target = velocity
-        if num_compared:
-            target = with_automatic_axes(targets, samples, target_params)
+        if num_first:
+            arrays = (as_pytree(apply_fn), target_params)
+            target = with_automatic_axes(targets, samples, arrays)
 
         # The squared error of u(x, t, t - length), f32[B].
+        network = mean_velocity(apply_fn, self.scheduler)
         u = network(params, x, t, t - length, cond)
         error = mean_square(combine((1, u), (-1, jax.lax.stop_gradient(target))))
         loss = jnp.mean(error)
 
         # The two parts, each a mean over its own samples.
-        is_compared = jnp.arange(error.shape[0]) < num_compared
         metrics = {
             "loss": loss,
             "consistency_loss": _mean_where(is_compared, error),
@@ -149,22 +156,22 @@ class Shortcut(Loss):
         }
         return loss, metrics
 
-    def _num_compared(self, count):
-        """Returns how many samples of a batch of `count` compare steps: the first ones."""
-        return math.ceil(count * self.consistency_fraction)
+    def _num_first(self, count):
+        """Returns the most samples of a batch of `count` that may compare steps: the first ones."""
+        return math.ceil(round(count * self.consistency_fraction, 6))
 
     def _draw_steps(self, key, count):
         """Returns where the steps begin, and their lengths, f32[count] each."""
-        offset_key, place_key = random.split(key)
+        offset_key, place_key, share_key = random.split(key, 3)
 
         # How often the shortest step is doubled to reach length 1.
         doublings = int(math.log2(self.num_steps))
-        num_compared = self._num_compared(count)
+        num_compared = rounded_share(share_key, count, self.consistency_fraction)
 
         # The first samples have 1, 2, 4, ..., num_steps / 2 steps to the data in equal shares, from
         # a random start, which is fair to batches of few samples as well.
         index = jnp.arange(count)
-        ramp = index.astype(jnp.float32) / max(num_compared, 1)
+        ramp = index.astype(jnp.float32) / jnp.maximum(num_compared, 1).astype(jnp.float32)
         share = (ramp + random.uniform(offset_key, ())) % 1
         power = jnp.minimum(jnp.floor(share * doublings), doublings - 1)
         power = jnp.where(index < num_compared, power, doublings)
@@ -206,6 +213,12 @@ class _Samples(NamedTuple):
     t: jax.Array
     length: jax.Array
     cond: dict[str, Any]
+
+    def parted(self, count: int) -> tuple["_Samples", "_Samples"]:
+        """Returns the first `count` samples, and the others."""
+        first = jax.tree.map(lambda array: array[:count], self)
+        others = jax.tree.map(lambda array: array[count:], self)
+        return first, others
 
 
 def _mean_where(chosen, error):
