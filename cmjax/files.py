@@ -78,6 +78,16 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     return file
 
 
+def identity(path: str | Path) -> tuple[int, ...]:
+    """Returns numbers that tell a file or folder from another one that takes its place.
+
+    Raises:
+        OSError: if it is missing.
+    """
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def read_regular(path: str | Path, largest: int) -> bytes:
     """Returns the content of a regular file of at most `largest` bytes.
 

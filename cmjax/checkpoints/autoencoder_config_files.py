@@ -64,6 +64,11 @@ def config_from_diffusers(content: Mapping[str, Any]) -> Any:
         if not option.startswith("_") and (option in fields or value is not None):
             values[option] = value
 
+    # diffusers takes capitals in the name of an activation, and null for no shift.
+    if isinstance(values.get("act_fn"), str):
+        values["act_fn"] = values["act_fn"].lower()
+    if values.get("shift_factor", 0) is None and name == "AutoencoderTiny":
+        del values["shift_factor"]
     drop_fixed(values, FIXED[name])
 
     # diffusers also takes [height, width], and writes the decoder's channels twice.

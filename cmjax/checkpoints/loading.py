@@ -23,6 +23,7 @@ from cmjax.files import (
     check_content,
     check_no_link,
     check_regular,
+    identity,
     replacing_folder,
 )
 from cmjax.model import Model
@@ -40,6 +41,7 @@ PARTS = (
 )
 RUN_MODEL = "model"  # folder of the model in the folder of a training run
 WRITERS = ("cmjax", "diffusers")
+ATTEMPTS = 3  # at reading a model that is replaced meanwhile
 
 
 def load(
@@ -78,10 +80,32 @@ def load(
     Raises:
         ValueError: if there is no such model, or it is not one that cmjax reads.
     """
-    checkpoint = open_checkpoint(
-        source, config=config, trust=trust, autoencoder=autoencoder
-    )
-    return checkpoint.load(dtype=dtype)
+    # A model that is saved again replaces the folder as a whole. If that happens while it is read,
+    # files of both would be mixed, so it is read once more.
+    for _ in range(ATTEMPTS):
+        before = _identity(source)
+        try:
+            checkpoint = open_checkpoint(
+                source, config=config, trust=trust, autoencoder=autoencoder
+            )
+            model = checkpoint.load(dtype=dtype)
+        except ValueError:
+            if _identity(source) == before:
+                raise
+            continue
+        if _identity(source) == before:
+            return model
+    raise ValueError(f"{source} was replaced while it was read; load it again")
+
+
+def _identity(source: str | Path | None) -> tuple[int, ...] | None:
+    """Returns what tells a model's file or folder from one in its place; None if there is none."""
+    try:
+        path = Path(source or BUNDLED)
+        inner = path / RUN_MODEL
+        return identity(inner if inner.is_dir() else path)
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 def open_checkpoint(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cmjax.configs import shown
-from cmjax.files import check_regular, give_usual_mode, open_regular
+from cmjax.files import check_regular, give_usual_mode, identity, open_regular
 from cmjax.printing import one_line
 
 # Bytes of a safetensors file's header, which holds some 100 for each tensor: 4 MiB are 40,000
@@ -175,6 +175,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """
     # The header: name -> (shape, dtype). safetensors checks that the data lie within the file.
     with _opened(path) as file:
+        opened = identity(path)
         slices = {name: file.get_slice(name) for name in file.keys()}
         headers = {
             name: (tuple(part.get_shape()), part.get_dtype())
@@ -195,7 +196,13 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
             # The file is opened for each tensor: otherwise the pages of those read before would
             # stay in memory, as much as the file in the end.
             with _opened(path) as file:
-                return file.get_tensor(name)
+                tensor = file.get_tensor(name)
+                found = identity(path)
+
+            # Otherwise tensors of two models could be mixed.
+            if found != opened:
+                raise ValueError(f"{path} was replaced while it was read; load it again")
+            return tensor
 
         return read
 
@@ -241,7 +248,7 @@ def write_safetensors(
 
     Args:
         path: the file.
-        tensors: arrays by name, contiguous: safetensors writes their memory as it is.
+        tensors: arrays by name, in any order in memory.
         metadata: texts by name, for the header.
 
     Raises:
@@ -255,9 +262,12 @@ def write_safetensors(
                 f"{', '.join(map(str, SAFETENSORS_DTYPES.values()))}"
             )
 
+    # safetensors writes the memory of an array as it is, so it must be row by row.
+    by_row = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+
     # For a full disk safetensors raises an error of its own, which callers do not expect.
     try:
-        save_file(dict(tensors), path, metadata)
+        save_file(by_row, path, metadata)
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from None
 

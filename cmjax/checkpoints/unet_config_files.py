@@ -32,8 +32,18 @@ FIXED = {
     "add_attention": (True,),
     "class_embed_type": (None,),
 }
-# Options that are read for other kinds of time embeddings only.
-UNREAD = ("num_train_timesteps",)
+# Options that say nothing of the network: one that is read for other kinds of time embeddings
+# only, and those that diffusers' moving averages (`EMAModel`) write beside the network's.
+UNREAD = (
+    "num_train_timesteps",
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
 # What diffusers takes null for. A null for anything else is an error there.
 NULLS = {
     "downsample_type": "conv",
@@ -107,7 +117,7 @@ def config_to_diffusers(config: UNet2DConfig) -> dict[str, Any]:
 
     # The values that `UNet2D` implements are written down: diffusers' defaults may change.
     fixed = {name: supported[0] for name, supported in FIXED.items()}
-    fixed.update(dict.fromkeys(("time_embedding_dim", *UNREAD)))
+    fixed.update(dict.fromkeys(("time_embedding_dim", "num_train_timesteps")))
     return {"_class_name": NETWORK, "_diffusers_version": VERSION, **values, **fixed}
 
 

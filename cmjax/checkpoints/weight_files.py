@@ -10,9 +10,9 @@ FLAX = "diffusion_flax_model.msgpack"  # of diffusers' Flax classes, until versi
 # "fp16" in diffusion_pytorch_model.fp16.safetensors, in the names of its shards,
 # diffusion_pytorch_model.fp16-00001-of-00002.safetensors, and of their index, in both spellings.
 VARIANT = re.compile(
-    rf"{STEM}\.(?P<file>\w+)\.(safetensors|bin)"
-    rf"|{STEM}\.(safetensors|bin)\.index\.(?P<index>\w+)\.json"
-    rf"|{STEM}\.(?P<old>\w+)\.(safetensors|bin)\.index\.json"
+    rf"{STEM}\.(?P<file>\w[\w.]*)\.(safetensors|bin)"
+    rf"|{STEM}\.(safetensors|bin)\.index\.(?P<index>\w[\w.]*)\.json"
+    rf"|{STEM}\.(?P<old>\w[\w.]*)\.(safetensors|bin)\.index\.json"
 )
 
 

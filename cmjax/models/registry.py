@@ -123,7 +123,7 @@ def register_network(
     if not (isinstance(cls, type) and issubclass(cls, nnx.Module)):
         raise ValueError(
             f"{what} must be a subclass of flax.nnx.Module, or of cmjax.Scheduler, "
-            f"got {shown(cls)}"
+            f"got {shown(cls)}; keep the parameters of other networks by Orbax or safetensors"
         )
     name = f"{cls.__module__}:{cls.__qualname__}" if name is None else name
     if isinstance(name, str) and name in BUILT_IN:

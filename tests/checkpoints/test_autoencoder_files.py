@@ -210,3 +210,15 @@ def test_names_of_several_lines_are_shown_in_one(folder):
     save_file({**load_file(weights), "a\nb": np.zeros(1, np.float32)}, weights)
     with pytest.raises(ValueError, match="unexpected a b"):
         cmjax.load_autoencoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [(KL, {"act_fn": "SiLU"}), (TINY, {"act_fn": "ReLU", "shift_factor": None})],
+    ids=["kl", "tiny"],
+)
+def test_what_diffusers_takes_in_capitals_and_as_null(tmp_path, config, change):
+    cmjax.save_autoencoder(tmp_path, autoencoder(config))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert_same(tmp_path, config)

@@ -144,6 +144,27 @@ def test_options_that_are_not_supported_are_errors(folder, change, message):
         cmjax.load(folder)
 
 
+def test_the_folder_of_a_moving_average(folder):
+    # diffusers' `EMAModel.save_pretrained` adds these to the network's config.
+    edit(
+        folder / "unet" / "config.json",
+        decay=0.9999,
+        inv_gamma=1.0,
+        min_decay=0.0,
+        optimization_step=10,
+        power=0.75,
+        update_after_step=0,
+        use_ema_warmup=False,
+    )
+    assert cmjax.load(folder / "unet").config == open_checkpoint(folder).config
+
+
+def test_a_variant_with_a_dot_in_its_name(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.ema.1.safetensors"))
+    assert "variant 'ema.1'" in open_checkpoint(folder).note
+
+
 def test_a_square_size_as_a_pair(folder):
     edit(folder / "unet" / "config.json", sample_size=[4, 4])
     assert open_checkpoint(folder).config.sample_size == 4

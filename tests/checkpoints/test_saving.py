@@ -4,6 +4,7 @@ import dataclasses
 import os
 import stat
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 
 import cmjax
 from cmjax import cli
+from cmjax.checkpoints import loading
 from tests.support import checkpoints as tiny
 from tests.support.cli import assert_one_line, succeeded
 
@@ -216,3 +218,38 @@ def test_a_read_only_folder_is_one_line(tmp_path):
     destination = tmp_path / "locked" / "m"
     result = CliRunner().invoke(cli.main, ["convert", str(source), str(destination)])
     assert_one_line(result, "Permission denied")
+
+
+@pytest.mark.parametrize("to", KINDS)
+def test_arrays_in_any_order_in_memory_are_saved(tmp_path, to):
+    def column_by_column(leaf):
+        return np.asfortranarray(np.asarray(leaf))
+
+    cmjax.save(tmp_path / "model", mapped(column_by_column), to=to)
+    found = cmjax.load(tmp_path / "model").params
+    chex.assert_trees_all_equal(found, tiny.model().params)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed(tmp_path):
+    cmjax.save(tmp_path / "model", tiny.model())
+    opened = loading.open_checkpoint(tmp_path / "model")
+    cmjax.save(tmp_path / "model", mapped(lambda leaf: leaf + 1))
+    with pytest.raises(ValueError, match="was replaced while it was read; load it again"):
+        opened.load()
+
+
+def test_a_model_that_is_replaced_while_it_is_loaded_is_loaded_again(tmp_path, monkeypatch):
+    cmjax.save(tmp_path / "model", tiny.model())
+    later = mapped(lambda leaf: leaf + 1)
+    open_checkpoint = loading.open_checkpoint
+
+    def replaced_after_opening(*args, **options):
+        opened = open_checkpoint(*args, **options)
+        if not replaced:
+            replaced.append(True)
+            cmjax.save(tmp_path / "model", later)
+        return opened
+
+    replaced = []
+    monkeypatch.setattr(loading, "open_checkpoint", replaced_after_opening)
+    chex.assert_trees_all_equal(cmjax.load(tmp_path / "model").params, later.params)
