@@ -55,7 +55,7 @@ def edit(ctx: click.Context) -> None:
 @click.option(
     "--mask-box",
     type=option_types.Numbers(int, "0,14,28,28"),
-    help="Rectangle x0,y0,x1,y1 of pixels to repaint, without row y1 and column x1.",
+    help="Rectangle x0,y0,x1,y1 of pixels of IMAGE to repaint, without row y1 and column x1.",
 )
 @constrained
 def inpaint(
@@ -83,7 +83,7 @@ def inpaint(
         )
 
     # The mask is as large as the picture given, so both are cropped and resized in the same way.
-    task = open_task(image, "seven.png", **common)
+    task = open_task(image, "seven.png", mask=mask, **common)
     size = task.size
 
     def cases():

@@ -21,6 +21,7 @@ def open_task(
     factor: int = 1,
     *,
     in_latents: bool = True,
+    mask: Path | None = None,
     model: str | None,
     labels: list[str] | None,
     num: int,
@@ -41,6 +42,7 @@ def open_task(
         example: name of the package's picture for the task; "" if it has none.
         factor: pictures of 1/factor of the model's size are taken without a note on their scaling.
         in_latents: whether a projection of latents can do the task.
+        mask: the file of the mask, or None.
         model: as for `cmjax.load`; None is the bundled one, which has the class of the examples.
         labels: classes of the results, by number or name.
         num: number of results of each picture.
@@ -63,7 +65,7 @@ def open_task(
     # What costs least is checked first: the tensors are read last.
     paths = _pictures_of(image, example)
     stems = [path.stem for path in paths] or [INTERPOLATED]
-    edit_results.check_results(out, paths, stems, num)
+    edit_results.check_results(out, paths, stems, num, mask)
     schedule = checks.schedule(steps, timesteps, sigmas)
 
     # The model's pictures.

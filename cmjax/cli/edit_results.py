@@ -27,7 +27,13 @@ def result_names(stem: str, num: int) -> list[str]:
     return [f"{stem}_{number:0{digits}}{PICTURE}" for number in range(1, num + 1)]
 
 
-def check_results(out: Path, given: Sequence[Path], stems: Sequence[str], num: int) -> None:
+def check_results(
+    out: Path,
+    given: Sequence[Path],
+    stems: Sequence[str],
+    num: int,
+    mask: Path | None = None,
+) -> None:
     """Checks before sampling that `--out` can be written, and that no picture would be lost.
 
     Args:
@@ -35,11 +41,16 @@ def check_results(out: Path, given: Sequence[Path], stems: Sequence[str], num: i
         given: the pictures that are edited.
         stems: what the names of their results begin with, one for each picture.
         num: number of results of each.
+        mask: the file of the mask, or None.
 
     Raises:
         ValueError: if `out` cannot be written, is a file for many pictures, or if results would
-            replace a picture that is given, or each other.
+            replace a picture or mask that is given, or each other.
     """
+    originals = {path.resolve() for path in given}
+    if mask is not None:
+        originals.add(mask.resolve())
+
     if not is_folder(out):
         if len(stems) > 1:
             raise ValueError(
@@ -50,6 +61,10 @@ def check_results(out: Path, given: Sequence[Path], stems: Sequence[str], num: i
             raise ValueError(
                 f"--out must end in {PICTURE} (a picture) or name a folder, got {str(out)!r}"
             )
+        if out.resolve() in originals:
+            raise ValueError(
+                f"--out: {out} is given, and would be replaced; give another name"
+            )
         checks.check_out(out, {PICTURE: "a picture"})
         return
 
@@ -57,13 +72,12 @@ def check_results(out: Path, given: Sequence[Path], stems: Sequence[str], num: i
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; give a folder, or a name with {PICTURE}")
     checks.check_out_folder(out if out.is_dir() else out.parent)
-    originals = {path.resolve() for path in given}
     made: dict[str, Path | str] = {}
     for source, stem in zip(given or stems, stems, strict=True):
         for name in result_names(stem, num):
             if (out / name).resolve() in originals:
                 raise ValueError(
-                    f"--out: a result would replace {out / name}, which is to be edited; "
+                    f"--out: a result would replace {out / name}, which is given; "
                     "give another folder"
                 )
             if name in made:

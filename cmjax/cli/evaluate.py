@@ -42,12 +42,7 @@ LARGE = 20_000  # samples of a side from which on precision and recall take minu
     metavar="N",
     help="Number of samples to take of each, the first ones.  [default: all]",
 )
-@click.option(
-    "--size",
-    type=click.IntRange(1, 4096),
-    metavar="N",
-    help="Scale the middle square of each picture to NxN pixels, as cmjax train does.",
-)
+@options.size()
 @click.option(
     "--neighbor",
     "k",

@@ -59,7 +59,7 @@ def read(path: Path, size: int | None, num: int | None) -> Compared:
 
     exported = _export_of(path) if path.is_dir() else path
     if exported is None:
-        return _scaled(Compared(path, pictures=_read_folder(path, size, num)), size)
+        return scaled(Compared(path, pictures=_read_folder(path, size, num)), size)
     found = _read_file(exported)
     if found.statistics is not None:
         if num is not None:
@@ -74,7 +74,7 @@ def read(path: Path, size: int | None, num: int | None) -> Compared:
         as_gaussian(features, str(path))
     if pictures is not None:
         pictures = pictures[:num]
-    return _scaled(Compared(path, pictures, features), size)
+    return scaled(Compared(path, pictures, features), size)
 
 
 def _export_of(folder: Path) -> Path | None:
@@ -174,10 +174,12 @@ def _load(path: Path, take: Callable[[Any], Any]) -> Any:
     import numpy as np
 
     from cmjax.files import open_regular
+    from cmjax.training.array_files import check_numpy_file
 
     # `np.load` refuses pickled objects by default, which could run code.
     with open_regular(path) as file:
         try:
+            check_numpy_file(file)
             return take(np.load(file))
         except Exception as error:
             # A damaged file makes NumPy raise errors of any kind.
@@ -186,7 +188,7 @@ def _load(path: Path, take: Callable[[Any], Any]) -> Any:
             ) from None
 
 
-def _scaled(compared: Compared, size: int | None) -> Compared:
+def scaled(compared: Compared, size: int | None) -> Compared:
     """Returns pictures with their middle squares scaled to `size`, if it is given."""
     import numpy as np
 

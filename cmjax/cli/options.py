@@ -173,6 +173,16 @@ def num(default: int, help: str, least: int = 1) -> Decorator:
     )
 
 
+def size() -> Decorator:
+    """Returns the option `--size`, of pictures that are compared."""
+    return click.option(
+        "--size",
+        type=click.IntRange(1, 4096),
+        metavar="N",
+        help="Scale the middle square of each picture to NxN pixels, as cmjax train does.",
+    )
+
+
 def batch_size(help: str = "Number of samples that are made at a time.") -> Decorator:
     """Returns the option `--batch-size`, which `help` describes."""
     return click.option(

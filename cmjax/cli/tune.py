@@ -28,6 +28,7 @@ STEPS = 2  # of the samples, by default; the first level is kept, so that one is
     help="What makes features of pictures, as for cmjax evaluate: package.module:function, or "
     "pixels.",
 )
+@options.size()
 @options.num(1000, "Number of samples that levels are judged by.", least=2)
 @click.option(
     "--trials",
@@ -59,6 +60,7 @@ def tune(
     guidance: float | None,
     guidance_interval: list[float] | None,
     features: str,
+    size: int | None,
     num: int,
     trials: int,
     batch_size: int,
@@ -81,8 +83,10 @@ def tune(
         checks.check_out_file(out)
 
     from cmjax.cli.evaluate import features_of
-    from cmjax.cli.evaluate_inputs import Compared
+    from cmjax.cli.evaluate_inputs import Compared, scaled
     from cmjax.evaluation import frechet_distance, search_sigmas
+    from cmjax.generation.settings import model_digest
+    from cmjax.training.digests import digest_of
 
     # What only the model and the data can tell of the options is checked before anything compiles.
     loaded = opening.open_model(model, scheduler, dict(settings), dtype, quiet=False)
@@ -90,7 +94,7 @@ def tune(
     state = checks.set_timesteps(loaded.scheduler, schedule)
     checks.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
     start = _starting_levels(loaded, state)
-    reference = _reference(real, features)
+    reference = _reference(real, features, size)
 
     # What the scores depend on: trials of another search are of no use here.
     sampling = {
@@ -103,8 +107,10 @@ def tune(
     }
     search = {
         "model": model,
+        "model_digest": model_digest(loaded),
         "scheduler": loaded.scheduler.to_config(),
         "real": str(real),
+        "real_digest": digest_of(reference).hex(),
         "features": features,
         **sampling,
         "sigmas": start,
@@ -115,7 +121,7 @@ def tune(
     # The distance of the samples at some levels.
     def objective(levels):
         pictures = _pictures(loaded, levels, batch_size, **sampling)
-        samples = Compared(Path("the samples"), pictures=pictures)
+        samples = scaled(Compared(Path("the samples"), pictures=pictures), size)
         distance = frechet_distance(features_of(samples, features, BATCH), reference)
         kept.add(levels, distance)
         return distance
@@ -131,14 +137,14 @@ def tune(
     )
 
 
-def _reference(real: Path, features: str) -> Any:
+def _reference(real: Path, features: str, size: int | None) -> Any:
     """Returns what samples are compared with: features f[N, D], or the Gaussian of them."""
     from cmjax.cli.evaluate import features_of
     from cmjax.cli.evaluate_inputs import read
     from cmjax.evaluation import Gaussian, as_gaussian
 
     # The Gaussian of many samples is fitted once. Few of them are compared faster as they are.
-    found = features_of(read(real, None, None), features, BATCH)
+    found = features_of(read(real, size, None), features, BATCH)
     if isinstance(found, Gaussian) or len(found) > found.shape[1]:
         return as_gaussian(found, str(real))
     return found
@@ -245,10 +251,12 @@ def _read(out: Path, search: Any) -> list[list[Any]]:
     try:
         content = json.loads(read_regular(out, LARGEST))
         before = content["search"]
+        if not isinstance(before, dict):
+            raise TypeError(f"search is {shown(before)}")
         trials = []
         for levels, score in content["trials"]:
             trials.append([[float(level) for level in levels], float(score)])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"--out: {out} is not a file of cmjax tune ({error}); give another name"
         ) from None

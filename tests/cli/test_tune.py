@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import cmjax
 from cmjax.cli import main
@@ -71,3 +72,30 @@ def test_help_has_its_own_number_of_steps():
     # One step, the default of other commands, is too few for a search.
     words = " ".join(succeeded(tune("--help")).output.split())
     assert "EDMHeunScheduler. [default: 2]" in words
+
+
+def test_trials_of_other_files_under_the_same_names_are_not_gone_on_from(folder):
+    succeeded(tune("--trials", "2", "--out", "t.json"))
+    size, _, channels = tiny_model(2).sample_shape
+    np.savez("real.npz", images=np.zeros((20, size, size, channels), np.uint8))
+    result = tune("--trials", "2", "--out", "t.json")
+    assert_one_line(result, "--out: t.json is of a search with real_digest=")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"search": [], "trials": []}', '{"search": "x", "trials": []}', "[" * 100_000],
+    ids=["list", "text", "nested"],
+)
+def test_files_of_other_things_are_named(folder, content):
+    (folder / "t.json").write_text(content)
+    assert_one_line(tune("--out", "t.json"), "--out: t.json is not a file of cmjax tune")
+
+
+def test_pictures_of_several_sizes_are_scaled(folder):
+    (folder / "photos").mkdir()
+    for number, size in enumerate([(9, 12), (8, 8), (20, 10)]):
+        Image.new("L", size, 10 * number).save(folder / "photos" / f"{number}.png")
+    args = ["tune", "photos", *OPTIONS, "--trials", "2"]
+    assert_one_line(CliRunner().invoke(main, args), "--size N scales all")
+    succeeded(CliRunner().invoke(main, [*args, "--size", "4"]))
