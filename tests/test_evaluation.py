@@ -410,3 +410,28 @@ def test_a_covariance_that_was_rounded_is_one():
     stored = Gaussian(fitted.mean, fitted.cov.astype(np.float32))
     assert np.linalg.eigvalsh(stored.cov.astype(np.float64)).min() < 0
     assert frechet_distance(stored, fitted) < 1e-4 * np.trace(fitted.cov)
+
+
+@pytest.mark.parametrize(("count", "width"), [(74, 64), (266, 256)])
+def test_features_of_very_different_scales(count, width):
+    a = normal(0, count, width)
+    a[:, 0] *= 1e6
+    b = normal(1, count, width)
+    b[:, 0] = a[:, 0]
+
+    # tr (C1 C2)^1/2 is the sum of the singular values of X1 X2^T, for centred samples.
+    def root(x):
+        return (x - x.mean(0)) / np.sqrt(count - 1)
+
+    cross = np.linalg.svd(root(a) @ root(b).T, compute_uv=False).sum()
+    total = np.sum(root(a) ** 2) + np.sum(root(b) ** 2)
+    exact = np.sum((a.mean(0) - b.mean(0)) ** 2) + total - 2 * cross
+    assert frechet_distance(a, b) == pytest.approx(exact, abs=0.01)
+
+
+def test_far_apart_clusters_are_not_inside_of_each_other():
+    x = normal(0, 100, 8)
+    y = normal(1, 100, 8) + 30
+    for far in (1e5, 1e7, 1e9, 1e12):
+        shift = np.where(np.arange(100) < 50, 0, far)[:, None]
+        assert precision_recall(x + shift, y + shift) == (0, 0), far

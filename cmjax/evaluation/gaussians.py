@@ -125,14 +125,17 @@ def _mean_and_root(
     values: ArrayLike | Gaussian, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean [D] and an R [D, r] with R R^T the covariance; errors as `as_gaussian`."""
-    # Of no more samples than features the centred samples are a root themselves, and no matrix
-    # [D, D] is needed.
+    # The centred samples X / sqrt(N - 1) are a root themselves. Of more samples than features, so
+    # is the smaller R of X = Q R. A covariance would square their condition.
     if not isinstance(values, Gaussian):
         values = as_features(values, name)
         samples, features = values.shape
-        if 2 <= samples <= features:
+        if samples >= 2:
             mean = values.mean(0)
-            return mean, (values - mean).T / np.sqrt(samples - 1)
+            centred = (values - mean) / np.sqrt(samples - 1)
+            if samples > features:
+                centred = np.asarray(np.linalg.qr(centred, mode="r"))
+            return mean, centred.T
     gaussian = as_gaussian(values, name)
     return gaussian.mean, _root(gaussian.cov)
 

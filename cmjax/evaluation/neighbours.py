@@ -11,6 +11,7 @@ from cmjax.evaluation.checks import as_features
 
 # Number of distances that are computed at a time: 64 MiB in float64.
 BLOCK = 2**23
+PRECISION = 1e-6  # relative, of squared distances
 
 
 class PrecisionRecall(NamedTuple):
@@ -76,11 +77,10 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> Preci
     reach_y = _reach(y, k)
 
     # Which samples lie in a ball of the other set, a block of real ones at a time. Distances are
-    # lowered by a bound on their rounding error, about D eps, so that ties count as inside.
+    # lowered by a bound on their rounding error, so that ties count as inside.
     precise = np.zeros(len(y), bool)
     recalled = np.zeros(len(x), bool)
-    rounding = (x.shape[1] + 8) * np.finfo(np.float64).eps
-    for rows, squares in _squared_distances(x, y, rounding):
+    for rows, squares in _squared_distances(x, y, lowered=True):
         precise |= (squares <= reach_x[rows, None]).any(0)
         recalled[rows] = (squares <= reach_y).any(1)
     return PrecisionRecall(float(precise.mean()), float(recalled.mean()))
@@ -98,14 +98,14 @@ def _reach(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def _squared_distances(
-    x: np.ndarray, y: np.ndarray, less: float = 0.0
+    x: np.ndarray, y: np.ndarray, lowered: bool = False
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yields the squared distances of all pairs, a block of rows of x at a time.
 
     Args:
         x: f64[N, D].
         y: f64[M, D].
-        less: fraction of the squared norms to subtract, so that ties count in spite of rounding.
+        lowered: whether to subtract a bound on the rounding error.
 
     Yields:
         A slice of rows of x, and their squared distances to all rows of y, f64[n, M].
@@ -118,5 +118,17 @@ def _squared_distances(
     size = max(1, BLOCK // len(y))
     for first in range(0, len(x), size):
         rows = slice(first, first + size)
-        squares = (1 - less) * (norms_x[rows, None] + norms_y) - 2 * x[rows] @ y.T
+        norms = norms_x[rows, None] + norms_y
+        squares = norms - 2 * x[rows] @ y.T
+
+        # Sums of D numbers are off by about D eps. Where little is left of the norms, the squares
+        # are computed once more, from differences.
+        error = (x.shape[1] + 8) * np.finfo(np.float64).eps * norms
+        is_close = squares * PRECISION < error
+        for row in np.flatnonzero(is_close.any(1)):
+            columns = np.flatnonzero(is_close[row])
+            differences = x[first + row] - y[columns]
+            squares[row, columns] = np.einsum("nd,nd->n", differences, differences)
+        if lowered:
+            squares -= np.minimum(error, PRECISION * squares)
         yield rows, squares
