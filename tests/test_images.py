@@ -365,3 +365,12 @@ def test_a_title_is_a_line_above_the_grid():
     titled = np.asarray(images.image_grid(tiles, columns=2, scale=8, title="step 3"))
     np.testing.assert_array_equal(titled[CAPTION:], plain)
     assert titled[:CAPTION].min() < 100
+
+
+def test_no_program_is_started_for_a_picture(tmp_path, monkeypatch):
+    # Pillow hands these to Ghostscript.
+    path = tmp_path / "drawing.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    monkeypatch.setattr("subprocess.Popen", None)
+    with pytest.raises(ValueError, match="is not a picture that can be read"):
+        images.read_image(path, 3)

@@ -12,6 +12,21 @@ from cmjax.files import as_path, open_regular
 from cmjax.images.checks import LARGEST_PICTURE, MODES
 from cmjax.printing import one_line
 
+# Pillow's formats that are read. Others, such as EPS, would start programs.
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "AVIF",
+    "JPEG2000",
+    "PPM",
+    "ICO",
+)
+
 # Pillow's modes of pictures with at most 8 bits per channel.
 MODES_READ = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")
 
@@ -65,8 +80,12 @@ def _open_picture(path: str | Path) -> Iterator[Image.Image]:
     except OSError as error:
         raise _unreadable(path, error) from None
 
+    # Pillow may have been built without some formats.
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+
     # `open` reads only the header, so that huge pictures are refused before decoding.
-    with file, _named_errors(path), Image.open(file) as image:
+    with file, _named_errors(path), Image.open(file, formats=formats) as image:
         _check_kind(path, image)
         yield image
 
