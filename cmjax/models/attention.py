@@ -40,7 +40,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     # Heads first, so that each is a plain product of matrices: [B * heads, T, C].
     def heads_first(x):
-        return x.swapaxes(1, 2).reshape(-1, tokens, channels)
+        return x.swapaxes(1, 2).reshape(batch * heads, tokens, channels)
 
     q = heads_first(q)
     k = heads_first(k)
@@ -92,7 +92,8 @@ def _attend_in_pieces(q, k, v):
     heads, tokens, channels = q.shape
     at_once = SCORES_IN_CACHE // tokens or 1
     padded = jnp.pad(q, ((0, 0), (0, -tokens % at_once), (0, 0)))
-    pieces = padded.reshape(heads, -1, at_once, channels)
+    num_padded = padded.shape[1]
+    pieces = padded.reshape(heads, num_padded // at_once, at_once, channels)
 
     def attend_head(head):
         queries, keys, values = head
@@ -100,7 +101,7 @@ def _attend_in_pieces(q, k, v):
 
     # The rows that belong to the zeros are cut off again: [heads, T, C].
     mixed = jax.lax.map(attend_head, (pieces, k, v))
-    return mixed.reshape(heads, -1, channels)[:, :tokens]
+    return mixed.reshape(heads, num_padded, channels)[:, :tokens]
 
 
 class Attention(nnx.Module):
@@ -152,7 +153,7 @@ class Attention(nnx.Module):
         pixels = pixels.reshape(batch, height * width, channels)
 
         # Channels are divided among the heads: [B, H * W, heads, head_dim] each.
-        by_head = (batch, height * width, self.heads, -1)
+        by_head = (batch, height * width, self.heads, channels // self.heads)
         q = self.to_q(pixels).reshape(by_head)
         k = self.to_k(pixels).reshape(by_head)
         v = self.to_v(pixels).reshape(by_head)

@@ -107,7 +107,7 @@ class DiT(nnx.Module):
         modulation = self.modulation(condition)[:, None]
         shift, scale = jnp.split(modulation, 2, axis=-1)
         out = self.proj_out(modulated(h, shift, scale))
-        out = out.reshape(batch, side, side, -1)
+        out = out.reshape(batch, side, side, out.shape[-1])
         return resampling.depth_to_space(out, config.patch_size)
 
     def _embed(self, t, r, class_labels, guidance_scale):

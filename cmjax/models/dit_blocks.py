@@ -45,7 +45,8 @@ class Block(nnx.Module):
         """Maps tokens `[B, T, width]` to the same shape by attention among them."""
         # One product makes queries, keys and values: [B, T, 3 * width] to three [B, T, heads, C].
         batch, tokens, width = h.shape
-        qkv = self.to_qkv(h).reshape(batch, tokens, 3, self.heads, -1)
+        by_head = (batch, tokens, 3, self.heads, width // self.heads)
+        qkv = self.to_qkv(h).reshape(by_head)
         q, k, v = jnp.moveaxis(qkv, 2, 0)
 
         # The heads side by side again.

@@ -62,9 +62,8 @@ class DiTTransformer2D(nnx.Module):
 
         # And from patches to pixels.
         side = config.sample_size // config.patch_size
-        output = resampling.depth_to_space(
-            h.reshape(x.shape[0], side, side, -1), config.patch_size
-        )
+        patches = h.reshape(x.shape[0], side, side, h.shape[-1])
+        output = resampling.depth_to_space(patches, config.patch_size)
         if config.keep_variance:
             return output
         return output[..., : config.in_channels]

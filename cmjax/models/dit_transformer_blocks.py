@@ -38,7 +38,7 @@ class PatchEmbedding(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, in_channels]` to tokens `[B, T, width]`."""
-        tokens = self.proj(x).reshape(x.shape[0], self.side**2, -1)
+        tokens = jax.lax.collapse(self.proj(x), 1, 3)
         positions = position_embedding(self.side, tokens.shape[-1])
         return tokens + jnp.asarray(positions, x.dtype)[None]
 
@@ -121,7 +121,8 @@ class _Attention(nnx.Module):
     def __call__(self, h):
         """Maps tokens `[B, T, width]` to the same shape."""
         # Channels are divided among the heads: [B, T, heads, C] each.
-        by_head = (*h.shape[:2], self.heads, -1)
+        batch, tokens, width = h.shape
+        by_head = (batch, tokens, self.heads, width // self.heads)
         q = self.to_q(h).reshape(by_head)
         k = self.to_k(h).reshape(by_head)
         v = self.to_v(h).reshape(by_head)

@@ -133,12 +133,16 @@ class GroupNorm(nnx.Module):
         # Sums over a whole map have too many terms for 16 bits: [B, pixels, C] in float32.
         batch = x.shape[0]
         channels = x.shape[-1]
-        pixels = x.astype(jnp.float32).reshape(batch, -1, channels)
+        # Counted, since a batch of no samples leaves -1 open.
+        count = math.prod(x.shape[1:-1])
+        pixels = x.astype(jnp.float32).reshape(batch, count, channels)
 
         # The mean over each group, at every channel of it: [B, 1, C]. It is taken over the pixels
         # first and over channels then: on CPUs, XLA takes up to ten times as long for both at once.
         def mean(values):
-            of_channels = values.mean(1).reshape(batch, self.groups, -1)
+            of_channels = values.mean(1).reshape(
+                batch, self.groups, channels // self.groups
+            )
             of_groups = of_channels.mean(-1, keepdims=True)
             spread = jnp.broadcast_to(of_groups, of_channels.shape)
             return spread.reshape(batch, 1, channels)
@@ -151,7 +155,8 @@ class GroupNorm(nnx.Module):
     def normalise(self, x: jax.Array, mean: jax.Array, inverse: jax.Array) -> jax.Array:
         """Normalises `[B, ..., C]`, which may be a part of a map, by the statistics of the map."""
         # (x - mean) / deviation * scale + bias, over [B, pixels, C].
-        pixels = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
+        count = math.prod(x.shape[1:-1])
+        pixels = x.astype(jnp.float32).reshape(x.shape[0], count, x.shape[-1])
         scale = self.scale[...].astype(jnp.float32)[None, None]
         bias = self.bias[...].astype(jnp.float32)[None, None]
         y = (pixels - mean) * (inverse * scale) + bias

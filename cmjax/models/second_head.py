@@ -57,5 +57,5 @@ def last_layer(config: Any, rngs: nnx.Rngs) -> nnx.Linear:
 def image_of(config: Any, h: jax.Array) -> jax.Array:
     """Returns patches, the last of `[B, num_tokens, C]`, as pixels `[B, H, W, in_channels]`."""
     side = config.sample_size // config.patch_size
-    patches = h[:, -(side**2) :].reshape(h.shape[0], side, side, -1)
+    patches = h[:, -(side**2) :].reshape(h.shape[0], side, side, h.shape[-1])
     return resampling.depth_to_space(patches, config.patch_size)

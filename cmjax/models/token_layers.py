@@ -67,7 +67,8 @@ class RotaryAttention(nnx.Module):
     def __call__(self, h: jax.Array, angles: np.ndarray) -> jax.Array:
         """Maps `[B, T, width]` to the same shape; `angles` are those of `rotated`."""
         # Channels are divided among the heads: [B, T, heads, C] each.
-        by_head = (*h.shape[:2], self.heads, -1)
+        batch, tokens, width = h.shape
+        by_head = (batch, tokens, self.heads, width // self.heads)
         q = self.to_q(h).reshape(by_head)
         k = self.to_k(h).reshape(by_head)
         v = self.to_v(h).reshape(by_head)
@@ -162,7 +163,7 @@ def rotated(x: jax.Array, angles: np.ndarray) -> jax.Array:
 
     # Each pair as a point (first, second) of the plane, [B, T, heads, C / 2] each, which turns to
     # (first cos - second sin, first sin + second cos).
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
     first = pairs[..., 0]
     second = pairs[..., 1]
     turned_first = first * cos - second * sin

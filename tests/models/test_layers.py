@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmjax.models import attention, layers
+from cmjax.models import DiTTransformer2DConfig, attention, layers
 from cmjax.models.attention import attend
+from tests.support import networks
 from tests.support.tiers import thorough
 
 
@@ -100,3 +101,22 @@ def test_many_tokens_attend_in_pieces_as_they_would_at_once(monkeypatch):
     monkeypatch.setattr(attention, "SCORES_IN_CACHE", 7 * 33)
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 33, 2, 4))
     np.testing.assert_allclose(attend(q, k, v), attention_of(q, k, v), atol=1e-5)
+
+
+LATENT_DIT = DiTTransformer2DConfig(
+    sample_size=8,
+    num_layers=1,
+    num_attention_heads=1,
+    attention_head_dim=4,
+    num_embeds_ada_norm=2,
+)
+
+
+@pytest.mark.parametrize("config", [networks.UNET, networks.DIT, LATENT_DIT])
+def test_a_batch_of_no_samples(config):
+    apply_fn, params = networks.network(config)
+    size = config.sample_size
+    x = jnp.zeros((0, size, size, config.in_channels))
+    labels = jnp.zeros(0, int)
+    out = apply_fn(params, x, jnp.zeros(0), class_labels=labels)
+    assert out.shape[0] == 0 and out.shape[1:3] == (size, size)
