@@ -171,7 +171,11 @@ def _state_of_levels(scheduler, name, value):
     known = concrete(as_array(name, value))
     if known is None or known.ndim != 1 or is_tracing() or not hashable(scheduler):
         return scheduler.set_timesteps(**{name: value})
-    return _cached_state(scheduler, name, known.dtype.str, tuple(known.tolist()))
+
+    # Arrays that are made under `jax.set_mesh` cannot be used under another mesh.
+    if not jax.sharding.get_abstract_mesh().empty:
+        return scheduler.set_timesteps(**{name: value})
+    return _cached_state(scheduler, name, known.dtype, tuple(known.tolist()))
 
 
 @functools.lru_cache(_STATES)

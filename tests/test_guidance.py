@@ -11,8 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import cmjax
 from cmjax.conditioning import with_null
 from cmjax.guidance import adaptive_projection, autoguidance, classifier_free
-from cmjax.networks import is_guided, num_classes
 from cmjax.models import compute_in
+from cmjax.networks import is_guided, num_classes
 from cmjax.parametrization import adapt, edm_denoiser
 from tests.support import mixtures
 from tests.support.mixtures import NULL
@@ -583,7 +583,9 @@ def test_a_guided_network_is_known_within_others():
     adapted = adapt(guided, EDM, consistency, edm_denoiser)
     for network in (adapted, compute_in(adapted, jnp.bfloat16)):
         with pytest.raises(ValueError, match="apply_fn is guided"):
-            cmjax.sample(KEY, network, {}, consistency, (B, 2), cond={"class_labels": LABELS})
+            cmjax.sample(
+                KEY, network, {}, consistency, (B, 2), cond={"class_labels": LABELS}
+            )
 
 
 def test_misuse():

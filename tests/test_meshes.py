@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,6 +26,7 @@ from cmjax.schedulers import SCHEDULERS
 from cmjax.training import losses, trainer
 from tests.support.autoencoders import TINY, autoencoder
 from tests.support.draws import draws
+from tests.support.flow_maps import FLOW_MAP
 from tests.support.flow_maps import SCHEDULERS as FLOW_SCHEDULERS
 from tests.support.networks import DIT, UNET, network, tiny_model
 from tests.support.tiers import every_scheduler
@@ -384,3 +386,38 @@ def test_a_divided_batch_is_decoded_with_a_progress_bar(kind):
     np.testing.assert_allclose(found, vae.decode(latents), atol=1e-5)
     if kind == "explicit":
         assert jax.typeof(found).sharding.spec[0] == "data"
+
+
+@pytest.mark.parametrize("kind", ["explicit", "automatic"])
+def test_levels_that_one_mesh_has_used_are_used_on_another(kind):
+    def run():
+        return cmjax.sample(KEY, toy, 0.5, CM, (8, 3), sigmas=[80.0, 3.25])
+
+    for count in (2, 4):
+        mesh = mesh_of(kind, (count,))
+        with jax.set_mesh(mesh):
+            on_mesh = run()
+    chex.assert_trees_all_close(jax.device_get(on_mesh), jax.device_get(run()), rtol=1e-5)
+
+
+def test_dropout_of_shortcut_models_on_an_explicit_mesh():
+    apply_fn, params = cmjax.from_nnx(WithUnits())
+    train_step = trainer.make_train_step(
+        losses.Shortcut(FLOW_MAP),
+        apply_fn,
+        optax.sgd(0.1),
+        dropout=True,
+        mesh=mesh_of("explicit"),
+    )
+    state = train_step.init(KEY, params)
+    _, metrics = train_step(state, {"data": jnp.ones((16, 2))})
+    assert np.isfinite(metrics["loss"]) and metrics["consistency_loss"] > 0
+
+
+class WithUnits(nnx.Module):
+    def __init__(self):
+        self.dense = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, t, r):
+        return self.dropout(self.dense(x))

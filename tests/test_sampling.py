@@ -492,3 +492,10 @@ def test_samples_are_floating_point_numbers(dtype):
 def test_what_is_no_scheduler(scheduler):
     with pytest.raises(ValueError, match="scheduler must be a scheduler, such as"):
         cmjax.sample(KEY, network, PARAMS, scheduler, (2, 3))
+
+
+def test_levels_in_bfloat16_are_levels():
+    levels = jnp.array([80, 2.0], jnp.bfloat16)
+    chex.assert_trees_all_equal(
+        draw((2, 3), sigmas=levels), draw((2, 3), sigmas=[80.0, 2.0])
+    )

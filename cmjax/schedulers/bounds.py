@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import along_batch
+from cmjax.arrays import along_batch, at_least_float32
 from cmjax.meshes import with_automatic_axes
 
 
@@ -57,7 +57,7 @@ def dynamic_threshold(x: jax.Array, ratio: float, largest: float) -> jax.Array:
         ratio: the quantile, in [0, 1].
         largest: the largest number that a sample is divided by.
     """
-    wide = x.astype(jnp.float32)
+    wide = at_least_float32(x)
 
     def quantile(wide, _):
         magnitude = jnp.abs(wide).reshape(wide.shape[0], -1)
