@@ -16,7 +16,7 @@ from cmjax.arrays import (
     other_shapes,
 )
 from cmjax.configs import is_int, shown
-from cmjax.meshes import divided_like, undivided, with_automatic_axes
+from cmjax.meshes import replicated_array, sharded_like, with_automatic_axes
 from cmjax.models.latent_scaling import deviation_to_samplers, to_network, to_samplers
 from cmjax.models.registry import autoencoder_name, network_parts, sample_shape
 from cmjax.random import level_noise, sample_keys
@@ -234,7 +234,7 @@ def _one_after_the_other(decode, latents, batch_size):
 
     # A batch that is divided along an explicit axis of a mesh cannot be cut.
     given = latents
-    latents = undivided(latents)
+    latents = replicated_array(latents)
     with Bar(num, unit="picture", doing="decoding") as bar:
         for first in range(0, num, batch_size):
             # A smaller piece at the end would be compiled again: it repeats latents before it.
@@ -242,7 +242,7 @@ def _one_after_the_other(decode, latents, batch_size):
             made = decode(latents[start : start + batch_size], None)[first - start :]
             images.append(jax.block_until_ready(made))
             bar.advance_to(first + len(made))
-    return divided_like(jnp.concatenate(images), given)
+    return sharded_like(jnp.concatenate(images), given)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "config", "batch_size"))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cmjax.arrays import ApplyFn, as_categories, concrete
 from cmjax.configs import shown
-from cmjax.meshes import as_returned, divided_alike
+from cmjax.meshes import batch_sharded_alike, carry_as_returned
 from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.schedulers.checks import check_sample_shape
@@ -92,7 +92,7 @@ def _compiled(apply_fn, scheduler, shape, return_trajectory):
 
     def loop(key, params, state, cond, init, first_index):
         keys = sample_keys(key, shape[0], first_index)
-        keys, init, cond = divided_alike((keys, init, cond))
+        keys, init, cond = batch_sharded_alike((keys, init, cond))
         x = scheduler.init(state, shape) if init is None else init
 
         # One network call; the noise of a step is that of its level.
@@ -102,7 +102,7 @@ def _compiled(apply_fn, scheduler, shape, return_trajectory):
             state, output = scheduler.step(keys, state, model_output, x)
             return (state, output.prev_sample), output if return_trajectory else None
 
-        start = as_returned(lambda carry: step(carry, None)[0], (state, x))
+        start = carry_as_returned(lambda carry: step(carry, None)[0], (state, x))
         (_, x), trajectory = jax.lax.scan(step, start, length=state.num_steps)
         return (x, trajectory) if return_trajectory else x
 

@@ -15,7 +15,7 @@ from cmjax import random
 from cmjax.arrays import along_batch, as_array, concrete, is_floating
 from cmjax.configs import shown
 from cmjax.labels import check_class_labels
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 
 
 def check_null(null: Any, classes: int | None = None) -> None:
@@ -102,7 +102,7 @@ def without_some(
     drops = random.uniform(key, leaves[0].shape[:1]) < rate
 
     def choose(there, absent):
-        mask = along_batch(divided_like(drops, there), there.ndim)
+        mask = along_batch(sharded_like(drops, there), there.ndim)
         return jnp.where(mask, absent, there)
 
     chosen = {name: jax.tree.map(choose, cond[name], replaced[name]) for name in null}
@@ -145,7 +145,7 @@ def _leaf(name: str, like: jax.Array, value: Any) -> jax.Array:
         )
     check_fits(_title(name), array, like.dtype)
     full = jnp.broadcast_to(jnp.asarray(array).astype(like.dtype), like.shape)
-    return divided_like(full, like)
+    return sharded_like(full, like)
 
 
 def check_fits(name: str, value: Any, dtype: Any) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
-def divided_like(array: jax.Array, samples: jax.Array) -> jax.Array:
+def sharded_like(array: jax.Array, samples: jax.Array) -> jax.Array:
     """Returns an array `[B, ...]` whose first axis is divided as that of the samples `[B, ...]`.
 
     Without it `jax.vmap` over both, as in many networks, would be an error.
@@ -25,7 +25,7 @@ def divided_like(array: jax.Array, samples: jax.Array) -> jax.Array:
     return jax.sharding.reshard(array, _along_batch(sharding, sharding.spec[0]))
 
 
-def divided_by(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+def with_sharding(array: jax.Array, sharding: NamedSharding) -> jax.Array:
     """Returns an array that is divided in a given way, within a program that is traced."""
     # What is part of the type of an array along explicit axes is a request to XLA along others.
     if all(kind == AxisType.Explicit for kind in sharding.mesh.axis_types):
@@ -33,13 +33,13 @@ def divided_by(array: jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, sharding)
 
 
-def divided_with(array: jax.Array, samples: jax.Array) -> jax.Array:
+def fully_sharded_like(array: jax.Array, samples: jax.Array) -> jax.Array:
     """Returns an array of the samples' shape that is divided as they are, on any kind of axes.
 
     For arrays that are made of the samples' shape alone: along automatic axes XLA divides what is
     computed of divided arrays, and would have every device make the whole of these.
     """
-    array = divided_like(array, samples)
+    array = sharded_like(array, samples)
 
     # A condition that is never true, which XLA does not see: what is chosen from both arrays is
     # divided as they are.
@@ -47,7 +47,7 @@ def divided_with(array: jax.Array, samples: jax.Array) -> jax.Array:
     return jnp.where(never, samples.astype(array.dtype), array)
 
 
-def undivided(array: jax.Array) -> jax.Array:
+def replicated_array(array: jax.Array) -> jax.Array:
     """Returns an array that is not divided along explicit axes, and so can be cut anywhere."""
     sharding = explicit_sharding(array)
     if sharding is None:
@@ -55,12 +55,12 @@ def undivided(array: jax.Array) -> jax.Array:
     return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-def divided_alike(samples: Any) -> Any:
+def batch_sharded_alike(samples: Any) -> Any:
     """Returns a pytree of arrays `[B, ...]`, with all first axes divided as the first that is.
 
     Inside of `jax.shard_map` all differ from device to device where one of them does.
     """
-    samples = varied_alike(samples)
+    samples = pvaried_alike(samples)
     batch = _batch_sharding(samples)
     if batch is None or batch.spec[0] is None:
         return samples
@@ -75,7 +75,7 @@ def divided_alike(samples: Any) -> Any:
     return jax.tree.map(divide, samples)
 
 
-def varied_alike(arrays: Any) -> Any:
+def pvaried_alike(arrays: Any) -> Any:
     """Returns a pytree of arrays, all of which differ from device to device if one of them does.
 
     Arrays may differ so inside of `jax.shard_map` only.
@@ -104,7 +104,7 @@ def with_automatic_axes(
     return automatic(samples, params)
 
 
-def looked_up(
+def sharded_lookup(
     lookup: Callable[[jax.Array, jax.Array], jax.Array], at: jax.Array, table: jax.Array
 ) -> jax.Array:
     """Returns `lookup(at, table)`, divided over devices as `at` is.
@@ -121,7 +121,7 @@ def looked_up(
     return with_automatic_axes(lookup, at, table)
 
 
-def as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
+def carry_as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
     """Returns the first carry of a scan, divided over devices as `body` returns it.
 
     Inside of `jax.shard_map` it differs from device to device where what `body` returns does.
@@ -148,7 +148,7 @@ def as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
     return carry
 
 
-def varied_for(function: Callable[[Any], jax.Array], argument: Any) -> Any:
+def pvaried_for(function: Callable[[Any], jax.Array], argument: Any) -> Any:
     """Returns an argument that differs from device to device wherever the function's result does.
 
     Inside of `jax.shard_map` the derivative by what all devices share is a sum over devices.
@@ -163,7 +163,9 @@ def varied_for(function: Callable[[Any], jax.Array], argument: Any) -> Any:
     return jax.tree.map(lambda leaf: _varied(leaf, axes), argument)
 
 
-def either(is_wanted: jax.Array, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
+def cond_on_any_mesh(
+    is_wanted: jax.Array, one: Callable[[], Any], other: Callable[[], Any]
+) -> Any:
     """Returns `one()` where `is_wanted`, bool[], and otherwise `other()`, by `jax.lax.cond`.
 
     Inside of `jax.shard_map` one of them alone may differ from device to device.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from cmjax.arrays import ApplyFn, floating_dtype
-from cmjax.meshes import as_returned, divided_alike
+from cmjax.meshes import batch_sharded_alike, carry_as_returned
 from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.sampling_inputs import (
@@ -212,7 +212,7 @@ def _compiled(
         keys = sample_keys(key, shape[0], first_index)
 
         # Networks may `vmap` over samples, which needs all of a sample on the same device.
-        keys, init, cond = divided_alike((keys, init, cond))
+        keys, init, cond = batch_sharded_alike((keys, init, cond))
 
         # The noise levels, and the sample (B, ...) at the first of them.
         if state is None:
@@ -236,7 +236,7 @@ def _compiled(
             return (next_state, output.prev_sample), output if return_trajectory else None
 
         # On a mesh with explicit axes, scan needs its carry divided as `body` returns it.
-        start = as_returned(lambda carry: body(carry, None)[0], (state, x))
+        start = carry_as_returned(lambda carry: body(carry, None)[0], (state, x))
 
         # scan stacks the outputs of all steps into a trajectory: [N, B, ...].
         (_, x), trajectory = jax.lax.scan(body, start, length=state.num_steps)

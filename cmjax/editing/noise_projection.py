@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cmjax.arrays import along_batch, combine, root
 from cmjax.editing.least_move import Move, directions, inner, least_move
-from cmjax.meshes import varied_for
+from cmjax.meshes import pvaried_for
 from cmjax.schedulers.checks import apply_constraint
 from cmjax.serialization import serializable
 
@@ -188,7 +188,7 @@ def _nearest(problem: Problem, start: Any, draw: Any, sigma: jax.Array) -> Any:
         return (noise, jnp.where(nearer, found, least)), None
 
     # Inside of `jax.shard_map` devices may share the key, but not what is made of its noise.
-    noise = varied_for(distance, draw(1))
+    noise = pvaried_for(distance, draw(1))
     if problem.candidates == 1:
         return noise
     best = (noise, distance(noise))

@@ -19,7 +19,7 @@ from cmjax.configs import is_int, shown
 from cmjax.constraints import Constraint
 from cmjax.constraints.composition import measurable
 from cmjax.editing.noise_projection import PosteriorStep, Problem, project_noise
-from cmjax.meshes import as_returned, divided_alike
+from cmjax.meshes import batch_sharded_alike, carry_as_returned
 from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.parametrization import consistency_function
 from cmjax.parametrization.conversion import one_time_parametrization
@@ -143,7 +143,7 @@ def _compiled(
 
     def loop(key, params, sigmas, cond, constraint, sigma_y, first_index):
         keys = sample_keys(key, shape[0], first_index)
-        keys, cond = divided_alike((keys, cond))
+        keys, cond = batch_sharded_alike((keys, cond))
 
         # f(x, sigma). The network gets x in the dtype that was asked for.
         def consistency(x, sigma):
@@ -161,7 +161,7 @@ def _compiled(
         # noise of that level hides them.
         samples = jnp.zeros(shape, working)
         measured = () if sigma_y is None else constraint.measure(samples)
-        start = divided_alike((samples, jax.tree.map(jnp.zeros_like, measured)))
+        start = batch_sharded_alike((samples, jax.tree.map(jnp.zeros_like, measured)))
 
         # One level. Its draws of noise depend on the keys and the level alone.
         def project(pair, level):
@@ -179,7 +179,7 @@ def _compiled(
         # On a mesh with explicit axes, scan needs its carry divided as `project` returns it.
         indices = jnp.arange(sigmas.shape[0])
         first_level = (indices[0], sigmas[0])
-        start = as_returned(lambda pair: project(pair, first_level)[0], start)
+        start = carry_as_returned(lambda pair: project(pair, first_level)[0], start)
         (x0, _), trajectory = jax.lax.scan(project, start, (indices, sigmas))
 
         # The constraint once more, in the dtype of the samples: known values are then exact.

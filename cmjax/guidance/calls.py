@@ -12,7 +12,7 @@ from cmjax.conditioning import with_null
 from cmjax.configs import shown
 from cmjax.guidance.rules import Rule
 from cmjax.guidance.strength import Strength
-from cmjax.meshes import either
+from cmjax.meshes import cond_on_any_mesh
 from cmjax.networks import (
     call_network,
     num_classes,
@@ -169,7 +169,7 @@ def _either(
     """Returns `one()` where `is_wanted`, bool[] or None for True; otherwise `other()`."""
     if is_wanted is None:
         return one()
-    return either(is_wanted, one, other)
+    return cond_on_any_mesh(is_wanted, one, other)
 
 
 def _interleaved(one: jax.Array, other: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 from cmjax.arrays import ApplyFn, known_reals
 from cmjax.configs import shown
 from cmjax.guidance.strength import hashable_reals, interval_ends, scale_of_batch
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 from cmjax.networks import check_network, takes, with_attributes_of
 from cmjax.tracing import cached_unless_tracing
 
@@ -77,10 +77,10 @@ def _embedded(apply_fn, scale, ends):
         # One scale and one interval per sample, f32[B] and f32[B, 2], divided over devices as the
         # samples are.
         scales = jnp.broadcast_to(scale_of_batch(scale, x), x.shape[:1])
-        guidance = {"guidance_scale": divided_like(scales, x)}
+        guidance = {"guidance_scale": sharded_like(scales, x)}
         if ends is not None:
             interval = jnp.broadcast_to(jnp.asarray(ends, jnp.float32), (x.shape[0], 2))
-            guidance["guidance_interval"] = divided_like(interval, x)
+            guidance["guidance_interval"] = sharded_like(interval, x)
         return apply_fn(params, x, *times, **{**guidance, **cond})
 
     return with_attributes_of(apply_fn, guided)

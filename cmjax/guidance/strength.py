@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from cmjax.arrays import as_numpy, as_reals, known_reals
 from cmjax.configs import shown
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 from cmjax.parametrization import Parametrization
 
 # A number, one per sample, or a function of sigma.
@@ -88,7 +88,7 @@ class Strength:
             scale = _numbers("scale", scale(jnp.minimum(sigma, PURE_NOISE)))
         scale = scale_of_batch(scale, x)
         if scale.ndim:
-            scale = divided_like(scale, x)
+            scale = sharded_like(scale, x)
         if self.interval is None:
             return scale, None
 

@@ -20,7 +20,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from cmjax.meshes import explicit_sharding, varied_alike
+from cmjax.meshes import explicit_sharding, pvaried_alike
 
 # Layouts of the map, the kernel and the output, in the letters of `dimension_numbers`.
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
@@ -132,7 +132,7 @@ def _bilinear(x, kernel, windows, precision):
         return _by_xla(x, kernel, **options)
 
     # Inside of `jax.shard_map` primitives do not adjust arrays to each other.
-    x, kernel = varied_alike((x, kernel))
+    x, kernel = pvaried_alike((x, kernel))
     return convolution_p.bind(x, kernel, **options)
 
 
@@ -200,7 +200,7 @@ def _transpose_by_map(g, x, kernel, *, layouts, windows, precision):
     mirrored = jax.lax.rev(kernel, (of_kernel.index("H"), of_kernel.index("W")))
     exchanged = _renamed(of_kernel, {"I": "O", "O": "I"})
     return convolution_p.bind(
-        *varied_alike((g, mirrored)),
+        *pvaried_alike((g, mirrored)),
         layouts=(of_out, exchanged, of_map),
         windows=tuple(back),
         precision=precision,
@@ -229,7 +229,7 @@ def _transpose_by_kernel(g, x, kernel, *, layouts, windows, precision):
             )
         )
     return convolution_p.bind(
-        *varied_alike((x, g)),
+        *pvaried_alike((x, g)),
         layouts=(
             _renamed(of_map, {"N": "C", "C": "N"}),
             _renamed(of_out, {"N": "I", "C": "O"}),

@@ -10,7 +10,7 @@ import numpy as np
 
 from cmjax.arrays import ApplyFn, as_array, as_floats, check_shapes, combine, concrete
 from cmjax.configs import shown
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 from cmjax.networks import call_network
 from cmjax.serialization import serializable
 
@@ -173,7 +173,7 @@ def denoise(
     noisy = combine((level.alpha, x))
 
     # x0 = c_skip x + c_out F(c_in x, t), `[B, ...]` in the dtype of x.
-    time = divided_like(level.time, x)
+    time = sharded_like(level.time, x)
     scaled = combine((c_in, noisy))
     model_output = call_network(apply_fn, params, scaled, (time,), cond)
     return combine((c_skip, noisy), (c_out, model_output))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cmjax.arrays import ApplyFn, combine, inverse_or_zero
 from cmjax.configs import shown
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 from cmjax.networks import check_network, with_attributes_of
 from cmjax.parametrization.base import Parametrization, denoise
 from cmjax.parametrization.trigflow import TrigFlow
@@ -110,7 +110,7 @@ def trigflow_network(
 
     # A TrigFlow network takes x / sigma_data, and returns F itself.
     def unchanged(params, x, t, **cond):
-        return apply_fn(params, combine((1 / sigma_data, x)), divided_like(t, x), **cond)
+        return apply_fn(params, combine((1 / sigma_data, x)), sharded_like(t, x), **cond)
 
     # Any other network estimates x0, from which F follows.
     def converted(params, x, t, /, **cond):

@@ -9,7 +9,7 @@ import numpy as np
 
 from cmjax.arrays import as_array, combine, concrete
 from cmjax.configs import shown
-from cmjax.meshes import looked_up
+from cmjax.meshes import sharded_lookup
 from cmjax.parametrization.base import (
     NoiseLevel,
     Parametrization,
@@ -85,7 +85,9 @@ class Discrete(Parametrization):
         variances = self.signal_variances()
         alphas = jnp.asarray(np.sqrt(variances), jnp.float32)
         sigmas = jnp.asarray(np.sqrt(1 - variances), jnp.float32)
-        return looked_up(_at_index, index, alphas), looked_up(_at_index, index, sigmas)
+        return sharded_lookup(_at_index, index, alphas), sharded_lookup(
+            _at_index, index, sigmas
+        )
 
     def velocity(self, time: jax.Array, original: jax.Array, noise: jax.Array) -> jax.Array:
         """Returns what a network of "v_prediction" is trained on, `alpha z - sigma x0`.
@@ -128,7 +130,7 @@ class Discrete(Parametrization):
         """Returns fractional training times, interpolated in log(sigma / alpha)."""
         # In the logarithm neighbouring training times are about equally far apart.
         known = jnp.asarray(np.log(self.training_ratios()), jnp.float32)
-        return looked_up(_place_of, jnp.log(ratio), known)
+        return sharded_lookup(_place_of, jnp.log(ratio), known)
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out) of the prediction type."""
@@ -169,7 +171,7 @@ class DiscreteExploding(Discrete):
         # training times they are not exactly inverse.
         known = jnp.asarray(self.training_ratios(), jnp.float32)
         time = jnp.asarray(time).astype(jnp.float32)
-        sigmas = looked_up(_between_indices, time, known)
+        sigmas = sharded_lookup(_between_indices, time, known)
         return jnp.ones_like(sigmas), sigmas
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from cmjax.arrays import ApplyFn, as_floats, as_samples, combine, floating_dtype
 from cmjax.configs import shown
 from cmjax.former_names import OF_OUTPUTS, OF_STATES, with_way_out
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 from cmjax.networks import call_network, check_network, check_output
 from cmjax.random import level_noise, sample_keys
 from cmjax.schedulers.checks import (
@@ -268,7 +268,7 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
         times = []
         for time in self.time_inputs(state):
             per_sample = jnp.broadcast_to(time, sample.shape[:1]).astype(jnp.float32)
-            times.append(divided_like(per_sample, sample))
+            times.append(sharded_like(per_sample, sample))
         expected = self.output_shape(sample.shape)
         return call_network(
             apply_fn, params, scaled, tuple(times), cond, output_shape=expected

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from cmjax.arrays import ApplyFn, as_categories, as_floats
 from cmjax.configs import shown
 from cmjax.former_names import OF_STATES, with_way_out
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 from cmjax.networks import call_classifier, check_output
 from cmjax.random import gumbel, level_noise, sample_keys
 from cmjax.schedulers.base import StepOutput
@@ -118,7 +118,7 @@ class CategoricalScheduler(Configured, abc.ABC):
         check_not_finished(state)
         sample = as_categories("sample", sample)
         time = jnp.broadcast_to(state.timesteps[state.step_index], sample.shape[:1])
-        times = (divided_like(time.astype(jnp.float32), sample),)
+        times = (sharded_like(time.astype(jnp.float32), sample),)
         return call_classifier(apply_fn, params, sample, times, cond, self.mask_class)
 
     def denoise(

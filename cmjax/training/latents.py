@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from cmjax import random
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 
 STD = "data_std"  # the name of the standard deviations in a batch
 
@@ -44,5 +44,5 @@ def draw_latents(key: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
             f"got {std.dtype}{list(std.shape)}"
         )
     noise = random.normal(key, mean.shape).astype(mean.dtype)
-    drawn["data"] = mean + std * divided_like(noise, mean)
+    drawn["data"] = mean + std * sharded_like(noise, mean)
     return drawn

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cmjax.arrays import ApplyFn, at_least_float32
 from cmjax.conditioning import without_some
 from cmjax.labels import check_class_labels
-from cmjax.meshes import divided_by
+from cmjax.meshes import with_sharding
 from cmjax.networks import check_integers, num_classes
 from cmjax.random import as_key, same_numbers
 from cmjax.serialization import serializable
@@ -196,7 +196,7 @@ class TrainStep:
 
         def divided(array):
             if is_tracing():
-                return divided_by(array, sharding)
+                return with_sharding(array, sharding)
             return jax.make_array_from_process_local_data(sharding, np.asarray(array))
 
         return jax.tree.map(divided, dict(batch))

@@ -15,7 +15,7 @@ import optax
 from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.configs import check_options, shown
-from cmjax.meshes import divided_alike
+from cmjax.meshes import batch_sharded_alike
 from cmjax.parametrization import Parametrization, denoise
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.checks import check_function, karras_range
@@ -239,7 +239,7 @@ def split_batch(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
                     f"batch[{name!r}] must have one value for each of {len(data)} samples, "
                     f"got shape {jnp.shape(leaf)}"
                 )
-    arrays = divided_alike({"data": data, **cond})
+    arrays = batch_sharded_alike({"data": data, **cond})
     return arrays.pop("data"), arrays
 
 

@@ -12,7 +12,7 @@ import optax
 from cmjax import random
 from cmjax.arrays import ApplyFn, along_batch, known_reals
 from cmjax.configs import shown
-from cmjax.meshes import divided_with, either
+from cmjax.meshes import cond_on_any_mesh, fully_sharded_like
 from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas, parse_levels
 from cmjax.serialization import serializable
@@ -212,7 +212,7 @@ class DistributionMatching(Loss):
         def only_sampled():
             return jnp.float32(0), sampled(jax.lax.stop_gradient(params.network))
 
-        loss, generated = either(self._is_turn(step), matched, only_sampled)
+        loss, generated = cond_on_any_mesh(self._is_turn(step), matched, only_sampled)
 
         # The fake denoiser's term, on the same samples.
         fake_loss = self.fake_loss(
@@ -258,7 +258,7 @@ class DistributionMatching(Loss):
         state, x = self.scheduler.init(sample_key, state, data.shape, data.dtype)
 
         # On a mesh each device makes its share of the samples, although no data enter them.
-        x = divided_with(x, data)
+        x = fully_sharded_like(x, data)
         chosen = x
         for number in range(1, len(sigmas)):
             model_output = self.scheduler.predict(apply_fn, network, state, x, **cond)

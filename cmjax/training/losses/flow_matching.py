@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from cmjax import random
 from cmjax.arrays import as_floats, check_shapes, combine
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 from cmjax.networks import call_network
 from cmjax.training.losses.base import Loss, Preview, split_batch
 from cmjax.training.losses.flow_paths import (
@@ -81,7 +81,7 @@ class FlowMatching(Loss):
         # The error of the velocity z - x0. If the network's time is inverted, and so grows with the
         # signal, its velocity is x0 - z.
         sign = -1 if parametrization.inverted else 1
-        time = divided_like(parametrization.time_of(t), x)
+        time = sharded_like(parametrization.time_of(t), x)
         velocity = call_network(apply_fn, params, x, (time,), cond)
         error = combine((sign, velocity), (-1, velocity_of(data, noise)))
         loss = jnp.mean(mean_square(error))

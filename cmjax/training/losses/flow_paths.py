@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, combine
 from cmjax.conditioning import check_null, with_null
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 from cmjax.networks import call_network, num_classes, takes, with_attributes_of
 from cmjax.parametrization import FlowMatching
 
@@ -142,7 +142,7 @@ def mean_velocity(apply_fn: ApplyFn, scheduler: Any) -> Callable[..., jax.Array]
 def _network_times(scheduler, x, t, r):
     """Returns the network's times of t and r, f32[B] each, divided over devices like x."""
     time_of = scheduler.parametrization.time_of
-    return divided_like(time_of(t), x), divided_like(time_of(r), x)
+    return sharded_like(time_of(t), x), sharded_like(time_of(r), x)
 
 
 def both_velocities(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cmjax import random
 from cmjax.arrays import ApplyFn, combine
-from cmjax.meshes import divided_like
+from cmjax.meshes import sharded_like
 from cmjax.networks import call_network
 from cmjax.parametrization import EDM
 from cmjax.schedulers.levels import karras_sigmas
@@ -241,7 +241,7 @@ def _estimate(apply_fn, scheduler, params, x, t, s, cond):
     c_in, c_skip, c_out = parametrization.scalings(jnp.ones_like(t), t)
 
     # The network takes both levels as times, divided over devices like the samples.
-    start = divided_like(parametrization.time(t), x)
-    end = divided_like(parametrization.time(s), x)
+    start = sharded_like(parametrization.time(t), x)
+    end = sharded_like(parametrization.time(s), x)
     output = call_network(apply_fn, params, combine((c_in, x)), (start, end), cond)
     return combine((c_skip, x), (c_out, output))
