@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from cmjax.training.train_step import TrainState
 
 STATE = "default"  # Orbax's name of the folder of the arrays in a checkpoint's
 DIGEST = "digest"  # name of the digest among the arrays of a checkpoint
+CLEANING = "_target_setting_result"  # in the names of Orbax's threads
+LONGEST_CLEANING = 10.0  # seconds that are waited for each of them
 SETTLING = 0.2  # seconds for the threads that read a checkpoint to end after an error
 
 
@@ -79,6 +82,11 @@ class Checkpoints:
         """
         failure = None
         with self._silence:
+            # Orbax removes unfinished folders in a thread, which fails if the manager is closed
+            # first.
+            for thread in threading.enumerate():
+                if CLEANING in thread.name:
+                    thread.join(LONGEST_CLEANING)
             try:
                 self._manager.close()
             except Exception as error:

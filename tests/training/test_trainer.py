@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import threading
 import weakref
 
 import chex
@@ -14,7 +15,7 @@ import pytest
 import cmjax
 from cmjax.models import compute_in
 from cmjax.training import losses, trainer
-from cmjax.training.checkpointing import Checkpoints
+from cmjax.training.checkpointing import CLEANING, Checkpoints
 from cmjax.training.losses.weighting import with_level_weight
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
@@ -404,3 +405,12 @@ def losses_scheduler(name):
 def test_many_levels_do_not_overflow():
     loss = losses.ConsistencyTraining(SCHEDULER, total_steps=10, final_levels=1_000_000)
     run(*make(loss), 1)
+
+
+def test_no_thread_that_cleans_up_outlives_the_checkpoints(tmp_path):
+    # It would fail while the interpreter ends, with pages of tracebacks.
+    _, state = make()
+    for number in range(4):
+        with Checkpoints(tmp_path / str(number)) as checkpoints:
+            checkpoints.restore(state)
+        assert not [t.name for t in threading.enumerate() if CLEANING in t.name]
