@@ -15,6 +15,7 @@ from PIL import Image
 
 import cmjax
 from cmjax import cli
+from cmjax.checkpoints import open_checkpoint
 from cmjax.models.registry import ARCHITECTURES, architecture, network_name
 from cmjax.registry import scheduler_class
 from cmjax.schedulers import SCHEDULERS
@@ -214,6 +215,14 @@ def test_abstract_classes_and_names_of_other_classes(package):
             cmjax.register(Other, name="mypkg's")
     finally:
         SCHEDULERS.pop("mypkg's", None)
+
+
+def test_a_config_with_values_of_other_types_is_named(package, tmp_path):
+    cmjax.save(tmp_path / "m", my_model())
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"features": [1, 2]}))
+    with pytest.raises(ValueError, match="the config makes no network: TypeError"):
+        open_checkpoint(tmp_path / "m").check()
 
 
 def test_a_network_with_other_variables_is_not_saved(package, tmp_path):

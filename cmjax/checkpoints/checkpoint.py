@@ -150,6 +150,11 @@ class StoredNetwork:
             raise ValueError(
                 f"{self.files[0]}: the config makes no network: {error}"
             ) from None
+        except (TypeError, ArithmeticError, RecursionError) as error:
+            # Of a value of another type, which only the network itself notices.
+            raise ValueError(
+                f"{self.files[0]}: the config makes no network: {type(error).__name__}: {error}"
+            ) from error
 
         # Names and shapes as they should be in the file; the errors name what the user can look up.
         wanted = {}

@@ -139,6 +139,9 @@ def _difference(
                 if depends is None:
                     continue
                 reason = f", and {depends} depends on it"
+                way_out = (
+                    "resume with that, begin from its model (run.init) in another folder"
+                )
             has = shown(found_values.get(key))
             return f"{name}={has}, not {shown(values.get(key))}{reason}; {way_out}"
     return None
