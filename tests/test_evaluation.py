@@ -435,3 +435,8 @@ def test_far_apart_clusters_are_not_inside_of_each_other():
     for far in (1e5, 1e7, 1e9, 1e12):
         shift = np.where(np.arange(100) < 50, 0, far)[:, None]
         assert precision_recall(x + shift, y + shift) == (0, 0), far
+
+
+def test_labels_beyond_64_bits_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="labels has numbers beyond int64"):
+        save_npz(tmp_path / "a.npz", IMAGES, np.full(10, 2**63, np.uint64))

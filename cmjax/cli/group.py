@@ -60,6 +60,9 @@ class OneLineErrors(click.Group):
             self._fail(in_plain_words(error.format_message()) + hint)
         except click.ClickException as error:
             self._fail(error.format_message())
+        except OSError as error:
+            # What is printed before a command begins, such as --help.
+            self._fail(f"cannot print: {error.strerror or error}")
 
     def invoke(self, ctx: click.Context) -> Any:
         # Here, and not in `main`, the context still knows which subcommand failed.

@@ -124,7 +124,8 @@ def tidy_columns(count: int, period: int = 1) -> int:
 def save_grid(path: str | Path, images: ArrayLike, **options: Any) -> None:
     """Writes `image_grid(images, **options)` to a picture file, creating its folder if needed."""
     path = as_path("path", path)
-    if path.suffix.lower() not in Image.registered_extensions():
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
         raise ValueError(f"path {path} must end as a picture's name does, such as .png")
     grid = image_grid(images, **options)
     path.parent.mkdir(parents=True, exist_ok=True)

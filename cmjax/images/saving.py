@@ -34,6 +34,8 @@ def save_npz(path: str | Path, images: ArrayLike, labels: ArrayLike | None = Non
                 f"labels must be one integer per image, [{len(images)}], "
                 f"got {labels.dtype}{list(labels.shape)}"
             )
+        if labels.size and labels.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"labels has numbers beyond int64, up to {labels.max()}")
 
     # A view without copies: gray pixels are tripled while they are written.
     rgb = np.broadcast_to(images, (*images.shape[:3], 3))
