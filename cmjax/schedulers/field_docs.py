@@ -55,6 +55,10 @@ def _explanations(cls: type) -> dict[str, str]:
 
 def _sections(cls: type) -> tuple[str, str, str]:
     """What a class's docstring says before its list of attributes, in it, and after it."""
-    introduction, _, rest = inspect.cleandoc(cls.__doc__ or "").partition(_HEADING)
+    text = inspect.cleandoc(cls.__doc__ or "")
+    if _HEADING not in text:
+        introduction, raises, others = text.partition("\n\nRaises:")
+        return introduction, "", raises + others
+    introduction, _, rest = text.partition(_HEADING)
     attributes, blank, others = rest.partition("\n\n")
     return introduction, attributes, blank + others

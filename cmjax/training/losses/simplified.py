@@ -10,34 +10,50 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, check_shapes, combine
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
+from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.training.discretization import tangent_warmup
 from cmjax.training.losses.base import Loss, draw_sigmas, split_batch, teacher_network
 from cmjax.training.losses.checks import check_sigma_data
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
 
-# Valid values of the fields that both losses have.
-_DOMAINS = {
-    "p_mean": (-50.0, 50.0),
-    "p_std": (1e-6, 50.0),
-    "uniform_fraction": (0.0, 1.0),
-    "tangent_warmup_steps": (1, 1_000_000_000),
-    "tangent_c": (0.0, 1e6),
-    "tangent_size": ("norm", "rms"),
-}
 
-
+@dataclasses.dataclass(frozen=True)
 class _SimplifiedLoss(Loss):
-    """Base of training and distillation, which differ only in the path that x moves along."""
+    """Base of training and distillation, which differ only in the path that x moves along.
+
+    Attributes:
+        scheduler: gives the networks' parametrization, and the range of noise levels if it has one.
+        p_mean: mean of log sigma, P_mean.
+        p_std: standard deviation of log sigma, P_std.
+        uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
+            instead; see `draw_sigmas`. 0 in the paper.
+        tangent_warmup_steps: H, training steps over which the derivative of the network is
+            phased in.
+        tangent_c: c of the normalized tangent `g / (|g| + c)`.
+        tangent_size: what |g| is, "norm" (the Euclidean norm, of the paper) or "rms" (the root mean
+            square, which leaves the target's distance independent of the number of pixels).
+        adaptive_weight: train a weighting of the noise levels with the network, see
+            `weigh_levels`: `params` are then `prepare_params(params)`.
+    """
 
     scheduler: Any
-    p_mean: float
-    p_std: float
-    uniform_fraction: float
-    tangent_warmup_steps: int
-    tangent_c: float
-    tangent_size: str
-    adaptive_weight: bool
+    p_mean: float = -1.0
+    p_std: float = 1.8
+    uniform_fraction: float = 0.0
+    tangent_warmup_steps: int = 10_000
+    tangent_c: float = 0.1
+    tangent_size: str = "norm"
+    adaptive_weight: bool = False
+
+    _domains = {
+        "p_mean": (-50.0, 50.0),
+        "p_std": (1e-6, 50.0),
+        "uniform_fraction": (0.0, 1.0),
+        "tangent_warmup_steps": (1, 1_000_000_000),
+        "tangent_c": (0.0, 1e6),
+        "tangent_size": ("norm", "rms"),
+    }
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,8 +80,7 @@ class _SimplifiedLoss(Loss):
                 "params=loss.prepare_params(params), or set adaptive_weight=False"
             )
         data, cond = split_batch(batch)
-        x, sigma, along_path = self._noisy_samples(key, data)
-        t = jnp.arctan(sigma / self.scheduler.sigma_data)
+        x, sigma, t, along_path = self._noisy_samples(key, data)
 
         # dx/dt, `[B, ...]`: at fixed noise, or the teacher's.
         dx_dt = along_path if slope is None else slope(x, t, **cond)
@@ -90,7 +105,7 @@ class _SimplifiedLoss(Loss):
         return loss, {"loss": loss, "tangent_norm": jnp.mean(norm)}
 
     def _noisy_samples(self, key, data):
-        """Draws noisy samples x on TrigFlow's path, their sigma, and dx/dt at fixed noise."""
+        """Draws noisy samples x on TrigFlow's path, with sigma, t, and dx/dt at fixed noise."""
         sigma_data = self.scheduler.sigma_data
 
         # Levels are drawn in sigma = sigma_data tan(t), as for every other loss.
@@ -111,7 +126,7 @@ class _SimplifiedLoss(Loss):
         noise = sigma_data * random.normal(noise_key, data.shape)
         x = combine((cos, data), (sin, noise))
         dx_dt = combine((cos, noise), (-sin, data))
-        return x, sigma, dx_dt
+        return x, sigma, t, dx_dt
 
     def _tangent(self, network, target_params, x, t, dx_dt, cond, step):
         """Returns F of the target network, and the tangent g = cos(t) df/dt, `[B, ...]` each."""
@@ -145,6 +160,7 @@ class _SimplifiedLoss(Loss):
         return value, g
 
 
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
 class SimplifiedConsistencyTraining(_SimplifiedLoss):
     """Simplified continuous-time consistency training, sCT (Lu and Song 2024, Algorithm 1).
@@ -154,40 +170,16 @@ class SimplifiedConsistencyTraining(_SimplifiedLoss):
     trained parameters themselves. Defaults are the paper's, except `p_std` (1.4) and
     `adaptive_weight` (True), which fail on small budgets (docs/benchmarks.md).
 
-    Attributes:
-        scheduler: gives the network's parametrization, and the range of noise levels if it has one.
-        p_mean: mean of log sigma, P_mean.
-        p_std: standard deviation of log sigma, P_std.
-        uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
-            instead; see `draw_sigmas`. 0 in the paper.
-        tangent_warmup_steps: H, training steps over which the derivative of the network is
-            phased in.
-        tangent_c: c of the normalized tangent `g / (|g| + c)`.
-        tangent_size: what |g| is, "norm" (the Euclidean norm, of the paper) or "rms" (the root mean
-            square, which leaves the target's distance independent of the number of pixels).
-        adaptive_weight: train a weighting of the noise levels with the network, see
-            `weigh_levels`: `params` are then `prepare_params(params)`.
-
     Raises:
         ValueError: for values outside their domain.
     """
-
-    scheduler: Any
-    p_mean: float = -1.0
-    p_std: float = 1.8
-    uniform_fraction: float = 0.0
-    tangent_warmup_steps: int = 10_000
-    tangent_c: float = 0.1
-    tangent_size: str = "norm"
-    adaptive_weight: bool = False
-
-    _domains = _DOMAINS
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `frozen.teacher` is not used."""
         return self._loss(key, apply_fn, params, frozen.target, batch, step, None)
 
 
+@inherit_field_docs
 @dataclasses.dataclass(frozen=True)
 class SimplifiedConsistencyDistillation(_SimplifiedLoss):
     """Simplified continuous-time consistency distillation, sCD (Lu and Song 2024, Algorithm 1).
@@ -196,18 +188,6 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
     which is a denoiser. Defaults are as there.
 
     Attributes:
-        scheduler: gives the networks' parametrization, and the range of noise levels if it has one.
-        p_mean: mean of log sigma, P_mean.
-        p_std: standard deviation of log sigma, P_std.
-        uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
-            instead; see `draw_sigmas`. 0 in the paper.
-        tangent_warmup_steps: H, training steps over which the derivative of the network is
-            phased in.
-        tangent_c: c of the normalized tangent `g / (|g| + c)`.
-        tangent_size: what |g| is, "norm" (the Euclidean norm, of the paper) or "rms" (the root mean
-            square, which leaves the target's distance independent of the number of pixels).
-        adaptive_weight: train a weighting of the noise levels with the network, see
-            `weigh_levels`: `params` are then `prepare_params(params)`.
         teacher_fn: the teacher's network, `(teacher, x, t, **cond) -> model_output`; None if it is
             the student's.
 
@@ -215,18 +195,9 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
         ValueError: for values outside their domain.
     """
 
-    scheduler: Any
-    p_mean: float = -1.0
-    p_std: float = 1.8
-    uniform_fraction: float = 0.0
-    tangent_warmup_steps: int = 10_000
-    tangent_c: float = 0.1
-    tangent_size: str = "norm"
-    adaptive_weight: bool = False
     teacher_fn: ApplyFn | None = None
 
     needs_teacher: ClassVar[bool] = True
-    _domains = _DOMAINS
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss."""
