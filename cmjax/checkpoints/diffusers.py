@@ -218,7 +218,8 @@ def check_exportable(model: Model) -> None:
     scheduler = model.scheduler
     if type(scheduler) is not CMStochasticIterativeScheduler:
         raise ValueError(
-            f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}"
+            f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}; "
+            "save it as a cmjax folder"
         )
     config_to_diffusers(model.config)
 
