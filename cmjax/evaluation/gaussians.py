@@ -125,19 +125,31 @@ def _mean_and_root(
     values: ArrayLike | Gaussian, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean [D] and an R [D, r] with R R^T the covariance; errors as `as_gaussian`."""
-    # The centred samples X / sqrt(N - 1) are a root themselves. Of more samples than features, so
-    # is the smaller R of X = Q R. A covariance would square their condition.
+    # Of features, a root is made without the covariance, which would square their condition.
     if not isinstance(values, Gaussian):
         values = as_features(values, name)
-        samples, features = values.shape
-        if samples >= 2:
+        if len(values) >= 2:
             mean = values.mean(0)
-            centred = (values - mean) / np.sqrt(samples - 1)
-            if samples > features:
-                centred = np.asarray(np.linalg.qr(centred, mode="r"))
-            return mean, centred.T
+            return mean, _root_of_samples(values, mean)
     gaussian = as_gaussian(values, name)
     return gaussian.mean, _root(gaussian.cov)
+
+
+def _root_of_samples(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Returns R [D, r] with R R^T the covariance of samples [N, D], r being at most D."""
+    # The centred samples X / sqrt(N - 1) are a root themselves.
+    samples, features = values.shape
+    scale = np.sqrt(samples - 1)
+    if samples <= features:
+        return (values - mean).T / scale
+
+    # Of more samples than features, so is the smaller R of X = Q R. It is made of some samples at
+    # a time: that of all follows from the R so far and the next samples.
+    upper = np.zeros((0, features))
+    for first in range(0, samples, 4 * features):
+        centred = (values[first : first + 4 * features] - mean) / scale
+        upper = np.asarray(np.linalg.qr(np.concatenate([upper, centred]), mode="r"))
+    return upper.T
 
 
 def as_gaussian(values: ArrayLike | Gaussian, name: str) -> Gaussian:

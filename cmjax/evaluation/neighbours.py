@@ -11,7 +11,7 @@ from cmjax.evaluation.checks import as_features
 
 # Number of distances that are computed at a time: 64 MiB in float64.
 BLOCK = 2**23
-PRECISION = 1e-6  # relative, of squared distances
+PRECISION = 1e-6  # of squared distances, relative
 
 
 class PrecisionRecall(NamedTuple):
@@ -121,14 +121,28 @@ def _squared_distances(
         norms = norms_x[rows, None] + norms_y
         squares = norms - 2 * x[rows] @ y.T
 
-        # Sums of D numbers are off by about D eps. Where little is left of the norms, the squares
-        # are computed once more, from differences.
-        error = (x.shape[1] + 8) * np.finfo(np.float64).eps * norms
+        # Sums of D numbers are off by about D eps. Where little is left of the norms, which are
+        # distances from the mean of all, too much of that is rounding.
+        rounding = (x.shape[1] + 8) * np.finfo(np.float64).eps
+        error = rounding * norms
         is_close = squares * PRECISION < error
+
+        # There the squares are computed once more, with one of the samples as the origin: those
+        # of all samples that are close to the same one at once.
         for row in np.flatnonzero(is_close.any(1)):
             columns = np.flatnonzero(is_close[row])
-            differences = x[first + row] - y[columns]
-            squares[row, columns] = np.einsum("nd,nd->n", differences, differences)
+            if not columns.size:
+                continue
+            others = np.flatnonzero(is_close[:, columns[0]])
+            origin = x[first + row]
+            near_x = x[first + others] - origin
+            near_y = y[columns] - origin
+            norms = np.einsum("nd,nd->n", near_x, near_x)[:, None]
+            norms = norms + np.einsum("nd,nd->n", near_y, near_y)
+            block = np.ix_(others, columns)
+            squares[block] = norms - 2 * near_x @ near_y.T
+            error[block] = rounding * norms
+            is_close[block] = False
         if lowered:
-            squares -= np.minimum(error, PRECISION * squares)
+            squares -= error + PRECISION * np.abs(squares)
         yield rows, squares

@@ -85,9 +85,9 @@ class Discrete(Parametrization):
         variances = self.signal_variances()
         alphas = jnp.asarray(np.sqrt(variances), jnp.float32)
         sigmas = jnp.asarray(np.sqrt(1 - variances), jnp.float32)
-        return sharded_lookup(_at_index, index, alphas), sharded_lookup(
-            _at_index, index, sigmas
-        )
+        alpha = sharded_lookup(_at_index, index, alphas)
+        sigma = sharded_lookup(_at_index, index, sigmas)
+        return alpha, sigma
 
     def velocity(self, time: jax.Array, original: jax.Array, noise: jax.Array) -> jax.Array:
         """Returns what a network of "v_prediction" is trained on, `alpha z - sigma x0`.
