@@ -1,5 +1,6 @@
 """Configurations of training runs: what they describe, and that every mistake is named."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -265,3 +266,11 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path, monkeypatch):
     assert changed.data.source == "e.npz"
     monkeypatch.chdir(folder)
     assert read_config("a.toml").data.source == "d.npz"
+
+
+def test_options_that_are_left_out_have_the_defaults_of_their_class(toml):
+    # A copied file of diffusers that lacks them means diffusers' defaults.
+    assert read_config(toml).make_scheduler().timestep_spacing == "linspace"
+    copied = {"_class_name": "CMStochasticIterativeScheduler", "sigma_max": 80.0}
+    config = dataclasses.replace(read_config(toml), scheduler=copied)
+    assert config.make_scheduler().timestep_spacing == "leading"
