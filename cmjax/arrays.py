@@ -20,7 +20,7 @@ _FLOAT32 = np.dtype(np.float32)
 ApplyFn = Callable[..., Any]
 
 
-def combine(*terms: tuple[Any, jax.Array]) -> jax.Array:
+def weighted_sum(*terms: tuple[Any, jax.Array]) -> jax.Array:
     """Returns the sum of `coefficient * array` over the terms.
 
     The sum is computed in float32, or in float64 if the first array is float64, and returned in
@@ -33,7 +33,7 @@ def combine(*terms: tuple[Any, jax.Array]) -> jax.Array:
     # Half precision would round each term; one sum in float32 is rounded once, at the end.
     dtype = jnp.float64 if terms[0][1].dtype == jnp.float64 else jnp.float32
 
-    def scaled(coefficient, array):
+    def term(coefficient, array):
         coefficient = jnp.asarray(coefficient).astype(dtype)
 
         # [B] -> [B, 1, ...], since NumPy's broadcasting would align it with the last axis.
@@ -41,10 +41,15 @@ def combine(*terms: tuple[Any, jax.Array]) -> jax.Array:
         return coefficient.reshape(coefficient.shape + trailing) * array.astype(dtype)
 
     # The sum starts with the first term. A start at 0 would turn -0 into 0.
-    total = scaled(*terms[0])
-    for term in terms[1:]:
-        total = total + scaled(*term)
+    total = term(*terms[0])
+    for coefficient, array in terms[1:]:
+        total = total + term(coefficient, array)
     return total.astype(terms[0][1].dtype)
+
+
+def scaled(coefficient: Any, array: jax.Array) -> jax.Array:
+    """Returns `coefficient * array`, computed and returned as a `weighted_sum` of one term."""
+    return weighted_sum((coefficient, array))
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -52,7 +57,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
-def root(square: jax.Array) -> jax.Array:
+def safe_sqrt(square: jax.Array) -> jax.Array:
     """Returns the square root of numbers: 0 where they are 0 or less, NaN where they are NaN.
 
     Its gradient at 0 is 0, too: that of `jnp.sqrt` there is infinite, and times 0 it is NaN.

@@ -12,7 +12,7 @@ import pytest
 
 import cmjax
 from cmjax import testing
-from cmjax.arrays import combine
+from cmjax.arrays import scaled, weighted_sum
 from cmjax.schedulers import SCHEDULERS
 from tests.support.tiers import every_scheduler
 
@@ -162,17 +162,17 @@ class Halving(cmjax.schedulers.Scheduler):
         )
 
     def scale_input(self, state, sample):
-        return combine((1 / (1 + state.sigma), sample))
+        return scaled(1 / (1 + state.sigma), sample)
 
     def denoise(self, state, model_output, sample):
         return model_output
 
     def advance(self, state, sample, denoised, noise):
-        x = combine((1, denoised), (state.next_sigma, noise))
+        x = weighted_sum((1, denoised), (state.next_sigma, noise))
         return state.replace(step_index=state.step_index + 1), x
 
     def add_noise(self, state, original, noise):
-        return combine((1, original), (state.sigma, noise))
+        return weighted_sum((1, original), (state.sigma, noise))
 
 
 def test_device_check_catches_a_difference_and_asks_for_devices():

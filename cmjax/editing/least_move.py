@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import at_least_float32, combine, root
+from cmjax.arrays import at_least_float32, safe_sqrt, scaled, weighted_sum
 
 # The least damping, as a share of the first diagonal entry of B^T B: rounding of float32.
 _LEAST = 1e-6
@@ -193,16 +193,16 @@ def _unstacked(stacks, count):
 
 def _normalised(vector):
     """The length f32[B] of a vector and the vector of length 1; that of zeros is zeros."""
-    length = root(inner(vector, vector))
+    length = safe_sqrt(inner(vector, vector))
     scale = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
-    return length, jax.tree.map(lambda leaf: combine((scale, leaf)), vector)
+    return length, jax.tree.map(lambda leaf: scaled(scale, leaf), vector)
 
 
 def _plus(first, coefficient, second):
     """`first + coefficient * second`, with one coefficient per sample."""
 
     def added(one, other):
-        return combine((1.0, one), (coefficient, other))
+        return weighted_sum((1.0, one), (coefficient, other))
 
     return jax.tree.map(added, first, second)
 

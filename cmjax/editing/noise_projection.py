@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import along_batch, combine, root
+from cmjax.arrays import along_batch, safe_sqrt, scaled, weighted_sum
 from cmjax.editing.least_move import Move, directions, inner, least_move
 from cmjax.meshes import pvaried_for
 from cmjax.schedulers.checks import apply_constraint
@@ -78,14 +78,14 @@ class Problem(NamedTuple):
         """Returns what the network makes of the pair `start` with noise: a pair like it."""
         x0, e = start
         z, z_e = noise
-        x = combine((1.0, x0), (sigma, z))
+        x = weighted_sum((1.0, x0), (sigma, z))
 
         # Of normal data with the standard deviation sigma_y,
         #     f(x, sigma) = sigma_y / sqrt(sigma_y^2 + sigma^2) x, x = sigma_y e + sigma z_e,
         # which is sigma_y times the new e.
         def mixed(e, z_e):
             total = jnp.sqrt(jnp.square(self.sigma_y) + jnp.square(sigma))
-            return combine((self.sigma_y / total, e), (sigma / total, z_e))
+            return weighted_sum((self.sigma_y / total, e), (sigma / total, z_e))
 
         return self.consistency(x, sigma), jax.tree.map(mixed, e, z_e)
 
@@ -98,7 +98,7 @@ class Problem(NamedTuple):
         x0, e = pair
         constraint = self.constraint
         if self.sigma_y is not None:
-            shift = jax.tree.map(lambda leaf: combine((-self.sigma_y, leaf)), e)
+            shift = jax.tree.map(lambda leaf: scaled(-self.sigma_y, leaf), e)
             constraint = constraint.shifted(shift)
         if self.is_decoded:
             return constraint.residual(x0)
@@ -147,7 +147,7 @@ def project_noise(
     x0, e = problem.made(start, move.noise, sigma)
     x0 = problem.bound(x0)
     left = problem.residual((x0, e))
-    distance = root(inner(left, left) / math.prod(left.shape[1:]))
+    distance = safe_sqrt(inner(left, left) / math.prod(left.shape[1:]))
     if problem.sigma_y is None and not problem.is_decoded:
         x0 = x0 + left
     step = PosteriorStep(
@@ -224,7 +224,7 @@ def _move(problem: Problem, start: Any, noise: Any, sigma: jax.Array) -> Move:
     #     |r(z + d) - r(z) - J d| / |J d|
     # grows in proportion to |d|, so that of a move shortened to |d| `_CURVED` / error is `_CURVED`.
     change = longest.change
-    missed = combine((1.0, of_noise(longest.noise)), (-1.0, residual), (-1.0, change))
+    missed = weighted_sum((1.0, of_noise(longest.noise)), (-1.0, residual), (-1.0, change))
     squared_error = inner(missed, missed)
     bearable = _CURVED**2 * inner(change, change)
     share = bearable / jnp.maximum(jnp.maximum(squared_error, bearable), _TINY)

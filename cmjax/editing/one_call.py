@@ -15,8 +15,9 @@ from cmjax.arrays import (
     as_samples,
     at_least_float32,
     check_shapes,
-    combine,
     known_reals,
+    scaled,
+    weighted_sum,
 )
 from cmjax.configs import shown
 from cmjax.constraints.checks import as_image
@@ -117,7 +118,7 @@ def interpolate(
 
     # One-step sampling: f(sigma_max z, sigma_max).
     sigma = scheduler.init_noise_sigma
-    return denoise(apply_fn, params, scheduler, combine((sigma, noise)), sigma, cond=cond)
+    return denoise(apply_fn, params, scheduler, scaled(sigma, noise), sigma, cond=cond)
 
 
 def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array:
@@ -164,7 +165,7 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
         return jnp.where(parallel, a, jnp.sin(a * psi) / jnp.sin(psi))
 
     a = a.astype(u.dtype)
-    return combine((weight(1 - a), first), (weight(a), second))
+    return weighted_sum((weight(1 - a), first), (weight(a), second))
 
 
 def _positive(square: jax.Array) -> jax.Array:

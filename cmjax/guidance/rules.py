@@ -6,7 +6,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import combine, inverse_or_zero, root
+from cmjax.arrays import inverse_or_zero, safe_sqrt, scaled, weighted_sum
 from cmjax.parametrization import Parametrization
 
 # Numbers of float32 that differ by rounding have a standard deviation of less than this share of
@@ -44,7 +44,7 @@ class Extrapolated:
         del x, time
 
         # scale output + (1 - scale) other: at a scale of 1 this is `output` without rounding.
-        guided = combine((scale, output), (1 - scale, other))
+        guided = weighted_sum((scale, output), (1 - scale, other))
         if not self.rescale:
             return guided
 
@@ -54,7 +54,7 @@ class Extrapolated:
         found = _spread(guided)
         varies = found > 0
         ratio = jnp.where(varies, wanted / jnp.where(varies, found, 1), 1)
-        return combine((1 + self.rescale * (ratio - 1), guided))
+        return scaled(1 + self.rescale * (ratio - 1), guided)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Projected:
 
         # The denoised sample D = c_skip x + c_out F, where the network saw c_in x, and the change
         # d = c_out (F - F_other) that a scale of 2 would make.
-        denoised = combine((c_skip / c_in, x), (c_out, output))
-        change = combine((c_out, output), (-c_out, other))
+        denoised = weighted_sum((c_skip / c_in, x), (c_out, output))
+        change = weighted_sum((c_out, output), (-c_out, other))
 
         # min(1, r / |d|) for each sample, [B].
         share = jnp.ones(x.shape[0], jnp.float32)
@@ -96,7 +96,7 @@ class Projected:
         # Where c_out is 0 the output does not matter.
         weight = (scale - 1) * share
         away = weight * (1 - self.eta) * parallel * inverse_or_zero(c_out)
-        return combine((1 + weight, output), (-weight, other), (-away, denoised))
+        return weighted_sum((1 + weight, output), (-weight, other), (-away, denoised))
 
 
 def _spread(array: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ def _spread(array: jax.Array) -> jax.Array:
     centred = centred - centred.mean(axes, keepdims=True)
     variance = jnp.square(centred).mean(axes)
     varies = variance > _ROUNDING**2 * jnp.square(array).mean(axes)
-    return root(jnp.where(varies, variance, 0))
+    return safe_sqrt(jnp.where(varies, variance, 0))
 
 
 def _dot(one: jax.Array, other: jax.Array) -> jax.Array:

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import ApplyFn, as_array, as_floats, check_shapes, combine, concrete
+from cmjax.arrays import (
+    ApplyFn,
+    as_array,
+    as_floats,
+    check_shapes,
+    concrete,
+    scaled,
+    weighted_sum,
+)
 from cmjax.configs import shown
 from cmjax.meshes import sharded_like
 from cmjax.networks import call_network
@@ -90,7 +98,7 @@ class Parametrization(abc.ABC):
         """
         time, original, noise = self.training_inputs(time, original, noise)
         alpha, sigma = self.path(time)
-        return combine((alpha, original), (sigma, noise))
+        return weighted_sum((alpha, original), (sigma, noise))
 
     @property
     def time_range(self) -> tuple[float, float]:
@@ -170,10 +178,10 @@ def denoise(
     c_in, c_skip, c_out = parametrization.scalings(level.alpha, level.sigma)
 
     # To the network's own path: alpha (x0 + sigma z) = alpha x0 + (alpha sigma) z.
-    noisy = combine((level.alpha, x))
+    noisy = scaled(level.alpha, x)
 
     # x0 = c_skip x + c_out F(c_in x, t), `[B, ...]` in the dtype of x.
     time = sharded_like(level.time, x)
-    scaled = combine((c_in, noisy))
-    model_output = call_network(apply_fn, params, scaled, (time,), cond)
-    return combine((c_skip, noisy), (c_out, model_output))
+    network_input = scaled(c_in, noisy)
+    model_output = call_network(apply_fn, params, network_input, (time,), cond)
+    return weighted_sum((c_skip, noisy), (c_out, model_output))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, combine, inverse_or_zero
+from cmjax.arrays import ApplyFn, inverse_or_zero, scaled, weighted_sum
 from cmjax.configs import shown
 from cmjax.meshes import sharded_like
 from cmjax.networks import check_network, with_attributes_of
@@ -110,7 +110,7 @@ def trigflow_network(
 
     # A TrigFlow network takes x / sigma_data, and returns F itself.
     def unchanged(params, x, t, **cond):
-        return apply_fn(params, combine((1 / sigma_data, x)), sharded_like(t, x), **cond)
+        return apply_fn(params, scaled(1 / sigma_data, x), sharded_like(t, x), **cond)
 
     # Any other network estimates x0, from which F follows.
     def converted(params, x, t, /, **cond):
@@ -118,13 +118,13 @@ def trigflow_network(
         sin = sigma_data * jnp.sin(t)
 
         # To EDM's terms: x / cos(t) = x0 + sigma_data tan(t) z.
-        noisy = combine((1 / cos, x))
+        noisy = scaled(1 / cos, x)
         denoised = denoiser(
             apply_fn, params, scheduler, noisy, sigma_data * jnp.tan(t), **cond
         )
 
         # x0 = cos(t) x - sin(t) sigma_data F, solved for F.
-        return combine((cos / sin, x), (-1 / sin, denoised))
+        return weighted_sum((cos / sin, x), (-1 / sin, denoised))
 
     # TrigFlow's own network needs no conversion, which would divide by sin(t) = 0 at t = 0.
     is_trigflow = scheduler.parametrization == TrigFlow(sigma_data)
@@ -206,22 +206,22 @@ def _adapted(apply_fn, source, target, denoiser):
     """The network of `adapt`, from checked arguments."""
     lowest, highest = source.sigma_range
 
-    def adapted(params, scaled, t, /, **cond):
+    def adapted(params, network_input, t, /, **cond):
         # The level that the target's time stands for, and what the target does with its network.
         alpha, sigma = target.parametrization.path(t)
         c_in, c_skip, c_out = target.parametrization.scalings(alpha, sigma)
 
         # The target's sample before it was scaled, x = alpha x0 + sigma z.
-        x = combine((1 / c_in, scaled))
+        x = scaled(1 / c_in, network_input)
 
         # To EDM's terms: x / alpha at the level sigma / alpha, within the source's range. At
         # alpha = 0 the sample is pure noise, which is scaled to the source's highest level.
         scale = jnp.minimum(1 / jnp.maximum(alpha, 1e-30), highest / sigma)
         level = jnp.maximum(scale * sigma, lowest)
-        denoised = denoiser(apply_fn, params, source, combine((scale, x)), level, **cond)
+        denoised = denoiser(apply_fn, params, source, scaled(scale, x), level, **cond)
 
         # x0 = c_skip x + c_out F, solved for the target's F. Where c_out is 0, F does not matter.
         inverse = inverse_or_zero(c_out)
-        return combine((inverse, denoised), (-c_skip * inverse, x))
+        return weighted_sum((inverse, denoised), (-c_skip * inverse, x))
 
     return with_attributes_of(apply_fn, adapted)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import as_array, combine, concrete
+from cmjax.arrays import as_array, concrete, weighted_sum
 from cmjax.configs import shown
 from cmjax.meshes import sharded_lookup
 from cmjax.parametrization.base import (
@@ -105,7 +105,7 @@ class Discrete(Parametrization):
         """
         time, original, noise = self.training_inputs(time, original, noise)
         alpha, sigma = Discrete.path(self, time)
-        return combine((-sigma, original), (alpha, noise))
+        return weighted_sum((-sigma, original), (alpha, noise))
 
     def training_inputs(
         self, time: Any, original: Any, noise: Any

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cmjax.arrays import ApplyFn, as_floats, as_samples, combine, floating_dtype
+from cmjax.arrays import ApplyFn, as_floats, as_samples, floating_dtype, scaled
 from cmjax.configs import shown
 from cmjax.former_names import OF_OUTPUTS, OF_STATES, with_way_out
 from cmjax.meshes import sharded_like
@@ -184,7 +184,7 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
             ValueError: if the state is not this scheduler's, or the noise no floats.
         """
         self.check_state(state)
-        return combine((self.first_scale(state), as_floats("noise", noise)))
+        return scaled(self.first_scale(state), as_floats("noise", noise))
 
     def check_state(self, state: Any) -> None:
         """Raises ValueError for what is not a state of this scheduler."""

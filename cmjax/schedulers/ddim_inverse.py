@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import combine
+from cmjax.arrays import weighted_sum
 from cmjax.schedulers.discrete import SpacedScheduler
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
@@ -109,9 +109,9 @@ class DDIMInverseScheduler(SpacedScheduler):
         _, c_skip, c_out = self.parametrization.scalings(alpha, sigma)
         scalings = jax.tree.map(lambda column: column[index], state.scalings)
         share = c_out / scalings.c_out
-        x0 = combine((c_skip - share * scalings.c_skip, sample), (share, denoised))
+        x0 = weighted_sum((c_skip - share * scalings.c_skip, sample), (share, denoised))
 
         # What clipping changes of x0 moves the sample by alpha' times as much.
         clipped = jnp.clip(x0, -self.clip_sample_range, self.clip_sample_range)
-        next_sample = combine((1, moved), (state.alpha, clipped), (-state.alpha, x0))
+        next_sample = weighted_sum((1, moved), (state.alpha, clipped), (-state.alpha, x0))
         return next_state, next_sample

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import as_reals, combine
+from cmjax.arrays import as_reals, weighted_sum
 from cmjax.schedulers.distilled import DistilledScheduler
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels, append_zero
@@ -58,7 +58,7 @@ class LCMScheduler(DistilledScheduler):
         denoised = super().denoise(state, model_output, sample)
         time = state.timesteps[state.step_index]
         c_skip, c_out = self.get_scalings_for_boundary_condition(time)
-        return combine((c_out, denoised), (c_skip, jnp.asarray(sample)))
+        return weighted_sum((c_out, denoised), (c_skip, jnp.asarray(sample)))
 
     def get_scalings_for_boundary_condition(
         self, timestep: jax.Array

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import as_floats, at_least_float32, root
+from cmjax.arrays import as_floats, at_least_float32, safe_sqrt
 from cmjax.networks import check_output
 from cmjax.schedulers.table import TableState
 
@@ -69,7 +69,7 @@ def standard_deviation(kind: str, variance: jax.Array, state: TableState) -> jax
     variance = at_least_float32(variance)
     if kind == "learned":
         # The root has no slope at 0, where there is no noise to learn either.
-        return root(variance)
+        return safe_sqrt(variance)
 
     # Nichol and Dhariwal 2021, equation 15: from 1 for the large variance down to sigma' / sigma
     # for the small one. The last step ends at 0, where the table has no noise.

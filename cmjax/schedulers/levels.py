@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import as_array, concrete, root
+from cmjax.arrays import as_array, concrete, safe_sqrt
 from cmjax.configs import is_int, shown
 from cmjax.parametrization import Parametrization
 
@@ -88,7 +88,7 @@ def sde_times(name: str, value: Any, last: float) -> Any:
 def root_of_difference(high: Any, low: Any) -> Any:
     """Returns sqrt(high^2 - low^2), exactly 0 (and with a finite gradient) where they are equal."""
     # Factored: under jit a fused multiply-add of the squares would leave a rest.
-    return root((high - low) * (high + low))
+    return safe_sqrt((high - low) * (high + low))
 
 
 def append_zero(sigmas: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import at_least_float32, combine
+from cmjax.arrays import at_least_float32, weighted_sum
 from cmjax.schedulers.base import Constraint, StepOutput
 from cmjax.schedulers.checks import apply_constraint
 from cmjax.schedulers.ddim import ddim_weights
@@ -110,9 +110,9 @@ class RePaintScheduler(SpacedScheduler):
         # The known part is `alpha y + sigma z`. Blending that in with weights m is the constraint's
         # own blending of y, `(1 - m) x0 + m y`, at the x0 that the sample has with this noise.
         wide = at_least_float32(unknown)
-        x0 = combine((1 / state.alpha, wide), (-state.sigma / state.alpha, noise))
+        x0 = weighted_sum((1 / state.alpha, wide), (-state.sigma / state.alpha, noise))
         blended = apply_constraint(constrain, x0)
-        prev_sample = combine((state.alpha, blended), (state.sigma, noise))
+        prev_sample = weighted_sum((state.alpha, blended), (state.sigma, noise))
 
         estimate = apply_constraint(constrain, self.bound_last(denoised))
         return state, StepOutput(prev_sample.astype(unknown.dtype), estimate)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import as_floats, at_least_float32, check_shapes, combine
+from cmjax.arrays import as_floats, at_least_float32, check_shapes, scaled, weighted_sum
 from cmjax.configs import check_options
 from cmjax.parametrization import Parametrization, Scalings
 from cmjax.schedulers.base import Scheduler, SchedulerState
@@ -203,7 +203,7 @@ class TableScheduler(Scheduler[TableState]):
         self.check_state(state)
         check_not_finished(state)
         sample = as_floats("sample", sample)
-        return combine((state.scalings.c_in[state.step_index], sample))
+        return scaled(state.scalings.c_in[state.step_index], sample)
 
     def denoise(
         self, state: TableState, model_output: jax.Array, sample: jax.Array
@@ -232,7 +232,7 @@ class TableScheduler(Scheduler[TableState]):
         check_shapes(model_output=model_output, sample=sample)
         c_skip = state.scalings.c_skip[state.step_index]
         c_out = state.scalings.c_out[state.step_index]
-        return combine((c_skip, sample), (c_out, model_output))
+        return weighted_sum((c_skip, sample), (c_out, model_output))
 
     def advance(
         self, state: TableState, sample: jax.Array, denoised: jax.Array, noise: jax.Array
@@ -265,7 +265,7 @@ class TableScheduler(Scheduler[TableState]):
         # x = alpha x0 + sigma eps, solved for eps, in at least float32. In float16 it could
         # overflow: at low levels 1 / sigma is large, and a constraint may move x0 far from x.
         wide = at_least_float32(sample)
-        eps = combine((1 / state.sigma, wide), (-state.alpha / state.sigma, denoised))
+        eps = weighted_sum((1 / state.sigma, wide), (-state.alpha / state.sigma, denoised))
 
         # What the columns weigh: each array under the name of its column, and None for those that
         # are absent.
@@ -285,7 +285,7 @@ class TableScheduler(Scheduler[TableState]):
         row = jax.tree.map(lambda column: column[state.step_index], weights)
         row = self.call_weights(state, row, arrays)
         terms = zip(jax.tree.leaves(row), jax.tree.leaves(arrays), strict=True)
-        next_sample = combine(*terms)
+        next_sample = weighted_sum(*terms)
 
         memory = remember(memory, sample, denoised, eps, noise)
         return state.replace(step_index=state.step_index + 1, memory=memory), next_sample
@@ -306,4 +306,4 @@ class TableScheduler(Scheduler[TableState]):
         original = as_floats("original", original)
         noise = as_floats("noise", noise)
         check_shapes(original=original, noise=noise)
-        return combine((state.alpha, original), (state.sigma, noise))
+        return weighted_sum((state.alpha, original), (state.sigma, noise))

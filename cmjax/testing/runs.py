@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, scaled, weighted_sum
 from cmjax.parametrization import VESDE
 from cmjax.random import key_of_seed
 from cmjax.schedulers.base import Scheduler, SchedulerState
@@ -25,13 +25,13 @@ def network(params: None, x: jax.Array, *times: jax.Array) -> jax.Array:
     terms: list[tuple[Any, jax.Array]] = [(0.3, jnp.arctan(x))]
     for t in times:
         terms.append((1e-4 * t, jnp.ones_like(x)))
-    return combine(*terms)
+    return weighted_sum(*terms)
 
 
 def score(params: None, x: jax.Array, sigma: jax.Array) -> jax.Array:
     """A score that points to where `network` does, as if data had the variance 1."""
-    towards = combine((1.0, network(params, x, sigma)), (-1.0, x))
-    return combine((1 / (1 + jnp.square(sigma)), towards))
+    towards = weighted_sum((1.0, network(params, x, sigma)), (-1.0, x))
+    return scaled(1 / (1 + jnp.square(sigma)), towards)
 
 
 def network_for(scheduler: Scheduler) -> ApplyFn:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.arrays import combine
+from cmjax.arrays import weighted_sum
 from cmjax.schedulers import SCHEDULERS
 from cmjax.schedulers.discrete import DiscreteScheduler
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
@@ -28,7 +28,7 @@ def test_a_network_of_the_velocity_denoises_exactly_what_was_noised(name):
         velocity = parametrization.velocity(times, X0, NOISE)
         alpha, sigma = parametrization.path(times)
         _, c_skip, c_out = parametrization.scalings(alpha, sigma)
-        return combine((c_skip, noisy), (c_out, velocity))
+        return weighted_sum((c_skip, noisy), (c_out, velocity))
 
     np.testing.assert_allclose(train(TIMES), X0, atol=1e-4)
 

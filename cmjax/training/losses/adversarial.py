@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import combine
+from cmjax.arrays import weighted_sum
 from cmjax.configs import is_finite, shown
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
@@ -151,8 +151,8 @@ class Adversarial(Loss):
         # With noise on both, the two distributions overlap. Otherwise the discriminator may learn
         # to tell them apart perfectly, and its gradient then says little to the network.
         scale = self.instance_noise
-        real = combine((1, data), (scale, random.normal(real_key, data.shape)))
-        fake = combine((1, fake), (scale, random.normal(fake_key, data.shape)))
+        real = weighted_sum((1, data), (scale, random.normal(real_key, data.shape)))
+        fake = weighted_sum((1, fake), (scale, random.normal(fake_key, data.shape)))
 
         # Each network's own terms; `stop_gradient` keeps them from training the other one.
         network_loss = self.weight * self._generator_loss(params, real, fake, cond)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, weighted_sum
 from cmjax.configs import check_options, shown
 from cmjax.meshes import batch_sharded_alike
 from cmjax.parametrization import Parametrization, denoise
@@ -334,8 +334,8 @@ def rounded_share(key: jax.Array, count: int, share: float) -> int | jax.Array:
 
 def add_noise(data: jax.Array, sigma: jax.Array, noise: jax.Array) -> jax.Array:
     """Returns `data + sigma noise`, for data and noise `[B, ...]` and sigma f32[B]."""
-    # By `combine`, which aligns sigma with the batch and computes bfloat16 samples in float32.
-    return combine((1, data), (sigma, noise))
+    # By `weighted_sum`, which aligns sigma with the batch and computes bfloat16 samples in float32.
+    return weighted_sum((1, data), (sigma, noise))
 
 
 def teacher_network(teacher_fn: ApplyFn | None, apply_fn: ApplyFn) -> ApplyFn:
@@ -363,6 +363,6 @@ def teacher_slope(
 
     def slope(x, sigma):
         denoised = denoise(teacher_fn, params, parametrization, x, sigma, **cond)
-        return combine((1 / sigma, x), (-1 / sigma, denoised))
+        return weighted_sum((1 / sigma, x), (-1 / sigma, denoised))
 
     return slope

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, scaled
 from cmjax.parametrization import consistency_function
 from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.schedulers.levels import karras_sigmas
@@ -124,7 +124,7 @@ def _continuous_loss(scheduler, key, apply_fn, params, target_params, batch, slo
     noise = random.normal(noise_key, data.shape)
     noisy = add_noise(data, sigma, noise)
     dx_dsigma = slope(noisy, sigma, noise).astype(noisy.dtype)
-    dx_du = combine((dsigma_du, dx_dsigma))
+    dx_du = scaled(dsigma_du, dx_dsigma)
 
     # f(x, sigma) of the target, and its total derivative df/du along the path, in one forward-mode
     # pass.

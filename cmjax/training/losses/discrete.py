@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, along_batch, combine
+from cmjax.arrays import ApplyFn, along_batch, weighted_sum
 from cmjax.parametrization import Denoiser, consistency_function
 from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.training.discretization import (
@@ -247,12 +247,12 @@ def ode_step(
     # Euler's method: the slope at the start, over the whole step.
     gap = next_sigma - sigma
     first = slope(x, sigma)
-    euler = combine((1, x), (gap, first))
+    euler = weighted_sum((1, x), (gap, first))
     if solver == "euler":
         return euler
 
     # Heun's method: the mean of the slopes at the start and at Euler's end.
-    return combine((1, x), (gap / 2, first), (gap / 2, slope(euler, next_sigma)))
+    return weighted_sum((1, x), (gap / 2, first), (gap / 2, slope(euler, next_sigma)))
 
 
 def check_growth(loss, first, last):

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import as_floats, check_shapes, combine
+from cmjax.arrays import as_floats, check_shapes, weighted_sum
 from cmjax.meshes import sharded_like
 from cmjax.networks import call_network
 from cmjax.training.losses.base import Loss, Preview, split_batch
@@ -83,6 +83,6 @@ class FlowMatching(Loss):
         sign = -1 if parametrization.inverted else 1
         time = sharded_like(parametrization.time_of(t), x)
         velocity = call_network(apply_fn, params, x, (time,), cond)
-        error = combine((sign, velocity), (-1, velocity_of(data, noise)))
+        error = weighted_sum((sign, velocity), (-1, velocity_of(data, noise)))
         loss = jnp.mean(mean_square(error))
         return loss, {"loss": loss}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, weighted_sum
 from cmjax.conditioning import check_null, with_null
 from cmjax.meshes import sharded_like
 from cmjax.networks import call_network, num_classes, takes, with_attributes_of
@@ -112,12 +112,12 @@ def draw_noise(key: jax.Array, data: jax.Array, scheduler: Any) -> jax.Array:
 
 def on_path(data: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
     """Returns `(1 - t) data + t noise`, `[B, ...]`, the samples at the times t f32[B]."""
-    return combine((1 - t, data), (t, noise))
+    return weighted_sum((1 - t, data), (t, noise))
 
 
 def velocity_of(data: jax.Array, noise: jax.Array) -> jax.Array:
     """Returns `noise - data`, `[B, ...]` in the dtype of the data: how the path moves with t."""
-    return combine((-1, data), (1, noise))
+    return weighted_sum((-1, data), (1, noise))
 
 
 def mean_velocity(apply_fn: ApplyFn, scheduler: Any) -> Callable[..., jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, combine, known_reals
+from cmjax.arrays import ApplyFn, known_reals, scaled, weighted_sum
 from cmjax.configs import LARGEST, shown
 from cmjax.training.losses.base import Loss, split_batch
 from cmjax.training.losses.flow_paths import (
@@ -190,7 +190,7 @@ class ImprovedMeanFlow(Loss):
         x = on_path(data, noise, t)
         velocity = velocity_of(data, noise)
         if self.shortest_time > 0:
-            velocity = combine((t / jnp.maximum(t, self.shortest_time), velocity))
+            velocity = scaled(t / jnp.maximum(t, self.shortest_time), velocity)
 
         # Mean velocity and velocity, which are trained, and the velocity to differentiate along.
         acting, always = guidance_at(t, scale, interval)
@@ -212,8 +212,8 @@ class ImprovedMeanFlow(Loss):
 
         # The error of V = u + (t - r) du/dt, where only u has a gradient, and that of v.
         slope = time_derivative(network, params, x, t, r, own, guided_cond)
-        error = combine((1, u), (t - r, slope), (-1, target))
-        return self._weighted(error, combine((1, v), (-1, target)))
+        error = weighted_sum((1, u), (t - r, slope), (-1, target))
+        return self._weighted(error, weighted_sum((1, v), (-1, target)))
 
     def _guided(self, apply_fn, params, x, t, velocity, own, guided_cond):
         """Returns the guided velocity, `[B, ...]`; that of samples without a class is their own."""
@@ -227,7 +227,7 @@ class ImprovedMeanFlow(Loss):
         # z - x0 + (1 - 1/w) (v1 - v0), where `own` is v1.
         is_null = guided_cond["class_labels"] == self.null_class
         weight = jnp.where(is_null, 0, 1 - 1 / scale)
-        return combine((1, velocity), (weight, own), (-weight, v0))
+        return weighted_sum((1, velocity), (weight, own), (-weight, v0))
 
     def _velocity_at(self, apply_fn, params, x, t, cond):
         """Returns the network's own velocity v, `[B, ...]`, without a gradient."""

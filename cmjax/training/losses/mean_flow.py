@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, check_shapes, combine
+from cmjax.arrays import ApplyFn, check_shapes, weighted_sum
 from cmjax.configs import LARGEST
 from cmjax.training.losses.base import Loss, rounded_share, split_batch
 from cmjax.training.losses.flow_paths import (
@@ -164,15 +164,15 @@ class MeanFlow(Loss):
         # The error of the identity u = v - (t - r) du/dt (equation 11): only u has a gradient.
         u = network(params, x, t, r, cond)
         slope = time_derivative(network, params, x, t, r, guided, cond)
-        target = combine((1, guided), (r - t, slope))
+        target = weighted_sum((1, guided), (r - t, slope))
 
         # Its squares, with the adaptive weight.
-        error = combine((1, u), (-1, jax.lax.stop_gradient(target)))
+        error = weighted_sum((1, u), (-1, jax.lax.stop_gradient(target)))
         error = weigh_errors(error, self.norm_p, self.norm_eps)
         loss = jnp.mean(error)
         metrics = {
             "loss": loss,
-            "velocity_loss": jnp.mean(mean_square(combine((1, u), (-1, velocity)))),
+            "velocity_loss": jnp.mean(mean_square(weighted_sum((1, u), (-1, velocity)))),
         }
         return loss, metrics
 
@@ -195,7 +195,7 @@ class MeanFlow(Loss):
         inside = inside & (cond["class_labels"] != self.null_class)
         omega = jnp.where(inside, self.omega, 1.0)
         kappa = jnp.where(inside, self.kappa, 0.0)
-        return combine((omega, velocity), (1 - omega - kappa, u0), (kappa, u1))
+        return weighted_sum((omega, velocity), (1 - omega - kappa, u0), (kappa, u1))
 
 
 def draw_time_pairs(key: jax.Array, count: int, loss: Any) -> tuple[jax.Array, jax.Array]:

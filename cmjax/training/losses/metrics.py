@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.arrays import root
+from cmjax.arrays import safe_sqrt
 from cmjax.configs import check_options, did_you_mean, shown
 
 Metric = Callable[[jax.Array, jax.Array], jax.Array]  # (a, b) [B, ...] -> f32[B]
@@ -60,7 +60,7 @@ class PseudoHuber:
         dimension = math.prod(error.shape[1:])
         offset = self.c * dimension**0.5
         square = mean_square(error) * dimension + offset**2
-        return root(square) - offset
+        return safe_sqrt(square) - offset
 
 
 METRICS: dict[str, type] = {"l1": L1, "l2": L2, "pseudo_huber": PseudoHuber}

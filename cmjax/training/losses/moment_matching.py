@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, weighted_sum
 from cmjax.meshes import with_automatic_axes
 from cmjax.training.losses.base import Loss, split_batch
 from cmjax.training.losses.flow_paths import (
@@ -124,12 +124,12 @@ class InductiveMomentMatching(Loss):
         # Where steps from t end at s, `[B, ...]`: x + (s - t) u(x, t, s), with a gradient.
         x = on_path(data, noise, t)
         u = network(params, x, t, s, cond)
-        from_t = combine((1, x), (s - t, u))
+        from_t = weighted_sum((1, x), (s - t, u))
 
         # Where those from r end, without a gradient.
         lower = on_path(data, noise, r)
         u = jax.lax.stop_gradient(network(target_params, lower, r, s, cond))
-        from_r = combine((1, lower), (s - r, u))
+        from_r = weighted_sum((1, lower), (s - r, u))
 
         # The kernel's width is |c_out| = t - s, the furthest that the output moves a sample.
         width = jnp.maximum(t - s, 1e-6)

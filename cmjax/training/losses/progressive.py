@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, weighted_sum
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.euler import EDMEulerScheduler
 from cmjax.training.discretization import adjacent_levels
@@ -84,7 +84,7 @@ class ProgressiveDistillation(Loss):
 
         noisy = add_noise(data, high, random.normal(noise_key, data.shape))
         first = teacher(noisy, high)
-        halfway = combine((middle / high, noisy), (1 - middle / high, first))
+        halfway = weighted_sum((middle / high, noisy), (1 - middle / high, first))
         second = teacher(halfway, middle)
 
         # The x0 with which one Euler step goes where both of the teacher's do, down to `low`
@@ -92,7 +92,7 @@ class ProgressiveDistillation(Loss):
         # teacher's end alone, it would be a small difference of large numbers; in terms of the two
         # estimates it is a mean, whose weights add up to 1.
         share = low * (high - middle) / (middle * (high - low))
-        target = combine((share, first), (1 - share, second))
+        target = weighted_sum((share, first), (1 - share, second))
 
         # The error of x0, with the truncated SNR weight: at high noise 1 / sigma^2 alone would
         # all but ignore the error, and one-step sampling depends on it.

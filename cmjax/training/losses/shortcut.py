@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, along_batch, combine
+from cmjax.arrays import ApplyFn, along_batch, weighted_sum
 from cmjax.meshes import with_automatic_axes
 from cmjax.training.losses.base import Loss, as_pytree, rounded_share, split_batch
 from cmjax.training.losses.flow_paths import (
@@ -145,7 +145,7 @@ class Shortcut(Loss):
         # The squared error of u(x, t, t - length), f32[B].
         network = mean_velocity(apply_fn, self.scheduler)
         u = network(params, x, t, t - length, cond)
-        error = mean_square(combine((1, u), (-1, jax.lax.stop_gradient(target))))
+        error = mean_square(weighted_sum((1, u), (-1, jax.lax.stop_gradient(target))))
         loss = jnp.mean(error)
 
         # The two parts, each a mean over its own samples.
@@ -188,12 +188,12 @@ class Shortcut(Loss):
         t = samples.t
         half = samples.length / 2
         first = network(params, samples.x, t, t - half, samples.cond)
-        middle = combine((1, samples.x), (-half, first))
+        middle = weighted_sum((1, samples.x), (-half, first))
         middle = jnp.clip(middle, -self.largest, self.largest)
         second = network(params, middle, t - half, t - samples.length, samples.cond)
 
         # The two steps are of equal length, so that of both has the mean velocity.
-        mean = combine((0.5, first), (0.5, second))
+        mean = weighted_sum((0.5, first), (0.5, second))
         return jnp.clip(mean, -self.largest, self.largest)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, check_shapes, combine
+from cmjax.arrays import ApplyFn, check_shapes, scaled, weighted_sum
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.training.discretization import tangent_warmup
@@ -93,7 +93,7 @@ class _SimplifiedLoss(Loss):
         root_mean_square = jnp.sqrt(mean_square(g))
         norm = root_mean_square * math.prod(g.shape[1:]) ** 0.5
         size = norm if self.tangent_size == "norm" else root_mean_square
-        moved = combine((1, value), (1 / (size + self.tangent_c), g))
+        moved = weighted_sum((1, value), (1 / (size + self.tangent_c), g))
         target = jax.lax.stop_gradient(moved)
 
         # The weighted error |F - target|^2, f32[B] (equation 8). Only here is there a gradient.
@@ -124,8 +124,8 @@ class _SimplifiedLoss(Loss):
         cos = jnp.cos(t)
         sin = jnp.sin(t)
         noise = sigma_data * random.normal(noise_key, data.shape)
-        x = combine((cos, data), (sin, noise))
-        dx_dt = combine((cos, noise), (-sin, data))
+        x = weighted_sum((cos, data), (sin, noise))
+        dx_dt = weighted_sum((cos, noise), (-sin, data))
         return x, sigma, t, dx_dt
 
     def _tangent(self, network, target_params, x, t, dx_dt, cond, step):
@@ -141,7 +141,7 @@ class _SimplifiedLoss(Loss):
             return network(target_params, x, t, **cond)
 
         factor = cos * sin
-        scaled_dx_dt = combine((factor, dx_dt)).astype(x.dtype)
+        scaled_dx_dt = scaled(factor, dx_dt).astype(x.dtype)
         value, tangent = jax.jvp(target_network, (x, t), (scaled_dx_dt, factor))
 
         # Any other shape would be broadcast below.
@@ -151,7 +151,7 @@ class _SimplifiedLoss(Loss):
         #     g = -cos^2(t) (sigma_data F - dx/dt) - r cos(t) sin(t) (x + sigma_data dF/dt).
         # The second part is unstable early in training, so r warms it up from 0 to 1.
         warmup = tangent_warmup(step, self.tangent_warmup_steps)
-        g = combine(
+        g = weighted_sum(
             (-jnp.square(cos) * sigma_data, value),
             (jnp.square(cos), dx_dt),
             (-warmup * cos * sin, x),

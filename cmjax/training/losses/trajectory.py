@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import random
-from cmjax.arrays import ApplyFn, combine
+from cmjax.arrays import ApplyFn, scaled, weighted_sum
 from cmjax.meshes import sharded_like
 from cmjax.networks import call_network
 from cmjax.parametrization import EDM
@@ -229,7 +229,7 @@ def trajectory_function(apply_fn: ApplyFn, scheduler: Any) -> Callable[..., jax.
 
     def jump(params, x, t, s, cond):
         estimate = _estimate(apply_fn, scheduler, params, x, t, s, cond)
-        return combine((s / t, x), (1 - s / t, estimate))
+        return weighted_sum((s / t, x), (1 - s / t, estimate))
 
     return jump
 
@@ -243,5 +243,5 @@ def _estimate(apply_fn, scheduler, params, x, t, s, cond):
     # The network takes both levels as times, divided over devices like the samples.
     start = sharded_like(parametrization.time(t), x)
     end = sharded_like(parametrization.time(s), x)
-    output = call_network(apply_fn, params, combine((c_in, x)), (start, end), cond)
-    return combine((c_skip, x), (c_out, output))
+    output = call_network(apply_fn, params, scaled(c_in, x), (start, end), cond)
+    return weighted_sum((c_skip, x), (c_out, output))
