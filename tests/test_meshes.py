@@ -400,6 +400,15 @@ def test_levels_that_one_mesh_has_used_are_used_on_another(kind):
     chex.assert_trees_all_close(jax.device_get(on_mesh), jax.device_get(run()), rtol=1e-5)
 
 
+class WithUnits(nnx.Module):
+    def __init__(self):
+        self.dense = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, t, r):
+        return self.dropout(self.dense(x))
+
+
 def test_dropout_of_shortcut_models_on_an_explicit_mesh():
     apply_fn, params = cmjax.from_nnx(WithUnits())
     train_step = trainer.make_train_step(
@@ -412,12 +421,3 @@ def test_dropout_of_shortcut_models_on_an_explicit_mesh():
     state = train_step.init(KEY, params)
     _, metrics = train_step(state, {"data": jnp.ones((16, 2))})
     assert np.isfinite(metrics["loss"]) and metrics["consistency_loss"] > 0
-
-
-class WithUnits(nnx.Module):
-    def __init__(self):
-        self.dense = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
-        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
-
-    def __call__(self, x, t, r):
-        return self.dropout(self.dense(x))

@@ -363,16 +363,15 @@ def test_conditioning_beyond_32_bits_is_refused():
 
 
 def test_parameters_of_two_precisions_under_strict_promotion():
+    def wide_and_narrow(params, x, t):
+        return params["wide"].astype(x.dtype) * x + params["narrow"].astype(x.dtype)
+
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         train_step = trainer.make_train_step(DENOISING, wide_and_narrow, OPTIMIZER)
         params = {"wide": jnp.float64(0.5), "narrow": jnp.float32(0.5)}
         state, metrics = train_step(train_step.init(jax.random.key(0), params), BATCH)
         assert metrics["grad_norm"].dtype == jnp.float32
         assert state.params["wide"].dtype == jnp.float64
-
-
-def wide_and_narrow(params, x, t):
-    return params["wide"].astype(x.dtype) * x + params["narrow"].astype(x.dtype)
 
 
 def test_an_optimizer_that_does_not_take_the_value():
@@ -384,22 +383,14 @@ def test_an_optimizer_that_does_not_take_the_value():
 
 @pytest.mark.parametrize("name", ["ct", "ict", "ect", "scd", "sct"])
 def test_losses_take_the_step_as_a_number(name):
-    loss = losses.make(name, losses_scheduler(name), total_steps=9)
+    is_trigflow = name in ("scd", "sct")
+    scheduler = cmjax.SCMScheduler() if is_trigflow else SCHEDULER
+    loss = losses.make(name, scheduler, total_steps=9)
     params = jnp.float32(0.3)
     frozen = losses.Frozen(params, params)
-    made, _ = loss(
-        jax.random.key(0),
-        lambda p, x, t: p * x,
-        params,
-        frozen,
-        {"data": jnp.ones((4, 2))},
-        0,
-    )
+    batch = {"data": jnp.ones((4, 2))}
+    made, _ = loss(jax.random.key(0), lambda p, x, t: p * x, params, frozen, batch, 0)
     assert np.isfinite(made)
-
-
-def losses_scheduler(name):
-    return cmjax.SCMScheduler() if name in ("scd", "sct") else SCHEDULER
 
 
 def test_many_levels_do_not_overflow():
