@@ -61,7 +61,7 @@ static void answer_cpuid(int signal_number, siginfo_t *info, void *context) {
   }
   if (leaf == 7 && subleaf == 1) {
     a &= ~BITS(4, 5, 21, 23);    /* AVX-VNNI, AVX512-BF16, AMX-FP16, AVX-IFMA */
-    d &= ~BITS(4, 5, 8, 10, 19); /* AVX-VNNI-INT8, -INT16, AVX-NE-CONVERT, AMX-COMPLEX, AVX10 */
+    d &= ~BITS(4, 5, 8, 10, 19); /* AVX-VNNI-INT8, AVX-NE-CONVERT, AMX-COMPLEX, AVX-VNNI-INT16, AVX10 */
   }
 
   registers[REG_RAX] = a;

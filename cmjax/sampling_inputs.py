@@ -173,14 +173,14 @@ def _state_of_levels(scheduler, name, value):
         return scheduler.set_timesteps(**{name: value})
 
     # Arrays that are made under `jax.set_mesh` cannot be used under another mesh.
-    if not jax.sharding.get_abstract_mesh().empty:
-        return scheduler.set_timesteps(**{name: value})
-    return _cached_state(scheduler, name, known.dtype, tuple(known.tolist()))
+    mesh = jax.sharding.get_mesh()
+    return _cached_state(scheduler, name, known.dtype, tuple(known.tolist()), mesh)
 
 
 @functools.lru_cache(_STATES)
-def _cached_state(scheduler, name, dtype, values):
-    """The state for known levels."""
+def _cached_state(scheduler, name, dtype, values, mesh):
+    """The state for known levels; `mesh` only distinguishes the states that are kept."""
+    del mesh
     # Computing it, one operation at a time, takes a hundred times as long as looking it up.
     return scheduler.set_timesteps(**{name: np.array(values, dtype)})
 

@@ -263,14 +263,14 @@ def test_classes_repeat_in_turn(run):
         ("inpaint nowhere.png --mask mask.png", "nowhere.png: No such file"),
         ("inpaint empty --mask mask.png", "empty holds no pictures (.png"),
         ("inpaint . --mask mask.png", "pictures need a folder, not 'edited.png'"),
-        ("superres picture.png --out . --num 1", "replace picture.png, which is given"),
+        ("superres picture.png --out . --num 1", "replace picture.png, a picture or mask"),
         (
             "superres picture.png --num 1 --out picture.png",
-            "picture.png is given, and would",
+            "picture.png is a picture or mask to read",
         ),
         (
             "inpaint picture.png --mask mask.png --out mask.png",
-            "mask.png is given, and would",
+            "mask.png is a picture or mask to read",
         ),
         (
             "superres twice --out new",

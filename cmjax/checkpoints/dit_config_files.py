@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmjax.checkpoints.json_files import drop_fixed
+from cmjax.checkpoints.unet_config_files import OF_MOVING_AVERAGES
 from cmjax.configs import from_json, shown
 from cmjax.models.dit_transformer_config import DiTTransformer2DConfig
 
@@ -47,7 +48,7 @@ FIXED = {
 }
 
 # Options that have no effect on such a network in float32.
-UNREAD = ("norm_num_groups", "upcast_attention")
+UNREAD = ("norm_num_groups", "upcast_attention", *OF_MOVING_AVERAGES)
 
 
 def config_from_diffusers(content: Mapping[str, Any]) -> DiTTransformer2DConfig:

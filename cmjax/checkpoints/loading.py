@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from jax.typing import DTypeLike
 
@@ -43,6 +44,8 @@ RUN_MODEL = "model"  # folder of the model in the folder of a training run
 WRITERS = ("cmjax", "diffusers")
 ATTEMPTS = 3  # at reading a model that is replaced meanwhile
 
+Result = TypeVar("Result")
+
 
 def load(
     source: str | Path | None = None,
@@ -80,21 +83,39 @@ def load(
     Raises:
         ValueError: if there is no such model, or it is not one that cmjax reads.
     """
-    # A model that is saved again replaces the folder as a whole. If that happens while it is read,
-    # files of both would be mixed, so it is read once more.
+
+    def read():
+        checkpoint = open_checkpoint(
+            source, config=config, trust=trust, autoencoder=autoencoder
+        )
+        return checkpoint.load(dtype=dtype)
+
+    return read_unreplaced(source, read)
+
+
+def read_unreplaced(source: str | Path | None, read: Callable[[], Result]) -> Result:
+    """Returns what `read` returns of a model, all of it of the same one.
+
+    A model that is saved again replaces its folder as a whole. Where that happens while it is read,
+    files of both would be mixed, so it is read once more.
+
+    Args:
+        source: the model, as for `load`.
+        read: opens and reads it.
+
+    Raises:
+        ValueError: of `read`, or if the model is replaced again and again.
+    """
     for _ in range(ATTEMPTS):
         before = _identity(source)
         try:
-            checkpoint = open_checkpoint(
-                source, config=config, trust=trust, autoencoder=autoencoder
-            )
-            model = checkpoint.load(dtype=dtype)
+            result = read()
         except ValueError:
             if _identity(source) == before:
                 raise
             continue
         if _identity(source) == before:
-            return model
+            return result
     raise ValueError(f"{source} was replaced while it was read; load it again")
 
 

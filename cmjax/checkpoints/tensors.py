@@ -174,8 +174,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         ValueError: if there is no such file or it is damaged.
     """
     # The header: name -> (shape, dtype). safetensors checks that the data lie within the file.
-    with _opened(path) as file:
-        opened = identity(path)
+    with _opened(path) as (file, opened):
         slices = {name: file.get_slice(name) for name in file.keys()}
         headers = {
             name: (tuple(part.get_shape()), part.get_dtype())
@@ -195,9 +194,8 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         def read():
             # The file is opened for each tensor: otherwise the pages of those read before would
             # stay in memory, as much as the file in the end.
-            with _opened(path) as file:
+            with _opened(path) as (file, found):
                 tensor = file.get_tensor(name)
-                found = identity(path)
 
             # Otherwise tensors of two models could be mixed.
             if found != opened:
@@ -218,15 +216,21 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         ValueError: if there is no such file or it is damaged.
     """
-    with _opened(path) as file:
+    with _opened(path) as (file, _):
         return file.metadata() or {}
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Opens a safetensors file, which may be damaged or hostile; every error is a ValueError."""
+def _opened(path: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
+    """Opens a safetensors file, with its `identity`; it may be damaged or hostile.
+
+    Every error is a ValueError.
+    """
     check_file(path)
     try:
+        # Before it is opened: one that takes its place meanwhile is another one later.
+        found = identity(path)
+
         # The file begins with the size of its header, u64.
         with open_regular(path) as start:
             size = int.from_bytes(start.read(8), "little")
@@ -235,7 +239,7 @@ def _opened(path: Path) -> Iterator[Any]:
                 f"its header claims {size} bytes, more than {LARGEST_HEADER}"
             )
         with safe_open(path, framework="numpy") as file:
-            yield file
+            yield file, found
     except (SafetensorError, OSError) as error:
         reason = one_line(str(error), 1000)
         raise ValueError(f"{path} is not a readable safetensors file: {reason}") from None

@@ -32,10 +32,8 @@ FIXED = {
     "add_attention": (True,),
     "class_embed_type": (None,),
 }
-# Options that say nothing of the network: one that is read for other kinds of time embeddings
-# only, and those that diffusers' moving averages (`EMAModel`) write beside the network's.
-UNREAD = (
-    "num_train_timesteps",
+# Options that diffusers' moving averages (`EMAModel`) write beside those of the network.
+OF_MOVING_AVERAGES = (
     "decay",
     "inv_gamma",
     "min_decay",
@@ -44,6 +42,8 @@ UNREAD = (
     "update_after_step",
     "use_ema_warmup",
 )
+# Options that say nothing of the network; the first is read for other time embeddings only.
+UNREAD = ("num_train_timesteps", *OF_MOVING_AVERAGES)
 # What diffusers takes null for. A null for anything else is an error there.
 NULLS = {
     "downsample_type": "conv",

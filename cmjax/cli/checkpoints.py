@@ -65,10 +65,14 @@ def convert(
       cmjax convert openai/diffusers-cd_cat256_l2 cat --dtype float16  half the size
     """  # noqa: D301
     from cmjax.checkpoints import save
+    from cmjax.checkpoints.loading import read_unreplaced
 
     # Without --dtype every tensor keeps its own, so that a conversion there and back is exact.
-    checkpoint = opening.open_checkpoint(source, config)
-    model = checkpoint.load(dtype=dtype, keep_dtypes=dtype is None)
+    def read():
+        checkpoint = opening.open_checkpoint(source, config)
+        return checkpoint, checkpoint.load(dtype=dtype, keep_dtypes=dtype is None)
+
+    checkpoint, model = read_unreplaced(source, read)
     save(destination, model, to=to)  # type: ignore[arg-type]
     if not quiet:
         if checkpoint.note:

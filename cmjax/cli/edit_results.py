@@ -47,9 +47,11 @@ def check_results(
         ValueError: if `out` cannot be written, is a file for many pictures, or if results would
             replace a picture or mask that is given, or each other.
     """
-    originals = {path.resolve() for path in given}
-    if mask is not None:
-        originals.add(mask.resolve())
+    # The same file may have other names: by a link, or in capitals.
+    originals = [path for path in (*given, mask) if path is not None and path.exists()]
+
+    def is_original(path: Path) -> bool:
+        return path.exists() and any(path.samefile(original) for original in originals)
 
     if not is_folder(out):
         if len(stems) > 1:
@@ -61,9 +63,10 @@ def check_results(
             raise ValueError(
                 f"--out must end in {PICTURE} (a picture) or name a folder, got {str(out)!r}"
             )
-        if out.resolve() in originals:
+        if is_original(out):
             raise ValueError(
-                f"--out: {out} is given, and would be replaced; give another name"
+                f"--out: {out} is a picture or mask to read, and would be replaced; give another "
+                "name"
             )
         checks.check_out(out, {PICTURE: "a picture"})
         return
@@ -75,9 +78,9 @@ def check_results(
     made: dict[str, Path | str] = {}
     for source, stem in zip(given or stems, stems, strict=True):
         for name in result_names(stem, num):
-            if (out / name).resolve() in originals:
+            if is_original(out / name):
                 raise ValueError(
-                    f"--out: a result would replace {out / name}, which is given; "
+                    f"--out: a result would replace {out / name}, a picture or mask to read; "
                     "give another folder"
                 )
             if name in made:

@@ -197,5 +197,5 @@ def scaled(compared: Compared, size: int | None) -> Compared:
     pictures = compared.pictures
     if size is None or pictures is None or pictures.shape[1:3] == (size, size):
         return compared
-    scaled = np.stack([center_crop_resize(picture, size) for picture in pictures])
-    return compared._replace(pictures=scaled)
+    pictures = np.stack([center_crop_resize(picture, size) for picture in pictures])
+    return compared._replace(pictures=pictures)

@@ -64,9 +64,14 @@ def open_model(
     Raises:
         ValueError: if the model, the scheduler or its options are not valid.
     """
-    try:
+    from cmjax.checkpoints.loading import read_unreplaced
+
+    def read():
         checkpoint = open_checkpoint(model)
-        loaded = checkpoint.load(dtype=dtype)
+        return checkpoint, checkpoint.load(dtype=dtype)
+
+    try:
+        checkpoint, loaded = read_unreplaced(model, read)
     except (TypeError, ArithmeticError, RecursionError) as error:
         # Some values of a damaged file fail only when they are used, by errors of these types.
         raise ValueError(

@@ -9,6 +9,7 @@ import click
 from cmjax.cli import checks, opening, option_types, options, terminal
 
 if TYPE_CHECKING:
+    from cmjax.cli.evaluate_inputs import Compared
     from cmjax.level_search import Trial
     from cmjax.model import Model
     from cmjax.schedulers import SchedulerState
@@ -83,7 +84,7 @@ def tune(
         checks.check_out_file(out)
 
     from cmjax.cli.evaluate import features_of
-    from cmjax.cli.evaluate_inputs import Compared, scaled
+    from cmjax.cli.evaluate_inputs import Compared, read, scaled
     from cmjax.evaluation import frechet_distance, search_sigmas
     from cmjax.generation.settings import model_digest
     from cmjax.training.digests import digest_of
@@ -94,7 +95,8 @@ def tune(
     state = checks.set_timesteps(loaded.scheduler, schedule)
     checks.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
     start = _starting_levels(loaded, state)
-    reference = _reference(real, features, size)
+    compared = read(real, size, None)
+    reference = _reference(compared, features)
 
     # What the scores depend on: trials of another search are of no use here.
     sampling = {
@@ -110,8 +112,9 @@ def tune(
         "model_digest": model_digest(loaded),
         "scheduler": loaded.scheduler.to_config(),
         "real": str(real),
-        "real_digest": digest_of(reference).hex(),
+        "real_digest": digest_of(compared._replace(path=None)).hex(),
         "features": features,
+        "size": size,
         **sampling,
         "sigmas": start,
     }
@@ -137,16 +140,15 @@ def tune(
     )
 
 
-def _reference(real: Path, features: str, size: int | None) -> Any:
+def _reference(real: "Compared", features: str) -> Any:
     """Returns what samples are compared with: features f[N, D], or the Gaussian of them."""
     from cmjax.cli.evaluate import features_of
-    from cmjax.cli.evaluate_inputs import read
     from cmjax.evaluation import Gaussian, as_gaussian
 
     # The Gaussian of many samples is fitted once. Few of them are compared faster as they are.
-    found = features_of(read(real, size, None), features, BATCH)
+    found = features_of(real, features, BATCH)
     if isinstance(found, Gaussian) or len(found) > found.shape[1]:
-        return as_gaussian(found, str(real))
+        return as_gaussian(found, str(real.path))
     return found
 
 
@@ -256,7 +258,7 @@ def _read(out: Path, search: Any) -> list[list[Any]]:
         trials = []
         for levels, score in content["trials"]:
             trials.append([[float(level) for level in levels], float(score)])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"--out: {out} is not a file of cmjax tune ({error}); give another name"
         ) from None

@@ -146,8 +146,9 @@ def _root_of_samples(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
     # Of more samples than features, so is the smaller R of X = Q R. It is made of some samples at
     # a time: that of all follows from the R so far and the next samples.
     upper = np.zeros((0, features))
-    for first in range(0, samples, 4 * features):
-        centred = (values[first : first + 4 * features] - mean) / scale
+    at_once = max(4 * features, 4096)  # few features would make many small factorizations
+    for first in range(0, samples, at_once):
+        centred = (values[first : first + at_once] - mean) / scale
         upper = np.asarray(np.linalg.qr(np.concatenate([upper, centred]), mode="r"))
     return upper.T
 

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from cmjax.configs import is_int, shown
 from cmjax.evaluation.checks import as_features
 
-# Number of distances that are computed at a time: 64 MiB in float64.
-BLOCK = 2**23
+# Number of distances that are computed at a time: 16 MiB in float64, and about five such arrays.
+BLOCK = 2**21
 PRECISION = 1e-6  # of squared distances, relative
 
 
@@ -124,8 +124,7 @@ def _squared_distances(
         # Sums of D numbers are off by about D eps. Where little is left of the norms, which are
         # distances from the mean of all, too much of that is rounding.
         rounding = (x.shape[1] + 8) * np.finfo(np.float64).eps
-        error = rounding * norms
-        is_close = squares * PRECISION < error
+        is_close = squares < rounding / PRECISION * norms
 
         # There the squares are computed once more, with one of the samples as the origin: those
         # of all samples that are close to the same one at once.
@@ -137,12 +136,12 @@ def _squared_distances(
             origin = x[first + row]
             near_x = x[first + others] - origin
             near_y = y[columns] - origin
-            norms = np.einsum("nd,nd->n", near_x, near_x)[:, None]
-            norms = norms + np.einsum("nd,nd->n", near_y, near_y)
+            near_norms = np.einsum("nd,nd->n", near_x, near_x)[:, None]
+            near_norms = near_norms + np.einsum("nd,nd->n", near_y, near_y)
             block = np.ix_(others, columns)
-            squares[block] = norms - 2 * near_x @ near_y.T
-            error[block] = rounding * norms
+            squares[block] = near_norms - 2 * near_x @ near_y.T
+            norms[block] = near_norms
             is_close[block] = False
         if lowered:
-            squares -= error + PRECISION * np.abs(squares)
+            squares -= rounding * norms + PRECISION * np.abs(squares)
         yield rows, squares

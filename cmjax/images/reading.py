@@ -12,7 +12,7 @@ from cmjax.files import as_path, open_regular
 from cmjax.images.checks import LARGEST_PICTURE, MODES
 from cmjax.printing import one_line
 
-# Pillow's formats that are read. Others, such as EPS, would start programs.
+# Pillow's formats that are read. Of the others, EPS would start Ghostscript.
 FORMATS = (
     "PNG",
     "JPEG",

@@ -262,7 +262,7 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
         check_network(apply_fn)
         self.check_state(state)
         sample = as_samples("sample", sample)
-        scaled = self.scale_input(state, sample)
+        network_input = self.scale_input(state, sample)
 
         # Networks take one time per sample, f32[B], divided over devices like the samples.
         times = []
@@ -271,7 +271,12 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
             times.append(sharded_like(per_sample, sample))
         expected = self.output_shape(sample.shape)
         return call_network(
-            apply_fn, params, scaled, tuple(times), cond, output_shape=expected
+            apply_fn,
+            params,
+            network_input,
+            tuple(times),
+            cond,
+            output_shape=expected,
         )
 
     def step(

@@ -1,5 +1,6 @@
 """Docstrings that explain every field of a class, each field being written about only once."""
 
+import dataclasses
 import inspect
 import re
 from typing import TypeVar
@@ -18,7 +19,9 @@ def inherit_field_docs(cls: type[Class]) -> type[Class]:
     """
     explained = _all_explanations(cls)
     introduction, _, others = _sections(cls)
-    cls.__doc__ = introduction + _HEADING + "".join(explained.values()) + others
+    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    lines = [explained[name] for name in fields if name in explained]
+    cls.__doc__ = introduction + _HEADING + "".join(lines) + others
     return cls
 
 

@@ -26,7 +26,9 @@ from cmjax.training.train_step import TrainState
 
 STATE = "default"  # Orbax's name of the folder of the arrays in a checkpoint's
 DIGEST = "digest"  # name of the digest among the arrays of a checkpoint
-CLEANING = "_target_setting_result"  # in the names of Orbax's threads
+CLEANING = (
+    "_target_setting_result"  # in the names of Orbax's threads that clean up, or write
+)
 LONGEST_CLEANING = 10.0  # seconds that are waited for each of them
 SETTLING = 0.2  # seconds for the threads that read a checkpoint to end after an error
 
@@ -83,10 +85,10 @@ class Checkpoints:
         failure = None
         with self._silence:
             # Orbax removes unfinished folders in a thread, which fails if the manager is closed
-            # first.
+            # first. Its own `join` would raise what the thread raised, or that it takes long.
             for thread in threading.enumerate():
                 if CLEANING in thread.name:
-                    thread.join(LONGEST_CLEANING)
+                    threading.Thread.join(thread, LONGEST_CLEANING)
             try:
                 self._manager.close()
             except Exception as error:

@@ -261,18 +261,21 @@ def _mirror(batch, is_flipped):
     if "data_std" in batch:
         raise ValueError("flip would part latents from their data_std; leave it out")
 
-    # A low resolution or a mask would be of the picture that is not mirrored.
-    others = [name for name, value in batch.items() if name != "data" and value.ndim > 3]
-    if others:
-        raise ValueError(
-            f"flip would mirror data, but not {others[0]}; leave it out, or mirror both in your "
-            "own source"
-        )
     data = batch["data"]
     if data.ndim != 4:
         raise ValueError(
             f"flip needs images [H, W, C], got data of shape {data.shape[1:]}; leave it out"
         )
+
+    # A low resolution or a mask would be of the picture that is not mirrored.
+    for name, value in batch.items():
+        is_spatial = value.ndim > 3 or value.shape[1:3] == data.shape[1:3]
+        if name != "data" and is_spatial:
+            raise ValueError(
+                f"flip would mirror data, but not {name}; leave it out, or mirror both in your "
+                "own source"
+            )
+
     # Along the axis of the width, the third of [B, H, W, C].
     return {
         **batch,

@@ -139,9 +139,7 @@ def _difference(
                 if depends is None:
                     continue
                 reason = f", and {depends} depends on it"
-                way_out = (
-                    "resume with that, begin from its model (run.init) in another folder"
-                )
+                way_out = "resume with that, begin anew from its model (run.init)"
             has = shown(found_values.get(key))
             return f"{name}={has}, not {shown(values.get(key))}{reason}; {way_out}"
     return None

@@ -253,3 +253,18 @@ def test_a_model_that_is_replaced_while_it_is_loaded_is_loaded_again(tmp_path, m
     replaced = []
     monkeypatch.setattr(loading, "open_checkpoint", replaced_after_opening)
     chex.assert_trees_all_equal(cmjax.load(tmp_path / "model").params, later.params)
+
+
+def test_a_file_that_is_put_into_a_model_is_not_a_replacement(tmp_path, monkeypatch):
+    cmjax.save(tmp_path / "model", tiny.model())
+    open_checkpoint = loading.open_checkpoint
+
+    def written_meanwhile(*args, **options):
+        opened.append(open_checkpoint(*args, **options))
+        (tmp_path / "model" / f"log{len(opened)}.txt").write_text("")
+        return opened[-1]
+
+    opened = []
+    monkeypatch.setattr(loading, "open_checkpoint", written_meanwhile)
+    cmjax.load(tmp_path / "model")
+    assert len(opened) == 1

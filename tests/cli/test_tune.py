@@ -84,8 +84,13 @@ def test_trials_of_other_files_under_the_same_names_are_not_gone_on_from(folder)
 
 @pytest.mark.parametrize(
     "content",
-    ['{"search": [], "trials": []}', '{"search": "x", "trials": []}', "[" * 100_000],
-    ids=["list", "text", "nested"],
+    [
+        '{"search": [], "trials": []}',
+        '{"search": "x", "trials": []}',
+        '{"search": {}, "trials": [[[80, 2], 1%s]]}' % ("0" * 400),
+        "[" * 100_000,
+    ],
+    ids=["list", "text", "huge", "nested"],
 )
 def test_files_of_other_things_are_named(folder, content):
     (folder / "t.json").write_text(content)
@@ -98,4 +103,7 @@ def test_pictures_of_several_sizes_are_scaled(folder):
         Image.new("L", size, 10 * number).save(folder / "photos" / f"{number}.png")
     args = ["tune", "photos", *OPTIONS, "--trials", "2"]
     assert_one_line(CliRunner().invoke(main, args), "--size N scales all")
+    args += ["--out", "t.json"]
     succeeded(CliRunner().invoke(main, [*args, "--size", "4"]))
+    result = CliRunner().invoke(main, [*args, "--size", "5"])
+    assert_one_line(result, "--out: t.json is of a search with real_digest=")

@@ -522,8 +522,10 @@ def test_flip_does_not_part_arrays_of_one_picture():
     for name, message in (
         ("data_std", "flip would part latents from their data_std"),
         ("low_res", "flip would mirror data, but not low_res"),
+        ("mask", "flip would mirror data, but not mask"),
     ):
-        records = [{"data": picture, name: picture}] * 4
+        other = picture[..., 0] if name == "mask" else picture
+        records = [{"data": picture, name: other}] * 4
         with pytest.raises(ValueError, match=message):
             next(data.batches(records, 4, seed=0, flip=True))
         next(data.batches(records, 4, seed=0))

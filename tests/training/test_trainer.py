@@ -14,7 +14,7 @@ import pytest
 
 import cmjax
 from cmjax.models import compute_in
-from cmjax.training import losses, trainer
+from cmjax.training import checkpointing, losses, trainer
 from cmjax.training.checkpointing import CLEANING, Checkpoints
 from cmjax.training.losses.weighting import with_level_weight
 
@@ -405,3 +405,20 @@ def test_no_thread_that_cleans_up_outlives_the_checkpoints(tmp_path):
         with Checkpoints(tmp_path / str(number)) as checkpoints:
             checkpoints.restore(state)
         assert not [t.name for t in threading.enumerate() if CLEANING in t.name]
+
+
+def test_a_thread_of_orbax_does_not_hide_the_error_of_a_run(tmp_path, monkeypatch):
+    # Orbax's own `join` raises what the thread raised, or TimeoutError.
+    class Failing(threading.Thread):
+        def join(self, timeout=None):
+            raise TimeoutError
+
+    ended = threading.Event()
+    thread = Failing(target=ended.wait, name=f"Thread-9 ({CLEANING})")
+    monkeypatch.setattr(checkpointing, "LONGEST_CLEANING", 0.01)
+    thread.start()
+    try:
+        with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path):
+            1 / 0  # noqa: B018
+    finally:
+        ended.set()

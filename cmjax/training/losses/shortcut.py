@@ -149,10 +149,11 @@ class Shortcut(Loss):
         loss = jnp.mean(error)
 
         # The two parts, each a mean over its own samples.
+        share = self.consistency_fraction
         metrics = {
             "loss": loss,
-            "consistency_loss": _mean_where(is_compared, error),
-            "flow_loss": _mean_where(~is_compared, error),
+            "consistency_loss": _mean_of_share(is_compared, error, share),
+            "flow_loss": _mean_of_share(~is_compared, error, 1 - share),
         }
         return loss, metrics
 
@@ -221,7 +222,13 @@ class _Samples(NamedTuple):
         return first, others
 
 
-def _mean_where(chosen, error):
-    """Returns the mean of errors f32[B] where `chosen`, bool[B]; 0 if none is."""
-    count = jnp.maximum(jnp.sum(chosen), 1).astype(jnp.float32)
-    return jnp.sum(jnp.where(chosen, error, 0)) / count
+def _mean_of_share(chosen, error, share):
+    """Returns an estimate of the mean error of a share of the samples, f32[]; 0 for no share.
+
+    Of few samples none may be chosen. Divided by the expected number, the mean over many batches
+    is right all the same.
+    """
+    expected = error.shape[0] * share
+    if not expected:
+        return jnp.float32(0)
+    return jnp.sum(jnp.where(chosen, error, 0)) / expected
