@@ -665,3 +665,11 @@ def test_levels_without_signal_make_a_finite_table(name):
     state = SCHEDULERS[name](**betas).set_timesteps(4)
     assert state.alphas[1] < 1e-14
     chex.assert_tree_all_finite(state)
+
+
+def test_thresholding_leaves_samples_in_range_as_they_are():
+    with jax.enable_x64(True):
+        x = jnp.linspace(-0.9, 0.9, 7, dtype=jnp.float64)[None] / 3
+        found = dynamic_threshold(x, 0.9, 1.0)
+        assert found.dtype == jnp.float64
+        np.testing.assert_array_equal(found, x)

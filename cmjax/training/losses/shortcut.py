@@ -38,7 +38,8 @@ class Shortcut(Loss):
     path keeps noise of 1e-5 at the data. Here each sample serves only one of the two purposes. And
     lengths are drawn in equal shares, which the authors round in favour of length 1.
 
-    Metrics are `loss`, and its parts `flow_loss` and `consistency_loss`.
+    Metrics are `loss`, and its parts `flow_loss` and `consistency_loss`, sums of errors divided by
+    the number of samples that a part has on average.
 
     Attributes:
         scheduler: a `FlowMapEulerDiscreteScheduler`, which gives the network's times.
@@ -123,7 +124,6 @@ class Shortcut(Loss):
 
         # What is learned, `[B, ...]`: the mean velocity over two steps for the samples that compare
         # steps, which are among the first, and the velocity for the others.
-        is_compared = length > 1.5 / self.num_steps
         num_first = self._num_first(data.shape[0])
 
         # It may not close over arrays, such as the key of dropout.
@@ -133,7 +133,7 @@ class Shortcut(Loss):
             first, others = samples.parted(num_first)
             two_steps = self._two_steps(network, target_params, first)
             two_steps = two_steps.astype(others.velocity.dtype)
-            chosen = along_batch(first.length > 1.5 / self.num_steps, two_steps.ndim)
+            chosen = along_batch(self._compares(first.length), two_steps.ndim)
             learned = jnp.where(chosen, two_steps, first.velocity)
             return jnp.concatenate([learned, others.velocity])
 
@@ -149,6 +149,7 @@ class Shortcut(Loss):
         loss = jnp.mean(error)
 
         # The two parts, each a mean over its own samples.
+        is_compared = self._compares(length)
         share = self.consistency_fraction
         metrics = {
             "loss": loss,
@@ -156,6 +157,11 @@ class Shortcut(Loss):
             "flow_loss": _mean_of_share(~is_compared, error, 1 - share),
         }
         return loss, metrics
+
+    def _compares(self, length):
+        """Returns which samples compare steps, bool[B]: those of longer steps than the least."""
+        # The shortest step is 1 / num_steps, and the next one 2 / num_steps.
+        return length > 1.5 / self.num_steps
 
     def _num_first(self, count):
         """Returns the most samples of a batch of `count` that may compare steps: the first ones."""
