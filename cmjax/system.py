@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import functools
 import importlib.util
 import os
 import sys
@@ -92,6 +93,18 @@ def computes_on_cpu() -> bool:
         return platforms == "cpu"
     plugins = ("jax_plugins", "libtpu")  # those of GPUs share a package
     return not any(importlib.util.find_spec(name) for name in plugins)
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Returns whether the CPU multiplies matrices of bfloat16 by a unit of its own, Intel's AMX.
+
+    Only Linux says so. JAX has no question for it.
+    """
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,23 @@ def test_the_device_is_told_without_jax(monkeypatch, platforms, installed, expec
         "importlib.util.find_spec", lambda name: name if name in installed else None
     )
     assert system.computes_on_cpu() is expected
+
+
+@pytest.mark.parametrize(
+    "flags, expected", [("avx512f amx_bf16 amx_tile", True), ("avx2", False)]
+)
+def test_whether_the_cpu_has_amx(monkeypatch, flags, expected):
+    def read(path):
+        assert str(path) == "/proc/cpuinfo"
+        return f"flags\t\t: fpu {flags} sse\n"
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert system.has_amx.__wrapped__() is expected
+
+
+def test_a_system_that_does_not_say_has_no_amx(monkeypatch):
+    def read(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert system.has_amx.__wrapped__() is False

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax.arrays import is_symbolic
+from cmjax.models import amx
 from cmjax.models.layers import GroupNorm, add_residual, linear
 
 # 24 MiB in float32, about what CPUs keep near. XLA's products copy a factor of this size. If that
@@ -59,7 +60,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def _attend(q, k, v):
     """Attends within each head, `[..., T, C]`."""
     # Fused kernels do not differentiate in forward mode, which the continuous-time losses need.
-    scores = (q / math.sqrt(q.shape[-1])) @ k.swapaxes(-2, -1)
+    scores = amx.matmul(q / math.sqrt(q.shape[-1]), k.swapaxes(-2, -1))
     scores = scores.astype(jnp.float32)
 
     # softmax(scores) v. The division by the sum comes last: it is a pass over [T, C] then, and not
@@ -68,7 +69,7 @@ def _attend(q, k, v):
     largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
     total = weights.sum(axis=-1, keepdims=True)
-    mixed = (weights.astype(v.dtype) @ v).astype(jnp.float32) / total
+    mixed = amx.matmul(weights.astype(v.dtype), v).astype(jnp.float32) / total
     return mixed.astype(v.dtype)
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.arrays import is_symbolic
-from cmjax.models import winograd
+from cmjax.models import amx, winograd
 from cmjax.models.conv_in_loops import CHANNELS_LAST, Window, convolve, tangent
 
 # On CPUs, the number of pixels from which each form is the fastest, and the fewest channels for
@@ -104,7 +104,7 @@ def product_of_matrices(x: jax.Array, kernel: jax.Array) -> jax.Array:
     On CPUs, XLA is slow at the gradients of a batch of products, and quick at those of one product.
     """
     rows = x.reshape(-1, x.shape[-1])
-    return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    return amx.matmul(rows, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 @jax.custom_jvp
@@ -126,16 +126,20 @@ def _by_xla(x, kernel):
 
 @jax.custom_batching.custom_vmap
 def _on_cpu(x, kernel):
-    """Convolves by the fastest form for the size of the map, in float32 at least."""
-    # Transforms of 16 bits would lose what they cancel; a CPU computes them in float32 anyway.
+    """Convolves by the fastest form for the size of the map, with sums in float32 at least."""
     dtype = x.dtype
+    height, width = x.shape[1:3]
+    fewest_channels = min(kernel.shape[2:])
+    known = not is_symbolic(height) and not is_symbolic(width)
+    if known and amx.serves(dtype) and fewest_channels >= amx.CHANNELS:
+        return amx.conv3x3(x, kernel)
+
+    # Transforms of 16 bits would lose what they cancel; a CPU computes them in float32 anyway.
     if jnp.finfo(dtype).bits < 32:
         x = x.astype(jnp.float32)
         kernel = kernel.astype(jnp.float32)
-    height, width = x.shape[1:3]
-    if is_symbolic(height) or is_symbolic(width):
+    if not known:
         return _by_xla(x, kernel).astype(dtype)
-    fewest_channels = min(kernel.shape[2:])
     form = FORMS[form_on_cpus(height * width, fewest_channels)]
     return form(x, kernel).astype(dtype)
 
