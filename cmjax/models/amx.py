@@ -1,7 +1,7 @@
 """Products in bfloat16 on CPUs that have a unit for them, Intel's AMX.
 
-XLA uses the unit only if the products are summed and returned in float32. Then it is 3 to 6 times
-as fast as in float32; otherwise it takes longer than in float32 (docs/performance.md).
+XLA uses the unit only if the products are summed and returned in float32. Then they are 2.5 to 5
+times as fast as those of float32, and otherwise about as slow (docs/performance.md).
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from cmjax.arrays import is_symbolic
 from cmjax.system import has_amx
 
-# The fewest channels, in or out, for which a convolution is faster with it.
+# The fewest channels, in or out, for which a convolution is faster with the unit.
 CHANNELS = 128
 
 # Maps of so many pixels are convolved sample by sample, so that the sums stay in the cache.
