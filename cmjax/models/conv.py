@@ -32,6 +32,9 @@ PLAIN = {
     "out_sharding": None,
 }
 
+# Sequences with channels last, [B, L, C] and [length, C, O].
+SEQUENCES = ("NWC", "WIO", "NWC")
+
 # Each pixel by itself, and 3x3 pixels with a padding of one pixel.
 ONE_PIXEL = [Window(stride=1, before=0, after=0)] * 2
 PADDED = [Window(stride=1, before=1, after=1)] * 2
@@ -44,7 +47,7 @@ def convolution(
     padding: Any,
     **options: Any,
 ) -> jax.Array:
-    """Convolves channels-last maps; a `conv_general_dilated` for Flax's layers.
+    """Convolves channels-last maps or sequences; a `conv_general_dilated` for Flax's layers.
 
     A kernel of one pixel is a product of matrices. On CPUs so are kernels of 3x3 pixels, with
     stride 1 and a padding of one pixel. With at least 32 channels in and out, maps of at least
@@ -55,23 +58,44 @@ def convolution(
     its derivatives, of any order and in both modes, are XLA's.
 
     Args:
-        x: `[B, H, W, C]`.
-        kernel: `[height, width, C / groups, O]`, of the same dtype.
+        x: `[B, H, W, C]`, or `[B, L, C]`.
+        kernel: `[height, width, C / groups, O]`, or `[length, C / groups, O]`, of the same dtype.
         strides: of the rows and columns.
         padding: pixels before and after, for each, or a word that `jax.lax` knows.
         options: of `jax.lax.conv_general_dilated`.
 
     Returns:
-        The output, `[B, H', W', O]`, in the dtype of `x`, or the one that the options name.
+        The output, `[B, H', W', O]` or `[B, L', O]`, in the dtype of `x`, or the one that the
+        options name.
     """
-    # Words, groups, other types of the output, other layouts and numbers of axes are for XLA.
+    # Groups, other types of the output, other layouts and numbers of axes are for XLA.
     options = {"dimension_numbers": CHANNELS_LAST, **options}
-    if isinstance(padding, str) or not _is_plain(x, kernel, options):
+    if not _is_plain(x, kernel, options):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
+    num_axes = x.ndim - 2
+    spread = tuple(options.get("lhs_dilation") or (1,) * num_axes)
+    dilation = tuple(options.get("rhs_dilation") or (1,) * num_axes)
+    if isinstance(padding, str):
+        # JAX knows no word for transposed convolutions, and no number where the size is a symbol.
+        if set(spread) != {1} or any(map(is_symbolic, x.shape[1:-1])):
+            return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+        padding = _in_pixels(padding, x, kernel, strides, dilation)
+
+    # A sequence is a map of one row.
+    if num_axes == 1:
+        out = convolution(
+            x[:, None],
+            kernel[None],
+            (1, *strides),
+            ((0, 0), *padding),
+            lhs_dilation=(1, *spread),
+            rhs_dilation=(1, *dilation),
+            precision=options.get("precision"),
+        )
+        return out[:, 0]
+
     size = kernel.shape[:2]
-    spread = options.get("lhs_dilation") or (1, 1)
-    dilation = options.get("rhs_dilation") or (1, 1)
     windows = []
     for stride, (before, after), *others in zip(
         strides, padding, spread, dilation, strict=True
@@ -85,13 +109,22 @@ def convolution(
     return convolve(x, kernel, windows, options.get("precision"))
 
 
+def _in_pixels(word, x, kernel, strides, dilation):
+    """Returns the padding before and after, of each axis, that a word such as "SAME" stands for."""
+    # With holes in between, a kernel of k pixels covers (k - 1) * dilation + 1.
+    sizes = kernel.shape[:-2]
+    covered = [(k - 1) * holes + 1 for k, holes in zip(sizes, dilation, strict=True)]
+    return jax.lax.padtype_to_pads(x.shape[1:-1], covered, strides, word)
+
+
 def _is_plain(x, kernel, options):
-    """Whether a convolution is of `[B, H, W, C]` with `[h, w, C, O]`, without further options."""
-    if x.ndim != 4 or kernel.ndim != 4:
+    """Whether channels are last, along one or two axes of pixels, without further options."""
+    if x.ndim not in (3, 4) or kernel.ndim != x.ndim:
         return False
+    channels_last = CHANNELS_LAST if x.ndim == 4 else SEQUENCES
     own, given = (
         jax.lax.conv_dimension_numbers(x.shape, kernel.shape, layouts)
-        for layouts in (CHANNELS_LAST, options["dimension_numbers"])
+        for layouts in (channels_last, options["dimension_numbers"])
     )
     return own == given and all(
         options.get(name, value) == value for name, value in PLAIN.items()

@@ -76,6 +76,51 @@ def test_every_layer_of_flax_may_have_it(options):
     np.testing.assert_allclose(*outputs, atol=1e-2)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT"])
+@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"strides": 2}, {"kernel_dilation": 2}])
+def test_paddings_by_a_word_and_sequences(padding, axes, options):
+    options = {
+        name: value if name == "strides" else (value,) * axes
+        for name, value in options.items()
+    }
+    x, kernel = drawn((2, 13, 13, 32), 32)
+    if axes == 1:
+        x = x[:, 0]
+
+    def output_and_gradients(**chosen):
+        layer = nnx.Conv(
+            32, 32, (3,) * axes, padding=padding, rngs=nnx.Rngs(0), **options, **chosen
+        )
+        loss = nnx.jit(nnx.grad(lambda layer, x: jnp.sum(layer(x) ** 2), argnums=(0, 1)))
+        return layer(x), loss(layer, x)
+
+    expected = output_and_gradients()
+    actual = output_and_gradients(conv_general_dilated=conv.convolution)
+    chex.assert_trees_all_close(
+        jax.tree.leaves(actual), jax.tree.leaves(expected), rtol=1e-4, atol=2e-3
+    )
+
+
+def test_derivatives_of_sequences_have_the_fast_layout_within_a_loop():
+    x, kernel = drawn((2, 13, 13, 32), 32)
+    x, kernel = x[:, 0], kernel[0]
+
+    def gradient(x, kernel):
+        def loss(kernel):
+            out = conv.convolution(
+                x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+            )
+            return jnp.sum(out**2)
+
+        return jax.lax.scan(lambda k, _: (jax.grad(loss)(k), None), kernel, length=2)[0]
+
+    lowered = jax.jit(gradient).lower(x, kernel).as_text()
+    layouts = [line for line in lowered.splitlines() if "stablehlo.convolution" in line]
+    assert layouts
+    assert all("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line for line in layouts)
+
+
 @pytest.mark.parametrize("m", [2, 4])
 def test_minimal_filtering_is_exact_in_float64(m):
     with jax.enable_x64(True):
