@@ -507,3 +507,30 @@ def test_gradients_are_finite_where_nothing_is_known():
     slope = jax.grad(total)(0.3)
     difference = (total(0.3 + 1e-2) - total(0.3 - 1e-2)) / 2e-2
     np.testing.assert_allclose(slope, difference, rtol=1e-2)
+
+
+@pytest.mark.parametrize("weight", [0.02, 0.5, 0.98])
+@pytest.mark.parametrize("composed", [False, True])
+def test_what_a_mask_keeps_in_part_is_blended_once(weight, composed):
+    # Pixels are independent, N(0.2, 0.5^2): blended with what is not known about them, their mean
+    # is that of (1 - w) x0 + w image, and their deviation (1 - w) 0.5.
+    apply_fn, params = testing.gaussian_consistency_model(SCHEDULER, 0.2, 0.5)
+    image = np.random.default_rng(0).uniform(-1, 1, (4, 4, 3)).astype(np.float32)
+    constraint = inpaint(image, np.full((4, 4, 1), weight, np.float32))
+    if composed:
+        constraint = compose(constraint, lambda x0: x0)
+    x = edit(
+        KEY,
+        apply_fn,
+        params,
+        SCHEDULER,
+        constraint,
+        (2000, 4, 4, 3),
+        method="posterior",
+        sigmas=[80.0, 5.0, 1.0],
+        candidates=2,
+    )
+    expected = (1 - weight) * 0.2 + weight * image
+    deviation = (1 - weight) * 0.5
+    np.testing.assert_allclose(np.mean(x, 0), expected, atol=0.1 * deviation)
+    np.testing.assert_allclose(np.std(x, 0), deviation, rtol=0.1)

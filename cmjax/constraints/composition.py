@@ -27,6 +27,10 @@ class Compose:
         """Returns `x0`, `[B, ...]`, after all constraints."""
         return functools.reduce(lambda x, constraint: constraint(x), self.constraints, x0)
 
+    def certain(self) -> "Compose":
+        """Returns the constraints without what they keep in part only."""
+        return Compose(tuple(map(certain, self.constraints)))
+
     def measure(self, x0: jax.Array) -> tuple[Any, ...]:
         """Returns what each constraint compares with its own data, a pytree for each."""
         return tuple(measurable(each).measure(x0) for each in self.constraints)
@@ -57,6 +61,15 @@ def compose(*constraints: Constraint) -> Compose:
         **{f"constraints[{i}]": constraint for i, constraint in enumerate(constraints)}
     )
     return Compose(tuple(as_pytree(constraint) for constraint in constraints))
+
+
+def certain(constraint: Any) -> Any:
+    """Returns a constraint without what it keeps in part only, such as the soft edge of a mask.
+
+    Such a part has no value that a sample could be moved to: applied again and again, the weighted
+    mean of an image and a sample becomes the image, whatever the weight.
+    """
+    return constraint.certain() if hasattr(constraint, "certain") else constraint
 
 
 def measurable(constraint: Any) -> Any:

@@ -41,6 +41,10 @@ class Inpaint:
         """Returns what is compared with the image, `[B, ...]`: `x0` itself."""
         return x0
 
+    def certain(self) -> "Inpaint":
+        """Returns the constraint with weight 0 where the image is kept in part only."""
+        return dataclasses.replace(self, mask=jnp.floor(self.mask))
+
     def shifted(self, shift: jax.Array) -> "Inpaint":
         """Returns the constraint for the image plus `shift`, `[B, ...]`."""
         image = broadcast_to_samples("image", self.image, shift)
@@ -55,7 +59,7 @@ def inpaint(image: ArrayLike, mask: ArrayLike) -> Inpaint:
 
     Where the mask is 1, samples equal the image bit for bit. Where it is 0, they are the model's
     and the image is ignored (it may be NaN). In between they are the weighted mean of both, for
-    soft edges.
+    soft edges. With samplers that do not end in x0 (docs/editing.md), this holds for x0 only.
 
     Example:
         >>> import jax.numpy as jnp

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from cmjax.configs import shown
 from cmjax.constraints import Constraint, Inpaint, inpaint
 from cmjax.constraints.checks import broadcast_to_samples
-from cmjax.constraints.composition import measurable
+from cmjax.constraints.composition import certain, measurable
 from cmjax.meshes import with_automatic_axes
 from cmjax.tracing import as_pytree
 
@@ -39,6 +39,10 @@ class Decoded:
         """Returns by how much the constraint moves the pictures, `[B, H, W, C]`."""
         pictures = self.autoencoder.decode(latents)
         return self.constraint(pictures) - pictures
+
+    def certain(self) -> "Decoded":
+        """Returns the constraint without what it keeps in part only."""
+        return dataclasses.replace(self, constraint=certain(self.constraint))
 
     def measure(self, latents: jax.Array) -> Any:
         """Returns what the constraint compares with its data."""

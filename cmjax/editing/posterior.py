@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from cmjax.arrays import ApplyFn, as_reals, known_reals
 from cmjax.configs import is_int, shown
 from cmjax.constraints import Constraint
-from cmjax.constraints.composition import measurable
+from cmjax.constraints.composition import certain, measurable
 from cmjax.editing.noise_projection import PosteriorStep, Problem, project_noise
 from cmjax.meshes import batch_sharded_alike, carry_as_returned
 from cmjax.networks import check_network, num_classes, parse_cond
@@ -153,8 +153,14 @@ def _compiled(
             )
             return x0.astype(working)
 
+        # Soft edges of a mask are blended at the end. Until then they are not known.
         problem = Problem(
-            consistency, scheduler.bound, constraint, sigma_y, iterations, candidates
+            consistency,
+            scheduler.bound,
+            certain(constraint),
+            sigma_y,
+            iterations,
+            candidates,
         )
 
         # The pair of x0 and the noise of the measurements. Before the first level both are 0: the
