@@ -133,6 +133,24 @@ def test_it_trains_draws_logs_and_resumes_to_the_same_end(folder):
     assert ok(folder, "--out", parts, *decays).exit_code == 0  # finished: nothing to do
 
 
+def test_a_picture_that_a_kill_prevented_is_drawn_on_resuming(folder):
+    out = folder / "out"
+    options = ["--out", out, *changes("run.sample_every=3")]
+    ok(folder, *options)
+    middle = out / "samples_000003.png"
+    last = out / "samples_000006.png"
+    expected = [middle.read_bytes(), last.read_bytes()]
+
+    # Killed after the last checkpoint, and after the one of step 3.
+    last.unlink()
+    ok(folder, *options)
+    assert last.read_bytes() == expected[1]
+    middle.unlink()
+    (out / "checkpoints" / "6").rename(folder / "gone")
+    ok(folder, *options)
+    assert [middle.read_bytes(), last.read_bytes()] == expected
+
+
 def test_a_signal_saves_and_the_same_command_resumes(folder, monkeypatch):
     """In this process; further down, in processes of their own."""
     straight, parts = folder / "straight", folder / "parts"

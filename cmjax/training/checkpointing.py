@@ -200,9 +200,12 @@ class Checkpoints:
         return f"step {max(earlier)}" if earlier else "its beginning"
 
     def _write_error(self, error):
+        latest = self.latest()
+        last = (
+            "there is none yet" if latest is None else f"the last one is of step {latest}"
+        )
         return OSError(
-            f"cannot write a checkpoint in {self.folder}: {_first_line(error)}; "
-            f"the last one is of step {self.latest()}"
+            f"cannot write a checkpoint in {self.folder}: {_first_line(error)}; {last}"
         )
 
 

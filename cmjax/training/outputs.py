@@ -97,7 +97,7 @@ class Outputs:
         """Saves a picture of samples, if they are pictures."""
         if jax.process_index() != 0:
             return
-        picture = self.out / f"samples_{step:06d}.png"
+        picture = self._picture(step)
         if not save_samples(self.run, state, picture):
             return
         self.metrics_file.show(step, picture)
@@ -107,6 +107,15 @@ class Outputs:
             self.bar.say(f"samples of step {step:,} in {picture}")
             self.bar.restart()
         self.has_drawn = True
+
+    def draw_if_missing(self, step: int, state: TrainState) -> None:
+        """Saves the picture of a step that a run was stopped at before it was saved."""
+        if not self._picture(step).exists():
+            self.draw(step, state)
+
+    def _picture(self, step: int) -> Path:
+        """The file of the samples of a step."""
+        return self.out / f"samples_{step:06d}.png"
 
 
 def save_models(run: Run, state: TrainState, out: Path) -> None:

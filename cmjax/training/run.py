@@ -87,16 +87,23 @@ def train_until_stopped(
                 f"the checkpoint {checkpoints.folder / str(done)} is beyond "
                 f"run.steps={settings.steps}; remove it, or choose another folder"
             )
-        if done == settings.steps:
-            # The process may have ended between the last checkpoint and the model.
-            save_models(run, state, out)
-            return Trained(done, is_finished=True)
-
-        # Batches from here on. The first one is read at once, so that errors in it show early.
+        is_finished = done == settings.steps
         metrics_file = MetricsFile(out, done, settings.tensorboard, is_process_0)
-        bar = Bar(settings.steps, done=done, unit="step", doing="compiling", shown=shown)
+        bar = Bar(
+            settings.steps,
+            done=done,
+            unit="step",
+            doing="compiling",
+            shown=shown and not is_finished,
+        )
         outputs = Outputs(run, out, checkpoints, metrics_file, bar)
         with metrics_file, bar, out_of_memory("a larger run.accumulate needs less memory"):
+            # The process may have ended between a checkpoint and what is written after it.
+            if done and _draws(done, settings):
+                outputs.draw_if_missing(done, state)
+            if is_finished:
+                save_models(run, state, out)
+                return Trained(done, is_finished=True)
             trained = _take_steps(state, outputs)
         checkpoints.wait()
 
@@ -128,6 +135,8 @@ def _take_steps(state: TrainState, outputs: Outputs) -> Trained:
     settings = run.config.run
     bar = outputs.bar
     done = int(state.step)
+
+    # Batches from here on. The first one is read at once, so that errors in it show early.
     batches = run.batches(done)
     upcoming = next(batches)
     bar.say(in_lines(summarize(run, upcoming)))
