@@ -296,3 +296,28 @@ def test_gradient_check_catches_a_level_that_is_cut_off():
 
     with pytest.raises(AssertionError, match=r"the gradient by sigmas\[1\] = .* by diff"):
         testing.assert_differentiable(broken(weights=weights))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        cmjax.FlowMatchEulerDiscreteScheduler(),
+        cmjax.DDIMScheduler(
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+            prediction_type="v_prediction",
+            clip_sample=False,
+        ),
+    ],
+)
+def test_an_exact_network_begins_with_pure_noise(scheduler):
+    # The exact denoiser of N(0.6, 0.3^2). At pure noise the signal is 0.
+    def denoiser(params, x, sigma):
+        del params
+        return 0.6 + 0.09 / (0.09 + sigma**2) * (x - 0.6)
+
+    network = testing.network_of(scheduler.parametrization, denoiser)
+    samples = cmjax.sample(
+        jax.random.key(0), network, None, scheduler, (1000,), num_inference_steps=30
+    )
+    assert abs(np.mean(samples) - 0.6) < 0.05

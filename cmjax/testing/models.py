@@ -39,7 +39,9 @@ def network_of(
         # The sample x = alpha x0 + sigma z behind the network's input, then its x0 `[...]` in
         # EDM's terms.
         x = scaled.astype(jnp.float32) / c_in
-        x0 = x0_fn(params, x / alpha, sigma / alpha, **cond)
+        # Pure noise has no signal, alpha = 0: its level is finite, but beyond all others.
+        signal = jnp.maximum(alpha, 1e-6 * sigma)
+        x0 = x0_fn(params, x / signal, sigma / signal, **cond)
 
         # x0 = c_skip x + c_out F, solved for F. Where c_out is 0, F has no effect.
         known = jnp.abs(c_out) > 1e-6
