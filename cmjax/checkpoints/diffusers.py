@@ -90,11 +90,12 @@ def open_pipeline(path: Path) -> Checkpoint:
 
     # The network's folder, with the scheduler that only the pipeline knows.
     checkpoint = open_unet(path / "unet")
+    variant = variant_note(only_variant(path / "unet"))
     return dataclasses.replace(
         checkpoint,
         kind="diffusers pipeline",
         scheduler=scheduler_of_pipeline(path, parts),
-        note=variant_note(only_variant(path / "unet")),
+        note="; ".join(filter(None, [variant, _unread(parts)])),
         class_names=read_class_names(path, checkpoint.config.num_class_embeds),
     )
 
@@ -240,6 +241,20 @@ def layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
     elif name.endswith("kernel") and ndim == 2:
         axes = (1, 0)  # dense layers are stored [out, in]
     return re.sub(r"(kernel|scale|embedding)$", "weight", name), axes
+
+
+def _unread(parts: Mapping[str, Any]) -> str:
+    """Says which models of a pipeline are not read, such as another autoencoder, or ""."""
+    others = []
+    for name, value in parts.items():
+        is_model = isinstance(value, list) and value and value[0] is not None
+        if is_model and name not in ("unet", "scheduler", "vae"):
+            others.append(name)
+    if not others:
+        return ""
+    return (
+        f"{', '.join(others)} of the pipeline is not read: samples are what the unet makes"
+    )
 
 
 def variant_note(variant: str) -> str:

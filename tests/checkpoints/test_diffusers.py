@@ -165,6 +165,17 @@ def test_a_variant_with_a_dot_in_its_name(folder):
     assert "variant 'ema.1'" in open_checkpoint(folder).note
 
 
+def test_parts_that_are_not_read_are_named(folder):
+    edit(
+        folder / "model_index.json",
+        vqvae=["diffusers", "VQModel"],
+        safety_checker=[None, None],
+    )
+    assert open_checkpoint(folder).note == (
+        "vqvae of the pipeline is not read: samples are what the unet makes"
+    )
+
+
 def test_a_square_size_as_a_pair(folder):
     edit(folder / "unet" / "config.json", sample_size=[4, 4])
     assert open_checkpoint(folder).config.sample_size == 4
