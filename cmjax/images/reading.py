@@ -36,7 +36,8 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
 
     Args:
         path: a PNG, JPEG or other still picture of 8 bits per channel, gray or colour, without
-            transparency: wholly opaque.
+            transparency: wholly opaque. Of colours with 16 bits per channel the high bits are
+            taken; gray pictures of 16 bits are refused.
         channels: 1 for gray or 3 for colour; pictures of the other kind are converted.
 
     Returns:

@@ -171,8 +171,9 @@ def from_linen(
 def compute_in(apply_fn: ApplyFn, dtype: Any) -> ApplyFn:
     """Returns a network that computes in `dtype`, such as bfloat16.
 
-    The parameters, the output and the times keep their dtypes. cmjax's own networks compute in the
-    dtype of their input, whatever that of their parameters.
+    `x` is cast to it; the parameters, the output and the times keep their dtypes. cmjax's own
+    networks compute in the dtype of their input, whatever that of their parameters. Flax's layers
+    promote both, so give them `dtype=` as well.
 
     Example:
         >>> import jax.numpy as jnp
