@@ -97,7 +97,7 @@ class Outputs:
         """Saves a picture of samples, if they are pictures."""
         if jax.process_index() != 0:
             return
-        picture = self._picture(step)
+        picture = _picture(self.out, step)
         if not save_samples(self.run, state, picture):
             return
         self.metrics_file.show(step, picture)
@@ -108,14 +108,17 @@ class Outputs:
             self.bar.restart()
         self.has_drawn = True
 
-    def draw_if_missing(self, step: int, state: TrainState) -> None:
-        """Saves the picture of a step that a run was stopped at before it was saved."""
-        if not self._picture(step).exists():
-            self.draw(step, state)
 
-    def _picture(self, step: int) -> Path:
-        """The file of the samples of a step."""
-        return self.out / f"samples_{step:06d}.png"
+def draw_if_missing(run: Run, state: TrainState, out: Path) -> None:
+    """Saves the picture of samples of a state if there is none, as `Outputs.draw` does."""
+    picture = _picture(out, int(state.step))
+    if jax.process_index() == 0 and not picture.exists():
+        save_samples(run, state, picture)
+
+
+def _picture(out: Path, step: int) -> Path:
+    """Returns the file of the samples of a step."""
+    return out / f"samples_{step:06d}.png"
 
 
 def save_models(run: Run, state: TrainState, out: Path) -> None:

@@ -13,7 +13,7 @@ from cmjax.progress import Bar
 from cmjax.training.checkpointing import Checkpoints
 from cmjax.training.config import TrainConfig
 from cmjax.training.folder import open_folder
-from cmjax.training.outputs import Outputs, save_models
+from cmjax.training.outputs import Outputs, draw_if_missing, save_models
 from cmjax.training.reports import MetricsFile, in_lines, summarize
 from cmjax.training.sections import RunSection
 from cmjax.training.setup import Run, make_run
@@ -87,23 +87,14 @@ def train_until_stopped(
                 f"the checkpoint {checkpoints.folder / str(done)} is beyond "
                 f"run.steps={settings.steps}; remove it, or choose another folder"
             )
-        is_finished = done == settings.steps
+        _complete(run, state, out)
+        if done == settings.steps:
+            return Trained(done, is_finished=True)
+
         metrics_file = MetricsFile(out, done, settings.tensorboard, is_process_0)
-        bar = Bar(
-            settings.steps,
-            done=done,
-            unit="step",
-            doing="compiling",
-            shown=shown and not is_finished,
-        )
+        bar = Bar(settings.steps, done=done, unit="step", doing="compiling", shown=shown)
         outputs = Outputs(run, out, checkpoints, metrics_file, bar)
         with metrics_file, bar, out_of_memory("a larger run.accumulate needs less memory"):
-            # The process may have ended between a checkpoint and what is written after it.
-            if done and _draws(done, settings):
-                outputs.draw_if_missing(done, state)
-            if is_finished:
-                save_models(run, state, out)
-                return Trained(done, is_finished=True)
             trained = _take_steps(state, outputs)
         checkpoints.wait()
 
@@ -127,6 +118,16 @@ def _prepare(run: Run, out: Path, latest: int | None, shown: bool) -> None:
     # what it failed on.
     if latest is None:
         run.inspect_data(shown=shown)
+
+
+def _complete(run: Run, state: TrainState, out: Path) -> None:
+    """Writes what the process may have been ended before: all that follows a checkpoint."""
+    step = int(state.step)
+    settings = run.config.run
+    if step == settings.steps:
+        save_models(run, state, out)
+    if step and _draws(step, settings):
+        draw_if_missing(run, state, out)
 
 
 def _take_steps(state: TrainState, outputs: Outputs) -> Trained:
