@@ -25,6 +25,7 @@ from cmjax.model_sampling import (
 from cmjax.models.registry import sample_shape
 from cmjax.networks import check_network
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
+from cmjax.parametrization.conversion import read_alike
 from cmjax.sampling import sample
 from cmjax.sampling_inputs import check_scheduler
 from cmjax.schedulers import Scheduler, StepOutput
@@ -343,6 +344,9 @@ class Model:
         A scheduler that solves the probability-flow ODE or an SDE needs a denoiser. The network is
         then read as one, that is, without the boundary condition of consistency models.
 
+        `cmjax.save` takes the model if the network needs no adapting: if the scheduler is of the
+        same class, or has the same parametrization, as most have that share training times.
+
         Args:
             scheduler: the new scheduler, of the class that the network was trained for or any to
                 which it can be adapted; see `cmjax.parametrization.adapt`.
@@ -356,9 +360,9 @@ class Model:
         source = self.trained_for or self.scheduler
         network = self.unadapted or self.apply_fn
 
-        # A scheduler of the class that it was trained for takes the network as it is. Its options
-        # then say what the network means.
-        if type(scheduler) is type(source):
+        # A scheduler of the class that it was trained for takes the network as it is: its options
+        # then say what the network means. So does one that reads the output in the same way.
+        if type(scheduler) is type(source) or read_alike(source, scheduler):
             return dataclasses.replace(
                 self,
                 apply_fn=network,

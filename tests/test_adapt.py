@@ -1,5 +1,7 @@
 """Networks of EDM levels under other samplers: what is adapted, what is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from cmjax.schedulers import (
     SCMScheduler,
 )
 from cmjax.testing import gaussian_consistency_model
+from tests.support import networks
 
 MEAN, STD = 0.3, 0.5
 EDM = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
@@ -84,6 +87,23 @@ def test_a_consistency_model_has_the_right_moments_under_other_consistency_sampl
     bias = MEAN * STD / 14.6 if isinstance(scheduler, LCMScheduler) and steps == 1 else 0
     assert abs(float(samples.mean()) - MEAN) < bias + 5 * STD / 20_000**0.5
     assert abs(float(samples.std()) - STD) < 0.002 + 5 * STD / (2 * 20_000) ** 0.5
+
+
+def test_a_scheduler_of_the_same_parametrization_is_saved(tmp_path):
+    trained = networks.model(scheduler=cmjax.DDPMScheduler())
+    model = trained.with_scheduler(cmjax.DDIMScheduler(clip_sample=False))
+    assert model.apply_fn is trained.apply_fn and model.trained_for is None
+    cmjax.save(tmp_path / "ddim", model)
+    loaded = cmjax.load(tmp_path / "ddim")
+    assert loaded.scheduler == model.scheduler
+
+    # The same as by way of x0.
+    adapted = adapt(trained.apply_fn, trained.scheduler, model.scheduler)
+    by_x0 = dataclasses.replace(model, apply_fn=adapted)
+    samples = [
+        each.sample(jax.random.key(0), 2, num_inference_steps=3) for each in (loaded, by_x0)
+    ]
+    np.testing.assert_allclose(*samples, atol=1e-4)
 
 
 def test_with_scheduler_keeps_the_network_of_the_same_kind():

@@ -351,7 +351,7 @@ def save(
         own = type(model.trained_for).__name__
         raise ValueError(
             f"model is adapted to {adapted}, which files do not store; save the {own} model that "
-            "it was made of"
+            "it was made of, and call with_scheduler after loading it"
         )
 
     # What cannot be loaded again does not take the place of what could.

@@ -175,6 +175,20 @@ def adapt(
     return cached_unless_tracing(_adapted, apply_fn, source, target, denoiser)
 
 
+def read_alike(source: Any, other: Any) -> bool:
+    """Returns whether two schedulers read a network's output alike, as a denoiser's too.
+
+    If so, a network for one of them is one for the other. A boundary condition has to be taken off
+    for a denoiser, and networks that take two times are trained for their own scheduler.
+    """
+    if getattr(source, "num_times", 1) != 1:
+        return False
+    own = getattr(source, "parametrization", None)
+    if not isinstance(own, Parametrization):
+        return False
+    return own == getattr(other, "parametrization", None) == own.without_boundary()
+
+
 def one_time_parametrization(name: str, scheduler: Any) -> Parametrization:
     """Returns the parametrization of a scheduler whose networks take one time.
 
