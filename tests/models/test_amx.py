@@ -16,13 +16,16 @@ from tests.support import networks
 ROUNDING = 2**-8
 
 
-@pytest.fixture(params=[True, False], ids=["with AMX", "without"], autouse=True)
-def has_amx(request, monkeypatch):
-    """Runs each test as on a CPU with the unit, and as on one without."""
-    # What was traced before would be taken again.
-    jax.clear_caches()
-    monkeypatch.setattr(amx, "has_amx", lambda: request.param)
-    yield request.param
+@pytest.fixture(
+    params=[True, False], ids=["with AMX", "without"], scope="module", autouse=True
+)
+def has_amx(request):
+    """Runs all tests as on a CPU with the unit, and then as on one without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(amx, "has_amx", lambda: request.param)
+        # What was traced before would be taken again.
+        jax.clear_caches()
+        yield request.param
     jax.clear_caches()
 
 
