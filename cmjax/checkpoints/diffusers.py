@@ -90,12 +90,11 @@ def open_pipeline(path: Path) -> Checkpoint:
 
     # The network's folder, with the scheduler that only the pipeline knows.
     checkpoint = open_unet(path / "unet")
-    variant = variant_note(only_variant(path / "unet"))
     return dataclasses.replace(
         checkpoint,
         kind="diffusers pipeline",
         scheduler=scheduler_of_pipeline(path, parts),
-        note="; ".join(filter(None, [variant, _unread(parts)])),
+        note=pipeline_note(path, parts, "unet"),
         class_names=read_class_names(path, checkpoint.config.num_class_embeds),
     )
 
@@ -243,18 +242,28 @@ def layout(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
     return re.sub(r"(kernel|scale|embedding)$", "weight", name), axes
 
 
-def _unread(parts: Mapping[str, Any]) -> str:
-    """Says which models of a pipeline are not read, such as another autoencoder, or ""."""
+def pipeline_note(path: Path, parts: Mapping[str, Any], network: str) -> str:
+    """Says what of a pipeline is not as its user may expect, or "".
+
+    Args:
+        path: its folder.
+        parts: its index.
+        network: the name of its network's folder.
+    """
+    # Another model than these, such as an autoencoder of another name, is not read.
     others = []
     for name, value in parts.items():
         is_model = isinstance(value, list) and value and value[0] is not None
-        if is_model and name not in ("unet", "scheduler", "vae"):
+        if is_model and name not in (network, "scheduler", "vae"):
             others.append(name)
-    if not others:
-        return ""
-    return (
-        f"{', '.join(others)} of the pipeline is not read: samples are what the unet makes"
-    )
+    unread = ""
+    if others:
+        names = ", ".join(others)
+        unread = (
+            f"{names} of the pipeline is not read: samples are what the {network} makes"
+        )
+    variant = variant_note(only_variant(path / network))
+    return "; ".join(filter(None, [variant, unread]))
 
 
 def variant_note(variant: str) -> str:

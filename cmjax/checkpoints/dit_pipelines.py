@@ -65,7 +65,7 @@ def open_pipeline(path: Path, index: Mapping[str, Any]) -> Checkpoint:
         checkpoint,
         kind="diffusers pipeline",
         scheduler=scheduler,
-        note=diffusers.variant_note(only_variant(path / PART)),
+        note=diffusers.pipeline_note(path, index, PART),
         class_names=class_names,
     )
 

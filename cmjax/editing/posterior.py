@@ -154,13 +154,9 @@ def _compiled(
             return x0.astype(working)
 
         # Soft edges of a mask are blended at the end. Until then they are not known.
+        known = certain(constraint)
         problem = Problem(
-            consistency,
-            scheduler.bound,
-            certain(constraint),
-            sigma_y,
-            iterations,
-            candidates,
+            consistency, scheduler.bound, known, sigma_y, iterations, candidates
         )
 
         # The pair of x0 and the noise of the measurements. Before the first level both are 0: the

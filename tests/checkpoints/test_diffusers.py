@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import cmjax
 from cmjax.checkpoints import diffusers, open_checkpoint, unet_config_files
-from cmjax.models import PRESETS, UNet2DConfig
+from cmjax.models import PRESETS, DiTTransformer2DConfig, UNet2DConfig
 from tests.support import networks
 
 CONFIG = UNet2DConfig(
@@ -173,6 +173,19 @@ def test_parts_that_are_not_read_are_named(folder):
     )
     assert open_checkpoint(folder).note == (
         "vqvae of the pipeline is not read: samples are what the unet makes"
+    )
+
+
+def test_so_are_those_of_a_pipeline_with_a_transformer(tmp_path):
+    config = DiTTransformer2DConfig(
+        num_attention_heads=2, attention_head_dim=8, num_layers=1, num_embeds_ada_norm=3
+    )
+    model = networks.model(config, scheduler=cmjax.DDIMScheduler(clip_sample=False))
+    cmjax.save(tmp_path / "dit", model, to="diffusers")
+    assert open_checkpoint(tmp_path / "dit").note == ""
+    edit(tmp_path / "dit" / "model_index.json", safety_checker=["diffusers", "Checker"])
+    assert "safety_checker of the pipeline is not read" in (
+        open_checkpoint(tmp_path / "dit").note
     )
 
 

@@ -120,3 +120,17 @@ def test_the_only_checkpoint_has_none_before_it(copy):
     cut("default/_METADATA")(copy / "checkpoints" / "6")
     with pytest.raises(ValueError, match="remove it, and the run continues from its begin"):
         restore(copy)
+
+
+@pytest.mark.parametrize("step, last", [(None, "there is none yet"), (3, "is of step 3")])
+def test_an_error_of_writing_says_what_there_is(tmp_path, monkeypatch, step, last):
+    def fail(*_, **__):
+        raise OSError("No space left on device")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        if step is not None:
+            checkpoints.save(state_of(step))
+            checkpoints.wait()
+        monkeypatch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(OSError, match=f"No space left on device; .*{last}"):
+            checkpoints.save(state_of(6))
