@@ -766,6 +766,15 @@ def test_misuse(name, wrap):
         wrap(misuse)()
 
 
+@pytest.mark.parametrize("method", ["projection", "posterior"])
+def test_a_constraint_that_changes_the_shape_is_called_by_its_name(method):
+    def cropped(x0):
+        return x0[:, :2]
+
+    with pytest.raises(ValueError, match="the constraint must return x0 in the shape"):
+        editing.edit(KEY, network, None, SCHEDULER, cropped, SHAPE, method=method)
+
+
 @pytest.mark.parametrize("name", ["init", "state", "constrain"])
 def test_edit_takes_nothing_that_it_makes_itself(name):
     with pytest.raises(TypeError, match=name):

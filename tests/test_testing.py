@@ -122,6 +122,12 @@ def test_checks_catch_what_they_are_for(check, methods):
         check(broken(**methods))
 
 
+def test_a_gradient_that_is_not_finite_is_not_called_the_levels():
+    scheduler = broken(scale_input=nan_gradient)
+    with pytest.raises(AssertionError, match=r"gradient by state.sigmas.* is not finite"):
+        testing.assert_differentiable(scheduler)
+
+
 def test_batch_invariance_check_catches_neighbours():
     with pytest.raises(AssertionError):
         testing.assert_batch_invariant(network, None, broken(denoise=neighbours), (3, 2))
@@ -243,7 +249,7 @@ def test_checks_cannot_be_switched_off():
                 check(broken(**methods), 1)
         with pytest.raises(ValueError, match=r"model_output \(2, 1\), sample \(2, 3\)"):
             cmjax.sample(jax.random.key(0), lambda p, x, t: x[:, :1], None, Base(), (2, 3))
-        with pytest.raises(ValueError, match="constrained"):
+        with pytest.raises(ValueError, match="the constraint must return x0 in the shape"):
             cmjax.sample(
                 jax.random.key(0),
                 network,

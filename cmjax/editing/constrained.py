@@ -17,7 +17,7 @@ from cmjax.editing.posterior import sample_posterior
 from cmjax.editing.strokes import noised
 from cmjax.sampling import sample
 from cmjax.sampling_inputs import check_scheduler
-from cmjax.schedulers.checks import check_sample_shape
+from cmjax.schedulers.checks import apply_constraint, check_sample_shape
 from cmjax.schedulers.consistency import CMStochasticIterativeScheduler
 
 METHODS = ("projection", "posterior")
@@ -229,7 +229,7 @@ def _project(
 ):
     """Algorithm 4: the loop of `cmjax.sample` with a constraint."""
     # Algorithm 4, lines 2 and 3: the known part of the image, `[B, ...]`, plus noise.
-    known = constraint(jnp.zeros(shape, dtype))
+    known = apply_constraint(constraint, jnp.zeros(shape, dtype))
     return sample(
         key,
         apply_fn,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import as_floats, check_shapes, concrete, is_symbolic
+from cmjax.arrays import as_floats, concrete, is_symbolic
 from cmjax.configs import LARGEST, is_finite, is_int, shown
 
 
@@ -75,7 +75,11 @@ def apply_constraint(
         ValueError: if the constraint returns anything but floats in the shape of the estimate.
     """
     constrained = as_floats("constrain's result", constrain(denoised))
-    check_shapes(constrained=constrained, denoised=denoised)
+    if constrained.shape != denoised.shape:
+        raise ValueError(
+            f"the constraint must return x0 in the shape that it gets, {denoised.shape}, "
+            f"got {constrained.shape}"
+        )
     return constrained.astype(denoised.dtype)
 
 

@@ -66,7 +66,13 @@ def assert_differentiable(scheduler: Scheduler, num_steps: int = 3) -> None:
     gain = jnp.float32(0.7)
     _, reverse, forward = differentiate(gain, levels, shift)
     by_gain, by_levels, by_shift = reverse
-    assert_finite({"gain": by_gain, "sigmas": by_levels, "state.sigmas": by_shift})
+    assert_finite(
+        {
+            "gradient by the network": by_gain,
+            "gradient by sigmas": by_levels,
+            "gradient by state.sigmas": by_shift,
+        }
+    )
     assert_close(forward, by_gain, rtol=1e-3, atol=1e-3)
     if at_levels is None:
         return
