@@ -181,7 +181,7 @@ def _state_of_levels(scheduler, name, value):
 def _cached_state(scheduler, name, dtype, values, mesh):
     """The state for known levels; `mesh` only distinguishes the states that are kept."""
     del mesh
-    # Computing it, one operation at a time, takes a hundred times as long as looking it up.
+    # Computing it takes a hundred times as long as looking it up.
     return scheduler.set_timesteps(**{name: np.array(values, dtype)})
 
 

@@ -193,10 +193,26 @@ def _at_index(index, table):
 
 
 def _between_indices(index, table):
-    """The entries at fractional indices, interpolated linearly."""
-    return jnp.interp(index, jnp.arange(len(table), dtype=jnp.float32), table)
+    """The entries at fractional indices, interpolated linearly; beyond the ends those there."""
+    last = len(table) - 1
+    floor = jnp.clip(jnp.floor(index), 0, last - 1)
+    lower = floor.astype(jnp.int32)
+    between = table[lower] + (index - floor) * (table[lower + 1] - table[lower])
+    return jnp.where(index < 0, table[0], jnp.where(index > last, table[-1], between))
 
 
 def _place_of(value, table):
     """The fractional indices of values in a table that ascends: `_between_indices` inverted."""
-    return jnp.interp(value, table, jnp.arange(len(table), dtype=jnp.float32))
+    # The neighbours of each value. Without a loop, which XLA runs while it compiles wherever the
+    # values are constants of the program: longer than it takes to compile all the rest of a run.
+    last = len(table) - 1
+    above = jnp.searchsorted(table, value, side="right", method="scan_unrolled")
+    upper = jnp.clip(above, 1, last)
+    lower = upper - 1
+
+    # Neighbours may be equal in float32.
+    width = table[upper] - table[lower]
+    share = (value - table[lower]) / jnp.where(width > 0, width, 1)
+    share = jnp.where(width > 0, share, 1)
+    place = lower.astype(jnp.float32) + share
+    return jnp.where(value < table[0], 0, jnp.where(value > table[-1], last, place))

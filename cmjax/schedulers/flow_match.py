@@ -132,6 +132,10 @@ class FlowMatchScheduler(FlowScheduler):
             ValueError: if not exactly one is given, `mu` is missing or of no use, or for values
                 that break these rules.
         """
+        if mu is None:
+            return super().set_timesteps(
+                num_inference_steps, timesteps=timesteps, sigmas=sigmas
+            )
         name, value = exactly_one(
             num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas
         )

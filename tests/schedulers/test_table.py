@@ -11,7 +11,7 @@ import pytest
 import cmjax
 from cmjax import testing
 from cmjax.parametrization import EDM
-from cmjax.schedulers import EDMScheduler, Scheduler, Weights, scheduler_like
+from cmjax.schedulers import SCHEDULERS, EDMScheduler, Scheduler, Weights, scheduler_like
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.weights import alternate
 
@@ -186,3 +186,39 @@ def test_what_is_no_table_is_named(weights, message):
 
     with pytest.raises(ValueError, match=message):
         Mistaken().set_timesteps(2)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("levels", ["num_inference_steps", "timesteps"])
+def test_a_run_begins_by_one_program(name, levels, caplog):
+    scheduler = SCHEDULERS[name](beta_end=0.0123)
+
+    def begin(n):
+        value = n if levels == "num_inference_steps" else list(range(900, 900 - n, -1))
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+            state = scheduler.set_timesteps(**{levels: value})
+        compiled = [each for each in caplog.messages if each.startswith("Finished XLA")]
+        return state, len(compiled)
+
+    state, programs = begin(11)
+    assert programs == 1
+    assert begin(11)[1] == 0
+    assert state.num_steps == 11 and state.scheduler is scheduler
+
+
+def test_what_begins_a_run_is_found_by_type_too():
+    # 2 == 2.0 and 1 == True, also as keys of a cache.
+    scheduler = cmjax.EulerDiscreteScheduler()
+    for right, wrong in ((2, 2.0), (1, True)):
+        scheduler.set_timesteps(right)
+        with pytest.raises(ValueError, match="num_inference_steps must be an integer"):
+            scheduler.set_timesteps(wrong)
+
+
+def test_errors_come_without_notes_of_jax():
+    scheduler = cmjax.EulerDiscreteScheduler()
+    for levels in ({"num_inference_steps": 1001}, {"timesteps": [5, 6]}):
+        with pytest.raises(ValueError) as error:
+            scheduler.set_timesteps(**levels)
+        assert not getattr(error.value, "__notes__", [])
