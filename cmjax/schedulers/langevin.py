@@ -36,18 +36,26 @@ def langevin_weights(row: Weights, ratio: jax.Array, snr: float) -> Weights:
     return row._replace(eps=eps, noise=row.noise * ratio)
 
 
-def ratio_of_norms(above: jax.Array, below: jax.Array) -> jax.Array:
-    """Returns |above| / |below| of each sample `[B, ...]`, f32[B].
+def ratio_of_norms(noise: jax.Array, eps: jax.Array, error: jax.Array) -> jax.Array:
+    """Returns |noise| / |eps| of each sample, f32[B].
 
-    Where either is 0 it is 0, with the gradient 0: a step without direction is none.
+    Where either is 0, or eps not larger than its own rounding error, it is 0, with the gradient 0:
+    a step without direction is none.
+
+    Args:
+        noise: `[B, ...]`.
+        eps: `[B, ...]`.
+        error: of the entries of eps, `[B, ...]`.
     """
-
-    def squared_norm(x):
-        square = jnp.square(at_least_float32(x))
-        return jnp.sum(square, axis=tuple(range(1, x.ndim))).astype(jnp.float32)
-
-    top = squared_norm(above)
-    bottom = squared_norm(below)
-    known = (top > 0) & (bottom > _SMALLEST)
+    top = _squared_norm(noise)
+    bottom = _squared_norm(eps)
+    least = jnp.maximum(_SMALLEST, _squared_norm(error))
+    known = (top > 0) & (bottom > least)
     square = jnp.where(known, top, 1) / jnp.where(known, bottom, 1)
     return jnp.where(known, jnp.sqrt(square), 0)
+
+
+def _squared_norm(x):
+    """The sum of the squares of each sample `[B, ...]`, f32[B]."""
+    square = jnp.square(at_least_float32(x))
+    return jnp.sum(square, axis=tuple(range(1, x.ndim))).astype(jnp.float32)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cmjax.arrays import at_least_float32, scaled
 from cmjax.parametrization import VESDE
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.exploding import ExplodingScheduler
@@ -121,7 +122,14 @@ class ScoreSdeVeScheduler(ExplodingScheduler):
         """Returns the weights of a call: of the corrector's, f32[B] each, by norms."""
         if self.correct_steps == 0:
             return row
-        ratio = ratio_of_norms(arrays.noise, arrays.eps)
+
+        # eps is (x - x0) / sigma, and so has the rounding of x0, of up to half of its last digit.
+        # Where that is all of eps, as in bfloat16 at low levels, a step by its norm could be of any
+        # size.
+        x0 = jax.lax.stop_gradient(arrays.x0)
+        half_a_digit = float(jnp.finfo(x0.dtype).eps) / 2
+        error = scaled(half_a_digit / state.sigma, at_least_float32(x0))
+        ratio = ratio_of_norms(arrays.noise, arrays.eps, error)
 
         # The last call at each level is the predictor's, whose row is not scaled.
         is_last = state.step_index % (self.correct_steps + 1) == self.correct_steps

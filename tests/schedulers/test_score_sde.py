@@ -166,6 +166,19 @@ def test_a_score_or_noise_of_zero_leaves_the_sample_with_finite_gradients(zero):
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_corrector_takes_no_steps_by_the_rounding_of_16_bits(dtype):
+    # At low levels x and x0 differ by less than a digit. By the norm of that, steps once led to
+    # samples of size 10,000.
+    scheduler = ScoreSdeVeScheduler(sigma_max=50.0)
+    network = testing.network_of(scheduler.parametrization, x0_of_gaussian)
+    options = {"num_inference_steps": 100, "dtype": dtype}
+    x = cmjax.sample(KEY, network, None, scheduler, (4, 8, 8, 3), **options)
+    x = np.asarray(x, np.float32)
+    assert abs(x.mean() - MEAN) < 0.1
+    assert x.std() < 1.5 * STD
+
+
 def test_the_network_is_told_sigma_at_each_call_of_corrector_and_predictor():
     scheduler = ScoreSdeVeScheduler(correct_steps=2, sampling_eps=0.1)
     state = scheduler.set_timesteps(3)
