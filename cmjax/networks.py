@@ -130,12 +130,18 @@ def check_output(
         output_shape: the shape; None for that of the sample.
         name: what the error calls the array.
     """
+    twice = (*sample.shape[:-1], 2 * sample.shape[-1])
     if output_shape in (None, sample.shape):
+        if model_output.shape == twice:
+            raise ValueError(
+                f"{name} {twice} has twice the channels of sample {sample.shape}; where a network "
+                "predicts variances too, return the first half: jnp.split(output, 2, -1)[0]"
+            )
         check_shapes(**{name: model_output, "sample": sample})
     elif model_output.shape != output_shape:
         # Twice the channels: a prediction, and its variance in the second half.
         hint = ""
-        if output_shape == (*sample.shape[:-1], 2 * sample.shape[-1]):
+        if output_shape == twice:
             hint = "; set another variance_type for a network that predicts no variance"
         raise ValueError(
             f"{name} must have shape {output_shape} for samples {sample.shape}, "

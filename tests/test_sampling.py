@@ -303,7 +303,10 @@ MISUSE = {
     "init of another shape": (dict(init=jnp.zeros((2, 4))), r"init.*\(2, 4\).*\(2, 3\)"),
     "cond without batch": (dict(cond={"bias": jnp.zeros(5)}), r"cond\['bias'\].*2"),
     "scalar cond": (dict(cond={"bias": 1.0}), r"cond\['bias'\]"),
-    "constraint changing the shape": (dict(constrain=lambda x: x[:, :1]), "constrained"),
+    "constraint changing the shape": (
+        dict(constrain=lambda x: x[:, :1]),
+        "the constraint must return x0 in the shape",
+    ),
 }
 
 

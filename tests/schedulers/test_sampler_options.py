@@ -213,6 +213,14 @@ def test_wrong_levels_are_named_in_one_line(name):
         assert_one_line(error, "num_inference_steps", *(arguments or ["none"]))
 
 
+def test_twice_the_channels_are_said_to_be_learned_variances():
+    def network(params, x, t):
+        return jnp.concatenate([x, x], axis=-1)
+
+    with pytest.raises(ValueError, match="has twice the channels of .* first half"):
+        cmjax.sample(jax.random.key(0), network, None, cmjax.DDIMScheduler(), (2, 3))
+
+
 WRONG_LISTS = [
     # Not lists of finite numbers.
     *([], ["a"], [None], [math.nan], [1j], [True], 0.5, "abc", [[0.5]]),
@@ -224,6 +232,12 @@ WRONG_LISTS = [
 
 
 BAD_LEVELS = [
+    (
+        "UniPCMultistepScheduler",
+        {"use_flow_sigmas": True},
+        {"num_inference_steps": 3},
+        "pure noise, where predicted noise .* use 'flow_prediction' or 'sample'",
+    ),
     (
         "DDIMScheduler",
         {},
