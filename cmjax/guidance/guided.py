@@ -55,6 +55,8 @@ def classifier_free(
             `sigma / alpha`: EDM's sigma, or a flow's `sigma / (1 - sigma)`.
         parametrization: that of the network, `scheduler.parametrization`, by which the level
             follows from the network's time. Needed for an interval and for functions of sigma.
+            Samplers that round times, such as DPM-Solver on Karras levels, call the network up to a
+            tenth away from the level of its time.
         rescale: share, 0 to 1, by which the standard deviation of each sample's output is brought
             back to that of the unguided one (Lin et al. 2024, 2305.08891, section 3.4). It prevents
             the overexposure of large scales.

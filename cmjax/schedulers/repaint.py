@@ -26,7 +26,9 @@ class RePaintScheduler(SpacedScheduler):
 
     What is known is the `constrain` of `cmjax.sample`, such as `inpaint(image, mask)`. Other
     samplers put it into the x0 estimate. Here each step ends with it in the sample, with fresh
-    noise of the level reached. `constrain` must be affine, as all of `cmjax.constraints` are.
+    noise of the level reached. `constrain` must be affine, as all of `cmjax.constraints` are. That
+    noise is also the step's own, as in diffusers; the paper draws another. Only with `eta` above 0
+    and masks between 0 and 1 do the samples differ for it: they vary more.
 
     A jump goes up `jump_length` levels of the run by adding noise. The network is not called on the
     way, so a jump is part of the step before it, whose noise and that of the jump are one normal
