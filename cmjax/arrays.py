@@ -158,8 +158,10 @@ def as_array(name: str, value: Any) -> np.ndarray | jax.Array:
         ValueError: for anything else, such as text or a list of lists of different lengths.
     """
     array = value if isinstance(value, jax.Array) else _numpy_or_traced(value)
+    # NumPy counts lengths of time, of kind "m", among its integers.
     is_number = array is not None and (
-        array.dtype == bool or jnp.issubdtype(array.dtype, np.number)
+        array.dtype == bool
+        or (jnp.issubdtype(array.dtype, np.number) and array.dtype.kind != "m")
     )
     if array is None or not is_number:
         raise ValueError(f"{name} must be numbers, got {shown(value)}")

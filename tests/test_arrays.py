@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cmjax
-from cmjax import arrays, editing
+from cmjax import arrays, editing, evaluation
 from cmjax.models import compute_in
 from cmjax.schedulers import SCHEDULERS
 
@@ -174,3 +174,10 @@ def test_roots_of_what_has_none():
     np.testing.assert_array_equal(arrays.safe_sqrt(square), [2, 0, 0, np.nan, np.inf])
     slope = jax.vmap(jax.grad(arrays.safe_sqrt))(square)
     np.testing.assert_array_equal(slope, [0.25, 0, 0, np.nan, 0])
+
+
+def test_lengths_of_time_are_no_numbers():
+    # NumPy has them among its integers, with the smallest one for what is missing.
+    lengths = np.array([["NaT", 1], [2, 3], [4, 5]], "m8[D]")
+    with pytest.raises(ValueError, match="a must be numbers"):
+        evaluation.frechet_distance(lengths, np.zeros((3, 2)))

@@ -136,13 +136,8 @@ def _by_features(
 
     # Features f64[N, D] of each side, or statistics of them.
     real, generated = [features_of(side, features, batch_size) for side in sides]
+    check_num_features(sides[0].path, real, sides[1].path, generated)
     num_features = _num_features(real)
-    if num_features != _num_features(generated):
-        raise ValueError(
-            f"{sides[0].path} and {sides[1].path} must have as many features, "
-            f"got {num_features} and {_num_features(generated)}; features of pixels need pictures "
-            "of one size (--size N), others the same function"
-        )
 
     # How many samples there are of each side that is no statistics.
     counts = [len(side) for side in (real, generated) if not _is_gaussian(side)]
@@ -173,6 +168,17 @@ def _by_features(
         measured["recall"] = fidelity.recall
     terminal.print_notes()
     return measured
+
+
+def check_num_features(real_path: Any, real: Any, path: Any, generated: Any) -> None:
+    """Raises ValueError unless two sides, called by their paths, have as many features."""
+    ours = _num_features(real)
+    theirs = _num_features(generated)
+    if ours != theirs:
+        raise ValueError(
+            f"{real_path} and {path} must have as many features, got {ours} and {theirs}; features "
+            "of pixels need pictures of one size (--size N), others the same function"
+        )
 
 
 def _num_features(side: Any) -> int:

@@ -70,7 +70,8 @@ def read(path: Path, size: int | None, num: int | None) -> Compared:
     pictures = found.pictures
     features = found.features
     if features is not None:
-        features = features[:num]
+        # A single number has no samples to take some of, and is refused below.
+        features = features[:num] if features.ndim else features
         as_gaussian(features, str(path))
     if pictures is not None:
         pictures = pictures[:num]

@@ -83,7 +83,7 @@ def tune(
     if out is not None:
         checks.check_out_file(out)
 
-    from cmjax.cli.evaluate import features_of
+    from cmjax.cli.evaluate import check_num_features, features_of
     from cmjax.cli.evaluate_inputs import Compared, read, scaled
     from cmjax.evaluation import frechet_distance, search_sigmas
     from cmjax.generation.settings import model_digest
@@ -125,7 +125,9 @@ def tune(
     def objective(levels):
         pictures = _pictures(loaded, levels, batch_size, **sampling)
         samples = scaled(Compared(Path("the samples"), pictures=pictures), size)
-        distance = frechet_distance(features_of(samples, features, BATCH), reference)
+        generated = features_of(samples, features, BATCH)
+        check_num_features(real, reference, "the samples", generated)
+        distance = frechet_distance(generated, reference)
         kept.add(levels, distance)
         return distance
 

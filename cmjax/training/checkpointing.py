@@ -255,8 +255,11 @@ def _without_orbax_messages() -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     """Returns the first line of an error, at most 300 characters of it."""
-    # The lines after it, and the specification in brackets, are for TensorStore's authors.
-    lines = str(error).partition(" [tensorstore_spec=")[0].splitlines()
+    # The lines after it, and the specification at its end, are for TensorStore's authors.
+    said = str(error)
+    for specification in (" [tensorstore_spec=", " See full TensorStore details:"):
+        said = said.partition(specification)[0]
+    lines = said.splitlines()
     return f"{lines[0]:.300}" if lines else type(error).__name__
 
 

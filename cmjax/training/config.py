@@ -253,6 +253,12 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         resolved = folder / os.path.expanduser(path)
         if (section, key) == _DATA or os.path.exists(resolved):
             found[key] = str(resolved)
+        elif os.path.exists(path):
+            # `cmjax.load` would take this one, which is another where it is called from elsewhere.
+            raise ValueError(
+                f"{section}.{key}: there is no {resolved}, and paths in a file are relative to its "
+                f"folder; for {path} of the working directory write {os.path.abspath(path)}"
+            )
 
 
 def _plain_number(value):

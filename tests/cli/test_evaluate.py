@@ -34,6 +34,7 @@ def sets(tmp_path, monkeypatch):
     np.savez("large.npz", arr_0=np.zeros((3, 64, 64, 3), np.uint8))
     np.savez("odd.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
     np.save("flat.npy", np.zeros(3))
+    np.save("number.npy", np.float64(3))
     with open("several.npy", "wb") as file:
         np.savez(file, features=features[0])
     with open("single.npz", "wb") as file:
@@ -148,6 +149,7 @@ def test_torch_fidelity_that_is_missing_is_named(sets, monkeypatch):
         ("empty run --features pixels", "empty holds no pictures"),
         ("text.npz run --features pixels", "text.npz is not a file of NumPy"),
         ("flat.npy made.npz", "flat.npy must be features [N, D]"),
+        ("made.npz number.npy", "number.npy must be features [N, D]"),
         ("several.npy made.npz", "it holds several arrays, as an .npz does"),
         ("single.npz made.npz", "it holds a single array, as a .npy does"),
         ("odd.npz made.npz", "odd.npz must have a mean [D] and a covariance [D, D]"),

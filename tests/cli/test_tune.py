@@ -68,6 +68,14 @@ def test_misuse(folder, args, message):
     assert_one_line(tune(*args), message)
 
 
+def test_features_of_another_number_are_named_by_their_file(folder):
+    np.save("few.npy", np.random.default_rng(0).normal(size=(20, 4)))
+    result = CliRunner().invoke(main, ["tune", "few.npy", *OPTIONS])
+    assert_one_line(
+        result, "few.npy and the samples must have as many features, got 4 and "
+    )
+
+
 def test_help_has_its_own_number_of_steps():
     # One step, the default of other commands, is too few for a search.
     words = " ".join(succeeded(tune("--help")).output.split())

@@ -92,6 +92,7 @@ HOSTILE = {
     "objects": lambda: np.array([None, "x"], object),
     "texts": lambda: np.array(["x", "y"]),
     "dates": lambda: np.array(["2026-01-01"], "datetime64[D]"),
+    "lengths of time": lambda: np.array([["NaT", 1], [2, 3]], "m8[D]"),
     "masked": lambda: np.ma.masked_array([1.0, 2.0], [True, False]),
     "record": lambda: np.zeros(2, [("a", "f4")]),
     "tracer": lambda: Tracer(2, 3),

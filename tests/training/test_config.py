@@ -258,6 +258,14 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path, monkeypatch):
     assert config.teacher.weak_model == f"{tmp_path}/weak"
     assert config.run.init == "owner/name"
 
+    # A model of the same name where the command runs is another one.
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"run.init: there is no configs/owner/name, .* write "
+    ):
+        read_config("configs/a.toml")
+    (tmp_path / "owner" / "name").rmdir()
+
     # Those of the command line are relative to where it runs.
     (folder / "b.toml").write_text(text.replace("d.npz", "~/d.npz"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
