@@ -49,7 +49,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # tests/support/draws.py says what the numbers mean.
-for profile, examples in {"quick": 10, "fifth": 20, "thorough": 100}.items():
+for profile, examples in {"quick": 10, "thorough": 100}.items():
     hypothesis.settings.register_profile(
         profile, max_examples=examples, deadline=None, derandomize=True, print_blob=True
     )

@@ -1,8 +1,7 @@
-"""How many drawn cases a test tries: a tenth of them, a fifth, or all.
+"""How many drawn cases a test tries: a tenth of them, or all.
 
-`pytest` tries a tenth, as compiling takes its time; with `--hypothesis-profile fifth`, as .ci/run
-calls it, a fifth of them; with `thorough`, as before a release, all. The profiles are in
-tests/conftest.py.
+`pytest` tries a tenth, as compiling takes its time; with `--hypothesis-profile thorough`, as before
+a release, all. The profiles are in tests/conftest.py.
 """
 
 from hypothesis import settings
