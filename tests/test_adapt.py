@@ -215,3 +215,14 @@ def test_what_a_conversion_reads_of_a_scheduler_is_named():
     assert callable(adapt(denoiser_network, EDM, bare))
     with pytest.raises(ValueError, match="scheduler must have sigma_data, got .*; adapt"):
         trigflow_network(denoiser_network, cmjax.DDIMScheduler())
+
+
+def test_predicted_noise_at_the_pure_noise_of_flows_is_refused():
+    # Samples of it had a standard deviation of 17 where the data have 0.5.
+    options = {"use_flow_sigmas": True, "prediction_type": "epsilon"}
+    target = cmjax.UniPCMultistepScheduler(**options)
+    with pytest.raises(ValueError, match="set prediction_type='flow_prediction'"):
+        adapt(denoiser_network, EDM, target, edm_denoiser)
+
+    # The others begin a little below it.
+    adapt(denoiser_network, EDM, cmjax.DPMSolverMultistepScheduler(**options), edm_denoiser)

@@ -161,8 +161,8 @@ def adapt(
         `(params, x, t, **cond) -> model_output` in the target's terms.
 
     Raises:
-        ValueError: if a scheduler has no parametrization, or its network takes two times, or if the
-            source has no sigma_range.
+        ValueError: if a scheduler has no parametrization, or its network takes two times, if the
+            source has no sigma_range, or if the target asks for noise where it does not give x0.
     """
     check_network(apply_fn)
     for name, scheduler in (("source", source), ("target", target)):
@@ -172,7 +172,24 @@ def adapt(
             "source must have sigma_range, the lowest and highest sigma / alpha of its network, as "
             f"cmjax's schedulers do, got {shown(source)}"
         )
+    _check_first_level(target)
     return cached_unless_tracing(_adapted, apply_fn, source, target, denoiser)
+
+
+def _check_first_level(target):
+    """Raises ValueError if the target would have noise predicted at the pure noise of flows.
+
+    There x0 is divided by an alpha of 1e-6, and the network's whole time says another one.
+    """
+    flow_grid = getattr(target, "flow_grid", None)
+    if flow_grid is None or not target.use_flow_sigmas:
+        return
+    if target.prediction_type == "epsilon" and flow_grid(1)[0] == 1:
+        raise ValueError(
+            f"a {type(target).__name__} on flow levels begins at pure noise, where predicted noise "
+            "(prediction_type='epsilon') does not determine x0; set "
+            "prediction_type='flow_prediction', which an adapted network predicts as well"
+        )
 
 
 def read_alike(source: Any, other: Any) -> bool:

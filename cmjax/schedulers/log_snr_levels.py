@@ -144,7 +144,6 @@ def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
         unshifted = scheduler.flow_grid(
             check_num_steps(value, total, "num_train_timesteps")
         )
-        _check_flow_signal(scheduler, unshifted)
     else:
         scale = 1 if name == "sigmas" else total
         unshifted = parse_levels(name, value, 1e-6 * scale, scale) / scale
@@ -195,15 +194,3 @@ def cut_off(times: jax.Array) -> jax.Array:
     """Returns times rounded down, as diffusers does."""
     # A time that is a rounding error below a whole number counts as that number.
     return jnp.floor(times * (1 + 3e-7))
-
-
-def _check_flow_signal(scheduler, sigmas):
-    """Raises ValueError if a network that predicts noise would be called at pure noise.
-
-    Its whole time says another level there, whose noise does not give x0 at this one.
-    """
-    if scheduler.prediction_type == "epsilon" and sigmas[0] == 1:
-        raise ValueError(
-            "the first level is pure noise, where predicted noise (prediction_type='epsilon') does "
-            "not determine x0; use 'flow_prediction' or 'sample', or give lower sigmas"
-        )

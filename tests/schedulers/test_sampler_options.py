@@ -233,12 +233,6 @@ WRONG_LISTS = [
 
 BAD_LEVELS = [
     (
-        "UniPCMultistepScheduler",
-        {"use_flow_sigmas": True},
-        {"num_inference_steps": 3},
-        "pure noise, where predicted noise .* use 'flow_prediction' or 'sample'",
-    ),
-    (
         "DDIMScheduler",
         {},
         {"sigmas": [0.5]},
