@@ -10,6 +10,8 @@
 3. `cmjax.sample` called bare, outside of `jax.jit`, over the same call in the caller's own `jit`,
    in turn, after both have compiled; ratio of medians.
 4. Number of traces and compile time against N.
+5. `set_timesteps` with a number of steps that is new, once as it is, by one program, and once with
+   each operation compiled on its own; and again with the same number, in turn with diffusers'.
 """
 
 import time
@@ -18,11 +20,13 @@ import click
 import jax
 import jax.numpy as jnp
 import numpy as np
+from diffusers_steps import class_in_diffusers
 from flax import nnx
 from timing import described, in_turn, machine
 
 import cmjax
 from cmjax.models import UNet2D, UNet2DConfig, from_nnx
+from cmjax.schedulers import SCHEDULERS
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 
@@ -165,6 +169,33 @@ def traces_and_compile_time(steps):
     )
 
 
+def start_of_a_run(name, repeats):
+    scheduler = SCHEDULERS[name]()
+
+    def begin(steps):
+        start = time.perf_counter()
+        jax.block_until_ready(scheduler.set_timesteps(steps))
+        return time.perf_counter() - start
+
+    # Operations that other schedulers had in common are compiled again.
+    jax.clear_caches()
+    with jax.disable_jit():
+        one_by_one = begin(7)
+    jax.clear_caches()
+    first = begin(7)
+    text = f"{name:<30} new: {first:5.2f} s, one by one {one_by_one:5.2f} s; again: cmjax "
+    try:
+        reference = class_in_diffusers(name)()
+    except ImportError:
+        (again,) = in_turn(lambda: begin(7), repeats=repeats)
+        click.echo(f"{text}{again * 1e3:5.2f} ms")
+        return
+    again, peer = in_turn(
+        lambda: begin(7), lambda: reference.set_timesteps(7), repeats=repeats
+    )
+    click.echo(f"{text}{again * 1e3:5.2f} ms, diffusers {peer * 1e3:5.2f} ms")
+
+
 @click.command()
 @click.option("--repeats", default=15, show_default=True)
 def main(repeats):
@@ -186,6 +217,16 @@ def main(repeats):
     click.echo("\ntraces and compile time")
     for steps in (1, 2, 8, 32):
         traces_and_compile_time(steps)
+    click.echo("\nthe start of a run of 7 steps")
+    for name in (
+        "CMStochasticIterativeScheduler",
+        "DDIMScheduler",
+        "EulerDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+    ):
+        start_of_a_run(name, repeats)
 
 
 if __name__ == "__main__":
