@@ -134,8 +134,9 @@ def check_output(
     if output_shape in (None, sample.shape):
         if model_output.shape == twice:
             raise ValueError(
-                f"{name} {twice} has twice the channels of sample {sample.shape}; where a network "
-                "predicts variances too, return the first half: jnp.split(output, 2, -1)[0]"
+                f"arrays must have the same shape, got {name} {twice}, sample {sample.shape}; where "
+                "a network predicts variances too, return the first half: "
+                "jnp.split(output, 2, -1)[0]"
             )
         check_shapes(**{name: model_output, "sample": sample})
     elif model_output.shape != output_shape:
