@@ -134,8 +134,8 @@ def check_output(
     if output_shape in (None, sample.shape):
         if model_output.shape == twice:
             raise ValueError(
-                f"arrays must have the same shape, got {name} {twice}, sample {sample.shape}; where "
-                "a network predicts variances too, return the first half: "
+                f"arrays must have the same shape, got {name} {twice}, sample {sample.shape}; "
+                "where a network predicts variances too, return the first half: "
                 "jnp.split(output, 2, -1)[0]"
             )
         check_shapes(**{name: model_output, "sample": sample})
