@@ -183,17 +183,17 @@ def start_of_a_run(name, repeats):
         one_by_one = begin(7)
     jax.clear_caches()
     first = begin(7)
-    text = f"{name:<30} new: {first:5.2f} s, one by one {one_by_one:5.2f} s; again: cmjax "
+    text = f"{name:<33}new: {first:5.2f} s, one by one {one_by_one:5.2f} s; again: cmjax "
     try:
         reference = class_in_diffusers(name)()
     except ImportError:
         (again,) = in_turn(lambda: begin(7), repeats=repeats)
-        click.echo(f"{text}{again * 1e3:5.2f} ms")
+        click.echo(f"{text}{again * 1e3:.3f} ms")
         return
     again, peer = in_turn(
         lambda: begin(7), lambda: reference.set_timesteps(7), repeats=repeats
     )
-    click.echo(f"{text}{again * 1e3:5.2f} ms, diffusers {peer * 1e3:5.2f} ms")
+    click.echo(f"{text}{again * 1e3:.3f} ms, diffusers {peer * 1e3:.3f} ms")
 
 
 @click.command()
