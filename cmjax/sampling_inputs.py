@@ -4,7 +4,6 @@ Editing, models and the command line make the same checks, before they have load
 anything.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ from cmjax.arrays import ApplyFn, as_array, as_floats, concrete
 from cmjax.configs import LARGEST, is_int, shown
 from cmjax.networks import is_guided
 from cmjax.schedulers.base import Scheduler, SchedulerState
-from cmjax.tracing import hashable, is_tracing
 
 # States of explicit levels to keep, for calls outside of `jax.jit`.
 _STATES = 64
@@ -136,9 +134,9 @@ def requested_levels(
         )
 
     if timesteps is not None:
-        return _state_of_levels(scheduler, "timesteps", timesteps), None
+        return scheduler.set_timesteps(timesteps=timesteps), None
     if sigmas is not None:
-        return _state_of_levels(scheduler, "sigmas", sigmas), None
+        return scheduler.set_timesteps(sigmas=sigmas), None
     if state is not None:
         _check_first_step(scheduler, state)
         return state, None
@@ -164,25 +162,6 @@ def _check_first_step(scheduler, state):
             f"state is at step {index}, but sample() takes all steps; "
             "pass a state from set_timesteps"
         )
-
-
-def _state_of_levels(scheduler, name, value):
-    """The state for explicit levels; cached if their values are known."""
-    known = concrete(as_array(name, value))
-    if known is None or known.ndim != 1 or is_tracing() or not hashable(scheduler):
-        return scheduler.set_timesteps(**{name: value})
-
-    # Arrays that are made under `jax.set_mesh` cannot be used under another mesh.
-    mesh = jax.sharding.get_mesh()
-    return _cached_state(scheduler, name, known.dtype, tuple(known.tolist()), mesh)
-
-
-@functools.lru_cache(_STATES)
-def _cached_state(scheduler, name, dtype, values, mesh):
-    """The state for known levels; `mesh` only distinguishes the states that are kept."""
-    del mesh
-    # Computing it takes a hundred times as long as looking it up.
-    return scheduler.set_timesteps(**{name: np.array(values, dtype)})
 
 
 def parse_init(init: Any, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array | None:

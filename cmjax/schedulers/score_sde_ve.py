@@ -126,9 +126,8 @@ class ScoreSdeVeScheduler(ExplodingScheduler):
         # eps is (x - x0) / sigma, and so has the rounding of x0, of up to half of its last digit.
         # Where that is all of eps, as in bfloat16 at low levels, a step by its norm could be of any
         # size.
-        x0 = jax.lax.stop_gradient(arrays.x0)
-        half_a_digit = float(jnp.finfo(x0.dtype).eps) / 2
-        error = scaled(half_a_digit / state.sigma, at_least_float32(x0))
+        half_a_digit = float(jnp.finfo(arrays.x0.dtype).eps) / 2
+        error = scaled(half_a_digit / state.sigma, at_least_float32(arrays.x0))
         ratio = ratio_of_norms(arrays.noise, arrays.eps, error)
 
         # The last call at each level is the predictor's, whose row is not scaled.

@@ -10,33 +10,28 @@ solver is a Butcher tableau. One `denoise` and one `advance` read it.
 import abc
 import contextlib
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cmjax.arrays import (
-    as_array,
     as_floats,
     at_least_float32,
     check_shapes,
     scaled,
     weighted_sum,
 )
-from cmjax.configs import check_options, is_int
+from cmjax.configs import check_options
 from cmjax.networks import check_output
 from cmjax.parametrization import Parametrization, Scalings
 from cmjax.schedulers.base import Scheduler, SchedulerState
 from cmjax.schedulers.checks import check_maker, check_not_finished
+from cmjax.schedulers.compiled_run import compiled_run
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels, exactly_one
 from cmjax.schedulers.weights import Memory, Weights, check_columns, remember
-from cmjax.tracing import ByValue, as_input, hashable, is_tracing
-
-# Number of explicit levels to keep in mind that have been checked.
-_CHECKED = 256
+from cmjax.tracing import hashable, is_tracing
 
 
 @inherit_field_docs
@@ -164,11 +159,11 @@ class TableScheduler(Scheduler[TableState]):
         if not is_tracing() and hashable(self):
             # An error is raised below, where no notes of JAX come with it.
             with contextlib.suppress(TypeError, ValueError):
-                return _compiled_run(self, name, value)
-        return self._run(name, value)
+                return compiled_run(self, name, value)
+        return self.run(name, value)
 
-    def _run(self, name: str, value: Any) -> TableState:
-        """The state at the start of a run; see `set_timesteps`."""
+    def run(self, name: str, value: Any) -> TableState:
+        """Returns the state of `set_timesteps`, an operation at a time unless it is traced."""
         # Steps go from level to level; the network is called at the levels that `calls` returns.
         # The table has a row for each call, two a step for solvers with two calls.
         levels = self.levels(name, value)
@@ -331,37 +326,3 @@ class TableScheduler(Scheduler[TableState]):
         noise = as_floats("noise", noise)
         check_shapes(original=original, noise=noise)
         return weighted_sum((state.alpha, original), (state.sigma, noise))
-
-
-def _compiled_run(scheduler: TableScheduler, name: str, value: Any) -> TableState:
-    """The state at the start of a run; see `TableScheduler.set_timesteps`."""
-    if name == "num_inference_steps":
-        # Checked here, since as keys of a cache 2.0 and True are the same as 2 and 1.
-        if not is_int(value):
-            raise ValueError
-        state = _run_of_steps(scheduler, int(value))
-    else:
-        # The program gets the values as data, which it cannot check.
-        known = np.asarray(as_array(name, value))
-        _check_values(scheduler, name, ByValue(known))
-        state = _run_at(scheduler, name, as_input(known))
-
-    # The program returns the scheduler that it was compiled for, which is equal.
-    return dataclasses.replace(state, scheduler=scheduler)
-
-
-@functools.lru_cache(_CHECKED)
-def _check_values(scheduler: TableScheduler, name: str, values: ByValue) -> None:
-    """Raises ValueError for values that `levels` refuses."""
-    # Traced, since nothing but its checks is wanted. They know the values also there.
-    jax.eval_shape(lambda: scheduler.levels(name, values.tree))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run_of_steps(scheduler: TableScheduler, num_steps: int) -> TableState:
-    return scheduler._run("num_inference_steps", num_steps)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run_at(scheduler: TableScheduler, name: str, values: jax.Array) -> TableState:
-    return scheduler._run(name, values)

@@ -7,6 +7,7 @@ import chex
 import jax.numpy as jnp
 import pytest
 
+from cmjax.training import checkpointing
 from cmjax.training.checkpointing import Checkpoints
 from cmjax.training.train_step import TrainState
 from tests.support.draws import draws
@@ -134,3 +135,11 @@ def test_an_error_of_writing_says_what_there_is(tmp_path, monkeypatch, step, las
         monkeypatch.setattr(checkpoints._manager, "save", fail)
         with pytest.raises(OSError, match=f"No space left on device; .*{last}"):
             checkpoints.save(state_of(6))
+
+
+@pytest.mark.parametrize(
+    "rest", [" [tensorstore_spec='{}']", " See full TensorStore details: x"]
+)
+def test_errors_end_before_what_is_for_tensorstore(rest):
+    error = ValueError(f"Error reading d/0: out of range.{rest}\nmore lines")
+    assert checkpointing._first_line(error) == "Error reading d/0: out of range."
