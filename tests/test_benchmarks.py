@@ -43,7 +43,7 @@ def test_every_script_says_what_its_options_are(name, importable):
     assert "--help" in result.output
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_every_student_of_the_digits_starts_as_the_denoiser(importable):
     students = importlib.import_module("digits_students")
     teacher = cmjax.load(BENCHMARKS.parent / "examples/assets/digits_denoiser")

@@ -21,6 +21,7 @@ from cmjax.editing import (
     observe,
     super_resolve,
 )
+from tests.support.tiers import slow, thorough
 
 SCHEDULER = cmjax.CMStochasticIterativeScheduler(clip_denoised=False)
 KEY = jax.random.key(0)
@@ -132,16 +133,15 @@ def test_noisy_measurements_of_a_field_are_weighed_against_it():
     assert np.std(off) > 0.1
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "size", "channels", "sigma_y"),
     [
-        ("super_resolve", 4, 1, 0.0),
-        ("inpaint", 4, 1, 0.2),
-        ("colorize", 4, 3, 0.0),
-        ("colorize", 4, 3, 0.1),
-        ("inpaint", 8, 1, 0.0),
-        ("super_resolve", 8, 1, 0.0),
+        thorough("inpaint", 4, 1, 0.2),
+        thorough("colorize", 4, 3, 0.0),
+        slow("super_resolve", 4, 1, 0.0),
+        slow("colorize", 4, 3, 0.1),
+        slow("inpaint", 8, 1, 0.0),
+        slow("super_resolve", 8, 1, 0.0),
     ],
 )
 def test_fields_of_every_kind(name, size, channels, sigma_y):

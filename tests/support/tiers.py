@@ -36,6 +36,11 @@ def thorough(*values, **options):
     return pytest.param(*values, marks=pytest.mark.thorough, **options)
 
 
+def slow(*values, **options):
+    """Returns a case of a parametrized test that is run by hand, before a release."""
+    return pytest.param(*values, marks=pytest.mark.slow, **options)
+
+
 def each(names):
     """Returns the cases of a test that is parametrized by names of schedulers."""
     return [thorough(name) if name in RELATIVES else name for name in names]
