@@ -1,7 +1,4 @@
-"""Folders of diffusers: pipelines of a `UNet2DModel`, or the network alone.
-
-The pipeline that is written is a `ConsistencyModelPipeline`.
-"""
+"""Folders of diffusers: pipelines of a `UNet2DModel`, or the network alone."""
 
 import dataclasses
 import itertools
@@ -43,7 +40,14 @@ from cmjax.configs import shown
 from cmjax.model import Model
 from cmjax.models import UNet2DConfig
 from cmjax.models.registry import network_name
-from cmjax.schedulers import SCHEDULERS, CMStochasticIterativeScheduler, Scheduler
+from cmjax.schedulers import (
+    SCHEDULERS,
+    CMStochasticIterativeScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    Scheduler,
+)
+from cmjax.schedulers.diffusers_names import CALL_OPTIONS
 from cmjax.schedulers.registry import registered_name
 from cmjax.version import __version__
 
@@ -53,7 +57,11 @@ CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 SAFETENSORS = weight_names().safetensors
 TORCH = weight_names().torch
-PIPELINE = "ConsistencyModelPipeline"
+PIPELINES = {  # those that are written, by their schedulers
+    CMStochasticIterativeScheduler: "ConsistencyModelPipeline",
+    DDPMScheduler: "DDPMPipeline",
+    DDIMScheduler: "DDIMPipeline",
+}
 PARTS = (  # all that `write` makes
     INDEX,
     CLASS_NAMES,
@@ -163,31 +171,41 @@ def write(folder: Path, model: Model) -> None:
         model: the model.
 
     Raises:
-        ValueError: if the network or the scheduler is of another kind than the pipeline's, or has
-            options that diffusers does not have.
+        ValueError: if diffusers has no pipeline for the network and the scheduler, or not all of
+            their options.
     """
     # What diffusers cannot open is refused before anything is written.
     check_exportable(model)
-    scheduler: Any = model.scheduler
+    scheduler = type(model.scheduler)
 
     # The index, and the configs of both parts.
     (folder / "unet").mkdir()
     (folder / "scheduler").mkdir()
     parts = {
-        "scheduler": ["diffusers", type(scheduler).__name__],
+        "scheduler": ["diffusers", scheduler.__name__],
         "unet": ["diffusers", NETWORK],
         **autoencoder_in_index(model),
     }
-    write_json(
-        folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts}
-    )
+    head = {"_class_name": PIPELINES[scheduler], "_diffusers_version": VERSION}
+    write_json(folder / INDEX, {**head, **parts})
     write_class_names(folder, model)
     write_json(folder / "unet" / CONFIG, config_to_diffusers(model.config))
-    config = scheduler.to_config()
-    del config["timestep_spacing"]  # diffusers' scheduler has a single spacing
-    write_json(folder / "scheduler" / SCHEDULER_CONFIG, config)
-
+    write_scheduler(folder / "scheduler" / SCHEDULER_CONFIG, model.scheduler)
     write_weights(folder / "unet" / SAFETENSORS, stored_arrays(model))
+
+
+def write_scheduler(path: Path, scheduler: Scheduler) -> None:
+    """Writes the config of a scheduler for diffusers' class of its name."""
+    config = scheduler.to_config()
+    if isinstance(scheduler, CMStochasticIterativeScheduler):
+        del config["timestep_spacing"]  # diffusers' scheduler has a single spacing
+
+    # diffusers takes eta and the like as arguments of its calls, and warns of them in a file. They
+    # are left out where they have their defaults, with which cmjax reads the file again.
+    for field in dataclasses.fields(scheduler):  # type: ignore[arg-type]
+        if field.name in CALL_OPTIONS and config[field.name] == field.default:
+            del config[field.name]
+    write_json(path, config)
 
 
 def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -206,20 +224,29 @@ def check_exportable(model: Model) -> None:
     """Checks that a model can be written for diffusers.
 
     Raises:
-        ValueError: if the network or the scheduler is of another kind than the pipeline's, or has
-            options that diffusers does not have.
+        ValueError: if diffusers has no pipeline for the network and the scheduler, or not all of
+            their options.
     """
     if not isinstance(model.config, UNet2DConfig):
-        name = network_name(model.config)
         raise ValueError(
-            f"a {PIPELINE} takes a {NETWORK}, which a {name} cannot be written as; save it as a "
+            f"diffusers has no pipeline for a {network_name(model.config)}; save the model as a "
             "cmjax folder"
         )
-    scheduler = model.scheduler
-    if type(scheduler) is not CMStochasticIterativeScheduler:
+    scheduler = type(model.scheduler)
+    if scheduler not in PIPELINES:
+        taken = ", ".join(kind.__name__ for kind in PIPELINES)
         raise ValueError(
-            f"a {PIPELINE} takes a CMStochasticIterativeScheduler, got {type(scheduler).__name__}; "
-            "save it as a cmjax folder"
+            f"diffusers' pipelines of a {NETWORK} take {taken}, got {scheduler.__name__}; save the "
+            "model as a cmjax folder"
+        )
+
+    # Only consistency models are drawn by class there.
+    pipeline = PIPELINES[scheduler]
+    num_classes = model.config.num_class_embeds
+    if num_classes is not None and pipeline != "ConsistencyModelPipeline":
+        raise ValueError(
+            f"a {pipeline} draws from networks without classes, and this one has {num_classes}; "
+            "save the model as a cmjax folder"
         )
     config_to_diffusers(model.config)
 

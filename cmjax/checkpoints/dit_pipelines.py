@@ -149,10 +149,13 @@ def write(folder: Path, model: Model) -> None:
     }
     parts |= autoencoder_in_index(model)
     head = {"_class_name": PIPELINE, "_diffusers_version": VERSION}
-    write_json(folder / diffusers.INDEX, {**head, **parts})
+    names = {}
+    if model.class_names is not None:
+        names["id2label"] = {str(i): name for i, name in enumerate(model.class_names)}
+    write_json(folder / diffusers.INDEX, {**head, **parts, **names})
     write_class_names(folder, model)
     write_json(folder / PART / diffusers.CONFIG, config_to_diffusers(model.config))
-    scheduler = model.scheduler.to_config()
-    write_json(folder / "scheduler" / diffusers.SCHEDULER_CONFIG, scheduler)
+    scheduler_config = folder / "scheduler" / diffusers.SCHEDULER_CONFIG
+    diffusers.write_scheduler(scheduler_config, model.scheduler)
     weights = folder / PART / diffusers.SAFETENSORS
     diffusers.write_weights(weights, stored_arrays(model))

@@ -329,8 +329,9 @@ def save(
         path: the folder. It is made if there is none, and replaced if it holds a model that
             `save` wrote.
         model: a model whose network is one of cmjax's own, or registered (`cmjax.register`).
-        to: "cmjax", or "diffusers" for a folder that `ConsistencyModelPipeline.from_pretrained`
-            or `DiTPipeline.from_pretrained` opens. Both hold the autoencoder of a latent model.
+        to: "cmjax", or "diffusers" for a folder that diffusers opens as a
+            `ConsistencyModelPipeline`, `DDPMPipeline`, `DDIMPipeline` or `DiTPipeline`, by the
+            network and the scheduler. Both hold the autoencoder of a latent model.
 
     Raises:
         ValueError: if the network is not known; for "diffusers" if diffusers does not have it, its

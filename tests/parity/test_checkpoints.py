@@ -1,5 +1,6 @@
 """Folders between cmjax, diffusers and OpenAI: images, bytes and names as the originals have."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import torch
 from diffusers import (
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
+    DDIMPipeline,
+    DDIMScheduler,
     DDPMPipeline,
+    DDPMScheduler,
     PNDMScheduler,
     UNet2DModel,
 )
@@ -129,6 +133,62 @@ def test_there_and_back_is_byte_for_byte(pipeline, tmp_path, dtype, safe):
         assert {k: now[k] for k in was if k[0] != "_"} == {
             k: was[k] for k in was if k[0] != "_"
         }
+
+
+@pytest.mark.parametrize(
+    "kind, scheduler",
+    [
+        (DDPMPipeline, DDPMScheduler(beta_schedule="squaredcos_cap_v2")),
+        (DDIMPipeline, DDIMScheduler(clip_sample_range=2.0)),
+    ],
+    ids=["DDPM", "DDIM"],
+)
+def test_denoisers_return_as_their_pipeline(kind, scheduler, tmp_path, caplog):
+    def pictures(folder):
+        pipeline = kind.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        made = pipeline(2, generator=generator, num_inference_steps=3, output_type="np")
+        return made.images
+
+    kind(draw_network(**RESNET), scheduler).save_pretrained(tmp_path / "theirs")
+    expected = pictures(tmp_path / "theirs")
+    model = cmjax.load(tmp_path / "theirs")
+    cmjax.save(tmp_path / "ours", model, to="diffusers")
+    index = json.loads((tmp_path / "ours" / "model_index.json").read_text())
+    assert index["_class_name"] == kind.__name__
+    caplog.clear()
+    np.testing.assert_array_equal(pictures(tmp_path / "ours"), expected)
+    assert "not expected" not in caplog.text  # as of options that diffusers does not know
+    assert cmjax.load(tmp_path / "ours").scheduler == model.scheduler
+
+
+def test_what_diffusers_takes_at_each_call_is_kept_for_cmjax(tmp_path):
+    draw_network(**RESNET).save_pretrained(tmp_path / "unet")
+    scheduler = cmjax.DDIMScheduler(eta=0.5)
+    denoiser = dataclasses.replace(cmjax.load(tmp_path / "unet"), scheduler=scheduler)
+    cmjax.save(tmp_path / "x", denoiser, to="diffusers")
+    config = json.loads((tmp_path / "x/scheduler/scheduler_config.json").read_text())
+    assert config["eta"] == 0.5
+    assert "use_clipped_model_output" not in config
+    assert cmjax.load(tmp_path / "x").scheduler == denoiser.scheduler
+
+
+@pytest.mark.parametrize(
+    "scheduler, classes, message",
+    [
+        (cmjax.DDPMScheduler(), 6, "DDPMPipeline draws from networks without classes.* 6;"),
+        (cmjax.PNDMScheduler(), None, "take .*DDPMScheduler, DDIMScheduler, got PNDMSch"),
+        (cmjax.EDMHeunScheduler(), None, "got EDMHeunScheduler; save the model as a cmjax"),
+    ],
+)
+def test_other_denoisers_are_refused(tmp_path, scheduler, classes, message):
+    network = draw_network(**RESNET, num_class_embeds=classes)
+    network.save_pretrained(tmp_path / "unet")
+    model = dataclasses.replace(cmjax.load(tmp_path / "unet"), scheduler=scheduler)
+    with pytest.raises(ValueError, match=message):
+        cmjax.save(tmp_path / "x", model, to="diffusers")
+    assert not (tmp_path / "x").exists()
 
 
 def test_options_of_our_own_are_not_written_for_diffusers(tmp_path):

@@ -149,6 +149,8 @@ def test_folders_of_diffusers_are_read_and_written(tmp_path):
         DDIMScheduler.from_pretrained(tmp_path / "ours" / "scheduler").config.clip_sample
         is False
     )
+    index = json.loads((tmp_path / "ours" / "model_index.json").read_text())
+    assert index["id2label"] == {**PIPELINE["id2label"], "4": "crane (4)"}
     cmjax.save(tmp_path / "ours", model, to="diffusers")  # a folder of ours may be replaced
 
 
