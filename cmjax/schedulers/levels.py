@@ -161,6 +161,8 @@ def parse_levels(
         is_number = is_number or jnp.issubdtype(array.dtype, jnp.floating)
     if np.ndim(array) != 1 or not is_number:
         kind = "integers" if integers else "numbers"
+        if integers and jnp.issubdtype(array.dtype, jnp.floating):
+            hint = f"; convert them by np.rint({name}).astype(int){hint}"
         raise ValueError(f"{name} must be a list of {kind}, got {shown(values)}{hint}")
 
     # The values are known outside of jit only.

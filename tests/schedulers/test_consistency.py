@@ -189,7 +189,10 @@ def test_bad_options(options, message):
         ({"timesteps": [40, 0]}, r"timesteps must lie in \[0, 39\], got \[40, 0\]"),
         ({"timesteps": [22, -1]}, r"timesteps.*\[0, 39\]"),
         ({"timesteps": []}, "timesteps"),
-        ({"timesteps": [22.0, 0.0]}, "integers.*sigmas"),
+        (
+            {"timesteps": [22.0, 0.0]},
+            r"integers.*by np.rint\(timesteps\).astype\(int\); sigmas",
+        ),
         ({"timesteps": 22}, "timesteps.*list of integers"),
         ({"timesteps": [[22, 0]]}, "timesteps"),
         ({"sigmas": [1.0, 80.0]}, r"sigmas.*\[1.0, 80.0\]"),
