@@ -152,10 +152,27 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
         denoised: jax.Array,
         noise: jax.Array,
     ) -> tuple[State, StepOutput]:
-        """Advances under a constraint: by default with the x0 estimate that it allows."""
-        denoised = apply_constraint(constrain, denoised)
-        state, prev_sample = self.advance(state, sample, denoised, noise)
-        return state, StepOutput(prev_sample, denoised)
+        """Advances under a constraint: by default with the x0 estimate that it allows.
+
+        `denoised` may have more digits than the sample. The constraint gets it in the sample's
+        dtype; where it leaves x0 as it is, the step takes all digits.
+        """
+        rounded = denoised.astype(sample.dtype)
+        allowed = apply_constraint(constrain, rounded)
+        taken = allowed
+        if denoised.dtype != rounded.dtype:
+            taken = jnp.where(allowed == rounded, denoised, allowed.astype(denoised.dtype))
+        state, prev_sample = self.advance(state, sample, taken, noise)
+        return state, StepOutput(prev_sample, allowed)
+
+    def step_estimate(
+        self, state: State, model_output: jax.Array, sample: jax.Array
+    ) -> jax.Array:
+        """Returns the x0 estimate that `step` advances by: that of `denoise`, by default.
+
+        Samplers that can take more digits than samples in half precision have return more.
+        """
+        return self.denoise(state, model_output, sample)
 
     def step_noise(
         self, state: State, model_output: jax.Array, noise: jax.Array
@@ -290,6 +307,8 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
     ) -> tuple[State, StepOutput]:
         """Takes one step: `denoise`, then `advance` with noise that the key and level determine.
 
+        The x0 estimate of samples in half precision is rounded only where it is returned.
+
         Args:
             key: one key, or one per sample `[B]`; the same key at every step, as in `cmjax.sample`.
             state: from `init` or the step before.
@@ -312,7 +331,7 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
         check_constraint(constrain)
 
         # The x0 estimate, `[B, ...]`.
-        denoised = self.denoise(state, model_output, sample)
+        denoised = self.step_estimate(state, model_output, sample)
 
         # The step arrives at level step_index + 1, with that level's noise.
         keys = sample_keys(key, sample.shape[0])
@@ -321,4 +340,4 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
         if constrain is not None:
             return self.advance_constrained(constrain, state, sample, denoised, noise)
         state, prev_sample = self.advance(state, sample, denoised, noise)
-        return state, StepOutput(prev_sample, denoised)
+        return state, StepOutput(prev_sample, denoised.astype(sample.dtype))

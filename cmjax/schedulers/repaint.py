@@ -116,5 +116,6 @@ class RePaintScheduler(SpacedScheduler):
         blended = apply_constraint(constrain, x0)
         prev_sample = weighted_sum((state.alpha, blended), (state.sigma, noise))
 
-        estimate = apply_constraint(constrain, self.bound_last(denoised))
+        estimate = self.bound_last(denoised.astype(sample.dtype))
+        estimate = apply_constraint(constrain, estimate)
         return state, StepOutput(prev_sample.astype(unknown.dtype), estimate)

@@ -253,6 +253,16 @@ class TableScheduler(Scheduler[TableState]):
         c_out = state.scalings.c_out[state.step_index]
         return weighted_sum((c_skip, sample), (c_out, model_output))
 
+    def step_estimate(
+        self, state: TableState, model_output: jax.Array, sample: jax.Array
+    ) -> jax.Array:
+        """Returns the x0 estimate that `step` advances by, `[B, ...]` in at least float32.
+
+        At low levels eps = (x - alpha x0) / sigma would consist of the rounding of x0 in bfloat16.
+        """
+        wide_output = at_least_float32(model_output)
+        return self.denoise(state, wide_output, at_least_float32(sample))
+
     def advance(
         self, state: TableState, sample: jax.Array, denoised: jax.Array, noise: jax.Array
     ) -> tuple[TableState, jax.Array]:
@@ -260,8 +270,8 @@ class TableScheduler(Scheduler[TableState]):
 
         Args:
             state: the run; from `init` or `prepare` for samplers with memory.
-            sample: the sample at this level, `[B, ...]`.
-            denoised: the x0 estimate, `[B, ...]`.
+            sample: the sample at this level, `[B, ...]`; its dtype is kept.
+            denoised: the x0 estimate, `[B, ...]`, which may be float32 for any samples.
             noise: standard normal, `[B, ...]`.
 
         Returns:
@@ -304,9 +314,9 @@ class TableScheduler(Scheduler[TableState]):
         row = jax.tree.map(lambda column: column[state.step_index], weights)
         row = self.call_weights(state, row, arrays)
         terms = zip(jax.tree.leaves(row), jax.tree.leaves(arrays), strict=True)
-        next_sample = weighted_sum(*terms)
+        next_sample = weighted_sum(*terms).astype(sample.dtype)
 
-        memory = remember(memory, sample, denoised, eps, noise)
+        memory = remember(memory, sample, denoised.astype(sample.dtype), eps, noise)
         return state.replace(step_index=state.step_index + 1, memory=memory), next_sample
 
     def add_noise(
