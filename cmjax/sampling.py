@@ -143,7 +143,8 @@ def sample(
         state: the noise levels as a state at its first step, from `scheduler.set_timesteps`.
         cond: conditioning, passed to `apply_fn` as keyword arguments, such as `class_labels`:
             pytrees of arrays whose leading axis is B, or None.
-        init: samples already at the first noise level, `[B, ...]`, instead of noise.
+        init: samples already at the first noise level, `[B, ...]`, instead of noise. With churn it
+            is the raised level, as in the state.
         constrain: x0 -> x0, applied to every x0 estimate (see `cmjax.constraints`).
         first_index: global index of the first sample of this batch, from 0 to 2^32 - 1.
         return_trajectory: also return `StepOutput(prev_sample, denoised)` of every step,

@@ -513,6 +513,31 @@ def test_restoring_from_one_level_is_denoising_and_more_levels_give_data():
     assert abs(float(restored.std()) - 0.5) < 6 * 0.5 / 447  # 6 standard errors
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        cmjax.EDMHeunScheduler(s_churn=24.0, s_tmin=4.9),
+        cmjax.KarrasVeScheduler(s_min=4.9, s_noise=1.0),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_restoring_adds_the_noise_that_churn_takes_away(scheduler):
+    # Churn before the first step alone, of data N(0, 1). The solver is exact to a few 1e-4.
+    apply_fn = testing.network_of(
+        scheduler.parametrization, lambda params, x, sigma: x / (1 + sigma**2)
+    )
+    noisy = np.hypot(1.0, 5.0) * normal(1, 100_000)
+    levels = np.geomspace(5.0, 0.05, 60)
+    restored = editing.restore(KEY, apply_fn, None, scheduler, noisy, levels)
+    assert abs(float(restored.std()) - 1) < 6 / 447 + 2e-3  # 6 standard errors
+
+    # In part, the noise is that of the sample's index.
+    part = editing.restore(
+        KEY, apply_fn, None, scheduler, noisy[5:8], levels, first_index=5
+    )
+    np.testing.assert_allclose(part, restored[5:8], rtol=1e-4, atol=1e-5)
+
+
 def test_interpolation_ends_in_the_two_samples_and_is_spherical_between():
     noise = level_noise(sample_keys(KEY, 2), 0, (2, *SHAPE[1:]))
     between = editing.interpolate(

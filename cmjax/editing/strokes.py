@@ -3,14 +3,16 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from cmjax.arrays import ApplyFn, as_samples
+from cmjax.arrays import ApplyFn, as_samples, weighted_sum
 from cmjax.constraints.checks import as_image
 from cmjax.random import level_noise, sample_keys
 from cmjax.sampling import sample
 from cmjax.sampling_inputs import check_scheduler
 from cmjax.schedulers.base import Scheduler
+from cmjax.schedulers.levels import root_of_difference
 
 # Appendix D's levels for LSUN Bedroom 256: indices 16 and 20 of the grid of N = 40.
 STROKE_SIGMAS = (5.38, 2.24)
@@ -75,7 +77,9 @@ def restore(
         apply_fn: `(params, x, t, **cond) -> model_output`.
         params: of the network.
         scheduler: the sampler.
-        noisy: clean samples plus noise of standard deviation `sigmas[0]`, floats `[B, ...]`.
+        noisy: clean samples plus noise of standard deviation `sigmas[0]`, floats `[B, ...]`; for
+            flow matching `alpha x0 + sigma z` at the first level of
+            `scheduler.set_timesteps(sigmas=sigmas)`, which is shifted.
         sigmas: noise levels, descending.
         **options: of `cmjax.sample`, such as `cond` and `constrain`.
 
@@ -86,17 +90,38 @@ def restore(
     x = as_samples("noisy", as_image("noisy", noisy))
     if sigmas is None:
         raise ValueError("sigmas must be a list of noise levels, got None")
+    check_scheduler(scheduler)
+    state = scheduler.set_timesteps(sigmas=sigmas)
+    if getattr(scheduler, "s_churn", 0) > 0:
+        x = churned(key, scheduler, state, x, sigmas, options.get("first_index", 0))
     return sample(
         key,
         apply_fn,
         params,
         scheduler,
         x.shape,
-        sigmas=sigmas,
+        state=state,
         init=x,
         dtype=x.dtype,
         **options,
     )
+
+
+def churned(
+    key: jax.Array,
+    scheduler: Any,
+    state: Any,
+    x: jax.Array,
+    sigmas: Any,
+    first_index: int | jax.Array,
+) -> jax.Array:
+    """Returns samples `[B, ...]` at `sigmas[0]` with the noise that a run's first step adds."""
+    # Karras et al. 2022, Algorithm 2, line 6: sqrt(sigma_hat^2 - sigma^2) of fresh noise. A run
+    # begins at sigma_hat, since usually the initial noise has it.
+    sigma = jnp.asarray(sigmas, jnp.float32)[0]
+    added = scheduler.s_noise * root_of_difference(state.sigma, sigma)
+    keys = sample_keys(key, x.shape[0], first_index)
+    return weighted_sum((1, x), (added, level_noise(keys, 0, x.shape, x.dtype)))
 
 
 def noised(
