@@ -23,6 +23,9 @@ class DEISMultistepScheduler(LogSNRScheduler):
 
     The network's time input is a whole training time, 0..N-1. `set_timesteps` takes what
     `LogSNRScheduler.set_timesteps` takes.
+
+    On flow levels runs end, by default and as in diffusers, at the last level that the network is
+    called at, and samples keep its noise. `final_sigmas_type="zero"` takes it away.
     """
 
     final_sigmas_type: str = "sigma_min"
