@@ -100,12 +100,17 @@ def guided_network(
             "guidance needs a network with a null class, which this one has not; train one "
             "with null_class=True and label_dropout, or see cmjax.guidance for other ways"
         )
+
+    # Only what depends on the noise level needs to know it; a network of two times has two.
+    parametrization = None
+    if interval is not None or callable(scale):
+        parametrization = one_time_parametrization("scheduler", scheduler)
     return classifier_free(
         apply_fn,
         scale,
         null={"class_labels": null_class},
         interval=interval,
-        parametrization=one_time_parametrization("scheduler", scheduler),
+        parametrization=parametrization,
     )
 
 

@@ -157,6 +157,17 @@ def test_a_network_told_one_time_is_not_adapted_to_two(name):
         cmjax.load().with_scheduler(SCHEDULERS[name]())
 
 
+def test_a_flow_network_is_no_flow_map():
+    # Both read the output in the same way, and the flow map's network takes a second time.
+    flow = cmjax.FlowMatchEulerDiscreteScheduler()
+    flow_map = cmjax.FlowMapEulerDiscreteScheduler()
+    assert flow.parametrization == flow_map.parametrization
+    for own, other in ((flow, flow_map), (flow_map, flow)):
+        model = networks.model(scheduler=own)
+        with pytest.raises(ValueError, match="two times are trained for their own sched"):
+            model.with_scheduler(other)
+
+
 def test_a_network_told_two_times_is_not_adapted():
     with pytest.raises(ValueError, match="source is a CTMScheduler"):
         adapt(denoiser_network, CTMScheduler(), LCMScheduler())

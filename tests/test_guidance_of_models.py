@@ -1,5 +1,6 @@
 """Guidance of models with a null class: sampled, generated, edited, by Python and command line."""
 
+import dataclasses
 import json
 
 import jax
@@ -16,6 +17,7 @@ from cmjax.generation.settings import RunSettings
 from cmjax.guidance import classifier_free
 from cmjax.models.registry import architecture
 from cmjax.networks import num_classes
+from tests.support import networks
 from tests.support.cli import assert_one_line, succeeded
 from tests.support.generation import assert_nearly_equal
 from tests.support.networks import DIT, UNET, tiny_model
@@ -104,6 +106,28 @@ def test_models_that_cannot_be_guided(model):
         consistent.sample(KEY, 2, guidance=2.0)
     with pytest.warns(UserWarning, match="only an approximation"):
         consistent.sample(KEY, 2, guidance=2.0, num_inference_steps=2)
+
+
+def test_a_flow_map_is_guided_in_several_steps():
+    config = dataclasses.replace(DIT, second_time="span", null_class=True)
+    model = networks.model(config, scheduler=cmjax.FlowMapEulerDiscreteScheduler())
+    options = {"num_inference_steps": 3, "labels": [0, 2]}
+    with pytest.warns(UserWarning, match="only an approximation"):
+        made = model.sample(KEY, 2, guidance=2.0, **options)
+    guided = classifier_free(model.apply_fn, 2.0, null={"class_labels": 3})
+    cond = {"class_labels": jnp.array([0, 2])}
+    run = (KEY, guided, model.params, model.scheduler, made.shape)
+    with pytest.warns(UserWarning, match="only an approximation"):
+        wanted = cmjax.sample(*run, cond=cond, num_inference_steps=3)
+    np.testing.assert_allclose(made, wanted, atol=1e-4)
+
+    # One call is refused, and so is what depends on the level of a network that has two.
+    with pytest.raises(ValueError, match="a single call throws samples far"):
+        model.sample(KEY, 2, guidance=2.0)
+    with pytest.raises(
+        ValueError, match="two times and cannot be converted or read at one"
+    ):
+        model.sample(KEY, 2, guidance=2.0, guidance_interval=(0.1, 1.0), **options)
 
 
 def test_guidance_is_part_of_a_request(model):

@@ -198,7 +198,7 @@ def read_alike(source: Any, other: Any) -> bool:
     If so, a network for one of them is one for the other. A boundary condition has to be taken off
     for a denoiser, and networks that take two times are trained for their own scheduler.
     """
-    if getattr(source, "num_times", 1) != 1:
+    if any(getattr(scheduler, "num_times", 1) != 1 for scheduler in (source, other)):
         return False
     own = getattr(source, "parametrization", None)
     if not isinstance(own, Parametrization):
