@@ -4,6 +4,7 @@ Editing, models and the command line make the same checks, before they have load
 anything.
 """
 
+import warnings
 from typing import Any
 
 import jax
@@ -69,6 +70,16 @@ def check_guided(
             f"{way_out}"
         )
     return f"{reads}: extrapolating one is only an approximation of guidance; {way_out}"
+
+
+def default_steps_warning(scheduler: Scheduler, argument: str) -> str:
+    """Returns a warning if a solver is to take the one step that is the default; otherwise ""."""
+    if not scheduler.solves_ode:
+        return ""
+    return (
+        f"{type(scheduler).__name__} is a solver, and takes one step unless {argument} is given; "
+        "a denoiser needs some 20, since its single calls are blurred means"
+    )
 
 
 def check_params(params: Any) -> None:
@@ -144,6 +155,8 @@ def requested_levels(
     # A number of steps is static: the compiled program computes its levels as constants, which
     # `set_timesteps` checks there.
     if num_inference_steps is None:
+        if warning := default_steps_warning(scheduler, "num_inference_steps"):
+            warnings.warn(warning, stacklevel=3)
         return None, 1
     if isinstance(num_inference_steps, np.integer):
         return None, int(num_inference_steps)

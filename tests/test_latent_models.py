@@ -30,6 +30,7 @@ from tests.support.cli import succeeded
 from tests.support.generation import assert_nearly_equal, images
 
 KEY = jax.random.key(0)
+ONE_STEP = {"num_inference_steps": 1}  # a solver warns of it as a default
 CONFIG = DiTTransformer2DConfig(
     sample_size=4,
     num_layers=1,
@@ -63,14 +64,16 @@ def assert_same_leaves(one, other):
 
 
 def test_samples_are_decoded_unless_latents_are_asked_for():
-    latents = model().sample(KEY, 3, labels=1, latents=True)
+    latents = model().sample(KEY, 3, labels=1, latents=True, **ONE_STEP)
     assert latents.shape == (3, *model().sample_shape) == (3, 4, 4, 4)
     expected = model().autoencoder.decode(latents)
     assert expected.shape == (3, *model().picture_shape) == (3, 8, 8, 3)
-    np.testing.assert_array_equal(model().sample(KEY, 3, labels=1), expected)
+    np.testing.assert_array_equal(model().sample(KEY, 3, labels=1, **ONE_STEP), expected)
 
     # A trajectory is of what the sampler draws; its end is what was decoded.
-    pictures, trajectory = model().sample(KEY, 3, labels=1, return_trajectory=True)
+    pictures, trajectory = model().sample(
+        KEY, 3, labels=1, return_trajectory=True, **ONE_STEP
+    )
     np.testing.assert_allclose(pictures, expected, atol=1e-5)
     assert trajectory.prev_sample.shape == (1, 3, 4, 4, 4)
     np.testing.assert_allclose(
@@ -81,9 +84,9 @@ def test_samples_are_decoded_unless_latents_are_asked_for():
 def test_without_an_autoencoder_samples_are_what_they_were():
     plain = checkpoints.model()
     assert plain.picture_shape == plain.sample_shape == (4, 4, 1)
-    samples = plain.sample(KEY, 2)
+    samples = plain.sample(KEY, 2, **ONE_STEP)
     assert plain.decode(samples) is samples
-    np.testing.assert_array_equal(plain.sample(KEY, 2, latents=True), samples)
+    np.testing.assert_array_equal(plain.sample(KEY, 2, latents=True, **ONE_STEP), samples)
     assert "autoencoder" not in repr(plain)
 
 
@@ -189,7 +192,7 @@ def test_pictures_are_produced_in_bulk(tmp_path):
 
     # As model.sample makes them, and as they are made again.
     key = cmjax.random.key_of_seed(3)
-    expected = to_uint8(np.asarray(model().sample(key, 6, labels=[0, 2])))
+    expected = to_uint8(np.asarray(model().sample(key, 6, labels=[0, 2], **ONE_STEP)))
     assert_nearly_equal(made, expected)
     assert verify(folder, model(), batch_size=3).reproduced
 
@@ -220,7 +223,7 @@ def test_progress_is_said_while_a_batch_is_decoded(capsys, monkeypatch):
     # In pieces of two of each of the devices; the second batch is half padding.
     piece = 2 * len(jax.devices())
     assert sum(counts) == 9 and max(counts) <= piece
-    whole = model().sample(cmjax.random.key_of_seed(0), 9, labels=[0, 1])
+    whole = model().sample(cmjax.random.key_of_seed(0), 9, labels=[0, 1], **ONE_STEP)
     assert_nearly_equal(made, to_uint8(np.asarray(whole)))
 
     monkeypatch.setattr("cmjax.progress.PERIOD", 0.0)

@@ -102,6 +102,27 @@ def nan_gradient(self, state, sample):
     return Base.scale_input(self, state, sample) + jnp.sqrt(zero)
 
 
+def test_an_option_that_is_no_field_is_found():
+    @jax.tree_util.register_static
+    class Forgotten(Base):
+        eta: float = 0.5
+
+    with pytest.raises(AssertionError, match="Forgotten.eta is no field; decorate the cla"):
+        testing.assert_scheduler_contract(Forgotten())
+
+
+def test_the_noise_of_the_last_step_is_called_that():
+    with pytest.raises(AssertionError, match="the last step adds noise: 1e-06 times"):
+        testing.assert_clean_end(broken(advance=noisy_end))
+
+
+def test_moments_of_other_samplers_are_not_those_of_consistency_sampling():
+    with pytest.raises(
+        ValueError, match="got EDMEulerScheduler; for another sampler, draw"
+    ):
+        testing.assert_gaussian_moments(cmjax.EDMEulerScheduler())
+
+
 @pytest.mark.parametrize(
     ("check", "methods"),
     [

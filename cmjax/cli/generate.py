@@ -119,7 +119,7 @@ def generate(
         raise ValueError(
             "--out DIR says where the samples go, --verify DIR checks some; give one of them"
         )
-    schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
+    schedule = checks.schedule(steps, timesteps, sigmas)
 
     # The cache must be set before anything compiles.
     compilation.keep_compiled(compilation_cache)

@@ -103,7 +103,7 @@ def request_of(
 
     Args:
         model: the model that is sampled.
-        schedule: from `checks.schedule`, of one item.
+        schedule: from `checks.schedule`, of at most one item.
         labels: classes by number, name or range; None for all.
         guidance: scale of the guidance; 1 for none, None for what the model recommends.
         guidance_interval: the noise levels to guide at; None for what the model recommends.
@@ -114,7 +114,13 @@ def request_of(
         ValueError: naming the option that does not go with the model.
     """
     from cmjax.generation import Request
+    from cmjax.sampling_inputs import default_steps_warning
 
+    # One step by default, which is what consistency functions are for.
+    if not schedule:
+        schedule = {"num_inference_steps": 1}
+        if warning := default_steps_warning(model.scheduler, "--steps"):
+            terminal.note(f"Note: {warning}")
     state = checks.set_timesteps(model.scheduler, schedule)
     classes = checks.check_labels(labels, model.num_classes, model.class_names)
     checks.check_guidance(model, guidance, guidance_interval, state.num_steps)

@@ -70,7 +70,7 @@ def sample(
     """  # noqa: D301
     # Mistakes in the options are found before JAX is imported, which takes a second or two.
     checks.check_out(out, {PICTURE: "a grid", ".npz": "arrays"})
-    schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": 1}
+    schedule = checks.schedule(steps, timesteps, sigmas)
 
     import jax
 

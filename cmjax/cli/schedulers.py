@@ -49,6 +49,12 @@ def schedulers(name: str | None, as_json: bool) -> None:
 def _facts(cls: type["Scheduler"]) -> dict[str, str]:
     """Returns the facts about a sampler by name."""
     facts = dataclasses.asdict(cls.facts)
+    if "facts" not in vars(cls):
+        # A class of the user's that says nothing of itself. Defaults would be claims.
+        defaults = dataclasses.asdict(type(cls.facts)())
+        for name, default in defaults.items():
+            if facts[name] == default:
+                facts[name] = "not given"
     return {name: _plain(fact) for name, fact in facts.items()}
 
 

@@ -148,7 +148,10 @@ def adapt(
         >>> def apply_fn(params, x, t):
         ...     return params * x
         >>> adapted = adapt(apply_fn, source, target, edm_denoiser)
-        >>> cmjax.sample(jax.random.key(0), adapted, 0.1, target, (4, 2)).shape
+        >>> x0 = cmjax.sample(
+        ...     jax.random.key(0), adapted, 0.1, target, (4, 2), num_inference_steps=20
+        ... )
+        >>> x0.shape
         (4, 2)
 
     Args:

@@ -1,5 +1,7 @@
 """The contract that every scheduler keeps."""
 
+import dataclasses
+import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,6 +51,7 @@ def assert_scheduler_contract(scheduler: Scheduler, num_steps: int = 3) -> None:
 
 def assert_config_round_trip(scheduler: Scheduler) -> None:
     """Checks that the config survives JSON, and gives an equal scheduler with an equal hash."""
+    _check_options_are_fields(scheduler)
     config = json.loads(json.dumps(scheduler.to_config()))
 
     # A registered scheduler is also found by its name.
@@ -65,6 +68,18 @@ def assert_config_round_trip(scheduler: Scheduler) -> None:
         not jax.tree.leaves(scheduler),
         "a scheduler must be a pytree without leaves: register_static it",
     )
+
+
+def _check_options_are_fields(scheduler: Scheduler) -> None:
+    """Checks that what a class declares as `name: type` is an option, which configs have."""
+    kind = type(scheduler)
+    fields = {field.name for field in dataclasses.fields(scheduler)}  # type: ignore[arg-type]
+    for name, hint in inspect.get_annotations(kind).items():
+        check(
+            name in fields or "ClassVar" in str(hint),
+            f"{kind.__name__}.{name} is no field; decorate the class with "
+            "@dataclasses.dataclass(frozen=True)",
+        )
 
 
 def assert_jit_equals_eager(scheduler: Scheduler, num_steps: int = 3) -> None:
@@ -156,10 +171,13 @@ def assert_dtype_kept(scheduler: Scheduler, num_steps: int = 3) -> None:
             for time in scheduler.time_inputs(state):
                 assert_dtypes(jnp.float32, time=time)
             scaled = scheduler.scale_input(state, x)
+            model_output = scheduler.predict(network_for(scheduler), None, state, x)
+            estimate = scheduler.denoise(state, model_output, x)
             state, output = one_step(scheduler, key_of_seed(0), state, x)
             assert_dtypes(
                 dtype,
                 scaled=scaled,
+                estimate=estimate,
                 prev_sample=output.prev_sample,
                 denoised=output.denoised,
             )
@@ -186,6 +204,10 @@ def assert_clean_end(scheduler: Scheduler, num_steps: int = 3) -> None:
         _, quiet = advance(state, x, x / 2, jnp.zeros_like(x))
         _, loud = advance(state, x, x / 2, jnp.full_like(x, 1e6))
         assert_finite(loud)
+        moved = float(jnp.max(jnp.abs(loud - quiet)))
+        check(
+            moved == 0, f"the last step adds noise: {moved / 1e6:g} times standard normal"
+        )
         assert_equal(loud, quiet)
 
 

@@ -102,7 +102,17 @@ def assert_gaussian_moments(
         std: standard deviation of the data, likewise.
         num_inference_steps: number of steps.
         num_samples: number of samples to draw.
+
+    Raises:
+        AssertionError: if a moment is wrong.
+        ValueError: for another scheduler, whose samples have other errors.
     """
+    if not isinstance(scheduler, CMStochasticIterativeScheduler):
+        raise ValueError(
+            "scheduler must be a CMStochasticIterativeScheduler, got "
+            f"{type(scheduler).__name__}; for another sampler, draw samples with "
+            "network_of(scheduler.parametrization, x0_fn) and compare them with the data"
+        )
     apply_fn, params = gaussian_consistency_model(scheduler, mean, std)
     mean, std = np.broadcast_arrays(
         np.asarray(mean, np.float64), np.asarray(std, np.float64)

@@ -64,3 +64,19 @@ def test_the_description_comes_from_the_docstring():
 def test_a_misspelt_name_is_one_line():
     result = CliRunner().invoke(main, ["schedulers", "EDMHeun"])
     assert_one_line(result, "did you mean 'EDMHeunScheduler'?")
+
+
+def test_what_a_class_of_the_users_does_not_say_is_not_claimed(tmp_path, monkeypatch):
+    (tmp_path / "my_sampler.py").write_text(
+        "import jax\n"
+        "from cmjax.schedulers import EDMScheduler, Weights\n"
+        "@jax.tree_util.register_static\n"
+        "class Plain(EDMScheduler):\n"
+        '    """A sampler."""\n'
+        "    def weights(self, levels):\n"
+        "        return Weights(x0=1.0, eps=levels.sigmas[1:])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = schedulers("my_sampler:Plain").splitlines()
+    assert "predicts  EDM's F" in lines
+    assert "noise     not given" in lines

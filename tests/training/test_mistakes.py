@@ -256,3 +256,30 @@ def test_dropout_of_networks_that_have_none():
         ValueError, match="with dropout_key=, a key, which this one does not"
     ):
         train_step(state, {"data": DATA})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_frozen_parameters_that_are_missing(name):
+    # In a training loop of the user's own. Which losses have a target, docs/training.md says.
+    loss = LOSSES[name]
+
+    def compute(params, frozen):
+        trained = loss.prepare_params(params)
+        batch = {"data": jnp.asarray(DATA)}
+        return loss(KEY, network, trained, frozen, batch, jnp.int32(3))[0]
+
+    if loss.needs_teacher:
+        with pytest.raises(ValueError, match=r"frozen.teacher is None, .* Frozen\(teacher"):
+            jax.eval_shape(compute, GAIN, losses.Frozen(target=GAIN))
+    without_target = (
+        "denoising",
+        "progressive",
+        "flow_matching",
+        "mean_flow",
+        "imf",
+        "dmd",
+    )
+    if name not in without_target:
+        frozen = losses.Frozen(teacher=GAIN)
+        with pytest.raises(ValueError, match=r"frozen.target is None, .* Frozen\(target="):
+            jax.eval_shape(compute, GAIN, frozen)

@@ -338,9 +338,36 @@ def add_noise(data: jax.Array, sigma: jax.Array, noise: jax.Array) -> jax.Array:
     return weighted_sum((1, data), (sigma, noise))
 
 
-def teacher_network(teacher_fn: ApplyFn | None, apply_fn: ApplyFn) -> ApplyFn:
-    """Returns the teacher's network, without dropout: `teacher_fn`, or the student's for None."""
-    return without_dropout(apply_fn if teacher_fn is None else teacher_fn)
+def target_of(params: Any, frozen: Frozen) -> Any:
+    """Returns the parameters of the target network, a tree like that of the trained ones.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if frozen.target is None and params is not None:
+        raise ValueError(
+            "frozen.target is None, but this loss has a target network; pass "
+            "Frozen(target=params), or a moving average of them"
+        )
+    return frozen.target
+
+
+def teacher_network(
+    teacher_fn: ApplyFn | None, apply_fn: ApplyFn, params: Any, frozen: Frozen
+) -> ApplyFn:
+    """Returns the teacher's network, without dropout: `teacher_fn`, or the student's for None.
+
+    Raises:
+        ValueError: if it is the student's, which has parameters, and there are none for it.
+    """
+    if teacher_fn is not None:
+        return without_dropout(teacher_fn)
+    if frozen.teacher is None and params is not None:
+        raise ValueError(
+            "frozen.teacher is None, but this loss distils a teacher; pass "
+            "Frozen(teacher=...) with the teacher's parameters"
+        )
+    return without_dropout(apply_fn)
 
 
 def teacher_slope(

@@ -15,6 +15,7 @@ from cmjax.training.losses.base import (
     Loss,
     add_noise,
     split_batch,
+    target_of,
     teacher_network,
     teacher_slope,
 )
@@ -56,7 +57,7 @@ class ContinuousConsistencyTraining(Loss):
             return noise
 
         return _continuous_loss(
-            self.scheduler, key, apply_fn, params, frozen.target, batch, slope
+            self.scheduler, key, apply_fn, params, target_of(params, frozen), batch, slope
         )
 
 
@@ -91,7 +92,7 @@ class ContinuousConsistencyDistillation(Loss):
 
         # dx/dsigma of the teacher; the noise that was drawn no longer matters.
         _, cond = split_batch(batch)
-        teacher_fn = teacher_network(self.teacher_fn, apply_fn)
+        teacher_fn = teacher_network(self.teacher_fn, apply_fn, params, frozen)
         parametrization = one_time_parametrization("scheduler", self.scheduler)
         ode_slope = teacher_slope(
             teacher_fn, frozen.teacher, parametrization.without_boundary(), cond
@@ -102,7 +103,7 @@ class ContinuousConsistencyDistillation(Loss):
             return ode_slope(x, sigma)
 
         return _continuous_loss(
-            self.scheduler, key, apply_fn, params, frozen.target, batch, slope
+            self.scheduler, key, apply_fn, params, target_of(params, frozen), batch, slope
         )
 
 

@@ -20,6 +20,7 @@ from cmjax.training.losses.base import (
     Loss,
     add_noise,
     split_batch,
+    target_of,
     teacher_network,
     teacher_slope,
 )
@@ -144,7 +145,7 @@ class ConsistencyDistillation(DiscreteLoss):
 
         # One step of the teacher's probability-flow ODE from there down to the lower level. It gets
         # no gradient: the target that it leads to is behind `stop_gradient`.
-        teacher_fn = teacher_network(self.teacher_fn, apply_fn)
+        teacher_fn = teacher_network(self.teacher_fn, apply_fn, params, frozen)
         parametrization = one_time_parametrization("scheduler", self.scheduler)
         slope = teacher_slope(
             teacher_fn, frozen.teacher, parametrization.without_boundary(), cond
@@ -153,7 +154,7 @@ class ConsistencyDistillation(DiscreteLoss):
 
         # d(f(x, higher), f_target(x', lower)): both ends of the step map to the same x0.
         target = consistency_function(
-            apply_fn, frozen.target, self.scheduler, less_noisy, lower, **cond
+            apply_fn, target_of(params, frozen), self.scheduler, less_noisy, lower, **cond
         )
         estimate = consistency_function(
             apply_fn, params, self.scheduler, noisy, higher, **cond
@@ -226,7 +227,7 @@ class ConsistencyTraining(DiscreteLoss):
 
         # Without a teacher, x0 + lower z with the same z stands in for the ODE step (theorem 2).
         distances = self.distances(
-            noise_key, apply_fn, params, frozen.target, batch, higher, lower
+            noise_key, apply_fn, params, target_of(params, frozen), batch, higher, lower
         )
         loss = jnp.mean(distances)
         return loss, {"loss": loss, "num_levels": num_levels}

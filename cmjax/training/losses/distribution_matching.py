@@ -17,6 +17,7 @@ from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas, parse_levels
 from cmjax.serialization import serializable
 from cmjax.training.losses.base import (
+    Frozen,
     Loss,
     Preview,
     add_noise,
@@ -298,7 +299,9 @@ class DistributionMatching(Loss):
         noisy = add_noise(x, sigma, noise)
 
         # What the teacher and the fake denoiser take the sample to be, `[B, ...]` each.
-        teacher_fn = teacher_network(self.teacher_fn, apply_fn)
+        teacher_fn = teacher_network(
+            self.teacher_fn, apply_fn, params, Frozen(teacher=teacher)
+        )
         real = edm_denoiser(teacher_fn, teacher, self.scheduler, noisy, sigma, **cond)
         fake = edm_denoiser(apply_fn, params.fake, self.scheduler, noisy, sigma, **cond)
 

@@ -13,7 +13,7 @@ from cmjax.training.discretization import (
     easy_consistency_level,
     lognormal_index,
 )
-from cmjax.training.losses.base import draw_sigmas, split_batch
+from cmjax.training.losses.base import draw_sigmas, split_batch, target_of
 from cmjax.training.losses.checks import check_total_steps, karras_range
 from cmjax.training.losses.discrete import LEVELS, DiscreteLoss, check_growth
 from cmjax.training.losses.metrics import Metric, PseudoHuber
@@ -88,7 +88,7 @@ class ImprovedConsistencyTraining(DiscreteLoss):
         # closer the levels, and the more their distance counts. `frozen.target` holds the trained
         # parameters, since the decay of the target is None.
         distances = self.distances(
-            noise_key, apply_fn, params, frozen.target, batch, higher, lower
+            noise_key, apply_fn, params, target_of(params, frozen), batch, higher, lower
         )
         loss = jnp.mean(distances / (higher - lower))
         return loss, {"loss": loss, "num_levels": num_levels}
@@ -184,7 +184,7 @@ class EasyConsistencyTuning(DiscreteLoss):
         # Weighted by 1 / (t - r): the gradient keeps its size while the gap shrinks.
         denoiser = edm_denoiser if self.edm_scalings else consistency_function
         distances = self.distances(
-            noise_key, apply_fn, params, frozen.target, batch, t, r, denoiser
+            noise_key, apply_fn, params, target_of(params, frozen), batch, t, r, denoiser
         )
         loss = jnp.mean(distances / (t - r))
         return loss, {"loss": loss, "ratio": jnp.mean(r / t)}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, weighted_sum
 from cmjax.meshes import with_automatic_axes
-from cmjax.training.losses.base import Loss, split_batch
+from cmjax.training.losses.base import Loss, split_batch, target_of
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
     check_times,
@@ -89,7 +89,7 @@ class InductiveMomentMatching(Loss):
         t = jnp.repeat(t, self.group_size)
         s = jnp.repeat(s, self.group_size)
         noise = draw_noise(noise_key, data, self.scheduler)
-        return self.at(apply_fn, params, frozen.target, data, noise, t, s, cond)
+        return self.at(apply_fn, params, target_of(params, frozen), data, noise, t, s, cond)
 
     def at(
         self,

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, along_batch, weighted_sum
 from cmjax.meshes import with_automatic_axes
-from cmjax.training.losses.base import Loss, as_pytree, rounded_share, split_batch
+from cmjax.training.losses.base import (
+    Loss,
+    as_pytree,
+    rounded_share,
+    split_batch,
+    target_of,
+)
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
     check_times,
@@ -85,7 +91,9 @@ class Shortcut(Loss):
         time_key, noise_key = random.split(key)
         t, length = self._draw_steps(time_key, data.shape[0])
         noise = draw_noise(noise_key, data, self.scheduler)
-        return self.at(apply_fn, params, frozen.target, data, noise, t, length, cond)
+        return self.at(
+            apply_fn, params, target_of(params, frozen), data, noise, t, length, cond
+        )
 
     def at(
         self,

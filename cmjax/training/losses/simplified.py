@@ -12,7 +12,13 @@ from cmjax.arrays import ApplyFn, check_shapes, scaled, weighted_sum
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.training.discretization import tangent_warmup
-from cmjax.training.losses.base import Loss, draw_sigmas, split_batch, teacher_network
+from cmjax.training.losses.base import (
+    Loss,
+    draw_sigmas,
+    split_batch,
+    target_of,
+    teacher_network,
+)
 from cmjax.training.losses.checks import check_sigma_data
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
@@ -176,7 +182,9 @@ class SimplifiedConsistencyTraining(_SimplifiedLoss):
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `frozen.teacher` is not used."""
-        return self._loss(key, apply_fn, params, frozen.target, batch, step, None)
+        return self._loss(
+            key, apply_fn, params, target_of(params, frozen), batch, step, None
+        )
 
 
 @inherit_field_docs
@@ -202,7 +210,7 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss."""
         # The teacher's F in TrigFlow's terms, whatever its parametrization.
-        teacher_fn = teacher_network(self.teacher_fn, apply_fn)
+        teacher_fn = teacher_network(self.teacher_fn, apply_fn, params, frozen)
         teacher = trigflow_network(teacher_fn, self.scheduler, edm_denoiser)
 
         def slope(x, t, **cond):
@@ -210,4 +218,6 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
             output = teacher(frozen.teacher, x, t, **cond)
             return self.scheduler.sigma_data * output
 
-        return self._loss(key, apply_fn, params, frozen.target, batch, step, slope)
+        return self._loss(
+            key, apply_fn, params, target_of(params, frozen), batch, step, slope
+        )

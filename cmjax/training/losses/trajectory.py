@@ -19,6 +19,7 @@ from cmjax.training.losses.base import (
     add_noise,
     draw_sigmas,
     split_batch,
+    target_of,
     teacher_network,
     teacher_slope,
 )
@@ -164,7 +165,7 @@ class ConsistencyTrajectory(Loss):
         # The teacher's ODE from t down to u, in steps of one level, at most to s. A step that would
         # go below s has length 0 and changes nothing.
         x = add_noise(data, t, noise)
-        teacher_fn = teacher_network(self.teacher_fn, apply_fn)
+        teacher_fn = teacher_network(self.teacher_fn, apply_fn, params, frozen)
         slope = teacher_slope(
             teacher_fn, frozen.teacher, self.scheduler.parametrization, cond
         )
@@ -177,7 +178,7 @@ class ConsistencyTrajectory(Loss):
 
         # Both jumps to s, then by the target network to sigma_min (equation 8). Only the parameters
         # of the jump from t to s get a gradient.
-        target = frozen.target
+        target = target_of(params, frozen)
         last = jnp.full_like(s, karras_range(self.scheduler).sigma_min)
         estimate = jump(target, jump(params, x, t, s, cond), s, last, cond)
         wanted = jump(target, jump(target, moved, u, s, cond), s, last, cond)
