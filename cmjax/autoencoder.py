@@ -106,7 +106,7 @@ class Autoencoder:
         images = as_samples("images", images)
         check_pixels("images", images)
         self._check_images(images)
-        check_batch_size(batch_size)
+        batch_size = parse_batch_size(batch_size)
         encoded = _computed("encode", self.config, self.params, images, batch_size)
         if encoded.shape[-1] == self.config.latent_channels:
             return to_samplers(self.config, encoded), None
@@ -144,7 +144,7 @@ class Autoencoder:
             raise ValueError(
                 f"latents must be [B, h, w, {channels}], channels last, got {latents.shape}"
             )
-        check_batch_size(batch_size)
+        batch_size = parse_batch_size(batch_size)
         if not isinstance(progress, bool):
             raise ValueError(f"progress must be True or False, got {shown(progress)}")
         unscaled = to_network(self.config, latents)
@@ -216,12 +216,19 @@ def check_latents(config: Any, autoencoder: Any) -> None:
         )
 
 
-def check_batch_size(batch_size: Any) -> None:
-    """Raises ValueError unless `batch_size` is None or a positive integer."""
-    if batch_size is not None and not is_int(batch_size, 1):
+def parse_batch_size(batch_size: Any) -> int | None:
+    """Returns the number of images to compute at a time, or None for all.
+
+    Raises:
+        ValueError: for anything but a positive integer or None.
+    """
+    if batch_size is None:
+        return None
+    if not is_int(batch_size, 1):
         raise ValueError(
             f"batch_size must be a positive integer or None, got {shown(batch_size)}"
         )
+    return int(batch_size)  # NumPy's small integers would overflow
 
 
 def _one_after_the_other(decode, latents, batch_size):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cmjax.arrays import ApplyFn, as_samples, is_symbolic
-from cmjax.autoencoder import Autoencoder, check_batch_size, check_latents, picture_shape
+from cmjax.autoencoder import Autoencoder, check_latents, parse_batch_size, picture_shape
 from cmjax.configs import LARGEST, is_int, shown
 from cmjax.guidance import Scale
 from cmjax.labels import Labels, check_class_names, class_indices, describe_classes
@@ -241,6 +241,8 @@ class Model:
         check_names(options)
         if not is_int(num, 1, LARGEST) and not is_symbolic(num):
             raise ValueError(f"num must be a positive integer, got {shown(num)}")
+        if not is_symbolic(num):
+            num = int(num)  # NumPy's small integers would overflow
         if not isinstance(latents, bool):
             raise ValueError(f"latents must be True or False, got {shown(latents)}")
         # Where `guided` says "scale" or "interval", there are other names here.
@@ -304,7 +306,7 @@ class Model:
                 f"samples must be [B, {', '.join(map(str, self.sample_shape))}], got "
                 f"{samples.shape}"
             )
-        check_batch_size(batch_size)
+        batch_size = parse_batch_size(batch_size)
         if self._autoencoder_config is None:
             return samples
         assert self.autoencoder is not None

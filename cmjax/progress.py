@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
@@ -61,12 +63,22 @@ class Bar:
         return self
 
     def __exit__(self, *_):
-        self._bar.close()
+        self._print(self._bar.close)
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar; any thread may call it."""
         if self._shown and sys.stderr is not None:
-            tqdm.write(text, file=sys.stderr)
+            self._print(tqdm.write, text, file=sys.stderr)
+
+    def _print(self, show: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Calls what prints to stderr; if it cannot be written, nothing more is shown."""
+        # A log's disk may be full, or the program that reads it may have ended. That must not end
+        # days of computing.
+        try:
+            show(*args, **options)
+        except OSError:
+            self._shown = False
+            self._bar.disable = True
 
     def begin(self, doing: str, done: int | None = None, note: str = "") -> None:
         """Says what is done from here on, where the clock of the rate starts.
@@ -78,9 +90,9 @@ class Bar:
         """
         done = self.done if done is None else done
         self._doing = doing
-        self._bar.set_description(doing)
+        self._print(self._bar.set_description, doing)
         self._bar.unpause()
-        self._bar.update(done - self.done)
+        self._print(self._bar.update, done - self.done)
         self.done = done
         self.restart()
         self.advance_to(done, note, now=True)
@@ -88,7 +100,7 @@ class Bar:
     def describe(self, doing: str) -> None:
         """Says what is being done; the clock continues."""
         self._doing = doing
-        self._bar.set_description(doing)
+        self._print(self._bar.set_description, doing)
 
     def advance_to(self, done: int, note: str = "", *, now: bool = False) -> None:
         """Shows how many are done.
@@ -98,10 +110,10 @@ class Bar:
             note: text to show with it, such as the latest loss.
             now: whether a line is due even if the last one is recent.
         """
-        self._bar.update(done - self.done)
+        self._print(self._bar.update, done - self.done)
         self.done = done
         if note:
-            self._bar.set_postfix_str(note)
+            self._print(self._bar.set_postfix_str, note)
 
         # Lines are few, since a log file keeps them all.
         is_due = now or time.perf_counter() - self._last_line > PERIOD

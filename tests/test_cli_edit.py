@@ -49,6 +49,8 @@ def run(models, tmp_path, monkeypatch):
     Image.fromarray(mask).save("mask.png")
     Image.fromarray(mask[:6]).save("small-mask.png")
     Image.fromarray(0 * mask).save("black.png")
+    Image.fromarray(mask // 255).save("ones.png")
+    Image.fromarray(mask // 2).save("gray-mask.png")
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").mkdir()
@@ -106,6 +108,13 @@ def test_results_that_follow_the_posterior_keep_what_is_known(run):
     for result in made:
         np.testing.assert_array_equal(result[:, :4], given[:, :4])
     assert np.any(np.stack(made) != projected[2:])
+
+
+def test_a_mask_without_white_is_noted(run):
+    done = succeeded(
+        run("inpaint", "picture.png", "--mask", "gray-mask.png", "--steps", "2")
+    )
+    assert "the brightest pixel of gray-mask.png is 127 of 255" in done.stderr
 
 
 def test_a_box_is_a_mask(run):
@@ -245,6 +254,10 @@ def test_classes_repeat_in_turn(run):
         (
             "inpaint picture.png --mask mask.png --mask-box 0,0,1,1",
             "give one of --mask FILE and --mask-box",
+        ),
+        (
+            "inpaint picture.png --mask ones.png",
+            "the brightest pixel of ones.png is 1 of 255",
         ),
         (
             "inpaint picture.png --mask small-mask.png",

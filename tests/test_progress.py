@@ -1,5 +1,10 @@
 """Progress: lines every so often where there is no terminal, and nothing if it is not shown."""
 
+import io
+import sys
+
+import pytest
+
 from cmjax import progress
 from cmjax.progress import Bar
 
@@ -32,3 +37,28 @@ def test_nothing_is_shown_unless_it_is_wanted(capsys):
         bar.begin("training")
         bar.advance_to(2, now=True)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("at_terminal", [False, True])
+def test_what_cannot_be_shown_does_not_end_the_work(monkeypatch, at_terminal):
+    # A reader that has ended, as of `2>&1 | head`, or a disk that is full.
+    class Stream(io.StringIO):
+        is_broken = False
+
+        def write(self, text):
+            if self.is_broken:
+                raise BrokenPipeError(32, "Broken pipe")
+            return super().write(text)
+
+    stream = Stream()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "at_terminal", lambda: at_terminal)
+    monkeypatch.setattr(progress, "PERIOD", 0.0)
+    with Bar(3, unit="step", doing="compiling") as bar:
+        bar.begin("training")
+        stream.is_broken = True
+        for done in (1, 2, 3):
+            bar.advance_to(done, "loss=1", now=True)
+        bar.say("saving")
+        bar.describe("saving")
+    assert bar.done == 3

@@ -507,7 +507,9 @@ def test_levels_in_bfloat16_are_levels():
 def test_a_solver_warns_of_the_one_step_that_is_the_default():
     solver = cmjax.EDMHeunScheduler()
     run = (KEY, network, PARAMS, solver, (2, 3))
-    with pytest.warns(UserWarning, match="EDMHeunScheduler is a solver, and takes one step"):
+    with pytest.warns(
+        UserWarning, match="EDMHeunScheduler is a solver, and takes one step"
+    ):
         one = cmjax.sample(*run)
     np.testing.assert_array_equal(cmjax.sample(*run, num_inference_steps=1), one)
     assert draw((2, 3)).shape == (2, 3)  # what consistency functions are for

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cmjax.cli import terminal
 from cmjax.cli.edit_task import Given
 
 if TYPE_CHECKING:
@@ -59,6 +60,17 @@ def _read(mask: Path, given: Given) -> "np.ndarray":
         )
     if not hole.any():
         raise ValueError("--mask: it is black all over; white is what is repainted")
+    brightest = int(hole.max())
+    if brightest == 1:
+        raise ValueError(
+            f"--mask: the brightest pixel of {mask} is 1 of 255, all but black; write the mask "
+            "with 255 where it has 1"
+        )
+    if brightest < 255:
+        terminal.note(
+            f"Note: --mask: the brightest pixel of {mask} is {brightest} of 255, so that even "
+            "there a part of the picture is kept; white is repainted wholly"
+        )
     return hole
 
 

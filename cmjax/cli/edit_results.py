@@ -83,6 +83,8 @@ def check_results(
                     f"--out: a result would replace {out / name}, a picture or mask to read; "
                     "give another folder"
                 )
+            if out.is_dir():
+                checks.check_out_file(out / name)
             if name in made:
                 raise ValueError(
                     f"--out: {made[name]} and {source} would both become {name}; rename one"

@@ -115,6 +115,7 @@ def tune(
         "real_digest": digest_of(compared._replace(path=None)).hex(),
         "features": features,
         "size": size,
+        "batch_size": batch_size,
         **sampling,
         "sigmas": start,
     }
@@ -174,12 +175,12 @@ class _Trials:
         self._made = [] if out is None else _read(out, search)
 
     def add(self, levels: Any, score: float) -> None:
-        """Prints a trial, and keeps it at once."""
+        """Keeps a trial, and prints it."""
         self._made.append([list(levels), score])
-        number = len(self._made)
-        terminal.echo(f"{number:4}/{self._total}  {_shown(levels):20}  {score:.6g}")
         if self._out is not None:
             _write(self._out, self._search, self._made)
+        number = len(self._made)
+        terminal.echo(f"{number:4}/{self._total}  {_shown(levels):20}  {score:.6g}")
 
     def known(self) -> "list[Trial]":
         """Returns the trials so far."""

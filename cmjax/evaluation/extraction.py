@@ -41,6 +41,7 @@ def features(
         raise ValueError(
             f"batch_size must be an integer of at least 1, got {shown(batch_size)}"
         )
+    batch_size = int(batch_size)  # NumPy's small integers would overflow
     images = as_numpy("images", images)
     if not images.ndim or not len(images):
         raise ValueError("images must be [N, ...] and not empty")

@@ -11,7 +11,14 @@ from typing import Any
 
 from cmjax.checkpoints.json_files import LARGEST_JSON, parse_json
 from cmjax.configs import shown
-from cmjax.files import REMOVED, TEMPORARY, check_no_link, check_writable, replacing
+from cmjax.files import (
+    REMOVED,
+    TEMPORARY,
+    check_no_link,
+    check_writable,
+    path_of,
+    replacing,
+)
 from cmjax.generation.contents import Contents
 from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
@@ -39,10 +46,10 @@ class Manifest:
 
         The manifest may be somebody else's: no other name in it is looked up anywhere.
         """
-        path = folder.absolute() / self.source
-        if not self.source or os.path.isabs(self.source) or not os.path.exists(path):
+        if not self.source or os.path.isabs(self.source):
             return None
-        return os.fspath(path)
+        path = folder.absolute() / path_of(self.source)
+        return os.fspath(path) if os.path.exists(path) else None
 
 
 def check_folder(folder: Path, kind: type[Contents] = RunSettings) -> None:

@@ -50,6 +50,8 @@ def image_grid(
             "columns and scale must be integers of at least 1, "
             f"got columns={shown(columns)} and scale={shown(scale)}"
         )
+    columns = int(columns)  # NumPy's small integers would overflow
+    scale = int(scale)
     count, height, width, channels = images.shape
     if labels is not None:
         labels = _captions(labels, count)
@@ -109,6 +111,9 @@ def tidy_columns(count: int, period: int = 1) -> int:
     for name, value in (("count", count), ("period", period)):
         if not is_int(value, 1, LARGEST):
             raise ValueError(f"{name} must be an integer of at least 1, got {shown(value)}")
+
+    count = int(count)
+    period = int(period)
 
     # The side of the square that would hold all images.
     side = round(count**0.5)

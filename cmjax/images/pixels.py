@@ -20,8 +20,9 @@ def center_crop_resize(image: ArrayLike, size: int) -> np.ndarray:
         ValueError: for other pictures, C being 1 or 3, or a size below 1.
     """
     picture = as_images(as_numpy("image", image)[None], "image")[0]
-    if not is_int(size, 1) or size**2 > LARGEST_PICTURE:
+    if not is_int(size, 1) or int(size) ** 2 > LARGEST_PICTURE:
         raise ValueError(f"size must be an integer of at least 1, got {shown(size)}")
+    size = int(size)
     if picture.shape[:2] == (size, size):
         return picture
 

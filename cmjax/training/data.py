@@ -56,6 +56,11 @@ def batches(
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
     _check_arguments(source, batch_size, seed, start, index, count)
+
+    # NumPy's small integers would overflow.
+    batch_size = int(batch_size)
+    seed = int(seed)
+    start = int(start)
     grain = import_grain()
     share = batch_size // count
 

@@ -78,6 +78,7 @@ def reflow_pairs(
         raise ValueError(
             f"batch_size must be an integer of at least 1, got {shown(batch_size)}"
         )
+    batch_size = int(batch_size)  # NumPy's small integers would overflow
     key = as_key(key)
     state = scheduler.set_timesteps(**levels)
     if state.weights.noise is not None:

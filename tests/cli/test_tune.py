@@ -47,6 +47,8 @@ def test_a_search_is_kept_and_goes_on(folder):
     # It is not gone on from with other options, or from other files.
     result = tune("--trials", "4", "--out", "t.json", "--seed", "1")
     assert_one_line(result, "--out: t.json is of a search with seed=0, not 1")
+    result = tune("--trials", "4", "--out", "t.json", "--batch-size", "3")
+    assert_one_line(result, "--out: t.json is of a search with batch_size=4, not 3")
     (folder / "t.json").write_text("{}")
     assert_one_line(tune("--out", "t.json"), "--out: t.json is not a file of cmjax tune")
 

@@ -143,3 +143,12 @@ def test_an_error_of_writing_says_what_there_is(tmp_path, monkeypatch, step, las
 def test_errors_end_before_what_is_for_tensorstore(rest):
     error = ValueError(f"Error reading d/0: out of range.{rest}\nmore lines")
     assert checkpointing._first_line(error) == "Error reading d/0: out of range."
+
+
+@pytest.mark.parametrize("keep", [0, -1, True, 2.5, "2", None])
+def test_a_number_of_checkpoints_below_one_is_refused(tmp_path, keep):
+    # 0 would delete each of them as soon as it is written.
+    with pytest.raises(ValueError, match="keep must be an integer of at least 1, got"):
+        Checkpoints(tmp_path, keep)
+    with pytest.raises(ValueError, match="folder must be a path, got 3"):
+        Checkpoints(3)
