@@ -55,6 +55,15 @@ def path_of(name: str | os.PathLike) -> Path:
     return Path(name)
 
 
+def text_of(name: str) -> str:
+    """Returns the letters of a name that is on disk, or that a shell passed; undoes `path_of`.
+
+    So a class has one name, whether the locale in which its folder is read is UTF-8 or not. Bytes
+    that are not UTF-8 stay as Python writes them.
+    """
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a regular file for reading bytes; links to one are followed.
 

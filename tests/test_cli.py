@@ -220,6 +220,15 @@ def test_another_sampler_has_the_levels_of_the_model_and_the_options_given(
     )
 
 
+def test_the_one_step_of_a_solver_is_noted_unless_it_was_asked_for(run):
+    result = run("--scheduler EDMEulerScheduler --num 2")
+    assert "Note: EDMEulerScheduler is a solver, and takes one step unless --steps is" in (
+        result.stderr
+    )
+    for options in ("--scheduler EDMEulerScheduler --steps 1", ""):
+        assert "is a solver" not in run(f"{options} --num 2").stderr
+
+
 def test_set_alone_changes_the_sampler_of_the_model(arrays):
     plain = arrays("--num 4")["arr_0"]
     same = arrays("--num 4 --set rho=7.0 --set timestep_spacing=linspace")["arr_0"]

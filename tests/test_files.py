@@ -372,3 +372,15 @@ def test_a_name_in_no_folder_is_left_to_those_who_write_it(tmp_path):
     (tmp_path / "file").touch()
     files.check_writable(tmp_path / "missing" / "new")
     files.check_writable(tmp_path / "file" / "new")
+
+
+def test_a_name_has_the_same_letters_in_every_locale(monkeypatch):
+    # Where the locale is not UTF-8, Python writes the bytes of other letters as surrogates.
+    in_c = "Käse".encode().decode("ascii", "surrogateescape")
+    monkeypatch.setattr(
+        os, "fsencode", lambda name: name.encode("ascii", "surrogateescape")
+    )
+    assert files.text_of(in_c) == "Käse"
+    monkeypatch.undo()
+    assert files.text_of("Käse") == "Käse"
+    assert files.text_of(os.fsdecode(b"K\xe4se")) == os.fsdecode(b"K\xe4se")

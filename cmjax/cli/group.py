@@ -1,6 +1,7 @@
 """How every command fails: in one line."""
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -78,7 +79,10 @@ class OneLineErrors(click.Group):
             # Without the number, as in "samples.png: No space left on device".
             reason = FOLDERS.get(type(error), error.strerror)
             parts = [str(part) for part in (error.filename, reason) if part]
-            raise click.ClickException(": ".join(parts) or str(error)) from None
+            message = ": ".join(parts) or str(error)
+            if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+                message = f"cannot print: {reason}"  # files have names
+            raise click.ClickException(message) from None
         except (ValueError, MemoryError) as error:
             # Python's own MemoryError has no message.
             message = str(error) or "out of memory; ask for fewer samples at a time"

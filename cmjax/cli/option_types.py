@@ -91,8 +91,10 @@ class Labels(click.ParamType):
         if not isinstance(value, str):
             return value
 
+        from cmjax.files import text_of  # imports NumPy
+
         # Texts, also of numbers: a class may be called 7, and only the model knows.
-        parts = [part.strip() for part in value.split(",")]
+        parts = [text_of(part.strip()) for part in value.split(",")]
         if not all(parts):
             self.fail(
                 f"must be classes separated by commas, such as 3,1,4, got {value!r}.",

@@ -119,7 +119,9 @@ def _check_kind(path: str | Path, image: Image.Image) -> None:
     # MPO, the format of some phones, is a JPEG with further pictures, which are no animation but
     # previews and the like.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise _UnfitError(f"{path} is animated; save one frame as a picture")
+        raise _UnfitError(
+            f"{path} is animated or has several pages; save one of them as a picture"
+        )
     if image.mode not in MODES_READ:
         raise _UnfitError(
             f"{path} is {image.mode}, not 8-bit gray or RGB; convert it first"

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from cmjax.configs import is_int, shown
 from cmjax.files import as_path, check_no_link
 from cmjax.training.digests import DIGEST_SIZE, digest_of, leaves_by_path
-from cmjax.training.train_step import TrainState
+from cmjax.training.train_step import TrainState, check_not_donated
 
 STATE = "default"  # Orbax's name of the folder of the arrays in a checkpoint's
 DIGEST = "digest"  # name of the digest among the arrays of a checkpoint
@@ -106,8 +106,11 @@ class Checkpoints:
         """Writes a state in the background; older ones are deleted only once it is complete.
 
         Raises:
+            ValueError: for another value, or a state that was given to an earlier step.
             OSError: if this state or the one before could not be written; older ones are intact.
         """
+        _check_state("state", state)
+        check_not_donated(state)
         try:
             # A copy: the training step donates the state, whose buffers are then reused.
             fields = jax.tree.map(jnp.copy, _fields(state))
@@ -146,6 +149,7 @@ class Checkpoints:
                 or dtype. The message names it, and says which one the run continues from without
                 it.
         """
+        _check_state("like", like)
         step = self.latest()
         if step is None:
             return like
@@ -210,6 +214,15 @@ class Checkpoints:
         )
         return OSError(
             f"cannot write a checkpoint in {self.folder}: {_first_line(error)}; {last}"
+        )
+
+
+def _check_state(name, state):
+    """Raises ValueError unless an argument is a state of training."""
+    if not isinstance(state, TrainState):
+        raise ValueError(
+            f"{name} must be a TrainState, as init and each step return it, got "
+            f"{type(state).__name__}"
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cmjax.arrays import add_to_digest
 from cmjax.configs import LARGEST
-from cmjax.files import check_regular, open_regular, path_of
+from cmjax.files import check_regular, open_regular, path_of, text_of
 from cmjax.images import center_crop_resize, read_image
 from cmjax.images.checks import MODES
 from cmjax.training.array_files import read_arrays
@@ -112,7 +112,7 @@ class Pictures:
             for path in folder.iterdir()
             if path.is_dir() and not path.name.startswith(".")
         )
-        classes = {path.name: find_pictures(path, "**/*") for path in subfolders}
+        classes = {text_of(path.name): find_pictures(path, "**/*") for path in subfolders}
         loose = find_pictures(folder, "*")
         _check_folder(folder, classes, loose)
 

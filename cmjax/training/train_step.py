@@ -67,6 +67,16 @@ class TrainState:
 serializable(TrainState)
 
 
+def check_not_donated(state: TrainState) -> None:
+    """Raises ValueError for a state whose memory a training step has taken for the next one."""
+    step = state.step
+    if isinstance(step, jax.Array) and not is_tracing() and step.is_deleted():
+        raise ValueError(
+            "state was given to an earlier step, which reuses its memory; use the state that the "
+            "step returned"
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
     """The jitted function `(state, batch) -> (state, metrics)`, which donates the state.
@@ -140,14 +150,16 @@ class TrainStep:
             The next state, and the metrics of the loss with `grad_norm`, f32[] each.
 
         Raises:
-            ValueError: for data that are not floats, for conditioning that is not one value per
-                sample, for a network, metric or loss that returns something of another shape, or if
-                B is not a multiple of this process's devices times `accumulate`.
+            ValueError: for a state that was given to an earlier step, data that are not floats,
+                conditioning that is not one value per sample, a network, metric or loss that
+                returns something of another shape, or if B is not a multiple of this process's
+                devices times `accumulate`.
         """
         if not isinstance(state, TrainState):
             raise ValueError(
                 f"state must be a TrainState, from init, got {type(state).__name__}"
             )
+        check_not_donated(state)
         with self._mesh_context():
             return self._program(state, self.shard(batch), self._replicated_teacher)
 

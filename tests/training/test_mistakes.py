@@ -283,3 +283,20 @@ def test_frozen_parameters_that_are_missing(name):
         frozen = losses.Frozen(teacher=GAIN)
         with pytest.raises(ValueError, match=r"frozen.target is None, .* Frozen\(target="):
             jax.eval_shape(compute, GAIN, frozen)
+
+
+def test_a_state_that_an_earlier_step_has_taken():
+    step = trainer.make_train_step(losses.Denoising(EDM), network, optax.sgd(0.1))
+    state = step.init(KEY, GAIN)
+    batch = {"data": DATA}
+    step(state, batch)
+    with pytest.raises(
+        ValueError, match="state was given to an earlier step, which reuses"
+    ):
+        step(state, batch)
+
+
+def test_parameters_in_place_of_frozen_ones():
+    loss = LOSSES["ect"]
+    with pytest.raises(ValueError, match="frozen must be a Frozen, such as Frozen"):
+        loss(KEY, network, GAIN, {"w": GAIN}, {"data": jnp.asarray(DATA)}, jnp.int32(0))

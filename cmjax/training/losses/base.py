@@ -338,12 +338,22 @@ def add_noise(data: jax.Array, sigma: jax.Array, noise: jax.Array) -> jax.Array:
     return weighted_sum((1, data), (sigma, noise))
 
 
+def _check_frozen(frozen):
+    """Raises ValueError unless an argument is a `Frozen`."""
+    if not isinstance(frozen, Frozen):
+        raise ValueError(
+            "frozen must be a Frozen, such as Frozen(target=params), got "
+            f"{type(frozen).__name__}"
+        )
+
+
 def target_of(params: Any, frozen: Frozen) -> Any:
     """Returns the parameters of the target network, a tree like that of the trained ones.
 
     Raises:
         ValueError: if there are none.
     """
+    _check_frozen(frozen)
     if frozen.target is None and params is not None:
         raise ValueError(
             "frozen.target is None, but this loss has a target network; pass "
@@ -360,6 +370,7 @@ def teacher_network(
     Raises:
         ValueError: if it is the student's, which has parameters, and there are none for it.
     """
+    _check_frozen(frozen)
     if teacher_fn is not None:
         return without_dropout(teacher_fn)
     if frozen.teacher is None and params is not None:
