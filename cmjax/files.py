@@ -61,7 +61,10 @@ def text_of(name: str) -> str:
     So a class has one name, whether the locale in which its folder is read is UTF-8 or not. Bytes
     that are not UTF-8 stay as Python writes them.
     """
-    return os.fsencode(name).decode("utf-8", "surrogateescape")
+    try:
+        return os.fsencode(name).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return name  # it has its letters already
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import chex
 import jax
@@ -108,7 +109,16 @@ def test_an_option_that_is_no_field_is_found():
         eta: float = 0.5
 
     with pytest.raises(AssertionError, match="Forgotten.eta is no field; decorate the cla"):
-        testing.assert_scheduler_contract(Forgotten())
+        testing.assert_config_round_trip(Forgotten())
+
+    @jax.tree_util.register_static
+    @dataclasses.dataclass(frozen=True)
+    class Declared(Base):
+        _: dataclasses.KW_ONLY
+        eta: float = 0.5
+        kind: ClassVar[str] = "no option"
+
+    testing.assert_config_round_trip(Declared())
 
 
 def test_the_noise_of_the_last_step_is_called_that():
