@@ -75,7 +75,9 @@ def _check_options_are_fields(scheduler: Scheduler) -> None:
     kind = type(scheduler)
     fields = {field.name for field in dataclasses.fields(scheduler)}  # type: ignore[arg-type]
     for name, hint in inspect.get_annotations(kind).items():
-        if name.startswith("_") or any(word in str(hint) for word in ("ClassVar", "InitVar")):
+        if name.startswith("_") or any(
+            word in str(hint) for word in ("ClassVar", "InitVar")
+        ):
             continue
         check(
             name in fields,
