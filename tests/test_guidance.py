@@ -377,9 +377,9 @@ def test_on_meshes(axis, doubled):
     guided = classifier_free(NETWORK, np.linspace(0, 4, B), null=NULL, **options)
 
     def draw(init, labels):
-        return cmjax.sample(
-            KEY, guided, None, EDM, (B, 2), init=init, cond={"class_labels": labels}
-        )
+        cond = {"class_labels": labels}
+        run = (KEY, guided, None, EDM, (B, 2))
+        return cmjax.sample(*run, init=init, cond=cond, num_inference_steps=1)
 
     plain = draw(20 * NOISE, LABELS)
     with jax.set_mesh(mesh):

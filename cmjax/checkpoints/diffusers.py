@@ -197,11 +197,15 @@ def write(folder: Path, model: Model) -> None:
 def write_scheduler(path: Path, scheduler: Scheduler) -> None:
     """Writes the config of a scheduler for diffusers' class of its name."""
     config = scheduler.to_config()
-    if isinstance(scheduler, CMStochasticIterativeScheduler):
-        del config["timestep_spacing"]  # diffusers' scheduler has a single spacing
 
-    # diffusers takes eta and the like as arguments of its calls, and warns of them in a file. They
-    # are left out where they have their defaults, with which cmjax reads the file again.
+    # diffusers' class has a single spacing, and all other options.
+    if isinstance(scheduler, CMStochasticIterativeScheduler):
+        del config["timestep_spacing"]
+        write_json(path, config)
+        return
+
+    # Its other classes take eta and the like as arguments of their calls, and warn of them in a
+    # file. They are left out where they have their defaults, with which cmjax reads the file again.
     for field in dataclasses.fields(scheduler):  # type: ignore[arg-type]
         if field.name in CALL_OPTIONS and config[field.name] == field.default:
             del config[field.name]

@@ -218,7 +218,8 @@ def test_twice_the_channels_are_said_to_be_learned_variances():
         return jnp.concatenate([x, x], axis=-1)
 
     with pytest.raises(ValueError, match=r"sample \(2, 3\); .* return the first half"):
-        cmjax.sample(jax.random.key(0), network, None, cmjax.DDIMScheduler(), (2, 3))
+        run = (jax.random.key(0), network, None, cmjax.DDIMScheduler(), (2, 3))
+        cmjax.sample(*run, num_inference_steps=1)
 
 
 WRONG_LISTS = [
