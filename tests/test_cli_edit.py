@@ -1,5 +1,7 @@
 """`cmjax edit`: out of the box, on one's own pictures, and that every misuse is one clear line."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -50,6 +52,7 @@ def run(models, tmp_path, monkeypatch):
     Image.fromarray(mask[:6]).save("small-mask.png")
     Image.fromarray(0 * mask).save("black.png")
     Image.fromarray(mask // 255).save("ones.png")
+    Path("taken/picture.png").mkdir(parents=True)
     Image.fromarray(mask // 2).save("gray-mask.png")
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "text").write_text("hello")
@@ -289,7 +292,11 @@ def test_classes_repeat_in_turn(run):
             "superres twice --out new",
             "twice/a.jpg and twice/a.png would both become a_1.png; rename one",
         ),
-        ("superres . --out new", "animated.gif is animated"),
+        ("superres . --out new", "animated.gif is animated or has several pages"),
+        (
+            "superres picture.png --num 1 --out taken",
+            "taken/picture.png is a folder; give the name of a file",
+        ),
         ("superres cmyk.jpg", "cmyk.jpg is CMYK"),
         ("superres picture.png --out text", "--out: text is a file; give a folder"),
         ("superres picture.png --out no/new", "there is no folder no"),

@@ -1,5 +1,6 @@
 """`cmjax tune`: it searches, keeps its trials, goes on from them, and refuses others."""
 
+import errno
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cmjax
-from cmjax.cli import main
+from cmjax.cli import main, terminal
 from tests.support.cli import assert_one_line, succeeded
 from tests.support.networks import tiny_model
 
@@ -76,6 +77,17 @@ def test_features_of_another_number_are_named_by_their_file(folder):
     assert_one_line(
         result, "few.npy and the samples must have as many features, got 4 and "
     )
+
+
+def test_a_trial_that_cannot_be_printed_is_kept(folder, monkeypatch):
+    def full(text, err=False):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(terminal, "echo", full)
+        failed = tune("--trials", "2", "--out", "t.json")
+    assert failed.exit_code != 0
+    assert len(json.loads((folder / "t.json").read_text())["trials"]) == 1
 
 
 def test_help_has_its_own_number_of_steps():
