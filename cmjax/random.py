@@ -41,9 +41,13 @@ def key_of_seed(seed: int) -> jax.Array:
 
 
 def split(key: jax.Array, num: int = 2) -> jax.Array:
-    """Returns `num` new keys, `[num]`."""
+    """Returns `num` new keys, `[num]`.
+
+    Raises:
+        ValueError: unless `key` is one PRNG key.
+    """
     with same_numbers():
-        return jax.random.split(_typed(key), num)
+        return jax.random.split(as_one_key(key), num)
 
 
 def normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -111,6 +115,20 @@ def as_key(key: Any) -> jax.Array:
     if key.ndim > 1:
         raise ValueError(
             f"key must be one key or one per sample [B], got shape {key.shape}"
+        )
+    return key
+
+
+def as_one_key(key: Any) -> jax.Array:
+    """Returns `key` as a new-style key, scalar.
+
+    Raises:
+        ValueError: as `as_key` does, and if there are several keys.
+    """
+    key = as_key(key)
+    if key.ndim:
+        raise ValueError(
+            f"key must be one key, got keys of shape {key.shape}; jax.vmap maps over several"
         )
     return key
 

@@ -17,7 +17,7 @@ from cmjax.conditioning import without_some
 from cmjax.labels import check_class_labels
 from cmjax.meshes import with_sharding
 from cmjax.networks import check_integers, num_classes
-from cmjax.random import as_key, same_numbers
+from cmjax.random import as_key, as_one_key, same_numbers
 from cmjax.serialization import serializable
 from cmjax.tracing import is_tracing
 from cmjax.training.averages import averaged, mean_over_parts, moved_towards
@@ -115,7 +115,7 @@ class TrainStep:
             params: the network's parameters, which are copied.
 
         Raises:
-            ValueError: for what is no key, or a key of another generator than threefry.
+            ValueError: for what is not one key, or a key of another generator than threefry.
         """
         # The loss says what is trained, and whether its target is a moving average.
         check_params(params)
@@ -131,7 +131,7 @@ class TrainStep:
             ema=(average,) * len(self.ema_decays),
             target=average if has_target else None,
             opt_state=self.optimizer.init(params),
-            key=jax.random.key_data(as_key(key)),
+            key=jax.random.key_data(as_one_key(key)),
         )
 
         # Every field gets a copy: the state is donated, so its fields may share no buffer with each

@@ -300,3 +300,26 @@ def test_parameters_in_place_of_frozen_ones():
     loss = LOSSES["ect"]
     with pytest.raises(ValueError, match="frozen must be a Frozen, such as Frozen"):
         loss(KEY, network, GAIN, {"w": GAIN}, {"data": jnp.asarray(DATA)}, jnp.int32(0))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "key, message",
+    [
+        (jax.random.split(KEY, 3), r"must be one key, got keys of shape \(3,\)"),
+        (0, r"must be a JAX PRNG key, got 0; make one with jax.random.key\(0\)"),
+    ],
+    ids=["several", "number"],
+)
+def test_keys_of_losses(name, key, message):
+    # In a training loop of the user's own.
+    loss = LOSSES[name]
+    params = loss.prepare_params(GAIN)
+    frozen = losses.Frozen(params, GAIN)
+    with pytest.raises(ValueError, match=message):
+        loss(key, network, params, frozen, {"data": jnp.asarray(DATA)}, jnp.int32(3))
+
+
+def test_several_keys_of_a_run():
+    with pytest.raises(ValueError, match=r"must be one key, got keys of shape \(3,\)"):
+        make_step().init(jax.random.split(KEY, 3), GAIN)
