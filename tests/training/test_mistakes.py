@@ -260,7 +260,7 @@ def test_dropout_of_networks_that_have_none():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_frozen_parameters_that_are_missing(name):
-    # In a training loop of the user's own. Which losses have a target, docs/training.md says.
+    # In a training loop of the user's own. Which losses have a target, docs/losses.md says.
     loss = LOSSES[name]
 
     def compute(params, frozen):
