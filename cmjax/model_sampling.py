@@ -27,7 +27,8 @@ class ModelSampleOptions(SampleOptions, total=False):
     latents: bool
 
 
-# What a network takes as conditioning, and the arguments of `Model.sample` that say it.
+# Names of networks' conditioning, of `Model.guided`'s arguments and a misspelling, each with the
+# argument of `Model.sample` that is meant.
 _ARGUMENTS = {
     "class_labels": "labels",
     "label": "labels",

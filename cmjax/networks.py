@@ -162,8 +162,8 @@ def check_network(apply_fn: Any) -> None:
     # compiled programs, which would not see them change. Flax is not imported for this: without it
     # there are no modules either.
     for package, way in _SPLIT_BY.items():
-        module = getattr(sys.modules.get(package), "Module", ())
-        if isinstance(apply_fn, module):
+        imported = sys.modules.get(package)
+        if imported is not None and isinstance(apply_fn, imported.Module):
             raise ValueError(
                 f"apply_fn is a {type(apply_fn).__name__}, a module of {package}; split it into a "
                 f"function and its parameters: apply_fn, params = cmjax.{way}"

@@ -15,9 +15,6 @@ from cmjax.configs import LARGEST, is_int, shown
 from cmjax.networks import is_guided
 from cmjax.schedulers.base import Scheduler, SchedulerState
 
-# States of explicit levels to keep, for calls outside of `jax.jit`.
-_STATES = 64
-
 
 def check_scheduler(scheduler: Any) -> None:
     """Raises ValueError unless `scheduler` is one."""

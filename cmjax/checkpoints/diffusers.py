@@ -121,11 +121,12 @@ def scheduler_of_pipeline(path: Path, index: Mapping[str, Any]) -> Scheduler:
         ValueError: if the file is missing or damaged, or the class is not known.
     """
     file = path / "scheduler" / SCHEDULER_CONFIG
-    match index.get("scheduler"):
-        case [_, str(name)]:
-            pass
-        case _:
-            return read_scheduler(file)
+
+    # The index lists each part as [library, class]; what is no such pair names no class.
+    named = index.get("scheduler")
+    if not isinstance(named, list) or len(named) != 2 or not isinstance(named[1], str):
+        return read_scheduler(file)
+    name = named[1]
 
     # They nearly always agree; and a file that names no class is no scheduler's.
     if read_json(file).get("_class_name") in (name, None):

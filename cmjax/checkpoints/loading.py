@@ -152,16 +152,17 @@ def open_checkpoint(
 def _with_given_autoencoder(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
     """Adds an autoencoder to a model, with the statistics of the model's latents."""
     stored = autoencoders.open_autoencoder(source)
-    changes = {} if checkpoint.latents is None else checkpoint.latents.changes
-    try:
-        own = dataclasses.replace(stored.config, **changes)
-    except TypeError:
-        wanted = checkpoint.latents and checkpoint.latents.autoencoder
-        raise ValueError(
-            f"autoencoder {source} is a {autoencoder_name(stored.config)}, the latents of which "
-            f"have no statistics; give {wanted}"
-        ) from None
-    stored = dataclasses.replace(stored, config=own)
+    latents = checkpoint.latents
+    if latents is not None:
+        # Not all autoencoders have fields for statistics, which is a TypeError.
+        try:
+            config = dataclasses.replace(stored.config, **latents.changes)
+        except TypeError:
+            raise ValueError(
+                f"autoencoder {source} is a {autoencoder_name(stored.config)}, the latents of "
+                f"which have no statistics; give {latents.autoencoder}"
+            ) from None
+        stored = dataclasses.replace(stored, config=config)
     return dataclasses.replace(checkpoint, autoencoder=stored, latents=None)
 
 

@@ -59,7 +59,7 @@ def read(path: Path, size: int | None, num: int | None) -> Compared:
 
     exported = _export_of(path) if path.is_dir() else path
     if exported is None:
-        return scaled(Compared(path, pictures=_read_folder(path, size, num)), size)
+        return resized(Compared(path, pictures=_read_folder(path, size, num)), size)
     found = _read_file(exported)
     if found.statistics is not None:
         if num is not None:
@@ -75,7 +75,7 @@ def read(path: Path, size: int | None, num: int | None) -> Compared:
         as_gaussian(features, str(path))
     if pictures is not None:
         pictures = pictures[:num]
-    return scaled(Compared(path, pictures, features), size)
+    return resized(Compared(path, pictures, features), size)
 
 
 def _export_of(folder: Path) -> Path | None:
@@ -189,7 +189,7 @@ def _load(path: Path, take: Callable[[Any], Any]) -> Any:
             ) from None
 
 
-def scaled(compared: Compared, size: int | None) -> Compared:
+def resized(compared: Compared, size: int | None) -> Compared:
     """Returns pictures with their middle squares scaled to `size`, if it is given."""
     import numpy as np
 

@@ -151,11 +151,6 @@ def generate(
 
     loaded, request = run_on_all_processes(prepare)
     terminal.print_notes()
-
-    # With --quiet too: files that were moved out of the way are no matter of progress.
-    def report(text):
-        terminal.echo(text, err=True)
-
     outcome = generate_until_stopped(
         out,
         loaded,
@@ -167,9 +162,14 @@ def generate(
         formats=formats,
         source=model or "",
         progress=not quiet,
-        report=report,
+        report=_warn,
     )
     _report(outcome, num, out, quiet)
+
+
+def _warn(text: str) -> None:
+    """Prints what the user has to know, with --quiet too: it is no matter of progress."""
+    terminal.echo(text, err=True)
 
 
 def _report(outcome: "Outcome", num: int, out: Path, quiet: bool) -> None:

@@ -75,40 +75,63 @@ guiding = group_of(
 )
 
 
-def sampling(steps: int = 1) -> Decorator:
-    """Returns the options of all that decides what a sample is.
+# Which model is sampled, and by which scheduler.
+choosing = group_of(
+    click.option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        shell_complete=complete_path,
+        help="A cmjax or diffusers folder, the file or folder of a released model, or a hub id "
+        "owner/name.  [default: bundled digits]",
+    ),
+    trust,
+    vae,
+    click.option(
+        "--scheduler",
+        metavar="NAME",
+        shell_complete=complete_scheduler,
+        help="Sampler in place of the model's own: a name that cmjax schedulers lists, or "
+        "package.module:Name for a class of yours.",
+    ),
+    click.option(
+        "--set",
+        "settings",
+        type=Setting(),
+        multiple=True,
+        help="Option of the scheduler, such as s_churn=10; may be repeated. "
+        "cmjax schedulers NAME lists them.",
+    ),
+)
 
-    How many there are is said by the two functions below, and where they go by each command.
+# The noise, and the precision that it is computed in.
+drawing = group_of(
+    click.option(
+        "--seed",
+        type=SEED,
+        metavar="N",
+        default=0,
+        show_default=True,
+        help="Seed of the noise; another one makes other samples.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Dtype of parameters and samples.",
+    ),
+)
+
+
+def sampling(steps: int = 1) -> Decorator:
+    """Returns the options that decide what a sample is, apart from how many there are.
 
     Args:
-        steps: the number of steps if no noise levels are given, which the command takes itself.
+        steps: the number of steps that help names as the default; the command takes it itself.
     """
     return group_of(
-        click.option(
-            "--model",
-            "-m",
-            metavar="MODEL",
-            shell_complete=complete_path,
-            help="A cmjax or diffusers folder, the file or folder of a released model, or a hub id "
-            "owner/name.  [default: bundled digits]",
-        ),
-        trust,
-        vae,
-        click.option(
-            "--scheduler",
-            metavar="NAME",
-            shell_complete=complete_scheduler,
-            help="Sampler in place of the model's own: a name that cmjax schedulers lists, or "
-            "package.module:Name for a class of yours.",
-        ),
-        click.option(
-            "--set",
-            "settings",
-            type=Setting(),
-            multiple=True,
-            help="Option of the scheduler, such as s_churn=10; may be repeated. "
-            "cmjax schedulers NAME lists them.",
-        ),
+        choosing,
         click.option(
             "--steps",
             "-s",
@@ -135,21 +158,7 @@ def sampling(steps: int = 1) -> Decorator:
             "[default: all]",
         ),
         guiding,
-        click.option(
-            "--seed",
-            type=SEED,
-            metavar="N",
-            default=0,
-            show_default=True,
-            help="Seed of the noise; another one makes other samples.",
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["float32", "bfloat16"]),
-            default="float32",
-            show_default=True,
-            help="Dtype of parameters and samples.",
-        ),
+        drawing,
     )
 
 

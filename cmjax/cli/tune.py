@@ -83,9 +83,8 @@ def tune(
     if out is not None:
         checks.check_out_file(out)
 
-    from cmjax.cli.evaluate import check_num_features, features_of
-    from cmjax.cli.evaluate_inputs import Compared, read, scaled
-    from cmjax.evaluation import frechet_distance, search_sigmas
+    from cmjax.cli.evaluate_inputs import read
+    from cmjax.evaluation import search_sigmas
     from cmjax.generation.settings import model_digest
     from cmjax.training.digests import digest_of
 
@@ -125,10 +124,7 @@ def tune(
     # The distance of the samples at some levels.
     def objective(levels):
         pictures = _pictures(loaded, levels, batch_size, **sampling)
-        samples = scaled(Compared(Path("the samples"), pictures=pictures), size)
-        generated = features_of(samples, features, BATCH)
-        check_num_features(real, reference, "the samples", generated)
-        distance = frechet_distance(generated, reference)
+        distance = _distance(pictures, real, reference, features, size)
         kept.add(levels, distance)
         return distance
 
@@ -153,6 +149,28 @@ def _reference(real: "Compared", features: str) -> Any:
     if isinstance(found, Gaussian) or len(found) > found.shape[1]:
         return as_gaussian(found, str(real.path))
     return found
+
+
+def _distance(
+    pictures: Any, real: Path, reference: Any, features: str, size: int | None
+) -> float:
+    """Returns the Fréchet distance of samples from what they are compared with.
+
+    Args:
+        pictures: the samples, u8[N, H, W, C].
+        real: the pictures that they are compared with, for errors.
+        reference: what `_reference` made of these.
+        features: what makes features of pictures.
+        size: of the pictures that features are made of; None leaves them.
+    """
+    from cmjax.cli.evaluate import check_num_features, features_of
+    from cmjax.cli.evaluate_inputs import Compared, resized
+    from cmjax.evaluation import frechet_distance
+
+    samples = resized(Compared(Path("the samples"), pictures=pictures), size)
+    generated = features_of(samples, features, BATCH)
+    check_num_features(real, reference, "the samples", generated)
+    return frechet_distance(generated, reference)
 
 
 class _Trials:

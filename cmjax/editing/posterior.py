@@ -154,16 +154,15 @@ def _compiled(
             return x0.astype(working)
 
         # Soft edges of a mask are blended at the end. Until then they are not known.
-        known = certain(constraint)
         problem = Problem(
-            consistency, scheduler.bound, known, sigma_y, iterations, candidates
+            consistency=consistency,
+            bound=scheduler.bound,
+            constraint=certain(constraint),
+            sigma_y=sigma_y,
+            iterations=iterations,
+            candidates=candidates,
         )
-
-        # The pair of x0 and the noise of the measurements. Before the first level both are 0: the
-        # noise of that level hides them.
-        samples = jnp.zeros(shape, working)
-        measured = () if sigma_y is None else constraint.measure(samples)
-        start = batch_sharded_alike((samples, jax.tree.map(jnp.zeros_like, measured)))
+        start = _first_pair(constraint, sigma_y, shape, working)
 
         # One level. Its draws of noise depend on the keys and the level alone.
         def project(pair, level):
@@ -191,6 +190,18 @@ def _compiled(
         return (x0, trajectory) if return_trajectory else x0
 
     return jax.jit(loop, inline=True)
+
+
+def _first_pair(constraint, sigma_y, shape, dtype):
+    """The pair of x0 and the noise of the measurements before the first level, both 0.
+
+    The noise of that level hides them.
+    """
+    samples = jnp.zeros(shape, dtype)
+    measured = ()
+    if sigma_y is not None:
+        measured = constraint.measure(samples)
+    return batch_sharded_alike((samples, jax.tree.map(jnp.zeros_like, measured)))
 
 
 def _ratios(state: Any) -> jax.Array:

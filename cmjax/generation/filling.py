@@ -140,9 +140,7 @@ def fill_folder(
             seconds = run.seconds
 
             # Wait for the shards of the other processes, then finish with them.
-            wait_until(lambda: run.refresh() == num, stopping)
-            num_done = run.refresh()
-            run.finishing()
+            num_done = _wait_for_all(run, num, stopping)
             paths = None
             if num_done == num:
                 paths = _finish(shards, work, markers, stopping)
@@ -157,6 +155,14 @@ def fill_folder(
         stopped=stopped,
         signal=stopping.signal,
     )
+
+
+def _wait_for_all(run: Progress, num: int, stopping: Callable[[], bool]) -> int:
+    """Waits for the records of all processes; returns how many there are, `num` unless stopped."""
+    wait_until(lambda: run.refresh() == num, stopping)
+    num_done = run.refresh()
+    run.finishing()
+    return num_done
 
 
 def _find_shards(

@@ -70,6 +70,12 @@ class Discrete(Parametrization):
         variances = np.maximum(self.signal_variances(), least)
         return np.sqrt((1 - variances) / variances)
 
+    @property
+    def ratio_range(self) -> tuple[float, float]:
+        """The lowest and highest sigma / alpha of the training times."""
+        ratios = self.training_ratios()
+        return float(ratios[0]), float(ratios[-1])
+
     def level(self, ratio: jax.Array) -> NoiseLevel:
         """Returns time, alpha and sigma where sigma / alpha is `ratio`, in the shape of `ratio`."""
         # From alpha^2 + sigma^2 = 1 and sigma = ratio alpha.

@@ -170,7 +170,7 @@ class Scheduler(Configured, abc.ABC, Generic[State]):
     ) -> jax.Array:
         """Returns the x0 estimate that `step` advances by: that of `denoise`, by default.
 
-        Samplers that can take more digits than samples in half precision have return more.
+        A sampler may return it in a wider dtype than the samples', if its `advance` takes that.
         """
         return self.denoise(state, model_output, sample)
 

@@ -47,6 +47,32 @@ class BoundOptions:
         return denoised
 
 
+class Thresholded:
+    """Thresholding of x0 estimates, for samplers that do not clip them.
+
+    The fields are not those of this class, since the order of fields is that of diffusers, and
+    differs from class to class.
+
+    Attributes:
+        thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
+        dynamic_thresholding_ratio: which quantile of a sample's |x0| is scaled to 1, if it is
+            above 1.
+        sample_max_value: the largest number that a sample is divided by.
+    """
+
+    # Declared for type checkers; the subclasses make them fields.
+    thresholding: bool
+    dynamic_thresholding_ratio: float
+    sample_max_value: float
+
+    def bound(self, denoised: jax.Array) -> jax.Array:
+        """Returns x0 estimates `[B, ...]`, thresholded if so configured."""
+        if not self.thresholding:
+            return denoised
+        ratio = self.dynamic_thresholding_ratio
+        return dynamic_threshold(denoised, ratio, self.sample_max_value)
+
+
 def dynamic_threshold(x: jax.Array, ratio: float, largest: float) -> jax.Array:
     """Scales each sample `[B, ...]` down to [-1, 1] by a quantile of |x|.
 

@@ -134,22 +134,7 @@ class Configured:
                 value out of its domain.
         """
         check_config(config)
-        fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        file_options = inherited(cls, "_file_options")
-        foreign = foreign_options(
-            cls.__name__, config, not_in_diffusers=cls._sibling_options
-        )
-        left_out = left_out_options(config)
-        given = {name: value for name, value in config.items() if not name.startswith("_")}
-        if made_by(config) != cls.__name__:
-            given = {name: value for name, value in given.items() if name not in left_out}
-        own, others = sort_options(
-            cls.__name__,
-            {**given, **options},
-            fields=fields,
-            file_options=file_options,
-            foreign=foreign - options.keys(),
-        )
+        own, others = cls._divided(config, options)
 
         # Another solver's value of an option may have another name here.
         for name, names in inherited(cls, "_others_values").items():
@@ -159,18 +144,57 @@ class Configured:
         # An option that the file leaves out has diffusers' default.
         scheduler = from_json(cls, {**cls._diffusers_defaults, **own})
 
-        # What was not given. A default of diffusers' files that is not that of the class is an
-        # option like those that were.
-        not_given = {*fields, *file_options} - own.keys() - others.keys()
-        not_given |= left_out & {*fields, *file_options}
-        not_given -= options.keys() | cls._diffusers_defaults.keys()
-
         # A frozen dataclass has no other way to set what is not a field. A dict, since read-only
         # views of one cannot be pickled.
-        object.__setattr__(scheduler, "_left_out", frozenset(not_given))
+        left_out = cls._options_left_out(config, options, read=own.keys() | others.keys())
+        object.__setattr__(scheduler, "_left_out", left_out)
         if kept := cls._options_to_keep(others, config):
             object.__setattr__(scheduler, "_kept", kept)
         return scheduler
+
+    @classmethod
+    def _divided(
+        cls, config: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns this class's own options out of a config, and those that have no effect on it."""
+        given = {name: value for name, value in config.items() if not name.startswith("_")}
+
+        # Another class's defaults are not taken over; this class has its own.
+        if made_by(config) != cls.__name__:
+            for name in left_out_options(config):
+                given.pop(name, None)
+
+        # What the caller gives is meant for this class, whatever the config is of.
+        foreign = foreign_options(
+            cls.__name__, config, not_in_diffusers=cls._sibling_options
+        )
+        return sort_options(
+            cls.__name__,
+            {**given, **options},
+            fields=[field.name for field in dataclasses.fields(cls)],  # type: ignore[arg-type]
+            file_options=inherited(cls, "_file_options"),
+            foreign=foreign - options.keys(),
+        )
+
+    @classmethod
+    def _options_left_out(
+        cls, config: Mapping[str, Any], options: Mapping[str, Any], read: Collection[str]
+    ) -> frozenset[str]:
+        """Returns the names of this class's options that nobody chose a value for.
+
+        Args:
+            config: what was read.
+            options: what the caller gave besides; always chosen.
+            read: names of the options that were found in either.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        names = fields | inherited(cls, "_file_options").keys()
+
+        # Not in the config, or listed there as not chosen.
+        left_out = names - set(read) | names & left_out_options(config)
+
+        # Where the default of diffusers' files is not that of the class, it is a choice.
+        return frozenset(left_out - options.keys() - cls._diffusers_defaults.keys())
 
     @classmethod
     def _options_to_keep(

@@ -61,6 +61,10 @@ class DDIMInverseScheduler(SpacedScheduler):
         down = super().levels(name, value)
         return Levels(down.times[::-1], down.alphas[::-1], down.sigmas[::-1])
 
+    def _bottom(self) -> Levels:
+        """The level where DDIM's run ends, as that of a run without any calls, f32[1]."""
+        return self.levels_at(jnp.zeros(0, jnp.float32))
+
     def calls(self, levels: Levels) -> Levels:
         """Returns the levels that the network is called at: where each step arrives."""
         alphas = jnp.append(levels.alphas[1:], levels.alphas[-1:])
@@ -86,12 +90,13 @@ class DDIMInverseScheduler(SpacedScheduler):
             skip = up_sigma / sigma
             out = up_alpha - alpha * up_sigma / sigma
 
-        # The table weighs what is read at the level that the network is called at:
-        # x0 = c_skip x + c_out F, and eps with x = alpha' x0 + sigma' eps.
+        # The table weighs x0 and eps as they are read at the upper level, where the network is
+        # called: F = (x0 - c_skip x) / c_out, and then x = alpha' x0 + sigma' eps. So x' is
+        #     of_x0 x0 + of_x x = (of_x0 + of_x alpha') x0 + of_x sigma' eps.
         _, c_skip, c_out = self.parametrization.scalings(up_alpha, up_sigma)
-        share = out / c_out
-        rest = skip - share * c_skip
-        return Weights(x0=share + rest * up_alpha, eps=rest * up_sigma)
+        of_x0 = out / c_out
+        of_x = skip - of_x0 * c_skip
+        return Weights(x0=of_x0 + of_x * up_alpha, eps=of_x * up_sigma)
 
     def advance(
         self, state: TableState, sample: jax.Array, denoised: jax.Array, noise: jax.Array
@@ -101,15 +106,19 @@ class DDIMInverseScheduler(SpacedScheduler):
         if not self.clip_sample:
             return next_state, moved
 
-        # x0 as the step takes it: the network's output read at the level of the sample.
+        # The level of the sample, below that of the call: where the call before arrived, or for the
+        # first one where DDIM's run ends.
         index = state.step_index
-        start = self.levels_at(jnp.zeros(0, jnp.float32))
-        alpha = jnp.append(start.alphas, state.alphas)[index]
-        sigma = jnp.append(start.sigmas, state.sigmas)[index]
+        bottom = self._bottom()
+        alpha = jnp.append(bottom.alphas, state.alphas)[index]
+        sigma = jnp.append(bottom.sigmas, state.sigmas)[index]
+
+        # x0 as the step takes it, c_skip x + c_out F at that level, where `denoised` is the same at
+        # the level of the call: F = (denoised - called.c_skip x) / called.c_out.
         _, c_skip, c_out = self.parametrization.scalings(alpha, sigma)
-        scalings = jax.tree.map(lambda column: column[index], state.scalings)
-        share = c_out / scalings.c_out
-        x0 = weighted_sum((c_skip - share * scalings.c_skip, sample), (share, denoised))
+        called = jax.tree.map(lambda column: column[index], state.scalings)
+        factor = c_out / called.c_out
+        x0 = weighted_sum((c_skip - factor * called.c_skip, sample), (factor, denoised))
 
         # What clipping changes of x0 moves the sample by alpha' times as much.
         clipped = jnp.clip(x0, -self.clip_sample_range, self.clip_sample_range)

@@ -121,20 +121,26 @@ def with_correction(
         corrected: those of the corrector, which is implicit.
         is_corrected: bool[N], which steps are corrected.
     """
-    # What the correction changes, in the weights of the values of the corrected step's end, of its
-    # start, of the call before, and so on. The next step scales it with the sample.
+    # By how much the correction changes the differences of a step, which are those of the value at
+    # its end, m', and of earlier calls' values m_1, m_2, ... to the value m at its start:
+    #     x'_corrected - x' = c (m' - m) + sum_i d_i (m_i - m).
     applies = is_corrected & steps.moving
-    arrived = jnp.where(applies, corrected[0], 0)
-    changes = [
-        jnp.where(applies, new - old, 0)
-        for new, old in zip(corrected[1:], predicted, strict=True)
-    ]
-    changes = [-arrived - sum(changes), *changes]
-    differences = [*predicted, jnp.zeros_like(arrived)]
-    return [
-        difference + steps.kept * before(change, 0)
-        for difference, change in zip(differences, changes, strict=True)
-    ]
+    of_end = jnp.where(applies, corrected[0], 0)
+    of_earlier = []
+    for new, old in zip(corrected[1:], predicted, strict=True):
+        of_earlier.append(jnp.where(applies, new - old, 0))
+
+    # The next step has m' as its own value, m as that of the call before, and m_i as that of i + 1
+    # calls before. In differences to m' the same sum is
+    #     -(c + sum_i d_i) (m - m') + sum_i d_i (m_i - m').
+    of_start = -of_end - sum(of_earlier)
+    changes = [of_start, *of_earlier]
+
+    # That step multiplies its sample, and so the correction, by `kept`.
+    differences = []
+    for own, change in zip([*predicted, jnp.zeros_like(of_end)], changes, strict=True):
+        differences.append(own + steps.kept * before(change, 0))
+    return differences
 
 
 def chosen_by_order(
@@ -151,12 +157,13 @@ def chosen_by_order(
         half: what steps of order 2 take for the integral of u.
         order: i32[N], of each step.
     """
+    # Rows of order 1 use no node.
     weights = [jnp.zeros_like(half) for _ in nodes]
     for p in range(2, len(nodes) + 2):
-        by_value = [half / nodes[0]]
+        of_order = [half / nodes[0]]
         if p > 2:
-            by_value = polynomial_weights(nodes[: p - 1], moments)
-        for i, weight in enumerate(by_value):
+            of_order = polynomial_weights(nodes[: p - 1], moments)
+        for i, weight in enumerate(of_order):
             weights[i] = jnp.where(order == p, weight, weights[i])
     return weights
 

@@ -95,8 +95,7 @@ class DiscreteScheduler(NetworkOptions, TableScheduler):
     @property
     def sigma_range(self) -> tuple[float, float]:
         """The lowest and highest sigma / alpha of the training times."""
-        ratios = self.parametrization.training_ratios()
-        return float(ratios[0]), float(ratios[-1])
+        return self.parametrization.ratio_range
 
     @property
     def init_noise_sigma(self) -> float:
@@ -180,11 +179,17 @@ def training_times(scheduler: Any, name: str, value: Any) -> jax.Array:
     last = scheduler.num_train_timesteps - 1
     n = check_num_steps(value, last + 1, "num_train_timesteps")
     times = spaced_times(scheduler, n)
+    check_offset(scheduler, times)
+    return explicit_times(scheduler, "timesteps", times.astype(int))
+
+
+def check_offset(scheduler: Any, times: np.ndarray) -> None:
+    """Raises ValueError if `steps_offset` leads beyond the last training time."""
+    last = scheduler.num_train_timesteps - 1
     if times[0] > last:
         raise ValueError(
             f"steps_offset={scheduler.steps_offset} leads beyond the last training time {last}"
         )
-    return explicit_times(scheduler, "timesteps", times.astype(int))
 
 
 def explicit_times(scheduler: Any, name: str, value: Any) -> jax.Array:

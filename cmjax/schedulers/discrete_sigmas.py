@@ -86,8 +86,7 @@ class DiscreteSigmasScheduler(NetworkOptions, TableScheduler):
     @property
     def sigma_range(self) -> tuple[float, float]:
         """The noise levels of the first and last training time."""
-        ratios = self.training.training_ratios()
-        return float(ratios[0]), float(ratios[-1])
+        return self.training.ratio_range
 
     @property
     def init_noise_sigma(self) -> float:

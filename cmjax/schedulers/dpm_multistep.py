@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from cmjax.schedulers.bounds import dynamic_threshold
+from cmjax.schedulers.bounds import Thresholded
 from cmjax.schedulers.differences import FEW_STEPS, multistep_differences, multistep_orders
 from cmjax.schedulers.diffusers_names import DPM_NAMES
 from cmjax.schedulers.edm import EDMScheduler
@@ -51,7 +51,7 @@ def dpm_multistep_weights(scheduler: Any, levels: Levels) -> Weights:
 @inherit_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class EDMDPMSolverMultistepScheduler(EDMScheduler):
+class EDMDPMSolverMultistepScheduler(Thresholded, EDMScheduler):
     """DPM-Solver++ on EDM noise levels (Lu et al. 2022, Algorithm 2).
 
     Higher orders come from the x0 estimates of the steps before. A last step to sigma = 0 always
@@ -63,10 +63,6 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
 
     Attributes:
         solver_order: order of the solver, 1 to 3.
-        thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
-        dynamic_thresholding_ratio: which quantile of a sample's |x0| is scaled to 1, if it is
-            above 1.
-        sample_max_value: the largest number that a sample is divided by.
         algorithm_type: "dpmsolver++", or "sde-dpmsolver++" with fresh noise at every step but the
             last.
         solver_type: "midpoint" or "heun" form of the second order.
@@ -101,14 +97,6 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler):
         "solver_type": ("midpoint", "heun"),
     }
     _others_values = DPM_NAMES
-
-    def bound(self, denoised: jax.Array) -> jax.Array:
-        """Returns the x0 estimate, thresholded if so configured."""
-        if not self.thresholding:
-            return denoised
-        return dynamic_threshold(
-            denoised, self.dynamic_thresholding_ratio, self.sample_max_value
-        )
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of DPM-Solver++."""

@@ -13,7 +13,7 @@ from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.grids import grid_option
 from cmjax.schedulers.levels import Levels
 from cmjax.schedulers.log_snr import LogSNRScheduler
-from cmjax.schedulers.log_snr_levels import last_time, training_levels
+from cmjax.schedulers.log_snr_levels import last_time, level_of_times
 from cmjax.schedulers.weights import Weights
 
 
@@ -76,17 +76,19 @@ class DPMSolverMultistepInverseScheduler(LogSNRScheduler):
 
     def levels(self, name: str, value: Any) -> Levels:
         """Returns the levels of the steps from the lowest up, and of the end."""
-        # The levels where steps start, in reverse and without the end of a run downwards.
+        # The levels where steps start, upwards: those of a run downwards without its end.
         down = super().levels(name, value)
-        alphas = down.alphas[-2::-1]
-        sigmas = down.sigmas[-2::-1]
+        times = down.times[::-1]
+        alphas = down.alphas[:-1][::-1]
+        sigmas = down.sigmas[:-1][::-1]
 
         # The end: the last training time, or, for levels of a grid or a flow, the highest of them.
-        end = Levels(down.times, alphas[-1:], sigmas[-1:])
+        end_alpha = alphas[-1:]
+        end_sigma = sigmas[-1:]
         if not (self.use_flow_sigmas or self.use_lu_lambdas or grid_option(self)):
-            end = training_levels(self, jnp.full(1, last_time(self), jnp.float32))
-        alphas = jnp.append(alphas, end.alphas)
-        return Levels(down.times[::-1], alphas, jnp.append(sigmas, end.sigmas))
+            last = jnp.full(1, last_time(self), jnp.float32)
+            _, end_alpha, end_sigma = level_of_times(self, last)
+        return Levels(times, jnp.append(alphas, end_alpha), jnp.append(sigmas, end_sigma))
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of DPM-Solver or DPM-Solver++."""

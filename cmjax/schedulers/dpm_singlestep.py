@@ -71,44 +71,47 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
         return orders
 
     def weights(self, levels: Levels) -> Weights:
-        """Returns the table, a row for each call.
-
-        A call goes from the sample x_s of its step's start to `kept x_s` plus weighted estimates.
-        The call before went from x_s to this call's x, and so gives x_s by x.
-        """
+        """Returns the table, a row for each call."""
         by_x0 = self.algorithm_type.endswith("dpmsolver++")
         stochastic = self.algorithm_type.startswith("sde-")
         orders = self._orders(len(levels.times))
         alpha = levels.alphas[:-1]
         sigma = levels.sigmas[:-1]
 
-        # From each call's level to the next, and from the level of its step's start.
+        # From each call's level to the next one, and there from the level of its step's start.
         first_order = steps_of(levels, by_x0=by_x0, stochastic=stochastic)
         starts = np.arange(len(orders)) - (orders - 1)
         start_levels = (alpha[starts], sigma[starts])
         steps = steps_from(start_levels, levels, by_x0=by_x0, stochastic=stochastic)
         midpoint = self.solver_type == "midpoint"
-        by_last, by_this = singlestep_differences(
+        w_last, w_this = singlestep_differences(
             first_order, steps, orders, midpoint=midpoint
         )
 
-        # x' = kept x_s + w_s m_s + by_last (m_last - m_s) + by_this (m - m_s), with x_s by x.
-        kept = steps.kept / jnp.where(orders > 1, before(steps.kept, 1), 1)
-        of_start = steps.moments[0] - kept * before(steps.moments[0], 1)
-        by_last = by_last - kept * before(by_this, 1)
-        of_start = of_start - by_last - by_this
-
-        # Calls of first order have their row as in all solvers of this kind.
+        # Every call of a step goes from the sample x_s of the step's start, where the value that is
+        # integrated (x0 or eps) is m_s. With m_last and m, the values of the last call and of this
+        # one, it arrives at
+        #     x' = K x_s + M m_s + w_last (m_last - m_s) + w_this (m - m_s).
+        # x_s is not kept. But the call before went from it to this call's sample,
+        #     x = K_b x_s + M_b m_s + v (m_last - m_s),
+        # where v is the w_this of that call, 0 for the first one. So with k = K / K_b
+        #     x' = k x + (M - k M_b) m_s + (w_last - k v) (m_last - m_s) + w_this (m - m_s).
         is_later = orders > 1
+        kept = steps.kept / jnp.where(is_later, before(steps.kept, 1), 1)
+        of_last = w_last - kept * before(w_this, 1)
+        of_start = steps.moments[0] - kept * before(steps.moments[0], 1)
+        of_start = of_start - of_last - w_this
+
+        # With k x = k alpha x0 + k sigma eps. Calls of first order have the row of other solvers.
         x0 = jnp.where(is_later, kept * alpha, first_order.x0)
         eps = jnp.where(is_later, kept * sigma, first_order.eps)
         if by_x0:
-            x0 = x0 + by_this
+            x0 = x0 + w_this
         else:
-            eps = eps + by_this
+            eps = eps + w_this
 
         # The estimates of the one and two calls before; the first of the step is the earliest.
-        one_before = jnp.where(orders == 2, of_start, by_last)
+        one_before = jnp.where(orders == 2, of_start, of_last)
         two_before = jnp.where(orders == 3, of_start, 0)
         earlier = (jnp.where(is_later, one_before, 0), two_before)[: self.solver_order - 1]
 

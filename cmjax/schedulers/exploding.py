@@ -1,4 +1,4 @@
-"""Shared base of samplers on `x0 + sigma z` that start from noise alone, at sigma_max."""
+"""Shared base of samplers on `x0 + sigma z` with the options `sigma_min` and `sigma_max`."""
 
 from typing import Any
 
@@ -50,5 +50,6 @@ class ExplodingScheduler(TableScheduler):
 
     def first_scale(self, state: TableState) -> jax.Array:
         """Returns sigma of the first level, f32[]: below sigma_max if the run starts lower."""
-        # Noise alone: the data's own variance is left out, as in the papers' code.
+        # Noise alone: the data's own variance is left out, as in the papers' code. EDM's
+        # solvers add it, as in diffusers.
         return state.sigma

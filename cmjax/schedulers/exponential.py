@@ -83,18 +83,24 @@ def steps_from(
     next_alpha = levels.alphas[1:]
     next_sigma = levels.sigmas[1:]
 
-    # exp(-h), and h itself. The masked entries keep gradients finite at infinite h.
-    exploding = sigma / alpha
-    next_exploding = next_sigma / next_alpha
-    ratio = next_exploding / exploding
-    moving = (ratio > 0) & (ratio != 1)
-    h = jnp.where(moving, -jnp.log(jnp.where(moving, ratio, 0.5)), 1)
+    # h = lambda' - lambda, from exp(-h) = (sigma' / alpha') / (sigma / alpha). The masked entries
+    # keep gradients finite at infinite h.
+    ratio = sigma / alpha
+    next_ratio = next_sigma / next_alpha
+    exp_minus_h = next_ratio / ratio
+    moving = (exp_minus_h > 0) & (exp_minus_h != 1)
+    h = jnp.where(moving, -jnp.log(jnp.where(moving, exp_minus_h, 0.5)), 1)
 
     # The ODE. By eps, the exponential has the other sign.
-    kept = next_sigma / sigma if by_x0 else next_alpha / alpha
-    exponent = h if by_x0 else -h
-    scale = next_alpha if by_x0 else next_sigma
-    moments = tuple(scale * moment for moment in exponential_moments(exponent))
+    if by_x0:
+        kept = next_sigma / sigma
+        integrals = exponential_moments(h)
+        scale = next_alpha
+    else:
+        kept = next_alpha / alpha
+        integrals = exponential_moments(-h)
+        scale = next_sigma
+    moments = tuple(scale * integral for integral in integrals)
     ode = Steps(
         by_x0=by_x0,
         h=h,
@@ -104,28 +110,38 @@ def steps_from(
         kept=kept,
         moments=moments,
     )
-    return _with_noise(ode, exploding, next_exploding) if stochastic else ode
+    if not stochastic:
+        return ode
+    return _with_noise(ode, ratio, next_ratio)
 
 
-def _with_noise(ode: Steps, exploding: jax.Array, next_exploding: jax.Array) -> Steps:
+def _with_noise(ode: Steps, ratio: jax.Array, next_ratio: jax.Array) -> Steps:
     """The steps of the SDE, given those of the ODE and sigma / alpha at both ends, f32[N] each."""
     next_alpha = ode.x0
     next_sigma = ode.eps
-    drop = root_of_difference(exploding, next_exploding) / exploding  # sqrt(1 - exp(-2h))
+    spread = root_of_difference(ratio, next_ratio) / ratio  # sqrt(1 - exp(-2h))
 
-    # By x0 the exponent is twice that of the ODE, by eps the integral is.
+    # By x0, the exponent doubles and noise is added:
+    #     x' = (sigma' / sigma) exp(-h) x + alpha' (1 - exp(-2h)) x0 + sigma' sqrt(1 - exp(-2h)) z.
+    # With x = alpha x0 + sigma eps, the weights of x0 and eps are alpha' and sigma' exp(-h).
     if ode.by_x0:
-        ratio = next_exploding / exploding  # exp(-h)
-        kept = ode.kept * ratio
-        eps = next_sigma * ratio
-        moments = tuple(next_alpha * moment for moment in exponential_moments(2 * ode.h))
-        noise = next_sigma * drop
+        exp_minus_h = next_ratio / ratio
+        kept = ode.kept * exp_minus_h
+        eps = next_sigma * exp_minus_h
+        moments = tuple(
+            next_alpha * integral for integral in exponential_moments(2 * ode.h)
+        )
+        noise = next_sigma * spread
+
+    # By eps, the integral doubles and noise is added:
+    #     x' = (alpha' / alpha) x - 2 sigma' (exp(h) - 1) eps + sigma' sqrt(exp(2h) - 1) z.
+    # The weights of x0 and eps are alpha' and sigma' (2 - exp(h)).
     else:
-        reached = next_alpha * exploding  # sigma' exp(h)
+        raised = next_alpha * ratio  # sigma' exp(h)
         kept = ode.kept
-        eps = 2 * next_sigma - reached
+        eps = 2 * next_sigma - raised
         moments = tuple(2 * moment for moment in ode.moments)
-        noise = reached * drop
+        noise = raised * spread
 
     # The last step, which adds no noise, is the ODE's.
     is_last = jnp.arange(len(ode.h)) == len(ode.h) - 1

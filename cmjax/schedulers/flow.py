@@ -98,6 +98,20 @@ def unshifted_sigmas(
         lowest = 1 / n if lowest is None else lowest
         return jnp.asarray(1 - (1 - lowest) * ramp(n), jnp.float32)
 
+    return explicit_sigmas(num_train_timesteps, name, value)
+
+
+def explicit_sigmas(num_train_timesteps: int, name: str, value: Any) -> jax.Array:
+    """Returns the noise levels that a caller gave, before the shift, f32[n].
+
+    Args:
+        num_train_timesteps: number N, the scale of times.
+        name: "sigmas", or "timesteps" for N times the levels.
+        value: the levels or times, descending.
+
+    Raises:
+        ValueError: for an invalid value.
+    """
     # A network call at level 0 would divide by sigma = 0; only the end of a run may be 0.
     scale = 1 if name == "sigmas" else num_train_timesteps
     return parse_levels(name, value, 1e-6 * scale, scale) / scale

@@ -15,7 +15,7 @@ import numpy as np
 from cmjax.configs import is_finite
 from cmjax.parametrization import Discrete, FlowMatching
 from cmjax.parametrization.discrete import PREDICTION_TYPES
-from cmjax.schedulers.bounds import dynamic_threshold
+from cmjax.schedulers.bounds import Thresholded
 from cmjax.schedulers.config_files import FileOption
 from cmjax.schedulers.discrete import (
     DISCRETE_DOMAINS,
@@ -30,13 +30,13 @@ from cmjax.schedulers.learned_variance import output_shape, split_output
 from cmjax.schedulers.levels import Levels, ramp
 from cmjax.schedulers.log_snr_levels import (
     LEAST_ALPHA,
-    flow_levels,
     grid_levels,
     last_time,
+    level_of_times,
+    log_snr_flow_levels,
     shifted_path,
     step_starts,
-    training_levels,
-    training_times,
+    step_times,
     with_end,
 )
 from cmjax.schedulers.table import TableScheduler, TableState
@@ -44,7 +44,7 @@ from cmjax.schedulers.table import TableScheduler, TableState
 
 @inherit_field_docs
 @dataclasses.dataclass(frozen=True)
-class LogSNRScheduler(NetworkOptions, TableScheduler):
+class LogSNRScheduler(NetworkOptions, Thresholded, TableScheduler):
     """A solver in the half log-SNR `lambda = log(alpha / sigma)`, for models with training times.
 
     The network's time input is a training time, 0..N-1; for a level between two of them, a whole
@@ -68,9 +68,6 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
         use_lu_lambdas: as use_exponential_sigmas, with times rounded rather than cut off.
         use_flow_sigmas: follow the straight path `(1 - sigma) x0 + sigma z` of flow matching.
         flow_shift: how far flow levels are moved towards noise (Esser et al. 2024, equation 23).
-        thresholding: scale x0 estimates that leave [-1, 1] (Saharia et al. 2022, section 2.3).
-        dynamic_thresholding_ratio: which quantile of |x0| is scaled to 1, if it is above 1.
-        sample_max_value: the largest number that a sample is divided by.
         variance_type: "learned" or "learned_range" for networks whose output has the variance,
             which is not used, in a second half of the channels (the last axis); or None.
         solver_order: order of the solver, 1 to 3.
@@ -172,20 +169,12 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
         """The lowest and highest sigma / alpha of the network."""
         if self.use_flow_sigmas:
             return LEAST_ALPHA, 1 / LEAST_ALPHA
-        ratios = self.training.training_ratios()
-        return float(ratios[0]), float(ratios[-1])
+        return self.training.ratio_range
 
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial noise, 1."""
         return 1.0
-
-    def bound(self, denoised: jax.Array) -> jax.Array:
-        """Returns the x0 estimate, thresholded if so configured."""
-        if not self.thresholding:
-            return denoised
-        ratio = self.dynamic_thresholding_ratio
-        return dynamic_threshold(denoised, ratio, self.sample_max_value)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of the model output: with twice the channels of learned variances."""
@@ -210,12 +199,12 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
         if grid:
             return grid_levels(self, value, grid)
         if self.use_flow_sigmas:
-            return flow_levels(self, name, value)
+            return log_snr_flow_levels(self, name, value)
 
         # Otherwise the levels of training times; the end has no noise, or the lowest of all levels.
-        times = training_times(self, name, value)
-        lowest = training_levels(self, jnp.zeros(1, jnp.float32))
-        return with_end(self, training_levels(self, times), lowest.alphas, lowest.sigmas)
+        times = step_times(self, name, value)
+        lowest = level_of_times(self, jnp.zeros(1, jnp.float32))
+        return with_end(self, level_of_times(self, times), lowest.alpha, lowest.sigma)
 
     # The methods below are overridden by solvers that differ in them, as in diffusers.
 
@@ -229,8 +218,7 @@ class LogSNRScheduler(NetworkOptions, TableScheduler):
 
     def grid_ends(self) -> tuple[float, float]:
         """Returns the lowest and highest sigma / alpha of Karras, exponential and beta levels."""
-        ratios = self.training.training_ratios()
-        return float(ratios[0]), float(ratios[-1])
+        return self.training.ratio_range
 
     def flow_grid(self, n: int) -> np.ndarray:
         """Returns n equally spaced flow levels before the shift, f64[n]: to 0, not included."""

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.schedulers.discrete import check_signal, explicit_times
-from cmjax.schedulers.flow import shifted, stretched
+from cmjax.parametrization import NoiseLevel
+from cmjax.schedulers.discrete import check_offset, check_signal, explicit_times
+from cmjax.schedulers.flow import explicit_sigmas, shifted, stretched
 from cmjax.schedulers.grids import respaced
 from cmjax.schedulers.levels import (
     Levels,
     check_num_steps,
     exponential_sigmas,
-    parse_levels,
     ramp,
 )
 
@@ -24,14 +24,14 @@ from cmjax.schedulers.levels import (
 LEAST_ALPHA = 1e-6
 
 
-def training_levels(scheduler: Any, times: jax.Array) -> Levels:
-    """Returns the levels of whole training times, f32[n], without that of an end."""
+def level_of_times(scheduler: Any, times: jax.Array) -> NoiseLevel:
+    """Returns time, alpha and sigma at whole training times, f32[n] each."""
     ratios = jnp.asarray(scheduler.training.training_ratios(), jnp.float32)
     level = scheduler.parametrization.level(ratios[times.astype(jnp.int32)])
-    return Levels(times, level.alpha, level.sigma)
+    return level._replace(time=times)
 
 
-def training_times(scheduler: Any, name: str, value: Any) -> jax.Array:
+def step_times(scheduler: Any, name: str, value: Any) -> jax.Array:
     """Returns the whole training times of a run, f32[n], descending.
 
     Args:
@@ -52,10 +52,7 @@ def training_times(scheduler: Any, name: str, value: Any) -> jax.Array:
     else:
         n = check_num_steps(value, total, "num_train_timesteps")
     times = scheduler.spaced_times(n)
-    if times[0] > total - 1:
-        raise ValueError(
-            f"steps_offset={scheduler.steps_offset} leads beyond the last training time {total - 1}"
-        )
+    check_offset(scheduler, times)
     check_signal(scheduler, times)
     return jnp.asarray(times, jnp.float32)
 
@@ -121,16 +118,16 @@ def grid_levels(scheduler: Any, value: Any, grid: str) -> Levels:
     # The network takes whole times, rounded or rounded down as in diffusers.
     rounds = grid in scheduler.rounded_grids() and not scheduler.use_flow_sigmas
     times = jnp.round(level.time) if rounds else cut_off(level.time)
-    levels = Levels(times, level.alpha, level.sigma)
+    level = level._replace(time=times)
 
     # The end: the lowest level of the grid. A single level is the highest one, so that the end of
     # such a run is `low` itself.
     lowest = ratios[-1:] if n > 1 else jnp.full(1, low, jnp.float32)
     end = scheduler.parametrization.level(lowest)
-    return with_end(scheduler, levels, end.alpha, end.sigma)
+    return with_end(scheduler, level, end.alpha, end.sigma)
 
 
-def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
+def log_snr_flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
     """Returns the shifted levels of flow matching, with that of the end.
 
     Args:
@@ -145,8 +142,7 @@ def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
             check_num_steps(value, total, "num_train_timesteps")
         )
     else:
-        scale = 1 if name == "sigmas" else total
-        unshifted = parse_levels(name, value, 1e-6 * scale, scale) / scale
+        unshifted = explicit_sigmas(total, name, value)
 
     # After the shift, kept away from alpha = 0, where lambda is infinite.
     alphas, sigmas = scheduler.shifted_path(1 - unshifted, unshifted)
@@ -157,8 +153,8 @@ def flow_levels(scheduler: Any, name: str, value: Any) -> Levels:
     end = sigmas[-1:]
     if not scheduler.ends_at_last_flow_level:
         end = jnp.full(1, scheduler.grid_ends()[0], jnp.float32)
-    levels = Levels(cut_off(sigmas * total), alphas, sigmas)
-    return with_end(scheduler, levels, 1 - end, end)
+    level = NoiseLevel(cut_off(sigmas * total), alphas, sigmas)
+    return with_end(scheduler, level, 1 - end, end)
 
 
 def shifted_path(
@@ -181,13 +177,23 @@ def shifted_path(
     return alphas, sigmas
 
 
-def with_end(scheduler: Any, levels: Levels, alpha: jax.Array, sigma: jax.Array) -> Levels:
-    """Returns the levels with that of the end: without noise, or alpha and sigma, f32[1] each."""
+def with_end(
+    scheduler: Any, level: NoiseLevel, end_alpha: jax.Array, end_sigma: jax.Array
+) -> Levels:
+    """Returns the levels of a run, with that of its end.
+
+    Args:
+        scheduler: whose `final_sigmas_type` "zero" ends runs without noise.
+        level: of the network calls, f32[n] each.
+        end_alpha: alpha of the end for another `final_sigmas_type`, f32[1].
+        end_sigma: sigma of the end, likewise.
+    """
     if scheduler.final_sigmas_type == "zero":
-        alpha = jnp.ones(1, jnp.float32)
-        sigma = jnp.zeros(1, jnp.float32)
-    alphas = jnp.append(levels.alphas, alpha)
-    return Levels(levels.times, alphas, jnp.append(levels.sigmas, sigma))
+        end_alpha = jnp.ones(1, jnp.float32)
+        end_sigma = jnp.zeros(1, jnp.float32)
+    alphas = jnp.append(level.alpha, end_alpha)
+    sigmas = jnp.append(level.sigma, end_sigma)
+    return Levels(level.time, alphas, sigmas)
 
 
 def cut_off(times: jax.Array) -> jax.Array:

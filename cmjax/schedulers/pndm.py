@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.parametrization import NoiseLevel
 from cmjax.schedulers.discrete import SpacedScheduler
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.schedulers.levels import Levels
@@ -68,9 +69,9 @@ class PNDMScheduler(SpacedScheduler):
     def calls(self, levels: Levels) -> Levels:
         """Returns where the network is called: at starts, middles and ends of steps."""
         _, here, _ = self._levels_of_calls(levels)
-        alphas = jnp.append(here.alphas, levels.alphas[-1:])
-        sigmas = jnp.append(here.sigmas, levels.sigmas[-1:])
-        return Levels(here.times, alphas, sigmas)
+        alphas = jnp.append(here.alpha, levels.alphas[-1:])
+        sigmas = jnp.append(here.sigma, levels.sigmas[-1:])
+        return Levels(here.time, alphas, sigmas)
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of equations 9 (the step), 12 and 13 (the means of eps)."""
@@ -78,8 +79,8 @@ class PNDMScheduler(SpacedScheduler):
         start, here, target = self._levels_of_calls(levels)
         return pseudo_weights(
             plan,
-            alphas=(start.alphas, here.alphas, target.alphas),
-            sigmas=(start.sigmas, here.sigmas, target.sigmas),
+            alphas=(start.alpha, here.alpha, target.alpha),
+            sigmas=(start.sigma, here.sigma, target.sigma),
         )
 
     def _with_signal(self, alphas: jax.Array) -> jax.Array:
@@ -92,19 +93,21 @@ class PNDMScheduler(SpacedScheduler):
         calls = []
         firsts = []  # the number of each step's first call
         for step in range(n):
-            firsts.append(len(calls))
-            if self.skip_prk_steps and step == 0 < n - 1:
-                calls += improved_euler(len(calls), step)
-            elif not self.skip_prk_steps and step < min(3, n - 1):
-                calls += runge_kutta(len(calls), step)
+            first = len(calls)
+            firsts.append(first)
+            is_last = step == n - 1
+            if self.skip_prk_steps and step == 0 and not is_last:
+                calls += improved_euler(first, step)
+            elif not self.skip_prk_steps and step < 3 and not is_last:
+                calls += runge_kutta(first, step)
             else:
                 calls.append(adams_bashforth(firsts))
         return calls
 
-    def _levels_of_calls(self, levels: Levels) -> tuple[Levels, Levels, Levels]:
+    def _levels_of_calls(self, levels: Levels) -> tuple[NoiseLevel, NoiseLevel, NoiseLevel]:
         """Where the step of each call starts, where the call itself is, and where it goes.
 
-        Times, alphas and sigmas are f32[N] each, an entry for each of the N calls.
+        Time, alpha and sigma are f32[N] each, an entry for each of the N calls.
         """
         # The network is not called in the middle or at the end of the last step: its own time
         # stands in there.
@@ -124,7 +127,7 @@ class PNDMScheduler(SpacedScheduler):
 
         def at(places):
             rows = np.array(places)
-            return Levels(times[rows, steps], alphas[rows, steps], sigmas[rows, steps])
+            return NoiseLevel(times[rows, steps], alphas[rows, steps], sigmas[rows, steps])
 
         start = at([START] * len(plan))
         here = at([call.at for call in plan])

@@ -80,18 +80,25 @@ class RePaintScheduler(SpacedScheduler):
         down = ddim_weights(levels, self.eta)
         step = jax.tree.map(lambda column: column[places], down)
 
-        # Each step goes down to `low`, from where the next call's level is the jump's end.
+        # Each step goes down to the level below, and a jump from there to that of the next call.
         arrivals = np.append(places[1:], len(levels.times))
-        low = (levels.alphas[places + 1], levels.sigmas[places + 1])
-        high = (levels.alphas[arrivals], levels.sigmas[arrivals])
+        low_alpha = levels.alphas[places + 1]
+        low_sigma = levels.sigmas[places + 1]
+        high_alpha = levels.alphas[arrivals]
+        high_sigma = levels.sigmas[arrivals]
 
-        # The steps of Algorithm 1, line 10, in one: x' = kept x + sqrt(1 - kept^2) z.
-        kept = high[0] / low[0]
-        added = noise_between(low, high) / low[0]
+        # The steps of Algorithm 1, line 10, in one: x' = kept x + sqrt(1 - kept^2) z. Without a
+        # jump both levels are the same, and kept is 1.
+        kept = high_alpha / low_alpha
+        added = noise_between((low_alpha, low_sigma), (high_alpha, high_sigma)) / low_alpha
+
+        # The noise of the step and that of the jump are independent: their variances add up.
         noise = None
-        if step.noise is not None or np.any(arrivals <= places):
-            fresh = kept * (0.0 if step.noise is None else step.noise)
-            noise = jnp.hypot(fresh, added)
+        has_jumps = np.any(arrivals <= places)
+        if step.noise is not None:
+            noise = jnp.hypot(kept * step.noise, added)
+        elif has_jumps:
+            noise = added
         return Weights(x0=kept * step.x0, eps=kept * step.eps, noise=noise)
 
     def bound_last(self, denoised: jax.Array) -> jax.Array:

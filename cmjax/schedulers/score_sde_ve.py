@@ -92,13 +92,14 @@ class ScoreSdeVeScheduler(ExplodingScheduler):
 
     def calls(self, levels: Levels) -> Levels:
         """Returns the level of each call: at every level the corrector's, then the predictor's."""
-        called = jnp.repeat(levels.times, self.correct_steps + 1)
+        _, called = self.parametrization.path(levels.times)
+        called = jnp.repeat(called, self.correct_steps + 1)
         return exploding_levels(self.parametrization, append_zero(called))
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x + G^2 s + G z`, after the rows of the corrector at each level."""
         # The network is called at the levels c, and steps go from sigma to sigma', f32[n] each.
-        called = levels.times
+        _, called = self.parametrization.path(levels.times)
         high = levels.sigmas[:-1]
         low = levels.sigmas[1:]
 

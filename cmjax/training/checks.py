@@ -63,7 +63,7 @@ def check_step_arguments(
         raise ValueError(f"mesh must be a jax.sharding.Mesh or None, got {shown(mesh)}")
 
 
-def check_params(params: Any) -> None:
+def check_trained_params(params: Any) -> None:
     """Raises ValueError unless parameters are arrays of floats, naming the first that is not."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:

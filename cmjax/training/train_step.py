@@ -21,7 +21,7 @@ from cmjax.random import as_key, as_one_key, same_numbers
 from cmjax.serialization import serializable
 from cmjax.tracing import is_tracing
 from cmjax.training.averages import averaged, mean_over_parts, moved_towards
-from cmjax.training.checks import check_params, check_result
+from cmjax.training.checks import check_result, check_trained_params
 from cmjax.training.compiling import options_for_gradients
 from cmjax.training.latents import draw_latents
 from cmjax.training.losses.base import (
@@ -118,7 +118,7 @@ class TrainStep:
             ValueError: for what is not one key, or a key of another generator than threefry.
         """
         # The loss says what is trained, and whether its target is a moving average.
-        check_params(params)
+        check_trained_params(params)
         params = jax.tree.map(jnp.asarray, self.loss.prepare_params(params))
         step = jnp.zeros((), jnp.int32)
         has_target = self.loss.target_decay_at(step) is not None
@@ -176,10 +176,31 @@ class TrainStep:
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def shard(self, batch: Batch) -> Batch:
-        """Returns the arrays divided over the devices of the mesh, along their first axis."""
+        """Returns the arrays divided over the devices of the mesh, along their first axis.
+
+        Raises:
+            ValueError: for a batch that a step does not take.
+        """
+        self._check_batch(batch)
+        if self.mesh is None:
+            return batch
+
+        # Each process has only its own rows; together they are one global array.
+        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+
+        def divided(array):
+            if is_tracing():
+                return with_sharding(array, sharding)
+            return jax.make_array_from_process_local_data(sharding, np.asarray(array))
+
+        return jax.tree.map(divided, dict(batch))
+
+    def _check_batch(self, batch):
+        """Raises ValueError for a batch that a step does not take."""
+        split_batch(batch)
+
         # Every device gets the same number of samples of every part. Under a caller's `jit` the
         # batch is that of all processes; otherwise it is the share of this process.
-        split_batch(batch)
         num_devices = 1
         if self.mesh is not None:
             num_devices = self.mesh.size if is_tracing() else len(self.mesh.local_devices)
@@ -200,18 +221,6 @@ class TrainStep:
         labels = batch.get("class_labels")
         if classes is not None and labels is not None:
             check_class_labels("batch['class_labels']", labels, classes)
-        if self.mesh is None:
-            return batch
-
-        # Each process has only its own rows; together they are one global array.
-        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
-
-        def divided(array):
-            if is_tracing():
-                return with_sharding(array, sharding)
-            return jax.make_array_from_process_local_data(sharding, np.asarray(array))
-
-        return jax.tree.map(divided, dict(batch))
 
     def _mesh_context(self):
         """The context of the mesh, which networks on explicit axes may need."""

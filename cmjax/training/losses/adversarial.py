@@ -1,7 +1,6 @@
 """Adversarial training: a discriminator tells samples from data; the network learns to fool it."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from cmjax.training.losses.base import (
     split_batch,
 )
 from cmjax.training.losses.checks import check_function, check_sigma_data, karras_range
-from cmjax.training.losses.metrics import mean_square, per_sample
+from cmjax.training.losses.metrics import per_sample, sum_of_squares
 from cmjax.training.losses.trajectory import trajectory_function
 
 
@@ -225,8 +224,7 @@ class Adversarial(Loss):
         # R1, gamma/2 |grad D(real)|^2, a mean over the batch. As a score depends on its own sample
         # alone, the gradient of the sum of the scores holds that of each of them.
         (slope,) = vjp_fn(jnp.ones_like(score_real))
-        square = mean_square(slope) * math.prod(slope.shape[1:])
-        penalty = self.gradient_penalty / 2 * jnp.mean(square)
+        penalty = self.gradient_penalty / 2 * jnp.mean(sum_of_squares(slope))
 
         # softplus(D(fake) - D(real)): the mirror image of the network's term.
         return jnp.mean(jax.nn.softplus(-gap)) + penalty, gap

@@ -17,8 +17,17 @@ from cmjax.arrays import ApplyFn, weighted_sum
 from cmjax.configs import check_options, shown
 from cmjax.meshes import batch_sharded_alike
 from cmjax.parametrization import Parametrization, denoise
+from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.checks import check_function, karras_range
+
+# Valid values of the fields that say how noise levels or times are drawn, for the losses that have
+# them.
+DRAW_DOMAINS = {
+    "p_mean": (-50.0, 50.0),
+    "p_std": (1e-6, 50.0),
+    "uniform_fraction": (0.0, 1.0),
+}
 
 # "data" [B, ...], and by name the arrays [B, ...] that the network is conditioned on.
 Batch = Mapping[str, Any]
@@ -184,7 +193,7 @@ class WithDropout:
             ) from error
 
 
-def as_pytree(apply_fn: ApplyFn) -> ApplyFn:
+def network_as_pytree(apply_fn: ApplyFn) -> ApplyFn:
     """Returns the network as a pytree of the arrays that it holds, which is the key of dropout."""
     if isinstance(apply_fn, WithDropout):
         return apply_fn
@@ -282,8 +291,7 @@ def draw_sigmas(
 
     EDM's lognormal distribution (Karras et al. 2022, table 1) has hardly any of the highest levels,
     where one-step generation starts; the uniform share has. Levels are clipped to the scheduler's
-    range.
-    A scheduler without a range, such as `SCMScheduler`, gets lognormal levels only.
+    range. A scheduler without a range, such as `SCMScheduler`, gets lognormal levels only.
 
     Args:
         key: PRNG key.
@@ -379,6 +387,27 @@ def teacher_network(
             "Frozen(teacher=...) with the teacher's parameters"
         )
     return without_dropout(apply_fn)
+
+
+def denoiser_slope(
+    loss: Any, apply_fn: ApplyFn, params: Any, frozen: Frozen, cond: Mapping[str, jax.Array]
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns `teacher_slope` of a loss whose teacher is a denoiser of the loss's scheduler.
+
+    Args:
+        loss: with the fields `scheduler` and `teacher_fn`.
+        apply_fn: the student's network.
+        params: the student's parameters.
+        frozen: with the teacher's parameters.
+        cond: per-sample conditioning.
+
+    Raises:
+        ValueError: if there is no teacher, or the scheduler's networks take two times.
+    """
+    teacher_fn = teacher_network(loss.teacher_fn, apply_fn, params, frozen)
+    parametrization = one_time_parametrization("scheduler", loss.scheduler)
+    denoiser = parametrization.without_boundary()
+    return teacher_slope(teacher_fn, frozen.teacher, denoiser, cond)
 
 
 def teacher_slope(

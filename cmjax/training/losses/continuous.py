@@ -9,15 +9,13 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, scaled
 from cmjax.parametrization import consistency_function
-from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import (
     Loss,
     add_noise,
+    denoiser_slope,
     split_batch,
     target_of,
-    teacher_network,
-    teacher_slope,
 )
 from cmjax.training.losses.checks import check_sigma_data, karras_range
 from cmjax.training.losses.metrics import mean_square
@@ -92,11 +90,7 @@ class ContinuousConsistencyDistillation(Loss):
 
         # dx/dsigma of the teacher; the noise that was drawn no longer matters.
         _, cond = split_batch(batch)
-        teacher_fn = teacher_network(self.teacher_fn, apply_fn, params, frozen)
-        parametrization = one_time_parametrization("scheduler", self.scheduler)
-        ode_slope = teacher_slope(
-            teacher_fn, frozen.teacher, parametrization.without_boundary(), cond
-        )
+        ode_slope = denoiser_slope(self, apply_fn, params, frozen, cond)
 
         def slope(x, sigma, noise):
             del noise

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.heun import EDMHeunScheduler
-from cmjax.training.losses.base import Loss, Preview, add_noise, draw_sigmas, split_batch
+from cmjax.training.losses.base import (
+    DRAW_DOMAINS,
+    Loss,
+    Preview,
+    add_noise,
+    draw_sigmas,
+    split_batch,
+)
 from cmjax.training.losses.checks import check_sigma_data
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import edm_weight
@@ -38,11 +45,7 @@ class Denoising(Loss):
     p_std: float = 1.2
     uniform_fraction: float = 0.0
 
-    _domains = {
-        "p_mean": (-50.0, 50.0),
-        "p_std": (1e-6, 50.0),
-        "uniform_fraction": (0.0, 1.0),
-    }
+    _domains = DRAW_DOMAINS
 
     def __post_init__(self):
         super().__post_init__()

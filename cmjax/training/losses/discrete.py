@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, along_batch, weighted_sum
 from cmjax.parametrization import Denoiser, consistency_function
-from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.training.discretization import (
     adjacent_levels,
     growing_num_levels,
@@ -19,10 +18,9 @@ from cmjax.training.losses.base import (
     Batch,
     Loss,
     add_noise,
+    denoiser_slope,
     split_batch,
     target_of,
-    teacher_network,
-    teacher_slope,
 )
 from cmjax.training.losses.checks import (
     check_metric,
@@ -35,7 +33,7 @@ from cmjax.training.losses.metrics import Metric, PseudoHuber, per_sample
 LEVELS = (1, 1_000_000)  # fewest and most noise levels of a grid, or intervals between them
 
 
-class DiscreteLoss(Loss):
+class TwoLevelLoss(Loss):
     """Base of the losses between two levels, which need a range of noise levels and a metric."""
 
     scheduler: Any
@@ -91,7 +89,7 @@ class DiscreteLoss(Loss):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConsistencyDistillation(DiscreteLoss):
+class ConsistencyDistillation(TwoLevelLoss):
     """Consistency distillation, CD (Song et al. 2023, Algorithm 2).
 
     The student's x0 at one noise level is compared with the target network's x0 at the next lower
@@ -145,11 +143,7 @@ class ConsistencyDistillation(DiscreteLoss):
 
         # One step of the teacher's probability-flow ODE from there down to the lower level. It gets
         # no gradient: the target that it leads to is behind `stop_gradient`.
-        teacher_fn = teacher_network(self.teacher_fn, apply_fn, params, frozen)
-        parametrization = one_time_parametrization("scheduler", self.scheduler)
-        slope = teacher_slope(
-            teacher_fn, frozen.teacher, parametrization.without_boundary(), cond
-        )
+        slope = denoiser_slope(self, apply_fn, params, frozen, cond)
         less_noisy = ode_step(self.solver, slope, noisy, higher, lower)
 
         # d(f(x, higher), f_target(x', lower)): both ends of the step map to the same x0.
@@ -165,7 +159,7 @@ class ConsistencyDistillation(DiscreteLoss):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConsistencyTraining(DiscreteLoss):
+class ConsistencyTraining(TwoLevelLoss):
     """Consistency training, CT, on a grid of levels that grows (Song et al. 2023, Algorithm 3).
 
     Defaults are the paper's for CIFAR-10 (appendix C, table 3), except the metric, which is LPIPS

@@ -9,9 +9,8 @@ from cmjax import random
 from cmjax.arrays import as_floats, check_shapes, weighted_sum
 from cmjax.meshes import sharded_like
 from cmjax.networks import call_network
-from cmjax.training.losses.base import Loss, Preview, split_batch
+from cmjax.training.losses.base import DRAW_DOMAINS, Loss, Preview, split_batch
 from cmjax.training.losses.flow_paths import (
-    TIME_DOMAINS,
     check_flow_scheduler,
     draw_times,
     on_path,
@@ -49,7 +48,7 @@ class FlowMatching(Loss):
     uniform_fraction: float = 0.0
 
     takes_noise = True
-    _domains = TIME_DOMAINS
+    _domains = DRAW_DOMAINS
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,13 +13,6 @@ from cmjax.meshes import sharded_like
 from cmjax.networks import call_network, num_classes, takes, with_attributes_of
 from cmjax.parametrization import FlowMatching
 
-# Valid values of the fields that these losses have.
-TIME_DOMAINS = {
-    "p_mean": (-50.0, 50.0),
-    "p_std": (1e-6, 50.0),
-    "uniform_fraction": (0.0, 1.0),
-}
-
 
 def check_flow_scheduler(scheduler: Any, num_times: int) -> None:
     """Checks that a scheduler is for networks that return a velocity of flow matching.

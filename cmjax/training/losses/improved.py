@@ -13,14 +13,14 @@ from cmjax.training.discretization import (
     easy_consistency_level,
     lognormal_index,
 )
-from cmjax.training.losses.base import draw_sigmas, split_batch, target_of
+from cmjax.training.losses.base import DRAW_DOMAINS, draw_sigmas, split_batch, target_of
 from cmjax.training.losses.checks import check_total_steps, karras_range
-from cmjax.training.losses.discrete import LEVELS, DiscreteLoss, check_growth
+from cmjax.training.losses.discrete import LEVELS, TwoLevelLoss, check_growth
 from cmjax.training.losses.metrics import Metric, PseudoHuber
 
 
 @dataclasses.dataclass(frozen=True)
-class ImprovedConsistencyTraining(DiscreteLoss):
+class ImprovedConsistencyTraining(TwoLevelLoss):
     """Improved consistency training, iCT (Song and Dhariwal 2023, table 1).
 
     The number of intervals doubles in stages, levels are lognormal over the grid, and distances are
@@ -51,8 +51,7 @@ class ImprovedConsistencyTraining(DiscreteLoss):
     _domains = {
         "initial_intervals": LEVELS,
         "final_intervals": LEVELS,
-        "p_mean": (-50.0, 50.0),
-        "p_std": (1e-6, 50.0),
+        **DRAW_DOMAINS,
     }
 
     def __post_init__(self):
@@ -95,7 +94,7 @@ class ImprovedConsistencyTraining(DiscreteLoss):
 
 
 @dataclasses.dataclass(frozen=True)
-class EasyConsistencyTuning(DiscreteLoss):
+class EasyConsistencyTuning(TwoLevelLoss):
     """Easy consistency tuning, ECT: from a denoiser to a consistency model (Geng et al. 2024).
 
     x0 at a lognormal level t is compared with x0 at a lower level r, whose ratio r/t goes to 1 over
@@ -138,9 +137,7 @@ class EasyConsistencyTuning(DiscreteLoss):
     _domains = {
         "num_stages": (1e-6, 1e6),
         "shrink_factor": (1.000001, 1e6),
-        "p_mean": (-50.0, 50.0),
-        "p_std": (1e-6, 50.0),
-        "uniform_fraction": (0.0, 1.0),
+        **DRAW_DOMAINS,
         "least_sigma": (0.0, 1e6),
     }
 

@@ -1,7 +1,6 @@
 """Mean flows (Geng et al. 2025, arXiv 2505.13447): the mean velocity between two times."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -10,9 +9,8 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, check_shapes, weighted_sum
 from cmjax.configs import LARGEST
-from cmjax.training.losses.base import Loss, rounded_share, split_batch
+from cmjax.training.losses.base import DRAW_DOMAINS, Loss, rounded_share, split_batch
 from cmjax.training.losses.flow_paths import (
-    TIME_DOMAINS,
     check_flow_scheduler,
     check_times,
     draw_noise,
@@ -22,11 +20,11 @@ from cmjax.training.losses.flow_paths import (
     velocity_of,
     without_class,
 )
-from cmjax.training.losses.metrics import mean_square
+from cmjax.training.losses.metrics import mean_square, sum_of_squares
 
 # Valid values of the fields that mean flow and its improved form have.
 MEAN_FLOW_DOMAINS = {
-    **TIME_DOMAINS,
+    **DRAW_DOMAINS,
     "instant_fraction": (0.0, 1.0),
     "norm_p": (0.0, 10.0),
     "norm_eps": (1e-12, 1e6),
@@ -260,6 +258,6 @@ def weigh_errors(error: jax.Array, norm_p: float, norm_eps: float) -> jax.Array:
         norm_eps: what is added to e.
     """
     # e, a sum over the elements of each sample, and its weight.
-    total = mean_square(error) * math.prod(error.shape[1:])
+    total = sum_of_squares(error)
     weight = jnp.power(jax.lax.stop_gradient(total) + norm_eps, -norm_p)
     return weight * total

@@ -59,7 +59,7 @@ class PseudoHuber:
         error = a - b
         dimension = math.prod(error.shape[1:])
         offset = self.c * dimension**0.5
-        square = mean_square(error) * dimension + offset**2
+        square = sum_of_squares(error) + offset**2
         return safe_sqrt(square) - offset
 
 
@@ -69,6 +69,11 @@ METRICS: dict[str, type] = {"l1": L1, "l2": L2, "pseudo_huber": PseudoHuber}
 def mean_square(error: jax.Array) -> jax.Array:
     """Returns the mean of the squares over all but the first axis, f32[B]."""
     return jnp.mean(jnp.square(error.astype(jnp.float32)), axis=tuple(range(1, error.ndim)))
+
+
+def sum_of_squares(error: jax.Array) -> jax.Array:
+    """Returns the sum of the squares over all but the first axis, f32[B]."""
+    return mean_square(error) * math.prod(error.shape[1:])
 
 
 def per_sample(name: str, values: Any, count: int) -> jax.Array:

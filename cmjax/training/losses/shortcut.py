@@ -12,7 +12,7 @@ from cmjax.arrays import ApplyFn, along_batch, weighted_sum
 from cmjax.meshes import with_automatic_axes
 from cmjax.training.losses.base import (
     Loss,
-    as_pytree,
+    network_as_pytree,
     rounded_share,
     split_batch,
     target_of,
@@ -129,26 +129,7 @@ class Shortcut(Loss):
         x = on_path(data, noise, t)
         velocity = velocity_of(data, noise)
         samples = _Samples(x, velocity, t, length, cond)
-
-        # What is learned, `[B, ...]`: the mean velocity over two steps for the samples that compare
-        # steps, which are among the first, and the velocity for the others.
-        num_first = self._num_first(data.shape[0])
-
-        # It may not close over arrays, such as the key of dropout.
-        def targets(samples, arrays):
-            target_fn, target_params = arrays
-            network = mean_velocity(target_fn, self.scheduler)
-            first, others = samples.parted(num_first)
-            two_steps = self._two_steps(network, target_params, first)
-            two_steps = two_steps.astype(others.velocity.dtype)
-            chosen = along_batch(self._compares(first.length), two_steps.ndim)
-            learned = jnp.where(chosen, two_steps, first.velocity)
-            return jnp.concatenate([learned, others.velocity])
-
-        target = velocity
-        if num_first:
-            arrays = (as_pytree(apply_fn), target_params)
-            target = with_automatic_axes(targets, samples, arrays)
+        target = self._target(apply_fn, target_params, samples)
 
         # The squared error of u(x, t, t - length), f32[B].
         network = mean_velocity(apply_fn, self.scheduler)
@@ -165,6 +146,32 @@ class Shortcut(Loss):
             "flow_loss": _mean_of_share(~is_compared, error, 1 - share),
         }
         return loss, metrics
+
+    def _target(self, apply_fn, target_params, samples):
+        """Returns what the network learns, `[B, ...]`.
+
+        For the samples that compare steps, which are among the first, it is the mean velocity over
+        two steps, and for the others the velocity.
+        """
+        num_first = self._num_first(samples.t.shape[0])
+        if not num_first:
+            return samples.velocity
+
+        # Arrays are passed and not closed over, as `with_automatic_axes` needs it: the parameters,
+        # and what the network holds, such as the key of dropout.
+        arrays = (network_as_pytree(apply_fn), target_params)
+
+        def learned(samples, arrays):
+            target_fn, target_params = arrays
+            network = mean_velocity(target_fn, self.scheduler)
+            first, others = samples.parted(num_first)
+            two_steps = self._two_steps(network, target_params, first)
+            two_steps = two_steps.astype(others.velocity.dtype)
+            chosen = along_batch(self._compares(first.length), two_steps.ndim)
+            of_first = jnp.where(chosen, two_steps, first.velocity)
+            return jnp.concatenate([of_first, others.velocity])
+
+        return with_automatic_axes(learned, samples, arrays)
 
     def _compares(self, length):
         """Returns which samples compare steps, bool[B]: those of longer steps than the least."""

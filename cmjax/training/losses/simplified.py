@@ -13,6 +13,7 @@ from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_n
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.training.discretization import tangent_warmup
 from cmjax.training.losses.base import (
+    DRAW_DOMAINS,
     Loss,
     draw_sigmas,
     split_batch,
@@ -53,9 +54,7 @@ class _SimplifiedLoss(Loss):
     adaptive_weight: bool = False
 
     _domains = {
-        "p_mean": (-50.0, 50.0),
-        "p_std": (1e-6, 50.0),
-        "uniform_fraction": (0.0, 1.0),
+        **DRAW_DOMAINS,
         "tangent_warmup_steps": (1, 1_000_000_000),
         "tangent_c": (0.0, 1e6),
         "tangent_size": ("norm", "rms"),

@@ -14,6 +14,7 @@ from cmjax.networks import call_network
 from cmjax.parametrization import EDM
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import (
+    DRAW_DOMAINS,
     Frozen,
     Loss,
     add_noise,
@@ -80,8 +81,7 @@ class ConsistencyTrajectory(Loss):
         "solver_steps": (1, 1000),
         "target_decay": (0.0, 1.0),
         "denoising_weight": (0.0, 1e6),
-        "p_mean": (-50.0, 50.0),
-        "p_std": (1e-6, 50.0),
+        **DRAW_DOMAINS,
         "solver": ("heun", "euler"),
     }
 
