@@ -6,7 +6,8 @@ from cmjax.checkpoints.autoencoders import (
     save_autoencoder,
 )
 from cmjax.checkpoints.checkpoint import Checkpoint, StoredNetwork
-from cmjax.checkpoints.loading import BUNDLED, load, open_checkpoint, save
+from cmjax.checkpoints.loading import BUNDLED, load, open_checkpoint
+from cmjax.checkpoints.saving import save
 
 __all__ = [
     "BUNDLED",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.checkpoints.loading import check_destination
+from cmjax.checkpoints.saving import check_destination
 from cmjax.configs import shown
 from cmjax.files import clear_unfinished, read_regular, replacing
 from cmjax.training.config import TrainConfig

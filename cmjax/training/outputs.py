@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax.checkpoints.loading import save
+from cmjax.checkpoints.saving import save
 from cmjax.progress import Bar
 from cmjax.training.checkpointing import Checkpoints
 from cmjax.training.folder import model_folders

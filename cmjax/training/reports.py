@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from cmjax.checkpoints.loading import check_exportable
+from cmjax.checkpoints.saving import check_exportable
 from cmjax.files import read_regular, replacing
 from cmjax.images import save_grid, to_uint8
 from cmjax.model import Model
