@@ -24,14 +24,9 @@ from cmjax.training.averages import averaged, mean_over_parts, moved_towards
 from cmjax.training.checks import check_result, check_trained_params
 from cmjax.training.compiling import options_for_gradients
 from cmjax.training.latents import draw_latents
-from cmjax.training.losses.base import (
-    Batch,
-    Frozen,
-    Loss,
-    Metrics,
-    WithDropout,
-    split_batch,
-)
+from cmjax.training.losses.base import Batch, Frozen, Loss, Metrics
+from cmjax.training.losses.batches import split_batch
+from cmjax.training.losses.dropout import WithDropout
 
 # Folded into a step's key, for keys of their own. The losses split that key, which folds in 0, 1,
 # 2 and so on, and so never these.

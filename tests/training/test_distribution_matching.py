@@ -17,7 +17,8 @@ from cmjax import random, testing
 from cmjax.parametrization import consistency_function
 from cmjax.training import losses, reports, trainer
 from cmjax.training.losses import DistributionMatchingParams
-from cmjax.training.losses.base import Preview, WithDropout
+from cmjax.training.losses.base import Preview
+from cmjax.training.losses.dropout import WithDropout
 from tests.support.flow_maps import tiny, tiny_params
 from tests.support.training import EDM, KEY, STD, evaluate
 

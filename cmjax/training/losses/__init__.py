@@ -1,17 +1,7 @@
 """Training losses: frozen dataclasses that own their options; calling one computes it."""
 
 from cmjax.training.losses.adversarial import Adversarial, AdversarialParams
-from cmjax.training.losses.base import (
-    Batch,
-    Frozen,
-    FunctionLoss,
-    Loss,
-    Metrics,
-    Preview,
-    WithDropout,
-    draw_sigmas,
-    teacher_slope,
-)
+from cmjax.training.losses.base import Batch, Frozen, FunctionLoss, Loss, Metrics, Preview
 from cmjax.training.losses.checks import karras_range
 from cmjax.training.losses.continuous import (
     ContinuousConsistencyDistillation,
@@ -27,7 +17,10 @@ from cmjax.training.losses.distribution_matching import (
     DistributionMatching,
     DistributionMatchingParams,
 )
+from cmjax.training.losses.draws import draw_sigmas
+from cmjax.training.losses.dropout import WithDropout
 from cmjax.training.losses.flow_matching import FlowMatching
+from cmjax.training.losses.frozen_networks import teacher_slope
 from cmjax.training.losses.improved import (
     EasyConsistencyTuning,
     ImprovedConsistencyTraining,

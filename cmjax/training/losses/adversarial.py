@@ -13,15 +13,10 @@ from cmjax.configs import is_finite, shown
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.serialization import serializable
-from cmjax.training.losses.base import (
-    Frozen,
-    Loss,
-    Preview,
-    add_noise,
-    rounded_share,
-    split_batch,
-)
+from cmjax.training.losses.base import Frozen, Loss, Preview
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_function, check_sigma_data, karras_range
+from cmjax.training.losses.draws import add_noise, rounded_share
 from cmjax.training.losses.metrics import per_sample, sum_of_squares
 from cmjax.training.losses.trajectory import trajectory_function
 

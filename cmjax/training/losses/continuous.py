@@ -10,14 +10,11 @@ from cmjax import random
 from cmjax.arrays import ApplyFn, scaled
 from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
-from cmjax.training.losses.base import (
-    Loss,
-    add_noise,
-    denoiser_slope,
-    split_batch,
-    target_of,
-)
+from cmjax.training.losses.base import Loss
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_sigma_data, karras_range
+from cmjax.training.losses.draws import add_noise
+from cmjax.training.losses.frozen_networks import denoiser_slope, target_of
 from cmjax.training.losses.metrics import mean_square
 
 

@@ -8,15 +8,10 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.heun import EDMHeunScheduler
-from cmjax.training.losses.base import (
-    DRAW_DOMAINS,
-    Loss,
-    Preview,
-    add_noise,
-    draw_sigmas,
-    split_batch,
-)
+from cmjax.training.losses.base import Loss, Preview
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_sigma_data
+from cmjax.training.losses.draws import DRAW_DOMAINS, add_noise, draw_sigmas
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import edm_weight
 

@@ -14,20 +14,16 @@ from cmjax.training.discretization import (
     growing_num_levels,
     growing_target_decay,
 )
-from cmjax.training.losses.base import (
-    Batch,
-    Loss,
-    add_noise,
-    denoiser_slope,
-    split_batch,
-    target_of,
-)
+from cmjax.training.losses.base import Batch, Loss
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import (
     check_metric,
     check_sigma_data,
     check_total_steps,
     karras_range,
 )
+from cmjax.training.losses.draws import add_noise
+from cmjax.training.losses.frozen_networks import denoiser_slope, target_of
 from cmjax.training.losses.metrics import Metric, PseudoHuber, per_sample
 
 LEVELS = (1, 1_000_000)  # fewest and most noise levels of a grid, or intervals between them

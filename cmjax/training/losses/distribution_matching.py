@@ -16,16 +16,12 @@ from cmjax.meshes import cond_on_any_mesh, fully_sharded_like
 from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.schedulers.levels import karras_sigmas, parse_levels
 from cmjax.serialization import serializable
-from cmjax.training.losses.base import (
-    Frozen,
-    Loss,
-    Preview,
-    add_noise,
-    split_batch,
-    teacher_network,
-    without_dropout,
-)
+from cmjax.training.losses.base import Frozen, Loss, Preview
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_sigma_data, karras_range
+from cmjax.training.losses.draws import add_noise
+from cmjax.training.losses.dropout import without_dropout
+from cmjax.training.losses.frozen_networks import teacher_network
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import edm_weight
 

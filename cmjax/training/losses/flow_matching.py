@@ -9,7 +9,9 @@ from cmjax import random
 from cmjax.arrays import as_floats, check_shapes, weighted_sum
 from cmjax.meshes import sharded_like
 from cmjax.networks import call_network
-from cmjax.training.losses.base import DRAW_DOMAINS, Loss, Preview, split_batch
+from cmjax.training.losses.base import Loss, Preview
+from cmjax.training.losses.batches import split_batch
+from cmjax.training.losses.draws import DRAW_DOMAINS
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
     draw_times,

@@ -13,9 +13,11 @@ from cmjax.training.discretization import (
     easy_consistency_level,
     lognormal_index,
 )
-from cmjax.training.losses.base import DRAW_DOMAINS, draw_sigmas, split_batch, target_of
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_total_steps, karras_range
 from cmjax.training.losses.discrete import LEVELS, TwoLevelLoss, check_growth
+from cmjax.training.losses.draws import DRAW_DOMAINS, draw_sigmas
+from cmjax.training.losses.frozen_networks import target_of
 from cmjax.training.losses.metrics import Metric, PseudoHuber
 
 

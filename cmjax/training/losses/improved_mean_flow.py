@@ -11,7 +11,8 @@ import numpy as np
 from cmjax import random
 from cmjax.arrays import ApplyFn, known_reals, scaled, weighted_sum
 from cmjax.configs import LARGEST, shown
-from cmjax.training.losses.base import Loss, split_batch
+from cmjax.training.losses.base import Loss
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.flow_paths import (
     both_velocities,
     check_flow_scheduler,

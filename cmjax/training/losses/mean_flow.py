@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, check_shapes, weighted_sum
 from cmjax.configs import LARGEST
-from cmjax.training.losses.base import DRAW_DOMAINS, Loss, rounded_share, split_batch
+from cmjax.training.losses.base import Loss
+from cmjax.training.losses.batches import split_batch
+from cmjax.training.losses.draws import DRAW_DOMAINS, rounded_share
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
     check_times,

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, weighted_sum
 from cmjax.meshes import with_automatic_axes
-from cmjax.training.losses.base import Loss, split_batch, target_of
+from cmjax.training.losses.base import Loss
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
     check_times,
@@ -18,6 +19,7 @@ from cmjax.training.losses.flow_paths import (
     mean_velocity,
     on_path,
 )
+from cmjax.training.losses.frozen_networks import target_of
 
 # The least squared distance of two samples: at 0 the kernel has a kink.
 _LEAST_SQUARE = 1e-8

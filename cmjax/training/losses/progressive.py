@@ -11,14 +11,11 @@ from cmjax.arrays import ApplyFn, weighted_sum
 from cmjax.parametrization import edm_denoiser
 from cmjax.schedulers.euler import EDMEulerScheduler
 from cmjax.training.discretization import adjacent_levels
-from cmjax.training.losses.base import (
-    Loss,
-    Preview,
-    add_noise,
-    split_batch,
-    teacher_network,
-)
+from cmjax.training.losses.base import Loss, Preview
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_sigma_data, karras_range
+from cmjax.training.losses.draws import add_noise
+from cmjax.training.losses.frozen_networks import teacher_network
 from cmjax.training.losses.metrics import mean_square
 
 

@@ -10,13 +10,10 @@ import jax.numpy as jnp
 from cmjax import random
 from cmjax.arrays import ApplyFn, along_batch, weighted_sum
 from cmjax.meshes import with_automatic_axes
-from cmjax.training.losses.base import (
-    Loss,
-    network_as_pytree,
-    rounded_share,
-    split_batch,
-    target_of,
-)
+from cmjax.training.losses.base import Loss
+from cmjax.training.losses.batches import split_batch
+from cmjax.training.losses.draws import rounded_share
+from cmjax.training.losses.dropout import network_as_pytree
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
     check_times,
@@ -25,6 +22,7 @@ from cmjax.training.losses.flow_paths import (
     on_path,
     velocity_of,
 )
+from cmjax.training.losses.frozen_networks import target_of
 from cmjax.training.losses.metrics import mean_square
 
 

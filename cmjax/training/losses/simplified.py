@@ -12,15 +12,11 @@ from cmjax.arrays import ApplyFn, check_shapes, scaled, weighted_sum
 from cmjax.parametrization import consistency_function, edm_denoiser, trigflow_network
 from cmjax.schedulers.field_docs import inherit_field_docs
 from cmjax.training.discretization import tangent_warmup
-from cmjax.training.losses.base import (
-    DRAW_DOMAINS,
-    Loss,
-    draw_sigmas,
-    split_batch,
-    target_of,
-    teacher_network,
-)
+from cmjax.training.losses.base import Loss
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_sigma_data
+from cmjax.training.losses.draws import DRAW_DOMAINS, draw_sigmas
+from cmjax.training.losses.frozen_networks import target_of, teacher_network
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import WeightedParams, weigh_levels, with_level_weight
 

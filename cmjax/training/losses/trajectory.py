@@ -13,19 +13,12 @@ from cmjax.meshes import sharded_like
 from cmjax.networks import call_network
 from cmjax.parametrization import EDM
 from cmjax.schedulers.levels import karras_sigmas
-from cmjax.training.losses.base import (
-    DRAW_DOMAINS,
-    Frozen,
-    Loss,
-    add_noise,
-    draw_sigmas,
-    split_batch,
-    target_of,
-    teacher_network,
-    teacher_slope,
-)
+from cmjax.training.losses.base import Frozen, Loss
+from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_metric, check_sigma_data, karras_range
 from cmjax.training.losses.discrete import LEVELS, ode_step
+from cmjax.training.losses.draws import DRAW_DOMAINS, add_noise, draw_sigmas
+from cmjax.training.losses.frozen_networks import target_of, teacher_network, teacher_slope
 from cmjax.training.losses.metrics import Metric, PseudoHuber, mean_square, per_sample
 from cmjax.training.losses.weighting import edm_weight
 
