@@ -322,9 +322,10 @@ def num_classes(apply_fn: ApplyFn) -> int | None:
 def with_attributes_of(apply_fn: ApplyFn, network: Network) -> Network:
     """Returns `network`, a function that calls `apply_fn`, with what is known of the latter.
 
-    That is the number of its classes, and whether it is guided.
+    That is the number of its classes, what it was adapted to, and whether it is guided.
     """
     network = with_classes(network, num_classes(apply_fn))
+    network = with_adapted_to(network, adapted_to(apply_fn))
     return with_guidance_mark(network) if is_guided(apply_fn) else network
 
 
@@ -334,6 +335,18 @@ def with_classes(network: Network, classes: int | None) -> Network:
     if classes is not None:
         network.num_classes = classes  # pyright: ignore[reportFunctionMemberAccess]
     return network
+
+
+def with_adapted_to(network: Network, parametrization: Any) -> Network:
+    """Returns a function that is a network, with the parametrization that it was adapted to."""
+    if parametrization is not None:
+        network.adapted_to = parametrization  # pyright: ignore[reportFunctionMemberAccess]
+    return network
+
+
+def adapted_to(apply_fn: ApplyFn) -> Any:
+    """Returns the parametrization that a network was adapted to by `adapt`; None if it was not."""
+    return getattr(apply_fn, "adapted_to", None)
 
 
 def with_guidance_mark(network: Network) -> Network:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from cmjax.arrays import ApplyFn, inverse_or_zero, scaled, weighted_sum
 from cmjax.configs import shown
 from cmjax.meshes import sharded_like
-from cmjax.networks import check_network, with_attributes_of
+from cmjax.networks import check_network, with_adapted_to, with_attributes_of
 from cmjax.parametrization.base import Parametrization, denoise
 from cmjax.parametrization.trigflow import TrigFlow
 from cmjax.tracing import cached_unless_tracing
@@ -157,7 +157,8 @@ def adapt(
     Args:
         apply_fn: the network, `(params, x, t, **cond) -> model_output`.
         source: the scheduler that the network was trained for.
-        target: the scheduler to sample with.
+        target: the scheduler to sample with, or a parametrization. For a teacher, which losses read
+            as a denoiser, it is `scheduler.parametrization.without_boundary()` of their scheduler.
         denoiser: `consistency_function`, or `edm_denoiser` if the network is a denoiser.
 
     Returns:
@@ -168,14 +169,15 @@ def adapt(
             source has no sigma_range, or if the target asks for noise where it does not give x0.
     """
     check_network(apply_fn)
-    for name, scheduler in (("source", source), ("target", target)):
-        one_time_parametrization(name, scheduler)
+    one_time_parametrization("source", source)
+    if not isinstance(target, Parametrization):
+        _check_first_level(target)
+        target = one_time_parametrization("target", target)
     if not hasattr(source, "sigma_range"):
         raise ValueError(
             "source must have sigma_range, the lowest and highest sigma / alpha of its network, as "
             f"cmjax's schedulers do, got {shown(source)}"
         )
-    _check_first_level(target)
     return cached_unless_tracing(_adapted, apply_fn, source, target, denoiser)
 
 
@@ -242,8 +244,8 @@ def _adapted(apply_fn, source, target, denoiser):
 
     def adapted(params, network_input, t, /, **cond):
         # The level that the target's time stands for, and what the target does with its network.
-        alpha, sigma = target.parametrization.path(t)
-        c_in, c_skip, c_out = target.parametrization.scalings(alpha, sigma)
+        alpha, sigma = target.path(t)
+        c_in, c_skip, c_out = target.scalings(alpha, sigma)
 
         # The target's sample before it was scaled, x = alpha x0 + sigma z.
         x = scaled(1 / c_in, network_input)
@@ -258,4 +260,4 @@ def _adapted(apply_fn, source, target, denoiser):
         inverse = inverse_or_zero(c_out)
         return weighted_sum((inverse, denoised), (-c_skip * inverse, x))
 
-    return with_attributes_of(apply_fn, adapted)
+    return with_adapted_to(with_attributes_of(apply_fn, adapted), target)

@@ -1,5 +1,6 @@
 """Losses of flow matching and of flow maps: closed forms, the authors' figures, derivatives."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import cmjax
 from cmjax.networks import with_classes
+from cmjax.parametrization import FlowMatching
 from cmjax.training import losses
 from cmjax.training.losses.flow_paths import mean_velocity
 from cmjax.training.losses.improved_mean_flow import guidance_at
@@ -44,6 +46,21 @@ MeanFlow = partial(losses.MeanFlow, scheduler=FLOW_MAP)
 ImprovedMeanFlow = partial(losses.ImprovedMeanFlow, scheduler=FLOW_MAP)
 Shortcut = partial(losses.Shortcut, scheduler=FLOW_MAP)
 MomentMatching = partial(losses.InductiveMomentMatching, scheduler=FLOW_MAP)
+
+
+WIDE_FLOW_MAP = cmjax.FlowMapEulerDiscreteScheduler(num_train_timesteps=1, noise_scale=2.0)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class WideFlow(cmjax.FlowMatchEulerDiscreteScheduler):
+    """Flow matching from noise of standard deviation 2."""
+
+    num_train_timesteps: int = 1
+
+    @property
+    def parametrization(self):
+        return FlowMatching(self.num_train_timesteps, noise_scale=2.0)
 
 
 def exact_pairs(lowest=0.0, count=64):
@@ -510,6 +527,61 @@ def test_noise_has_the_scale_of_the_scheduler(loss):
     x, t = (np.asarray(array) for array in seen[0])
     # A standard error of 1.1 %.
     assert (x / t[:, None]).std() == pytest.approx(3.0, rel=0.06)
+
+
+def wide_flow_map(scale, gain, x, t, r):
+    """u of data from N(0, STD^2) whose paths end at noise of standard deviation `scale`."""
+    return gain * gaussian_flow_map(
+        STD / scale, x, t, r
+    )  # u is linear, in x and so in the unit
+
+
+@pytest.mark.parametrize(
+    "make, flow_map",
+    [
+        (losses.FlowMatching, False),
+        (losses.MeanFlow, True),
+        (losses.InductiveMomentMatching, True),
+        (lambda scheduler: losses.Shortcut(scheduler, consistency_fraction=1.0), True),
+    ],
+    ids=["flow matching", "mean flow", "imm", "shortcut"],
+)
+def test_the_gradient_vanishes_at_the_flow_map_from_wider_noise(make, flow_map):
+    scheduler = WIDE_FLOW_MAP if flow_map else WideFlow()
+    batch = {"data": STD * jax.random.normal(jax.random.key(5), (40_000, 2))}
+
+    def network(gain, x, t, r=None):
+        return wide_flow_map(2.0, gain, x, t, t if r is None else r)
+
+    @jax.jit
+    def gradient(gain):
+        at = partial(value, make(scheduler=scheduler), network, batch=batch)
+        return jax.grad(lambda g: at(g, target=jnp.float32(1)))(gain)
+
+    low, exact, high = (float(gradient(jnp.float32(gain))) for gain in (0.9, 1.0, 1.1))
+    assert low < 0 < high and abs(exact) < 0.2 * min(-low, high), (low, exact, high)
+
+
+def test_noise_of_pairs_is_scaled_as_samples_begin():
+    # The path of a pair ends at twice its noise.
+    pair = {"data": jnp.zeros((8, 2)), "noise": jax.random.normal(KEY, (8, 2))}
+
+    def network(params, x, t):
+        return params * x / t[:, None]
+
+    loss = losses.FlowMatching(WideFlow())
+    assert value(loss, network, jnp.float32(1), pair) == pytest.approx(0, abs=1e-10)
+
+
+def test_the_weight_of_moment_matching_from_wider_noise():
+    # Equation 13 with alpha = 1 - t and sigma = 2 t, in float64.
+    t = np.array([0.05, 0.2, 0.5, 0.9])
+    alpha, sigma = 1 - t, 2 * t
+    slope = 2 / (t * alpha)
+    sigmoid = 1 / (1 + np.exp(2 * np.log(alpha / sigma) - 5))
+    expected = 0.5 * sigmoid * slope * alpha / (alpha**2 + sigma**2)
+    found = losses.InductiveMomentMatching(WIDE_FLOW_MAP)._weight(jnp.float32(t))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_what_an_improved_mean_flow_is_told_of_guidance():

@@ -12,7 +12,7 @@ from cmjax.guidance import autoguidance
 from cmjax.parametrization import consistency_function, edm_denoiser
 from cmjax.schedulers import LCMScheduler, SCMScheduler
 from cmjax.training import losses
-from tests.support.flow_maps import SCHEDULERS
+from tests.support.flow_maps import CTM, SCHEDULERS
 from tests.support.training import EDM, KEY, STD, gaussian_batch, gaussian_denoiser, value
 
 CT = losses.ConsistencyTraining(EDM, total_steps=1000)
@@ -80,12 +80,19 @@ def test_guidance_extrapolates_the_denoised_images():
         np.testing.assert_allclose(both, weak + scale * (good - weak), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [CT, ECT], ids=["ct", "ect"])
+@pytest.mark.parametrize(
+    "loss",
+    [CT, ECT, losses.ConsistencyTrajectory(CTM, denoising_weight=0.0)],
+    ids=["ct", "ect", "ctm"],
+)
 def test_the_target_gets_no_gradient(loss):
     def at(target):
-        network = lambda params, x, t: params * jnp.tanh(x)  # noqa: E731
+        network = lambda params, x, *times: params * jnp.tanh(x)  # noqa: E731
         batch = gaussian_batch(64)
-        return value(loss, network, jnp.float32(0.3), batch, target=target, step=500)
+        teacher = jnp.float32(0.5)
+        return value(
+            loss, network, jnp.float32(0.3), batch, target=target, teacher=teacher, step=500
+        )
 
     assert jax.grad(at)(jnp.float32(0.4)) == 0
     assert abs(at(jnp.float32(0.4)) - at(jnp.float32(0.9))) > 1e-4  # though it matters

@@ -9,7 +9,10 @@ import optax
 import pytest
 
 import cmjax
+from cmjax import testing
+from cmjax.guidance import autoguidance
 from cmjax.networks import with_classes
+from cmjax.parametrization import adapt, denoise, edm_denoiser
 from cmjax.training import losses, trainer
 from tests.support.flow_maps import SCHEDULERS
 from tests.support.training import EDM, KEY, value
@@ -323,3 +326,77 @@ def test_keys_of_losses(name, key, message):
 def test_several_keys_of_a_run():
     with pytest.raises(ValueError, match=r"must be one key, got keys of shape \(3,\)"):
         make_step().init(jax.random.split(KEY, 3), GAIN)
+
+
+def test_targets_of_losses_with_further_parameters():
+    def score(discriminator, x):
+        return jnp.sum(x, axis=-1) * discriminator
+
+    adversarial = losses.Adversarial(EDM, score, LOSSES["ect"])
+    pair = losses.AdversarialParams(GAIN, GAIN)
+    with pytest.raises(ValueError, match="frozen.target must be losses.AdversarialParams"):
+        value(adversarial, network, pair, {"data": DATA}, target=GAIN)
+
+    weighted = dataclasses.replace(LOSSES["sct"], adaptive_weight=True)
+    params = weighted.prepare_params(GAIN)
+    with pytest.raises(
+        ValueError, match=r"loss.prepare_params\(params\) returns, as params and"
+    ):
+        value(weighted, network, params, {"data": DATA}, target=GAIN)
+    inside = losses.Adversarial(EDM, score, dataclasses.replace(weighted, scheduler=EDM))
+    with pytest.raises(ValueError, match="adaptive_weight=True trains a weighting"):
+        value(inside, network, pair, {"data": DATA}, target=pair)
+
+
+@pytest.mark.parametrize("name", ["adversarial", "dmd"])
+def test_losses_of_pairs_without_frozen_parameters(name):
+    loss = losses.Adversarial(EDM, network) if name == "adversarial" else LOSSES[name]
+    params = losses.AdversarialParams(GAIN, GAIN)
+    if name == "dmd":
+        params = loss.prepare_params(GAIN)
+    with pytest.raises(ValueError, match=r"frozen must be a Frozen, .* got NoneType"):
+        loss(KEY, network, params, None, {"data": jnp.asarray(DATA)}, jnp.int32(3))
+
+
+def test_an_inner_loss_for_another_scheduler():
+    other = losses.Denoising(cmjax.CMStochasticIterativeScheduler(sigma_data=1.0))
+    with pytest.raises(
+        ValueError, match="inner must be a loss for the scheduler of this one"
+    ):
+        losses.Adversarial(EDM, network, other)
+
+
+@pytest.mark.parametrize("name", ["cd", "progressive", "scd", "continuous_cd", "dmd"])
+def test_teachers_that_are_adapted_to_consistency_models(name):
+    source = cmjax.EDMHeunScheduler()
+    adapted = adapt(network, source, EDM, edm_denoiser)
+    loss = dataclasses.replace(LOSSES[name], teacher_fn=adapted)
+    message = r"adapt it to scheduler.parametrization.without_boundary\(\)"
+    with pytest.raises(ValueError, match=message):
+        value(loss, network, loss.prepare_params(GAIN), {"data": DATA}, teacher=GAIN)
+
+    # Guidance, and dropout that is left out, keep what the network was adapted to.
+    guided = autoguidance(adapted, 2.0)
+    loss = dataclasses.replace(loss, teacher_fn=guided)
+    with pytest.raises(ValueError, match=message):
+        value(
+            loss, network, loss.prepare_params(GAIN), {"data": DATA}, teacher=(GAIN, GAIN)
+        )
+
+
+@pytest.mark.parametrize("scheduler", [EDM, cmjax.CTMScheduler(clip_denoised=False)])
+def test_a_teacher_is_adapted_as_a_denoiser(scheduler):
+    # The denoiser of N(0, 1/4), in EDM's terms and in those of the scheduler, to its lowest level.
+    def denoiser(params, x, sigma):
+        return 0.25 / (0.25 + sigma**2) * x
+
+    source = cmjax.EDMHeunScheduler()
+    own = testing.network_of(source.parametrization, denoiser)
+    target = scheduler.parametrization.without_boundary()
+    adapted = adapt(own, source, target, edm_denoiser)
+    sigma = jnp.array([0.002, 0.0025, 0.02, 1.0, 80.0])
+    x = jax.random.normal(KEY, (5, 3)) * sigma[:, None]
+    found = denoise(adapted, None, target, x, sigma)
+    np.testing.assert_allclose(
+        found, denoiser(None, x, sigma[:, None]), rtol=1e-4, atol=1e-6
+    )

@@ -17,6 +17,7 @@ from cmjax.training.losses.base import Frozen, Loss, Preview
 from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_function, check_sigma_data, karras_range
 from cmjax.training.losses.draws import add_noise, rounded_share
+from cmjax.training.losses.frozen_networks import check_frozen
 from cmjax.training.losses.metrics import per_sample, sum_of_squares
 from cmjax.training.losses.trajectory import trajectory_function
 
@@ -91,6 +92,10 @@ class Adversarial(Loss):
         check_function("discriminator_fn", self.discriminator_fn)
         if self.inner is not None and not isinstance(self.inner, Loss):
             raise ValueError(f"inner must be a Loss or None, got {shown(self.inner)}")
+        if getattr(self.inner, "scheduler", self.scheduler) != self.scheduler:
+            raise ValueError(
+                "inner must be a loss for the scheduler of this one, as both train one network"
+            )
 
         # At sigma_min the consistency function is the identity: there is nothing to learn.
         sigma_min, sigma_max, _ = karras_range(self.scheduler)
@@ -117,7 +122,7 @@ class Adversarial(Loss):
 
     def prepare_params(self, params: AdversarialParams) -> AdversarialParams:
         """Returns the parameters, with any that the inner loss adds to the network's."""
-        _check_params(params)
+        _check_params("params", params)
         if self.inner is None:
             return params
         return params._replace(network=self.inner.prepare_params(params.network))
@@ -130,7 +135,8 @@ class Adversarial(Loss):
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the sum of both networks' losses."""
-        _check_params(params)
+        _check_params("params", params)
+        check_frozen(frozen)
         inner_key, level_key, noise_key, real_key, fake_key = random.split(key, 5)
         data, cond = split_batch(batch)
 
@@ -154,7 +160,10 @@ class Adversarial(Loss):
 
         # The inner loss knows nothing of the discriminator: it gets the network's part of each.
         if self.inner is not None:
-            target = None if frozen.target is None else frozen.target.network
+            target = frozen.target
+            if target is not None:
+                _check_params("frozen.target", target)
+                target = target.network
             inner_frozen = Frozen(target, frozen.teacher)
             inner_loss, _ = self.inner(
                 inner_key, apply_fn, params.network, inner_frozen, batch, step
@@ -225,11 +234,11 @@ class Adversarial(Loss):
         return jnp.mean(jax.nn.softplus(-gap)) + penalty, gap
 
 
-def _check_params(params):
+def _check_params(name, params):
     """Raises ValueError unless the parameters are those of both networks."""
     # This would fail later, at an attribute that the network's own parameters do not have.
     if not isinstance(params, AdversarialParams):
         raise ValueError(
-            "params must be losses.AdversarialParams(network, discriminator), "
+            f"{name} must be losses.AdversarialParams(network, discriminator), "
             f"got {type(params).__name__}"
         )

@@ -21,7 +21,7 @@ from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_sigma_data, karras_range
 from cmjax.training.losses.draws import add_noise
 from cmjax.training.losses.dropout import without_dropout
-from cmjax.training.losses.frozen_networks import teacher_network
+from cmjax.training.losses.frozen_networks import check_frozen, teacher_network
 from cmjax.training.losses.metrics import mean_square
 from cmjax.training.losses.weighting import edm_weight
 
@@ -180,6 +180,7 @@ class DistributionMatching(Loss):
                 "params must be DistributionMatchingParams: pass "
                 f"params=loss.prepare_params(params), got {type(params).__name__}"
             )
+        check_frozen(frozen)
         data, cond = split_batch(batch)
         call_key, level_key, noise_key, fake_level_key, fake_noise_key = random.split(
             key, 5

@@ -14,6 +14,7 @@ from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.draws import DRAW_DOMAINS
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
+    draw_noise,
     draw_times,
     on_path,
     velocity_of,
@@ -74,8 +75,10 @@ class FlowMatching(Loss):
         )
         noise = cond.pop("noise", None)
         if noise is None:
-            noise = random.normal(noise_key, data.shape)
-        noise = as_floats("batch['noise']", noise)
+            noise = draw_noise(noise_key, data, self.scheduler)
+        else:
+            # Standard normal, as `reflow_pairs` returns it.
+            noise = parametrization.noise_scale * as_floats("batch['noise']", noise)
         check_shapes(data=data, noise=noise)
         x = on_path(data, noise, t)
 

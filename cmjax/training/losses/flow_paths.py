@@ -97,10 +97,9 @@ def check_times(data: jax.Array, **times: Any) -> None:
 def draw_noise(key: jax.Array, data: jax.Array, scheduler: Any) -> jax.Array:
     """Returns the noise that the paths of a scheduler end at, f32[B, ...] in the shape of the data.
 
-    It is normal, with the scheduler's `noise_scale` as its standard deviation; 1 without one.
+    It is normal, with the `noise_scale` of the parametrization as its standard deviation.
     """
-    scale = getattr(scheduler, "noise_scale", 1.0)
-    return scale * random.normal(key, data.shape)
+    return scheduler.parametrization.noise_scale * random.normal(key, data.shape)
 
 
 def on_path(data: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 
 from cmjax.arrays import ApplyFn, weighted_sum
+from cmjax.networks import adapted_to
 from cmjax.parametrization import Parametrization, denoise
 from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.training.losses.base import Frozen
 from cmjax.training.losses.dropout import without_dropout
 
 
-def _check_frozen(frozen):
+def check_frozen(frozen):
     """Raises ValueError unless an argument is a `Frozen`."""
     if not isinstance(frozen, Frozen):
         raise ValueError(
@@ -22,18 +23,22 @@ def _check_frozen(frozen):
 
 
 def target_of(params: Any, frozen: Frozen) -> Any:
-    """Returns the parameters of the target network, a tree like that of the trained ones.
+    """Returns the parameters of the target network, without a gradient.
+
+    Args:
+        params: the trained parameters; a tree like that of the target's.
+        frozen: with the target's parameters.
 
     Raises:
         ValueError: if there are none.
     """
-    _check_frozen(frozen)
+    check_frozen(frozen)
     if frozen.target is None and params is not None:
         raise ValueError(
             "frozen.target is None, but this loss has a target network; pass "
             "Frozen(target=params), or a moving average of them"
         )
-    return frozen.target
+    return jax.lax.stop_gradient(frozen.target)
 
 
 def teacher_network(
@@ -42,17 +47,26 @@ def teacher_network(
     """Returns the teacher's network, without dropout: `teacher_fn`, or the student's for None.
 
     Raises:
-        ValueError: if it is the student's, which has parameters, and there are none for it.
+        ValueError: if it is the student's, which has parameters, and there are none for it, or if
+            it was adapted to another scheduler as a consistency function.
     """
-    _check_frozen(frozen)
-    if teacher_fn is not None:
-        return without_dropout(teacher_fn)
-    if frozen.teacher is None and params is not None:
+    check_frozen(frozen)
+    if teacher_fn is None and frozen.teacher is None and params is not None:
         raise ValueError(
             "frozen.teacher is None, but this loss distils a teacher; pass "
             "Frozen(teacher=...) with the teacher's parameters"
         )
-    return without_dropout(apply_fn)
+    teacher_fn = without_dropout(apply_fn if teacher_fn is None else teacher_fn)
+
+    # A teacher is read as a denoiser, which is not the identity at the lowest level.
+    target = adapted_to(teacher_fn)
+    if target is not None and target != target.without_boundary():
+        raise ValueError(
+            "teacher_fn is adapted to a scheduler of consistency models, and would be misread as a "
+            "denoiser at low levels; adapt it to scheduler.parametrization.without_boundary() of "
+            "this loss's scheduler instead"
+        )
+    return teacher_fn
 
 
 def denoiser_slope(

@@ -151,12 +151,14 @@ class InductiveMomentMatching(Loss):
     def _weight(self, t):
         """Returns the weight of each sample, f32[B] (equation 13)."""
         # 1/2 sigmoid(b - lambda) (-dlambda/dt) alpha^a / (alpha^2 + sigma^2), with the logarithm of
-        # the signal to noise ratio lambda = 2 log((1 - t) / t).
+        # the signal to noise ratio lambda = 2 log(alpha / sigma), whose slope is that of
+        # 2 log((1 - t) / t).
         alpha = 1 - t
         t = jnp.maximum(t, 1e-6)
-        log_snr = 2 * (jnp.log(alpha) - jnp.log(t))
+        sigma = self.scheduler.parametrization.noise_scale * t
+        log_snr = 2 * (jnp.log(alpha) - jnp.log(sigma))
         slope = 2 / (t * alpha)
-        level = alpha**self.weight_power / (jnp.square(alpha) + jnp.square(t))
+        level = alpha**self.weight_power / (jnp.square(alpha) + jnp.square(sigma))
         return 0.5 * jax.nn.sigmoid(self.weight_shift - log_snr) * slope * level
 
     def _discrepancies(self, samples, _):

@@ -52,7 +52,8 @@ class Shortcut(Loss):
         target_decay: decay of the moving average that takes the two steps; None for the trained
             parameters themselves.
         largest: bound on the elements of samples between two steps, and of the velocities that are
-            learned of them; 4 is far out for samples of standard deviation 1.
+            learned of them, in units of the scheduler's `noise_scale` if that is above 1; 4 is far
+            out for samples of standard deviation 1.
 
     Raises:
         ValueError: for values outside their domain, or another kind of scheduler.
@@ -209,12 +210,13 @@ class Shortcut(Loss):
         half = samples.length / 2
         first = network(params, samples.x, t, t - half, samples.cond)
         middle = weighted_sum((1, samples.x), (-half, first))
-        middle = jnp.clip(middle, -self.largest, self.largest)
+        bound = self.largest * max(1.0, self.scheduler.parametrization.noise_scale)
+        middle = jnp.clip(middle, -bound, bound)
         second = network(params, middle, t - half, t - samples.length, samples.cond)
 
         # The two steps are of equal length, so that of both has the mean velocity.
         mean = weighted_sum((0.5, first), (0.5, second))
-        return jnp.clip(mean, -self.largest, self.largest)
+        return jnp.clip(mean, -bound, bound)
 
 
 class _Samples(NamedTuple):

@@ -67,19 +67,23 @@ class _SimplifiedLoss(Loss):
 
     def network_params(self, params):
         """Returns the network's parameters, without those of the weighting."""
-        return params.network if self.adaptive_weight else params
+        if not self.adaptive_weight:
+            return params
+        if not isinstance(params, WeightedParams):
+            raise ValueError(
+                "adaptive_weight=True trains a weighting with the network: pass what "
+                "loss.prepare_params(params) returns, as params and as Frozen(target), or set "
+                "adaptive_weight=False"
+            )
+        return params.network
 
     def _loss(self, key, apply_fn, params, target_params, batch, step, slope):
         """Returns (loss, metrics) where x moves along dx/dt = `slope(x, t, **cond)`.
 
         With None for the slope, x moves along its path at fixed noise, which needs no teacher.
         """
-        # Checked here: it would fail later, with an error about an attribute of the parameters.
-        if self.adaptive_weight and not isinstance(params, WeightedParams):
-            raise ValueError(
-                "adaptive_weight=True trains a weighting with the network: pass "
-                "params=loss.prepare_params(params), or set adaptive_weight=False"
-            )
+        network_params = self.network_params(params)
+        target_params = self.network_params(target_params)
         data, cond = split_batch(batch)
         x, sigma, t, along_path = self._noisy_samples(key, data)
 
@@ -89,7 +93,6 @@ class _SimplifiedLoss(Loss):
         # The target is F, moved along the normalized tangent g / (|g| + c), which bounds the effect
         # of samples with huge tangents.
         network = trigflow_network(apply_fn, self.scheduler, consistency_function)
-        target_params = self.network_params(target_params)
         value, g = self._tangent(network, target_params, x, t, dx_dt, cond, step)
         root_mean_square = jnp.sqrt(mean_square(g))
         norm = root_mean_square * math.prod(g.shape[1:]) ** 0.5
@@ -98,7 +101,7 @@ class _SimplifiedLoss(Loss):
         target = jax.lax.stop_gradient(moved)
 
         # The weighted error |F - target|^2, f32[B] (equation 8). Only here is there a gradient.
-        output = network(self.network_params(params), x, t, **cond)
+        output = network(network_params, x, t, **cond)
         error = mean_square(output - target)
         if self.adaptive_weight:
             error = weigh_levels(params.level_weight, error, sigma)
