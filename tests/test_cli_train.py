@@ -286,6 +286,10 @@ def test_tensorboard_files(folder):
             "network.time_scale 0.01 hides the times",
         ),
         (["--coordinator", "localhost:1"], "--num-processes and --process-id go together"),
+        (
+            changes("run.batch_size=12"),
+            "run.batch_size=12 cannot be divided over 8 devices, .* choose a multiple of 8",
+        ),
     ],
 )
 def test_mistakes(folder, options, message):
@@ -435,6 +439,13 @@ def test_steps_that_are_added_continue_the_run(smallest):
     plain = changes("run.sample_every=0", "run.save_every=2")
     ok(folder, "--out", straight, *plain, *changes("run.steps=4"))
     ok(folder, "--out", longer, *plain, *changes("run.steps=2"))
+    ok(folder, "--out", longer, *plain, *changes("run.steps=4"))
+    assert_same_model(straight / "model", longer / "model")
+
+    # Fewer steps than were taken are no reason to remove what they made.
+    message = r"run.steps=3 is less than the 4 steps that .*; give run.steps=4 or more"
+    result = invoke(folder, "--out", longer, *plain, *changes("run.steps=3"))
+    assert re.search(message, result.stderr), result.stderr
     ok(folder, "--out", longer, *plain, *changes("run.steps=4"))
     assert_same_model(straight / "model", longer / "model")
 

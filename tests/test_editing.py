@@ -538,6 +538,34 @@ def test_restoring_adds_the_noise_that_churn_takes_away(scheduler):
     np.testing.assert_allclose(part, restored[5:8], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        cmjax.KarrasVeScheduler(s_noise=1.0),
+        cmjax.EDMHeunScheduler(s_churn=20.0),
+        cmjax.EDMEulerScheduler(s_churn=20.0),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_strokes_have_the_noise_of_the_raised_level_once(scheduler):
+    seen = []
+
+    def network(params, x, t):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return 0 * x
+
+    sigmas = [5.0, 2.0, 1.0]
+    stroke = jnp.zeros((4, 64, 64, 1))
+    jax.block_until_ready(
+        editing.stroke_to_image(KEY, network, None, scheduler, stroke, sigmas)
+    )
+    jax.effects_barrier()
+    raised = scheduler.set_timesteps(sigmas=sigmas).sigma
+    c_in, _, _ = scheduler.parametrization.scalings(1.0, raised)
+    assert raised > 6
+    assert seen[0].std() == pytest.approx(float(c_in * raised), rel=0.03)  # 5 errors
+
+
 def test_interpolation_ends_in_the_two_samples_and_is_spherical_between():
     noise = level_noise(sample_keys(KEY, 2), 0, (2, *SHAPE[1:]))
     between = editing.interpolate(

@@ -249,6 +249,17 @@ def test_known_values_are_exact_and_the_noise_stays_typical(dtype):
     assert np.max(steps.noise) < (50 + 5) / 16
 
 
+def test_soft_edges_are_blended_beside_values_with_noise():
+    mask = jnp.where(KNOWN, 1.0, 0.0).at[:, :, 1].set(0.5)
+    soft = inpaint(IMAGE, mask)
+    hard = inpaint(IMAGE, jnp.floor(mask))
+    run_both = partial(run, sigma_y=1e-3)
+    unblended = run_both(hard)
+    expected = jnp.where(mask == 0.5, 0.5 * (unblended + IMAGE), unblended)
+    np.testing.assert_allclose(run_both(soft), expected, atol=1e-5)
+    np.testing.assert_allclose(run_both(compose(soft)), expected, atol=1e-5)
+
+
 def test_a_sample_depends_on_its_own_data_and_index_alone():
     whole = run(inpaint(IMAGE, KNOWN), sigma_y=jnp.array([0.1, 0.2, 0.3]))
     part = run(

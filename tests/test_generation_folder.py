@@ -105,7 +105,12 @@ def test_a_scheduler_that_writes_down_more_options_is_the_same(model):
     other = RunSettings.from_json(
         settings.to_json() | {"scheduler": settings.scheduler | {"rho": 5.0}}
     )
-    assert len(other.differences(settings)) == 1
+    assert other.differences(settings) == ["scheduler.rho was 5.0, now 7.0"]
+    solver = RunSettings.from_json(
+        settings.to_json() | {"scheduler": {"_class_name": "EDMHeunScheduler"}}
+    )
+    words = "; ".join(solver.differences(settings))
+    assert 'scheduler.class was "EDMHeunScheduler", now "CMStochasticIterativeSch' in words
 
 
 # More samples, and other formats.

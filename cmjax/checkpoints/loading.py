@@ -29,6 +29,7 @@ from cmjax.models.registry import ARCHITECTURES, autoencoder_name
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
 RUN_MODEL = "model"  # folder of the model in the folder of a training run
+MANIFEST = "manifest.json"  # in a folder of latents
 ATTEMPTS = 3  # at reading a model that is replaced meanwhile
 
 Result = TypeVar("Result")
@@ -189,6 +190,13 @@ def _open(source: str | Path | None, config: released.Config, trust: bool) -> Ch
 
 def _open_by_config(path: Path, trust: bool) -> Checkpoint:
     """Opens a folder by the network that its `config.json` names, or that of a training run."""
+    # A folder of `cmjax encode` has an autoencoder beside the latents, but no network.
+    part = path / autoencoders.PART
+    if part.is_dir() and (path / MANIFEST).exists():
+        raise ValueError(
+            f"{path} holds latents of cmjax encode and no model; their autoencoder is {part}"
+        )
+
     # A cmjax folder, a diffusers UNet and a training run all have a `config.json`; the first two
     # say there what they are, and a run's model is in a folder of its own.
     content = read_json(path / native.CONFIG)

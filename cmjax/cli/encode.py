@@ -109,6 +109,11 @@ def encode(
                 autoencoder = load_autoencoder(vae)
         except ValueError as error:
             raise ValueError(f"--vae: {error}") from None
+        stride = autoencoder.stride
+        if size is not None and size % stride:
+            raise ValueError(
+                f"--size must be a multiple of {stride}, the pixels of a latent's side, got {size}"
+            )
         channels = autoencoder.config.in_channels
         return autoencoder, open_source(data, size, channels)
 

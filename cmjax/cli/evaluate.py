@@ -97,6 +97,7 @@ def evaluate(
     sides = [read(path, size, num) for path in (real, generated)]
     if all(side.pictures is None for side in sides):
         _check_no_pictures(features, size)
+    _note_fewer_than(num, sides)
     described = {"real": _described(sides[0]), "generated": _described(sides[1])}
     if torch_fidelity:
         described |= _by_torch_fidelity(sides, k, batch_size)
@@ -111,6 +112,14 @@ def evaluate(
     for name, value in described.items():
         words = f"{value:.6g}" if isinstance(value, float) else value
         terminal.echo(printable(f"{name.replace('_', ' '):{width}}  {words}"))
+
+
+def _note_fewer_than(num: int | None, sides: "list[Compared]") -> None:
+    """Notes which sides have fewer samples than --num asks for, and so are taken whole."""
+    for side in sides:
+        samples = side.features if side.pictures is None else side.pictures
+        if num is not None and samples is not None and len(samples) < num:
+            terminal.note(f"Note: {side.path} has {len(samples):,} samples, not {num:,}")
 
 
 def _check_no_pictures(features: str | None, size: int | None) -> None:

@@ -90,11 +90,16 @@ def _export_of(folder: Path) -> Path | None:
             f"{folder} holds the latents of cmjax encode; give the pictures that they are of"
         )
     found = sorted(folder.glob("samples_*.npz"))
-    if len(found) != 1:
-        raise ValueError(
-            f"{folder} is a run of cmjax generate with {len(found)} files samples_*.npz; name one"
-        )
-    return found[0]
+    if len(found) == 1:
+        return found[0]
+    others = [path.name for path in sorted(folder.glob("samples_*")) if path.is_dir()]
+    if found:
+        way_out = f"has {len(found)} files samples_*.npz; name one"
+    elif others:
+        way_out = f"has no samples_*.npz; name the folder {folder / others[0]}"
+    else:
+        way_out = "is not finished; run its command again"
+    raise ValueError(f"{folder} is a run of cmjax generate, which {way_out}")
 
 
 def _read_folder(folder: Path, size: int | None, num: int | None) -> "np.ndarray":

@@ -1,5 +1,6 @@
 """`cmjax tune`."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ def tune(
     classes = checks.check_labels(labels, loaded.num_classes, loaded.class_names)
     state = checks.set_timesteps(loaded.scheduler, schedule)
     checks.check_guidance(loaded, guidance, guidance_interval, state.num_steps)
-    start = _starting_levels(loaded, state)
+    start = _starting_levels(loaded.scheduler, schedule, state)
     compared = read(real, size, None)
     reference = _reference(compared, features)
 
@@ -240,24 +241,62 @@ def _pictures(
     return np.concatenate(parts)[:num]
 
 
-def _starting_levels(model: "Model", state: "SchedulerState") -> list[float]:
-    """Returns the noise levels of the calls of a run.
+def _starting_levels(
+    scheduler: Any, schedule: dict[str, Any], state: "SchedulerState"
+) -> list[float]:
+    """Returns the noise levels where the search begins, as --sigmas takes them.
+
+    Args:
+        scheduler: the sampler.
+        schedule: from `checks.schedule`, of one item.
+        state: what `scheduler.set_timesteps` makes of it.
 
     Raises:
         ValueError: if they are too few to search, or are not what --sigmas takes.
     """
     import numpy as np
 
-    levels = np.asarray(state.sigmas)[: state.num_steps].tolist()
-    if len(levels) < 2:
-        raise ValueError("--steps must be at least 2: the first level is kept")
-    try:
-        model.scheduler.set_timesteps(sigmas=levels)
-    except ValueError as error:
-        raise ValueError(
-            f"--scheduler: its noise levels cannot be chosen: {error}"
-        ) from None
-    return levels
+    if "sigmas" in schedule:
+        found = [list(map(float, schedule["sigmas"]))]
+    else:
+        found = [_distinct(state.sigmas[: state.num_steps])]
+        plain = _without_changes_of_levels(scheduler)
+        found.append(_distinct(plain.set_timesteps(**schedule).sigmas[:-1]))
+
+    # Given back as --sigmas, they must make the same run.
+    refused = ""
+    for levels in found:
+        if len(levels) < 2:
+            raise ValueError("--steps must be at least 2: the first level is kept")
+        try:
+            again = scheduler.set_timesteps(sigmas=levels).sigmas
+        except ValueError as error:
+            refused = str(error)
+            continue
+        if again.shape == state.sigmas.shape and np.allclose(again, state.sigmas, 1e-4):
+            return levels
+        refused = "they are moved when they are given"
+    raise ValueError(
+        f"--scheduler: its noise levels cannot be chosen: {refused}; "
+        "say by --sigmas where the search begins, or take another sampler"
+    )
+
+
+def _without_changes_of_levels(scheduler: Any) -> Any:
+    """Returns a scheduler that takes noise levels as they are: without churn and shift."""
+    neutral = {"s_churn": 0.0, "shift": 1.0, "flow_shift": 1.0}
+    fields = {field.name for field in dataclasses.fields(scheduler)}
+    changes = {name: value for name, value in neutral.items() if name in fields}
+    return dataclasses.replace(scheduler, **changes)
+
+
+def _distinct(levels: Any) -> list[float]:
+    """Returns descending levels, each once: solvers may call the network twice at a level."""
+    found: list[float] = []
+    for level in levels.tolist():
+        if not found or level < found[-1]:
+            found.append(level)
+    return found
 
 
 def _read(out: Path, search: Any) -> list[list[Any]]:

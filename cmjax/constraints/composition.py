@@ -31,6 +31,10 @@ class Compose:
         """Returns the constraints without what they keep in part only."""
         return Compose(tuple(map(certain, self.constraints)))
 
+    def kept_in_part(self) -> "Compose":
+        """Returns only what the constraints keep in part."""
+        return Compose(tuple(map(kept_in_part, self.constraints)))
+
     def measure(self, x0: jax.Array) -> tuple[Any, ...]:
         """Returns what each constraint compares with its own data, a pytree for each."""
         return tuple(measurable(each).measure(x0) for each in self.constraints)
@@ -70,6 +74,16 @@ def certain(constraint: Any) -> Any:
     mean of an image and a sample becomes the image, whatever the weight.
     """
     return constraint.certain() if hasattr(constraint, "certain") else constraint
+
+
+def kept_in_part(constraint: Any) -> Constraint:
+    """Returns only what a constraint keeps in part, such as the soft edge of a mask."""
+    return constraint.kept_in_part() if hasattr(constraint, "kept_in_part") else _unchanged
+
+
+def _unchanged(x0):
+    """The constraint that keeps nothing."""
+    return x0
 
 
 def measurable(constraint: Any) -> Any:

@@ -45,6 +45,10 @@ class Inpaint:
         """Returns the constraint with weight 0 where the image is kept in part only."""
         return dataclasses.replace(self, mask=jnp.floor(self.mask))
 
+    def kept_in_part(self) -> "Inpaint":
+        """Returns the constraint with weight 0 where the whole image is kept."""
+        return dataclasses.replace(self, mask=jnp.where(self.mask == 1, 0, self.mask))
+
     def shifted(self, shift: jax.Array) -> "Inpaint":
         """Returns the constraint for the image plus `shift`, `[B, ...]`."""
         image = broadcast_to_samples("image", self.image, shift)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from cmjax.configs import shown
 from cmjax.constraints import Constraint, Inpaint, inpaint
 from cmjax.constraints.checks import broadcast_to_samples
-from cmjax.constraints.composition import certain, measurable
+from cmjax.constraints.composition import certain, kept_in_part, measurable
 from cmjax.meshes import with_automatic_axes
 from cmjax.tracing import as_pytree
 
@@ -117,9 +117,12 @@ def on_latents(
 def pictures_of(
     autoencoder: Any, latents: jax.Array, constraint: Constraint, exact: bool
 ) -> jax.Array:
-    """Returns decoded latents, `[B, H, W, C]`, to which the constraint is applied if `exact`."""
+    """Returns decoded latents, `[B, H, W, C]`, to which the constraint is applied.
+
+    Unless it is `exact`, that is only what it keeps in part.
+    """
     pictures = autoencoder.decode(latents, batch_size=AT_ONCE)
-    return constraint(pictures) if exact else pictures
+    return constraint(pictures) if exact else kept_in_part(constraint)(pictures)
 
 
 def _filled(image, mask):

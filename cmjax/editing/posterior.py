@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from cmjax.arrays import ApplyFn, as_reals, known_reals
 from cmjax.configs import is_int, shown
 from cmjax.constraints import Constraint
-from cmjax.constraints.composition import certain, measurable
+from cmjax.constraints.composition import certain, kept_in_part, measurable
 from cmjax.editing.noise_projection import PosteriorStep, Problem, project_noise
 from cmjax.meshes import batch_sharded_alike, carry_as_returned
 from cmjax.networks import check_network, num_classes, parse_cond
@@ -183,10 +183,11 @@ def _compiled(
         start = carry_as_returned(lambda pair: project(pair, first_level)[0], start)
         (x0, _), trajectory = jax.lax.scan(project, start, (indices, sigmas))
 
-        # The constraint once more, in the dtype of the samples: known values are then exact.
+        # The constraint once more, in the dtype of the samples: known values are then exact. Values
+        # with noise are met up to that noise, so that only soft edges are left to blend.
         x0 = x0.astype(dtype)
-        if sigma_y is None:
-            x0 = apply_constraint(constraint, x0)
+        at_the_end = constraint if sigma_y is None else kept_in_part(constraint)
+        x0 = apply_constraint(at_the_end, x0)
         return (x0, trajectory) if return_trajectory else x0
 
     return jax.jit(loop, inline=True)

@@ -31,8 +31,8 @@ def stroke_to_image(
 ) -> Any:
     """Turns a sketch into an image (SDEdit, Meng et al. 2022).
 
-    Adds noise of level `sigmas[0]` to the sketch, then calls `restore`. The higher the first level,
-    the more the model may change.
+    Adds noise of level `sigmas[0]` to the sketch, and removes it in several steps, as `restore`
+    does. The higher the first level, the more the model may change.
 
     Args:
         key: one key, or one per sample `[B]`, as for `cmjax.sample`.
@@ -50,11 +50,20 @@ def stroke_to_image(
     check_scheduler(scheduler)
     image = as_samples("image", as_image("image", image))
 
-    # This state is for the noise of the first level only; `restore` makes one of its own.
+    # Of a run with churn the noise is that of the raised level, which is the first of the state.
     state = scheduler.set_timesteps(sigmas=sigmas)
     noisy = noised(key, scheduler, state, image, first_index)
-    return restore(
-        key, apply_fn, params, scheduler, noisy, sigmas, first_index=first_index, **options
+    return sample(
+        key,
+        apply_fn,
+        params,
+        scheduler,
+        noisy.shape,
+        state=state,
+        init=noisy,
+        dtype=noisy.dtype,
+        first_index=first_index,
+        **options,
     )
 
 

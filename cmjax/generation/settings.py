@@ -153,15 +153,26 @@ class RunSettings(Contents):
         """Returns a phrase for each setting that differs in `other`."""
         before = self.to_json()
         now = other.to_json()
+        was_scheduler = before.pop("scheduler")
+        is_scheduler = now.pop("scheduler")
 
         # Another version may write more options of the same scheduler: that is no difference.
-        if _same_scheduler(self.scheduler, other.scheduler):
-            now["scheduler"] = before["scheduler"]
+        if not _same_scheduler(self.scheduler, other.scheduler):
+            before |= _options(was_scheduler)
+            now |= _options(is_scheduler)
         return [
             f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}"
             for name in sorted(before.keys() | now.keys())
             if before.get(name) != now.get(name)
         ]
+
+
+def _options(scheduler: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of a scheduler as settings: "scheduler.s_churn", "scheduler.class"."""
+    options = {f"scheduler.{name}": value for name, value in scheduler.items()}
+    if "scheduler._class_name" in options:
+        options["scheduler.class"] = options.pop("scheduler._class_name")
+    return options
 
 
 def _are_numbers(value: Any) -> bool:

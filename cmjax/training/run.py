@@ -75,6 +75,12 @@ def train_until_stopped(
     shown = is_process_0 and not quiet
     with locked(out), Checkpoints(out, settings.keep) as checkpoints:
         latest = checkpoints.latest()
+        if latest is not None and latest > settings.steps:
+            raise ValueError(
+                f"run.steps={settings.steps} is less than the {latest} steps that {out} has taken; "
+                f"give run.steps={latest} or more, or choose another folder"
+            )
+
         # The first process writes files and looks at the data for all; checkpoints are written by
         # all, which Orbax coordinates.
         run_on_all_processes(
@@ -82,11 +88,6 @@ def train_until_stopped(
         )
         state = checkpoints.restore(run.init())
         done = int(state.step)
-        if done > settings.steps:
-            raise ValueError(
-                f"the checkpoint {checkpoints.folder / str(done)} is beyond "
-                f"run.steps={settings.steps}; remove it, or choose another folder"
-            )
         _complete(run, state, out)
         if done == settings.steps:
             return Trained(done, is_finished=True)

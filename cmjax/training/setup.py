@@ -90,10 +90,11 @@ class Run:
         """Returns an iterator of this process's batches, from that of step `start` on.
 
         Raises:
-            ValueError: as `data.batches` does.
+            ValueError: as `data.batches` does, or if the devices cannot divide a batch.
         """
         num_classes = self.model.num_classes
         section = self.config.data
+        settings = self.config.run
 
         # All other arrays of a batch go to the network: labels only where it has classes. What
         # samples were made from is for the losses that ask for it.
@@ -104,12 +105,21 @@ class Run:
             names.add("noise")
         batches = data.batches(
             self.source,
-            self.config.run.batch_size,
-            seed=self.config.run.seed,
+            settings.batch_size,
+            seed=settings.seed,
             start=start,
             num_classes=num_classes,
             flip=section.flip,
         )
+
+        # Every device gets the same number of samples of every part of a batch.
+        parts = jax.device_count() * settings.accumulate
+        if settings.batch_size % parts:
+            raise ValueError(
+                f"run.batch_size={settings.batch_size} cannot be divided over "
+                f"{jax.device_count()} devices, with run.accumulate={settings.accumulate}; "
+                f"choose a multiple of {parts}"
+            )
         return (
             {name: array for name, array in batch.items() if name in names}
             for batch in batches

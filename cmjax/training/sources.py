@@ -197,7 +197,8 @@ def open_source(
     if path.is_dir():
         if size is None:
             raise ValueError(
-                f"{path} is a folder of pictures, and needs a size to scale them to"
+                f"{path} is a folder of pictures, and needs a size to scale them to: give size=N, "
+                "or --size N"
             )
         if channels not in MODES:
             raise ValueError(

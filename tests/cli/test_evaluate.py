@@ -134,6 +134,23 @@ def test_torch_fidelity_that_is_missing_is_named(sets, monkeypatch):
     assert_one_line(result, "needs the package of that name; pip install torch-fidelity")
 
 
+def test_fewer_samples_than_asked_for_are_noted(sets):
+    result = succeeded(evaluate("real.npy", "made.npz", "--num", "55", "--json"))
+    assert result.stderr.splitlines() == ["Note: made.npz has 50 samples, not 55"]
+    assert "55 samples" in json.loads(result.stdout)["real"]
+
+
+def test_a_run_of_pictures_alone_names_their_folder(sets, tmp_path):
+    (tmp_path / "run" / "samples_50x3x3x1.npz").unlink()
+    args = ("real.npz", "run", "--features", "pixels")
+    assert_one_line(
+        evaluate(*args), "generate, which is not finished; run its command again"
+    )
+    (tmp_path / "run" / "samples_50x3x3x1_png").mkdir()
+    folder = "run/samples_50x3x3x1_png"
+    assert_one_line(evaluate(*args), f"has no samples_*.npz; name the folder {folder}")
+
+
 @pytest.mark.parametrize(
     ("args", "fragment"),
     [

@@ -15,6 +15,9 @@ from tests.support.networks import tiny_model
 
 OPTIONS = ["--model", "model", "--features", "pixels", "--num", "6", "--batch-size", "4"]
 
+CHURN = ["--set", "s_churn=3", "--set", "s_tmax=50"]
+FLOW = ["--scheduler", "FlowMatchEulerDiscreteScheduler", "--set", "shift=3"]
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -69,6 +72,26 @@ def test_a_search_is_kept_and_goes_on(folder):
 )
 def test_misuse(folder, args, message):
     assert_one_line(tune(*args), message)
+
+
+@pytest.mark.parametrize(
+    ("args", "levels"),
+    [
+        (["--sigmas", "80,10,1"], "80,10,1"),
+        # Whose states hold raised levels, and each level of a step twice.
+        (["--scheduler", "EDMEulerScheduler", "--sigmas", "80,10,1", *CHURN], "80,10,1"),
+        (["--scheduler", "EDMHeunScheduler", "--sigmas", "80,10,1"], "80,10,1"),
+        (["--scheduler", "EDMHeunScheduler", "--steps", "3"], "80,2.5152,0.002"),
+        (["--scheduler", "EDMEulerScheduler", "--steps", "3", *CHURN], "80,2.5152,0.002"),
+        # Whose states hold shifted levels.
+        ([*FLOW, "--sigmas", "1,0.5,0.1"], "1,0.5,0.1"),
+        ([*FLOW, "--timesteps", "1000,500,100"], "1,0.5,0.1"),
+    ],
+)
+def test_where_the_search_begins(folder, args, levels):
+    lines = succeeded(tune(*args, "--trials", "2")).output.splitlines()
+    found = [float(level) for level in lines[0].split()[1].split(",")]
+    assert found == pytest.approx([float(level) for level in levels.split(",")], rel=1e-4)
 
 
 def test_features_of_another_number_are_named_by_their_file(folder):

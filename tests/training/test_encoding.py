@@ -303,6 +303,12 @@ def test_latents_are_not_compared_with_pictures(encoded):
     assert_one_line(result, "holds the latents of cmjax encode; give the pictures")
 
 
+def test_latents_are_no_model(encoded):
+    result = CliRunner().invoke(cli.main, ["info", str(encoded)])
+    assert_one_line(result, f"and no model; their autoencoder is {encoded / 'vae'}")
+    succeeded(CliRunner().invoke(cli.main, ["info", str(encoded / "vae")]))
+
+
 @pytest.fixture
 def files(tmp_path):
     """A data set, an autoencoder and a configuration on disk."""
@@ -393,6 +399,7 @@ def test_latents_of_a_file_say_that_nothing_decodes_them(files, monkeypatch):
 def test_mistakes_on_the_command_line(files, monkeypatch):
     monkeypatch.chdir(files)
     (files / "photos").mkdir()
+    cmjax.save_autoencoder("vae2", autoencoder(TINY))
     for arguments, message in [
         (("d.npz", "latents"), "Missing option '--vae'"),
         (
@@ -402,7 +409,12 @@ def test_mistakes_on_the_command_line(files, monkeypatch):
         (("d.npz", "latents", "--vae", "vae", "--size", 16), "8x8, but 16x16 are wanted"),
         (
             ("photos", "latents", "--vae", "vae"),
-            "photos is a folder of pictures, and needs a",
+            "photos is a folder of pictures, and needs a size to scale them to: give size=N, or "
+            "--size N",
+        ),
+        (
+            ("d.npz", "latents", "--vae", "vae2", "--size", 9),
+            "--size must be a multiple of 2, the pixels of a latent's side, got 9",
         ),
         (("nothing.npz", "latents", "--vae", "vae"), "nothing.npz: No such file"),
         (("d.npz", "photos", "--vae", "vae", "--batch-size", 0), "--batch-size"),

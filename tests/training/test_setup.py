@@ -36,7 +36,7 @@ def sections(tmp_path, network=None, loss=None, run=None, layers=0):
         "scheduler": {"class": "FlowMapEulerDiscreteScheduler"},
         "loss": {"name": "imf", **(loss or {})},
         "data": {"source": str(file)},
-        "run": {"batch_size": 4, **(run or {})},
+        "run": {"batch_size": 8, **(run or {})},
     }
 
 
