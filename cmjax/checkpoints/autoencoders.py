@@ -8,7 +8,7 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from cmjax.autoencoder import Autoencoder
-from cmjax.checkpoints import diffusers, hub
+from cmjax.checkpoints import diffusers, diffusers_weights, hub
 from cmjax.checkpoints.autoencoder_config_files import (
     FLAX_PREFIX,
     PART,
@@ -30,7 +30,10 @@ from cmjax.files import (
 )
 from cmjax.models.registry import AUTOENCODERS
 
-PARTS = (diffusers.CONFIG, diffusers.SAFETENSORS)  # all that `save_autoencoder` writes
+PARTS = (
+    diffusers.CONFIG,
+    diffusers_weights.SAFETENSORS,
+)  # all that `save_autoencoder` writes
 NETWORKS = (*AUTOENCODERS, *(f"{FLAX_PREFIX}{name}" for name in AUTOENCODERS))
 
 
@@ -94,14 +97,14 @@ def open_folder(path: Path) -> StoredNetwork:
     variant = only_variant(path)
     if not has_weights(path, variant) and (path / FLAX).exists():
         return _open_flax(path / FLAX, config)
-    files, tensors = diffusers.stored_weights(path, variant)
+    files, tensors = diffusers_weights.stored_weights(path, variant)
     return StoredNetwork(
         kind="diffusers autoencoder",
         files=files,
         config=config,
         tensors=tensors,
-        layout=diffusers.layout,
-        note=diffusers.variant_note(variant),
+        layout=diffusers_weights.layout,
+        note=diffusers_weights.variant_note(variant),
     )
 
 
@@ -116,15 +119,16 @@ def _open_file(path: Path) -> StoredNetwork:
     config = read_config(config_path, config_from_diffusers)
     if path.suffix == ".msgpack":
         return _open_flax(path, config)
-    tensors = diffusers.open_weights(path)
+    tensors = diffusers_weights.open_weights(path)
     return StoredNetwork(
         kind="diffusers autoencoder",
         files=(path,),
         config=config,
         tensors=by_name(
-            path, ((diffusers.renamed(name), tensor) for name, tensor in tensors.items())
+            path,
+            ((diffusers_weights.renamed(name), tensor) for name, tensor in tensors.items()),
         ),
-        layout=diffusers.layout,
+        layout=diffusers_weights.layout,
     )
 
 
@@ -149,7 +153,7 @@ def _own_name(name: str) -> str:
     For example, "encoder.mid_block.attentions_0.query.kernel" becomes
     "encoder.mid_block.attentions.0.to_q.kernel".
     """
-    return diffusers.renamed(re.sub(r"_(\d+)\.", r".\1.", name))
+    return diffusers_weights.renamed(re.sub(r"_(\d+)\.", r".\1.", name))
 
 
 def save_autoencoder(path: str | Path, autoencoder: Autoencoder) -> None:
@@ -173,7 +177,7 @@ def save_autoencoder(path: str | Path, autoencoder: Autoencoder) -> None:
     check_no_link(path)
     if path.is_dir():
         check_content(path, PARTS.__contains__)
-        if any(path.iterdir()) and not diffusers.is_written(path, ""):
+        if any(path.iterdir()) and not diffusers_weights.is_written(path, ""):
             raise ValueError(
                 f"{path} holds files that cmjax did not write; move them away, or give another name"
             )
@@ -199,4 +203,4 @@ def write_autoencoder(folder: Path, autoencoder: Autoencoder) -> None:
     """Writes an autoencoder's files into an empty folder."""
     write_json(folder / diffusers.CONFIG, config_to_diffusers(autoencoder.config))
     arrays = stored_arrays(autoencoder, "autoencoder")
-    diffusers.write_weights(folder / diffusers.SAFETENSORS, arrays)
+    diffusers_weights.write_weights(folder / diffusers_weights.SAFETENSORS, arrays)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.checkpoints import diffusers
+from cmjax.checkpoints import diffusers, diffusers_weights
 from cmjax.checkpoints.autoencoder_config_files import autoencoder_in_index
 from cmjax.checkpoints.checkpoint import Checkpoint, stored_arrays
 from cmjax.checkpoints.dit_config_files import (
@@ -33,7 +33,7 @@ NETWORKS = (NETWORK, OLD_NETWORK)
 PARTS = (  # what `write` makes besides the parts of other pipelines
     PART,
     f"{PART}/{diffusers.CONFIG}",
-    f"{PART}/{diffusers.SAFETENSORS}",
+    f"{PART}/{diffusers_weights.SAFETENSORS}",
 )
 
 
@@ -80,10 +80,10 @@ def open_transformer(path: Path) -> Checkpoint:
     """
     config = read_config(path / diffusers.CONFIG, config_from_diffusers)
     variant = only_variant(path)
-    files, tensors = diffusers.stored_weights(path, variant)
+    files, tensors = diffusers_weights.stored_weights(path, variant)
     notes = (
         "the folder names no scheduler: DDIM with linear betas is assumed",
-        diffusers.variant_note(variant),
+        diffusers_weights.variant_note(variant),
     )
     return Checkpoint(
         kind="diffusers transformer",
@@ -91,7 +91,7 @@ def open_transformer(path: Path) -> Checkpoint:
         config=config,
         scheduler=DDIMScheduler(clip_sample=False),
         tensors=tensors,
-        layout=diffusers.layout,
+        layout=diffusers_weights.layout,
         note="; ".join(filter(None, notes)),
     )
 
@@ -157,5 +157,5 @@ def write(folder: Path, model: Model) -> None:
     write_json(folder / PART / diffusers.CONFIG, config_to_diffusers(model.config))
     scheduler_config = folder / "scheduler" / diffusers.SCHEDULER_CONFIG
     diffusers.write_scheduler(scheduler_config, model.scheduler)
-    weights = folder / PART / diffusers.SAFETENSORS
-    diffusers.write_weights(weights, stored_arrays(model))
+    weights = folder / PART / diffusers_weights.SAFETENSORS
+    diffusers_weights.write_weights(weights, stored_arrays(model))

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmjax.checkpoints import diffusers, dit_pipelines, native
+from cmjax.checkpoints import diffusers, diffusers_weights, dit_pipelines, native
 from cmjax.checkpoints.autoencoder_config_files import PART as AUTOENCODER
 from cmjax.checkpoints.json_files import CLASS_NAMES, read_json
 from cmjax.checkpoints.weight_files import (
@@ -65,7 +65,7 @@ def download(
     # which an index lists.
     weights = [native.WEIGHTS]
     for folder in ("", *(f"{part}/" for part in (*parts, *further))):
-        single = f"{folder}{diffusers.SAFETENSORS}"
+        single = f"{folder}{diffusers_weights.SAFETENSORS}"
         weights += [single, f"{single}.index.json", f"{folder}{STEM}-*.safetensors"]
     configs = [f"{part}/{diffusers.CONFIG}" for part in (*parts, *further)]
     found = _fetch(source, [*CONFIGS, *configs, *weights])

@@ -8,7 +8,7 @@ which gives the image size.
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cmjax.checkpoints import diffusers
+from cmjax.checkpoints import diffusers_weights
 from cmjax.checkpoints.checkpoint import Checkpoint
 from cmjax.checkpoints.tensors import StoredTensor, by_name
 from cmjax.configs import shown
@@ -102,7 +102,7 @@ def from_tensors(
         config=config,
         scheduler=CMStochasticIterativeScheduler(num_train_timesteps=levels),
         tensors=renamed,
-        layout=diffusers.layout,
+        layout=diffusers_weights.layout,
         note=note,
     )
 

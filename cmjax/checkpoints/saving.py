@@ -4,7 +4,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from cmjax.checkpoints import autoencoders, diffusers, dit_pipelines, native
+from cmjax.checkpoints import (
+    autoencoders,
+    diffusers,
+    diffusers_weights,
+    dit_pipelines,
+    native,
+)
 from cmjax.checkpoints.loading import open_checkpoint
 from cmjax.configs import shown
 from cmjax.files import as_path, check_content, check_no_link, replacing_folder
@@ -123,7 +129,7 @@ def check_destination(path: str | Path) -> None:
     # Names alone prove little: any program may have a config.json, and diffusers has our names.
     if (path / diffusers.INDEX).exists():
         parts = ("unet", dit_pipelines.PART)
-        is_ours = any(diffusers.is_written(path, part) for part in parts)
+        is_ours = any(diffusers_weights.is_written(path, part) for part in parts)
     else:
         is_ours = native.is_written(path)
     if any(path.iterdir()) and not is_ours:
@@ -133,7 +139,7 @@ def check_destination(path: str | Path) -> None:
 
     # An autoencoder may have been added to a folder of ours.
     part = autoencoders.PART
-    if os.path.lexists(path / part) and not diffusers.is_written(path, part):
+    if os.path.lexists(path / part) and not diffusers_weights.is_written(path, part):
         raise ValueError(
             f"{path} holds {part}, which cmjax did not write; move it away, or give another name"
         )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import cmjax
-from cmjax.checkpoints import diffusers, open_autoencoder
+from cmjax.checkpoints import diffusers, diffusers_weights, open_autoencoder
 from cmjax.checkpoints.weight_files import FLAX
 from cmjax.cli import main
 from tests.support import torch_zip
@@ -48,7 +48,7 @@ def test_there_and_back(tmp_path, config):
 
 
 def test_a_pickle_a_variant_a_single_file_and_a_pipeline(folder):
-    weights = folder / diffusers.SAFETENSORS
+    weights = folder / diffusers_weights.SAFETENSORS
     tensors = load_file(weights)
     assert_same(weights)
     variant = weights.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
@@ -56,7 +56,7 @@ def test_a_pickle_a_variant_a_single_file_and_a_pipeline(folder):
     assert "variant 'fp16'" in open_autoencoder(folder).note
     assert_same(variant)
     variant.unlink()
-    torch_zip.save(folder / diffusers.TORCH, tensors)
+    torch_zip.save(folder / diffusers_weights.TORCH, tensors)
     assert_same(folder)
     assert_same(folder.parent)  # which holds nothing but vae/
     (folder.parent / diffusers.INDEX).write_text(json.dumps({"_class_name": "Pipeline"}))
@@ -64,10 +64,10 @@ def test_a_pickle_a_variant_a_single_file_and_a_pipeline(folder):
 
 
 def test_attention_under_its_old_names(folder):
-    weights = folder / diffusers.SAFETENSORS
+    weights = folder / diffusers_weights.SAFETENSORS
     renamed = {}
     for name, tensor in load_file(weights).items():
-        for old, new in diffusers.OLD_NAMES.items():
+        for old, new in diffusers_weights.OLD_NAMES.items():
             name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
         renamed[name] = tensor
     assert "decoder.mid_block.attentions.0.proj_attn.weight" in renamed
@@ -77,7 +77,7 @@ def test_attention_under_its_old_names(folder):
 
 @pytest.mark.parametrize("above", [(), ("params",)], ids=["whole", "within params"])
 def test_the_layout_of_the_flax_classes(folder, above):
-    (folder / diffusers.SAFETENSORS).unlink()
+    (folder / diffusers_weights.SAFETENSORS).unlink()
     edit(folder / "config.json", _class_name="FlaxAutoencoderKL")
     tree = flax_tree(autoencoder(KL).params)
     assert "proj_attn" in tree["encoder"]["mid_block"]["attentions_0"]
@@ -99,8 +99,8 @@ def test_a_repository_of_the_hub_with_each_kind_of_weights(repository, tmp_path)
     assert len(asked) == 1
 
     # Flax's file is asked for last.
-    (vae / diffusers.SAFETENSORS).unlink()
-    (cache / "vae" / diffusers.SAFETENSORS).unlink()
+    (vae / diffusers_weights.SAFETENSORS).unlink()
+    (cache / "vae" / diffusers_weights.SAFETENSORS).unlink()
     tree = flax_tree(autoencoder(KL).params)
     (vae / FLAX).write_bytes(flax.serialization.to_bytes(tree))
     assert_same("owner/name")
@@ -135,7 +135,7 @@ def test_configs_that_do_not_fit_are_an_error_of_one_line(folder, changes, words
 
 
 def test_info_describes_a_folder_and_a_file(folder):
-    for source in (folder, folder / diffusers.SAFETENSORS):
+    for source in (folder, folder / diffusers_weights.SAFETENSORS):
         text = succeeded(CliRunner().invoke(main, ["info", str(source)])).stdout
         assert "4 channels, 1/2 of the height and width, scaled by 0.18215" in text
         assert "AutoencoderKL" in text and "norm_num_groups" in text
@@ -146,7 +146,7 @@ def test_info_describes_a_folder_and_a_file(folder):
     count = sum(leaf.size for leaf in jax.tree.leaves(autoencoder(KL).params))
     assert described["autoencoder"]["num_parameters"] == count
     assert [file["path"] for file in described["files"]] == [
-        str(folder / diffusers.SAFETENSORS)
+        str(folder / diffusers_weights.SAFETENSORS)
     ]
     edit(folder / "config.json", latent_channels=3)
     assert_one_line(
@@ -162,18 +162,18 @@ def test_what_is_no_autoencoder_is_said_with_the_way_out(folder, tmp_path):
     with pytest.raises(ValueError, match="path must be a path, got None"):
         cmjax.save_autoencoder(None, autoencoder(KL))
     alone = tmp_path / "alone.safetensors"
-    alone.write_bytes((folder / diffusers.SAFETENSORS).read_bytes())
+    alone.write_bytes((folder / diffusers_weights.SAFETENSORS).read_bytes())
     with pytest.raises(ValueError, match="has no config.json next to it"):
         cmjax.load_autoencoder(alone)
     with pytest.raises(ValueError, match="source must be a folder, a file or a hub id"):
         cmjax.load_autoencoder(None)
-    (folder / diffusers.SAFETENSORS).unlink()
+    (folder / diffusers_weights.SAFETENSORS).unlink()
     with pytest.raises(ValueError, match="has no diffusion_pytorch_model.safetensors"):
         cmjax.load_autoencoder(folder)
 
 
 def test_it_replaces_no_folder_that_it_did_not_write(folder, tmp_path):
-    weights = folder / diffusers.SAFETENSORS
+    weights = folder / diffusers_weights.SAFETENSORS
     tensors = load_file(weights)
     save_file(tensors, weights, {"format": "pt"})  # as diffusers writes it
     with pytest.raises(ValueError, match="holds files that cmjax did not write"):
@@ -206,7 +206,7 @@ def test_mutated_configs_are_read_or_refused(tmp_path, config, data):
 
 
 def test_names_of_several_lines_are_shown_in_one(folder):
-    weights = folder / diffusers.SAFETENSORS
+    weights = folder / diffusers_weights.SAFETENSORS
     save_file({**load_file(weights), "a\nb": np.zeros(1, np.float32)}, weights)
     with pytest.raises(ValueError, match="unexpected a b"):
         cmjax.load_autoencoder(folder)

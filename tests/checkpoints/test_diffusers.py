@@ -10,7 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import cmjax
-from cmjax.checkpoints import diffusers, open_checkpoint, unet_config_files
+from cmjax.checkpoints import (
+    diffusers_weights,
+    open_checkpoint,
+    unet_config_files,
+)
 from cmjax.models import PRESETS, DiTTransformer2DConfig, UNet2DConfig
 from tests.support import networks
 
@@ -57,7 +61,7 @@ def test_a_network_alone_has_the_default_scheduler_and_says_so(folder):
 
 
 def test_tensors_are_stored_as_pytorch_has_them(folder):
-    tensors = load_file(folder / "unet" / diffusers.SAFETENSORS)
+    tensors = load_file(folder / "unet" / diffusers_weights.SAFETENSORS)
     params = model().params
     np.testing.assert_array_equal(
         tensors["conv_in.weight"], params["conv_in"]["kernel"][...].transpose(3, 2, 0, 1)
@@ -79,14 +83,14 @@ def test_tensors_are_stored_as_pytorch_has_them(folder):
 
 def test_shards_that_an_index_lists(folder):
     unet = folder / "unet"
-    tensors = load_file(unet / diffusers.SAFETENSORS)
-    (unet / diffusers.SAFETENSORS).unlink()
+    tensors = load_file(unet / diffusers_weights.SAFETENSORS)
+    (unet / diffusers_weights.SAFETENSORS).unlink()
     names = sorted(tensors)
     halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for file, part in halves.items():
         save_file({name: tensors[name] for name in part}, unet / file)
     weight_map = {name: file for file, part in halves.items() for name in part}
-    index = unet / f"{diffusers.SAFETENSORS}.index.json"
+    index = unet / f"{diffusers_weights.SAFETENSORS}.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     jax.tree.map(np.testing.assert_array_equal, cmjax.load(folder).params, model().params)
     assert [file.name for file in open_checkpoint(folder).files] == [
@@ -236,7 +240,7 @@ def test_options_a_file_leaves_out_have_the_defaults_of_diffusers():
             "model_index.json: SASolverScheduler",
         ),
         (
-            lambda f: (f / "unet" / diffusers.SAFETENSORS).unlink(),
+            lambda f: (f / "unet" / diffusers_weights.SAFETENSORS).unlink(),
             "has no diffusion_pytorch_model.safetensors, nor",
         ),
         (
@@ -256,11 +260,12 @@ def test_damaged_pipelines(folder, damage, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["model_index.json", "unet/config.json", f"unet/{diffusers.SAFETENSORS}"]
+    "name",
+    ["model_index.json", "unet/config.json", f"unet/{diffusers_weights.SAFETENSORS}"],
 )
 def test_a_link_that_leads_nowhere_is_named(folder, name):
     """As of a hub's cache whose links alone were copied; no other file takes its place."""
-    weights = folder / "unet" / diffusers.SAFETENSORS
+    weights = folder / "unet" / diffusers_weights.SAFETENSORS
     shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
     (folder / name).unlink()
     (folder / name).symlink_to("../../blobs/a1")

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import cmjax
 from cmjax import cli
-from cmjax.checkpoints import diffusers, open_checkpoint
+from cmjax.checkpoints import diffusers_weights, open_checkpoint, torch_file
 from tests.support import checkpoints as tiny
 from tests.support import torch_zip as tz
 from tests.support.draws import draws
@@ -165,7 +165,7 @@ def test_integers_are_not_parameters(kind, dtype):
             weights,
             {
                 name: t.read().astype(dtype)
-                for name, t in diffusers.open_torch(weights).items()
+                for name, t in torch_file.open_torch(weights).items()
             },
         )
     with pytest.raises(
@@ -370,7 +370,7 @@ def test_what_is_not_a_file(kind, which):
 def test_shards_outside_of_the_folder(tmp_path, shard):
     path, weights = tiny.write(tmp_path, "diffusers")
     weights.rename(tmp_path / "m.safetensors")  # whole, and where an index must not look
-    index = weights.with_name(f"{diffusers.SAFETENSORS}.index.json")
+    index = weights.with_name(f"{diffusers_weights.SAFETENSORS}.index.json")
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": shard}}))
     with pytest.raises(
         ValueError, match="weight_map must map|has no|is not a file"
@@ -407,7 +407,7 @@ def test_a_tensor_under_its_old_and_its_new_name(tmp_path):
 
 def test_an_openai_tensor_that_is_there_twice(tmp_path):
     path, _ = tiny.write(tmp_path, "pt")
-    tensors = {name: tensor.read() for name, tensor in diffusers.open_torch(path).items()}
+    tensors = {name: tensor.read() for name, tensor in torch_file.open_torch(path).items()}
     tz.save(path, {**tensors, "conv_in.weight": tensors["input_blocks.0.0.weight"] + 1})
     with pytest.raises(ValueError, match="two tensors for conv_in.weight"):
         open_checkpoint(path, config=tiny.CONFIG)

@@ -13,12 +13,12 @@ import pytest
 from flax import nnx
 
 import cmjax
-from cmjax.checkpoints import diffusers, hub
+from cmjax.checkpoints import diffusers_weights, hub
 from cmjax.models import DiTTransformer2D, DiTTransformer2DConfig
 from tests.support import checkpoints
 from tests.support.autoencoders import TINY, autoencoder
 
-UNET = f"unet/{diffusers.SAFETENSORS}"
+UNET = f"unet/{diffusers_weights.SAFETENSORS}"
 
 
 def assert_loads(source="owner/name"):
@@ -180,7 +180,7 @@ def test_all_parts_of_a_pipeline_are_asked_for_at_once(repository):
 def test_a_variant_of_the_autoencoder_is_asked_for_if_need_be(repository):
     remote, _, asked = repository
     cmjax.save(remote, latent_model())
-    weights = remote / "vae" / diffusers.SAFETENSORS
+    weights = remote / "vae" / diffusers_weights.SAFETENSORS
     weights.rename(weights.with_suffix(".fp16.safetensors"))
     assert cmjax.load("owner/name").autoencoder is not None
     assert len(asked) == 3

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import cmjax
-from cmjax.checkpoints import diffusers, open_checkpoint
+from cmjax.checkpoints import diffusers_weights, open_checkpoint
 from cmjax.checkpoints.unet_config_files import config_from_diffusers, config_to_diffusers
 from tests.support import checkpoints
 
@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 def take_weights(folder):
     """Removes the weights of a pipeline, and returns them as float16."""
-    path = folder / "unet" / diffusers.SAFETENSORS
+    path = folder / "unet" / diffusers_weights.SAFETENSORS
     tensors = {name: value.astype(np.float16) for name, value in load_file(path).items()}
     path.unlink()
     return tensors
@@ -109,14 +109,14 @@ def test_another_network_is_refused(change, message):
 
 
 def test_one_file_of_a_model_says_which_folder_to_give(folder, tmp_path):
-    for name in (diffusers.SAFETENSORS, "config.json"):
+    for name in (diffusers_weights.SAFETENSORS, "config.json"):
         with pytest.raises(ValueError, match=f"give the folder it lies in, {folder}$"):
             cmjax.load(folder / "unet" / name)
     with pytest.raises(ValueError, match=f"in, {folder}$"):
         cmjax.load(folder / "model_index.json")
-    (folder / "unet" / diffusers.TORCH).write_bytes(b"")
+    (folder / "unet" / diffusers_weights.TORCH).write_bytes(b"")
     with pytest.raises(ValueError, match=f"in, {folder}$"):
-        cmjax.load(folder / "unet" / diffusers.TORCH)
+        cmjax.load(folder / "unet" / diffusers_weights.TORCH)
     cmjax.save(tmp_path / "own", checkpoints.model())
     with pytest.raises(ValueError, match=f"in, {tmp_path / 'own'}$"):
         cmjax.load(tmp_path / "own" / "model.safetensors")

@@ -168,7 +168,7 @@ def test_files_of_other_programs_are_refused_by_what_they_hold(tmp_path):
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "config.json").write_text('{"port": 80}')
     cmjax.save(tmp_path / "pipeline", tiny.model(), to="diffusers")
-    assert cmjax.checkpoints.diffusers.is_written(tmp_path / "pipeline")
+    assert cmjax.checkpoints.diffusers_weights.is_written(tmp_path / "pipeline")
     weights = tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     from safetensors.numpy import load_file, save_file
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 import cmjax
 from cmjax.checkpoints.checkpoint import flatten_named
-from cmjax.checkpoints.diffusers import layout
+from cmjax.checkpoints.diffusers_weights import layout
 from cmjax.models import DiTTransformer2D, DiTTransformer2DConfig, from_nnx
 
 CONFIG = DiTTransformer2DConfig(

@@ -10,7 +10,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import cmjax
-from cmjax.checkpoints import diffusers, openai
+from cmjax.checkpoints import diffusers_weights, openai
 from cmjax.models import UNet2D, UNet2DConfig
 from tests.support import torch_zip
 
@@ -52,13 +52,13 @@ def write(root, kind):
         return root / "cmjax", root / "cmjax" / "model.safetensors"
     path = root / kind
     cmjax.save(path, model(), to="diffusers")
-    weights = path / "unet" / diffusers.SAFETENSORS
+    weights = path / "unet" / diffusers_weights.SAFETENSORS
     if kind == "diffusers":
         return path, weights
     tensors = load_file(weights)
     if kind == "bin":
         weights.unlink()
-        return path, torch_zip.save(path / "unet" / diffusers.TORCH, tensors)
+        return path, torch_zip.save(path / "unet" / diffusers_weights.TORCH, tensors)
     torch_zip.save(root / "cd_tiny.pt", openai_names(tensors))
     return root / "cd_tiny.pt", root / "cd_tiny.pt"
 
