@@ -102,9 +102,15 @@ class Records:
         if path not in self._places:
             try:
                 self._places[path] = _places(file, len(shard), self._arrays)
-            except (ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile) as e:
+            except (
+                ValueError,
+                KeyError,
+                EOFError,
+                struct.error,
+                zipfile.BadZipFile,
+            ) as error:
                 raise ValueError(
-                    f"{path} is no shard: {e}; run the same {self._function} again"
+                    f"{path} is no shard: {error}; run the same {self._function} again"
                 ) from None
         return self._places[path]
 

@@ -31,10 +31,10 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Extrapolated:
-    """`other + scale (output - other)`, brought back to the spread of `output` by a share.
+    """`other + scale (output - other)`, with its spread moved towards that of `output`.
 
     Attributes:
-        rescale: the share, phi of Lin et al. 2024, section 3.4.
+        rescale: how far, from 0 to 1: phi of Lin et al. 2024, section 3.4.
     """
 
     rescale: float = 0.0

@@ -45,7 +45,7 @@ class Strength:
 
     def __post_init__(self):
         if not callable(self.scale):
-            object.__setattr__(self, "scale", _numbers("scale", self.scale))
+            object.__setattr__(self, "scale", _numbers(self.scale))
         if self.interval is not None:
             object.__setattr__(self, "interval", interval_ends("interval", self.interval))
 
@@ -85,7 +85,7 @@ class Strength:
         # The scale of each sample at its level, f32[B], or of all samples, f32[].
         scale = self.scale
         if callable(scale):
-            scale = _numbers("scale", scale(jnp.minimum(sigma, PURE_NOISE)))
+            scale = _numbers(scale(jnp.minimum(sigma, PURE_NOISE)))
         scale = scale_of_batch(scale, x)
         if scale.ndim:
             scale = sharded_like(scale, x)
@@ -130,17 +130,17 @@ def check_parametrization(parametrization: Any) -> None:
         )
 
 
-def _numbers(name: str, value: Any) -> Any:
+def _numbers(value: Any) -> Any:
     """The scale as `hashable_reals`, or if it is traced as an array of at most one axis."""
-    known = known_reals(name, value)
+    known = known_reals("scale", value)
     if known is not None and not np.all(np.isfinite(known)):
-        raise ValueError(f"{name} must be finite, got {shown(value)}")
+        raise ValueError(f"scale must be finite, got {shown(value)}")
     if np.ndim(value) > 1:
         raise ValueError(
-            f"{name} must be a number or one per sample [B], got shape {np.shape(value)}"
+            f"scale must be a number or one per sample [B], got shape {np.shape(value)}"
         )
     if known is None:
-        return as_reals(name, value)
+        return as_reals("scale", value)
     return hashable_reals(known)
 
 

@@ -1,4 +1,4 @@
-"""Networks with a thousand discrete training times (Ho et al. 2020)."""
+"""Networks with discrete training times, mostly a thousand of them (Ho et al. 2020)."""
 
 import dataclasses
 from typing import Any
@@ -209,8 +209,8 @@ def _between_indices(index, table):
 
 def _place_of(value, table):
     """The fractional indices of values in a table that ascends: `_between_indices` inverted."""
-    # The neighbours of each value. Without a loop, which XLA runs while it compiles wherever the
-    # values are constants of the program: longer than it takes to compile all the rest of a run.
+    # The neighbours of each value. The default method is a loop. Where the values are constants of
+    # the program, XLA would run it while it compiles, for longer than the rest of a run takes.
     last = len(table) - 1
     above = jnp.searchsorted(table, value, side="right", method="scan_unrolled")
     upper = jnp.clip(above, 1, last)

@@ -29,20 +29,20 @@ class FlowMatching(Parametrization):
     inverted: bool = False
     noise_scale: float = 1.0
 
-    def time_of(self, share: jax.Array) -> jax.Array:
-        """Returns the network's time at `share` of the way to noise, in the shape of `share`."""
-        fraction = 1 - share if self.inverted else share
+    def time_of(self, u: jax.Array) -> jax.Array:
+        """Returns the network's time at the share u of the way to noise, in the shape of u."""
+        fraction = 1 - u if self.inverted else u
         return fraction * self.num_train_timesteps
 
     def level(self, ratio: jax.Array) -> NoiseLevel:
         """Returns time, alpha and sigma where `sigma / alpha` is `ratio`."""
-        # The share of the way to noise, which solves share / (1 - share) = ratio.
+        # The share u of the way to noise solves u / (1 - u) = ratio / s.
         ratio = ratio / self.noise_scale
-        share = ratio / (1 + ratio)
+        u = ratio / (1 + ratio)
 
-        # alpha is not computed as 1 - share, which has few digits where there is little signal.
+        # alpha is not computed as 1 - u, which has few digits where there is little signal.
         alpha = 1 / (1 + ratio)
-        return NoiseLevel(self.time_of(share), alpha, self.noise_scale * share)
+        return NoiseLevel(self.time_of(u), alpha, self.noise_scale * u)
 
     @property
     def time_range(self) -> tuple[float, float]:
@@ -52,9 +52,9 @@ class FlowMatching(Parametrization):
     def path(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns alpha and sigma, (1 - u, u s), in the shape of `time`."""
         fraction = time / self.num_train_timesteps
-        share = 1 - fraction if self.inverted else fraction
+        u = 1 - fraction if self.inverted else fraction
         alpha = fraction if self.inverted else 1 - fraction
-        return alpha, self.noise_scale * share
+        return alpha, self.noise_scale * u
 
     def scalings(self, alpha: Any, sigma: Any) -> Scalings:
         """Returns (c_in, c_skip, c_out) of the prediction type.
@@ -67,5 +67,5 @@ class FlowMatching(Parametrization):
             return Scalings(1.0, 0.0, 1.0)
 
         # x - u (s z - x0) = (1 - u) x0 + u x0 = x0.
-        share = sigma / self.noise_scale
-        return Scalings(1.0, 1.0, share if self.inverted else -share)
+        u = sigma / self.noise_scale
+        return Scalings(1.0, 1.0, u if self.inverted else -u)

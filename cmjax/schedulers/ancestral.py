@@ -29,14 +29,14 @@ def ancestral_weights(sigmas: jax.Array, eta: float = 1.0) -> Weights:
     low = sigmas[1:]
 
     # The last step adds no noise, even if sampling ends above 0.
-    share = jnp.full_like(high, eta).at[-1].set(0)
+    fresh = jnp.full_like(high, eta).at[-1].set(0)
 
     # up = eta sigma' sqrt(sigma^2 - sigma'^2) / sigma.
-    up = share * low * root_of_difference(high, low) / high
+    up = fresh * low * root_of_difference(high, low) / high
 
     # down = sqrt(sigma'^2 - up^2), multiplied out: where sigma' is far below sigma the two squares
     # are almost equal, and their difference would be lost to rounding.
-    down = low * jnp.sqrt((1 - share) * (1 + share) + jnp.square(share * low / high))
+    down = low * jnp.sqrt((1 - fresh) * (1 + fresh) + jnp.square(fresh * low / high))
 
     # Without noise there is no column of it, and none is drawn.
     noise = up if eta > 0 else None

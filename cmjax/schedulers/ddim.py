@@ -66,23 +66,21 @@ def ddim_weights(levels: Levels, eta: float) -> Weights:
         eta: share of fresh noise.
     """
     # Each step goes from (alpha, sigma) to (alpha', sigma'), f32[N] each.
-    alpha = levels.alphas[:-1]
-    sigma = levels.sigmas[:-1]
-    next_alpha = levels.alphas[1:]
-    next_sigma = levels.sigmas[1:]
+    alpha, sigma = levels.starts
+    next_alpha, next_sigma = levels.ends
 
     # The last step adds no noise, even if sampling ends at training time 0.
-    share = jnp.full_like(levels.times, eta)
-    share = share.at[-1].set(0)
+    fresh = jnp.full_like(levels.times, eta)
+    fresh = fresh.at[-1].set(0)
 
     # Equation 16: up^2 = eta^2 (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2).
     drop = noise_between((next_alpha, next_sigma), (alpha, sigma))
-    up = share * next_sigma / sigma * drop / next_alpha
+    up = fresh * next_sigma / sigma * drop / next_alpha
 
     # down = sqrt(sigma'^2 - up^2), multiplied out: where there is little signal the two squares
     # are almost equal, and their difference would be lost to rounding.
-    signal = share * alpha * next_sigma / (next_alpha * sigma)
-    down = next_sigma * jnp.sqrt((1 - share) * (1 + share) + jnp.square(signal))
+    signal = fresh * alpha * next_sigma / (next_alpha * sigma)
+    down = next_sigma * jnp.sqrt((1 - fresh) * (1 + fresh) + jnp.square(signal))
 
     # At eta = 0 the sampler is deterministic, and no noise is drawn.
     noise = up if eta > 0 else None

@@ -74,10 +74,8 @@ class DDIMInverseScheduler(SpacedScheduler):
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of `x' = alpha' x0 + sigma' eps`, read at the level of the sample."""
         # Each step goes from (alpha, sigma) up to (alpha', sigma'), f32[N] each.
-        alpha = levels.alphas[:-1]
-        sigma = levels.sigmas[:-1]
-        up_alpha = levels.alphas[1:]
-        up_sigma = levels.sigmas[1:]
+        alpha, sigma = levels.starts
+        up_alpha, up_sigma = levels.ends
 
         # The step in terms of the sample and the network's output, x' = skip x + out F.
         if self.prediction_type == "epsilon":

@@ -60,10 +60,8 @@ class DDPMScheduler(BoundOptions, SpacedScheduler):
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of equation 7, whose mean is `alpha' x0 + down eps`."""
         # Each step goes from (alpha, sigma) to (alpha', sigma'), f32[N] each.
-        alpha = levels.alphas[:-1]
-        sigma = levels.sigmas[:-1]
-        next_alpha = levels.alphas[1:]
-        next_sigma = levels.sigmas[1:]
+        alpha, sigma = levels.starts
+        next_alpha, next_sigma = levels.ends
 
         # The mean of equation 7, written with x = alpha x0 + sigma eps.
         down = jnp.square(next_sigma) * alpha / (next_alpha * sigma)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.parametrization import Parametrization
-from cmjax.schedulers.churn import Churn, ChurnOptions, churn
+from cmjax.schedulers.churn import ChurnOptions, churn
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.field_docs import inherit_field_docs
@@ -106,7 +106,7 @@ class EDMDPM2Scheduler(ChurnOptions, EDMScheduler):
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of the midpoint method, with the noise that raises the next level."""
-        added: Churn = churn(self, levels.sigmas)
+        added = churn(self, levels.sigmas)
         return midpoint_weights(added.raised, levels.sigmas, added.noise)
 
 

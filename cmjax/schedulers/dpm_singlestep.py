@@ -75,8 +75,7 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
         by_x0 = self.algorithm_type.endswith("dpmsolver++")
         stochastic = self.algorithm_type.startswith("sde-")
         orders = self._orders(len(levels.times))
-        alpha = levels.alphas[:-1]
-        sigma = levels.sigmas[:-1]
+        alpha, sigma = levels.starts
 
         # From each call's level to the next one, and there from the level of its step's start.
         first_order = steps_of(levels, by_x0=by_x0, stochastic=stochastic)

@@ -56,8 +56,7 @@ def steps_of(levels: Levels, *, by_x0: bool, stochastic: bool = False) -> Steps:
         by_x0: whether to integrate x0, rather than eps.
         stochastic: whether to follow the SDE (see `steps_from`).
     """
-    starts = (levels.alphas[:-1], levels.sigmas[:-1])
-    return steps_from(starts, levels, by_x0=by_x0, stochastic=stochastic)
+    return steps_from(levels.starts, levels, by_x0=by_x0, stochastic=stochastic)
 
 
 def steps_from(
@@ -80,8 +79,7 @@ def steps_from(
     """
     # Each step goes from (alpha, sigma) to (alpha', sigma'), f32[N] each.
     alpha, sigma = starts
-    next_alpha = levels.alphas[1:]
-    next_sigma = levels.sigmas[1:]
+    next_alpha, next_sigma = levels.ends
 
     # h = lambda' - lambda, from exp(-h) = (sigma' / alpha') / (sigma / alpha). The masked entries
     # keep gradients finite at infinite h.

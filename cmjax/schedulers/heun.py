@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from cmjax.schedulers.churn import Churn, ChurnOptions, churn
+from cmjax.schedulers.churn import ChurnOptions, churn
 from cmjax.schedulers.discrete_sigmas import DiscreteSigmasScheduler
 from cmjax.schedulers.edm import EDMScheduler
 from cmjax.schedulers.field_docs import inherit_field_docs
@@ -84,7 +84,7 @@ class EDMHeunScheduler(ChurnOptions, EDMScheduler):
 
     def weights(self, levels: Levels) -> Weights:
         """Returns the table of Heun's method, with the noise that raises the next level."""
-        added: Churn = churn(self, levels.sigmas)
+        added = churn(self, levels.sigmas)
         return heun_weights(added.raised, levels.sigmas, added.noise)
 
 

@@ -28,6 +28,16 @@ class Levels(NamedTuple):
     alphas: jax.Array
     sigmas: jax.Array
 
+    @property
+    def starts(self) -> tuple[jax.Array, jax.Array]:
+        """(alpha, sigma) where each step starts, f32[N] each."""
+        return self.alphas[:-1], self.sigmas[:-1]
+
+    @property
+    def ends(self) -> tuple[jax.Array, jax.Array]:
+        """(alpha', sigma') where each step ends, f32[N] each."""
+        return self.alphas[1:], self.sigmas[1:]
+
 
 def exploding_levels(
     parametrization: Parametrization, sigmas: jax.Array, times: jax.Array | None = None

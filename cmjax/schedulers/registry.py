@@ -141,12 +141,13 @@ def scheduler_like(
 
     made = cls.from_config({**levels, **own_defaults(cls)}, **options)
 
-    # There is no file that leaves options out: its config says of none that it was not given.
+    # `from_config` marks options that a file leaves out. Here is no file, and `replace` clears the
+    # marks.
     return dataclasses.replace(cast(Any, made))
 
 
 def own_defaults(cls: type[Scheduler]) -> dict[str, Any]:
-    """Returns a class's own defaults of options for which a file that lacks them has diffusers'."""
+    """Returns a class's defaults of those options for which diffusers' class has others."""
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     return {name: fields[name].default for name in cls._diffusers_defaults}
 

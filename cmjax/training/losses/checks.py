@@ -52,6 +52,16 @@ def check_sigma_data(scheduler: Any) -> None:
         )
 
 
+def check_edm_scheduler(scheduler: Any) -> None:
+    """Checks that a scheduler has EDM's scale of the data and range of noise levels.
+
+    Raises:
+        ValueError: if it lacks one of them.
+    """
+    check_sigma_data(scheduler)
+    karras_range(scheduler)
+
+
 def _check_instance(scheduler: Any) -> None:
     """Raises ValueError for a scheduler's class, which has its fields' defaults as attributes."""
     if isinstance(scheduler, type):

@@ -12,7 +12,7 @@ from cmjax.parametrization import consistency_function
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import Loss
 from cmjax.training.losses.batches import split_batch
-from cmjax.training.losses.checks import check_sigma_data, karras_range
+from cmjax.training.losses.checks import check_edm_scheduler, karras_range
 from cmjax.training.losses.draws import add_noise
 from cmjax.training.losses.frozen_networks import denoiser_slope, target_of
 from cmjax.training.losses.metrics import mean_square
@@ -38,8 +38,7 @@ class ContinuousConsistencyTraining(Loss):
 
     def __post_init__(self):
         super().__post_init__()
-        check_sigma_data(self.scheduler)
-        karras_range(self.scheduler)
+        check_edm_scheduler(self.scheduler)
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `frozen.teacher` and `step` are not used."""
@@ -78,8 +77,7 @@ class ContinuousConsistencyDistillation(Loss):
 
     def __post_init__(self):
         super().__post_init__()
-        check_sigma_data(self.scheduler)
-        karras_range(self.scheduler)
+        check_edm_scheduler(self.scheduler)
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `step` is not used."""

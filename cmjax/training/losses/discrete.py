@@ -17,8 +17,8 @@ from cmjax.training.discretization import (
 from cmjax.training.losses.base import Batch, Loss
 from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import (
+    check_edm_scheduler,
     check_metric,
-    check_sigma_data,
     check_total_steps,
     karras_range,
 )
@@ -37,8 +37,7 @@ class TwoLevelLoss(Loss):
 
     def __post_init__(self):
         super().__post_init__()
-        check_sigma_data(self.scheduler)
-        karras_range(self.scheduler)
+        check_edm_scheduler(self.scheduler)
         check_metric(self.metric)
 
     def distances(

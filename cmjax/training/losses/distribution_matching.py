@@ -18,7 +18,7 @@ from cmjax.schedulers.levels import karras_sigmas, parse_levels
 from cmjax.serialization import serializable
 from cmjax.training.losses.base import Frozen, Loss, Preview
 from cmjax.training.losses.batches import split_batch
-from cmjax.training.losses.checks import check_sigma_data, karras_range
+from cmjax.training.losses.checks import check_edm_scheduler, karras_range
 from cmjax.training.losses.draws import add_noise
 from cmjax.training.losses.dropout import without_dropout
 from cmjax.training.losses.frozen_networks import check_frozen, teacher_network
@@ -94,8 +94,7 @@ class DistributionMatching(Loss):
 
     def __post_init__(self):
         super().__post_init__()
-        check_sigma_data(self.scheduler)
-        karras_range(self.scheduler)
+        check_edm_scheduler(self.scheduler)
 
         # It samples the network while it trains, and a solver would sample a denoiser.
         is_solver = getattr(self.scheduler, "solves_ode", False)

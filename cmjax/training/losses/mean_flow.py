@@ -98,7 +98,7 @@ class MeanFlow(Loss):
     def __post_init__(self):
         super().__post_init__()
         check_flow_scheduler(self.scheduler, num_times=2)
-        if self._guides and self.null_class is None:
+        if self.guided_by and self.null_class is None:
             raise ValueError(
                 f"omega={self.omega} and kappa={self.kappa} guide by samples without a class: "
                 "give null_class, their label"
@@ -115,10 +115,6 @@ class MeanFlow(Loss):
         if self.omega != 1:
             return "omega"
         return "kappa" if self.kappa != 0 else ""
-
-    @property
-    def _guides(self):
-        return bool(self.guided_by)
 
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss; `frozen` and `step` are not used."""
@@ -178,7 +174,7 @@ class MeanFlow(Loss):
 
     def _guided(self, apply_fn, params, x, t, velocity, cond):
         """Returns the velocity that is learned, `[B, ...]`: guided within the interval."""
-        if not self._guides:
+        if not self.guided_by:
             return velocity
         network = mean_velocity(apply_fn, self.scheduler)
 

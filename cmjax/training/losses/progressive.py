@@ -13,7 +13,7 @@ from cmjax.schedulers.euler import EDMEulerScheduler
 from cmjax.training.discretization import adjacent_levels
 from cmjax.training.losses.base import Loss, Preview
 from cmjax.training.losses.batches import split_batch
-from cmjax.training.losses.checks import check_sigma_data, karras_range
+from cmjax.training.losses.checks import check_edm_scheduler, karras_range
 from cmjax.training.losses.draws import add_noise
 from cmjax.training.losses.frozen_networks import teacher_network
 from cmjax.training.losses.metrics import mean_square
@@ -48,8 +48,7 @@ class ProgressiveDistillation(Loss):
 
     def __post_init__(self):
         super().__post_init__()
-        check_sigma_data(self.scheduler)
-        karras_range(self.scheduler)
+        check_edm_scheduler(self.scheduler)
 
     @property
     def preview(self) -> Preview:

@@ -15,7 +15,7 @@ from cmjax.parametrization import EDM
 from cmjax.schedulers.levels import karras_sigmas
 from cmjax.training.losses.base import Frozen, Loss
 from cmjax.training.losses.batches import split_batch
-from cmjax.training.losses.checks import check_metric, check_sigma_data, karras_range
+from cmjax.training.losses.checks import check_edm_scheduler, check_metric, karras_range
 from cmjax.training.losses.discrete import LEVELS, ode_step
 from cmjax.training.losses.draws import DRAW_DOMAINS, add_noise, draw_sigmas
 from cmjax.training.losses.frozen_networks import target_of, teacher_network, teacher_slope
@@ -80,8 +80,7 @@ class ConsistencyTrajectory(Loss):
 
     def __post_init__(self):
         super().__post_init__()
-        check_sigma_data(self.scheduler)
-        karras_range(self.scheduler)
+        check_edm_scheduler(self.scheduler)
         check_metric(self.metric)
         is_edm = isinstance(getattr(self.scheduler, "parametrization", None), EDM)
         if not is_edm or getattr(self.scheduler, "num_times", 1) != 2:
