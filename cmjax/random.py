@@ -44,7 +44,7 @@ def split(key: jax.Array, num: int = 2) -> jax.Array:
     """Returns `num` new keys, `[num]`.
 
     Raises:
-        ValueError: unless `key` is one PRNG key.
+        ValueError: as `as_one_key` does.
     """
     with same_numbers():
         return jax.random.split(as_one_key(key), num)

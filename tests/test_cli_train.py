@@ -271,7 +271,7 @@ def test_tensorboard_files(folder):
     "options, message",
     [
         (changes("run.steps=0"), "a.toml: run.steps must be"),
-        (changes("run.batch_size=41"), "batch_size 41"),
+        (changes("run.batch_size=48"), "batch_size 48"),
         (changes("network.sample_size=16"), "images of 8x8"),
         (changes("network.num_class_embeds=2"), "label 2"),
         (changes("loss.name=cd"), "teacher.model is missing: 'cd' distils a denoiser"),

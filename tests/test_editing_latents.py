@@ -184,6 +184,17 @@ def test_enlarged_and_coloured_pictures_hold_what_was_given():
     assert np.abs(averages - np.stack([low, low])).max() > 1e-3
 
 
+def test_soft_edges_are_blended_beside_values_with_noise():
+    mask = np.zeros((8, 8, 1), np.float32)
+    mask[:, :3] = 1
+    mask[:, 3] = 0.5
+    options = {"method": "posterior", "sigmas": [80.0, 0.5], "sigma_y": 1e-3}
+    soft = edited(inpaint(picture(), mask), **options)
+    hard = edited(inpaint(picture(), np.floor(mask)), **options)
+    expected = np.where(mask == 0.5, (hard + picture()) / 2, hard)
+    np.testing.assert_allclose(soft, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

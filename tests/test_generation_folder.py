@@ -109,8 +109,14 @@ def test_a_scheduler_that_writes_down_more_options_is_the_same(model):
     solver = RunSettings.from_json(
         settings.to_json() | {"scheduler": {"_class_name": "EDMHeunScheduler"}}
     )
-    words = "; ".join(solver.differences(settings))
-    assert 'scheduler.class was "EDMHeunScheduler", now "CMStochasticIterativeSch' in words
+    differences = solver.differences(settings)
+    assert len(differences) == 1
+    assert differences[0].startswith('scheduler.class was "EDMHeunScheduler", now "CMSto')
+
+    # Of a folder with fewer options, only what differs.
+    older = fewer | {"sigma_max": 40.0}
+    before = RunSettings.from_json(settings.to_json() | {"scheduler": older})
+    assert before.differences(settings) == ["scheduler.sigma_max was 40.0, now 80.0"]
 
 
 # More samples, and other formats.

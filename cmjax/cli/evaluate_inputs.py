@@ -98,7 +98,7 @@ def _export_of(folder: Path) -> Path | None:
     elif others:
         way_out = f"has no samples_*.npz; name the folder {folder / others[0]}"
     else:
-        way_out = "is not finished; run its command again"
+        way_out = "has no samples_*.npz; run its command again"
     raise ValueError(f"{folder} is a run of cmjax generate, which {way_out}")
 
 

@@ -1,6 +1,5 @@
 """`cmjax tune`."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,7 +129,7 @@ def tune(
         return distance
 
     sampler: Any = loaded.scheduler  # a TableScheduler, as it takes noise levels
-    lowest = float(sampler.sigma_range[0])
+    lowest = float(sampler.sigma_range[0]) or start[-1] / 100  # TrigFlow's begin at 0
     found = search_sigmas(
         objective, start, num_trials=trials, lowest=lowest, trials=kept.known()
     )
@@ -256,38 +255,57 @@ def _starting_levels(
     """
     import numpy as np
 
-    if "sigmas" in schedule:
-        found = [list(map(float, schedule["sigmas"]))]
-    else:
-        found = [_distinct(state.sigmas[: state.num_steps])]
-        plain = _without_changes_of_levels(scheduler)
-        found.append(_distinct(plain.set_timesteps(**schedule).sigmas[:-1]))
+    if state.num_steps < 2:
+        raise ValueError("--steps must be at least 2: the first level is kept")
 
     # Given back as --sigmas, they must make the same run.
     refused = ""
-    for levels in found:
-        if len(levels) < 2:
-            raise ValueError("--steps must be at least 2: the first level is kept")
+    for levels in _candidates(scheduler, schedule, state):
         try:
             again = scheduler.set_timesteps(sigmas=levels).sigmas
         except ValueError as error:
-            refused = str(error)
+            refused = (
+                refused or f"{error}; take another sampler, or leave out such an option"
+            )
             continue
         if again.shape == state.sigmas.shape and np.allclose(again, state.sigmas, 1e-4):
             return levels
-        refused = "they are moved when they are given"
-    raise ValueError(
-        f"--scheduler: its noise levels cannot be chosen: {refused}; "
-        "say by --sigmas where the search begins, or take another sampler"
+    refused = (
+        refused or "they are moved when they are given; say by --sigmas where to begin"
     )
+    raise ValueError(f"--scheduler: its noise levels cannot be chosen: {refused}")
 
 
-def _without_changes_of_levels(scheduler: Any) -> Any:
-    """Returns a scheduler that takes noise levels as they are: without churn and shift."""
-    neutral = {"s_churn": 0.0, "shift": 1.0, "flow_shift": 1.0}
-    fields = {field.name for field in dataclasses.fields(scheduler)}
-    changes = {name: value for name, value in neutral.items() if name in fields}
-    return dataclasses.replace(scheduler, **changes)
+def _candidates(
+    scheduler: Any, schedule: dict[str, Any], state: "SchedulerState"
+) -> list[list[float]]:
+    """Returns what --sigmas may have to be to make the run of a state."""
+    import numpy as np
+
+    if "sigmas" in schedule:
+        return [list(map(float, schedule["sigmas"]))]
+    called = _distinct(state.sigmas[: state.num_steps])
+    if not hasattr(scheduler, "levels"):
+        return [called]
+
+    # Before churn, and before calls in the middle of a step.
+    ((name, value),) = schedule.items()
+    levels = scheduler.levels(name, value)
+    sigma = np.float64(levels.sigmas[:-1])
+    alpha = np.float64(levels.alphas[:-1])
+
+    # Flow levels before the shift: sigma = shift t / (1 + (shift - 1) t), solved for t.
+    shift = getattr(scheduler, "shift", 1.0)
+    if getattr(scheduler, "use_flow_sigmas", False):
+        shift = scheduler.flow_shift
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unshifted = sigma / (sigma + (1 - sigma) * shift)
+
+        # TrigFlow's levels in EDM's terms, and flow maps' in shares of the noise's scale.
+        ratio = sigma / alpha
+    share = sigma / getattr(scheduler, "noise_scale", 1.0)
+    found = [sigma.tolist(), unshifted.tolist(), ratio.tolist(), share.tolist(), called]
+    return [levels for levels in found if np.isfinite(levels).all()]
 
 
 def _distinct(levels: Any) -> list[float]:

@@ -166,7 +166,7 @@ def edit(
     if autoencoder is None:
         return result
 
-    # Known values with noise are not put back.
+    # Of known values with noise only soft edges are blended.
     exact = _is_zero(options.get("sigma_y", 0.0))
     if not options.get("return_trajectory", False):
         return pictures_of(autoencoder, result, constraint, exact)

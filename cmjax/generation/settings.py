@@ -158,8 +158,15 @@ class RunSettings(Contents):
 
         # Another version may write more options of the same scheduler: that is no difference.
         if not _same_scheduler(self.scheduler, other.scheduler):
-            before |= _options(was_scheduler)
-            now |= _options(is_scheduler)
+            was = _options(was_scheduler)
+            is_now = _options(is_scheduler)
+
+            # Another class has other options, of which there is no use in a list.
+            if was["scheduler.class"] != is_now["scheduler.class"]:
+                was = {"scheduler.class": was["scheduler.class"]}
+                is_now = {"scheduler.class": is_now["scheduler.class"]}
+            before |= was
+            now |= is_now
         return [
             f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}"
             for name in sorted(before.keys() | now.keys())
@@ -168,10 +175,17 @@ class RunSettings(Contents):
 
 
 def _options(scheduler: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options of a scheduler as settings: "scheduler.s_churn", "scheduler.class"."""
-    options = {f"scheduler.{name}": value for name, value in scheduler.items()}
-    if "scheduler._class_name" in options:
-        options["scheduler.class"] = options.pop("scheduler._class_name")
+    """Returns the options of a scheduler as settings, such as "scheduler.s_churn"."""
+    # With defaults filled in, as a folder of another version may have fewer options.
+    try:
+        config = scheduler_to_config(read_scheduler_config(scheduler))
+        scheduler = json.loads(json.dumps(config, default=np.ndarray.tolist))
+    except ValueError:
+        pass  # of the user's own, and not registered
+    options = {"scheduler.class": scheduler.get("_class_name")}
+    for name, value in scheduler.items():
+        if not name.startswith("_"):
+            options[f"scheduler.{name}"] = value
     return options
 
 

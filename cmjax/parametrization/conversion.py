@@ -128,7 +128,8 @@ def trigflow_network(
 
     # TrigFlow's own network needs no conversion, which would divide by sin(t) = 0 at t = 0.
     is_trigflow = scheduler.parametrization == TrigFlow(sigma_data)
-    return with_attributes_of(apply_fn, unchanged if is_trigflow else converted)
+    network = with_attributes_of(apply_fn, unchanged if is_trigflow else converted)
+    return with_adapted_to(network, TrigFlow(sigma_data))
 
 
 def adapt(

@@ -111,8 +111,8 @@ class DDIMInverseScheduler(SpacedScheduler):
         alpha = jnp.append(bottom.alphas, state.alphas)[index]
         sigma = jnp.append(bottom.sigmas, state.sigmas)[index]
 
-        # x0 as the step takes it, c_skip x + c_out F at that level, where `denoised` is the same at
-        # the level of the call: F = (denoised - called.c_skip x) / called.c_out.
+        # x0 as the step takes it, c_skip x + c_out F at that level. `denoised` is the same sum at
+        # the level of the call, so F = (denoised - called.c_skip x) / called.c_out.
         _, c_skip, c_out = self.parametrization.scalings(alpha, sigma)
         called = jax.tree.map(lambda column: column[index], state.scalings)
         factor = c_out / called.c_out

@@ -98,10 +98,10 @@ def singlestep_differences(
         nodes = [last, jnp.where(is_third, this, 1)]
         third_last, third_this = polynomial_weights(nodes, steps.moments)
 
-    by_last = jnp.where(is_third, third_last, 0)
-    by_this = jnp.where(is_second, second_this, 0)
-    by_this = jnp.where(is_third, third_this, by_this)
-    return by_last, by_this
+    w_last = jnp.where(is_third, third_last, 0)
+    w_this = jnp.where(is_second, second_this, 0)
+    w_this = jnp.where(is_third, third_this, w_this)
+    return w_last, w_this
 
 
 def with_correction(

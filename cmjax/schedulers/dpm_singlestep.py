@@ -101,7 +101,8 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
         of_start = steps.moments[0] - kept * before(steps.moments[0], 1)
         of_start = of_start - of_last - w_this
 
-        # With k x = k alpha x0 + k sigma eps. Calls of first order have the row of other solvers.
+        # With k x = k alpha x0 + k sigma eps. A call of first order has the row of a first-order
+        # step.
         x0 = jnp.where(is_later, kept * alpha, first_order.x0)
         eps = jnp.where(is_later, kept * sigma, first_order.eps)
         if by_x0:

@@ -81,6 +81,11 @@ def open_folder(
     difference = None if found is None else _difference(found, wanted, config)
     if difference is not None and (latest is not None or made):
         raise ValueError(f"{out} holds a run with {difference}, or choose another folder")
+    if latest is not None and latest > config.run.steps:
+        raise ValueError(
+            f"run.steps={config.run.steps} is less than the {latest} steps that {out} has taken; "
+            f"give run.steps={latest} or more, or choose another folder"
+        )
     if found == wanted:
         return
     with replacing(path) as file:

@@ -75,12 +75,6 @@ def train_until_stopped(
     shown = is_process_0 and not quiet
     with locked(out), Checkpoints(out, settings.keep) as checkpoints:
         latest = checkpoints.latest()
-        if latest is not None and latest > settings.steps:
-            raise ValueError(
-                f"run.steps={settings.steps} is less than the {latest} steps that {out} has taken; "
-                f"give run.steps={latest} or more, or choose another folder"
-            )
-
         # The first process writes files and looks at the data for all; checkpoints are written by
         # all, which Orbax coordinates.
         run_on_all_processes(

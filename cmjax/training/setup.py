@@ -90,7 +90,7 @@ class Run:
         """Returns an iterator of this process's batches, from that of step `start` on.
 
         Raises:
-            ValueError: as `data.batches` does, or if the devices cannot divide a batch.
+            ValueError: as `data.batches` does.
         """
         num_classes = self.model.num_classes
         section = self.config.data
@@ -111,15 +111,6 @@ class Run:
             num_classes=num_classes,
             flip=section.flip,
         )
-
-        # Every device gets the same number of samples of every part of a batch.
-        parts = jax.device_count() * settings.accumulate
-        if settings.batch_size % parts:
-            raise ValueError(
-                f"run.batch_size={settings.batch_size} cannot be divided over "
-                f"{jax.device_count()} devices, with run.accumulate={settings.accumulate}; "
-                f"choose a multiple of {parts}"
-            )
         return (
             {name: array for name, array in batch.items() if name in names}
             for batch in batches
@@ -159,7 +150,9 @@ def make_run(config: TrainConfig) -> Run:
         apply_fn = compute_in(apply_fn, config.run.dtype)
 
     # On one device no mesh is needed. `jax.device_count()` counts those of all processes.
-    mesh = data_mesh() if jax.device_count() > 1 else None
+    num_devices = jax.device_count()
+    mesh = data_mesh() if num_devices > 1 else None
+    _check_batch_size(config.run.batch_size, num_devices, config.run.accumulate)
     train_step = make_train_step(
         loss,
         apply_fn,
@@ -172,6 +165,16 @@ def make_run(config: TrainConfig) -> Run:
         null=null,
     )
     return Run(config, model, source, train_step)
+
+
+def _check_batch_size(batch_size, num_devices, accumulate):
+    """Raises ValueError unless every device gets as many samples of every part of a batch."""
+    parts = num_devices * accumulate
+    if batch_size % parts:
+        raise ValueError(
+            f"run.batch_size={batch_size} cannot be divided over {num_devices} devices, with "
+            f"run.accumulate={accumulate}; choose a multiple of {parts}"
+        )
 
 
 def _open_data(config, model):

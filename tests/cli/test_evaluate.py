@@ -144,7 +144,7 @@ def test_a_run_of_pictures_alone_names_their_folder(sets, tmp_path):
     (tmp_path / "run" / "samples_50x3x3x1.npz").unlink()
     args = ("real.npz", "run", "--features", "pixels")
     assert_one_line(
-        evaluate(*args), "generate, which is not finished; run its command again"
+        evaluate(*args), "generate, which has no samples_*.npz; run its command"
     )
     (tmp_path / "run" / "samples_50x3x3x1_png").mkdir()
     folder = "run/samples_50x3x3x1_png"

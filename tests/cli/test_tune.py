@@ -63,7 +63,10 @@ def test_a_search_is_kept_and_goes_on(folder):
         (["--steps", "1"], "--steps must be at least 2: the first level is kept"),
         (["--features", "no.such:name"], "no.such"),
         (["--guidance", "2"], "--guidance: guidance needs a network with a null class"),
-        (["--scheduler", "DDIMScheduler"], "its noise levels cannot be chosen"),
+        (
+            ["--scheduler", "DDIMScheduler"],
+            "its noise levels cannot be chosen: DDIMScheduler takes timesteps",
+        ),
         # Before the first trial, which would be lost.
         (["--out", "missing/t.json"], "--out: there is no folder missing; make it first"),
         (["--out", "."], "--out: . is a folder; give the name of a file"),
@@ -86,6 +89,11 @@ def test_misuse(folder, args, message):
         # Whose states hold shifted levels.
         ([*FLOW, "--sigmas", "1,0.5,0.1"], "1,0.5,0.1"),
         ([*FLOW, "--timesteps", "1000,500,100"], "1,0.5,0.1"),
+        ([*FLOW, "--steps", "3"], "1,0.501497,0.00299401"),
+        # Whose states hold levels in the middle of a step.
+        (["--scheduler", "EDMDPM2Scheduler", "--steps", "3"], "80,2.5152,0.002"),
+        # Whose levels are of another path, or in other units.
+        (["--scheduler", "SCMScheduler", "--steps", "2"], "6622700,1.80105"),
     ],
 )
 def test_where_the_search_begins(folder, args, levels):

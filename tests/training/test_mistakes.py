@@ -360,10 +360,9 @@ def test_losses_of_pairs_without_frozen_parameters(name):
 
 def test_an_inner_loss_for_another_scheduler():
     other = losses.Denoising(cmjax.CMStochasticIterativeScheduler(sigma_data=1.0))
-    with pytest.raises(
-        ValueError, match="inner must be a loss for the scheduler of this one"
-    ):
+    with pytest.raises(ValueError, match="inner must be a loss for networks of this loss"):
         losses.Adversarial(EDM, network, other)
+    losses.Adversarial(EDM, network, losses.Denoising(dataclasses.replace(EDM, rho=5.0)))
 
 
 @pytest.mark.parametrize("name", ["cd", "progressive", "scd", "continuous_cd", "dmd"])
@@ -371,9 +370,21 @@ def test_teachers_that_are_adapted_to_consistency_models(name):
     source = cmjax.EDMHeunScheduler()
     adapted = adapt(network, source, EDM, edm_denoiser)
     loss = dataclasses.replace(LOSSES[name], teacher_fn=adapted)
-    message = r"adapt it to scheduler.parametrization.without_boundary\(\)"
+    message = (
+        r"teacher_fn is adapted to something else .* pass teacher_fn=adapt\(network, source"
+    )
     with pytest.raises(ValueError, match=message):
         value(loss, network, loss.prepare_params(GAIN), {"data": DATA}, teacher=GAIN)
+
+    # So would be a denoiser in other terms, and a student that is the teacher's network too.
+    other = dataclasses.replace(loss, teacher_fn=adapt(network, EDM, source, edm_denoiser))
+    with pytest.raises(ValueError, match=message):
+        value(other, network, loss.prepare_params(GAIN), {"data": DATA}, teacher=GAIN)
+    own = dataclasses.replace(loss, teacher_fn=None)
+    with pytest.raises(
+        ValueError, match="apply_fn, the teacher's network too, is adapted to"
+    ):
+        value(own, adapted, loss.prepare_params(GAIN), {"data": DATA}, teacher=GAIN)
 
     # Guidance, and dropout that is left out, keep what the network was adapted to.
     guided = autoguidance(adapted, 2.0)

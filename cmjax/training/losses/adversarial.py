@@ -92,9 +92,10 @@ class Adversarial(Loss):
         check_function("discriminator_fn", self.discriminator_fn)
         if self.inner is not None and not isinstance(self.inner, Loss):
             raise ValueError(f"inner must be a Loss or None, got {shown(self.inner)}")
-        if getattr(self.inner, "scheduler", self.scheduler) != self.scheduler:
+        if not self._reads_alike(getattr(self.inner, "scheduler", self.scheduler)):
             raise ValueError(
-                "inner must be a loss for the scheduler of this one, as both train one network"
+                "inner must be a loss for networks of this loss's scheduler, as both train one "
+                "network"
             )
 
         # At sigma_min the consistency function is the identity: there is nothing to learn.
@@ -105,6 +106,15 @@ class Adversarial(Loss):
                 f"lowest_sigma must be a noise level between {sigma_min} and {sigma_max}, "
                 f"got {self.lowest_sigma}"
             )
+
+    def _reads_alike(self, scheduler):
+        """Whether a scheduler is for networks of the same meaning."""
+        both = (self.scheduler, scheduler)
+        meanings = [
+            (getattr(each, "parametrization", None), getattr(each, "num_times", 1))
+            for each in both
+        ]
+        return meanings[0] == meanings[1]
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]  # that of the inner loss

@@ -295,9 +295,7 @@ class DistributionMatching(Loss):
         noisy = add_noise(x, sigma, noise)
 
         # What the teacher and the fake denoiser take the sample to be, `[B, ...]` each.
-        teacher_fn = teacher_network(
-            self.teacher_fn, apply_fn, params, Frozen(teacher=teacher)
-        )
+        teacher_fn = teacher_network(self, apply_fn, params, Frozen(teacher=teacher))
         real = edm_denoiser(teacher_fn, teacher, self.scheduler, noisy, sigma, **cond)
         fake = edm_denoiser(apply_fn, params.fake, self.scheduler, noisy, sigma, **cond)
 

@@ -41,32 +41,38 @@ def target_of(params: Any, frozen: Frozen) -> Any:
     return jax.lax.stop_gradient(frozen.target)
 
 
-def teacher_network(
-    teacher_fn: ApplyFn | None, apply_fn: ApplyFn, params: Any, frozen: Frozen
-) -> ApplyFn:
-    """Returns the teacher's network, without dropout: `teacher_fn`, or the student's for None.
+def teacher_network(loss: Any, apply_fn: ApplyFn, params: Any, frozen: Frozen) -> ApplyFn:
+    """Returns the teacher's network, without dropout.
+
+    Args:
+        loss: with the fields `scheduler` and `teacher_fn`; where the latter is None, the teacher's
+            network is the student's.
+        apply_fn: the student's network.
+        params: the student's parameters.
+        frozen: with the teacher's parameters.
 
     Raises:
         ValueError: if it is the student's, which has parameters, and there are none for it, or if
-            it was adapted to another scheduler as a consistency function.
+            it was adapted to something else than a denoiser of the loss's scheduler.
     """
     check_frozen(frozen)
-    if teacher_fn is None and frozen.teacher is None and params is not None:
+    if loss.teacher_fn is None and frozen.teacher is None and params is not None:
         raise ValueError(
             "frozen.teacher is None, but this loss distils a teacher; pass "
             "Frozen(teacher=...) with the teacher's parameters"
         )
-    teacher_fn = without_dropout(apply_fn if teacher_fn is None else teacher_fn)
+    network = without_dropout(apply_fn if loss.teacher_fn is None else loss.teacher_fn)
 
     # A teacher is read as a denoiser, which is not the identity at the lowest level.
-    target = adapted_to(teacher_fn)
-    if target is not None and target != target.without_boundary():
+    expected = loss.scheduler.parametrization.without_boundary()
+    if adapted_to(network) not in (None, expected):
+        name = "teacher_fn" if loss.teacher_fn else "apply_fn, the teacher's network too,"
         raise ValueError(
-            "teacher_fn is adapted to a scheduler of consistency models, and would be misread as a "
-            "denoiser at low levels; adapt it to scheduler.parametrization.without_boundary() of "
-            "this loss's scheduler instead"
+            f"{name} is adapted to something else than a denoiser of this loss's scheduler, and "
+            "would be misread; pass teacher_fn=adapt(network, source, "
+            "scheduler.parametrization.without_boundary(), edm_denoiser)"
         )
-    return teacher_fn
+    return network
 
 
 def denoiser_slope(
@@ -84,7 +90,7 @@ def denoiser_slope(
     Raises:
         ValueError: if there is no teacher, or the scheduler's networks take two times.
     """
-    teacher_fn = teacher_network(loss.teacher_fn, apply_fn, params, frozen)
+    teacher_fn = teacher_network(loss, apply_fn, params, frozen)
     parametrization = one_time_parametrization("scheduler", loss.scheduler)
     denoiser = parametrization.without_boundary()
     return teacher_slope(teacher_fn, frozen.teacher, denoiser, cond)

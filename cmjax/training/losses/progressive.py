@@ -71,7 +71,7 @@ class ProgressiveDistillation(Loss):
 
         # The teacher's x0 at noisy data, and at what an Euler step from `high` to `middle` makes of
         # them.
-        teacher_fn = teacher_network(self.teacher_fn, apply_fn, params, frozen)
+        teacher_fn = teacher_network(self, apply_fn, params, frozen)
 
         def teacher(x, sigma):
             return edm_denoiser(

@@ -208,7 +208,7 @@ class SimplifiedConsistencyDistillation(_SimplifiedLoss):
     def __call__(self, key, apply_fn, params, frozen, batch, step):
         """Returns the loss."""
         # The teacher's F in TrigFlow's terms, whatever its parametrization.
-        teacher_fn = teacher_network(self.teacher_fn, apply_fn, params, frozen)
+        teacher_fn = teacher_network(self, apply_fn, params, frozen)
         teacher = trigflow_network(teacher_fn, self.scheduler, edm_denoiser)
 
         def slope(x, t, **cond):

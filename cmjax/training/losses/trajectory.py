@@ -157,7 +157,7 @@ class ConsistencyTrajectory(Loss):
         # The teacher's ODE from t down to u, in steps of one level, at most to s. A step that would
         # go below s has length 0 and changes nothing.
         x = add_noise(data, t, noise)
-        teacher_fn = teacher_network(self.teacher_fn, apply_fn, params, frozen)
+        teacher_fn = teacher_network(self, apply_fn, params, frozen)
         slope = teacher_slope(
             teacher_fn, frozen.teacher, self.scheduler.parametrization, cond
         )
