@@ -191,7 +191,7 @@ def test_soft_edges_are_blended_beside_values_with_noise():
     options = {"method": "posterior", "sigmas": [80.0, 0.5], "sigma_y": 1e-3}
     soft = edited(inpaint(picture(), mask), **options)
     hard = edited(inpaint(picture(), np.floor(mask)), **options)
-    expected = np.where(mask == 0.5, (hard + picture()) / 2, hard)
+    expected = np.where(mask == 0.5, (np.asarray(hard) + picture()) / 2, hard)
     np.testing.assert_allclose(soft, expected, atol=1e-5)
 
 
