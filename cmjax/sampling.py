@@ -28,7 +28,7 @@ from cmjax.schedulers.base import (
     StepOutput,
 )
 from cmjax.schedulers.checks import check_constraint, check_sample_shape
-from cmjax.tracing import as_input, as_pytree, cached_unless_tracing
+from cmjax.tracing import as_input, cached_unless_tracing, plain_or_pytree
 
 # Number of compiled loops to keep, for calls outside of `jax.jit`; each holds its executable.
 _PROGRAMS = 64
@@ -178,20 +178,22 @@ def sample(
         warnings.warn(warning, stacklevel=2)
 
     # The data of the program: it is not compiled again for other values.
+    plain_constrain, constrain = plain_or_pytree(constrain)
     inputs = {
         "key": as_key(key),
         "params": params,
         "state": state,
         "cond": parse_cond(cond, shape[0], num_classes(apply_fn)),
         "init": parse_init(init, shape, dtype),
-        "constrain": None if constrain is None else as_pytree(constrain),
+        "constrain": constrain,
         "first_index": as_input(sample_index(first_index, shape[0])),
     }
 
     # What the program is compiled for.
     options = (steps, shape, dtype, return_trajectory, callback)
-    structure = jax.tree.structure(inputs["constrain"])
-    program = cached_unless_tracing(_compiled, apply_fn, scheduler, *options, structure)
+    program = cached_unless_tracing(
+        _compiled, apply_fn, scheduler, *options, plain_constrain
+    )
     try:
         return program(**inputs)
     except (TypeError, ValueError, OverflowError):
@@ -202,15 +204,14 @@ def sample(
 
 @functools.lru_cache(_PROGRAMS, typed=True)
 def _compiled(
-    apply_fn, scheduler, steps, shape, dtype, return_trajectory, callback, structure
+    apply_fn, scheduler, steps, shape, dtype, return_trajectory, callback, plain_constrain
 ):
     """The jitted loop; inlined, so that under the caller's own `jit` it is part of that program."""
-    # The tree structure of a constraint holds its function. It is part of the cache's key, so that
-    # a program is dropped together with the constraint that it was compiled for.
-    del structure
 
     def loop(key, params, state, cond, init, constrain, first_index):
         keys = sample_keys(key, shape[0], first_index)
+        if constrain is None:
+            constrain = plain_constrain
 
         # Networks may `vmap` over samples, which needs all of a sample on the same device.
         keys, init, cond = batch_sharded_alike((keys, init, cond))

@@ -77,15 +77,26 @@ class ByValue:
         return isinstance(other, ByValue) and self._key() == other._key()
 
 
+def plain_or_pytree(function: Any) -> tuple[Any, Any]:
+    """Returns a function as (plain function, pytree), of which at most one is not None.
+
+    A plain function is compiled in, and part of a program's key; a pytree, such as what
+    `cmjax.constraints` return, is an argument. JAX's own caches would never let go of the function
+    of an argument.
+    """
+    # An object of a type that is no pytree, such as a function, is its own single leaf.
+    leaves = jax.tree.leaves(function)
+    is_plain = len(leaves) == 1 and leaves[0] is function
+    return (function, None) if is_plain else (None, function)
+
+
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a plain function as a pytree without leaves, to be an argument of jitted functions.
 
     Functions that are pytrees already, such as those of `cmjax.constraints`, stay as they are.
     """
-    # An object of a type that is no pytree, such as a function, is its own single leaf.
-    leaves = jax.tree.leaves(function)
-    is_plain = len(leaves) == 1 and leaves[0] is function
-    return jax.tree_util.Partial(function) if is_plain else function
+    plain, pytree = plain_or_pytree(function)
+    return pytree if plain is None else jax.tree_util.Partial(plain)
 
 
 def cached_unless_tracing(make: Any, *static: Any) -> Any:

@@ -1,6 +1,9 @@
 """Editing: constraints hold exactly, the loop is Algorithm 4, Gaussian data end as they must."""
 
+import gc
 import json
+import pickle
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +17,14 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import cmjax
-from cmjax import editing, testing
+from cmjax import editing, sampling, testing
 from cmjax.editing import (
     colorize,
     compose,
     edit,
     inpaint,
     observe,
+    posterior,
     strokes,
     super_resolve,
 )
@@ -884,3 +888,43 @@ def test_other_schedulers_denoise_in_one_call(name):
     np.testing.assert_allclose(
         editing.denoise(exact, None, scheduler, x, 1.5), x / 2, rtol=1e-5
     )
+
+
+def test_a_constraint_is_freed_with_its_program():
+    class Picture:
+        """What a constraint of one request closes over."""
+
+    freed = []
+
+    def keep(picture):
+        freed.append(weakref.ref(picture))
+        return lambda x0: 0.9 * x0 if picture else x0
+
+    def apply_fn(params, x, t):
+        return params * x
+
+    for _ in range(2):
+        cmjax.sample(KEY, apply_fn, 0.3, SCHEDULER, (2, 2), constrain=keep(Picture()))
+        editing.edit(
+            KEY,
+            apply_fn,
+            0.3,
+            SCHEDULER,
+            keep(Picture()),
+            (2, 2),
+            method="posterior",
+            sigmas=[5.0],
+        )
+    sampling._compiled.cache_clear()
+    posterior._compiled.cache_clear()
+    gc.collect()
+    assert [picture() for picture in freed] == [None] * 4
+
+
+def test_constraints_are_pickled():
+    low = np.random.default_rng(0).uniform(-1, 1, (2, 2, 3)).astype(np.float32)
+    x0 = jnp.linspace(-1, 1, 96).reshape(2, 4, 4, 3)
+    gray = np.zeros((4, 4, 1), np.float32)
+    for constraint in (super_resolve(low, 2), colorize(gray), inpaint(x0, x0 > 0)):
+        again = pickle.loads(pickle.dumps(constraint))
+        np.testing.assert_array_equal(again(x0), constraint(x0))

@@ -1,7 +1,6 @@
 """Linear measurements: colorization, super-resolution, and operators of the caller's own."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -135,8 +134,9 @@ def super_resolve(low: ArrayLike, factor: int) -> Observe:
     """
     if not is_int(factor, 1, LARGEST):
         raise ValueError(f"factor must be an integer of at least 1, got {shown(factor)}")
-    average, spread = _block_operators(int(factor))
-    return Observe(_Partial(average), _Partial(spread), as_image("low", low), "low")
+    average = _Partial(_BlockAverage(int(factor)))
+    spread = _Partial(_BlockSpread(int(factor)))
+    return Observe(average, spread, as_image("low", low), "low")
 
 
 def _luminance(weights, x0):
@@ -159,13 +159,17 @@ def _row(weights, like):
     return along_channels(weights.astype(like.dtype), like.ndim)
 
 
-# Cached, since `jit` compiles again for new functions.
-@functools.cache
-def _block_operators(factor):
-    """The operator A of `super_resolve`, and its pseudo-inverse."""
+# Objects and no closures, so that constraints can be pickled, and equal factors are compiled once.
+@dataclasses.dataclass(frozen=True)
+class _BlockAverage:
+    """The operator A of `super_resolve`."""
 
-    def average(x0):
+    factor: int
+
+    def __call__(self, x0):
+        """Returns the average of every block."""
         # Between batch and channels: (H, W) of a picture.
+        factor = self.factor
         sizes = x0.shape[1:-1]
         if not sizes or any(size % factor for size in sizes):
             raise ValueError(
@@ -188,10 +192,15 @@ def _block_operators(factor):
         # On a mesh with explicit axes, JAX refuses a reshape of more than one axis.
         return with_automatic_axes(mean, x0)
 
-    def spread(y):
-        # Every pixel of a block gets the block's value: A of the result is y again.
-        for axis in range(1, y.ndim - 1):
-            y = jnp.repeat(y, factor, axis)
-        return y
 
-    return average, spread
+@dataclasses.dataclass(frozen=True)
+class _BlockSpread:
+    """The pseudo-inverse of `_BlockAverage`."""
+
+    factor: int
+
+    def __call__(self, y):
+        """Returns blocks of equal pixels, whose average is y."""
+        for axis in range(1, y.ndim - 1):
+            y = jnp.repeat(y, self.factor, axis)
+        return y

@@ -26,7 +26,7 @@ from cmjax.parametrization.conversion import one_time_parametrization
 from cmjax.random import as_key, level_noise, sample_index, sample_keys
 from cmjax.sampling_inputs import check_guided, check_outputs, check_params
 from cmjax.schedulers.checks import apply_constraint
-from cmjax.tracing import as_pytree, cached_unless_tracing
+from cmjax.tracing import cached_unless_tracing, plain_or_pytree
 
 # Number of compiled loops to keep, for calls outside of `jax.jit`; each holds its executable.
 _PROGRAMS = 64
@@ -100,21 +100,23 @@ def sample_posterior(
             )
 
     # The data of the program: it is not compiled again for other values.
-    constraint = as_pytree(constraint)
+    noise = _parse_noise(sigma_y, constraint, shape)
+    plain_constraint, constraint = plain_or_pytree(constraint)
     inputs = {
         "key": as_key(key),
         "params": params,
         "sigmas": _ratios(state),
         "cond": parse_cond(cond, shape[0], num_classes(apply_fn)),
         "constraint": constraint,
-        "sigma_y": _parse_noise(sigma_y, constraint, shape),
+        "sigma_y": noise,
         "first_index": sample_index(first_index, shape[0]),
     }
 
     # What the program is compiled for.
     options = (shape, dtype, int(iterations), int(candidates), return_trajectory, callback)
-    structure = jax.tree.structure(constraint)
-    program = cached_unless_tracing(_compiled, apply_fn, scheduler, *options, structure)
+    program = cached_unless_tracing(
+        _compiled, apply_fn, scheduler, *options, plain_constraint
+    )
     try:
         return program(**inputs)
     except (TypeError, ValueError, OverflowError):
@@ -132,18 +134,17 @@ def _compiled(
     candidates,
     return_trajectory,
     callback,
-    structure,
+    plain_constraint,
 ):
     """The jitted loop; inlined, so that under the caller's own `jit` it is part of that program."""
-    # The constraint's tree structure holds its function: see `cmjax.sampling`.
-    del structure
-
     # Everything except the network is computed in at least float32.
     working = jnp.float64 if dtype == jnp.float64 else jnp.float32
 
     def loop(key, params, sigmas, cond, constraint, sigma_y, first_index):
         keys = sample_keys(key, shape[0], first_index)
         keys, cond = batch_sharded_alike((keys, cond))
+        if constraint is None:
+            constraint = plain_constraint
 
         # f(x, sigma). The network gets x in the dtype that was asked for.
         def consistency(x, sigma):

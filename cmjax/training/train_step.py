@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cmjax.arrays import ApplyFn, at_least_float32
 from cmjax.conditioning import without_some
 from cmjax.labels import check_class_labels
-from cmjax.meshes import with_sharding
+from cmjax.meshes import pvaried_alike, with_sharding
 from cmjax.networks import check_integers, num_classes
 from cmjax.random import as_key, as_one_key, same_numbers
 from cmjax.serialization import serializable
@@ -33,6 +33,10 @@ from cmjax.training.losses.dropout import WithDropout
 _DROPOUT = 2**32 - 1
 _LABEL_DROPOUT = 2**32 - 2
 _LATENTS = 2**32 - 3
+
+
+# What optimizers raise that need more than a training step gives them.
+_FAILURES = (TypeError, ValueError, AttributeError, IndexError)
 
 
 @jax.tree_util.register_dataclass
@@ -125,13 +129,14 @@ class TrainStep:
             params=params,
             ema=(average,) * len(self.ema_decays),
             target=average if has_target else None,
-            opt_state=self.optimizer.init(params),
+            opt_state=self._init_optimizer(params),
             key=jax.random.key_data(as_one_key(key)),
         )
 
         # Every field gets a copy: the state is donated, so its fields may share no buffer with each
-        # other or with the caller's `params`.
-        return self.replicate(jax.tree.map(_own, state))
+        # other or with the caller's `params`. Within `jax.shard_map` keys may differ from device to
+        # device, and then all of the state does after a step.
+        return self.replicate(pvaried_alike(jax.tree.map(_own, state)))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Takes one training step; `state` is donated and must not be used afterwards.
@@ -269,6 +274,10 @@ class TrainStep:
         self, state: TrainState, batch: Batch, teacher: Any
     ) -> tuple[TrainState, Metrics]:
         """Returns the next state and the metrics of this step."""
+        # Within `jax.shard_map` each device trains by its own batch. JAX would add up the gradients
+        # of all devices by parameters that they share.
+        state, batch = pvaried_alike((state, batch))
+
         # The key of a step follows from its number, so a resumed run draws the same noise. Under
         # `same_numbers`, `jax.random` draws the same numbers whatever JAX's settings are.
         key = jax.random.fold_in(as_key(state.key), state.step)
@@ -307,15 +316,23 @@ class TrainStep:
         arguments = (grads, state.opt_state, state.params)
         try:
             return optimizer.update(*arguments, value=value)
-        except TypeError as error:
+        except _FAILURES as error:
             # Some of optax's own say that they take further arguments, and do not.
             if "unexpected keyword argument 'value'" in str(error):
                 return optimizer.update(*arguments)
-            if "required keyword-only argument" not in str(error):
-                raise
             raise ValueError(
                 "optimizer must need no arguments but the gradient, its state, the parameters and "
                 f"value=, the loss: {error}; take another one, or update in a loop of your own"
+            ) from error
+
+    def _init_optimizer(self, params):
+        """Returns the first state of the optimizer."""
+        try:
+            return self.optimizer.init(params)
+        except _FAILURES as error:
+            raise ValueError(
+                f"optimizer cannot begin with parameters such as these: {error}; take another one, "
+                "or update in a loop of your own"
             ) from error
 
     def _gradient(self, key, state, batch, teacher):

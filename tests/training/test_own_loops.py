@@ -1,6 +1,7 @@
 """Training steps in loops, precisions and with optimizers that other libraries make usual."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -166,3 +167,44 @@ def test_parameters_that_are_divided_stay_so_without_a_mesh():
     for tree in (state.params, state.ema[0], state.opt_state[0].mu):
         assert tree["bias"].sharding.spec == PartitionSpec("data")
     np.testing.assert_allclose(state.params["bias"], expected.params["bias"], rtol=1e-5)
+
+
+def test_seeds_on_devices_train_each_by_itself():
+    train_step = make()
+    keys = jax.random.split(KEY, 4)
+
+    def trained(key):
+        state = train_step.init(key, PARAMS)
+        for data in BATCHES["data"]:
+            state, _ = train_step(state, {"data": data})
+        return state.params
+
+    expected = [trained(key) for key in keys]
+    mesh = jax.make_mesh((4,), ("seed",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("seed")
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec)
+    def all_at_once(keys):
+        return jax.tree.map(lambda leaf: leaf[None], trained(keys[0]))
+
+    found = all_at_once(keys)
+    for name in PARAMS:
+        one_by_one = jnp.stack([params[name] for params in expected])
+        np.testing.assert_allclose(found[name], one_by_one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (optax.lookahead(optax.sgd(0.01), 3, 0.5), "optimizer cannot begin with .* 'fast'"),
+        (
+            optax.contrib.sophia(1e-3),
+            "optimizer must need no arguments but .*obj_fn must be provided",
+        ),
+    ],
+    ids=["lookahead", "sophia"],
+)
+def test_optimizers_that_need_more(optimizer, message):
+    with pytest.raises(ValueError, match=message):
+        in_turn(make(optimizer))
