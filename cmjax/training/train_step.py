@@ -322,7 +322,8 @@ class TrainStep:
                 return optimizer.update(*arguments)
             raise ValueError(
                 "optimizer must need no arguments but the gradient, its state, the parameters and "
-                f"value=, the loss: {error}; take another one, or update in a loop of your own"
+                f"value=, the loss: {_first_line(error)}; take another one, or update in a loop of "
+                "your own"
             ) from error
 
     def _init_optimizer(self, params):
@@ -331,8 +332,8 @@ class TrainStep:
             return self.optimizer.init(params)
         except _FAILURES as error:
             raise ValueError(
-                f"optimizer cannot begin with parameters such as these: {error}; take another one, "
-                "or update in a loop of your own"
+                f"optimizer cannot begin with parameters such as these: {_first_line(error)}; "
+                "take another one, or update in a loop of your own"
             ) from error
 
     def _gradient(self, key, state, batch, teacher):
@@ -375,3 +376,8 @@ def _own(leaf: Any) -> jax.Array:
     # A Python number is weakly typed, and the next state would not be: two programs for one step.
     array = jnp.array(leaf)
     return array.astype(array.dtype) if getattr(array, "weak_type", False) else array
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without JAX's note on its traceback."""
+    return str(error).partition("\n")[0].removesuffix(".")

@@ -197,13 +197,20 @@ def test_seeds_on_devices_train_each_by_itself():
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
-        (optax.lookahead(optax.sgd(0.01), 3, 0.5), "optimizer cannot begin with .* 'fast'"),
+        (
+            optax.lookahead(optax.sgd(0.01), 3, 0.5),
+            "optimizer must need no arguments but .* 'fast'; take another one",
+        ),
+        (
+            optax.partition({"a": optax.sgd(0.01)}, {"gain": "a", "bias": "b"}),
+            "optimizer cannot begin with parameters such as these: Some parameters .*; take",
+        ),
         (
             optax.contrib.sophia(1e-3),
             "optimizer must need no arguments but .*obj_fn must be provided",
         ),
     ],
-    ids=["lookahead", "sophia"],
+    ids=["lookahead", "partition", "sophia"],
 )
 def test_optimizers_that_need_more(optimizer, message):
     with pytest.raises(ValueError, match=message):
