@@ -82,7 +82,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(cmjax\..*\.)?(Arguments|Class|Config|Network|Result|Section|State)"),
     (
         "py:.*",
-        r"cmjax\..*\.(TwoLevelLoss|KarrasRange|Latents|StoredTensor|_SimplifiedLoss)",
+        r"cmjax\..*\.(TwoLevelLoss|Thresholded|KarrasRange|Latents|StoredTensor|_SimplifiedLoss)",
     ),
     ("py:.*", r"cmjax\.schedulers\..*\.(Bound|Churn|Network)Options"),
     ("py:.*", r"cmjax\.schedulers\..*\.(Categorical|Distilled)Scheduler"),
