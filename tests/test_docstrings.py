@@ -11,7 +11,8 @@ import cmjax
 
 # What a user calls first has an example.
 MAIN = {
-    "cmjax.checkpoints.loading": ("load", "save"),
+    "cmjax.checkpoints.loading": ("load",),
+    "cmjax.checkpoints.saving": ("save",),
     "cmjax.constraints.inpainting": ("inpaint",),
     "cmjax.editing.constrained": ("edit",),
     "cmjax.evaluation.gaussians": ("frechet_distance",),

@@ -69,7 +69,7 @@ def train(
 
     CONFIG is a .toml file or a preset. Run the same command again after any interruption: it
     resumes, and the losses are those of an uninterrupted run. Paths in a file are relative to its
-    folder. The documentation's page "Training" describes the sections and keys.
+    folder. The documentation's page "Runs of cmjax train" describes the sections and keys.
 
     Small presets are digits (then digits_distilled), digits_mean_flow, digits_pixel_mean_flow,
     pictures, and pictures_diffusers, which diffusers can open. The others are the papers', for many

@@ -65,8 +65,8 @@ def test_what_is_typed_wrong_is_answered_in_plain_words(args, error):
         ),
         (["--out", "a.toml"], "a.toml: a file is there, where a folder is wanted"),
         (
-            ["--set", "run.batch_size=5"],
-            "batch_size 5 is larger than the data set of 4 samples; t",
+            ["--set", "run.batch_size=16"],
+            "batch_size 16 is larger than the data set of 8 samples; t",
         ),
     ],
 )
@@ -78,9 +78,9 @@ def test_what_is_wrong_with_a_run_has_a_way_out(options, error, tmp_path, monkey
         "in_channels = 1\nout_channels = 1\nblock_out_channels = [4]\nnorm_num_groups = 4\n"
         'attention_head_dim = 4\nlayers_per_block = 1\ndown_block_types = ["DownBlock2D"]\n'
         'up_block_types = ["UpBlock2D"]\n[loss]\nname = "denoising"\n[optimizer]\n'
-        "learning_rate = 1e-3\n[run]\nsteps = 1\nbatch_size = 4\n"
+        "learning_rate = 1e-3\n[run]\nsteps = 1\nbatch_size = 8\n"
     )
-    np.savez("d.npz", images=np.zeros((4, 4, 4), np.uint8))
+    np.savez("d.npz", images=np.zeros((8, 4, 4), np.uint8))
     assert_one_line(CliRunner().invoke(main, ["train", "a.toml", *options]), error)
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 import cmjax
-from cmjax.checkpoints import diffusers as reader
+from cmjax.checkpoints import diffusers_weights
 from tests.support.autoencoders import draw_tensors, images
 
 SMALL = {
@@ -119,7 +119,7 @@ def test_there_and_back_is_the_same_network(name, tmp_path):
 def test_a_pickle_of_pytorch(tmp_path):
     theirs = draw_tensors(AutoencoderKL(**SMALL), torch)
     theirs.save_pretrained(tmp_path, safe_serialization=False)
-    assert (tmp_path / reader.TORCH).exists()
+    assert (tmp_path / diffusers_weights.TORCH).exists()
     vae = cmjax.load_autoencoder(tmp_path, dtype=jnp.bfloat16)
     kernel = vae.params["decoder"]["conv_in"]["kernel"][...]
     expected = theirs.decoder.conv_in.weight.detach().permute(2, 3, 1, 0).numpy()

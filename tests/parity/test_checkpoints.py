@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 import cmjax
 from cmjax.checkpoints import diffusers as reader
-from cmjax.checkpoints import open_checkpoint, openai
+from cmjax.checkpoints import diffusers_weights, open_checkpoint, openai
 from cmjax.checkpoints.torch_file import open_torch
 from cmjax.models import PRESETS
 from tests.support.torch_networks import SMALL, draw_network
@@ -108,7 +108,7 @@ def test_there_and_back_is_byte_for_byte(pipeline, tmp_path, dtype, safe):
         tmp_path / "pipeline" / "unet", safe_serialization=safe
     )
     if not safe:
-        (tmp_path / "pipeline" / "unet" / reader.SAFETENSORS).unlink()
+        (tmp_path / "pipeline" / "unet" / diffusers_weights.SAFETENSORS).unlink()
     expected = {
         name: tensor.view(torch.uint8).numpy().tobytes()
         for name, tensor in pipeline.unet.state_dict().items()
@@ -121,7 +121,7 @@ def test_there_and_back_is_byte_for_byte(pipeline, tmp_path, dtype, safe):
         open_checkpoint(tmp_path / "ours").load(keep_dtypes=True),
         to="diffusers",
     )
-    tensors = load_file(tmp_path / "back" / "unet" / reader.SAFETENSORS)
+    tensors = load_file(tmp_path / "back" / "unet" / diffusers_weights.SAFETENSORS)
     assert {name: tensor.tobytes() for name, tensor in tensors.items()} == expected
     theirs = ConsistencyModelPipeline.from_pretrained(tmp_path / "back", dtype=dtype)
     for name, tensor in theirs.unet.state_dict().items():
@@ -202,14 +202,14 @@ def test_attention_of_old_files_under_its_old_names(tmp_path):
     network = draw_network(**SMALL)
     network.save_pretrained(tmp_path)
     new = reader.open_unet(tmp_path).load().params
-    tensors = load_file(tmp_path / reader.SAFETENSORS)
+    tensors = load_file(tmp_path / diffusers_weights.SAFETENSORS)
     for name in list(tensors):
         old = name
-        for theirs, now in reader.OLD_NAMES.items():
+        for theirs, now in diffusers_weights.OLD_NAMES.items():
             old = old.replace(f".{now}.", f".{theirs}.") if "attentions" in name else old
         tensors[old] = tensors.pop(name)
     assert any("proj_attn" in name for name in tensors)
-    save_file(tensors, tmp_path / reader.SAFETENSORS)
+    save_file(tensors, tmp_path / diffusers_weights.SAFETENSORS)
     assert jax.tree.all(
         jax.tree.map(
             lambda a, b: bool((a == b).all()), reader.open_unet(tmp_path).load().params, new
@@ -238,7 +238,7 @@ def test_openai_files_are_converted_as_diffusers_does(network, tmp_path):
     checkpoint = openai.from_tensors(path, open_torch(path))
     model = checkpoint.load()
     cmjax.save(tmp_path / "out", model, to="diffusers")
-    converted = load_file(tmp_path / "out" / "unet" / reader.SAFETENSORS)
+    converted = load_file(tmp_path / "out" / "unet" / diffusers_weights.SAFETENSORS)
     assert set(converted) == set(NAMES[network]["diffusers"])
     for name, (theirs, row) in NAMES[network]["diffusers"].items():
         expected = (
@@ -270,7 +270,11 @@ def test_released_architectures_are_inferred_from_their_tensors(preset):
     renamed = openai._as_diffusers(tensors, PRESETS[preset])
     assert set(renamed) == set(NAMES[preset]["diffusers"])
     cmjax.checkpoints.StoredNetwork(
-        kind="", files=(), config=PRESETS[preset], tensors=renamed, layout=reader.layout
+        kind="",
+        files=(),
+        config=PRESETS[preset],
+        tensors=renamed,
+        layout=diffusers_weights.layout,
     ).check()
 
 

@@ -60,8 +60,8 @@ class Adversarial(Loss):
     Attributes:
         scheduler: gives the network's parametrization and the range of noise levels.
         discriminator_fn: `(discriminator, x f32[B, ...], **cond) -> f32[B]`, higher for data.
-        inner: a loss to add, such as `ConsistencyDistillation`, for the same scheduler; None for
-            none. It uses this loss's teacher and target.
+        inner: a loss to add, such as `ConsistencyDistillation`, for networks of the same scheduler;
+            None for none. It uses this loss's teacher and target.
         weight: weight of the network's adversarial term; that of the inner loss is 1.
         gradient_penalty: weight of R1; gamma of R3GAN.
         instance_noise: standard deviation of the noise that is added to the discriminator's images.
