@@ -210,6 +210,8 @@ def _compiled(
 
     def loop(key, params, state, cond, init, constrain, first_index):
         keys = sample_keys(key, shape[0], first_index)
+
+        # A constraint that is a plain function is compiled in; one that holds arrays is data.
         if constrain is None:
             constrain = plain_constrain
 

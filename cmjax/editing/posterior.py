@@ -143,6 +143,8 @@ def _compiled(
     def loop(key, params, sigmas, cond, constraint, sigma_y, first_index):
         keys = sample_keys(key, shape[0], first_index)
         keys, cond = batch_sharded_alike((keys, cond))
+
+        # A constraint that is a plain function is compiled in; one that holds arrays is data.
         if constraint is None:
             constraint = plain_constraint
 
