@@ -21,7 +21,7 @@ from cmjax.sampling import sample
 from cmjax.schedulers.registry import scheduler_like
 from cmjax.training.config import TrainConfig
 from cmjax.training.losses.base import Batch, FunctionLoss
-from cmjax.training.setup import Run, make_run, untrained
+from cmjax.training.setup import Run, make_run, misread, untrained
 from cmjax.training.train_step import TrainState
 
 _COLUMNS = 10  # samples in a row of a picture
@@ -245,6 +245,9 @@ def summarize(run: Run, batch: Batch) -> dict[str, str]:
     missing = untrained(run.config, run.model, run.train_step.loss)
     if missing:
         lines["guidance"] = missing
+    other_kind = misread(run.model, run.train_step.loss)
+    if other_kind:
+        lines["sampling"] = other_kind
     if run.config.run.sample_every and not _has_pictures(run.model):
         channels = run.model.picture_shape[-1]
         lines["pictures"] = (

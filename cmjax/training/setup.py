@@ -10,7 +10,7 @@ import numpy as np
 from cmjax.model import Model
 from cmjax.models.adapters import compute_in
 from cmjax.random import key_of_seed
-from cmjax.training import data, sources
+from cmjax.training import data, losses, sources
 from cmjax.training.config import TrainConfig
 from cmjax.training.digests import digest_of
 from cmjax.training.first_model import (
@@ -21,11 +21,20 @@ from cmjax.training.first_model import (
 )
 from cmjax.training.inspection import inspect
 from cmjax.training.latents import STD
-from cmjax.training.losses import DistributionMatching
+from cmjax.training.losses.discrete import TwoLevelLoss
 from cmjax.training.moments import Moments
 from cmjax.training.teachers import load_teacher
 from cmjax.training.train_step import TrainState, TrainStep
 from cmjax.training.trainer import data_mesh, make_train_step
+
+# Losses of consistency models of one time, which one call samples.
+CONSISTENCY = (
+    TwoLevelLoss,
+    losses.ContinuousConsistencyDistillation,
+    losses.ContinuousConsistencyTraining,
+    losses.SimplifiedConsistencyDistillation,
+    losses.SimplifiedConsistencyTraining,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +245,19 @@ def untrained(config: TrainConfig, model: Model, loss: Any) -> str:
     return ""
 
 
+def misread(model: Model, loss: Any) -> str:
+    """Says in one sentence how the scheduler will take the model for another kind, or returns "".
+
+    It may be what a user wants: one call of a solver is one call of the consistency model.
+    """
+    if not (isinstance(loss, CONSISTENCY) and model.scheduler.solves_ode):
+        return ""
+    return (
+        f"{type(model.scheduler).__name__} samples denoisers, and this loss makes a consistency "
+        "model: sample it in one step"
+    )
+
+
 def _check_loss(config, model, loss):
     """Raises ValueError for a loss that would train without an error, but not this network."""
     # Labels are left out by the network's null class, so guidance by another is by a real class.
@@ -271,7 +293,7 @@ def _check_loss(config, model, loss):
         )
 
     # From random parameters the fake denoiser, and with it the network, would have far to go.
-    if isinstance(loss, DistributionMatching) and not config.run.init:
+    if isinstance(loss, losses.DistributionMatching) and not config.run.init:
         raise ValueError(
             "run.init is missing: the loss 'dmd' trains a network that begins as its teacher; set "
             f"run.init={config.teacher.model or 'a denoiser'}"

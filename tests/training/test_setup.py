@@ -109,6 +109,25 @@ def test_guidance_that_is_not_trained_is_said(tmp_path, network, loss, dropout, 
 
 
 @pytest.mark.parametrize(
+    ("loss", "scheduler", "said"),
+    [
+        ("ect", "EDMHeunScheduler", True),
+        ("sct", "EDMHeunScheduler", True),
+        ("ect", "CMStochasticIterativeScheduler", False),
+        ("denoising", "EDMHeunScheduler", False),
+    ],
+)
+def test_a_solver_for_a_consistency_model_is_said(tmp_path, loss, scheduler, said):
+    network = {name: x for name, x in DIT.items() if name != "second_time"}
+    values = sections(tmp_path, {**network, "time_scale": 10.0}, {"name": loss})
+    values["scheduler"] = {"class": scheduler}
+    run = setup.make_run(config.from_values(values))
+    lines = reports.summarize(run, next(run.batches()))
+    expected = "EDMHeunScheduler samples denoisers, and this loss makes a consistency model"
+    assert lines.get("sampling", "").startswith(expected) == said
+
+
+@pytest.mark.parametrize(
     ("teacher", "message"),
     [
         ({"channels": 3}, r"x makes samples of shape \(8, 8, 3\), the network \(8, 8, 1\)"),
