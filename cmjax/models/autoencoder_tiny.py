@@ -59,7 +59,7 @@ def _encoder_layers(config, rngs):
     for i, blocks in enumerate(config.num_encoder_blocks):
         if i > 0:
             made.append(
-                layers.conv(channels, channels, strides=2, use_bias=False, rngs=rngs)
+                layers.conv(channels, channels, stride=2, use_bias=False, rngs=rngs)
             )
         made += [_Block(channels, rngs=rngs) for _ in range(blocks)]
     return [*made, layers.conv(channels, config.latent_channels, rngs=rngs)]

@@ -24,16 +24,10 @@ class PatchEmbedding(nnx.Module):
 
     def __init__(self, config: DiTTransformer2DConfig, *, rngs: nnx.Rngs):
         """Makes the embedding."""
-        patch = (config.patch_size, config.patch_size)
-        self.side = config.sample_size // config.patch_size
-        self.proj = nnx.Conv(
-            config.in_channels,
-            config.width,
-            patch,
-            strides=patch,
-            padding="VALID",
-            promote_dtype=layers.in_input_dtype,
-            rngs=rngs,
+        patch = config.patch_size
+        self.side = config.sample_size // patch
+        self.proj = layers.conv(
+            config.in_channels, config.width, patch, stride=patch, padding=0, rngs=rngs
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ serve computation in bfloat16.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,14 +18,6 @@ from jax.interpreters import ad
 from cmjax.arrays import along_channels
 from cmjax.models.conv import convolution, product_of_matrices
 from cmjax.models.strips import in_strips
-
-
-def in_input_dtype(arrays: Any, **_: Any) -> Any:
-    """Casts parameters to the dtype of the input; a rule for `promote_dtype` of Flax's layers."""
-    # Flax passes the input first, then the kernel and the bias, which may be None. Its own rule
-    # would promote: a bfloat16 input would be computed in the parameters' float32.
-    dtype = arrays[0].dtype
-    return tuple(None if array is None else array.astype(dtype) for array in arrays)
 
 
 class Linear(nnx.Linear):
@@ -77,21 +69,53 @@ def _add_bias_jvp(primals, tangents):
     return out, y_tangent + spread
 
 
+class Conv(nnx.Conv):
+    """A convolution whose gradient by the bias is a product; its options are those of `conv`."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Maps `[B, H, W, I]` to `[B, H', W', O]`, in the dtype of the inputs."""
+        del out_sharding  # Flax's; within networks all axes of a mesh are automatic
+        kernel = self.kernel[...].astype(inputs.dtype)
+        strides: Any = self.strides  # a pair, as `conv` makes it
+        y = convolution(inputs, kernel, strides, self.padding)
+        if self.bias is None:
+            return y
+        return add_bias(y, self.bias[...].astype(inputs.dtype))
+
+
 def conv(
-    channels_in: int, channels_out: int, size: int = 3, *, rngs: nnx.Rngs, **options: Any
+    channels_in: int,
+    channels_out: int,
+    size: int = 3,
+    *,
+    stride: int = 1,
+    padding: int | Sequence[tuple[int, int]] | None = None,
+    rngs: nnx.Rngs,
+    **options: Any,
 ) -> nnx.Conv:
     """Returns a convolution of size x size pixels, channels-last.
 
-    `options` are those of `nnx.Conv`; by default it is padded by `(size - 1) // 2` on all sides.
+    Args:
+        channels_in: channels of the input.
+        channels_out: channels of the output.
+        size: of the kernel.
+        stride: of the rows and columns.
+        padding: pixels on all sides, or before and after the rows and the columns; None for
+            `(size - 1) // 2` on all sides.
+        rngs: for the initial parameters.
+        options: of `nnx.Conv`, which say how its parameters are made.
     """
     # "SAME" would pad a convolution of stride 2 on two sides only, and PyTorch pads all four.
-    options = {"padding": (size - 1) // 2, **options}
-    return nnx.Conv(
+    if padding is None:
+        padding = (size - 1) // 2
+    if isinstance(padding, int):
+        padding = [(padding, padding)] * 2
+    return Conv(
         channels_in,
         channels_out,
         (size, size),
-        promote_dtype=in_input_dtype,
-        conv_general_dilated=convolution,
+        strides=(stride, stride),
+        padding=padding,
         rngs=rngs,
         **options,
     )
@@ -158,8 +182,8 @@ class GroupNorm(nnx.Module):
         count = math.prod(x.shape[1:-1])
         pixels = x.astype(jnp.float32).reshape(x.shape[0], count, x.shape[-1])
         scale = self.scale[...].astype(jnp.float32)[None, None]
-        bias = self.bias[...].astype(jnp.float32)[None, None]
-        y = (pixels - mean) * (inverse * scale) + bias
+        scaled = (pixels - mean) * (inverse * scale)
+        y = add_bias(scaled, self.bias[...].astype(jnp.float32))
         return y.reshape(x.shape).astype(x.dtype)
 
 

@@ -14,7 +14,7 @@ class Downsample(nnx.Module):
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs, **options: Any):
         """Makes the convolution for a map of that many channels, with options of `conv`."""
-        self.conv = conv(channels, channels, strides=2, rngs=rngs, **options)
+        self.conv = conv(channels, channels, stride=2, rngs=rngs, **options)
 
     def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H/2, W/2, C]`; the embedding is not used."""

@@ -35,7 +35,7 @@ class SmoothDownsample(nnx.Module):
 
     def __init__(self, channels_in: int, channels_out: int, *, rngs: nnx.Rngs):
         """Makes the convolution."""
-        self.conv = conv(channels_in, channels_out, strides=2, padding=0, rngs=rngs)
+        self.conv = conv(channels_in, channels_out, stride=2, padding=0, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, channels_in]` to `[B, H/2, W/2, channels_out]`."""
