@@ -40,7 +40,7 @@ LARGE = 20_000  # samples of a side from which on precision and recall take minu
     "-n",
     type=click.IntRange(2),
     metavar="N",
-    help="Number of samples to take of each, the first ones.  [default: all]",
+    help="Number of samples to draw of each, the same in every call.  [default: all]",
 )
 @options.size()
 @click.option(

@@ -49,7 +49,7 @@ def read(path: Path, size: int | None, num: int | None) -> Compared:
         path: an `.npz` or IDX file of pictures, a folder of pictures or of `cmjax generate`; a
             `.npy` or `.npz` of features; an `.npz` of statistics.
         size: height and width that the middle squares of pictures are scaled to; None for none.
-        num: how many samples to take, the first ones; None for all.
+        num: how many samples to take, as `_some` draws them; None for all.
 
     Raises:
         ValueError: if it is none of these.
@@ -71,11 +71,23 @@ def read(path: Path, size: int | None, num: int | None) -> Compared:
     features = found.features
     if features is not None:
         # A single number has no samples to take some of, and is refused below.
-        features = features[:num] if features.ndim else features
+        features = _some(features, num) if features.ndim else features
         as_gaussian(features, str(path))
     if pictures is not None:
-        pictures = pictures[:num]
+        pictures = _some(pictures, num)
     return resized(Compared(path, pictures, features), size)
+
+
+def _some(samples: Any, num: int | None) -> Any:
+    """Returns `num` samples of an array or a list, in their order; all, if there are no more."""
+    import numpy as np
+
+    # The first ones of a folder would be of its first classes. Drawn with a fixed seed, they are
+    # the same in every call.
+    if num is None or num >= len(samples):
+        return samples
+    drawn = np.sort(np.random.default_rng(0).permutation(len(samples))[:num])
+    return [samples[i] for i in drawn] if isinstance(samples, list) else samples[drawn]
 
 
 def _export_of(folder: Path) -> Path | None:
@@ -89,14 +101,19 @@ def _export_of(folder: Path) -> Path | None:
         raise ValueError(
             f"{folder} holds the latents of cmjax encode; give the pictures that they are of"
         )
-    found = sorted(folder.glob("samples_*.npz"))
-    if len(found) == 1:
+    exports = sorted(folder.glob("samples_*"))
+    found = [path for path in exports if path.suffix == ".npz"]
+    folders = [path for path in exports if path.is_dir()]
+
+    # A run that was continued has exports of several numbers of samples.
+    sizes = {path.stem.removesuffix("_png") for path in (*found, *folders)}
+    if len(found) == len(sizes) == 1:
         return found[0]
-    others = [path.name for path in sorted(folder.glob("samples_*")) if path.is_dir()]
-    if found:
-        way_out = f"has {len(found)} files samples_*.npz; name one"
-    elif others:
-        way_out = f"has no samples_*.npz; name the folder {folder / others[0]}"
+    if len(sizes) > 1:
+        names = " and ".join(path.name for path in (*found, *folders))
+        way_out = f"has exports of several sizes, {names}; name one"
+    elif folders:
+        way_out = f"has no samples_*.npz; name the folder {folders[0]}"
     else:
         way_out = "has no samples_*.npz; run its command again"
     raise ValueError(f"{folder} is a run of cmjax generate, which {way_out}")
@@ -109,7 +126,7 @@ def _read_folder(folder: Path, size: int | None, num: int | None) -> "np.ndarray
     from cmjax.images import center_crop_resize, read_image
     from cmjax.training.sources import PICTURES, find_pictures
 
-    paths = find_pictures(folder, "**/*")[:num]
+    paths = _some(find_pictures(folder, "**/*"), num)
     if not paths:
         raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
 

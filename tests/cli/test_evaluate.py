@@ -85,13 +85,28 @@ def test_options_reach_the_measures(sets):
     measured = json.loads(
         succeeded(evaluate(*args, "--neighbor", "1", "--batch-size", "7", "--json")).stdout
     )
-    means = [(each[:20].mean(1, keepdims=True) + 1) / 2 for each in sets]
+    drawn = [np.random.default_rng(0).permutation(len(each))[:20] for each in sets]
+    means = [
+        (each[rows].mean(1, keepdims=True) + 1) / 2
+        for each, rows in zip(sets, drawn, strict=True)
+    ]
     expected = evaluation.frechet_distance(*means)
     assert measured["frechet_distance"] == pytest.approx(expected, abs=1e-6)
     fidelity = evaluation.precision_recall(*means, k=1)
     assert measured["precision"] == pytest.approx(fidelity.precision, abs=0.11)
     few = succeeded(evaluate("real.npz", "run", "--features", "pixels", "--num", "5"))
     assert few.stderr.startswith("Note: 5 samples are few for 9 features")
+
+
+def test_some_pictures_of_a_folder_are_of_all_its_classes(sets, tmp_path):
+    # 20 black pictures, then 20 white ones; the first 20 would be equal to the black ones.
+    black = np.zeros((20, 3, 3, 1), np.uint8)
+    for name, pictures in {"both/0": black, "both/1": black + 255, "one/0": black}.items():
+        save_png_folder(tmp_path / name, pictures)
+    args = ["both", "one", "--features", "pixels", "--num", "20", "--json"]
+    measured = json.loads(succeeded(evaluate(*args)).stdout)
+    assert measured["recall"] < 1
+    assert measured["frechet_distance"] > 0.5
 
 
 def test_what_takes_minutes_is_said_first(sets, monkeypatch):
@@ -138,6 +153,16 @@ def test_fewer_samples_than_asked_for_are_noted(sets):
     result = succeeded(evaluate("real.npy", "made.npz", "--num", "55", "--json"))
     assert result.stderr.splitlines() == ["Note: made.npz has 50 samples, not 55"]
     assert "55 samples" in json.loads(result.stdout)["real"]
+
+
+def test_exports_of_several_sizes_are_named(sets, tmp_path):
+    (tmp_path / "run" / "samples_60x3x3x1_png").mkdir()
+    result = evaluate("real.npz", "run", "--features", "pixels")
+    assert result.exit_code == 2
+    assert (
+        "several sizes, samples_50x3x3x1.npz and samples_60x3x3x1_png; name one"
+        in result.stderr
+    )
 
 
 def test_a_run_of_pictures_alone_names_their_folder(sets, tmp_path):
