@@ -41,6 +41,11 @@ _ARGUMENTS = {
 def check_names(options: Mapping[str, Any]) -> None:
     """Raises TypeError for arguments of `Model.sample` that have another name there."""
     for name in options:
+        if name == "scheduler":
+            raise TypeError(
+                "Model.sample has no argument 'scheduler'; call model.with_scheduler(scheduler), "
+                "and sample the model that it returns"
+            )
         if name in _ARGUMENTS:
             raise TypeError(
                 f"Model.sample has no argument {name!r}; give {_ARGUMENTS[name]}=, or one value "

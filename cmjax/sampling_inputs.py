@@ -14,6 +14,7 @@ from cmjax.arrays import ApplyFn, as_array, as_floats, concrete
 from cmjax.configs import LARGEST, is_int, shown
 from cmjax.networks import is_guided
 from cmjax.schedulers.base import Scheduler, SchedulerState
+from cmjax.schedulers.registry import SCHEDULERS
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -24,9 +25,10 @@ def check_scheduler(scheduler: Any) -> None:
             "cmjax.categorical.sample"
         )
     if not isinstance(scheduler, Scheduler):
+        named = scheduler if isinstance(scheduler, str) else ""
+        example = named if named in SCHEDULERS else "CMStochasticIterativeScheduler"
         raise ValueError(
-            "scheduler must be a scheduler, such as cmjax.CMStochasticIterativeScheduler(), "
-            f"got {shown(scheduler)}"
+            f"scheduler must be a scheduler, such as cmjax.{example}(), got {shown(scheduler)}"
         )
 
 

@@ -249,7 +249,7 @@ MISUSES = [
     ("--steps 2 --sigmas 80,1", "--steps and --sigmas exclude"),
     ("--timesteps 22,0 --sigmas 80,1", "--timesteps and --sigmas exclude"),
     ("--steps 0", "--steps"),
-    ("--steps 41", "--steps: "),
+    ("--steps 41", "got 41; --sigmas takes any number"),
     ("--steps 1.5", "--steps"),
     ("--timesteps 0,22", "--timesteps: "),
     ("--timesteps 22.5,0", "--timesteps: "),
@@ -270,11 +270,11 @@ MISUSES = [
     # samplers
     ("--scheduler EDMHeun", "--scheduler: "),
     ("--scheduler CTMScheduler", "CTMScheduler"),
-    ("--scheduler LCMScheduler --steps 51", "--steps: "),
+    ("--scheduler LCMScheduler --steps 51", "--steps must be an integer"),
     ("--scheduler LCMScheduler --sigmas 80", "--sigmas: "),
     ("--scheduler SCMScheduler --timesteps 1.6", "--timesteps: "),
     ("--scheduler DDIMScheduler --set eta=2", "--set: eta"),
-    ("--set rho", "must be like eta=0.5, got 'rho'"),
+    ("--set rho", "must be KEY=VALUE, got 'rho'"),
     ("--set roh=7", "'roh'"),
     ("--set clip_denoised=yes", "clip_denoised"),
     # numbers

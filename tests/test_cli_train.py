@@ -130,7 +130,8 @@ def test_it_trains_draws_logs_and_resumes_to_the_same_end(folder):
     ok(folder, "--out", parts, *decays, *changes("run.log_every=2"))
     assert rows(parts / "metrics.csv") == rows(straight / "metrics.csv")
     assert_same_model(straight / "model", parts / "model")
-    assert ok(folder, "--out", parts, *decays).exit_code == 0  # finished: nothing to do
+    again = ok(folder, "--out", parts, *decays)
+    assert "Finished before: all 6 steps were done already." in again.stderr
 
 
 def test_a_picture_that_a_kill_prevented_is_drawn_on_resuming(folder):
@@ -274,6 +275,7 @@ def test_tensorboard_files(folder):
         (changes("run.batch_size=48"), "batch_size 48"),
         (changes("network.sample_size=16"), "images of 8x8"),
         (changes("network.num_class_embeds=2"), "label 2"),
+        (changes("network.in_channels=3"), "network.in_channels is 3, but the network"),
         (changes("loss.name=cd"), "teacher.model is missing: 'cd' distils a denoiser"),
         (
             changes("teacher.model=x"),

@@ -404,7 +404,7 @@ def test_the_command_makes_and_verifies_a_folder(model, tmp_path):
     result = run("--verify", out)  # the manifest says which model it was
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(
-        f"{out}: 24 samples in shards, all files whole; some made"
+        f"{out}: 24 samples in shards, all files whole; those made again are equal"
     )
     assert run("--verify", out, "--quiet").output == ""
     shards_of(out)[0].write_bytes(b"")
@@ -416,7 +416,7 @@ def test_the_command_makes_and_verifies_a_folder(model, tmp_path):
     [
         ("", "--out DIR says where the samples go"),
         ("--out {tmp}/a --steps 2 --sigmas 80", "--steps and --sigmas"),
-        ("--out {tmp}/a --steps 41", "--steps: "),
+        ("--out {tmp}/a --steps 41", "--steps must be an integer"),
         ("--out {tmp}/a --timesteps 0,22", "--timesteps: "),
         ("--out {tmp}/a --labels 11", "--labels: "),
         ("--out {tmp}/a --format jpeg", "--format"),

@@ -206,11 +206,17 @@ def test_labels_of_other_kinds(labels):
         ({"apply_fn": None}, "apply_fn must be a function"),
         ({"scheduler": cmjax.DDIMScheduler}, "scheduler must be a scheduler, such as"),
         ({"scheduler": None}, "scheduler must be a scheduler, such as"),
+        ({"scheduler": "LCMScheduler"}, r"such as cmjax.LCMScheduler\(\), got 'LCM"),
     ],
 )
 def test_models_of_other_kinds(changes, message):
     with pytest.raises(ValueError, match=message):
         model(**changes)
+
+
+def test_another_scheduler_for_one_call_says_how():
+    with pytest.raises(TypeError, match=r"call model.with_scheduler\(scheduler\)"):
+        model().sample(KEY, 1, scheduler=cmjax.LCMScheduler())
 
 
 def module_level_network(params, x, t):

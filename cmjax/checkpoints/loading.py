@@ -139,7 +139,10 @@ def open_checkpoint(
 
 def _with_given_autoencoder(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
     """Adds an autoencoder to a model, with the statistics of the model's latents."""
-    stored = autoencoders.open_autoencoder(source)
+    try:
+        stored = autoencoders.open_autoencoder(source)
+    except ValueError as error:
+        raise ValueError(f"autoencoder: {error}") from None
     latents = checkpoint.latents
     if latents is not None:
         # Not all autoencoders have fields for statistics, which is a TypeError.
@@ -304,4 +307,9 @@ def _check_whole_model(path: Path) -> None:
             folder = folder.parent
         raise ValueError(
             f"{path} is one file of a model; give the folder it lies in, {folder}"
+        )
+    if path.suffix.lower() == ".toml":
+        raise ValueError(
+            f"{path} is the configuration of a training; give the folder of its run, such as "
+            f"{Path('runs') / path.stem}"
         )

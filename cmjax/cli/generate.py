@@ -233,7 +233,9 @@ def _verify(
     # Shards may be removed once the results are written; nothing is left to compare then.
     again = "none was made again"
     if verified.num_samples:
-        again = f"some made again differ by {verified.max_difference} of 255"
+        again = "those made again are equal"
+        if verified.max_difference:
+            again = f"some made again differ by {verified.max_difference} of 255"
     samples = wording.counted(verified.num_samples, "sample")
     terminal.echo(f"{folder}: {samples} in shards, all files whole; {again}")
 

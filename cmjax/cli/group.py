@@ -56,7 +56,9 @@ class OneLineErrors(click.Group):
 
             # A bad value's message says what is wanted; other mistakes need the list of options.
             hint = ""
-            if error.ctx is not None and not isinstance(error, click.BadParameter):
+            is_bad_value = isinstance(error, click.BadParameter)
+            is_missing = isinstance(error, click.MissingParameter)
+            if error.ctx is not None and (is_missing or not is_bad_value):
                 hint = f" See {error.ctx.command_path} --help."
             self._fail(in_plain_words(error.format_message()) + hint)
         except click.ClickException as error:

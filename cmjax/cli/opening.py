@@ -1,5 +1,6 @@
 """Opens the model that the options of a command ask for, and says what to sample of it."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def open_checkpoint(source: str | None, config: str | None = None) -> "Checkpoin
         # The library's ways out are arguments, which are options here.
         message = str(error).replace("trust=True", "--trust")
         message = message.replace("autoencoder must", "--vae must")
+        message = re.sub("^autoencoder:", "--vae:", message)
         if message == str(error):
             raise
         raise ValueError(message) from None

@@ -133,7 +133,7 @@ class Setting(click.ParamType):
 
         key, separator, text = value.partition("=")
         if not key or not separator:
-            self.fail(f"must be like eta=0.5, got {value!r}.", param, ctx)
+            self.fail(f"must be KEY=VALUE, got {value!r}.", param, ctx)
 
         # JSON reads numbers, true, null and lists; a word such as linear is itself.
         try:

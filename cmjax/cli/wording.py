@@ -15,6 +15,13 @@ COMMANDS = {
     "jax.distributed.initialize": "--coordinator",
 }
 
+# Arguments that errors of the library give as a way out -> the options that stand for them.
+OPTIONS = {
+    "num_inference_steps": "--steps",
+    "sigmas=[...]": "--sigmas",
+    "null_class=True and label_dropout": "network.null_class=true and run.label_dropout",
+}
+
 # What click says of a value -> what a reader who does not know click understands.
 PLAIN = {
     " is not a valid integer range": " is not a whole number",
@@ -43,7 +50,7 @@ def in_options(message: str, ctx: click.Context) -> str:
     Returns:
         The message to print.
     """
-    names = dict(COMMANDS)
+    names = COMMANDS | OPTIONS
     command = getattr(ctx.command, "commands", {}).get(ctx.invoked_subcommand)
     for param in getattr(command, "params", ()):
         # Names of one word, such as `seed`, are words of a sentence as well: they stay.
@@ -53,7 +60,9 @@ def in_options(message: str, ctx: click.Context) -> str:
     # Whole names only: not the end of `model.batch_size`, nor the argument in `batch_size=8`.
     for name, words in names.items():
         message = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w=])", words, message)
-    return message
+
+    # The library's own words may begin with the option that is named already.
+    return re.sub(r"^(--[\w-]+): \1 ", r"\1 ", message)
 
 
 def counted(number: int, noun: str) -> str:

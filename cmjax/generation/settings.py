@@ -155,6 +155,12 @@ class RunSettings(Contents):
         now = other.to_json()
         was_scheduler = before.pop("scheduler")
         is_scheduler = now.pop("scheduler")
+        was_schedule = before.pop("schedule")
+        is_schedule = now.pop("schedule")
+
+        # What only follows from a change is left out: the network is adapted to another scheduler,
+        # whose levels are others too.
+        following = set()
 
         # Another version may write more options of the same scheduler: that is no difference.
         if not _same_scheduler(self.scheduler, other.scheduler):
@@ -167,11 +173,22 @@ class RunSettings(Contents):
                 is_now = {"scheduler.class": is_now["scheduler.class"]}
             before |= was
             now |= is_now
-        return [
+            following = {"model", "sigmas", "timesteps"}
+
+        # Levels that were given are part of the schedule, and all others follow from it.
+        if was_schedule != is_schedule:
+            following |= {"sigmas", "timesteps"}
+        changes = [
             f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}"
-            for name in sorted(before.keys() | now.keys())
+            for name in sorted((before.keys() | now.keys()) - following)
             if before.get(name) != now.get(name)
         ]
+        changes += [
+            f"{name} was {_short(was_schedule.get(name))}, now {_short(is_schedule.get(name))}"
+            for name in sorted(was_schedule.keys() | is_schedule.keys())
+            if was_schedule.get(name) != is_schedule.get(name)
+        ]
+        return changes
 
 
 def _options(scheduler: dict[str, Any]) -> dict[str, Any]:

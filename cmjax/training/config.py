@@ -227,7 +227,12 @@ def _read_values(source: str | Path) -> dict[str, Any]:
 
     # TOML is UTF-8 whatever the locale. Some editors put a byte order mark in front, which
     # "utf-8-sig" takes away. What PowerShell redirects to a file is UTF-16, with a mark.
-    content = read_regular(source, LARGEST_TOML)
+    try:
+        content = read_regular(source, LARGEST_TOML)
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no {source}; cmjax train --init > {source} writes one to begin with"
+        ) from None
     encoding = "utf-8-sig"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"

@@ -53,9 +53,11 @@ def inspect(
         source.check(shown=shown)
     if isinstance(source, Pictures):
         files = [file for file, _ in source.files]
-        if num_classes is not None:
-            labels = np.array([label for _, label in source.files])
-            checked_labels(labels, files, num_classes)
+        if num_classes is not None and len(source.classes) > num_classes:
+            raise ValueError(
+                f"the data have {len(source.classes)} classes, the network {num_classes}; set "
+                f"network.num_class_embeds={len(source.classes)}"
+            )
         _check_pictures(files, shown)
 
 

@@ -80,12 +80,14 @@ class Outputs:
         else:
             state = f"the last checkpoint is of step {latest}"
         hint = ""
+        if not self.run.config.optimizer.clip_norm:
+            hint = " or clip with optimizer.clip_norm"
         dtype = self.run.config.run.dtype
         if dtype != "float32":
-            hint = f", or compute in float32, not {dtype}"
+            hint += f", or compute in float32, not {dtype}"
         raise ValueError(
             f"{broken[0]} is {values[broken[0]]} at step {step}; {state}. In another folder, "
-            f"lower optimizer.learning_rate or clip with optimizer.clip_norm{hint}"
+            f"lower optimizer.learning_rate{hint}"
         )
 
     def save(self, state: TrainState) -> None:

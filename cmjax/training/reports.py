@@ -21,7 +21,7 @@ from cmjax.sampling import sample
 from cmjax.schedulers.registry import scheduler_like
 from cmjax.training.config import TrainConfig
 from cmjax.training.losses.base import Batch, FunctionLoss
-from cmjax.training.setup import Run, make_run, misread, untrained
+from cmjax.training.setup import Run, make_run, misread, untrained, unused_classes
 from cmjax.training.train_step import TrainState
 
 _COLUMNS = 10  # samples in a row of a picture
@@ -242,6 +242,9 @@ def summarize(run: Run, batch: Batch) -> dict[str, str]:
         "devices": f"{jax.device_count()} x {device} in {jax.process_count()} process(es)",
         "diffusers": _exportable(run.model),
     }
+    unused = unused_classes(run.model, run.source)
+    if unused:
+        lines["classes"] = unused
     missing = untrained(run.config, run.model, run.train_step.loss)
     if missing:
         lines["guidance"] = missing

@@ -84,6 +84,8 @@ def train_until_stopped(
         done = int(state.step)
         _complete(run, state, out)
         if done == settings.steps:
+            if not quiet:
+                report(f"Finished before: all {done:,} steps were done already.")
             return Trained(done, is_finished=True)
 
         metrics_file = MetricsFile(out, done, settings.tensorboard, is_process_0)

@@ -194,12 +194,21 @@ def _open_data(config, model):
             "data.source is missing: name an .npz, an IDX file or a folder of pictures"
         )
 
+    # A network that is trained returns as many channels as it takes.
+    channels = getattr(model.config, "in_channels", model.sample_shape[-1])
+    if channels != model.sample_shape[-1]:
+        raise ValueError(
+            f"network.in_channels is {channels}, but the network returns "
+            f"{model.sample_shape[-1]} (network.out_channels); both must be those of the data"
+        )
+
     # Pictures are scaled to the network's size [H, W, C]; arrays have to have it.
     try:
         source = sources.open_source(path, *model.sample_shape[1:])
     except FileNotFoundError:
         raise ValueError(
-            f"data.source {path} does not exist; put the data there, or name others"
+            f"data.source {path} does not exist; put the data there, or name others, as by "
+            "cmjax train --data PATH"
         ) from None
     except ValueError as error:
         raise ValueError(f"data.source: {error}") from None
@@ -255,6 +264,23 @@ def misread(model: Model, loss: Any) -> str:
     return (
         f"{type(model.scheduler).__name__} samples denoisers, and this loss makes a consistency "
         "model: sample it in one step"
+    )
+
+
+def unused_classes(model: Model, source: sources.Source) -> str:
+    """Says in one sentence that data have classes and the network none, or returns ""."""
+    if model.num_classes is not None or "class_labels" not in source[0]:
+        return ""
+    names = getattr(source, "classes", [])
+    known = ""
+    number = "N"
+    if names:
+        shown = [*names[:5], "..."] if len(names) > 5 else names
+        known = f" ({', '.join(shown)})"
+        number = len(names)
+    return (
+        f"not used: the labels of the data{known}; to train with them set "
+        f"network.num_class_embeds={number}"
     )
 
 

@@ -43,10 +43,17 @@ needs_suggestions = pytest.mark.skipif(VERSION < (8, 4), reason="before click 8.
         ),
         (["sample", "--steps", "two"], "'--steps' / '-s': 'two' is not a whole number.\n"),
         (["edit", "inpaint", "--guidance", "x"], "'--guidance': 'x' is not a number.\n"),
+        (["convert"], "Missing argument 'SRC'. See main convert --help."),
+        (["sample", "--model", "my.toml"], "folder of its run, such as runs/my"),
+        (["sample", "--vae", "nowhere"], "--vae: "),
+        (["sample", "--guidance", "2"], "network.null_class=true and run.label_dropout"),
+        (["train", "nowhere.toml"], "cmjax train --init > nowhere.toml writes one"),
         (["sample", "7"], "unexpected extra argument (7). See main sample --help."),
     ],
 )
-def test_what_is_typed_wrong_is_answered_in_plain_words(args, error):
+def test_what_is_typed_wrong_is_answered_in_plain_words(args, error, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.toml").write_text("")
     assert_one_line(CliRunner().invoke(main, args), error)
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from cmjax.images import save_png_folder
 from cmjax.training import config, reports, setup
 from cmjax.training.first_model import first_model
 from cmjax.training.teachers import load_teacher
@@ -125,6 +126,29 @@ def test_a_solver_for_a_consistency_model_is_said(tmp_path, loss, scheduler, sai
     lines = reports.summarize(run, next(run.batches()))
     expected = "EDMHeunScheduler samples denoisers, and this loss makes a consistency model"
     assert lines.get("sampling", "").startswith(expected) == said
+
+
+def test_classes_that_the_network_does_not_take_are_said(tmp_path):
+    plain = {name: x for name, x in DIT.items() if name != "num_class_embeds"}
+    for network, said in ((plain, True), (DIT, False)):
+        values = sections(tmp_path, network, {"name": "mean_flow"})
+        run = setup.make_run(config.from_values(values))
+        lines = reports.summarize(run, next(run.batches()))
+        assert ("classes" in lines) == said
+    assert setup.unused_classes(run.model, run.source) == ""
+
+    # A folder of pictures has names of classes, and may have more than the network.
+    for name in ("cats", "dogs"):
+        save_png_folder(tmp_path / "pictures" / name, np.zeros((4, 4, 4, 1), np.uint8))
+    values["data"] = {"source": str(tmp_path / "pictures")}
+    values["network"] = plain
+    run = setup.make_run(config.from_values(values))
+    said = setup.unused_classes(run.model, run.source)
+    assert said.endswith("(cats, dogs); to train with them set network.num_class_embeds=2")
+    values["network"] = {**DIT, "num_class_embeds": 1}
+    run = setup.make_run(config.from_values(values))
+    with pytest.raises(ValueError, match="2 classes, the network 1; set .*embeds=2"):
+        run.inspect_data()
 
 
 @pytest.mark.parametrize(
