@@ -5,7 +5,6 @@ pytrees, so new data of the same shape do not cause recompilation. Their data ar
 `[B, ...]`, or the same for all samples, `[...]`.
 """
 
-from cmjax.constraints.checks import Constraint
 from cmjax.constraints.composition import Compose, compose
 from cmjax.constraints.inpainting import Inpaint, inpaint
 from cmjax.constraints.measurements import (
@@ -15,6 +14,7 @@ from cmjax.constraints.measurements import (
     observe,
     super_resolve,
 )
+from cmjax.schedulers.base import Constraint
 
 __all__ = [
     "REC601",

@@ -1,6 +1,5 @@
 """Checks of what constraints are made of, and the shapes that their data take."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,8 +12,6 @@ from cmjax.configs import shown
 
 # (H, W, C): arrays of fewer axes are no pictures, and may hold any numbers.
 _PICTURE_NDIM = 3
-
-Constraint = Callable[[jax.Array], jax.Array]  # x0 -> x0, both [B, ...]
 
 
 def as_image(name: str, value: ArrayLike, used: Any = True) -> jax.Array:

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from cmjax.configs import shown
-from cmjax.constraints.checks import Constraint, check_callable
+from cmjax.constraints.checks import check_callable
+from cmjax.schedulers.base import Constraint
 from cmjax.serialization import serializable
 from cmjax.tracing import as_pytree
 
