@@ -20,6 +20,7 @@ from typing import IO, Any
 from cmjax.configs import shown
 from cmjax.system import exchange, flush
 
+MANIFEST = "manifest.json"  # in a folder of `generate_folder` or `encode_folder`
 REMOVED = ".removed"  # folder that `set_aside` moves files to
 TEMPORARY = r"\.cmjax-[0-9a-f]{8}(\.\w+)?"  # names of temporary files and folders
 

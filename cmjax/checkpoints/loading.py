@@ -20,6 +20,7 @@ from cmjax.checkpoints.checkpoint import AutoencoderAlone, Checkpoint
 from cmjax.checkpoints.json_files import read_json
 from cmjax.configs import did_you_mean, shown
 from cmjax.files import (
+    MANIFEST,
     as_path,
     check_regular,
     identity,
@@ -29,7 +30,6 @@ from cmjax.models.registry import ARCHITECTURES, autoencoder_name
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits"
 RUN_MODEL = "model"  # folder of the model in the folder of a training run
-MANIFEST = "manifest.json"  # in a folder of latents
 ATTEMPTS = 3  # at reading a model that is replaced meanwhile
 
 Result = TypeVar("Result")

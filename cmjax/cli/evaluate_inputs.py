@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cmjax.files import MANIFEST
+
 if TYPE_CHECKING:
     import numpy as np
 
     from cmjax.evaluation import Gaussian
 
 STATISTICS = ("mu", "sigma")  # arrays of an .npz that other tools write
-MANIFEST = "manifest.json"  # of a folder of cmjax generate
 
 
 class Compared(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 from cmjax.checkpoints.json_files import LARGEST_JSON, parse_json
 from cmjax.configs import shown
 from cmjax.files import (
+    MANIFEST,
     REMOVED,
     TEMPORARY,
     check_no_link,
@@ -24,8 +25,6 @@ from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
 from cmjax.generation.sums import SUMS
 from cmjax.processes import LOCK
-
-MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)

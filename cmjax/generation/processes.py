@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cmjax.files import MANIFEST
 from cmjax.generation.contents import Contents
-from cmjax.generation.manifest import MANIFEST, open_shards
+from cmjax.generation.manifest import open_shards
 from cmjax.generation.shards import Shards
 from cmjax.interrupts import interruptible
 from cmjax.processes import gather, run_on_all_processes

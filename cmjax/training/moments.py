@@ -12,8 +12,9 @@ from cmjax.autoencoder import Autoencoder
 from cmjax.checkpoints.autoencoders import load_autoencoder
 from cmjax.checkpoints.json_files import parse_json
 from cmjax.configs import is_int, shown
+from cmjax.files import MANIFEST
 from cmjax.generation.contents import MAX_NUM, VALID_IN_ALL, Contents
-from cmjax.generation.manifest import MANIFEST, read_manifest
+from cmjax.generation.manifest import read_manifest
 from cmjax.generation.records import Records
 from cmjax.generation.settings import autoencoder_digest
 from cmjax.generation.shards import Shards
