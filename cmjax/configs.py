@@ -147,6 +147,22 @@ def is_int(value: Any, low: float | None = None, high: float | None = None) -> b
     return _within(value, low, high)
 
 
+def positive_int(name: str, value: Any, most: int | None = LARGEST) -> int:
+    """Returns a positive integer as one of Python; NumPy's small integers would overflow.
+
+    Args:
+        name: of the argument, for the error.
+        value: an integer of Python or NumPy.
+        most: highest value allowed; None means no bound.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not is_int(value, 1, most):
+        raise ValueError(f"{name} must be an integer of at least 1, got {shown(value)}")
+    return int(value)
+
+
 def is_finite(value: Any, low: float | None = None, high: float | None = None) -> bool:
     """Returns whether `value` is a finite number from `low` to `high`; None means no bound."""
     if isinstance(value, bool) or not isinstance(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cmjax.arrays import known_reals
-from cmjax.configs import is_finite, is_int, shown
+from cmjax.configs import is_finite, positive_int, shown
 
 # The golden section: a bracket keeps this fraction of its length in each trial.
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -90,10 +90,7 @@ def search_sigmas(
     start = _parse_sigmas(sigmas, lowest)
     if not callable(objective):
         raise ValueError(f"objective must be a function of levels, got {shown(objective)}")
-    if not is_int(num_trials, 1, 1_000_000):
-        raise ValueError(
-            f"num_trials must be an integer of at least 1, got {shown(num_trials)}"
-        )
+    num_trials = positive_int("num_trials", num_trials, 1_000_000)
     if not is_finite(tolerance) or not 1e-4 <= tolerance <= 1:
         raise ValueError(f"tolerance must be from 1e-4 to 1, got {shown(tolerance)}")
 

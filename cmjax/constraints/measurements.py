@@ -17,7 +17,7 @@ from cmjax.arrays import (
     check_shapes,
     known_reals,
 )
-from cmjax.configs import LARGEST, is_int, shown
+from cmjax.configs import positive_int, shown
 from cmjax.constraints.checks import as_image, broadcast_to_samples, check_callable
 from cmjax.meshes import with_automatic_axes
 
@@ -132,10 +132,9 @@ def super_resolve(low: ArrayLike, factor: int) -> Observe:
         ValueError: for a factor below 1 or, when applied, one that does not divide the samples or
             fit `low`.
     """
-    if not is_int(factor, 1, LARGEST):
-        raise ValueError(f"factor must be an integer of at least 1, got {shown(factor)}")
-    average = _Partial(_BlockAverage(int(factor)))
-    spread = _Partial(_BlockSpread(int(factor)))
+    factor = positive_int("factor", factor)
+    average = _Partial(_BlockAverage(factor))
+    spread = _Partial(_BlockSpread(factor))
     return Observe(average, spread, as_image("low", low), "low")
 
 

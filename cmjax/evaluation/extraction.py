@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.arrays import as_numpy
-from cmjax.configs import is_int, shown
+from cmjax.configs import positive_int, shown
 from cmjax.evaluation.checks import as_features, as_float64
 
 LARGEST_BATCH = 2**20
@@ -37,11 +37,7 @@ def features(
         raise ValueError(
             f"feature_fn must be a function of images, got {shown(feature_fn)}"
         )
-    if not is_int(batch_size, 1, LARGEST_BATCH):
-        raise ValueError(
-            f"batch_size must be an integer of at least 1, got {shown(batch_size)}"
-        )
-    batch_size = int(batch_size)  # NumPy's small integers would overflow
+    batch_size = positive_int("batch_size", batch_size, LARGEST_BATCH)
     images = as_numpy("images", images)
     if not images.ndim or not len(images):
         raise ValueError("images must be [N, ...] and not empty")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
-from cmjax.configs import LARGEST, is_int, shown
+from cmjax.configs import is_int, positive_int, shown
 from cmjax.files import as_path, replacing
 from cmjax.image_files import picture_of
 from cmjax.images.checks import LARGEST_PICTURE, MODES, as_images
@@ -108,12 +108,8 @@ def tidy_columns(count: int, period: int = 1) -> int:
         period: number of images after which their labels repeat. If it fits, rows hold whole
             periods, so that every column shows one class.
     """
-    for name, value in (("count", count), ("period", period)):
-        if not is_int(value, 1, LARGEST):
-            raise ValueError(f"{name} must be an integer of at least 1, got {shown(value)}")
-
-    count = int(count)
-    period = int(period)
+    count = positive_int("count", count)
+    period = positive_int("period", period)
 
     # The side of the square that would hold all images.
     side = round(count**0.5)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cmjax.configs import is_int, shown
+from cmjax.configs import positive_int, shown
 from cmjax.files import as_path, check_no_link
 from cmjax.training.digests import DIGEST_SIZE, digest_of, leaves_by_path
 from cmjax.training.train_step import TrainState, check_not_donated
@@ -49,8 +49,7 @@ class Checkpoints:
         """
         self._silence = contextlib.ExitStack()
         folder = as_path("folder", folder)
-        if not is_int(keep, 1):
-            raise ValueError(f"keep must be an integer of at least 1, got {shown(keep)}")
+        keep = positive_int("keep", keep, most=None)
 
         # Orbax would raise an error at the first checkpoint.
         try:
@@ -65,7 +64,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute() / "checkpoints"
         check_no_link(self.folder)  # older ones are deleted, wherever it leads
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=int(keep), cleanup_tmp_directories=True
+            max_to_keep=keep, cleanup_tmp_directories=True
         )
         # With an explicit handler, shapes can be read before the arrays.
         handler = ocp.StandardCheckpointHandler()

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from cmjax.conditioning import check_null
-from cmjax.configs import LARGEST, is_finite, is_int, shown
+from cmjax.configs import is_finite, positive_int, shown
 from cmjax.networks import check_network
 
 
@@ -55,10 +55,7 @@ def check_step_arguments(
         raise ValueError(
             f"ema_decays must be numbers in [0, 1), at least one, got {shown(ema_decays)}"
         )
-    if not is_int(accumulate, 1, LARGEST):
-        raise ValueError(
-            f"accumulate must be an integer of at least 1, got {shown(accumulate)}"
-        )
+    positive_int("accumulate", accumulate)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise ValueError(f"mesh must be a jax.sharding.Mesh or None, got {shown(mesh)}")
 

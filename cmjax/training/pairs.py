@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cmjax.arrays import ApplyFn
-from cmjax.configs import LARGEST, is_int, shown
+from cmjax.configs import positive_int
 from cmjax.networks import num_classes, parse_cond
 from cmjax.random import as_key, level_noise, sample_keys
 from cmjax.sampling import sample
@@ -74,11 +74,7 @@ def reflow_pairs(
     """
     shape = check_sample_shape(shape)
     check_flow_scheduler(scheduler, num_times=1)
-    if not is_int(batch_size, 1, LARGEST):
-        raise ValueError(
-            f"batch_size must be an integer of at least 1, got {shown(batch_size)}"
-        )
-    batch_size = int(batch_size)  # NumPy's small integers would overflow
+    batch_size = positive_int("batch_size", batch_size)
     key = as_key(key)
     state = scheduler.set_timesteps(**levels)
     if state.weights.noise is not None:

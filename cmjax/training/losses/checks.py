@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from cmjax.configs import LARGEST, is_int, shown
+from cmjax.configs import positive_int, shown
 
 
 class KarrasRange(NamedTuple):
@@ -79,10 +79,7 @@ def check_function(name: str, function: Any) -> None:
 def check_total_steps(total_steps: Any) -> None:
     """Raises ValueError unless `total_steps` is an integer of at least 1."""
     # The curricula divide by it inside of `jit`, where 0 would silently lead to NaN.
-    if not is_int(total_steps, 1, LARGEST):
-        raise ValueError(
-            f"total_steps must be an integer of at least 1, got {shown(total_steps)}"
-        )
+    positive_int("total_steps", total_steps)
 
 
 def check_metric(metric: Any) -> None:
