@@ -16,7 +16,7 @@ from cmjax.serialization import serializable
 from cmjax.training.losses.base import Frozen, Loss, Preview
 from cmjax.training.losses.batches import split_batch
 from cmjax.training.losses.checks import check_function, check_sigma_data, karras_range
-from cmjax.training.losses.draws import add_noise, rounded_share
+from cmjax.training.losses.draws import add_noise, rounded_count
 from cmjax.training.losses.frozen_networks import check_frozen
 from cmjax.training.losses.metrics import per_sample, sum_of_squares
 from cmjax.training.losses.trajectory import trajectory_function
@@ -191,8 +191,8 @@ class Adversarial(Loss):
     def _draw_sigmas(self, key, count):
         """Returns noise levels f32[count]: sigma_max for a half, the rest down to lowest_sigma."""
         _, sigma_max, rho = karras_range(self.scheduler)
-        ramp_key, share_key = random.split(key)
-        is_highest = jnp.arange(count) < rounded_share(share_key, count, 0.5)
+        ramp_key, count_key = random.split(key)
+        is_highest = jnp.arange(count) < rounded_count(count_key, count, 0.5)
         ramp = jnp.where(is_highest, 0, random.uniform(ramp_key, (count,)))
         return karras_sigmas(ramp, self.lowest_sigma, sigma_max, rho)
 

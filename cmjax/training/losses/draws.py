@@ -59,21 +59,21 @@ def draw_sigmas(
     return jnp.clip(sigma, 1.1 * sigma_min, sigma_max)
 
 
-def rounded_share(key: jax.Array, count: int, share: float) -> int | jax.Array:
-    """Returns `count * share`, rounded up or down at random so that its mean is exact.
+def rounded_count(key: jax.Array, count: int, fraction: float) -> int | jax.Array:
+    """Returns `count * fraction`, rounded up or down at random so that its mean is exact.
 
-    A batch, or a part of one (`accumulate`), may have too few samples for its share.
+    A batch, or a part of one (`accumulate`), may have too few samples for its fraction.
 
     Args:
         key: PRNG key; not used where the product is a whole number.
         count: number of samples.
-        share: of them, from 0 to 1.
+        fraction: of them, from 0 to 1.
 
     Returns:
         The number of samples, i32[], or a Python integer where nothing is rounded.
     """
     # Products such as 0.29 * 100 = 28.999999999999996 are whole numbers.
-    exact = round(count * share, 6)
+    exact = round(count * fraction, 6)
     whole = math.floor(exact)
     rest = exact - whole
     if not rest:

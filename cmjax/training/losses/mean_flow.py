@@ -11,7 +11,7 @@ from cmjax.arrays import ApplyFn, check_shapes, weighted_sum
 from cmjax.configs import LARGEST
 from cmjax.training.losses.base import Loss
 from cmjax.training.losses.batches import split_batch
-from cmjax.training.losses.draws import DRAW_DOMAINS, rounded_share
+from cmjax.training.losses.draws import DRAW_DOMAINS, rounded_count
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
     check_times,
@@ -204,7 +204,7 @@ def draw_time_pairs(key: jax.Array, count: int, loss: Any) -> tuple[jax.Array, j
             first of the pairs, on average its `instant_fraction` of them.
     """
     # The larger of two independent draws is t, the smaller r.
-    first_key, second_key, share_key = random.split(key, 3)
+    first_key, second_key, count_key = random.split(key, 3)
     options = (loss.p_mean, loss.p_std, loss.uniform_fraction)
     first = draw_times(first_key, count, *options)
     second = draw_times(second_key, count, *options)
@@ -212,7 +212,7 @@ def draw_time_pairs(key: jax.Array, count: int, loss: Any) -> tuple[jax.Array, j
     r = jnp.minimum(first, second)
 
     # With r = t the loss is that of flow matching.
-    num_instant = rounded_share(share_key, count, loss.instant_fraction)
+    num_instant = rounded_count(count_key, count, loss.instant_fraction)
     is_instant = jnp.arange(count) < num_instant
     return t, jnp.where(is_instant, t, r)
 

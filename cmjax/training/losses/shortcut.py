@@ -12,7 +12,7 @@ from cmjax.arrays import ApplyFn, along_batch, weighted_sum
 from cmjax.meshes import with_automatic_axes
 from cmjax.training.losses.base import Loss
 from cmjax.training.losses.batches import split_batch
-from cmjax.training.losses.draws import rounded_share
+from cmjax.training.losses.draws import rounded_count
 from cmjax.training.losses.dropout import network_as_pytree
 from cmjax.training.losses.flow_paths import (
     check_flow_scheduler,
@@ -138,11 +138,11 @@ class Shortcut(Loss):
 
         # The two parts, each a mean over its own samples.
         is_compared = self._compares(length)
-        share = self.consistency_fraction
+        fraction = self.consistency_fraction
         metrics = {
             "loss": loss,
-            "consistency_loss": _mean_of_share(is_compared, error, share),
-            "flow_loss": _mean_of_share(~is_compared, error, 1 - share),
+            "consistency_loss": _mean_of_fraction(is_compared, error, fraction),
+            "flow_loss": _mean_of_fraction(~is_compared, error, 1 - fraction),
         }
         return loss, metrics
 
@@ -183,18 +183,18 @@ class Shortcut(Loss):
 
     def _draw_steps(self, key, count):
         """Returns where the steps begin, and their lengths, f32[count] each."""
-        offset_key, place_key, share_key = random.split(key, 3)
+        offset_key, place_key, count_key = random.split(key, 3)
 
         # How often the shortest step is doubled to reach length 1.
         doublings = int(math.log2(self.num_steps))
-        num_compared = rounded_share(share_key, count, self.consistency_fraction)
+        num_compared = rounded_count(count_key, count, self.consistency_fraction)
 
         # The first samples have 1, 2, 4, ..., num_steps / 2 steps to the data in equal shares, from
         # a random start, which is fair to batches of few samples as well.
         index = jnp.arange(count)
         ramp = index.astype(jnp.float32) / jnp.maximum(num_compared, 1).astype(jnp.float32)
-        share = (ramp + random.uniform(offset_key, ())) % 1
-        power = jnp.minimum(jnp.floor(share * doublings), doublings - 1)
+        place_in_ramp = (ramp + random.uniform(offset_key, ())) % 1
+        power = jnp.minimum(jnp.floor(place_in_ramp * doublings), doublings - 1)
         power = jnp.where(index < num_compared, power, doublings)
         steps = jnp.exp2(power)
 
@@ -243,13 +243,13 @@ class _Samples(NamedTuple):
         return first, others
 
 
-def _mean_of_share(chosen, error, share):
-    """Returns an estimate of the mean error of a share of the samples, f32[]; 0 for no share.
+def _mean_of_fraction(chosen, error, fraction):
+    """Returns an estimate of the mean error of a fraction of the samples, f32[]; 0 for none.
 
     Of few samples none may be chosen. Divided by the expected number, the mean over many batches
     is right all the same.
     """
-    expected = error.shape[0] * share
+    expected = error.shape[0] * fraction
     if not expected:
         return jnp.float32(0)
     return jnp.sum(jnp.where(chosen, error, 0)) / expected
