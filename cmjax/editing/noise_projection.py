@@ -227,8 +227,8 @@ def _move(problem: Problem, start: Any, noise: Any, sigma: jax.Array) -> Move:
     missed = weighted_sum((1.0, of_noise(longest.noise)), (-1.0, residual), (-1.0, change))
     squared_error = inner(missed, missed)
     bearable = _CURVED**2 * inner(change, change)
-    share = bearable / jnp.maximum(jnp.maximum(squared_error, bearable), _TINY)
-    return least_move(found, noise, allowance, share * longest.distance)
+    shortening = bearable / jnp.maximum(jnp.maximum(squared_error, bearable), _TINY)
+    return least_move(found, noise, allowance, shortening * longest.distance)
 
 
 def _size(noise: Any) -> int:

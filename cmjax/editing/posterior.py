@@ -105,7 +105,7 @@ def sample_posterior(
     inputs = {
         "key": as_key(key),
         "params": params,
-        "sigmas": _ratios(state),
+        "sigmas": _noise_to_signal(state),
         "cond": parse_cond(cond, shape[0], num_classes(apply_fn)),
         "constraint": constraint,
         "sigma_y": noise,
@@ -208,7 +208,7 @@ def _first_pair(constraint, sigma_y, shape, dtype):
     return batch_sharded_alike((samples, jax.tree.map(jnp.zeros_like, measured)))
 
 
-def _ratios(state: Any) -> jax.Array:
+def _noise_to_signal(state: Any) -> jax.Array:
     """The ratios of noise to signal at the network calls of a run, f32[N], at most `_HIGHEST`."""
     # sigma / alpha, where alpha is taken to be at least sigma / _HIGHEST.
     alphas = getattr(state, "alphas", jnp.ones_like(state.sigmas))

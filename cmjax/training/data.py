@@ -52,7 +52,7 @@ def batches(
             processes, or if grain is not installed; from the iterator, for records that are not
             finite, that differ in shape, or whose labels are out of range.
     """
-    # This process's share of every batch.
+    # The place of this process among those that share a batch.
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
     _check_arguments(source, batch_size, seed, start, index, count)
@@ -62,7 +62,7 @@ def batches(
     seed = int(seed)
     start = int(start)
     grain = import_grain()
-    share = batch_size // count
+    rows_per_process = batch_size // count
 
     def read(rows, rng):
         batch = collate([source[int(row)] for row in rows], rows, num_classes)
@@ -70,20 +70,20 @@ def batches(
             return batch
         # Every process draws the flips of the whole batch and keeps those of its own rows, so that
         # they do not depend on the number of processes.
-        first = index * share
+        first = index * rows_per_process
         is_flipped = rng.random(batch_size) < 0.5
-        return _mirror(batch, is_flipped[first : first + share])
+        return _mirror(batch, is_flipped[first : first + rows_per_process])
 
     # The indices of records, shuffled again in every epoch.
     indices = grain.MapDataset.range(len(source))
     order = indices.seed(seed).shuffle().repeat(None)
 
-    # Shares of `batch_size / count` rows. Those of all processes in turn are one batch, so this
-    # process takes every `count`-th share.
-    shares = order.batch(share, drop_remainder=True)[index::count]
+    # Parts of `batch_size / count` rows. Those of all processes in turn are one batch, so this
+    # process takes every `count`-th part.
+    parts = order.batch(rows_per_process, drop_remainder=True)[index::count]
 
     # Slicing by `start` skips the batches of earlier steps without reading any of them.
-    remaining = shares.random_map(read)[start:]
+    remaining = parts.random_map(read)[start:]
     read_ahead = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
     return iter(remaining.to_iter_dataset(read_ahead))
 

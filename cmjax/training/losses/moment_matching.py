@@ -145,8 +145,11 @@ class InductiveMomentMatching(Loss):
         """Returns r, f32[B]: a fixed amount of noise to signal below t, but not below s."""
         # The ratio t / (1 - t) falls by 2^-k of its range (section 4.2, constant decrement).
         highest = self.highest_time / (1 - self.highest_time)
-        ratio = jnp.maximum(t / (1 - t) - highest * 2.0**-self.decrement, 0)
-        return jnp.maximum(ratio / (1 + ratio), s)
+        noise_to_signal = t / (1 - t) - highest * 2.0**-self.decrement
+        noise_to_signal = jnp.maximum(noise_to_signal, 0)
+
+        # The time of that ratio.
+        return jnp.maximum(noise_to_signal / (1 + noise_to_signal), s)
 
     def _weight(self, t):
         """Returns the weight of each sample, f32[B] (equation 13)."""

@@ -87,8 +87,8 @@ class ProgressiveDistillation(Loss):
         # (appendix G): end = noisy + (low - high) (noisy - x0) / high, solved for x0. Of the
         # teacher's end alone, it would be a small difference of large numbers; in terms of the two
         # estimates it is a mean, whose weights add up to 1.
-        share = low * (high - middle) / (middle * (high - low))
-        target = weighted_sum((share, first), (1 - share, second))
+        first_weight = low * (high - middle) / (middle * (high - low))
+        target = weighted_sum((first_weight, first), (1 - first_weight, second))
 
         # The error of x0, with the truncated SNR weight: at high noise 1 / sigma^2 alone would
         # all but ignore the error, and one-step sampling depends on it.
