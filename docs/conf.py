@@ -88,7 +88,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"cmjax\.schedulers\..*\.(Categorical|Distilled)Scheduler"),
     ("py:.*", r"cmjax\.schedulers\..*\.Configured"),
     ("py:.*", r"cmjax\.models\.context_.*\.Context(Config|Transformer)"),
-    ("py:.*", r"cmjax\.generation\.contents\.Contents"),
+    ("py:.*", r"cmjax\.generation\.folder_settings\.FolderSettings"),
     ("py:.*", r"dict\[str"),
 ]
 

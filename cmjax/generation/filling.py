@@ -12,7 +12,7 @@ import numpy as np
 
 from cmjax.files import clear_unfinished, set_aside
 from cmjax.generation.batches import regroup
-from cmjax.generation.contents import Contents
+from cmjax.generation.folder_settings import FolderSettings
 from cmjax.generation.processes import (
     Markers,
     local_shards,
@@ -82,7 +82,7 @@ class Work(NamedTuple):
 
 def fill_folder(
     folder: Path,
-    settings: Contents,
+    settings: FolderSettings,
     num: int,
     work: Work,
     *,

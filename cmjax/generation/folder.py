@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 
 from cmjax.generation.batches import BatchSampler
-from cmjax.generation.contents import MAX_NUM
 from cmjax.generation.exports import check_formats, check_places, export
 from cmjax.generation.filling import Outcome, Work, fill_folder
+from cmjax.generation.folder_settings import MAX_NUM
 from cmjax.generation.manifest import check_folder
 from cmjax.generation.request import Request, as_integer
 from cmjax.generation.settings import RunSettings

@@ -20,7 +20,7 @@ from cmjax.files import (
     path_of,
     replacing,
 )
-from cmjax.generation.contents import Contents
+from cmjax.generation.folder_settings import FolderSettings
 from cmjax.generation.settings import RunSettings
 from cmjax.generation.shards import Shards
 from cmjax.generation.sums import SUMS
@@ -37,7 +37,7 @@ class Manifest:
             path elsewhere, or a hub id; "" if that is unknown.
     """
 
-    settings: Any  # a `Contents`
+    settings: Any  # a `FolderSettings`
     source: str
 
     def local_source(self, folder: Path) -> str | None:
@@ -51,8 +51,8 @@ class Manifest:
         return os.fspath(path) if os.path.exists(path) else None
 
 
-def check_folder(folder: Path, kind: type[Contents] = RunSettings) -> None:
-    """Raises ValueError unless a folder is new, empty, or that of a run of this kind.
+def check_folder(folder: Path, cls: type[FolderSettings] = RunSettings) -> None:
+    """Raises ValueError unless a folder is new, empty, or that of a run whose settings are `cls`.
 
     Where files of a run go there must be files, and no links, which could lead to anywhere.
     """
@@ -65,7 +65,7 @@ def check_folder(folder: Path, kind: type[Contents] = RunSettings) -> None:
 
     # Other programs have files of that name too: a whole one is ours.
     if (folder / MANIFEST).exists():
-        read_manifest(folder, kind)
+        read_manifest(folder, cls)
         return
 
     # A run that ended before its manifest was written leaves a lock or a temporary file.
@@ -88,7 +88,7 @@ def open_shards(folder: Path, settings: Any, source: str, shard_size: int | None
 
     Args:
         folder: the folder of the run, which must exist.
-        settings: everything that the records depend on, a `Contents`; its `shard_size` is replaced.
+        settings: a `FolderSettings`; its `shard_size` is replaced.
         source: what the model was loaded from, for `cmjax generate --verify`.
         shard_size: number of records in a shard; None for that of the folder, or for that of
             `settings` in a new folder.
@@ -130,12 +130,12 @@ def open_shards(folder: Path, settings: Any, source: str, shard_size: int | None
     return Shards(folder, settings)
 
 
-def read_manifest(folder: Path, kind: type[Contents] = RunSettings) -> Manifest:
+def read_manifest(folder: Path, cls: type[FolderSettings] = RunSettings) -> Manifest:
     """Returns the manifest of a run.
 
     Args:
         folder: the folder of the run.
-        kind: what it is to hold.
+        cls: the class of its settings.
 
     Raises:
         ValueError: if the folder holds none, a damaged one, one of another version, or another kind
@@ -144,7 +144,7 @@ def read_manifest(folder: Path, kind: type[Contents] = RunSettings) -> Manifest:
     path = folder / MANIFEST
 
     if not os.path.lexists(path):
-        raise ValueError(f"{folder} has no {MANIFEST}; {kind.FUNCTION} has not made it")
+        raise ValueError(f"{folder} has no {MANIFEST}; {cls.FUNCTION} has not made it")
 
     # Checked by a digest of its own: a manifest edited by hand would otherwise make all shards
     # look damaged, as their digests depend on it.
@@ -160,16 +160,16 @@ def read_manifest(folder: Path, kind: type[Contents] = RunSettings) -> Manifest:
             f"{path} is damaged; restore it, or choose another folder"
         ) from None
 
-    if found != kind.KIND:
+    if found != cls.KIND:
         raise ValueError(
-            f"{folder} holds {shown(found)}, not {kind.KIND}; choose another folder"
+            f"{folder} holds {shown(found)}, not {cls.KIND}; choose another folder"
         )
 
     # A manifest of a version with other settings is whole, but this run cannot be resumed.
     try:
         if not isinstance(source, str):
             raise ValueError(f"the source is {shown(source)}")
-        return Manifest(kind.from_json(settings), source)
+        return Manifest(cls.from_json(settings), source)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error)[:1000]}; choose another folder") from None
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cmjax.generation.batches import BatchSampler
-from cmjax.generation.contents import MAX_NUM
+from cmjax.generation.folder_settings import MAX_NUM
 from cmjax.generation.request import Request, as_integer
 from cmjax.model import Model
 from cmjax.progress import Bar

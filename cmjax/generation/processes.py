@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cmjax.files import MANIFEST
-from cmjax.generation.contents import Contents
+from cmjax.generation.folder_settings import FolderSettings
 from cmjax.generation.manifest import open_shards
 from cmjax.generation.shards import Shards
 from cmjax.interrupts import interruptible
@@ -44,7 +44,7 @@ class Markers(NamedTuple):
 
 
 def open_on_all(
-    folder: Path, settings: Contents, source: str, shard_size: int | None, num: int
+    folder: Path, settings: FolderSettings, source: str, shard_size: int | None, num: int
 ) -> tuple[Shards, Markers]:
     """Opens a folder with `open_shards`, first on process 0 and then on the others.
 

@@ -12,7 +12,12 @@ from cmjax.arrays import add_to_digest
 from cmjax.autoencoder import Autoencoder
 from cmjax.checkpoints.checkpoint import flatten_named
 from cmjax.configs import is_finite, is_int, shown
-from cmjax.generation.contents import SHARD_SIZE, VALID_IN_ALL, Contents, machine
+from cmjax.generation.folder_settings import (
+    SHARD_SIZE,
+    VALID_IN_ALL,
+    FolderSettings,
+    machine,
+)
 from cmjax.generation.request import Request
 from cmjax.model import Model
 from cmjax.registry import read_scheduler_config, scheduler_to_config
@@ -21,7 +26,7 @@ GUIDANCE = ("guidance", "guidance_interval")  # keys of a request that not all h
 
 
 @dataclasses.dataclass(frozen=True)
-class RunSettings(Contents):
+class RunSettings(FolderSettings):
     """Everything that the samples of a run depend on, except their number.
 
     Attributes:

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from cmjax.files import read_regular, replacing
-from cmjax.generation.contents import MAX_NUM, Contents
+from cmjax.generation.folder_settings import MAX_NUM, FolderSettings
 from cmjax.image_files import write_shard
 
 # Name of a shard: the first and the last sample number, and the digest.
@@ -38,7 +38,7 @@ class Shards:
         settings: everything that the records depend on.
     """
 
-    def __init__(self, folder: Path, settings: Contents):  # noqa: D107
+    def __init__(self, folder: Path, settings: FolderSettings):  # noqa: D107
         self.folder = folder
         self.settings: Any = settings  # of a kind of contents
 

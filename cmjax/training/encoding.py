@@ -15,8 +15,8 @@ from cmjax.arrays import floating_dtype
 from cmjax.autoencoder import Autoencoder
 from cmjax.checkpoints.autoencoders import load_autoencoder, save_autoencoder
 from cmjax.configs import shown
-from cmjax.generation.contents import MAX_NUM, SHARD_SIZE, machine
 from cmjax.generation.filling import Outcome, Work, fill_folder
+from cmjax.generation.folder_settings import MAX_NUM, SHARD_SIZE, machine
 from cmjax.generation.manifest import check_folder
 from cmjax.generation.request import as_integer
 from cmjax.generation.settings import autoencoder_digest

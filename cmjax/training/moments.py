@@ -13,7 +13,7 @@ from cmjax.checkpoints.autoencoders import load_autoencoder
 from cmjax.checkpoints.json_files import parse_json
 from cmjax.configs import is_int, shown
 from cmjax.files import MANIFEST
-from cmjax.generation.contents import MAX_NUM, VALID_IN_ALL, Contents
+from cmjax.generation.folder_settings import MAX_NUM, VALID_IN_ALL, FolderSettings
 from cmjax.generation.manifest import read_manifest
 from cmjax.generation.records import Records
 from cmjax.generation.settings import autoencoder_digest
@@ -26,7 +26,7 @@ WHOLE = 2**28  # bytes of shards whose digests are checked before a training
 
 
 @dataclasses.dataclass(frozen=True)
-class MomentsSettings(Contents):
+class MomentsSettings(FolderSettings):
     """Everything that the moments of a data set depend on.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What the shards of a folder hold, and what this depends on: the base of all kinds of folders."""
+"""The settings of a folder of records: the base of those of all kinds of folders."""
 
 import abc
 import importlib.metadata
@@ -15,7 +15,7 @@ SHARD_SIZE = 100  # records in a file, in a new folder
 MAX_NUM = 2**32  # records of a folder: `fold_in` takes their numbers as 32 bits
 
 
-class Contents(abc.ABC):
+class FolderSettings(abc.ABC):
     """Everything that the records of a folder depend on; a frozen dataclass.
 
     Attributes:
