@@ -100,6 +100,40 @@ class Machine:
         """Executes one instruction; what it makes goes on top of the stack."""
         stack = self.stack
         match opcode:
+            # Here an unpickler imports a module. This machine only keeps the name.
+            case "GLOBAL":
+                stack.append(self._known(argument.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                stack.append(self._known(".".join(self._take(2))))
+
+            # Here it asks for an object that is stored elsewhere, such as a storage in an archive.
+            case "BINPERSID":
+                (description,) = self._take(1)
+                stack.append(self.persistent(description))
+
+            # Here it calls a function, a class, or an object's __setstate__.
+            case "REDUCE":
+                function, arguments = self._take(2)
+                stack.append(self.built(function, arguments))
+            case "NEWOBJ" if opcode in self.further:
+                cls, arguments = self._take(2)
+                stack.append(self.built(cls, arguments))
+            case "BUILD":
+                (state,) = self._take(1)
+                self.set_state(stack[-1], state)
+
+            # All others make or rearrange values, and call nothing.
+            case _:
+                self._step_of_values(opcode, argument)
+
+    def _step_of_values(self, opcode: str, argument: Any) -> None:
+        """Executes an instruction that makes constants or containers, or remembers them.
+
+        Raises:
+            RefusedError: for one that arrays do not need.
+        """
+        stack = self.stack
+        match opcode:
             # The version of the format, and the length of a chunk.
             case "PROTO" | "FRAME":
                 pass
@@ -144,27 +178,6 @@ class Machine:
             case "SETITEMS":
                 self._set(self._since_mark())
 
-            # Here an unpickler imports a module. This machine only keeps the name.
-            case "GLOBAL":
-                stack.append(self._known(argument.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                stack.append(self._known(".".join(self._take(2))))
-
-            # Here it asks for an object that is stored elsewhere, such as a storage in an archive.
-            case "BINPERSID":
-                (description,) = self._take(1)
-                stack.append(self.persistent(description))
-
-            # Here it calls a function, a class, or an object's __setstate__.
-            case "REDUCE":
-                function, arguments = self._take(2)
-                stack.append(self.built(function, arguments))
-            case "NEWOBJ" if opcode in self.further:
-                cls, arguments = self._take(2)
-                stack.append(self.built(cls, arguments))
-            case "BUILD":
-                (state,) = self._take(1)
-                self.set_state(stack[-1], state)
             case _:
                 raise RefusedError(
                     f"its pickle has the instruction {opcode}, which tensors do not need: refused"
