@@ -68,10 +68,10 @@ class DDPMScheduler(BoundOptions, SpacedScheduler):
 
         # sqrt(beta), the large standard deviation; sigma' / sigma of it is the small one.
         noise = noise_between((next_alpha, next_sigma), (alpha, sigma)) / next_alpha
-        kind = self.variance_type or "fixed_small"
-        if kind.startswith("fixed_small"):
+        variance_type = self.variance_type or "fixed_small"
+        if variance_type.startswith("fixed_small"):
             noise = noise * next_sigma / sigma
-        elif kind == "learned":
+        elif variance_type == "learned":
             noise = jnp.ones_like(noise)
 
         # The last step adds no noise.
@@ -93,9 +93,9 @@ class DDPMScheduler(BoundOptions, SpacedScheduler):
         self, state: TableState, model_output: jax.Array, noise: jax.Array
     ) -> jax.Array:
         """Returns noise times the learned standard deviation, as a factor of the table's."""
-        kind = self.variance_type
+        variance_type = self.variance_type
         _, variance = split_output(self, model_output, noise)
-        if kind is None or variance is None:
+        if variance_type is None or variance is None:
             return noise
-        factor = standard_deviation(kind, variance, state)
+        factor = standard_deviation(variance_type, variance, state)
         return (factor * noise.astype(factor.dtype)).astype(noise.dtype)

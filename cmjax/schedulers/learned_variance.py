@@ -22,12 +22,12 @@ def output_shape(scheduler: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
         ValueError: for samples without channels.
     """
-    kind = scheduler.variance_type
-    if kind is None or not kind.startswith("learned"):
+    variance_type = scheduler.variance_type
+    if variance_type is None or not variance_type.startswith("learned"):
         return shape
     if len(shape) < 2:
         raise ValueError(
-            f"samples need a last axis of channels with variance_type={kind!r}, "
+            f"samples need a last axis of channels with variance_type={variance_type!r}, "
             f"got shape {shape}"
         )
     return (*shape[:-1], 2 * shape[-1])
@@ -57,17 +57,19 @@ def split_output(
     return model_output[..., :channels], model_output[..., channels:]
 
 
-def standard_deviation(kind: str, variance: jax.Array, state: TableState) -> jax.Array:
+def standard_deviation(
+    variance_type: str, variance: jax.Array, state: TableState
+) -> jax.Array:
     """Returns the learned standard deviation as a factor of the table's, `[B, ...]`.
 
     Args:
-        kind: "learned", for a variance itself, with 1 in the table, or "learned_range", for a
-            number from -1 to 1, with the large standard deviation of a step in the table.
+        variance_type: "learned", for a variance itself, with 1 in the table, or "learned_range",
+            for a number from -1 to 1, with the large standard deviation of a step in the table.
         variance: what the network says, `[B, ...]`.
         state: of the run, at this step.
     """
     variance = at_least_float32(variance)
-    if kind == "learned":
+    if variance_type == "learned":
         # The root has no slope at 0, where there is no noise to learn either.
         return safe_sqrt(variance)
 
