@@ -186,15 +186,19 @@ def rewritten(
         used["class_embedding.embedding"] = table
     else:
         name = "time_embedding.linear_2.bias"
-        shape = used[name].shape
-        if shape != table.shape[1:] or not table.shape[0]:
-            raise ValueError(f"{TABLE} has the shape {table.shape}, {TIME_BIAS} {shape}")
-
-        def with_last_row(bias, rows):
-            return bias + rows[-1]
-
-        used[name] = _derived(shape, with_last_row, used[name], table)
+        used[name] = _with_last_row(used[name], table)
     return used | left
+
+
+def _with_last_row(bias: StoredTensor, table: StoredTensor) -> StoredTensor:
+    """Returns a bias of the embedding of time, plus the last row of the table of classes."""
+    if bias.shape != table.shape[1:] or not table.shape[0]:
+        raise ValueError(f"{TABLE} has the shape {table.shape}, {TIME_BIAS} {bias.shape}")
+
+    def add(bias, rows):
+        return bias + rows[-1]
+
+    return _derived(bias.shape, add, bias, table)
 
 
 def _joined(parts: list[StoredTensor], head_dim: int) -> StoredTensor:
