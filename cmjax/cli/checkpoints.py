@@ -60,9 +60,12 @@ def convert(
 
     \b
     Examples:
-      cmjax convert cd_imagenet64_lpips.pt cd_imagenet64               OpenAI's file for cmjax
-      cmjax convert runs/digits/model mine --to diffusers              your model for diffusers
-      cmjax convert openai/diffusers-cd_cat256_l2 cat --dtype float16  half the size
+      cmjax convert cd_imagenet64_lpips.pt cd_imagenet64
+                                            OpenAI's file for cmjax
+      cmjax convert runs/digits/model mine --to diffusers
+                                            your model for diffusers
+      cmjax convert openai/diffusers-cd_cat256_l2 cat --dtype float16
+                                            half the size
     """  # noqa: D301
     from cmjax.checkpoints import save
     from cmjax.checkpoints.loading import read_unreplaced

@@ -34,12 +34,12 @@ def edit(ctx: click.Context) -> None:
 
     \b
     Examples:
-      cmjax edit inpaint                                   the lower half of a seven, three times
+      cmjax edit inpaint                  a seven's lower half, three times
       cmjax edit inpaint photo.png --mask hole.png --model MODEL
-      cmjax edit superres                                  from 7x7 pixels
+      cmjax edit superres                 from 7x7 pixels
       cmjax edit superres thumbnails --out large --num 1 --model MODEL
-                                                           a folder of pictures, one result each
-      cmjax edit interpolate                               from one sample to another
+                                          a folder of pictures, one each
+      cmjax edit interpolate              from one sample to another
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -65,9 +65,11 @@ def inpaint(
 
     \b
     Examples:
-      cmjax edit inpaint                                   the lower half of a seven
-      cmjax edit inpaint --mask-box 0,0,14,28 --num 8      its left half, eight times
-      cmjax edit inpaint --method posterior --num 5        as varied as what is known allows
+      cmjax edit inpaint                  the lower half of a seven
+      cmjax edit inpaint --mask-box 0,0,14,28 --num 8
+                                          its left half, eight times
+      cmjax edit inpaint --method posterior --num 5
+                                          as varied as what is known allows
       cmjax edit inpaint photo.png --mask hole.png --model MODEL --steps 8
     """
     import numpy as np
@@ -155,7 +157,7 @@ def superres(image: Path | None, factor: int, **common: Any) -> None:
 
     \b
     Examples:
-      cmjax edit superres                                  a seven of 7x7 pixels
+      cmjax edit superres                 a seven of 7x7 pixels
       cmjax edit superres thumbnail.png --model MODEL --factor 8
     """
     from cmjax import constraints
@@ -217,7 +219,7 @@ def interpolate(first: int, second: int, num: int, **common: Any) -> None:
 
     \b
     Examples:
-      cmjax edit interpolate                               nine steps between two sevens
+      cmjax edit interpolate              nine steps between two sevens
       cmjax edit interpolate --labels 3 --from 4 --to 8
     """
     import jax
@@ -267,7 +269,7 @@ def stroke(image: Path | None, sigmas: list[float] | None, **common: Any) -> Non
 
     \b
     Examples:
-      cmjax edit stroke                                    three digits from two strokes
+      cmjax edit stroke                   three digits from two strokes
       cmjax edit stroke sketch.png --sigmas 20,3 --model MODEL
     """
     import jax

@@ -88,7 +88,7 @@ def encode(
 
     \b
     Examples:
-      cmjax encode photos latents --vae stabilityai/sd-vae-ft-mse --size 256 --flip
+      cmjax encode photos latents --vae stabilityai/sd-vae-ft-mse --size 256
       cmjax encode cifar10.npz latents --vae madebyollin/taesd
       cmjax train my.toml --data latents
     """  # noqa: D301

@@ -109,11 +109,13 @@ def generate(
 
     \b
     Examples:
-      cmjax generate --num 1000 --out digits                     a thousand of the bundled digits
-      cmjax generate --model runs/mine --steps 2 --out mine      50,000 of yours, in two steps
-      cmjax generate --num 1000 --out digits --format png        the same as pictures; none is
-                                                                 sampled again
-      cmjax generate --verify digits                             checks that they are still as made
+      cmjax generate --num 1000 --out digits  a thousand of the bundled digits
+      cmjax generate --model runs/mine --steps 2 --out mine
+                                              50,000 of yours, in two steps
+      cmjax generate --num 1000 --out digits --format png
+                                              the same as pictures; none is
+                                              sampled again
+      cmjax generate --verify digits          checks that they are still as made
     """  # noqa: D301
     if (out is None) == (verify is None):
         raise ValueError(

@@ -30,22 +30,25 @@ def main(ctx: click.Context) -> None:
 
     \b
     Examples:
-      cmjax sample                              64 digits in samples.png, one network call each
-      cmjax sample --labels 3,1,4 --steps 2     threes, ones and fours, in two steps
-      cmjax edit inpaint                        the lower half of a digit, repainted
-      cmjax info cd_imagenet64_lpips.pt         describes a model of OpenAI, diffusers or cmjax
-      cmjax convert cd_imagenet64_lpips.pt dst  converts a model to a folder for cmjax
-      cmjax train --init > my.toml              a configuration, for cmjax train my.toml
+      cmjax sample                        64 digits, of one network call each
+      cmjax sample --labels 3,1 --steps 2
+                                          threes and ones, in two steps
+      cmjax edit inpaint                  the lower half of a digit, repainted
+      cmjax info cd_imagenet64_lpips.pt   describes a model
+      cmjax convert cd_imagenet64_lpips.pt dst
+                                          converts one to a folder for cmjax
+      cmjax train --init > my.toml        a configuration to begin with
+      cmjax train my.toml                 trains, or resumes
       cmjax encode photos latents --vae VAE --size 256
-                                                latents of pictures, to train a latent model on
-      cmjax generate --out many                 50,000 samples, on all devices
+                                          latents to train a model on
+      cmjax generate --out many           50,000 samples, on all devices
       cmjax evaluate mnist.npz many --features pixels
-                                                how far samples are from data
+                                          how far samples are from data
       cmjax tune mnist.npz --features pixels --steps 2
-                                                better noise levels, searched for
-      cmjax schedulers                          lists the samplers
-      cmjax env                                 versions and devices, for a report of an error
-      cmjax sample --help                       lists the options of a command
+                                          better noise levels, searched for
+      cmjax schedulers                    lists the samplers
+      cmjax env                           versions and devices, for a report
+      cmjax sample --help                 lists the options of a command
 
     Exit codes: 0 if all is done; 2 after an error, which is one line on stderr; 130 if interrupted,
     after which the same cmjax train, generate or encode resumes.

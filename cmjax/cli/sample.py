@@ -56,17 +56,18 @@ def sample(
 
     \b
     Examples:
-      cmjax sample                                   64 digits in samples.png, in one step
-      cmjax sample --steps 2                         in two steps
-      cmjax sample --timesteps 22,0                  two steps, at levels you choose from the
-                                                     training grid (0 is the noisiest)
-      cmjax sample --sigmas 80,0.8                   two steps, at noise levels you choose
+      cmjax sample                    64 digits in samples.png, in one step
+      cmjax sample --steps 2          in two steps
+      cmjax sample --sigmas 80,0.8    two steps, at noise levels you choose
+      cmjax sample --timesteps 22,0   the same, by the training grid's indices
+                                      (0 is the noisiest)
       cmjax sample --scheduler EDMHeunScheduler --steps 9 --set s_churn=10
-                                                     another sampler, for a diffusion model
-      cmjax sample --labels 7 --num 10 --seed 1      ten sevens, of another seed
+                                      another sampler, for a diffusion model
+      cmjax sample --labels 7 --num 10 --seed 1
+                                      ten sevens, of another seed
       cmjax sample --num 50000 --batch-size 500 --out digits.npz
-                                                     arrays, to compute metrics from
-      cmjax sample --model runs/mine                 your own model, saved by cmjax.save
+                                      arrays, to compute metrics from
+      cmjax sample --model runs/mine  your own model, saved by cmjax.save
     """  # noqa: D301
     # Mistakes in the options are found before JAX is imported, which takes a second or two.
     checks.check_out(out, {PICTURE: "a grid", ".npz": "arrays"})

@@ -30,7 +30,8 @@ def schedulers(name: str | None, as_json: bool) -> None:
     \b
     Examples:
       cmjax schedulers                   every sampler: order, paper, calls
-      cmjax schedulers EDMHeunScheduler  what it is for, and each option with its default
+      cmjax schedulers EDMHeunScheduler  what it is for, and each option with its
+                                         default
       cmjax schedulers --json            the same list for programs
     """
     from cmjax.schedulers import SCHEDULERS

@@ -79,10 +79,10 @@ def train(
 
     \b
     Examples:
-      cmjax train --init > my.toml                         a configuration to begin with
-      cmjax train my.toml --dry-run                        what it needs
-      cmjax train my.toml                                  trains, or resumes
-      cmjax train digits --data mnist.npz                  a preset
+      cmjax train --init > my.toml         a configuration to begin with
+      cmjax train my.toml --dry-run        what it needs
+      cmjax train my.toml                  trains, or resumes
+      cmjax train digits --data mnist.npz  a preset
       cmjax train cifar10_ict --data cifar10.npz --set run.batch_size=256
     """  # noqa: D301
     if prints:

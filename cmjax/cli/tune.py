@@ -76,7 +76,7 @@ def tune(
     \b
     Examples:
       cmjax tune mnist.npz --features pixels --steps 2
-      cmjax tune photos --model runs/mine --steps 3 --features mypkg.clip:embed --out tuned.json
+      cmjax tune photos --model runs/mine --steps 3 --features mypkg.clip:embed
     """  # noqa: D301
     schedule = checks.schedule(steps, timesteps, sigmas) or {"num_inference_steps": STEPS}
     if out is not None:

@@ -135,3 +135,16 @@ def test_info_names_the_class_of_the_network(tmp_path, classes, network):
 def test_an_unusable_class_of_a_loss_is_named(name, message):
     with pytest.raises(ValueError, match=message):
         losses.make(name, cmjax.EDMHeunScheduler(), total_steps=3)
+
+
+def commands(group, path=()):
+    """The paths of a group and of all commands in it."""
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(commands(main)), ids=" ".join)
+def test_help_fits_a_terminal(path):
+    result = succeeded(CliRunner(env={"COLUMNS": "80"}).invoke(main, [*path, "--help"]))
+    assert max(map(len, result.stdout.splitlines())) <= 80
