@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from cmjax.spelling import close_spelling
+from cmjax.spelling import close_spelling, names_with
 
 Config = TypeVar("Config")
 LARGEST = 2**31 - 1  # largest integer in a file: more overflows JAX's and NumPy's int32
@@ -125,6 +125,9 @@ def did_you_mean(name: Any, known: Sequence[str], elsewhere: Sequence[str] = ())
     close = close_spelling(name, [*known, *elsewhere])
     if close:
         return f"; did you mean {close!r}?"
+    alike = names_with(name, known)
+    if alike:
+        return f"; names like it are {', '.join(alike)}"
     return f"; known are {', '.join(known)}"
 
 

@@ -38,6 +38,14 @@ def close_spelling(name: Any, known: Iterable[str]) -> str | None:
     return None
 
 
+def names_with(name: Any, known: Iterable[str]) -> list[str]:
+    """Returns the known names that `name`, of at least three letters, is a part of."""
+    wanted = _letters(name)
+    if not 3 <= len(wanted) <= LONGEST_NAME:
+        return []
+    return [other for other in known if wanted in _letters(other)]
+
+
 def _letters(name: Any) -> str:
     """Returns a name in lower case, without what separates its words."""
     return re.sub(r"[\s_-]", "", str(name)).lower()

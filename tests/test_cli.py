@@ -491,7 +491,7 @@ def test_every_example_in_the_help_runs(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(generation, "generate", generate)
     for page in ([], ["sample"]):
         for line in CliRunner().invoke(cli.main, [*page, "--help"]).stdout.splitlines():
-            command = line.strip().split("   ")[0].split()
+            command = line.strip().split("  ")[0].split()
             if (
                 command[:2] == ["cmjax", "sample"]
                 and line.startswith("    ")

@@ -38,3 +38,10 @@ def test_only_close_spellings_are_offered(name, meant):
 def test_what_is_not_close_lists_all_names():
     assert did_you_mean("alpha", ["a", "b"]) == "; known are a, b"
     assert did_you_mean("gama", ["a", "b"], ["gamma"]) == "; did you mean 'gamma'?"
+
+
+def test_names_that_hold_the_word_are_those_that_are_listed():
+    known = ["EulerDiscreteScheduler", "EulerAncestralScheduler", "LCMScheduler"]
+    alike = "; names like it are EulerDiscreteScheduler, EulerAncestralScheduler"
+    assert did_you_mean("euler", known) == alike
+    assert did_you_mean("eu", known) == f"; known are {', '.join(known)}"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cmjax.cli import (
     checks,
@@ -19,6 +20,16 @@ from cmjax.cli import (
 if TYPE_CHECKING:
     from cmjax.generation import Outcome
     from cmjax.model import Model
+
+# What goes with --verify; the folder's manifest says all else.
+WITH_VERIFY = {
+    "verify",
+    "model",
+    "batch_size",
+    "shard_params",
+    "compilation_cache",
+    "quiet",
+}
 
 ALIASES = {"num-samples": "num"}  # earlier names of options
 
@@ -122,6 +133,8 @@ def generate(
             "--out DIR says where the samples go, --verify DIR checks some; give one of them"
         )
     schedule = checks.schedule(steps, timesteps, sigmas)
+    if verify is not None:
+        _check_with_verify(click.get_current_context())
 
     # The cache must be set before anything compiles.
     compilation.keep_compiled(compilation_cache)
@@ -167,6 +180,17 @@ def generate(
         report=_warn,
     )
     _report(outcome, num, out, quiet)
+
+
+def _check_with_verify(ctx: click.Context) -> None:
+    """Raises ValueError for options that say what to sample, beside --verify."""
+    for param in ctx.command.params:
+        given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+        if given and param.name not in WITH_VERIFY:
+            raise ValueError(
+                f"{param.opts[0]} does not go with --verify, which checks the samples as the "
+                "folder says they were made; leave it out"
+            )
 
 
 def _warn(text: str) -> None:
