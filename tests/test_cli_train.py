@@ -134,6 +134,23 @@ def test_it_trains_draws_logs_and_resumes_to_the_same_end(folder):
     assert "Finished before: all 6 steps were done already." in again.stderr
 
 
+def test_sampling_says_that_the_model_is_a_denoiser(folder):
+    out = folder / "out"
+    ok(folder, "--out", out, *changes("run.steps=1"))
+
+    # Whatever names it: the run, its model, and not once a solver samples it.
+    for model, options, said in (
+        (out, [], True),
+        (out / "model", [], True),
+        (out, ["--scheduler", "EDMHeunScheduler", "--steps", "2"], False),
+        (out, ["--quiet"], False),
+    ):
+        args = ["sample", "--model", model, "--num", "1", "--out", folder / "s.png"]
+        result = CliRunner().invoke(cli.main, [*map(str, args), *options])
+        assert result.exit_code == 0, result.output
+        assert ("trained as a denoiser" in result.stderr) == said
+
+
 def test_a_picture_that_a_kill_prevented_is_drawn_on_resuming(folder):
     out = folder / "out"
     options = ["--out", out, *changes("run.sample_every=3")]

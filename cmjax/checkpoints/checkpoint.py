@@ -199,12 +199,14 @@ class Checkpoint(StoredNetwork):
         class_names: one name per class, or None.
         autoencoder: the autoencoder of a latent model, or None.
         latents: what its latents are of, if that is known and the autoencoder is not there.
+        is_denoiser: whether it is known to be a denoiser, which a solver samples in many steps.
     """
 
     scheduler: Scheduler
     class_names: tuple[str, ...] | None = None
     autoencoder: StoredNetwork | None = None
     latents: Latents | None = None
+    is_denoiser: bool = False
 
     def check(self) -> tuple[ApplyFn, Any]:
         """Compares the tensors with those of both networks; see `StoredNetwork.check`."""

@@ -216,7 +216,8 @@ def _open_by_config(path: Path, trust: bool) -> Checkpoint:
     if name in dit_pipelines.NETWORKS:
         return dit_pipelines.open_transformer(path)
     if isinstance(name, str) and (name in ARCHITECTURES or ":" in name):
-        return _with_autoencoder(native.open_folder(path, trust=trust), path)
+        checkpoint = _with_autoencoder(native.open_folder(path, trust=trust), path)
+        return dataclasses.replace(checkpoint, is_denoiser=_is_of_denoising(path))
     if name in autoencoders.NETWORKS:
         raise _autoencoder_alone(path)
     hint = did_you_mean(name, [*ARCHITECTURES, diffusers.NETWORK])
@@ -238,8 +239,17 @@ def _is_run(folder: Path) -> bool:
     """Whether a folder is that of a training run, by its configuration."""
     try:
         return {"run", "loss"} <= read_json(folder / native.CONFIG).keys()
-    except ValueError:
+    except (OSError, ValueError):
         return False
+
+
+def _is_of_denoising(folder: Path) -> bool:
+    """Whether the model in a folder is that of a run which trained a denoiser."""
+    run = folder.absolute().parent
+    if not _is_run(run):
+        return False
+    loss = read_json(run / native.CONFIG)["loss"]
+    return isinstance(loss, dict) and loss.get("name") == "denoising"
 
 
 def _open_pipeline(path: Path) -> Checkpoint:

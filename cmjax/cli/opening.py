@@ -86,6 +86,11 @@ def open_model(
     # Settings alone change the model's own scheduler.
     if scheduler is not None or settings:
         loaded = loaded.with_scheduler(_scheduler(loaded.scheduler, scheduler, settings))
+    if checkpoint.is_denoiser and not loaded.scheduler.solves_ode and not quiet:
+        terminal.note(
+            "Note: the model was trained as a denoiser, whose single calls are blurred means; "
+            "--scheduler EDMHeunScheduler --steps 18 samples it"
+        )
     return loaded
 
 
