@@ -28,7 +28,7 @@ class Scalings(NamedTuple):
 
     Attributes:
         c_in: factor on the network's input.
-        c_skip: share of the sample in x0.
+        c_skip: fraction of the sample in x0.
         c_out: factor on the network's output.
     """
 

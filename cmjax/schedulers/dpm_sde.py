@@ -78,16 +78,17 @@ class DPMSolverSDEScheduler(DiscreteSigmasScheduler):
         kept = whole.eps / start
 
         # The noise W(start) - W(end) of a Brownian path W over sigma has the variance start - end.
-        # The first call's is W(start) - W(middle). As middle^2 = start end, it makes up this share
-        # of that variance; fresh noise is the rest.
-        # A middle of 0 is that of the last step, which has no noise.
-        ratio = jnp.where(middle > 0, middle, 1) / start
-        shared = 1 / (1 + ratio)
+        # The first call's noise is W(start) - W(middle). Its part of that variance is
+        #     (start - middle) / (start - end) = 1 / (1 + middle / start),
+        # as middle^2 = start end; fresh noise is the rest. A middle of 0 is that of the last step,
+        # which has no noise.
+        middle_of_start = jnp.where(middle > 0, middle, 1) / start
+        shared = 1 / (1 + middle_of_start)
         up = self.s_noise * whole.noise
         correct = Weights(
             x0=1 - kept,
             eps=0.0,
-            noise=up * jnp.sqrt(ratio * shared),
+            noise=up * jnp.sqrt(middle_of_start * shared),
             last_sample=kept,
             last_noise=up * jnp.sqrt(shared),
         )

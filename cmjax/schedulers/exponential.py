@@ -83,9 +83,9 @@ def steps_from(
 
     # h = lambda' - lambda, from exp(-h) = (sigma' / alpha') / (sigma / alpha). The masked entries
     # keep gradients finite at infinite h.
-    ratio = sigma / alpha
-    next_ratio = next_sigma / next_alpha
-    exp_minus_h = next_ratio / ratio
+    noise_to_signal = sigma / alpha
+    next_noise_to_signal = next_sigma / next_alpha
+    exp_minus_h = next_noise_to_signal / noise_to_signal
     moving = (exp_minus_h > 0) & (exp_minus_h != 1)
     h = jnp.where(moving, -jnp.log(jnp.where(moving, exp_minus_h, 0.5)), 1)
 
@@ -110,20 +110,23 @@ def steps_from(
     )
     if not stochastic:
         return ode
-    return _with_noise(ode, ratio, next_ratio)
+    return _with_noise(ode, noise_to_signal, next_noise_to_signal)
 
 
-def _with_noise(ode: Steps, ratio: jax.Array, next_ratio: jax.Array) -> Steps:
+def _with_noise(
+    ode: Steps, noise_to_signal: jax.Array, next_noise_to_signal: jax.Array
+) -> Steps:
     """The steps of the SDE, given those of the ODE and sigma / alpha at both ends, f32[N] each."""
     next_alpha = ode.x0
     next_sigma = ode.eps
-    spread = root_of_difference(ratio, next_ratio) / ratio  # sqrt(1 - exp(-2h))
+    # sqrt(1 - exp(-2h)).
+    spread = root_of_difference(noise_to_signal, next_noise_to_signal) / noise_to_signal
 
     # By x0, the exponent doubles and noise is added:
     #     x' = (sigma' / sigma) exp(-h) x + alpha' (1 - exp(-2h)) x0 + sigma' sqrt(1 - exp(-2h)) z.
     # With x = alpha x0 + sigma eps, the weights of x0 and eps are alpha' and sigma' exp(-h).
     if ode.by_x0:
-        exp_minus_h = next_ratio / ratio
+        exp_minus_h = next_noise_to_signal / noise_to_signal
         kept = ode.kept * exp_minus_h
         eps = next_sigma * exp_minus_h
         moments = tuple(
@@ -135,7 +138,7 @@ def _with_noise(ode: Steps, ratio: jax.Array, next_ratio: jax.Array) -> Steps:
     #     x' = (alpha' / alpha) x - 2 sigma' (exp(h) - 1) eps + sigma' sqrt(exp(2h) - 1) z.
     # The weights of x0 and eps are alpha' and sigma' (2 - exp(h)).
     else:
-        raised = next_alpha * ratio  # sigma' exp(h)
+        raised = next_alpha * noise_to_signal  # sigma' exp(h)
         kept = ode.kept
         eps = 2 * next_sigma - raised
         moments = tuple(2 * moment for moment in ode.moments)

@@ -117,8 +117,8 @@ def explicit_sigmas(num_train_timesteps: int, name: str, value: Any) -> jax.Arra
     return parse_levels(name, value, 1e-6 * scale, scale) / scale
 
 
-def flow_levels(parametrization: FlowMatching, shares: jax.Array) -> Levels:
-    """Returns the levels of a run at f32[N] shares of the way to noise, ending at 0."""
-    ending = append_zero(shares)
+def flow_levels(parametrization: FlowMatching, fractions: jax.Array) -> Levels:
+    """Returns the levels of a run at f32[N] fractions of the way to noise, ending at 0."""
+    ending = append_zero(fractions)
     sigmas = parametrization.noise_scale * ending
-    return Levels(parametrization.time_of(shares), 1 - ending, sigmas)
+    return Levels(parametrization.time_of(fractions), 1 - ending, sigmas)

@@ -47,8 +47,8 @@ def respaced(
     if option == "use_exponential_sigmas":
         return exponential_sigmas(jnp.asarray(places, jnp.float32), low, high)
     if option == "use_beta_sigmas":
-        shares = jnp.asarray(beta_quantiles(1 - places), jnp.float32)
-        return low + shares * (high - low)
+        quantiles = jnp.asarray(beta_quantiles(1 - places), jnp.float32)
+        return low + quantiles * (high - low)
     return sigmas
 
 

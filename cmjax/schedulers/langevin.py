@@ -23,17 +23,17 @@ def langevin_columns(sigmas: jax.Array, snr: float) -> Weights:
     return Weights(x0=jnp.ones_like(sigmas), eps=eps, noise=2 * snr * sigmas)
 
 
-def langevin_weights(row: Weights, ratio: jax.Array, snr: float) -> Weights:
+def langevin_weights(row: Weights, norm_ratio: jax.Array, snr: float) -> Weights:
     """Returns the weights of a Langevin step, f32[B] each, from its row of that table.
 
     Args:
         row: of `langevin_columns`, f32[] each.
-        ratio: `|z| / |eps|` of each sample, f32[B]; with 1 the weights are the row.
+        norm_ratio: `|z| / |eps|` of each sample, f32[B]; with 1 the weights are the row.
         snr: the signal-to-noise ratio.
     """
-    # h grows with the square of the ratio.
-    eps = row.eps + snr * row.noise * (1 - jnp.square(ratio))
-    return row._replace(eps=eps, noise=row.noise * ratio)
+    # h grows with the square of the ratio of norms.
+    eps = row.eps + snr * row.noise * (1 - jnp.square(norm_ratio))
+    return row._replace(eps=eps, noise=row.noise * norm_ratio)
 
 
 def ratio_of_norms(noise: jax.Array, eps: jax.Array, error: jax.Array) -> jax.Array:

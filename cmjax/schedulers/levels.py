@@ -61,12 +61,12 @@ def karras_sigmas(places: Any, sigma_min: Any, sigma_max: Any, rho: float) -> An
     Equation 5 of Karras et al. 2022.
     """
     # Equally spaced in sigma ** (1 / rho): the larger rho, the more levels are near sigma_min. As a
-    # share of sigma_max, since for small rho these powers leave float32's range.
+    # fraction of sigma_max, since for small rho these powers leave float32's range.
     low = (sigma_min / sigma_max) ** (1 / rho)
-    shares = (1 - places + places * low) ** rho
+    fractions = (1 - places + places * low) ** rho
 
     # At the end rounding may leave less than sigma_min, even 0.
-    return (sigma_max * shares).clip(sigma_min, sigma_max)
+    return (sigma_max * fractions).clip(sigma_min, sigma_max)
 
 
 def exponential_sigmas(places: Any, sigma_min: Any, sigma_max: Any) -> Any:

@@ -68,17 +68,17 @@ def transitions_of(scheduler: Any, times: jax.Array) -> tuple[Transitions, Trans
 
     # The logarithm of a ratio, from each time to the next place, f32[N], is a difference of two.
     # What float32 rounds off of each would be missing in it, and is subtracted as well.
-    def ratio(log):
+    def log_ratio(log):
         rounded = np.float32(log)
         rest = np.subtract(log, rounded, where=np.isfinite(log), out=np.zeros_like(log))
         return -jnp.diff(at_places(rounded)) - jnp.diff(at_places(rest))
 
     # From a lower time, alpha and 1 - gamma are ratios, and what is replaced is (1 - gamma) -
     # alpha, as a product without cancellation: (1 - gamma) (1 - alpha / (1 - gamma)).
-    stay = ratio(logs["stay"])
-    replaced_of_stay = jnp.maximum(-jnp.expm1(-ratio(logs["excess"])), 0)
+    stay = log_ratio(logs["stay"])
+    replaced_of_stay = jnp.maximum(-jnp.expm1(-log_ratio(logs["excess"])), 0)
     from_next = Transitions(
-        keep=ratio(logs["keep"]),
+        keep=log_ratio(logs["keep"]),
         replace=stay + jnp.log(replaced_of_stay / classes),
         mask=jnp.log(-jnp.expm1(stay)),
     )

@@ -14,10 +14,10 @@ from cmjax.networks import check_network
 
 
 def check_label_dropout(label_dropout: Any, null: Any, classes: int | None) -> None:
-    """Raises ValueError for a share of dropped labels that is none, or has nothing in their place.
+    """Raises ValueError for a wrong fraction of dropped labels, or with nothing in their place.
 
     Args:
-        label_dropout: the share.
+        label_dropout: the fraction.
         null: what the conditioning becomes.
         classes: number of the network's classes, or None.
     """

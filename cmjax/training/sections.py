@@ -197,8 +197,8 @@ class RunSection:
             `model`, others as `model_DECAY`.
         accumulate: number of parts that a batch is divided into, to save memory.
         dtype: what the network computes in, one of `DTYPES`; all else is float32.
-        label_dropout: share of the samples, drawn at each step, that have the network's null class
-            in place of their own, so that it can be guided.
+        label_dropout: fraction of the samples, drawn at each step, that have the network's null
+            class in place of their own, so that it can be guided.
         log_every: steps between rows of metrics.
         sample_every: steps between sample pictures, of which the first is drawn after `log_every`
             steps already; 0 for none.

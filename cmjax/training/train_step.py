@@ -91,7 +91,7 @@ class TrainStep:
         mesh: devices that a batch is divided over; None for one device.
         teacher: parameters of the teacher, or None.
         dropout: whether the network is called with a `dropout_key`.
-        label_dropout: share of the samples whose conditioning becomes `null`.
+        label_dropout: fraction of the samples whose conditioning becomes `null`.
         null: what their conditioning becomes; None where it never does.
     """
 

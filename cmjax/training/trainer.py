@@ -65,8 +65,8 @@ def make_train_step(
         teacher: parameters of the teacher, for distillation.
         dropout: whether to drop out units of the network, as `from_nnx` and `from_linen` make it:
             it is then called with `dropout_key`, a key per step that student and target share.
-        label_dropout: share of the samples, drawn at each step, whose conditioning becomes `null`,
-            so that the network can be guided; see `cmjax.guidance.classifier_free`.
+        label_dropout: fraction of the samples, drawn at each step, whose conditioning becomes
+            `null`, so that the network can be guided; see `cmjax.guidance.classifier_free`.
         null: what their conditioning becomes, such as `{"class_labels": 10}`.
 
     Raises:

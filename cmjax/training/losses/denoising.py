@@ -28,8 +28,8 @@ class Denoising(Loss):
         scheduler: gives the network's parametrization and the range of noise levels.
         p_mean: mean of log sigma, P_mean of table 1.
         p_std: standard deviation of log sigma, P_std of table 1.
-        uniform_fraction: share of the noise levels that are drawn uniformly along the Karras grid
-            instead; see `draw_sigmas`. 0 in the paper.
+        uniform_fraction: fraction of the noise levels that are drawn uniformly along the Karras
+            grid instead; see `draw_sigmas`. 0 in the paper.
 
     Raises:
         ValueError: for values outside their domain.

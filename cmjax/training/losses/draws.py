@@ -1,4 +1,4 @@
-"""What most losses draw: noise levels, noise, and how many samples a share of a batch is."""
+"""What most losses draw: noise levels, noise, and how many samples a fraction of a batch is."""
 
 import math
 from typing import Any
@@ -28,11 +28,11 @@ def draw_sigmas(
     p_std: float,
     uniform_fraction: float = 0.0,
 ) -> jax.Array:
-    """Returns noise levels f32[count]: lognormal, except for a share uniform on the Karras grid.
+    """Returns noise levels f32[count]: lognormal, except for a fraction uniform on the Karras grid.
 
     EDM's lognormal distribution (Karras et al. 2022, table 1) has hardly any of the highest levels,
-    where one-step generation starts; the uniform share has. Levels are clipped to the scheduler's
-    range. A scheduler without a range, such as `SCMScheduler`, gets lognormal levels only.
+    where one-step generation starts; the uniform fraction has. Levels are clipped to the range of
+    the scheduler. A scheduler without one, such as `SCMScheduler`, gets lognormal levels only.
 
     Args:
         key: PRNG key.
@@ -40,7 +40,7 @@ def draw_sigmas(
         scheduler: its sigma_min, sigma_max and rho bound the levels.
         p_mean: mean of log sigma.
         p_std: standard deviation of log sigma.
-        uniform_fraction: share of the levels that are drawn uniformly.
+        uniform_fraction: fraction of the levels that are drawn uniformly.
     """
     normal_key, ramp_key, choice_key = random.split(key, 3)
 

@@ -39,7 +39,7 @@ class FlowMatching(Loss):
         scheduler: gives the network's time, such as `FlowMatchEulerDiscreteScheduler`.
         p_mean: mean of the logit of t, which is log(t / (1 - t)).
         p_std: standard deviation of the logit.
-        uniform_fraction: share of the times that are drawn uniformly instead; 0 in the paper.
+        uniform_fraction: fraction of the times that are drawn uniformly instead; 0 in the paper.
 
     Raises:
         ValueError: for values outside their domain, or another kind of scheduler.

@@ -56,14 +56,14 @@ def draw_times(
 
     The logit of t is the logarithm of the ratio of noise to signal, t / (1 - t). So `p_mean` and
     `p_std` are mean and standard deviation of log sigma in EDM's terms, as of the other losses.
-    They hardly ever give times near 1, where one-step sampling starts; the uniform share does.
+    They hardly ever give times near 1, where one-step sampling starts; the uniform fraction does.
 
     Args:
         key: PRNG key.
         count: how many.
         p_mean: mean of the logit.
         p_std: standard deviation of the logit.
-        uniform_fraction: share of the times that are drawn uniformly.
+        uniform_fraction: fraction of the times that are drawn uniformly.
     """
     normal_key, uniform_key, choice_key = random.split(key, 3)
 

@@ -110,7 +110,7 @@ class EasyConsistencyTuning(TwoLevelLoss):
         shrink_factor: q of equation 14.
         p_mean: mean of log sigma of the lognormal levels.
         p_std: standard deviation of log sigma.
-        uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
+        uniform_fraction: fraction of the levels that are drawn uniformly along the Karras grid
             instead; see `draw_sigmas`. 0 in the paper.
         whole_stages: whether the gap shrinks at the end of each stage only, as in the authors' code
             (locuslab/ect), instead of a little at every step.

@@ -60,8 +60,8 @@ class ImprovedMeanFlow(Loss):
             of its noise.
         p_mean: mean of the logit of t and r, which is log(t / (1 - t)); t is the larger of two.
         p_std: standard deviation of the logit.
-        uniform_fraction: share of the times that are drawn uniformly instead; 0 in the paper.
-        instant_fraction: share of the batch with r = t, which is flow matching.
+        uniform_fraction: fraction of the times that are drawn uniformly instead; 0 in the paper.
+        instant_fraction: fraction of the batch with r = t, which is flow matching.
         norm_p: power of the adaptive weight; 0 for none.
         norm_eps: what the weight adds to the squared error.
         velocity_weight: weight of the second term; 0 for none, without a second head.

@@ -48,7 +48,7 @@ class Shortcut(Loss):
     Attributes:
         scheduler: a `FlowMapEulerDiscreteScheduler`, which gives the network's times.
         num_steps: number of the shortest steps from noise to data, a power of 2.
-        consistency_fraction: share of the batch that compares steps.
+        consistency_fraction: fraction of the batch that compares steps.
         target_decay: decay of the moving average that takes the two steps; None for the trained
             parameters themselves.
         largest: bound on the elements of samples between two steps, and of the velocities that are

@@ -29,7 +29,7 @@ class _SimplifiedLoss(Loss):
         scheduler: gives the networks' parametrization, and the range of noise levels if it has one.
         p_mean: mean of log sigma, P_mean.
         p_std: standard deviation of log sigma, P_std.
-        uniform_fraction: share of the levels that are drawn uniformly along the Karras grid
+        uniform_fraction: fraction of the levels that are drawn uniformly along the Karras grid
             instead; see `draw_sigmas`. 0 in the paper.
         tangent_warmup_steps: H, training steps over which the derivative of the network is
             phased in.
