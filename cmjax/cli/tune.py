@@ -1,6 +1,5 @@
 """`cmjax tune`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +9,8 @@ from cmjax.cli import checks, opening, option_types, options, terminal
 
 if TYPE_CHECKING:
     from cmjax.cli.evaluate_inputs import Compared
-    from cmjax.level_search import Trial
     from cmjax.model import Model
 
-LARGEST = 2**24  # bytes of a file of trials
 BATCH = 64  # pictures whose features are computed at a time
 STEPS = 2  # of the samples, by default; the first level is kept, so that one is too few
 
@@ -83,7 +80,8 @@ def tune(
         checks.check_out_file(out)
 
     from cmjax.cli.evaluate_inputs import read
-    from cmjax.cli.tune_levels import starting_levels
+    from cmjax.cli.tune_levels import lowest_level, starting_levels
+    from cmjax.cli.tune_trials import Trials, as_option
     from cmjax.evaluation import search_sigmas
     from cmjax.generation.settings import model_digest
     from cmjax.training.digests import digest_of
@@ -118,7 +116,7 @@ def tune(
         **sampling,
         "sigmas": start,
     }
-    kept = _Trials(out, search, trials)
+    kept = Trials(out, search, trials)
     terminal.print_notes()
 
     # The distance of the samples at some levels.
@@ -128,14 +126,18 @@ def tune(
         kept.add(levels, distance)
         return distance
 
-    sampler: Any = loaded.scheduler  # a TableScheduler, as it takes noise levels
-    lowest = float(sampler.sigma_range[0]) or start[-1] / 100  # TrigFlow's begin at 0
     found = search_sigmas(
-        objective, start, num_trials=trials, lowest=lowest, trials=kept.known()
+        objective,
+        start,
+        num_trials=trials,
+        lowest=lowest_level(loaded.scheduler, start),
+        trials=kept.known(),
     )
+    if len(found.trials) < trials:
+        terminal.echo(f"ended after {len(found.trials)} trials: no level gains more")
     terminal.echo(
         f"distance {found.score:.6g}, and {found.trials[0].score:.6g} where the search began; "
-        f"the levels: --sigmas {_shown(found.sigmas)}"
+        f"the levels: --sigmas {as_option(found.sigmas)}"
     )
 
 
@@ -173,40 +175,6 @@ def _distance(
     return frechet_distance(generated, reference)
 
 
-class _Trials:
-    """The trials of a search, printed and kept in a file as they are made."""
-
-    def __init__(self, out: Path | None, search: dict[str, Any], total: int):
-        """Reads the trials that an earlier call left.
-
-        Args:
-            out: the file, or None to keep none.
-            search: what the scores depend on.
-            total: number of trials there will be.
-
-        Raises:
-            ValueError: if the file is of another search.
-        """
-        self._out = out
-        self._search = search
-        self._total = total
-        self._made = [] if out is None else _read(out, search)
-
-    def add(self, levels: Any, score: float) -> None:
-        """Keeps a trial, and prints it."""
-        self._made.append([list(levels), score])
-        if self._out is not None:
-            _write(self._out, self._search, self._made)
-        number = len(self._made)
-        terminal.echo(f"{number:4}/{self._total}  {_shown(levels):20}  {score:.6g}")
-
-    def known(self) -> "list[Trial]":
-        """Returns the trials so far."""
-        from cmjax.level_search import Trial
-
-        return [Trial(tuple(levels), score) for levels, score in self._made]
-
-
 def _pictures(
     model: "Model", levels: Any, batch_size: int, *, num: int, seed: int, **options: Any
 ) -> Any:
@@ -238,52 +206,3 @@ def _pictures(
         )
         parts.append(to_uint8(x))
     return np.concatenate(parts)[:num]
-
-
-def _read(out: Path, search: Any) -> list[list[Any]]:
-    """Returns the trials in a file that an earlier call left; none if there is no file.
-
-    Raises:
-        ValueError: if it is no such file, or is of another search.
-    """
-    from cmjax.configs import shown
-    from cmjax.files import read_regular
-
-    if not out.exists():
-        return []
-    try:
-        content = json.loads(read_regular(out, LARGEST))
-        before = content["search"]
-        if not isinstance(before, dict):
-            raise TypeError(f"search is {shown(before)}")
-        trials = []
-        for levels, score in content["trials"]:
-            trials.append([[float(level) for level in levels], float(score)])
-    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
-        raise ValueError(
-            f"--out: {out} is not a file of cmjax tune ({error}); give another name"
-        ) from None
-
-    # As JSON holds it: tuples become lists.
-    search = json.loads(json.dumps(search))
-    for name in search:
-        if before.get(name) != search[name]:
-            raise ValueError(
-                f"--out: {out} is of a search with {name}={shown(before.get(name))}, not "
-                f"{shown(search[name])}; give another name"
-            )
-    return trials
-
-
-def _write(out: Path, search: Any, trials: list[Any]) -> None:
-    """Writes the trials, with what they depend on, in the place of an earlier file."""
-    from cmjax.files import replacing
-
-    content = json.dumps({"search": search, "trials": trials}, indent=2)
-    with replacing(out) as file:
-        file.write(content.encode())
-
-
-def _shown(levels: Any) -> str:
-    """Returns levels as --sigmas takes them."""
-    return ",".join(f"{level:.6g}" for level in levels)

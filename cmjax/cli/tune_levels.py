@@ -43,6 +43,12 @@ def starting_levels(
     )
 
 
+def lowest_level(scheduler: Any, start: list[float]) -> float:
+    """Returns the lowest level that the search may try, from the levels where it begins."""
+    # TrigFlow's angles begin at 0, which is no level of a call.
+    return float(scheduler.sigma_range[0]) or start[-1] / 100
+
+
 def _candidates(
     scheduler: Any, schedule: dict[str, Any], state: SchedulerState
 ) -> list[list[float]]:
