@@ -133,12 +133,11 @@ def generate(
             "--out DIR says where the samples go, --verify DIR checks some; give one of them"
         )
     schedule = checks.schedule(steps, timesteps, sigmas)
-    if verify is not None:
-        _check_with_verify(click.get_current_context())
 
     # The cache must be set before anything compiles.
     compilation.keep_compiled(compilation_cache)
     if verify is not None:
+        _check_with_verify(click.get_current_context())
         _verify(verify, model, batch_size, shard_params, quiet)
         return
 
