@@ -113,6 +113,7 @@ def config_to_diffusers(config: UNet2DConfig) -> dict[str, Any]:
                 f"{name} {value} is cmjax's own, and always {neutral:g} in diffusers"
             )
     if own:
+        own.append("a network for diffusers has to be trained with its values")
         raise ValueError("; ".join(own))
 
     # The values that `UNet2D` implements are written down: diffusers' defaults may change.

@@ -13,6 +13,9 @@ import cmjax
 # Keys are made of 32 bits of the seed: larger ones would silently repeat the samples of others.
 SEED = click.IntRange(0, 2**32 - 1)
 
+# Words of Python -> the same in JSON.
+PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+
 _PRESETS = Path(__file__).parent.parent / "assets" / "configs"
 
 # Public classes that commands cannot sample with: what samplers are built on, and the scheduler of
@@ -137,7 +140,7 @@ class Setting(click.ParamType):
 
         # JSON reads numbers, true, null and lists; a word such as linear is itself.
         try:
-            return key, json.loads(text)
+            return key, json.loads(PYTHON_WORDS.get(text, text))
         except ValueError:
             return key, text
         except RecursionError:

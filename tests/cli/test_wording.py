@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 import cmjax
 from cmjax.checkpoints import BUNDLED
-from cmjax.cli import main
+from cmjax.cli import main, option_types
 from cmjax.training import losses
 from tests.support.cli import assert_one_line, succeeded
 from tests.support.networks import tiny_model
@@ -148,3 +148,17 @@ def commands(group, path=()):
 def test_help_fits_a_terminal(path):
     result = succeeded(CliRunner(env={"COLUMNS": "80"}).invoke(main, [*path, "--help"]))
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("false", False),
+        ("False", False),
+        ("None", None),
+        ("[1, 2]", [1, 2]),
+        ("sde", "sde"),
+    ],
+)
+def test_settings_are_read_as_json_or_as_python_spells_it(text, value):
+    assert option_types.Setting().convert(f"x={text}", None, None) == ("x", value)
