@@ -292,6 +292,20 @@ def as_reals(name: str, value: Any) -> jax.Array:
     raise ValueError(f"{name} must be real numbers, got {array.dtype}")
 
 
+def reals_of_batch(name: str, value: Any, batch: Any) -> jax.Array:
+    """Returns a number for all samples, f32[], or one per sample, f32[batch].
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    numbers = as_reals(name, value).astype(jnp.float32)
+    if numbers.shape not in ((), (batch,)):
+        raise ValueError(
+            f"{name} must be a number or one per sample {(batch,)}, got shape {numbers.shape}"
+        )
+    return numbers
+
+
 def known_reals(name: str, value: Any) -> np.ndarray | None:
     """Returns the values of real numbers, or None if they are traced.
 

@@ -140,7 +140,7 @@ class Setting(click.ParamType):
 
         # JSON reads numbers, true, null and lists; a word such as linear is itself.
         try:
-            return key, json.loads(PYTHON_WORDS.get(text, text))
+            return key, json.loads(PYTHON_WORDS.get(text, str(text)))
         except ValueError:
             return key, text
         except RecursionError:

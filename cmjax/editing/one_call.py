@@ -16,6 +16,7 @@ from cmjax.arrays import (
     at_least_float32,
     check_shapes,
     known_reals,
+    reals_of_batch,
     scaled,
     weighted_sum,
 )
@@ -55,11 +56,7 @@ def denoise(
     check_scheduler(scheduler)
     check_guided(apply_fn, scheduler, 1)
     x = as_samples("noisy", as_image("noisy", noisy))
-    levels = as_reals("sigma", sigma).astype(jnp.float32)
-    if levels.shape not in ((), x.shape[:1]):
-        raise ValueError(
-            f"sigma must be a number or one per sample {x.shape[:1]}, got shape {levels.shape}"
-        )
+    levels = reals_of_batch("sigma", sigma, x.shape[0])
 
     # The scheduler checks that levels are in its range; it takes them in descending order.
     known = known_reals("sigma", sigma)

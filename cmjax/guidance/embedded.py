@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.arrays import ApplyFn, known_reals
+from cmjax.arrays import ApplyFn, known_reals, reals_of_batch
 from cmjax.configs import shown
-from cmjax.guidance.strength import hashable_reals, interval_ends, scale_of_batch
+from cmjax.guidance.strength import hashable_reals, interval_ends
 from cmjax.meshes import sharded_like
 from cmjax.networks import check_network, takes, with_attributes_of
 from cmjax.tracing import cached_unless_tracing
@@ -76,10 +76,11 @@ def _embedded(apply_fn, scale, ends):
     def guided(params, x, *times, **cond):
         # One scale and one interval per sample, f32[B] and f32[B, 2], divided over devices as the
         # samples are.
-        scales = jnp.broadcast_to(scale_of_batch(scale, x), x.shape[:1])
+        batch = x.shape[0]
+        scales = jnp.broadcast_to(reals_of_batch("scale", scale, batch), (batch,))
         guidance = {"guidance_scale": sharded_like(scales, x)}
         if ends is not None:
-            interval = jnp.broadcast_to(jnp.asarray(ends, jnp.float32), (x.shape[0], 2))
+            interval = jnp.broadcast_to(jnp.asarray(ends, jnp.float32), (batch, 2))
             guidance["guidance_interval"] = sharded_like(interval, x)
         return apply_fn(params, x, *times, **{**guidance, **cond})
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cmjax.arrays import as_numpy, as_reals, known_reals
+from cmjax.arrays import as_numpy, as_reals, known_reals, reals_of_batch
 from cmjax.configs import shown
 from cmjax.meshes import sharded_like
 from cmjax.parametrization import Parametrization
@@ -86,7 +86,7 @@ class Strength:
         scale = self.scale
         if callable(scale):
             scale = _numbers(scale(jnp.minimum(sigma, PURE_NOISE)))
-        scale = scale_of_batch(scale, x)
+        scale = reals_of_batch("scale", scale, x.shape[0])
         if scale.ndim:
             scale = sharded_like(scale, x)
         if self.interval is None:
@@ -96,20 +96,6 @@ class Strength:
         low, high = self.interval
         inside = (sigma >= low * (1 - ROUNDING)) & (sigma <= high * (1 + ROUNDING))
         return jnp.where(inside, scale, 1.0), jnp.any(inside)
-
-
-def scale_of_batch(scale: Any, x: jax.Array) -> jax.Array:
-    """Returns the scale for samples `[B, ...]`, f32[] or f32[B].
-
-    Raises:
-        ValueError: if it is neither a number nor one per sample.
-    """
-    scale = as_reals("scale", scale).astype(jnp.float32)
-    if scale.shape not in ((), x.shape[:1]):
-        raise ValueError(
-            f"scale must be a number or one per sample {x.shape[:1]}, got shape {scale.shape}"
-        )
-    return scale
 
 
 def level_of(parametrization: Parametrization, time: jax.Array) -> jax.Array:
