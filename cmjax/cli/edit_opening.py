@@ -137,7 +137,7 @@ def _pictures_of(image: Path | None, example: str) -> list[Path]:
     Raises:
         ValueError: if there is no picture in the folder.
     """
-    from cmjax.training.sources import PICTURES, find_pictures
+    from cmjax.training.picture_folders import PICTURES, find_pictures
 
     if image is None:
         return [EXAMPLES / example] if example else []

@@ -125,9 +125,9 @@ def _read_folder(folder: Path, size: int | None, num: int | None) -> "np.ndarray
     import numpy as np
 
     from cmjax.images import center_crop_resize, read_image
-    from cmjax.training.sources import PICTURES, find_pictures
+    from cmjax.training.picture_folders import PICTURES, find_pictures
 
-    paths = _some(find_pictures(folder, "**/*"), num)
+    paths = _some(find_pictures(folder, below=True), num)
     if not paths:
         raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
 

@@ -14,6 +14,8 @@ from cmjax.files import as_path, open_regular
 # Names of (data, labels) in an .npz: Keras's MNIST, this package's, and the guided-diffusion
 # evaluator's.
 NPZ_NAMES = (("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))
+# Names that labels may have in other files.
+LABELS = ("y_train", "labels", "label", "y", "classes", "targets", "class_labels")
 NOISE = "noise"  # name of the noise that samples were made from, next to any of these
 _GZIP = b"\x1f\x8b"
 NPY = b"\x93NUMPY"
@@ -115,7 +117,22 @@ def _read_npz(path):
     if stored is None:
         names = " nor ".join(repr(data) for data, _ in NPZ_NAMES)
         raise ValueError(f"{path} has neither {names}, but {found}")
+    if stored.labels is None:
+        _check_no_labels(path, found)
     return stored
+
+
+def _check_no_labels(path: Path, found: list[str]) -> None:
+    """Raises ValueError for labels under a name that does not go with that of the data."""
+    # They would be left out without a word.
+    labels_of = dict(NPZ_NAMES)
+    data = next(name for name in labels_of if name in found)
+    unread = [name for name in found if name in LABELS]
+    if unread:
+        raise ValueError(
+            f"{path} has {unread[0]!r}, which is not read next to {data!r}; name it "
+            f"{labels_of[data]!r}"
+        )
 
 
 def check_numpy_file(file: IO[bytes]) -> None:

@@ -242,6 +242,12 @@ def summarize(run: Run, batch: Batch) -> dict[str, str]:
         "devices": f"{jax.device_count()} x {device} in {jax.process_count()} process(es)",
         "diffusers": _exportable(run.model),
     }
+    left_out = getattr(run.source, "left_out", {})
+    if left_out:
+        endings = ", ".join(sorted(left_out)[:5])
+        lines["left out"] = (
+            f"{sum(left_out.values()):,} files of the folder that are no pictures ({endings})"
+        )
     unused = unused_classes(run.model, run.source)
     if unused:
         lines["classes"] = unused

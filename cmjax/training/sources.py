@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,19 +11,20 @@ import numpy as np
 
 from cmjax.arrays import add_to_digest
 from cmjax.configs import LARGEST
-from cmjax.files import check_regular, open_regular, path_of, text_of
+from cmjax.files import open_regular, path_of, text_of
 from cmjax.images import center_crop_resize, read_image
 from cmjax.images.checks import MODES
 from cmjax.training.array_files import read_arrays
 from cmjax.training.moments import Moments, holds_moments
+from cmjax.training.picture_folders import (
+    check_classes,
+    endings_of_others,
+    pictures_among,
+    visible_files,
+)
 
-# Endings of pictures' names; what a file holds is checked when it is opened.
-PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SAMPLED = 64  # pictures, at least, whose content is part of a fingerprint
 _SAMPLED_BYTES = 2**20  # of each of them
-# Names of the folders of a data set that comes in parts, of which the first are to train on.
-_TRAIN = ("train", "training")
-_PARTS = (*_TRAIN, "val", "valid", "validation", "dev", "test", "testing")
 
 # "data": u8[H, W, C], or floats that are scaled already; "class_labels": an integer; "noise": what
 # the sample was made from, floats in the shape of "data".
@@ -112,9 +114,14 @@ class Pictures:
             for path in folder.iterdir()
             if path.is_dir() and not path.name.startswith(".")
         )
-        classes = {text_of(path.name): find_pictures(path, "**/*") for path in subfolders}
-        loose = find_pictures(folder, "*")
-        _check_folder(folder, classes, loose)
+        found = {path: visible_files(path, below=True) for path in subfolders}
+        classes = {
+            text_of(path.name): pictures_among(files) for path, files in found.items()
+        }
+        own_files = visible_files(folder, below=False)
+        loose = pictures_among(own_files)
+        check_classes(folder, classes, loose)
+        self.left_out = endings_of_others(chain(own_files, *found.values()))
 
         # Pairs (path, label) of all pictures, class by class. Without classes every label is 0, and
         # no record has one.
@@ -309,48 +316,3 @@ def _checked_noise(path, noise, shape):
     if index is not None:
         raise ValueError(f"{path}: the noise of sample {index} is not finite")
     return noise
-
-
-def find_pictures(folder: Path, pattern: str = "*") -> list[str]:
-    """Returns the paths of all pictures that are not hidden, in order of their names.
-
-    Args:
-        folder: the folder to look in.
-        pattern: which of its files; `**/*` for those of all folders below it, too.
-    """
-    # Sorted, since the order of a folder differs between machines: the data of a step must not.
-    found = []
-    for file in folder.glob(pattern):
-        is_hidden = any(part[0] == "." for part in file.relative_to(folder).parts)
-        if file.suffix.lower() in PICTURES and not is_hidden and not file.is_dir():
-            check_regular(file)
-            found.append(str(file))
-    return sorted(found)
-
-
-def _check_folder(folder, classes, loose):
-    """Raises ValueError unless all pictures are in the folder itself, or each class has some."""
-    # The folders of a data set that comes in parts would silently become the labels.
-    train = next((name for name in classes if name.lower() in _TRAIN), None)
-    if train and all(name.lower() in _PARTS for name in classes):
-        raise ValueError(
-            f"{folder} holds {', '.join(classes)}: the parts of a data set, not classes; give "
-            f"{folder / train}"
-        )
-
-    # Folders without pictures, such as one of notes, are fine next to loose pictures.
-    empty = [name for name, files in classes.items() if not files]
-    if loose and len(empty) < len(classes):
-        raise ValueError(
-            f"{folder} holds pictures and also folders of pictures, its classes; "
-            f"move {loose[0]} into one"
-        )
-    if not loose and len(empty) == len(classes):
-        raise ValueError(
-            f"{folder} must hold pictures ({', '.join(PICTURES)}), "
-            "or a folder of them for each class"
-        )
-    if not loose and empty:
-        raise ValueError(
-            f"{folder / empty[0]} is a class without pictures ({', '.join(PICTURES)}); remove it"
-        )

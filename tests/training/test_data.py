@@ -344,6 +344,11 @@ def test_npz_files_of_floats_are_taken_as_they_are(tmp_path):
         ({"images": IMAGES[0]}, r"got uint8\[3, 4\]"),
         ({"images": IMAGES}, "images of 4x3, but 8x8 are wanted"),
         (
+            {"x_train": IMAGES, "labels": LABELS},
+            "'labels', which is not read next to 'x_train'; name it 'y_train'",
+        ),
+        ({"images": IMAGES, "label": LABELS}, "'label', .* name it 'labels'"),
+        (
             {"images": np.array([[0, 1], [2, np.nan], [np.inf, 0]])},
             "sample 1 is not finite",
         ),
@@ -436,11 +441,20 @@ def test_a_folder_of_pictures(tmp_path):
 
 def test_pictures_of_every_format_are_found(tmp_path):
     """Those with another ending than .png would be left out, without a word."""
-    for name in ("a.png", "b.JPG", "c.bmp", "d.gif", "e.tif", "f.TIFF", "g.webp"):
+    for name in (
+        "a.png",
+        "b.JPG",
+        "c.bmp",
+        "d.gif",
+        "e.tif",
+        "f.TIFF",
+        "g.webp",
+        "h.jp2",
+    ):
         Image.new("L", (8, 8), 100).save(tmp_path / name)
     found = sources.open_source(tmp_path, 8, 1)
     pixels = np.stack([found[i]["data"] for i in range(len(found))])
-    assert len(found) == 7 and abs(pixels.astype(int) - 100).max() <= 2
+    assert len(found) == 8 and abs(pixels.astype(int) - 100).max() <= 2
 
 
 def test_folders_of_pictures_are_classes(tmp_path):
@@ -504,6 +518,35 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path):
     assert sources.open_source(tmp_path / "Train", 4).classes == ["cat", "dog"]
     (tmp_path / "Train").rename(tmp_path / "truck")
     assert sources.open_source(tmp_path, 4).classes == ["test", "truck"]
+
+
+def test_a_folder_around_the_classes_is_named(tmp_path):
+    for level, name in enumerate(("all/cat/a.png", "all/dog/b.png")):
+        picture(tmp_path / name, level)
+    with pytest.raises(ValueError, match=r"one folder, all, .*\(cat, dog\).*give .*all"):
+        sources.open_source(tmp_path, 4)
+    assert sources.open_source(tmp_path / "all", 4).classes == ["cat", "dog"]
+
+    # With a picture beside them, they are folders of one class.
+    picture(tmp_path / "all" / "c.png", 2)
+    assert len(sources.open_source(tmp_path, 4)) == 3
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    picture(tmp_path / "elsewhere" / "more" / "b.png", 1)
+    picture(tmp_path / "data" / "cat" / "a.png", 0)
+    (tmp_path / "data" / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert len(sources.open_source(tmp_path / "data", 4)) == 2
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    with pytest.raises(ValueError, match="back.* leads back to .*data.*; remove the link"):
+        sources.open_source(tmp_path / "data", 4)
+
+
+def test_files_that_are_no_pictures_are_counted(tmp_path):
+    picture(tmp_path / "cat" / "a.png", 0)
+    for name in ("cat/b.heic", "cat/c.HEIC", "cat/.hidden.heic", "README"):
+        (tmp_path / name).write_text("no picture")
+    assert sources.open_source(tmp_path, 4).left_out == {".heic": 2, "no ending": 1}
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path):
