@@ -23,6 +23,7 @@ from cmjax.model_sampling import (
     of_guidance,
 )
 from cmjax.models.registry import sample_shape
+from cmjax.models.stored_networks import function_and_shapes, is_function_of
 from cmjax.networks import check_network
 from cmjax.parametrization import adapt, consistency_function, edm_denoiser
 from cmjax.parametrization.conversion import read_alike
@@ -392,7 +393,15 @@ class Model:
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Lets a model be pickled if `apply_fn` can be imported by its name."""
+        """Lets a model be pickled if its network can be made again, or imported by its name."""
+        if is_function_of(self.unadapted or self.apply_fn, self.config):
+            fields = {
+                field.name: getattr(self, field.name)
+                for field in dataclasses.fields(self)
+                if field.name not in ("apply_fn", "unadapted")
+            }
+            return _unpickled, (fields,)
+
         # The error of pickle itself would name a function inside of cmjax.
         if "<locals>" in getattr(self.apply_fn, "__qualname__", ""):
             raise TypeError(
@@ -437,3 +446,12 @@ class Model:
         dtypes = Counter(str(leaf.dtype) for leaf in leaves)
         kinds = " and ".join(name for name, _ in dtypes.most_common())
         return f"{count:,} parameters, {kinds or 'no arrays'}"
+
+
+def _unpickled(fields: dict[str, Any]) -> Model:
+    """Returns a model whose network is that of its config, adapted to its scheduler again."""
+    scheduler = fields["scheduler"]
+    trained_for = fields.pop("trained_for")
+    apply_fn, _ = function_and_shapes(fields["config"])
+    model = Model(apply_fn, **{**fields, "scheduler": trained_for or scheduler})
+    return model if trained_for is None else model.with_scheduler(scheduler)

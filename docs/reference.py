@@ -23,6 +23,7 @@ GROUPS = {
         "training.train_step",
         "training.data",
         "training.sources",
+        "training.picture_folders",
         "training.pairs",
         "training.encoding",
         "training.encoder",

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 
 import chex
 import jax
@@ -221,6 +223,27 @@ def test_another_scheduler_for_one_call_says_how():
 
 def module_level_network(params, x, t):
     return params * x
+
+
+def test_loaded_models_are_pickled(tmp_path):
+    # Each is the same function, adapted or not: other processes make it of the config.
+    loaded = cmjax.load()
+    adapted = loaded.with_scheduler(cmjax.EulerDiscreteScheduler())
+    for one in (loaded, adapted):
+        again = pickle.loads(pickle.dumps(one))
+        assert jax.tree.structure(again) == jax.tree.structure(one)
+        chex.assert_trees_all_equal(again.params, one.params)
+
+    # The pickle holds no function, so that a process that was started anew can read it.
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(adapted))
+    code = (
+        "import pickle, sys, jax; model = pickle.load(open(sys.argv[1], 'rb'));"
+        "print(model.sample(jax.random.key(0), 1, num_inference_steps=2).sum())"
+    )
+    started = [sys.executable, "-c", code, str(tmp_path / "model.pickle")]
+    result = subprocess.run(started, capture_output=True, text=True, check=True)
+    expected = adapted.sample(jax.random.key(0), 1, num_inference_steps=2).sum()
+    np.testing.assert_allclose(float(result.stdout), expected, rtol=1e-4)
 
 
 def test_pickles_and_copies():

@@ -1,7 +1,6 @@
 """A model on disk, whose tensors are compared with those of its network before they are read."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,24 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.typing import DTypeLike
 
 from cmjax.arrays import ApplyFn, floating_dtype
 from cmjax.autoencoder import Autoencoder, check_latents
 from cmjax.checkpoints.tensors import StoredTensor, of_wrapper
 from cmjax.model import Model
-from cmjax.models import from_nnx
-from cmjax.models.registry import abstract_network, module_class, network_name
+from cmjax.models.stored_networks import function_and_shapes
 from cmjax.printing import one_line
 from cmjax.schedulers.base import Scheduler
-from cmjax.tracing import cached_unless_tracing
 
 # (name, number of axes) in the network -> (name, order of axes) in the file.
 Layout = Callable[[str, int], tuple[str, tuple[int, ...]]]
-
-# Number of networks without parameters to keep.
-_NETWORKS = 16
 
 
 def stored_alike(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
@@ -145,7 +138,7 @@ class StoredNetwork:
                 "blocks"
             )
         try:
-            apply_fn, abstract = _function_and_shapes(self.config)
+            apply_fn, abstract = function_and_shapes(self.config)
         except ValueError as error:
             raise ValueError(
                 f"{self.files[0]}: the config makes no network: {error}"
@@ -268,47 +261,6 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def _function_and_shapes(config: Any) -> tuple[ApplyFn, Any]:
-    """Returns `apply_fn` and the parameters as `jax.ShapeDtypeStruct`s.
-
-    Raises:
-        ValueError: if the network has variables other than parameters, which files do not store.
-    """
-    # Equal configs have one function, so that a model that is loaded again, or the next checkpoint
-    # of a run, finds the programs that are compiled for it. The same name may get another class,
-    # fields with `compare=False` make no difference to `==`, and dtypes may depend on x64.
-    differences = (
-        module_class(config),
-        dataclasses.astuple(config),
-        jax.dtypes.canonicalize_dtype(float),
-    )
-    return cached_unless_tracing(_network_of, config, differences)
-
-
-@functools.lru_cache(_NETWORKS)
-def _network_of(config, differences):
-    """The network of a config; `differences` only distinguish the networks that are kept."""
-    del differences
-    module = abstract_network(config)
-
-    # Statistics of a batch normalisation, for instance, would silently be lost. Random streams are
-    # those of dropout, which a `dropout_key` seeds.
-    unstored = nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))
-    others = jax.tree.leaves(unstored, is_leaf=_is_variable)
-    if others:
-        kinds = sorted({type(variable).__name__ for variable in others})
-        raise ValueError(
-            f"the network {network_name(config)!r} has variables of type {', '.join(kinds)}; "
-            "only nnx.Param is stored, so keep constants in plain attributes, or compute them when "
-            "called"
-        )
-    return from_nnx(module)
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
 
 
 def stored_arrays(model: Model | Autoencoder, what: str = "model") -> dict[str, np.ndarray]:

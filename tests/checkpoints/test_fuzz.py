@@ -44,8 +44,8 @@ def sources(tmp_path_factory):
 def one_network():
     """Making the network takes most of the time of a load, so it is made once a config."""
     with pytest.MonkeyPatch.context() as patch:
-        made_once = functools.lru_cache(64)(checkpoint._function_and_shapes)
-        patch.setattr(checkpoint, "_function_and_shapes", made_once)
+        made_once = functools.lru_cache(64)(checkpoint.function_and_shapes)
+        patch.setattr(checkpoint, "function_and_shapes", made_once)
         yield
 
 

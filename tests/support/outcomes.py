@@ -44,8 +44,8 @@ def traced():
 def networks_made_once():
     """Keeps the network of each config: making it takes most of the time of a load."""
     with pytest.MonkeyPatch.context() as patch:
-        made_once = functools.lru_cache(64)(checkpoint._function_and_shapes)
-        patch.setattr(checkpoint, "_function_and_shapes", made_once)
+        made_once = functools.lru_cache(64)(checkpoint.function_and_shapes)
+        patch.setattr(checkpoint, "function_and_shapes", made_once)
         yield
 
 
