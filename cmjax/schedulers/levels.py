@@ -166,6 +166,8 @@ def parse_levels(
     """
     # Shape and dtype are known of traced arrays, too.
     array = as_array(name, values)
+    if array.size == 0:
+        raise ValueError(f"{name} must hold at least one number, got {shown(values)}")
     is_number = jnp.issubdtype(array.dtype, jnp.integer)
     if not integers:
         is_number = is_number or jnp.issubdtype(array.dtype, jnp.floating)
@@ -190,7 +192,7 @@ def _check_descending(name: str, values: np.ndarray, low: float, high: float) ->
     with np.errstate(over="ignore"):  # infinite, and so beyond any bound
         rounded = np.float32(values)
     inside = (np.float32(low) <= rounded) & (rounded <= np.float32(high))
-    if rounded.size == 0 or not np.all(inside):  # NaN is not inside
+    if not np.all(inside):  # NaN is not inside
         ends_at_0 = name == "sigmas" and values.size > 1 and values[-1] == 0
         hint = "; leave out the 0, where runs end by themselves" if ends_at_0 else ""
         raise ValueError(

@@ -160,8 +160,8 @@ def collate(
             )
         if record.keys() != records[0].keys():
             raise ValueError(
-                f"record {row} of the data has {sorted(record)}, "
-                f"record {rows[0]} {sorted(records[0])}"
+                f"record {row} of the data has {sorted(map(str, record))}, "
+                f"record {rows[0]} {sorted(map(str, records[0]))}"
             )
 
     # Arrays [B, ...] by name: f32 samples, i32 labels, and anything else as it is.
@@ -189,7 +189,15 @@ def _stack(values, rows, name):
             )
 
     # Otherwise `np.stack` would promote dtypes without a word, and not name the record.
-    arrays = [np.asarray(value) for value in values]
+    arrays = []
+    for row, value in zip(rows, values, strict=True):
+        # PyTorch's bfloat16, for one, has no counterpart in NumPy.
+        try:
+            arrays.append(np.asarray(value))
+        except TypeError as error:
+            raise ValueError(
+                f"record {row} of the data has {name} that NumPy cannot hold: {error}"
+            ) from None
     first = arrays[0]
     for row, array in zip(rows, arrays, strict=True):
         if (array.dtype, array.shape) != (first.dtype, first.shape):
@@ -243,7 +251,7 @@ def checked_labels(
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"record {rows[0]} of the data must have one integer label, "
-            f"got {labels.dtype}{labels.shape[1:]}"
+            f"got {labels.dtype}{list(labels.shape[1:])}"
         )
     limit = 2**31 if num_classes is None else num_classes
     is_wrong = (labels < 0) | (labels >= limit)

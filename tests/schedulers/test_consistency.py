@@ -201,7 +201,8 @@ def test_bad_options(options, message):
         ({"sigmas": [-1.0]}, r"sigmas.*\[0.002, 80\]"),
         ({"sigmas": [81.0]}, r"sigmas.*\[0.002, 80\]"),
         ({"sigmas": [80.0, 0.001]}, r"sigmas.*\[0.002, 80\]"),
-        ({"sigmas": []}, "sigmas"),
+        ({"sigmas": []}, "sigmas must hold at least one number"),
+        ({"timesteps": []}, "timesteps must hold at least one number"),
         ({"sigmas": 80.0}, "sigmas.*list of numbers"),
     ],
 )

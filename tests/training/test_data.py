@@ -180,6 +180,13 @@ def test_wrong_options_are_refused_at_once(options, message):
         data.batches(Numbers(50), **{"batch_size": 10, "seed": 0, **options})
 
 
+class NoArray:
+    """As PyTorch's bfloat16, which NumPy has not."""
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("no such type")
+
+
 @pytest.mark.parametrize(
     "record, message",
     [
@@ -220,6 +227,14 @@ def test_wrong_options_are_refused_at_once(options, message):
             np.zeros(2, np.float32),
             'record 5 of the data must be a mapping with "data", got .ndarray',
         ),
+        (
+            {"data": np.zeros(2, np.float32), "class_labels": 0, 1: 0},
+            r"record 5 of the data has \['1', 'class_labels', 'data'\]",
+        ),
+        (
+            {"data": NoArray(), "class_labels": 0},
+            "record 5 of the data has data that NumPy cannot hold: no such type",
+        ),
     ],
 )
 def test_bad_records_are_named(record, message):
@@ -243,7 +258,7 @@ def test_bad_records_are_named(record, message):
         ),
         (
             {"data": np.zeros(2, np.float32), "class_labels": np.eye(3, dtype=int)[0]},
-            r"record 0 .* got int64\(3,\)",
+            r"record 0 .* got int64\[3\]",
         ),
         (
             {"data": np.zeros(2, np.float32), "class_labels": -1},
