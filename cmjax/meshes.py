@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -20,7 +21,7 @@ def sharded_like(array: jax.Array, samples: jax.Array) -> jax.Array:
     Without it `jax.vmap` over both, as in many networks, would be an error.
     """
     sharding = explicit_sharding(samples)
-    if sharding is None or not samples.ndim:
+    if sharding is None or not samples.ndim or not array.ndim:
         return array
     return jax.sharding.reshard(array, _along_batch(sharding, sharding.spec[0]))
 
@@ -130,21 +131,27 @@ def carry_as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
         body: from carry to carry.
         carry: the first carry; a pytree of arrays.
     """
-    # On automatic axes scan needs no help.
+    # On automatic axes scan needs no help. Unless the caller set a mesh, only the types of arrays
+    # tell that there are others.
     mesh = jax.sharding.get_abstract_mesh()
-    if not _has_explicit_axes(mesh) and AxisType.Manual not in mesh.axis_types:
+    of_leaves = jax.tree.leaves(jax.tree.map(explicit_sharding, carry))
+    is_manual = AxisType.Manual in mesh.axis_types
+    if not (of_leaves or _has_explicit_axes(mesh) or is_manual):
         return carry
 
     def fit(leaf, returned):
         leaf = _varied(leaf, _varying(returned))
-        if returned.sharding is None:
+        if returned.sharding is None or not _has_explicit_axes(returned.sharding.mesh):
             return leaf
         return jax.sharding.reshard(leaf, returned.sharding)
 
-    # Twice: what a sampler remembers is divided as the samples that it is made of, which are
-    # divided only after the first pass.
-    for _ in range(2):
-        carry = jax.tree.map(fit, carry, jax.eval_shape(body, carry))
+    # Until nothing changes: what a sampler remembers is divided as the samples that it is made of,
+    # which are divided only after the first pass, and it may remember several of them.
+    for _ in range(2 + len(jax.tree.leaves(carry))):
+        fitted = jax.tree.map(fit, carry, jax.eval_shape(body, carry))
+        if jax.tree.map(jax.typeof, fitted) == jax.tree.map(jax.typeof, carry):
+            break
+        carry = fitted
     return carry
 
 
@@ -210,7 +217,16 @@ def _varied(leaf: Any, axes: frozenset) -> Any:
 def explicit_sharding(array: Any) -> NamedSharding | None:
     """The sharding that is part of the array's type, or None if no axis of its mesh is explicit."""
     sharding = jax.typeof(array).sharding
-    return sharding if _has_explicit_axes(sharding.mesh) else None
+    if not _has_explicit_axes(sharding.mesh):
+        return None
+
+    # The type has the names of the axes alone. Outside of programs, what is to be divided in the
+    # same way has to know the devices, too.
+    if isinstance(array, jax.Array) and not isinstance(array, Tracer):
+        of_array = array.sharding
+        if isinstance(of_array, NamedSharding):
+            return NamedSharding(of_array.mesh, sharding.spec)
+    return sharding
 
 
 def _has_explicit_axes(mesh: Any) -> bool:

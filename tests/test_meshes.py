@@ -19,7 +19,7 @@ from cmjax import categorical, editing, testing
 from cmjax.generation import Request
 from cmjax.generation.batches import BatchSampler
 from cmjax.guidance import autoguidance
-from cmjax.parametrization import adapt
+from cmjax.parametrization import adapt, denoise
 from cmjax.parametrization.conversion import edm_denoiser
 from cmjax.random import sample_keys
 from cmjax.schedulers import SCHEDULERS
@@ -94,6 +94,57 @@ def test_adapted_networks_are_traced_on_an_explicit_mesh(name):
         assert jax.typeof(found).sharding.spec[0] == "data"
 
 
+@pytest.mark.parametrize("name", ["CMStochasticIterativeScheduler", "PNDMScheduler"])
+def test_samples_and_parameters_along_different_axes(name):
+    # Nothing but the arrays says what the mesh is, and PNDM remembers three estimates.
+    mesh = mesh_of("explicit", (4, 2), ("data", "model"))
+    keys = sample_keys(KEY, 8)
+    params = jnp.linspace(0.1, 0.6, 6)
+
+    def draw(keys, params):
+        return cmjax.sample(
+            keys,
+            lambda params, x, t: params[None] * x,
+            params,
+            SCHEDULERS[name](),
+            (8, 6),
+            num_inference_steps=6,
+        )
+
+    found = draw(divided(mesh, keys), divided(mesh, params, P("model")))
+    assert found.sharding.spec == P("data", "model")
+    np.testing.assert_allclose(found, draw(keys, params), rtol=1e-4, atol=1e-5)
+
+
+def test_outside_of_programs_on_an_explicit_mesh():
+    # Each call is a program of its own, without the caller's `jax.set_mesh`.
+    mesh = mesh_of("explicit")
+    keys = sample_keys(KEY, 8)
+
+    def loop(keys):
+        state, x = CM.init(keys, CM.set_timesteps(2), SHAPE)
+        for _ in range(state.num_steps):
+            model_output = CM.predict(toy, PARAMS, state, x)
+            state, (x, _) = CM.step(keys, state, model_output, x)
+        return x
+
+    np.testing.assert_array_equal(loop(divided(mesh, keys)), loop(keys))
+
+    # One level for all samples, and a loss.
+    loss = losses.EasyConsistencyTuning(CM, total_steps=10)
+    frozen = losses.Frozen(target=PARAMS)
+
+    def denoised_and_loss(images):
+        denoised = denoise(toy, PARAMS, CM.parametrization, images, jnp.full(8, 1.0))
+        value, _ = loss(KEY, toy, PARAMS, frozen, {"data": images}, 0)
+        return denoised, value
+
+    found = denoised_and_loss(divided(mesh, jnp.asarray(IMAGES)))
+    expected = denoised_and_loss(jnp.asarray(IMAGES))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 @pytest.mark.parametrize("scheduler", [CM, cmjax.EDMHeunScheduler(s_churn=2.0)])
 def test_one_key_for_samples_that_are_divided(scheduler):
     expected = draw(KEY, BIAS, scheduler)
@@ -147,7 +198,10 @@ def test_inside_of_shard_map_with_parameters_of_each_device():
     # branch and the first categories did not.
     path = cmjax.EDMHeunScheduler().parametrization
     guided = autoguidance(
-        lambda params, x, t: params * x, 2.0, interval=(0.1, 100.0), parametrization=path
+        lambda params, x, t: params[None] * x,
+        2.0,
+        interval=(0.1, 100.0),
+        parametrization=path,
     )
     categories = cmjax.VQDiffusionScheduler(num_vec_classes=5)
 
