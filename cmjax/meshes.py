@@ -6,7 +6,7 @@ operations are refused, and a loop must return its carry divided as it was given
 leave their arguments as they are where no axis is explicit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -153,6 +153,28 @@ def carry_as_returned(body: Callable[[Any], Any], carry: Any) -> Any:
             break
         carry = fitted
     return carry
+
+
+def check_devices(arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError if the caller has put arrays on different devices.
+
+    JAX's own error blames the first argument of the program, wherever that may be.
+
+    Args:
+        arguments: pytrees, by the names of the arguments that they are.
+    """
+    places = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(arguments)):
+        is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+        # Arrays that are not committed go where the others are.
+        if is_array and leaf.committed:
+            place = ", ".join(sorted(map(str, leaf.sharding.device_set))[:4])
+            places.setdefault(place, str(path[0].key))
+    if len(places) > 1:
+        found = "; ".join(f"{name} on {place}" for place, name in places.items())
+        raise ValueError(
+            f"arguments are on different devices, {found}; move them to the same by jax.device_put"
+        )
 
 
 def pvaried_for(function: Callable[[Any], jax.Array], argument: Any) -> Any:

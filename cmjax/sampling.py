@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from cmjax.arrays import ApplyFn, floating_dtype
-from cmjax.meshes import batch_sharded_alike, carry_as_returned
+from cmjax.meshes import batch_sharded_alike, carry_as_returned, check_devices
 from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.random import as_key, sample_index, sample_keys
 from cmjax.sampling_inputs import (
@@ -199,6 +199,7 @@ def sample(
     except (TypeError, ValueError, OverflowError):
         # Checked only after a failure, since going through all parameters at every call takes time.
         check_params(params)
+        check_devices(inputs)
         raise
 
 

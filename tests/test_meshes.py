@@ -116,6 +116,21 @@ def test_samples_and_parameters_along_different_axes(name):
     np.testing.assert_allclose(found, draw(keys, params), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["sample", "posterior"])
+def test_arguments_on_different_devices_are_named(method):
+    first, second = jax.devices()[:2]
+    params = jax.device_put(PARAMS, first)
+    bias = jax.device_put(jnp.asarray(BIAS), second)
+    options = {"cond": {"bias": bias}, "num_inference_steps": 2}
+    message = f"params on {first}.*; move them to the same by jax.device_put"
+    with pytest.raises(ValueError, match=rf"cond on {second}.*{message}"):
+        if method == "sample":
+            cmjax.sample(KEY, toy, params, CM, SHAPE, **options)
+        else:
+            known = cmjax.constraints.inpaint(IMAGES, IMAGES > 0)
+            editing.edit(KEY, toy, params, CM, known, SHAPE, method="posterior", **options)
+
+
 def test_outside_of_programs_on_an_explicit_mesh():
     # Each call is a program of its own, without the caller's `jax.set_mesh`.
     mesh = mesh_of("explicit")

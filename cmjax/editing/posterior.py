@@ -19,7 +19,7 @@ from cmjax.configs import is_int, shown
 from cmjax.constraints import Constraint
 from cmjax.constraints.composition import certain, kept_in_part, measurable
 from cmjax.editing.noise_projection import PosteriorStep, Problem, project_noise
-from cmjax.meshes import batch_sharded_alike, carry_as_returned
+from cmjax.meshes import batch_sharded_alike, carry_as_returned, check_devices
 from cmjax.networks import check_network, num_classes, parse_cond
 from cmjax.parametrization import consistency_function
 from cmjax.parametrization.conversion import one_time_parametrization
@@ -121,6 +121,7 @@ def sample_posterior(
         return program(**inputs)
     except (TypeError, ValueError, OverflowError):
         check_params(params)
+        check_devices(inputs)
         raise
 
 
