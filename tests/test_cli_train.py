@@ -124,9 +124,10 @@ def test_it_trains_draws_logs_and_resumes_to_the_same_end(folder):
     ok(folder, "--out", parts, *decays)
     (parts / "checkpoints" / "6").rename(folder / "gone")
 
-    # A spreadsheet puts a mark in front of what it saves.
+    # A spreadsheet puts a mark in front of what it saves, and its user moves columns.
     metrics = parts / "metrics.csv"
-    metrics.write_text(metrics.read_text(), encoding="utf-8-sig")
+    moved = [",".join(line.split(",")[::-1]) for line in metrics.read_text().split()]
+    metrics.write_text("\n".join(moved) + "\n", encoding="utf-8-sig")
     ok(folder, "--out", parts, *decays, *changes("run.log_every=2"))
     assert rows(parts / "metrics.csv") == rows(straight / "metrics.csv")
     assert_same_model(straight / "model", parts / "model")

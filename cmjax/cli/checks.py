@@ -141,8 +141,9 @@ def check_labels(
 ) -> list[int] | None:
     """Returns the numbers of the classes to sample; all classes if none are given.
 
-    A text is a name if a class has it, and a number otherwise: the folders of classes may be named
-    0, 1, 10, 2, in that order, and then class "10" is number 2. "0-9" is short for "0,1,...,9".
+    A text is a name if a class has it, and a number otherwise; but not where classes are named by
+    numbers: the folders of classes may be 1, 10, 2, in that order, and then class "10" is number 1,
+    and there is no class "0". "0-9" is short for "0,1,...,9".
 
     Args:
         labels: numbers, names and ranges; None for all classes.
@@ -159,11 +160,13 @@ def check_labels(
 
     # Names first, so that a class called 10 can be asked for.
     names = class_names or ()
+    are_numbers = any(name.isdecimal() for name in names)
     given = None
     if labels is not None:
         given = []
         for label in _expanded(labels, names, num_classes):
-            given.append(label if label in names else _int_or_str(label))
+            is_name = label in names or are_numbers
+            given.append(str(label) if is_name else _int_or_str(label))
 
     # The library's errors begin with the argument: "labels: ...".
     try:

@@ -83,8 +83,8 @@ def _parse_idx(path: Path, file: Any, largest: int) -> np.ndarray:
     sizes = file.read(4 * rank)
     if start[:3] != b"\0\0\x08" or len(sizes) < 4 * rank:
         raise ValueError(
-            f"{path} is neither an .npz nor an IDX file of unsigned bytes; "
-            "give one of these, or a folder of pictures"
+            f"{path} is neither an .npz nor an IDX file of unsigned bytes; give one of these, or a "
+            "folder of pictures; np.savez('x.npz', images=images, labels=labels) writes an .npz"
         )
     shape = struct.unpack(f">{rank}I", sizes)
 
@@ -124,10 +124,11 @@ def _read_npz(path):
 
 def _check_no_labels(path: Path, found: list[str]) -> None:
     """Raises ValueError for labels under a name that does not go with that of the data."""
-    # They would be left out without a word.
+    # They would be left out without a word. Those of another array of data are no labels of this.
     labels_of = dict(NPZ_NAMES)
-    data = next(name for name in labels_of if name in found)
-    unread = [name for name in found if name in LABELS]
+    data, *others = [name for name in labels_of if name in found]
+    known = {labels_of[name] for name in others}
+    unread = [name for name in found if name in LABELS and name not in known]
     if unread:
         raise ValueError(
             f"{path} has {unread[0]!r}, which is not read next to {data!r}; name it "

@@ -12,6 +12,7 @@ from cmjax.files import clear_unfinished, read_regular, replacing
 from cmjax.training.config import TrainConfig
 
 CONFIG = "config.json"
+METRICS = "metrics.csv"  # its first column is the step
 FINGERPRINT = "fingerprint"  # its key for data and models; the others are of the sections
 _LARGEST = 2**24  # bytes of a configuration
 
@@ -81,6 +82,11 @@ def open_folder(
     difference = None if found is None else _difference(found, wanted, config)
     if difference is not None and (latest is not None or made):
         raise ValueError(f"{out} holds a run with {difference}, or choose another folder")
+    if latest is None and made and _last_step(out) > 2 * config.run.save_every:
+        raise ValueError(
+            f"{out} holds a run without its checkpoints, whose models would be replaced; put them "
+            f"back into {out / 'checkpoints'}, or choose another folder"
+        )
     if latest is not None and latest > config.run.steps:
         raise ValueError(
             f"run.steps={config.run.steps} is less than the {latest} steps that {out} has taken; "
@@ -96,6 +102,17 @@ def model_folders(out: Path, config: TrainConfig) -> list[Path]:
     """Returns the folder of each moving average; that of the first is `model`."""
     others = [out / f"model_{decay}" for decay in config.run.ema_decays[1:]]
     return [out / "model", *others]
+
+
+def _last_step(out: Path) -> int:
+    """Returns the last step that a run has written metrics of; 0 if that is not known."""
+    # A run that was killed at its first save has a model, and no checkpoint yet: by the third, the
+    # first is on disk.
+    try:
+        last_row = (out / METRICS).read_text(errors="replace").splitlines()[-1]
+        return int(last_row.split(",")[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _read(path: Path) -> dict[str, Any] | None:

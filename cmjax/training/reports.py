@@ -20,6 +20,7 @@ from cmjax.random import key_of_seed
 from cmjax.sampling import sample
 from cmjax.schedulers.registry import scheduler_like
 from cmjax.training.config import TrainConfig
+from cmjax.training.folder import METRICS
 from cmjax.training.losses.base import Batch, FunctionLoss
 from cmjax.training.setup import Run, make_run, misread, untrained, unused_classes
 from cmjax.training.train_step import TrainState
@@ -48,7 +49,7 @@ class MetricsFile:
             ValueError: if tensorboardX is wanted and not installed, or if the file there is not of
                 such a run.
         """
-        self._path = folder / "metrics.csv"
+        self._path = folder / METRICS
         self._active = active
         self._rows: list[dict[str, Any]] = []
         self._writer: Any = None
@@ -67,10 +68,12 @@ class MetricsFile:
         if not self._active:
             return
         self._rows.append({"step": step, **values})
-        # The first row's names are the columns: a loss has the same metrics at every step.
-        lines = [",".join(self._rows[0])]
+        # A loss has the same metrics at every step. Of earlier rows, which a user may have edited,
+        # other columns are kept behind them.
+        columns = list(dict.fromkeys(name for row in reversed(self._rows) for name in row))
+        lines = [",".join(columns)]
         for row in self._rows:
-            lines.append(",".join(str(value) for value in row.values()))
+            lines.append(",".join(str(row.get(name, "")) for name in columns))
         with replacing(self._path) as file:
             file.write(("\n".join(lines) + "\n").encode())
         if self._writer:

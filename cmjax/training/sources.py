@@ -289,7 +289,8 @@ def _checked_labels(path, labels, count):
     if labels.size != count or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{path} must have an integer label for each of {count} samples, "
-            f"got {labels.dtype}{list(labels.shape)}"
+            f"got {labels.dtype}{list(labels.shape)}; convert them, as by labels.astype(int), or "
+            "labels.argmax(1) of one-hot labels"
         )
 
     # Before the cast, which would turn large labels into other ones.

@@ -37,6 +37,14 @@ def test_a_wrong_range_is_an_error(label, error):
         checks.check_labels([label], 10)
 
 
+@pytest.mark.parametrize("labels", [["0"], ["0-2"], ["1", "0"]])
+def test_numbers_are_names_where_classes_are_named_by_numbers(labels):
+    # Otherwise 0 would be the class "1", and 0-2 two classes of the three.
+    with pytest.raises(ValueError, match="--labels: there is no class '0'"):
+        checks.check_labels(labels, 3, ("1", "10", "2"))
+    assert checks.check_labels(["1-2", "10"], 3, ("1", "10", "2")) == [0, 2, 1]
+
+
 def test_a_model_without_classes_takes_no_range():
     with pytest.raises(ValueError, match="--labels: the model has no classes"):
         checks.check_labels(["0-9"], None)

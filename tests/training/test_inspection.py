@@ -184,6 +184,17 @@ def test_other_data_under_the_same_name_are_refused(begun):
     open_folder(begun, CONFIG, other, 500)
 
 
+def test_models_of_a_run_that_lost_its_checkpoints_are_not_replaced(begun):
+    (begun / "model").mkdir()
+    rows = "step,loss\n500,1.0\n{},1.0\n"
+    (begun / "metrics.csv").write_text(rows.format(900))
+    open_folder(begun, CONFIG, FINGERPRINT, None)  # killed at its first save
+    (begun / "metrics.csv").write_text(rows.format(1500))
+    with pytest.raises(ValueError, match="without its checkpoints.*put them back into"):
+        open_folder(begun, CONFIG, FINGERPRINT, None)
+    open_folder(begun, CONFIG, FINGERPRINT, 1000)
+
+
 def test_the_same_files_under_other_names_are_the_same_run(begun):
     """As those of a configuration that was moved; `config.json` names the present ones."""
     moved = {"data": {"source": "elsewhere.npz"}, "run": {"init": "moved"}}
