@@ -114,6 +114,10 @@ def import_by_name(text: str, what: str) -> Any:
     return found
 
 
+# More names that hold a word than these are no help.
+MOST_ALIKE = 8
+
+
 def did_you_mean(name: Any, known: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
     """Returns the end of an error message: the known name that `name` misspells, or all names.
 
@@ -126,7 +130,7 @@ def did_you_mean(name: Any, known: Sequence[str], elsewhere: Sequence[str] = ())
     if close:
         return f"; did you mean {close!r}?"
     alike = names_with(name, known)
-    if alike:
+    if 0 < len(alike) <= MOST_ALIKE:
         return f"; names like it are {', '.join(alike)}"
     return f"; known are {', '.join(known)}"
 
@@ -161,7 +165,9 @@ def positive_int(name: str, value: Any, most: int | None = LARGEST) -> int:
     Raises:
         ValueError: for anything else.
     """
-    if not is_int(value, 1, most):
+    if is_int(value, 1) and not is_int(value, 1, most):
+        raise ValueError(f"{name} must be at most {most}, got {shown(value)}")
+    if not is_int(value, 1):
         raise ValueError(f"{name} must be an integer of at least 1, got {shown(value)}")
     return int(value)
 

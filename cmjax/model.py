@@ -394,7 +394,8 @@ class Model:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Lets a model be pickled if its network can be made again, or imported by its name."""
-        if is_function_of(self.unadapted or self.apply_fn, self.config):
+        network = self.unadapted or self.apply_fn
+        if type(self) is Model and is_function_of(network, self.config):
             fields = {
                 field.name: getattr(self, field.name)
                 for field in dataclasses.fields(self)

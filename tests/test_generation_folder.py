@@ -428,6 +428,8 @@ def test_the_command_makes_and_verifies_a_folder(model, tmp_path):
         ("--out /proc/self/a", "/proc/self/a"),
         ("--verify {tmp}", "cmjax generate has not made it"),
         ("--verify {tmp} --num 3", "--num does not go with --verify"),
+        ("--verify {tmp} --trust", "cmjax generate has not made it"),
+        ("--verify {tmp} --vae x --batch-size 3 --quiet", "cmjax generate has not made it"),
         ("--out {tmp}/a --coordinator localhost:1", "--num-processes"),
         ("--out {tmp}/a --coordinator auto", "--coordinator auto: "),
     ],

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 import cmjax
 from cmjax import cli
+from cmjax.models import stored_networks
 from tests.support import checkpoints
 
 KEY = jax.random.key(0)
@@ -225,6 +226,10 @@ def module_level_network(params, x, t):
     return params * x
 
 
+class SpecialModel(cmjax.Model):
+    """A model of the user's own kind."""
+
+
 def test_loaded_models_are_pickled(tmp_path):
     # Each is the same function, adapted or not: other processes make it of the config.
     loaded = cmjax.load()
@@ -233,6 +238,12 @@ def test_loaded_models_are_pickled(tmp_path):
         again = pickle.loads(pickle.dumps(one))
         assert jax.tree.structure(again) == jax.tree.structure(one)
         chex.assert_trees_all_equal(again.params, one.params)
+
+    # Also after many others, and another kind of model says so.
+    stored_networks._network_of.cache_clear()
+    pickle.dumps(loaded)
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(SpecialModel(**dict(vars(loaded))))
 
     # The pickle holds no function, so that a process that was started anew can read it.
     (tmp_path / "model.pickle").write_bytes(pickle.dumps(adapted))

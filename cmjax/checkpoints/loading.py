@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jax.typing import DTypeLike
 
@@ -237,18 +237,21 @@ def _check_no_state(path: Path) -> None:
 
 def _is_run(folder: Path) -> bool:
     """Whether a folder is that of a training run, by its configuration."""
+    return bool(_config_of_run(folder))
+
+
+def _config_of_run(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of the training run in a folder; empty if there is none."""
     try:
-        return {"run", "loss"} <= read_json(folder / native.CONFIG).keys()
+        content = read_json(folder / native.CONFIG)
     except (OSError, ValueError):
-        return False
+        return {}
+    return content if {"run", "loss"} <= content.keys() else {}
 
 
 def _is_of_denoising(folder: Path) -> bool:
     """Whether the model in a folder is that of a run which trained a denoiser."""
-    run = folder.absolute().parent
-    if not _is_run(run):
-        return False
-    loss = read_json(run / native.CONFIG)["loss"]
+    loss = _config_of_run(folder.absolute().parent).get("loss")
     return isinstance(loss, dict) and loss.get("name") == "denoising"
 
 

@@ -50,7 +50,7 @@ def read(path: Path, size: int | None, num: int | None) -> Compared:
         path: an `.npz` or IDX file of pictures, a folder of pictures or of `cmjax generate`; a
             `.npy` or `.npz` of features; an `.npz` of statistics.
         size: height and width that the middle squares of pictures are scaled to; None for none.
-        num: how many samples to take, as `_some` draws them; None for all.
+        num: how many samples to draw, with a fixed seed; None for all.
 
     Raises:
         ValueError: if it is none of these.

@@ -25,10 +25,17 @@ if TYPE_CHECKING:
 WITH_VERIFY = {
     "verify",
     "model",
+    "trust",
+    "vae",
     "batch_size",
     "shard_params",
     "compilation_cache",
     "quiet",
+    # The processes of a run may all be given the same options; each checks by itself.
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "coordinator_timeout",
 }
 
 ALIASES = {"num-samples": "num"}  # earlier names of options

@@ -59,7 +59,7 @@ def sample(
       cmjax sample                    64 digits in samples.png, in one step
       cmjax sample --steps 2          in two steps
       cmjax sample --sigmas 80,0.8    two steps, at noise levels you choose
-      cmjax sample --timesteps 22,0   the same, by the training grid's indices
+      cmjax sample --timesteps 22,0   two steps, at indices of the training grid
                                       (0 is the noisiest)
       cmjax sample --scheduler EDMHeunScheduler --steps 9 --set s_churn=10
                                       another sampler, for a diffusion model

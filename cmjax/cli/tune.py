@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmjax.cli import checks, opening, option_types, options, terminal
+from cmjax.cli import checks, opening, option_types, options, terminal, wording
 
 if TYPE_CHECKING:
     from cmjax.cli.evaluate_inputs import Compared
@@ -134,7 +134,8 @@ def tune(
         trials=kept.known(),
     )
     if len(found.trials) < trials:
-        terminal.echo(f"ended after {len(found.trials)} trials: no level gains more")
+        made = wording.counted(len(found.trials), "trial")
+        terminal.echo(f"ended after {made}: no level gains more")
     terminal.echo(
         f"distance {found.score:.6g}, and {found.trials[0].score:.6g} where the search began; "
         f"the levels: --sigmas {as_option(found.sigmas)}"

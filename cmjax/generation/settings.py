@@ -163,8 +163,7 @@ class RunSettings(FolderSettings):
         was_schedule = before.pop("schedule")
         is_schedule = now.pop("schedule")
 
-        # What only follows from a change is left out: the network is adapted to another scheduler,
-        # whose levels are others too.
+        # What only follows from a change is left out.
         following = set()
 
         # Another version may write more options of the same scheduler: that is no difference.
@@ -178,7 +177,11 @@ class RunSettings(FolderSettings):
                 is_now = {"scheduler.class": is_now["scheduler.class"]}
             before |= was
             now |= is_now
-            following = {"model", "sigmas", "timesteps"}
+            following = {"sigmas", "timesteps"}
+
+            # The digest of a model is that of its network as it is adapted.
+            for settings in (before, now):
+                settings["model (or what adapts it)"] = settings.pop("model")
 
         # Levels that were given are part of the schedule, and all others follow from it.
         if was_schedule != is_schedule:

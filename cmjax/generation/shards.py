@@ -40,7 +40,7 @@ class Shards:
 
     def __init__(self, folder: Path, settings: FolderSettings):  # noqa: D107
         self.folder = folder
-        self.settings: Any = settings  # of a kind of contents
+        self.settings: Any = settings  # a kind of FolderSettings
 
         # The settings are the key of a keyed hash: shards of other runs do not match.
         text = json.dumps(settings.to_json(), sort_keys=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import weakref
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ from cmjax.tracing import cached_unless_tracing
 
 # Number of networks without parameters to keep.
 _NETWORKS = 16
+
+# The config of each network that was made of one, for as long as the network is used.
+_CONFIGS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def function_and_shapes(config: Any) -> tuple[ApplyFn, Any]:
@@ -35,11 +39,8 @@ def function_and_shapes(config: Any) -> tuple[ApplyFn, Any]:
 
 
 def is_function_of(apply_fn: ApplyFn, config: Any) -> bool:
-    """Returns whether `function_and_shapes` gives a network, as far as it can be told."""
-    try:
-        return apply_fn is function_and_shapes(config)[0]
-    except Exception:
-        return False  # a config of the user's own, of anything
+    """Returns whether a network is one that `function_and_shapes` made of a config."""
+    return apply_fn in _CONFIGS and _CONFIGS[apply_fn] is config
 
 
 @functools.lru_cache(_NETWORKS)
@@ -59,7 +60,9 @@ def _network_of(config, differences):
             "only nnx.Param is stored, so keep constants in plain attributes, or compute them when "
             "called"
         )
-    return from_nnx(module)
+    apply_fn, shapes = from_nnx(module)
+    _CONFIGS[apply_fn] = config
+    return apply_fn, shapes
 
 
 def _is_variable(node: Any) -> bool:

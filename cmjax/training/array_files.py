@@ -30,11 +30,13 @@ class StoredArrays(NamedTuple):
         data: samples, `[N, ...]`.
         labels: one for each sample, or None.
         noise: the noise that each sample was made from, in the shape of `data`, or None.
+        unread_labels: the end of an error for data without labels: which array may be them.
     """
 
     data: np.ndarray
     labels: np.ndarray | None = None
     noise: np.ndarray | None = None
+    unread_labels: str = ""
 
 
 def read_arrays(path: Path) -> StoredArrays:
@@ -117,23 +119,7 @@ def _read_npz(path):
     if stored is None:
         names = " nor ".join(repr(data) for data, _ in NPZ_NAMES)
         raise ValueError(f"{path} has neither {names}, but {found}")
-    if stored.labels is None:
-        _check_no_labels(path, found)
     return stored
-
-
-def _check_no_labels(path: Path, found: list[str]) -> None:
-    """Raises ValueError for labels under a name that does not go with that of the data."""
-    # They would be left out without a word. Those of another array of data are no labels of this.
-    labels_of = dict(NPZ_NAMES)
-    data, *others = [name for name in labels_of if name in found]
-    known = {labels_of[name] for name in others}
-    unread = [name for name in found if name in LABELS and name not in known]
-    if unread:
-        raise ValueError(
-            f"{path} has {unread[0]!r}, which is not read next to {data!r}; name it "
-            f"{labels_of[data]!r}"
-        )
 
 
 def check_numpy_file(file: IO[bytes]) -> None:
@@ -164,8 +150,19 @@ def _known_arrays(arrays: np.lib.npyio.NpzFile) -> StoredArrays | None:
                 data=_array(arrays, data),
                 labels=_array(arrays, labels) if labels in arrays else None,
                 noise=_array(arrays, NOISE) if NOISE in arrays else None,
+                unread_labels="" if labels in arrays else _unread(arrays, data, labels),
             )
     return None
+
+
+def _unread(arrays: np.lib.npyio.NpzFile, data: str, labels: str) -> str:
+    """Says which array may be the labels of the data under another name, or returns ""."""
+    # Those of another array of data are no labels of this.
+    others = {label for name, label in NPZ_NAMES if name in arrays}
+    for name in LABELS:
+        if name in arrays and name not in others:
+            return f"; if {name!r} are the labels of {data!r}, name them {labels!r}"
+    return ""
 
 
 def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:

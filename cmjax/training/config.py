@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -231,7 +232,8 @@ def _read_values(source: str | Path) -> dict[str, Any]:
         content = read_regular(source, LARGEST_TOML)
     except FileNotFoundError:
         raise ValueError(
-            f"there is no {source}; cmjax train --init > {source} writes one to begin with"
+            f"{source} is not there; cmjax train --init > {shlex.quote(str(source))} writes one to "
+            "begin with"
         ) from None
     encoding = "utf-8-sig"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -191,10 +191,10 @@ def _stack(values, rows, name):
     # Otherwise `np.stack` would promote dtypes without a word, and not name the record.
     arrays = []
     for row, value in zip(rows, values, strict=True):
-        # PyTorch's bfloat16, for one, has no counterpart in NumPy.
+        # Such as PyTorch's bfloat16, which NumPy has not, and lists of lists of other lengths.
         try:
             arrays.append(np.asarray(value))
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"record {row} of the data has {name} that NumPy cannot hold: {error}"
             ) from None

@@ -10,6 +10,7 @@ from cmjax.images import check_picture
 from cmjax.progress import Bar
 from cmjax.training.data import checked_labels
 from cmjax.training.moments import Moments
+from cmjax.training.picture_folders import check_not_around_classes
 from cmjax.training.sources import Arrays, Pictures, Source
 
 # Bytes of picture files to decode; of all others only the headers are looked at.
@@ -40,7 +41,7 @@ def inspect(
     if num_classes is not None and "class_labels" not in source[0]:
         raise ValueError(
             f"the data have no labels, but the network has {num_classes} classes; "
-            "leave out network.num_class_embeds"
+            f"leave out network.num_class_embeds{getattr(source, 'unread_labels', '')}"
         )
     if isinstance(source, Arrays):
         if num_classes is not None and source.labels is not None:
@@ -55,9 +56,11 @@ def inspect(
         files = [file for file, _ in source.files]
         if num_classes is not None and len(source.classes) > num_classes:
             raise ValueError(
-                f"the data have {len(source.classes)} classes, the network {num_classes}; set "
-                f"network.num_class_embeds={len(source.classes)}"
+                f"the data have {len(source.classes)} classes, the network {num_classes}; give the "
+                f"network as many, as by network.num_class_embeds={len(source.classes)}"
             )
+        if num_classes is not None:
+            check_not_around_classes(source.folder, source.classes, files)
         _check_pictures(files, shown)
 
 

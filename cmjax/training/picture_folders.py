@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cmjax.files import check_regular
@@ -63,24 +63,49 @@ def endings_of_others(files: Iterable[Path]) -> Counter[str]:
 
 
 def visible_files(folder: Path, *, below: bool) -> list[Path]:
-    """Returns the files of a folder that are not hidden; arguments as for `find_pictures`."""
-    return list(_walk(folder, below, [os.path.realpath(folder)]))
+    """Returns the files of a folder that are not hidden; arguments as for `find_pictures`.
+
+    A folder is looked into once, however many links lead to it.
+    """
+    root = os.path.realpath(folder)
+    seen = {root}
+    files, folders, links = _entries(folder)
+    while below and (folders or links):
+        # Links last and in order of their names, so that a file has the same path on every machine.
+        if folders:
+            inner = folders.pop()
+        else:
+            inner = links.pop(links.index(min(links)))
+        target = os.path.realpath(inner)
+        if inner.is_symlink() and Path(root).is_relative_to(target):
+            raise ValueError(
+                f"{inner} leads to {target}, in which it lies; remove the link"
+            )
+        if target in seen:
+            continue
+        seen.add(target)
+        found = _entries(inner)
+        files += found[0]
+        folders += found[1]
+        links += found[2]
+    return files
 
 
-def _walk(folder: Path, below: bool, within: list[str]) -> Iterator[Path]:
-    """Yields the files of a folder, which lies `within` these."""
+def _entries(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Returns the files, the folders, and the links to folders in a folder, but hidden ones."""
+    files = []
+    folders = []
+    links = []
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
         if not path.is_dir():
-            yield path
-        elif below:
-            target = os.path.realpath(path)
-            if target in within:
-                raise ValueError(
-                    f"{path} leads back to {target}, in which it lies; remove the link"
-                )
-            yield from _walk(path, below, [*within, target])
+            files.append(path)
+        elif path.is_symlink():
+            links.append(path)
+        else:
+            folders.append(path)
+    return files, folders, links
 
 
 def check_classes(folder: Path, classes: Mapping[str, list[str]], loose: list[str]) -> None:
@@ -119,13 +144,27 @@ def check_classes(folder: Path, classes: Mapping[str, list[str]], loose: list[st
             f"{folder / empty[0]} is a class without pictures ({', '.join(PICTURES)}); remove it"
         )
 
-    # A folder around the folders of all classes, as archives have it, would make them one class.
-    if not loose and len(classes) == 1:
-        ((name, files),) = classes.items()
-        places = [Path(file).relative_to(folder).parts for file in files]
-        inner = sorted({place[1] for place in places})
-        if len(inner) > 1 and all(len(place) > 2 for place in places):
-            raise ValueError(
-                f"{folder} holds one folder, {name}, whose folders ({', '.join(inner[:5])}) would "
-                f"be a single class; give {folder / name}"
-            )
+
+def check_not_around_classes(
+    folder: Path, classes: Sequence[str], pictures: Sequence[str]
+) -> None:
+    """Checks that the only class is no folder around those of several, as archives have it.
+
+    Args:
+        folder: the folder of the data.
+        classes: the names of the folders in it.
+        pictures: the paths of all pictures.
+
+    Raises:
+        ValueError: if the pictures of the only class are all in folders of that one.
+    """
+    if len(classes) != 1:
+        return
+    places = [Path(picture).relative_to(folder).parts for picture in pictures]
+    inner = sorted({place[1] for place in places})
+    if len(inner) > 1 and all(len(place) > 2 for place in places):
+        name = places[0][0]
+        raise ValueError(
+            f"{folder} holds one folder, {name}, whose folders ({', '.join(inner[:5])}) are one "
+            f"class; give {folder / name} if each is a class"
+        )

@@ -249,7 +249,8 @@ def summarize(run: Run, batch: Batch) -> dict[str, str]:
     if left_out:
         endings = ", ".join(sorted(left_out)[:5])
         lines["left out"] = (
-            f"{sum(left_out.values()):,} files of the folder that are no pictures ({endings})"
+            f"{sum(left_out.values()):,} files of the folder, which are not read as pictures "
+            f"({endings})"
         )
     unused = unused_classes(run.model, run.source)
     if unused:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from cmjax.model import Model
+from cmjax.models import registry
 from cmjax.models.adapters import compute_in
 from cmjax.random import key_of_seed
 from cmjax.training import data, losses, sources
@@ -194,9 +195,10 @@ def _open_data(config, model):
             "data.source is missing: name an .npz, an IDX file or a folder of pictures"
         )
 
-    # A network that is trained returns as many channels as it takes.
-    channels = getattr(model.config, "in_channels", model.sample_shape[-1])
-    if channels != model.sample_shape[-1]:
+    # cmjax's networks take and return the samples' channels; one of the user's may do otherwise.
+    channels = getattr(model.config, "in_channels", None)
+    is_ours = registry.network_name(model.config) in registry.BUILT_IN
+    if is_ours and channels is not None and channels != model.sample_shape[-1]:
         raise ValueError(
             f"network.in_channels is {channels}, but the network returns "
             f"{model.sample_shape[-1]} (network.out_channels); both must be those of the data"
@@ -271,17 +273,17 @@ def unused_classes(model: Model, source: sources.Source) -> str:
     """Says in one sentence that data have classes and the network none, or returns ""."""
     if model.num_classes is not None or "class_labels" not in source[0]:
         return ""
-    names = getattr(source, "classes", [])
-    known = ""
+    said = "not used: the labels of the data"
     number = "N"
-    if names:
-        shown = [*names[:5], "..."] if len(names) > 5 else names
-        known = f" ({', '.join(shown)})"
-        number = len(names)
-    return (
-        f"not used: the labels of the data{known}; to train with them set "
-        f"network.num_class_embeds={number}"
-    )
+    if isinstance(source, sources.Pictures):
+        number = len(source.classes)
+        shown = source.classes[:5]
+        if number > len(shown):
+            shown.append("...")
+        said += f" ({', '.join(shown)})"
+    if hasattr(model.config, "num_class_embeds"):
+        said += f"; to train with them set network.num_class_embeds={number}"
+    return said
 
 
 def _check_loss(config, model, loss):

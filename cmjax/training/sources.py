@@ -51,6 +51,7 @@ class Arrays:
         data: np.ndarray,
         labels: np.ndarray | None = None,
         noise: np.ndarray | None = None,
+        unread_labels: str = "",
     ):
         """Takes the records of all samples.
 
@@ -58,9 +59,11 @@ class Arrays:
             data: samples, `[N, ...]`.
             labels: i32[N], or None.
             noise: what the samples were made from, f32 in the shape of `data`, or None.
+            unread_labels: the end of an error for data without labels, as in `StoredArrays`.
         """
         self.data = data
         self.labels = labels
+        self.unread_labels = unread_labels
         arrays = {"data": data, "class_labels": labels, "noise": noise}
         self._arrays = {name: array for name, array in arrays.items() if array is not None}
 
@@ -223,7 +226,7 @@ def open_source(
     noise = stored.noise
     if noise is not None:
         noise = _checked_noise(path, noise, data.shape)
-    return Arrays(data, labels, noise)
+    return Arrays(data, labels, noise, stored.unread_labels)
 
 
 def check_outside(source: Source, out: str | Path) -> None:

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cmjax
 from cmjax.images import from_uint8
-from cmjax.training import array_files, config, data, setup, sources
+from cmjax.training import array_files, config, data, inspection, setup, sources
+
+SCHEDULER = cmjax.CMStochasticIterativeScheduler()
 
 IMAGES, LABELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.array([7, 1], np.uint8)
 
@@ -359,11 +362,6 @@ def test_npz_files_of_floats_are_taken_as_they_are(tmp_path):
         ({"images": IMAGES[0]}, r"got uint8\[3, 4\]"),
         ({"images": IMAGES}, "images of 4x3, but 8x8 are wanted"),
         (
-            {"x_train": IMAGES, "labels": LABELS},
-            "'labels', which is not read next to 'x_train'; name it 'y_train'",
-        ),
-        ({"images": IMAGES, "label": LABELS}, "'label', .* name it 'labels'"),
-        (
             {"images": np.array([[0, 1], [2, np.nan], [np.inf, 0]])},
             "sample 1 is not finite",
         ),
@@ -535,25 +533,50 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path):
     assert sources.open_source(tmp_path, 4).classes == ["test", "truck"]
 
 
+def test_labels_under_another_name_are_named_where_labels_are_wanted(tmp_path):
+    for arrays, said in (
+        (
+            {"x_train": IMAGES, "labels": LABELS},
+            "if 'labels' .* 'x_train', name .* 'y_train'",
+        ),
+        ({"images": IMAGES, "label": LABELS}, "if 'label' .* 'images', name them 'labels'"),
+        ({"x_train": IMAGES, "images": IMAGES, "labels": LABELS}, "num_class_embeds$"),
+        ({"images": IMAGES}, "num_class_embeds$"),
+    ):
+        np.savez(tmp_path / "a.npz", **arrays)
+        source = sources.open_source(tmp_path / "a.npz")
+        inspection.inspect(source, None, SCHEDULER)
+        with pytest.raises(ValueError, match=f"no labels, .*{said}"):
+            inspection.inspect(source, 2, SCHEDULER)
+
+
 def test_a_folder_around_the_classes_is_named(tmp_path):
     for level, name in enumerate(("all/cat/a.png", "all/dog/b.png")):
         picture(tmp_path / name, level)
+    source = sources.open_source(tmp_path, 4)
+    inspection.inspect(source, None, SCHEDULER)  # without classes, folders are no matter
     with pytest.raises(ValueError, match=r"one folder, all, .*\(cat, dog\).*give .*all"):
-        sources.open_source(tmp_path, 4)
+        inspection.inspect(source, 1, SCHEDULER)
     assert sources.open_source(tmp_path / "all", 4).classes == ["cat", "dog"]
 
     # With a picture beside them, they are folders of one class.
     picture(tmp_path / "all" / "c.png", 2)
-    assert len(sources.open_source(tmp_path, 4)) == 3
+    inspection.inspect(sources.open_source(tmp_path, 4), 1, SCHEDULER)
 
 
-def test_links_to_folders_are_followed(tmp_path):
+def test_links_to_folders_are_followed_once(tmp_path):
     picture(tmp_path / "elsewhere" / "more" / "b.png", 1)
-    picture(tmp_path / "data" / "cat" / "a.png", 0)
-    (tmp_path / "data" / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
-    assert len(sources.open_source(tmp_path / "data", 4)) == 2
+    picture(tmp_path / "data" / "cat" / "run_5" / "a.png", 0)
+    cat = tmp_path / "data" / "cat"
+    (cat / "linked").symlink_to(tmp_path / "elsewhere")
+    (cat / "again").symlink_to(tmp_path / "elsewhere")
+    (cat / "latest").symlink_to(cat / "run_5")
+    found = [file for file, _ in sources.open_source(tmp_path / "data", 4).files]
+    assert found == [str(cat / "again/more/b.png"), str(cat / "run_5/a.png")]
+
+    # A link that leads around again is named, and not what it leads to.
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
-    with pytest.raises(ValueError, match="back.* leads back to .*data.*; remove the link"):
+    with pytest.raises(ValueError, match="again/back leads to .*data, in which it lies"):
         sources.open_source(tmp_path / "data", 4)
 
 
