@@ -213,7 +213,7 @@ def test_inside_of_shard_map_with_parameters_of_each_device():
     # branch and the first categories did not.
     path = cmjax.EDMHeunScheduler().parametrization
     guided = autoguidance(
-        lambda params, x, t: params[None] * x,
+        lambda params, x, t: params * x,
         2.0,
         interval=(0.1, 100.0),
         parametrization=path,

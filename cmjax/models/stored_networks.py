@@ -40,7 +40,12 @@ def function_and_shapes(config: Any) -> tuple[ApplyFn, Any]:
 
 def is_function_of(apply_fn: ApplyFn, config: Any) -> bool:
     """Returns whether a network is one that `function_and_shapes` made of a config."""
-    return apply_fn in _CONFIGS and _CONFIGS[apply_fn] is config
+    if apply_fn not in _CONFIGS:
+        return False
+    own = _CONFIGS[apply_fn]
+    return type(own) is type(config) and dataclasses.astuple(own) == dataclasses.astuple(
+        config
+    )
 
 
 @functools.lru_cache(_NETWORKS)

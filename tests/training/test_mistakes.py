@@ -186,7 +186,7 @@ def make_step(loss=LOSSES["denoising"], apply_fn=network, optimizer=None, **opti
         ({"apply_fn": None}, "apply_fn must be a function"),
         ({"accumulate": 1.5}, "accumulate must be an integer of at least 1, got 1.5"),
         ({"accumulate": True}, "accumulate must be an integer of at least 1, got True"),
-        ({"accumulate": 10**5000}, "accumulate must be an integer .* got <int>"),
+        ({"accumulate": 10**5000}, "accumulate must be at most 2147483647, got <int>"),
         ({"ema_decays": 0.99}, r"ema_decays must be numbers in \[0, 1\).*got 0.99"),
         ({"ema_decays": ["x"]}, "ema_decays must be numbers"),
         ({"ema_decays": [float("nan")]}, "ema_decays must be numbers"),
