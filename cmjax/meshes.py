@@ -168,10 +168,12 @@ def check_devices(arguments: Mapping[str, Any]) -> None:
         is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
         # Arrays that are not committed go where the others are.
         if is_array and leaf.committed:
-            place = ", ".join(sorted(map(str, leaf.sharding.device_set))[:4])
-            places.setdefault(place, str(path[0].key))
+            places.setdefault(frozenset(leaf.sharding.device_set), str(path[0].key))
     if len(places) > 1:
-        found = "; ".join(f"{name} on {place}" for place, name in places.items())
+        found = "; ".join(
+            f"{name} on {', '.join(sorted(map(str, devices)))}"
+            for devices, name in places.items()
+        )
         raise ValueError(
             f"arguments are on different devices, {found}; move them to the same by jax.device_put"
         )

@@ -70,7 +70,10 @@ def _add_bias_jvp(primals, tangents):
 
 
 class Conv(nnx.Conv):
-    """A convolution whose gradient by the bias is a product; its options are those of `conv`."""
+    """A convolution whose gradient by the bias is a product.
+
+    Of the options of `nnx.Conv` it has those that `conv` names, and those of its parameters.
+    """
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Maps `[B, H, W, I]` to `[B, H', W', O]`, in the dtype of the inputs."""
@@ -92,7 +95,7 @@ def conv(
     padding: int | Sequence[tuple[int, int]] | None = None,
     rngs: nnx.Rngs,
     **options: Any,
-) -> nnx.Conv:
+) -> Conv:
     """Returns a convolution of size x size pixels, channels-last.
 
     Args:
